@@ -1,0 +1,396 @@
+//! The cpuset controller: which CPUs and memory nodes a group's processes may use (cpuset(7); kernel:
+//! Documentation/admin-guide/cgroup-v1/cpusets.rst and cgroup-v2.rst, "Cpuset").
+
+use std::io;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+use super::{Group, Version};
+use crate::cpulist::CpuSet;
+use crate::files;
+
+const CPUS: &str = "cpuset.cpus";
+const MEMS: &str = "cpuset.mems";
+
+/// How often enabling a controller is tried while the kernel says that somebody else is at it.
+const ENABLE_TRIES: u32 = 20;
+
+/// The values of a group's two files, as they were read; either can be empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Masks {
+    /// `cpuset.cpus`.
+    pub cpus: String,
+    /// `cpuset.mems`.
+    pub mems: String,
+}
+
+/// What a group's processes can be given at most, and the group that sets that bound.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    /// The CPUs.
+    pub cpus: CpuSet,
+    /// The path of the group whose effective CPUs these are.
+    pub group: String,
+}
+
+/// The file that says which CPUs a group really has.
+fn effective_cpus_file(version: Version) -> &'static str {
+    match version {
+        Version::V1 => "cpuset.effective_cpus",
+        Version::V2 => "cpuset.cpus.effective",
+    }
+}
+
+fn effective_mems_file(version: Version) -> &'static str {
+    match version {
+        Version::V1 => "cpuset.effective_mems",
+        Version::V2 => "cpuset.mems.effective",
+    }
+}
+
+fn read_set(group: &Group, file: &str) -> Result<Option<CpuSet>> {
+    let path = group.dir().join(file);
+    let Some(text) = files::read_if_there(&path)? else {
+        return Ok(None);
+    };
+    let set = text
+        .parse()
+        .with_context(|| format!("read {}", path.display()))?;
+    Ok(Some(set))
+}
+
+/// The CPUs that a group really has; `None` where the controller is not enabled for it, or it is gone.
+pub fn effective_cpus(group: &Group) -> Result<Option<CpuSet>> {
+    read_set(group, effective_cpus_file(group.version()))
+}
+
+/// The values of a group's files now; `None` where the controller is not enabled for it, or it is gone.
+pub fn masks(group: &Group) -> Result<Option<Masks>> {
+    let read = |file: &str| files::read_if_there(&group.dir().join(file));
+    let (Some(cpus), Some(mems)) = (read(CPUS)?, read(MEMS)?) else {
+        return Ok(None);
+    };
+    Ok(Some(Masks {
+        cpus: cpus.trim().to_owned(),
+        mems: mems.trim().to_owned(),
+    }))
+}
+
+/// What the groups above allow: the nearest of them that has the controller says it.
+pub fn bound(group: &Group) -> Result<Bound> {
+    let mut above = group.parent();
+    while let Some(group) = above {
+        if let Some(cpus) = effective_cpus(&group)? {
+            let group = group.path().to_owned();
+            return Ok(Bound { cpus, group });
+        }
+        above = group.parent();
+    }
+    bail!(
+        "no group above {} has the cpuset controller: enable it in the kernel",
+        group.dir().display()
+    )
+}
+
+/// Did whoever made this group give it CPUs of its own choosing?
+///
+/// On version 2 an empty value inherits. On version 1 runtimes copy the parent's value, so another one was chosen.
+pub fn has_own_cpus(group: &Group, masks: &Masks) -> Result<bool> {
+    if masks.cpus.is_empty() {
+        return Ok(false);
+    }
+    Ok(match (group.version(), group.parent()) {
+        (Version::V1, Some(parent)) => {
+            let own: CpuSet = masks.cpus.parse()?;
+            read_set(&parent, CPUS)?.is_some_and(|inherited| inherited != own)
+        }
+        _ => true,
+    })
+}
+
+/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got just those CPUs.
+pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
+    if let Some(mems) = mems {
+        write(group, MEMS, &mems.to_string())?;
+    }
+    write(group, CPUS, &cpus.to_string())?;
+    let effective = effective_cpus(group)?.unwrap_or_default();
+    ensure!(
+        effective == *cpus,
+        "{} has the CPUs {:?} after {cpus} was written: its parents allow no others",
+        group.dir().display(),
+        effective.to_string()
+    );
+    Ok(())
+}
+
+/// Prepares a group that we made: on version 1 a new one has nothing at all and takes no process, so it
+/// inherits like one of version 2.
+pub fn inherit(group: &Group) -> Result<()> {
+    if group.version() == Version::V2 {
+        return Ok(());
+    }
+    let Some(parent) = group.parent() else {
+        return Ok(());
+    };
+    for (file, effective) in [
+        (MEMS, effective_mems_file(group.version())),
+        (CPUS, effective_cpus_file(group.version())),
+    ] {
+        if !read_set(group, file)?.unwrap_or_default().is_empty() {
+            continue;
+        }
+        if read_set(&parent, file)?.unwrap_or_default().is_empty() {
+            inherit(&parent)?;
+        }
+        let value = read_set(&parent, effective)?.unwrap_or_default();
+        write(group, file, &value.to_string())?;
+    }
+    Ok(())
+}
+
+/// Puts a group's values back; one that is gone is success.
+///
+/// Version 2 refuses to empty the CPUs of a group with processes: they then get all that the parents allow.
+pub fn restore(group: &Group, masks: &Masks) -> Result<()> {
+    for (file, value) in [(CPUS, &masks.cpus), (MEMS, &masks.mems)] {
+        let cleared = if value.is_empty() { "\n" } else { value };
+        let path = group.dir().join(file);
+        match files::write_kernel(&path, cleared) {
+            Err(error) if files::is_gone(&error) => return Ok(()),
+            Err(_) if value.is_empty() && file == CPUS => {
+                write(group, CPUS, &bound(group)?.cpus.to_string())?;
+            }
+            Err(_) if value.is_empty() => {}
+            other => other.with_context(|| format!("restore {}", path.display()))?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that a group has the controller, enabling it in the groups above where it is missing.
+///
+/// It stays enabled there: without a mask it changes nothing for anybody, and others may rely on it by the
+/// time that we would take it away.
+pub fn enable(group: &Group) -> Result<()> {
+    if group.version() == Version::V1 || group.dir().join(CPUS).exists() {
+        return Ok(());
+    }
+    let mut above = Vec::new();
+    let mut next = group.parent();
+    while let Some(group) = next {
+        next = group.parent();
+        above.push(group);
+    }
+    for group in above.iter().rev() {
+        let path = group.dir().join("cgroup.subtree_control");
+        let enabled = files::read(&path)?;
+        if enabled.split_whitespace().any(|name| name == "cpuset") {
+            continue;
+        }
+        with_retries(|| files::write_kernel(&path, "+cpuset"))
+            .with_context(|| format!("enable the cpuset controller in {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Two that enable at once can meet in EBUSY (kernel: cgroup-v2.rst, "Enabling and Disabling").
+fn with_retries(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    for _ in 1..ENABLE_TRIES {
+        match attempt() {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                sleep(Duration::from_millis(5))
+            }
+            other => return other,
+        }
+    }
+    attempt()
+}
+
+fn write(group: &Group, file: &str, value: &str) -> Result<()> {
+    let path = group.dir().join(file);
+    files::write_kernel(&path, value)
+        .with_context(|| format!("write {value} to {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Hierarchy;
+    use crate::files::{Durability, replace};
+    use crate::host::Host;
+    use std::path::PathBuf;
+
+    /// A tree of groups of either version: `path/file` with content.
+    struct Tree {
+        dir: tempfile::TempDir,
+        hierarchy: Hierarchy,
+    }
+
+    impl Tree {
+        fn new(version: Version, files: &[(&str, &str)]) -> Tree {
+            let dir = tempfile::tempdir().unwrap();
+            let mount = match version {
+                Version::V1 => "1 2 0:3 / /cg rw - cgroup cgroup rw,cpuset",
+                Version::V2 => "1 2 0:3 / /cg rw - cgroup2 cgroup2 rw",
+            };
+            let put = |path: PathBuf, content: &str| {
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                replace(&path, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+            };
+            put(dir.path().join("proc/1/mountinfo"), mount);
+            for (path, content) in files {
+                put(dir.path().join("cg").join(path), content);
+            }
+            let hierarchy = Hierarchy::discover(&Host::new(dir.path())).unwrap();
+            Tree { dir, hierarchy }
+        }
+
+        fn group(&self, path: &str) -> Group {
+            self.hierarchy.group(path).unwrap()
+        }
+
+        fn content(&self, path: &str) -> String {
+            files::read(&self.dir.path().join("cg").join(path)).unwrap()
+        }
+    }
+
+    fn set(text: &str) -> CpuSet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_nearest_parent_with_the_controller_is_the_bound() {
+        let tree = Tree::new(
+            Version::V2,
+            &[
+                ("cpuset.cpus.effective", "0-7\n"),
+                ("a/cpuset.cpus.effective", "0-3\n"),
+                ("a/b/c/cgroup.procs", ""),
+            ],
+        );
+        for (path, cpus, by) in [
+            ("/a/b/c", "0-3", "/a"),
+            ("/a", "0-7", "/"),
+            ("/x", "0-7", "/"),
+        ] {
+            let bound = bound(&tree.group(path)).unwrap();
+            assert_eq!(
+                (bound.cpus, bound.group.as_str()),
+                (set(cpus), by),
+                "{path}"
+            );
+        }
+        assert!(bound(&Tree::new(Version::V2, &[]).group("/a")).is_err());
+    }
+
+    #[test]
+    fn confining_is_verified_on_both_versions() {
+        for (version, effective) in [
+            (Version::V1, "c/cpuset.effective_cpus"),
+            (Version::V2, "c/cpuset.cpus.effective"),
+        ] {
+            for (takes_effect, fine) in [("2-3", true), ("0-7", false), ("", false)] {
+                let files = [
+                    ("c/cpuset.cpus", ""),
+                    ("c/cpuset.mems", ""),
+                    (effective, takes_effect),
+                ];
+                let tree = Tree::new(version, &files);
+                let result = confine(&tree.group("/c"), &set("2-3"), Some(&set("1")));
+                assert_eq!(result.is_ok(), fine, "{version:?} {takes_effect:?}");
+                assert_eq!(tree.content("c/cpuset.cpus"), "2-3");
+                assert_eq!(tree.content("c/cpuset.mems"), "1");
+            }
+        }
+    }
+
+    #[test]
+    fn cpus_that_were_chosen_are_told_from_inherited_ones() {
+        for (version, own, chosen) in [
+            (Version::V1, "0-3", false),
+            (Version::V1, "0,1-3", false),
+            (Version::V1, "1", true),
+            (Version::V1, "", false),
+            (Version::V2, "", false),
+            (Version::V2, "0-3", true),
+        ] {
+            let files = [
+                ("cpuset.cpus", "0-3\n"),
+                ("c/cpuset.cpus", own),
+                ("c/cpuset.mems", ""),
+            ];
+            let group = Tree::new(version, &files);
+            let group = group.group("/c");
+            let masks = masks(&group).unwrap().unwrap();
+            assert_eq!(
+                has_own_cpus(&group, &masks).unwrap(),
+                chosen,
+                "{version:?} {own:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn restoring_clears_what_was_empty_and_forgives_what_is_gone() {
+        let tree = Tree::new(
+            Version::V2,
+            &[("c/cpuset.cpus", "2"), ("c/cpuset.mems", "0")],
+        );
+        let masks = Masks {
+            cpus: String::new(),
+            mems: "1".into(),
+        };
+        restore(&tree.group("/c"), &masks).unwrap();
+        assert_eq!(tree.content("c/cpuset.cpus"), "\n");
+        assert_eq!(tree.content("c/cpuset.mems"), "1");
+        restore(&tree.group("/gone"), &masks).unwrap();
+    }
+
+    #[test]
+    fn the_controller_is_enabled_only_where_it_is_missing() {
+        let tree = Tree::new(
+            Version::V2,
+            &[
+                ("cgroup.subtree_control", "cpu cpuset\n"),
+                ("a/cgroup.subtree_control", "cpu\n"),
+                ("a/b/cgroup.procs", ""),
+                ("x/cpuset.cpus", ""),
+            ],
+        );
+        enable(&tree.group("/a/b")).unwrap();
+        assert_eq!(tree.content("cgroup.subtree_control"), "cpu cpuset\n");
+        assert_eq!(tree.content("a/cgroup.subtree_control"), "+cpuset");
+        enable(&tree.group("/x")).unwrap();
+        enable(&Tree::new(Version::V1, &[]).group("/a")).unwrap();
+    }
+
+    #[test]
+    fn a_new_group_of_version_1_inherits_from_above() {
+        let tree = Tree::new(
+            Version::V1,
+            &[
+                ("cpuset.cpus", "0-3"),
+                ("cpuset.mems", "0"),
+                ("cpuset.effective_cpus", "0-3"),
+                ("cpuset.effective_mems", "0"),
+                ("pinfold/cpuset.cpus", ""),
+                ("pinfold/cpuset.mems", ""),
+                ("pinfold/cpuset.effective_cpus", "0-3"),
+                ("pinfold/cpuset.effective_mems", "0"),
+                ("pinfold/c/cpuset.cpus", ""),
+                ("pinfold/c/cpuset.mems", ""),
+            ],
+        );
+        inherit(&tree.group("/pinfold/c")).unwrap();
+        for file in ["pinfold/cpuset.cpus", "pinfold/c/cpuset.cpus"] {
+            assert_eq!(tree.content(file), "0-3", "{file}");
+        }
+        assert_eq!(tree.content("pinfold/c/cpuset.mems"), "0");
+    }
+}

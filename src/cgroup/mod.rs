@@ -1,0 +1,366 @@
+//! Process groups (cgroups) of either version behind one face, and the controller that is their client
+//! here: [`cpuset`].
+
+pub mod cpuset;
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::files;
+use crate::host::Host;
+use crate::text::Shown;
+
+/// The group below which all groups that we make lie.
+const OUR_PARENT: &str = "/pinfold";
+
+/// Which of the kernel's two cgroup interfaces (cgroups(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy a controller; ours is the one with `cpuset`.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// The mounted hierarchy that holds the cpuset controller.
+#[derive(Debug, Clone)]
+pub struct Hierarchy {
+    /// Its version.
+    pub version: Version,
+    mount: PathBuf,
+    /// Which group is at the mount point: `/`, unless we are in a container (proc_pid_mountinfo(5), field 4).
+    root: String,
+}
+
+/// One group of processes.
+#[derive(Debug, Clone)]
+pub struct Group {
+    version: Version,
+    mount: PathBuf,
+    path: String,
+    dir: PathBuf,
+}
+
+impl Hierarchy {
+    /// Finds it among the mounts. Version 1 comes first: on a hybrid machine the controller is bound there.
+    pub fn discover(host: &Host) -> Result<Hierarchy> {
+        let path = host.mountinfo();
+        let text = files::read(&path)?;
+        let mounts: Vec<Mount> = text.lines().filter_map(Mount::parse).collect();
+        let find = |version| {
+            let mut found: Vec<&Mount> = mounts.iter().filter(|m| m.version == version).collect();
+            found.sort_by_key(|mount| mount.root.len());
+            found.first().map(|mount| Hierarchy {
+                version,
+                mount: host.path(&mount.point),
+                root: mount.root.clone(),
+            })
+        };
+        find(Version::V1).or_else(|| find(Version::V2)).with_context(|| {
+            format!(
+                "{} shows no cgroup hierarchy with cpusets: mount cgroup2, or cgroup with the option cpuset",
+                path.display()
+            )
+        })
+    }
+
+    /// The group that a process is in; `None` where the process is gone.
+    pub fn group_of(&self, host: &Host, pid: i32) -> Result<Option<Group>> {
+        let path = host.proc_pid(pid, "cgroup");
+        let Some(text) = files::read_if_there(&path)? else {
+            return Ok(None);
+        };
+        let group = self
+            .group_in(&text)
+            .with_context(|| format!("read {}: no cpuset group", path.display()))?;
+        self.group(group).map(Some)
+    }
+
+    /// Our part of `/proc/<pid>/cgroup`: lines `id:controllers:path` (cgroups(7)).
+    fn group_in<'a>(&self, text: &'a str) -> Option<&'a str> {
+        text.lines().find_map(|line| {
+            let (id, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            let is_ours = match self.version {
+                Version::V1 => controllers.split(',').any(|name| name == "cpuset"),
+                Version::V2 => id == "0" && controllers.is_empty(),
+            };
+            is_ours.then_some(path)
+        })
+    }
+
+    /// The group of this path, there or not.
+    pub fn group(&self, path: &str) -> Result<Group> {
+        ensure!(
+            path.starts_with('/') && !path.split('/').any(|part| part == ".."),
+            "the cgroup {} belongs to another cgroup namespace: run Pinfold in the one of the host",
+            Shown(path)
+        );
+        let below = match path.strip_prefix(self.root.trim_end_matches('/')) {
+            Some(below) if below.is_empty() || below.starts_with('/') => below,
+            _ => bail!(
+                "the cgroup {} lies outside {}, which is what {} shows: mount the whole hierarchy",
+                Shown(path),
+                Shown(&self.root),
+                self.mount.display()
+            ),
+        };
+        Ok(Group {
+            version: self.version,
+            mount: self.mount.clone(),
+            path: path.to_owned(),
+            dir: self.mount.join(below.trim_start_matches('/')),
+        })
+    }
+
+    /// The group of this name below the parent of all that we make.
+    pub fn group_of_ours(&self, name: &str) -> Result<Group> {
+        self.group(&format!("{OUR_PARENT}/{name}"))
+    }
+
+    /// The groups that we made and that are still there.
+    pub fn groups_of_ours(&self) -> Result<Vec<Group>> {
+        let parent = self.group(OUR_PARENT)?;
+        let children = parent.children()?;
+        Ok(children)
+    }
+}
+
+impl Group {
+    /// Which interface it has.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Its path as the kernel names it in `/proc/<pid>/cgroup`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The directory of its control files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The number that tells it from a later group of the same path; `None` where it is gone.
+    pub fn inode(&self) -> Result<Option<u64>> {
+        match self.dir.symlink_metadata() {
+            Ok(metadata) => Ok(Some(metadata.ino())),
+            Err(error) if files::is_gone(&error) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("look at {}", self.dir.display())),
+        }
+    }
+
+    /// The processes in this group itself; 0 stands for one of another pid namespace. None where it is gone.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let path = self.dir.join("cgroup.procs");
+        let text = files::read_if_there(&path)?.unwrap_or_default();
+        let pids = text.lines().map(str::parse).collect::<Result<_, _>>();
+        pids.with_context(|| format!("read {}", path.display()))
+    }
+
+    /// All processes in this group and in the groups below it.
+    pub fn all_pids(&self) -> Result<Vec<i32>> {
+        let mut pids = self.pids()?;
+        for child in self.children()? {
+            pids.extend(child.all_pids()?);
+        }
+        Ok(pids)
+    }
+
+    fn children(&self) -> Result<Vec<Group>> {
+        let names = files::names_in(&self.dir)?;
+        let dirs = names.iter().filter(|name| self.dir.join(name).is_dir());
+        Ok(dirs
+            .map(|name| Group {
+                version: self.version,
+                mount: self.mount.clone(),
+                path: format!("{}/{name}", self.path.trim_end_matches('/')),
+                dir: self.dir.join(name),
+            })
+            .collect())
+    }
+
+    /// The group above; `None` at the mount point.
+    pub fn parent(&self) -> Option<Group> {
+        if self.dir == self.mount {
+            return None;
+        }
+        let path = match self.path.rsplit_once('/') {
+            None | Some(("", _)) => "/",
+            Some((parent, _)) => parent,
+        };
+        Some(Group {
+            version: self.version,
+            mount: self.mount.clone(),
+            path: path.to_owned(),
+            dir: self.dir.parent()?.to_owned(),
+        })
+    }
+
+    /// Makes the group, and the parent of all of ours; one that is there is success.
+    pub fn make(&self) -> Result<()> {
+        let attempt = || match std::fs::create_dir_all(&self.dir) {
+            // Somebody with another pool directory may be removing our parent at this moment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(&self.dir)
+            }
+            other => other,
+        };
+        attempt().with_context(|| format!("make the cgroup {}", self.dir.display()))
+    }
+
+    /// Removes the group and those below it if no process is left in any; then our parent, if this was its last.
+    /// `false` where a process is left.
+    pub fn remove(&self) -> Result<bool> {
+        for child in self.children()? {
+            if !child.remove()? {
+                return Ok(false);
+            }
+        }
+        let removed = files::remove_empty_directory(&self.dir)?;
+        if let Some(parent) = self.parent().filter(|parent| parent.path == OUR_PARENT) {
+            files::remove_empty_directory(&parent.dir)?;
+        }
+        Ok(removed)
+    }
+
+    /// Moves a process, with all its threads, into this group.
+    pub fn adopt(&self, pid: i32) -> Result<()> {
+        let path = self.procs_file();
+        files::write_kernel(&path, &pid.to_string())
+            .with_context(|| format!("move process {pid} into {}", self.dir.display()))
+    }
+
+    /// The file that a process moves itself with, by writing `0` (cgroups(7)).
+    pub fn procs_file(&self) -> PathBuf {
+        self.dir.join("cgroup.procs")
+    }
+}
+
+/// A mount of a hierarchy that may hold cpusets.
+struct Mount {
+    version: Version,
+    root: String,
+    point: String,
+}
+
+impl Mount {
+    /// A line of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).
+    fn parse(line: &str) -> Option<Mount> {
+        let (place, kind) = line.split_once(" - ")?;
+        let mut place = place.split(' ').skip(3);
+        let mut kind = kind.split(' ');
+        let version = match (kind.next()?, kind.nth(1)?) {
+            ("cgroup2", _) => Version::V2,
+            ("cgroup", options) if options.split(',').any(|o| o == "cpuset") => Version::V1,
+            _ => return None,
+        };
+        Some(Mount {
+            version,
+            root: unescape(place.next()?),
+            point: unescape(place.next()?),
+        })
+    }
+}
+
+/// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
+fn unescape(text: &str) -> String {
+    let escapes = [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ];
+    escapes
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{Durability, replace};
+
+    const V1: &str = "31 30 0:27 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset";
+    const V2: &str = "40 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+
+    fn host(mountinfo: &str) -> (tempfile::TempDir, Host) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proc/1/mountinfo");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        replace(&path, mountinfo.as_bytes(), 0o644, Durability::Crash).unwrap();
+        let host = Host::new(dir.path());
+        (dir, host)
+    }
+
+    #[test]
+    fn version_1_comes_first_and_the_controller_is_a_whole_word() {
+        for (mounts, version, dir) in [
+            (
+                format!("{V2}\n{V1}\n"),
+                Version::V1,
+                "sys/fs/cgroup/cpuset/a",
+            ),
+            (format!("{V2}\n"), Version::V2, "sys/fs/cgroup/unified/a"),
+            (
+                format!("{}\n{V2}\n", V1.replace("rw,cpuset", "rw,cpusetx")),
+                Version::V2,
+                "sys/fs/cgroup/unified/a",
+            ),
+            (
+                "1 2 0:3 / /c\\040d rw - cgroup cgroup rw,cpu,cpuset".into(),
+                Version::V1,
+                "c d/a",
+            ),
+        ] {
+            let (root, host) = host(&mounts);
+            let hierarchy = Hierarchy::discover(&host).unwrap();
+            assert_eq!(hierarchy.version, version, "{mounts}");
+            let group = hierarchy.group("/a").unwrap();
+            assert_eq!(group.dir(), root.path().join(dir), "{mounts}");
+        }
+        let (_dir, host) = host("1 2 0:3 / /proc rw - proc proc rw");
+        assert!(Hierarchy::discover(&host).is_err());
+    }
+
+    #[test]
+    fn groups_are_found_in_the_lines_of_a_process() {
+        let lines = "9:name=systemd:/s\n3:cpu,cpuset:/a:b/c\n0::/user.slice\n";
+        for (mounts, path) in [(V1, "/a:b/c"), (V2, "/user.slice")] {
+            let (_dir, host) = host(mounts);
+            let hierarchy = Hierarchy::discover(&host).unwrap();
+            assert_eq!(hierarchy.group_in(lines), Some(path));
+        }
+    }
+
+    #[test]
+    fn paths_outside_what_is_mounted_are_refused() {
+        let (_dir, host) = host(&V2.replace(" / /sys", " /docker/x /sys"));
+        let hierarchy = Hierarchy::discover(&host).unwrap();
+        assert!(
+            hierarchy
+                .group("/docker/x/y")
+                .unwrap()
+                .dir()
+                .ends_with("unified/y")
+        );
+        assert!(hierarchy.group("/docker/x").unwrap().parent().is_none());
+        for path in ["/docker/xy", "/", "/../a", "/docker/x/../../b", "a"] {
+            assert!(hierarchy.group(path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn parents_end_at_the_mount_point() {
+        let (_dir, host) = host(V2);
+        let group = Hierarchy::discover(&host).unwrap().group("/a/b").unwrap();
+        let parent = group.parent().unwrap();
+        assert_eq!(parent.path(), "/a");
+        assert_eq!(parent.parent().unwrap().path(), "/");
+        assert!(parent.parent().unwrap().parent().is_none());
+    }
+}

@@ -1,0 +1,514 @@
+//! The ledger: our record of every owner, one file a claim, found by container id, by CPU list and by
+//! cgroup without reading the others.
+//!
+//! ```text
+//! claims/<id>/<pid>-<start>.json       the claim
+//! lists/<cpulist>/<id>@<pid>-<start>   → the claim, for each of its lists
+//! cgroups/<inode>                      → the claim
+//! ```
+//! The links are made before the claim and removed after it: one that leads nowhere means nothing.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::cpuset::Masks;
+use crate::cpulist::CpuSet;
+use crate::files::{self, Durability};
+use crate::process::Process;
+
+/// The version of claims that this program writes, and the newest that it understands.
+const VERSION: u32 = 1;
+
+/// What kind of owner a claim records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnerKind {
+    /// A container's root process.
+    Container,
+    /// A process that `isolate` runs.
+    Process,
+}
+
+/// The record of one owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    version: u32,
+    /// The container's id, or `isolate-<pid>`.
+    pub id: String,
+    /// Container or process.
+    pub kind: OwnerKind,
+    /// The boot it was made in: after another it means nothing.
+    pub boot_id: String,
+    /// The process it was made for. It names the claim's file, and never changes.
+    pub owner: Process,
+    /// The processes that stand for the owner in `tasks` now.
+    pub processes: Vec<Process>,
+    /// The pool.
+    pub pool: String,
+    /// Whether the pool was exclusive.
+    pub exclusive: bool,
+    /// The directory names of its CPU lists, by first CPU.
+    pub lists: Vec<String>,
+    /// All CPUs of these lists, in the kernel's format.
+    #[serde(with = "as_text")]
+    pub cpus: CpuSet,
+    /// The memory nodes it was confined to, in the kernel's format; empty where they were left alone.
+    #[serde(with = "as_text")]
+    pub mems: CpuSet,
+    /// The group that confines it.
+    pub cgroup: ClaimedGroup,
+    /// When it was made, in seconds since the epoch.
+    pub since: u64,
+}
+
+/// The group that confines an owner, and how to undo what was done to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimedGroup {
+    /// Its path as the kernel names it.
+    pub path: String,
+    /// Its inode: a later group of the same path has another.
+    pub inode: u64,
+    /// Did we make it? Then it is removed at release.
+    pub made: bool,
+    /// Is it confined to the claim's CPUs, or only there to tell which processes are the owner's?
+    pub confined: bool,
+    /// The values of its files before, where it was there before and had the controller.
+    pub before: Option<Masks>,
+    /// The path of the group that the owner was moved out of.
+    pub moved_from: Option<String>,
+}
+
+impl Claim {
+    /// The version field of a claim that is made now.
+    pub fn current_version() -> u32 {
+        VERSION
+    }
+
+    /// The pids that stand for the owner in `tasks`.
+    pub fn pids(&self) -> Vec<i32> {
+        self.processes.iter().map(|process| process.pid).collect()
+    }
+
+    fn file_name(&self) -> String {
+        format!("{}.json", self.process_name())
+    }
+
+    fn process_name(&self) -> String {
+        format!("{}-{}", self.owner.pid, self.owner.start)
+    }
+
+    fn marker_name(&self) -> String {
+        format!("{}@{}", self.id, self.process_name())
+    }
+}
+
+/// What was found where a claim should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// A claim.
+    Claim(Box<Claim>),
+    /// One that cannot be read, or is of a newer version: it counts as held and is never deleted.
+    Opaque {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The directory of claims.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    run_dir: PathBuf,
+}
+
+impl Ledger {
+    /// Opens the directory if it is there and nobody else can write it; `None` where it is not there.
+    pub fn open_if_there(run_dir: &Path) -> Result<Option<Ledger>> {
+        let metadata = match run_dir.symlink_metadata() {
+            Err(error) if files::is_gone(&error) => return Ok(None),
+            other => other.with_context(|| format!("look at {}", run_dir.display()))?,
+        };
+        ensure!(
+            metadata.is_dir(),
+            "{} is not a directory: Pinfold keeps its claims there",
+            run_dir.display()
+        );
+        ensure!(
+            metadata.mode() & 0o022 == 0 && [0, geteuid().as_raw()].contains(&metadata.uid()),
+            "{} can be written by others: chown root {0} && chmod 700 {0}",
+            run_dir.display()
+        );
+        Ok(Some(Ledger {
+            run_dir: run_dir.to_owned(),
+        }))
+    }
+
+    /// Opens the directory, making it where it is not there.
+    pub fn open(run_dir: &Path) -> Result<Ledger> {
+        if let Some(ledger) = Ledger::open_if_there(run_dir)? {
+            return Ok(ledger);
+        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(run_dir)
+            .with_context(|| format!("make {}", run_dir.display()))?;
+        Ledger::open_if_there(run_dir)?.with_context(|| format!("{} vanished", run_dir.display()))
+    }
+
+    /// Has this id any claim, or traces of one? The one question that is asked without the lock.
+    pub fn knows(&self, id: &str) -> bool {
+        self.run_dir.join("claims").join(id).exists()
+    }
+
+    /// The claims of one container id: several where several runtimes use the same id.
+    pub fn of_id(&self, id: &str) -> Result<Vec<Entry>> {
+        let dir = self.run_dir.join("claims").join(id);
+        let mut entries = Vec::new();
+        for name in files::names_in(&dir)? {
+            if name.ends_with(".json") && !name.starts_with('.') {
+                entries.extend(read(&dir.join(name))?);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The claims that have one CPU list.
+    pub fn on_list(&self, list: &str) -> Result<Vec<Entry>> {
+        let dir = self.run_dir.join("lists").join(list);
+        let mut entries = Vec::new();
+        for name in files::names_in(&dir)? {
+            entries.extend(read(&dir.join(name))?);
+        }
+        Ok(entries)
+    }
+
+    /// The claim on one cgroup.
+    pub fn on_cgroup(&self, inode: u64) -> Result<Option<Entry>> {
+        read(&self.cgroup_marker(inode))
+    }
+
+    /// Every claim, by id.
+    pub fn all(&self) -> Result<Vec<Entry>> {
+        let mut ids = files::names_in(&self.run_dir.join("claims"))?;
+        ids.sort();
+        let mut entries = Vec::new();
+        for id in ids {
+            entries.extend(self.of_id(&id)?);
+        }
+        Ok(entries)
+    }
+
+    /// Writes a claim, new or changed.
+    pub fn write(&self, claim: &Claim) -> Result<()> {
+        let home = self.run_dir.join("claims").join(&claim.id);
+        let file = Path::new(&claim.id).join(claim.file_name());
+        make_directory(&home)?;
+        let lists = self.run_dir.join("lists");
+        for list in &claim.lists {
+            make_directory(&lists.join(list))?;
+            let target = Path::new("../../claims").join(&file);
+            link(&lists.join(list).join(claim.marker_name()), &target)?;
+        }
+        let marker = self.cgroup_marker(claim.cgroup.inode);
+        make_directory(&self.run_dir.join("cgroups"))?;
+        link(&marker, &Path::new("../claims").join(&file))?;
+        let text = serde_json::to_string(claim).context("write a claim")?;
+        files::replace(
+            &home.join(claim.file_name()),
+            text.as_bytes(),
+            0o600,
+            Durability::Crash,
+        )
+    }
+
+    /// Removes a claim; one that is not there is success.
+    pub fn remove(&self, claim: &Claim) -> Result<()> {
+        let home = self.run_dir.join("claims").join(&claim.id);
+        files::remove(&home.join(claim.file_name()))?;
+        for list in &claim.lists {
+            let dir = self.run_dir.join("lists").join(list);
+            files::remove(&dir.join(claim.marker_name()))?;
+            files::remove_empty_directory(&dir)?;
+        }
+        let marker = self.cgroup_marker(claim.cgroup.inode);
+        if std::fs::read_link(&marker).is_ok_and(|target| target.ends_with(claim.file_name())) {
+            files::remove(&marker)?;
+        }
+        files::remove_leftovers(&home, &claim.file_name())?;
+        files::remove_empty_directory(&home)?;
+        Ok(())
+    }
+
+    /// Removes what killed writers left: temporary files, links that lead nowhere, empty directories.
+    pub fn remove_leftovers(&self) -> Result<()> {
+        files::remove_leftovers(&self.run_dir, "boot")?;
+        remove_dangling_links(&self.run_dir.join("cgroups"))?;
+        let lists = self.run_dir.join("lists");
+        for list in files::names_in(&lists)? {
+            remove_dangling_links(&lists.join(&list))?;
+            files::remove_empty_directory(&lists.join(&list))?;
+        }
+        let claims = self.run_dir.join("claims");
+        for id in files::names_in(&claims)? {
+            let home = claims.join(&id);
+            for name in files::names_in(&home)?
+                .iter()
+                .filter(|name| name.starts_with('.'))
+            {
+                files::remove(&home.join(name))?;
+            }
+            files::remove_empty_directory(&home)?;
+        }
+        Ok(())
+    }
+
+    /// The mark that the first to take the lock after a boot leaves; `None` where there is none.
+    pub fn boot_mark(&self) -> Result<Option<String>> {
+        files::read_if_there(&self.run_dir.join("boot"))
+    }
+
+    /// Leaves that mark.
+    pub fn write_boot_mark(&self, mark: &str) -> Result<()> {
+        files::replace(
+            &self.run_dir.join("boot"),
+            mark.as_bytes(),
+            0o600,
+            Durability::Crash,
+        )
+    }
+
+    fn cgroup_marker(&self, inode: u64) -> PathBuf {
+        self.run_dir.join("cgroups").join(inode.to_string())
+    }
+}
+
+/// Reads a claim, through a link or not; `None` where there is none.
+fn read(path: &Path) -> Result<Option<Entry>> {
+    let Some(text) = files::read_if_there(path)? else {
+        return Ok(None);
+    };
+    Ok(Some(match parse(&text) {
+        Ok(claim) => Entry::Claim(Box::new(claim)),
+        Err(error) => Entry::Opaque {
+            path: path.to_owned(),
+            reason: format!("{error:#}"),
+        },
+    }))
+}
+
+fn parse(text: &str) -> Result<Claim> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Versioned { version } = serde_json::from_str(text)?;
+    if version != VERSION {
+        bail!("it is of version {version}, and this program knows {VERSION}");
+    }
+    Ok(serde_json::from_str(text)?)
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.with_context(|| format!("make {}", path.display()))
+}
+
+/// Makes a symbolic link; where one of this name leads elsewhere, it is replaced.
+fn link(path: &Path, target: &Path) -> Result<()> {
+    let attempt = || match symlink(target, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if std::fs::read_link(path)? == target {
+                return Ok(());
+            }
+            std::fs::remove_file(path)?;
+            symlink(target, path)
+        }
+        other => other,
+    };
+    attempt().with_context(|| format!("link {}", path.display()))
+}
+
+fn remove_dangling_links(dir: &Path) -> Result<()> {
+    for name in files::names_in(dir)? {
+        let path = dir.join(name);
+        if !path.exists() {
+            files::remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// CPU sets in JSON as the text that the kernel and people read.
+mod as_text {
+    use super::CpuSet;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        cpus: &CpuSet,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(cpus)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<CpuSet, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(id: &str, pid: i32, lists: &[&str], inode: u64) -> Claim {
+        let owner = Process { pid, start: 77 };
+        Claim {
+            version: VERSION,
+            id: id.into(),
+            kind: OwnerKind::Container,
+            boot_id: "b".into(),
+            owner,
+            processes: vec![owner],
+            pool: "dp".into(),
+            exclusive: true,
+            lists: lists.iter().map(|list| (*list).to_owned()).collect(),
+            cpus: lists.join(",").parse().unwrap(),
+            mems: CpuSet::new(),
+            cgroup: ClaimedGroup {
+                path: "/c".into(),
+                inode,
+                made: false,
+                confined: true,
+                before: Some(Masks {
+                    cpus: "0-7".into(),
+                    mems: "0".into(),
+                }),
+                moved_from: None,
+            },
+            since: 1,
+        }
+    }
+
+    fn entry(claim: &Claim) -> Entry {
+        Entry::Claim(Box::new(claim.clone()))
+    }
+
+    fn files_under(dir: &Path) -> usize {
+        files::names_in(dir)
+            .unwrap()
+            .iter()
+            .map(|name| match dir.join(name).symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => files_under(&dir.join(name)),
+                _ => 1,
+            })
+            .sum()
+    }
+
+    #[test]
+    fn claims_are_found_by_id_list_and_cgroup() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&dir.path().join("run")).unwrap();
+        let (a, b) = (
+            claim("web", 5, &["0", "1,9"], 70),
+            claim("web", 6, &["2"], 71),
+        );
+        ledger.write(&a).unwrap();
+        ledger.write(&b).unwrap();
+        assert_eq!(ledger.of_id("web").unwrap().len(), 2);
+        assert_eq!(ledger.on_list("1,9").unwrap(), [entry(&a)]);
+        assert_eq!(ledger.on_cgroup(71).unwrap(), Some(entry(&b)));
+        assert!(ledger.knows("web") && !ledger.knows("we"));
+        assert_eq!(ledger.on_list("3").unwrap(), []);
+        for _ in 0..2 {
+            ledger.remove(&a).unwrap();
+            assert_eq!(ledger.all().unwrap(), [entry(&b)]);
+        }
+        ledger.remove(&b).unwrap();
+        assert_eq!(files_under(dir.path()), 0);
+        assert!(!ledger.knows("web"));
+    }
+
+    #[test]
+    fn a_claim_that_takes_over_a_cgroup_keeps_the_link_when_the_older_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path().join("run").as_path()).unwrap();
+        let (old, new) = (claim("old", 5, &["0"], 70), claim("new", 6, &["1"], 70));
+        ledger.write(&old).unwrap();
+        ledger.write(&new).unwrap();
+        ledger.remove(&old).unwrap();
+        assert_eq!(ledger.on_cgroup(70).unwrap(), Some(entry(&new)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_is_newer_is_opaque() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path().join("run").as_path()).unwrap();
+        let claim = claim("web", 5, &["0"], 70);
+        ledger.write(&claim).unwrap();
+        let path = dir.path().join("run/claims/web/5-77.json");
+        let text = files::read(&path).unwrap();
+        for (content, part) in [
+            (text.replace("\"version\":1", "\"version\":2"), "version 2"),
+            (text.replace("\"pool\"", "\"poll\""), "poll"),
+            ("{".to_owned(), "EOF"),
+            (String::new(), "EOF"),
+        ] {
+            files::replace(&path, content.as_bytes(), 0o600, Durability::Crash).unwrap();
+            match ledger.on_list("0").unwrap().as_slice() {
+                [Entry::Opaque { reason, .. }] => assert!(reason.contains(part), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn leftovers_go_and_claims_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let ledger = Ledger::open(&run).unwrap();
+        let (kept, killed) = (claim("kept", 5, &["0"], 70), claim("killed", 6, &["1"], 71));
+        ledger.write(&kept).unwrap();
+        ledger.write(&killed).unwrap();
+        files::remove(&run.join("claims/killed/6-77.json")).unwrap();
+        files::replace(
+            &run.join("claims/killed/.6-77.json.abc"),
+            b"",
+            0o600,
+            Durability::Crash,
+        )
+        .unwrap();
+        ledger.remove_leftovers().unwrap();
+        assert_eq!(ledger.all().unwrap(), [entry(&kept)]);
+        assert_eq!(files_under(&run), 3);
+        assert!(!ledger.knows("killed"));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        assert!(
+            Ledger::open_if_there(&dir.path().join("no"))
+                .unwrap()
+                .is_none()
+        );
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o770)).unwrap();
+        let error = Ledger::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("chmod 700"));
+    }
+}

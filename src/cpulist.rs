@@ -1,0 +1,251 @@
+//! A set of CPUs (or NUMA nodes), in the kernel's list and mask formats.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::text::Shown;
+
+/// The largest CPU number that is accepted: the kernel's `NR_CPUS` is at most 8192 on every architecture.
+pub const LARGEST_CPU: u32 = 8191;
+
+/// A set of CPU numbers, each from 0 to [`LARGEST_CPU`].
+///
+/// Printed and parsed as the List Format of cpuset(7), `0-2,8-10`; strides of bitmap lists
+/// (`0-31:2/4`, kernel: Documentation/admin-guide/kernel-parameters.rst, "cpu lists") are parsed too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CpuSet(BTreeSet<u32>);
+
+/// Why a text is no CPU list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadCpuList {
+    part: String,
+}
+
+impl fmt::Display for BadCpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} is no CPU list: numbers from 0 to {LARGEST_CPU} and ranges, joined by commas",
+            Shown(&self.part)
+        )
+    }
+}
+
+impl std::error::Error for BadCpuList {}
+
+impl CpuSet {
+    /// The set without any CPU.
+    pub fn new() -> CpuSet {
+        CpuSet::default()
+    }
+
+    /// Has it no CPU at all?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many CPUs are in it.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The lowest CPU number, if there is any.
+    pub fn first(&self) -> Option<u32> {
+        self.0.first().copied()
+    }
+
+    /// The CPU numbers, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().copied()
+    }
+
+    /// Is this CPU in it?
+    pub fn contains(&self, cpu: u32) -> bool {
+        self.0.contains(&cpu)
+    }
+
+    /// Are all its CPUs also in `other`?
+    pub fn is_subset(&self, other: &CpuSet) -> bool {
+        self.0.is_subset(&other.0)
+    }
+
+    /// The CPUs that are in both.
+    pub fn intersection(&self, other: &CpuSet) -> CpuSet {
+        CpuSet(&self.0 & &other.0)
+    }
+
+    /// The CPUs of this set that are not in `other`.
+    pub fn difference(&self, other: &CpuSet) -> CpuSet {
+        CpuSet(&self.0 - &other.0)
+    }
+
+    /// Adds the CPUs of `other`.
+    pub fn extend(&mut self, other: &CpuSet) {
+        self.0.extend(&other.0);
+    }
+
+    /// The numbers one by one, `0,1,8,9`: what KCM's tools can read, which take no range.
+    pub fn to_numbers(&self) -> String {
+        let numbers: Vec<String> = self.iter().map(|cpu| cpu.to_string()).collect();
+        numbers.join(",")
+    }
+
+    /// Upper-case hexadecimal without prefix, the lowest CPU in the lowest bit, no leading zeros; `0` for none.
+    pub fn to_hex_mask(&self) -> String {
+        let digits = self.0.last().map_or(1, |last| last / 4 + 1);
+        let digit = |index: u32| {
+            let value = (0..4).filter(|bit| self.contains(index * 4 + bit));
+            char::from_digit(value.map(|bit| 1 << bit).sum(), 16).unwrap_or('0')
+        };
+        let mask: String = (0..digits).rev().map(digit).collect();
+        mask.to_ascii_uppercase()
+    }
+}
+
+impl FromIterator<u32> for CpuSet {
+    fn from_iter<T: IntoIterator<Item = u32>>(cpus: T) -> Self {
+        CpuSet(cpus.into_iter().collect())
+    }
+}
+
+impl FromStr for CpuSet {
+    type Err = BadCpuList;
+
+    /// Parses a list; white space around the whole text is let go, an empty text is the empty set.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        let mut cpus = BTreeSet::new();
+        if text.is_empty() {
+            return Ok(CpuSet(cpus));
+        }
+        for part in text.split(',') {
+            let bad = || BadCpuList {
+                part: part.to_owned(),
+            };
+            let (range, stride) = match part.split_once(':') {
+                Some((range, stride)) => (range, Some(stride)),
+                None => (part, None),
+            };
+            let (from, to) = match range.split_once('-') {
+                Some((from, to)) => (number(from), number(to)),
+                None => (number(range), number(range)),
+            };
+            let (from, to) = (from.ok_or_else(bad)?, to.ok_or_else(bad)?);
+            let (used, group) = match stride.map(|stride| stride.split_once('/')) {
+                None => (1, 1),
+                Some(None) => return Err(bad()),
+                Some(Some((used, group))) => (
+                    number(used).ok_or_else(bad)?,
+                    number(group).ok_or_else(bad)?,
+                ),
+            };
+            if from > to || used == 0 || used > group || (stride.is_some() && !range.contains('-'))
+            {
+                return Err(bad());
+            }
+            cpus.extend((from..=to).filter(|cpu| (cpu - from) % group < used));
+        }
+        Ok(CpuSet(cpus))
+    }
+}
+
+/// A decimal number without a sign, at most [`LARGEST_CPU`].
+fn number(text: &str) -> Option<u32> {
+    let digits = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let value = digits.then(|| text.parse().ok()).flatten()?;
+    (value <= LARGEST_CPU).then_some(value)
+}
+
+impl fmt::Display for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut cpus = self.iter().peekable();
+        let mut separator = "";
+        while let Some(from) = cpus.next() {
+            let mut to = from;
+            while let Some(next) = cpus.next_if_eq(&(to + 1)) {
+                to = next;
+            }
+            match to - from {
+                0 => write!(f, "{separator}{from}")?,
+                _ => write!(f, "{separator}{from}-{to}")?,
+            }
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(text: &str) -> CpuSet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn parses_and_prints() {
+        for (text, cpus, printed) in [
+            ("", &[][..], ""),
+            ("0", &[0], "0"),
+            ("4,12", &[4, 12], "4,12"),
+            ("0-2,8-10\n", &[0, 1, 2, 8, 9, 10], "0-2,8-10"),
+            ("3,1,2,1", &[1, 2, 3], "1-3"),
+            ("0,1", &[0, 1], "0-1"),
+            ("0-7:1/4", &[0, 4], "0,4"),
+            ("0-7:2/4", &[0, 1, 4, 5], "0-1,4-5"),
+            ("8191", &[8191], "8191"),
+        ] {
+            assert_eq!(set(text).iter().collect::<Vec<_>>(), cpus, "{text:?}");
+            assert_eq!(set(text).to_string(), printed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_list() {
+        for text in [
+            ",",
+            "1,",
+            ",1",
+            "1,,2",
+            "a",
+            "-1",
+            "1-",
+            "3-1",
+            "8192",
+            "99999999999",
+            "+1",
+            "1 ,2",
+            "0-3:0/2",
+            "0-3:3/2",
+            "0-3:2",
+            "1:1/1",
+            "0x1",
+            "٣",
+        ] {
+            assert!(text.parse::<CpuSet>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn masks_as_hexadecimal() {
+        for (text, mask) in [
+            ("", "0"),
+            ("0", "1"),
+            ("4,12", "1010"),
+            ("0-7", "FF"),
+            ("64", "10000000000000000"),
+        ] {
+            assert_eq!(set(text).to_hex_mask(), mask, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn set_algebra() {
+        let (a, b) = (set("0-3"), set("2-5"));
+        assert_eq!(a.intersection(&b), set("2-3"));
+        assert_eq!(a.difference(&b), set("0-1"));
+        assert!(set("2").is_subset(&a) && !b.is_subset(&a));
+    }
+}

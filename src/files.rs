@@ -1,0 +1,269 @@
+//! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::libc;
+
+/// The most that is read of any one file, in bytes; `/proc/self/mountinfo` of a busy host is the largest.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Reads a whole file as text; a file that is missing is an error.
+pub fn read(path: &Path) -> Result<String> {
+    read_if_there(path)?.with_context(|| format!("read {}: no such file", path.display()))
+}
+
+/// Reads a whole file as text; `None` where there is none, or where its process is gone
+/// (reading below `/proc/<pid>` then gives ESRCH, proc(5)).
+///
+/// A symbolic link as the last component is followed: callers that read what others can write
+/// open it themselves with `O_NOFOLLOW`.
+pub fn read_if_there(path: &Path) -> Result<Option<String>> {
+    let attempt = File::open(path).and_then(|file| read_bounded(file, MOST_BYTES));
+    match attempt {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Does this error say that the file, or the process or device behind it, is not there (any more)?
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ESRCH | libc::ENODEV | libc::ENOTDIR)
+    )
+}
+
+/// Reads to the end, but refuses input of more than `most` bytes and input that is not UTF-8.
+pub fn read_bounded(source: impl Read, most: u64) -> io::Result<String> {
+    let mut text = String::new();
+    source.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("larger than {most} bytes"),
+        ));
+    }
+    Ok(text)
+}
+
+/// Gives a kernel file a value with one write(2); the file is neither made nor truncated.
+///
+/// An empty value is refused, because the kernel takes an empty write for none at all: a file is
+/// cleared by writing a newline.
+pub fn write_kernel(path: &Path, value: &str) -> io::Result<()> {
+    if value.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "an empty write is no write",
+        ));
+    }
+    let written = OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write(value.as_bytes())?;
+    if written == value.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
+}
+
+/// What a replaced file has to live through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The death of any process: the rename alone. For records that a reboot makes void.
+    Crash,
+    /// A power loss as well: the file and its directory are synced. For what an operator made.
+    PowerLoss,
+}
+
+/// Where a file that is being replaced is put together: `.NAME.<nonce>` beside it.
+pub fn temporary_prefix(name: &str) -> String {
+    format!(".{name}.")
+}
+
+/// Replaces a file, or makes it, in one step that readers see wholly or not at all (rename(2)).
+pub fn replace(path: &Path, content: &[u8], mode: u32, durability: Durability) -> Result<()> {
+    let attempt = || -> io::Result<()> {
+        let (directory, name) = split(path)?;
+        let mut temporary = tempfile::Builder::new()
+            .prefix(&temporary_prefix(name))
+            .suffix("")
+            .tempfile_in(directory)?;
+        temporary.write_all(content)?;
+        // The process's umask is whatever the engine had: the mode is set, not asked for.
+        temporary
+            .as_file()
+            .set_permissions(Permissions::from_mode(mode))?;
+        if durability == Durability::PowerLoss {
+            temporary.as_file().sync_all()?;
+        }
+        temporary.persist(path).map_err(|error| error.error)?;
+        if durability == Durability::PowerLoss {
+            sync_directory(directory)?;
+        }
+        Ok(())
+    };
+    attempt().with_context(|| format!("replace {}", path.display()))
+}
+
+/// Makes what was done to the entries of a directory last over a power loss (fsync(2)).
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Removes a file; one that is not there is success.
+pub fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if !is_gone(&error) => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes an empty directory; `false` where it is not empty or in use, `true` where it is not there any more.
+pub fn remove_empty_directory(path: &Path) -> Result<bool> {
+    match std::fs::remove_dir(path) {
+        Ok(()) => Ok(true),
+        Err(error) if is_gone(&error) => Ok(true),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOTEMPTY | libc::EBUSY | libc::EEXIST)
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
+}
+
+/// Removes the temporary files that a killed [`replace`] of `directory/name` left behind.
+///
+/// Only for callers that hold the lock under which that file is replaced.
+pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
+    let prefix = temporary_prefix(name);
+    for entry in names_in(directory)? {
+        if entry.starts_with(&prefix) {
+            remove(&directory.join(entry))?;
+        }
+    }
+    Ok(())
+}
+
+/// The names in a directory, unsorted; empty where there is none. Names that are not UTF-8 are left
+/// out: nothing of ours or KCM's has such a name.
+pub fn names_in(directory: &Path) -> Result<Vec<String>> {
+    let attempt = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    };
+    match attempt() {
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        other => other.with_context(|| format!("list {}", directory.display())),
+    }
+}
+
+/// Opens a regular file that others may have put there: a symbolic link is refused (`O_NOFOLLOW`,
+/// open(2)) and a FIFO does not block.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => io::Error::other("is a symbolic link, which is not followed"),
+            _ => error,
+        })
+        .with_context(|| format!("open {}", path.display()))?;
+    if !file.metadata()?.is_file() {
+        bail!("open {}: is not a regular file", path.display());
+    }
+    Ok(file)
+}
+
+fn split(path: &Path) -> io::Result<(&Path, &str)> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    match (path.parent(), name) {
+        (Some(parent), Some(name)) => Ok((parent, name)),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replace_makes_and_replaces_with_the_mode_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tasks");
+        for content in ["", "1,2"] {
+            replace(&path, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+            assert_eq!(read(&path).unwrap(), content);
+        }
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(names_in(dir.path()).unwrap(), ["tasks"]);
+    }
+
+    #[test]
+    fn a_failed_replace_names_the_path_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("tasks")).unwrap();
+        let error = replace(
+            &dir.path().join("tasks"),
+            b"1",
+            0o644,
+            Durability::PowerLoss,
+        );
+        assert!(format!("{:#}", error.unwrap_err()).contains("tasks"));
+        assert_eq!(names_in(dir.path()).unwrap(), ["tasks"]);
+    }
+
+    #[test]
+    fn a_kernel_file_is_never_made_and_never_given_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(write_kernel(&dir.path().join("cpuset.cpus"), "0").is_err());
+        assert!(names_in(dir.path()).unwrap().is_empty());
+        assert!(write_kernel(&dir.path().join("cpuset.cpus"), "").is_err());
+    }
+
+    #[test]
+    fn reading_is_bounded() {
+        assert_eq!(read_bounded("abcd".as_bytes(), 4).unwrap(), "abcd");
+        assert!(read_bounded("abcde".as_bytes(), 4).is_err());
+        assert!(read_bounded(&b"\xff"[..], 4).is_err());
+    }
+
+    #[test]
+    fn links_and_pipes_are_not_regular() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("link")).unwrap();
+        let error = open_regular(&dir.path().join("link")).unwrap_err();
+        assert!(format!("{error:#}").contains("symbolic link"));
+        assert!(open_regular(dir.path()).is_err());
+    }
+
+    #[test]
+    fn leftovers_of_one_name_go_and_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".tasks.abc", ".other.abc", "tasks"] {
+            replace(&dir.path().join(name), b"", 0o600, Durability::Crash).unwrap();
+        }
+        remove_leftovers(dir.path(), "tasks").unwrap();
+        let mut left = names_in(dir.path()).unwrap();
+        left.sort();
+        assert_eq!(left, [".other.abc", "tasks"]);
+    }
+}

@@ -1,0 +1,103 @@
+//! The host's well-known places, under a root that tests and captured trees replace.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
+
+/// The root below which `/sys`, `/proc`, `/run`, `/etc` and `/dev` are looked for.
+///
+/// This is the only type that names those directories: everything else asks it.
+#[derive(Debug, Clone)]
+pub struct Host {
+    root: PathBuf,
+}
+
+impl Host {
+    /// The host seen under `root`; `/` is the running machine.
+    pub fn new(root: impl Into<PathBuf>) -> Host {
+        Host { root: root.into() }
+    }
+
+    /// Is this the running machine's own root?
+    pub fn is_running_root(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    /// Do the pids in this root's `/proc` mean the processes that we see and can act on?
+    ///
+    /// True where it is a procfs (statfs(2), `PROC_SUPER_MAGIC`) whose `self` is our own pid, which
+    /// holds only for a procfs of our own pid namespace (proc(5)).
+    pub fn shares_our_processes(&self) -> bool {
+        let proc = self.root.join("proc");
+        let is_procfs = statfs(&proc).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC);
+        let own_pid = PathBuf::from(std::process::id().to_string());
+        is_procfs && std::fs::read_link(proc.join("self")).is_ok_and(|target| target == own_pid)
+    }
+
+    /// Where an absolute path that the kernel reports, such as a mount point, lies under this root.
+    pub fn path(&self, absolute: &str) -> PathBuf {
+        self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    /// `/proc/<pid>/<file>` (proc(5)).
+    pub fn proc_pid(&self, pid: i32, file: &str) -> PathBuf {
+        self.root.join(format!("proc/{pid}/{file}"))
+    }
+
+    /// The mounts of this root (proc_pid_mountinfo(5)). In another root those that its init sees: our
+    /// own table would name the places where *we* see them.
+    pub fn mountinfo(&self) -> PathBuf {
+        let process = if self.is_running_root() { "self" } else { "1" };
+        self.root.join("proc").join(process).join("mountinfo")
+    }
+
+    /// `/proc/stat`, whose `btime` line is the time of boot in seconds since the epoch (proc_stat(5)).
+    pub fn proc_stat(&self) -> PathBuf {
+        self.root.join("proc/stat")
+    }
+
+    /// `/proc/cmdline`, the kernel's command line (proc_cmdline(5)).
+    pub fn kernel_command_line(&self) -> PathBuf {
+        self.root.join("proc/cmdline")
+    }
+
+    /// `/proc/locks`, the file locks held now (proc_locks(5)).
+    pub fn proc_locks(&self) -> PathBuf {
+        self.root.join("proc/locks")
+    }
+
+    /// The random identity of this boot (random(4)).
+    pub fn boot_id(&self) -> PathBuf {
+        self.root.join("proc/sys/kernel/random/boot_id")
+    }
+
+    /// A file below `/sys/devices/system/cpu` (kernel: Documentation/admin-guide/cputopology.rst).
+    pub fn sys_cpu(&self, file: &str) -> PathBuf {
+        self.root.join("sys/devices/system/cpu").join(file)
+    }
+
+    /// A file below `/sys/devices/system/node` (kernel: Documentation/ABI/stable/sysfs-devices-node).
+    pub fn sys_node(&self, file: &str) -> PathBuf {
+        self.root.join("sys/devices/system/node").join(file)
+    }
+
+    /// The pool directory where none is named: KCM's own default.
+    pub fn default_conf_dir(&self) -> PathBuf {
+        self.root.join("etc/kcm")
+    }
+
+    /// The directory of our records where none is named. It must not outlive a boot.
+    pub fn default_run_dir(&self) -> PathBuf {
+        self.root.join("run/pinfold")
+    }
+
+    /// The configuration file where none is named.
+    pub fn default_config(&self) -> PathBuf {
+        self.root.join("etc/pinfold/config.toml")
+    }
+
+    /// The system log's socket (syslog(3)) and, for machines without one, the kernel's log (kmsg(4)).
+    pub fn system_logs(&self) -> (PathBuf, PathBuf) {
+        (self.root.join("dev/log"), self.root.join("dev/kmsg"))
+    }
+}

@@ -1,0 +1,15 @@
+//! Pinfold gives a container CPUs of its own; `docs/ARCHITECTURE.md` tells the way of one container
+//! through these modules.
+
+pub mod cgroup;
+pub mod choose;
+pub mod claims;
+pub mod cpulist;
+pub mod files;
+pub mod host;
+pub mod oci;
+pub mod pools;
+pub mod process;
+pub mod request;
+pub mod text;
+pub mod topology;

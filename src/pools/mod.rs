@@ -1,0 +1,480 @@
+//! The pool directory, in KCM's flat layout: `lock`, `pools/<pool>/exclusive`,
+//! `pools/<pool>/<cpulist>/tasks`.
+
+mod lock;
+mod tasks;
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::unistd::geteuid;
+
+pub use lock::{Lock, LockError};
+
+use crate::cpulist::CpuSet;
+use crate::files::{self, Durability};
+use crate::text::Shown;
+
+/// The mode of directories in a pool directory.
+pub const DIRECTORY_MODE: u32 = 0o755;
+/// The mode of `tasks` and `exclusive`: anybody may look.
+pub const FILE_MODE: u32 = 0o644;
+/// The mode of `lock`: whoever can open it can hold it, and stop every start.
+pub const LOCK_MODE: u32 = 0o600;
+
+/// What to do about a directory that cannot be used.
+const REMEDY: &str = "see `pinfold init --help`";
+
+/// May a list of this pool have one owner, or many?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One owner a list.
+    Exclusive,
+    /// Any number of owners a list.
+    Shared,
+}
+
+impl Kind {
+    /// The word for it in tables and options.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Exclusive => "exclusive",
+            Kind::Shared => "shared",
+        }
+    }
+
+    /// The content of the file `exclusive`: one byte, no newline.
+    pub fn content(self) -> &'static str {
+        match self {
+            Kind::Exclusive => "1",
+            Kind::Shared => "0",
+        }
+    }
+}
+
+/// A pool as it was read.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    /// The directory's name.
+    pub name: String,
+    /// One owner a list, or many.
+    pub kind: Kind,
+    /// Its CPU lists, by first CPU.
+    pub lists: Vec<CpuList>,
+}
+
+/// One unit of allocation.
+#[derive(Debug, Clone)]
+pub struct CpuList {
+    /// The directory's name, which other tools may have written as `4,12` or `4-5`.
+    pub name: String,
+    /// The CPUs that the name means.
+    pub cpus: CpuSet,
+    /// The pids in `tasks`, in the file's order, repeated where the file repeats them.
+    pub tasks: Vec<i32>,
+}
+
+/// A pool directory that can be trusted: it and `pools` are directories that only root, or we, can write.
+#[derive(Debug, Clone)]
+pub struct PoolDirectory {
+    path: PathBuf,
+}
+
+impl PoolDirectory {
+    /// Opens a pool directory. Its own path may lead through symbolic links; nothing below it may.
+    pub fn open(path: &Path) -> Result<PoolDirectory> {
+        let path = match path.canonicalize() {
+            Err(error) if files::is_gone(&error) => {
+                bail!(
+                    "the pool directory {} does not exist: {REMEDY}",
+                    path.display()
+                )
+            }
+            other => {
+                other.with_context(|| format!("open the pool directory {}", path.display()))?
+            }
+        };
+        let directory = PoolDirectory { path };
+        trusted_directory(&directory.path)?;
+        trusted_directory(&directory.pools()).with_context(|| directory.half_made())?;
+        Ok(directory)
+    }
+
+    /// The directory's own path, with symbolic links resolved.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that all who read or change the directory hold by flock(2).
+    pub fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    fn pools(&self) -> PathBuf {
+        self.path.join("pools")
+    }
+
+    fn list_path(&self, pool: &str, list: &str) -> PathBuf {
+        self.pools().join(pool).join(list)
+    }
+
+    fn half_made(&self) -> String {
+        format!(
+            "the pool directory {} is half-made: {REMEDY}",
+            self.path.display()
+        )
+    }
+
+    /// The names of the pools, in lexical order; whatever is not a directory is passed over.
+    pub fn pool_names(&self) -> Result<Vec<String>> {
+        subdirectories(&self.pools())
+    }
+
+    /// Reads one pool whole. An unknown one is an error that names those there are.
+    pub fn pool(&self, name: &str) -> Result<Pool> {
+        let path = self.pools().join(name);
+        if !path.exists() {
+            let known: Vec<_> = self.pool_names()?;
+            bail!(
+                "there is no pool {} in {}: it has {}",
+                Shown(name),
+                self.path.display(),
+                if known.is_empty() {
+                    "none".to_owned()
+                } else {
+                    known.join(", ")
+                }
+            );
+        }
+        trusted_directory(&path)?;
+        let mut lists = subdirectories(&path)?
+            .into_iter()
+            .map(|list| self.list(name, list))
+            .collect::<Result<Vec<_>>>()?;
+        lists.sort_by(|a, b| a.cpus.cmp(&b.cpus));
+        Ok(Pool {
+            name: name.to_owned(),
+            kind: self.kind(name)?,
+            lists,
+        })
+    }
+
+    /// Reads one pool and makes sure that it can be given from: no two of its lists overlap, nor one
+    /// of its lists any of another pool's. What else may be wrong with the others does not matter.
+    pub fn sound_pool(&self, name: &str) -> Result<Pool> {
+        let pool = self.pool(name)?;
+        let mut seen: Vec<(&str, &str, CpuSet)> = Vec::new();
+        let others: Vec<String> = self.pool_names()?;
+        let mut other_lists = Vec::new();
+        for other in others.iter().filter(|other| *other != name) {
+            for list in subdirectories(&self.pools().join(other))? {
+                // A name that does not parse is the trouble of whoever asks for that pool.
+                if let Ok(cpus) = list.parse::<CpuSet>() {
+                    other_lists.push((other.as_str(), list, cpus));
+                }
+            }
+        }
+        seen.extend(
+            other_lists
+                .iter()
+                .map(|(pool, list, cpus)| (*pool, list.as_str(), cpus.clone())),
+        );
+        for list in &pool.lists {
+            if let Some((other, overlapping, cpus)) = seen
+                .iter()
+                .find(|(_, _, cpus)| !cpus.intersection(&list.cpus).is_empty())
+            {
+                bail!(
+                    "CPU list {} of pool {name} overlaps {overlapping} of pool {} in CPU {}: give each CPU to one list",
+                    list.name,
+                    Shown(other),
+                    cpus.intersection(&list.cpus)
+                );
+            }
+            seen.push((name, &list.name, list.cpus.clone()));
+        }
+        Ok(pool)
+    }
+
+    fn kind(&self, pool: &str) -> Result<Kind> {
+        let path = self.pools().join(pool).join("exclusive");
+        let metadata = trusted(&path).with_context(|| self.half_made())?;
+        ensure!(
+            metadata.is_file(),
+            "{} is not a regular file",
+            path.display()
+        );
+        Ok(match files::read(&path)?.as_bytes().first() {
+            Some(b'1') => Kind::Exclusive,
+            _ => Kind::Shared,
+        })
+    }
+
+    fn list(&self, pool: &str, name: String) -> Result<CpuList> {
+        let cpus: CpuSet = name
+            .parse()
+            .with_context(|| format!("pool {} has a directory {}", Shown(pool), Shown(&name)))?;
+        ensure!(
+            !cpus.is_empty(),
+            "pool {pool} has a CPU list without a CPU: {}",
+            Shown(&name)
+        );
+        let tasks = self.read_tasks(pool, &name)?;
+        Ok(CpuList { name, cpus, tasks })
+    }
+
+    fn read_tasks(&self, pool: &str, list: &str) -> Result<Vec<i32>> {
+        let path = self.list_path(pool, list).join("tasks");
+        let metadata = match trusted(&path) {
+            Ok(metadata) => metadata,
+            Err(_)
+                if !subdirectories(&self.list_path(pool, list))?.is_empty() && !path.exists() =>
+            {
+                bail!(
+                    "the pool directory {} has a level for sockets, which is not supported: make a flat one, {REMEDY}",
+                    self.path.display()
+                )
+            }
+            Err(error) => return Err(error).with_context(|| self.half_made()),
+        };
+        // Most lists have no owner: then the size says it all.
+        if metadata.len() == 0 {
+            return Ok(Vec::new());
+        }
+        let file = files::open_regular(&path)?;
+        let text = files::read_bounded(file, tasks::MOST_BYTES)
+            .with_context(|| format!("read {}", path.display()))?;
+        tasks::parse(&text).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// Gives a list these owners, in one step, for all who hold the lock after us.
+    pub fn write_tasks(&self, _lock: &Lock, pool: &str, list: &str, pids: &[i32]) -> Result<()> {
+        let path = self.list_path(pool, list).join("tasks");
+        files::replace(
+            &path,
+            tasks::print(pids).as_bytes(),
+            FILE_MODE,
+            Durability::Crash,
+        )
+    }
+
+    /// Drops one occurrence of each of `pids` from a list's `tasks`; a list, or pid, that is not there is success.
+    ///
+    /// One occurrence: in a shared list the same number can stand for a dead owner and a live one.
+    pub fn drop_tasks(&self, lock: &Lock, pool: &str, list: &str, pids: &[i32]) -> Result<()> {
+        if !self.list_path(pool, list).is_dir() {
+            return Ok(());
+        }
+        let before = self.read_tasks(pool, list)?;
+        let mut after = before.clone();
+        for pid in pids {
+            if let Some(index) = after.iter().position(|task| task == pid) {
+                after.remove(index);
+            }
+        }
+        if after.len() == before.len() {
+            return Ok(());
+        }
+        self.write_tasks(lock, pool, list, &after)
+    }
+
+    /// Removes what killed writers of this pool's `tasks` left behind.
+    pub fn remove_leftovers(&self, _lock: &Lock, pool: &Pool) -> Result<()> {
+        for list in &pool.lists {
+            files::remove_leftovers(&self.list_path(&pool.name, &list.name), "tasks")?;
+        }
+        Ok(())
+    }
+
+    /// When a list's `tasks` were last written, in seconds since the epoch by the clock of that time.
+    pub fn tasks_written_at(&self, pool: &str, list: &str) -> Result<i64> {
+        let path = self.list_path(pool, list).join("tasks");
+        Ok(trusted(&path)?.mtime())
+    }
+}
+
+/// The names of the directories in a directory, in lexical order. A symbolic link is an error: where
+/// it leads is not part of the pool directory.
+fn subdirectories(path: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let entries = std::fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {}", path.display()))?;
+        let kind = entry.file_type()?;
+        let name = entry.file_name().into_string().map_err(|name| {
+            anyhow!("{} has an entry {name:?} that is not UTF-8", path.display())
+        })?;
+        ensure!(
+            !kind.is_symlink(),
+            "{} is a symbolic link, which is not followed: put a real directory there",
+            path.join(&name).display()
+        );
+        if kind.is_dir() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// What a path is, without following a link, if nobody but root and us can change it.
+pub(crate) fn trusted(path: &Path) -> Result<Metadata> {
+    let metadata = path
+        .symlink_metadata()
+        .with_context(|| format!("look at {}", path.display()))?;
+    ensure!(
+        !metadata.is_symlink(),
+        "{} is a symbolic link, which is not followed: put the real thing there",
+        path.display()
+    );
+    ensure!(
+        metadata.mode() & 0o002 == 0,
+        "{} can be written by anybody: chmod o-w {0}",
+        path.display()
+    );
+    ensure!(
+        metadata.uid() == 0 || metadata.uid() == geteuid().as_raw(),
+        "{} belongs to uid {}: only root's, or one's own, can be trusted",
+        path.display(),
+        metadata.uid()
+    );
+    Ok(metadata)
+}
+
+fn trusted_directory(path: &Path) -> Result<()> {
+    ensure!(
+        trusted(path)?.is_dir(),
+        "{} is not a directory",
+        path.display()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    /// A pool directory: `pool/list=tasks` words, `pool!` for an exclusive pool.
+    fn directory(words: &str) -> (tempfile::TempDir, PoolDirectory) {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &Path, content: &str| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            files::replace(path, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+        };
+        put(&dir.path().join("lock"), "");
+        fs::create_dir(dir.path().join("pools")).unwrap();
+        for word in words.split_whitespace() {
+            let pools = dir.path().join("pools");
+            match word.split_once('=') {
+                Some((list, tasks)) => put(&pools.join(list).join("tasks"), tasks),
+                None => put(
+                    &pools.join(word.trim_end_matches('!')).join("exclusive"),
+                    if word.ends_with('!') { "1" } else { "0" },
+                ),
+            }
+        }
+        let opened = PoolDirectory::open(dir.path()).unwrap();
+        (dir, opened)
+    }
+
+    fn refusal<T>(result: Result<T>) -> String {
+        format!("{:#}", result.err().unwrap())
+    }
+
+    #[test]
+    fn reads_a_pool_by_first_cpu() {
+        let (_dir, directory) = directory("dp! dp/10= dp/4,12=7,8 cp cp/0-1=");
+        assert_eq!(directory.pool_names().unwrap(), ["cp", "dp"]);
+        let pool = directory.sound_pool("dp").unwrap();
+        let lists: Vec<_> = pool
+            .lists
+            .iter()
+            .map(|l| (l.name.as_str(), l.tasks.clone()))
+            .collect();
+        assert_eq!(lists, [("4,12", vec![7, 8]), ("10", vec![])]);
+        assert_eq!(pool.kind, Kind::Exclusive);
+        assert_eq!(directory.sound_pool("cp").unwrap().kind, Kind::Shared);
+    }
+
+    #[test]
+    fn unsound_pools_are_refused_and_do_not_trouble_others() {
+        for (words, part) in [
+            ("dp! dp/1= dp/0-2= ok ok/9=", "overlaps"),
+            ("dp! dp/x= ok ok/9=", "no CPU list"),
+            ("dp! dp/1=rubbish ok ok/9=", "dp/1/tasks"),
+            ("dp/1= ok ok/9=", "half-made"),
+        ] {
+            let (_dir, directory) = directory(words);
+            let error = refusal(directory.sound_pool("dp"));
+            assert!(error.contains(part), "{words}: {error}");
+            assert!(directory.sound_pool("ok").is_ok(), "{words}");
+        }
+        let (_dir, directory) = directory("dp! dp/1= cp cp/1-2=");
+        assert!(refusal(directory.sound_pool("dp")).contains("overlaps 1-2 of pool \"cp\""));
+        assert!(refusal(directory.sound_pool("xx")).contains("it has cp, dp"));
+    }
+
+    #[test]
+    fn half_made_lists_and_the_socket_layout_are_told_apart() {
+        let (dir, directory) = directory("dp! cp");
+        fs::create_dir_all(dir.path().join("pools/dp/1")).unwrap();
+        assert!(refusal(directory.pool("dp")).contains("half-made"));
+        fs::create_dir_all(dir.path().join("pools/cp/0/1,5")).unwrap();
+        assert!(refusal(directory.pool("cp")).contains("sockets"));
+    }
+
+    #[test]
+    fn what_others_can_change_is_refused() {
+        let (dir, opened) = directory("dp! dp/1=");
+        let mode = |path: &str, mode| {
+            fs::set_permissions(dir.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for path in ["pools/dp/1/tasks", "pools/dp", "pools/dp/exclusive"] {
+            mode(path, 0o777);
+            assert!(refusal(opened.pool("dp")).contains("chmod o-w"), "{path}");
+            mode(path, 0o755);
+        }
+        mode("", 0o777);
+        assert!(refusal(PoolDirectory::open(dir.path())).contains("chmod o-w"));
+    }
+
+    #[test]
+    fn links_inside_are_refused_and_a_link_to_it_is_not() {
+        let (dir, opened) = directory("dp! dp/1=");
+        let elsewhere = tempfile::tempdir().unwrap();
+        symlink(elsewhere.path(), dir.path().join("pools/evil")).unwrap();
+        assert!(refusal(opened.pool("evil")).contains("symbolic link"));
+        fs::remove_file(dir.path().join("pools/evil")).unwrap();
+        symlink("1", dir.path().join("pools/dp/2")).unwrap();
+        assert!(refusal(opened.pool("dp")).contains("symbolic link"));
+        symlink(dir.path(), elsewhere.path().join("kcm")).unwrap();
+        assert!(PoolDirectory::open(&elsewhere.path().join("kcm")).is_ok());
+    }
+
+    #[test]
+    fn missing_and_half_made_directories_say_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(refusal(PoolDirectory::open(&dir.path().join("no"))).contains("pinfold init"));
+        assert!(refusal(PoolDirectory::open(dir.path())).contains("half-made"));
+    }
+
+    #[test]
+    fn tasks_are_dropped_one_by_one_and_twice_is_success() {
+        let (_dir, directory) = directory("cp cp/1=5,6,5");
+        let lock = directory
+            .lock(&crate::host::Host::new("/"), std::time::Duration::ZERO)
+            .unwrap();
+        let tasks =
+            |directory: &PoolDirectory| directory.pool("cp").unwrap().lists[0].tasks.clone();
+        directory.drop_tasks(&lock, "cp", "1", &[5, 9]).unwrap();
+        assert_eq!(tasks(&directory), [6, 5]);
+        directory.drop_tasks(&lock, "cp", "1", &[6, 5]).unwrap();
+        directory.drop_tasks(&lock, "cp", "1", &[6, 5]).unwrap();
+        assert!(tasks(&directory).is_empty());
+        directory.drop_tasks(&lock, "cp", "77", &[6]).unwrap();
+    }
+}

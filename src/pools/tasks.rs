@@ -1,0 +1,76 @@
+//! The file `tasks`: the pids that own a CPU list.
+
+use anyhow::{Result, bail};
+
+use crate::text::Shown;
+
+/// The largest `tasks` that is read, in bytes: every pid of the largest `pid_max` (proc_sys_kernel(5)) fits.
+pub(super) const MOST_BYTES: u64 = 32 << 20;
+
+/// Parses pids joined by commas; empty parts and white space around a pid are let go, as KCM lets them.
+pub(super) fn parse(text: &str) -> Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
+        match part.parse() {
+            Ok(pid) if pid > 0 && part.bytes().all(|b| b.is_ascii_digit()) => pids.push(pid),
+            _ => bail!(
+                "{} is no pid: correct the file by hand, it has to hold pids joined by commas",
+                Shown(part)
+            ),
+        }
+    }
+    Ok(pids)
+}
+
+/// Prints pids as KCM does: joined by commas, no newline.
+pub(super) fn print(pids: &[i32]) -> String {
+    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
+    pids.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_kcm_tolerates() {
+        for (text, pids) in [
+            ("", &[][..]),
+            ("\n", &[]),
+            ("1", &[1]),
+            ("1,2\n", &[1, 2]),
+            ("1,,2", &[1, 2]),
+            (" 1 , 2 ", &[1, 2]),
+            ("2,1,2", &[2, 1, 2]),
+        ] {
+            assert_eq!(parse(text).unwrap(), pids, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        for text in [
+            "x",
+            "1;2",
+            "1 2",
+            "-1",
+            "+1",
+            "0",
+            "1,x",
+            "4294967296",
+            "1\0",
+        ] {
+            assert!(parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn prints_as_kcm_does() {
+        assert_eq!(print(&[]), "");
+        assert_eq!(print(&[2000, 7]), "2000,7");
+    }
+}

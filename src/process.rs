@@ -1,0 +1,209 @@
+//! One process: is it still the one that was recorded, and which CPUs may it use?
+
+use std::io;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::cpulist::{CpuSet, LARGEST_CPU};
+use crate::files;
+use crate::host::Host;
+
+/// A process that no other can be taken for during one boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its number in the host's pid namespace.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot (proc_pid_stat(5), field 22).
+    pub start: u64,
+}
+
+impl Process {
+    /// The process that has this number now; `None` where there is none, or only a wholly dead one.
+    pub fn with_pid(host: &Host, pid: i32) -> Result<Option<Process>> {
+        let path = host.proc_pid(pid, "stat");
+        let Some(text) = files::read_if_there(&path)? else {
+            return Ok(None);
+        };
+        let stat = Stat::parse(&text).with_context(|| {
+            format!(
+                "read {}: not in the form of proc_pid_stat(5)",
+                path.display()
+            )
+        })?;
+        Ok((!stat.is_dead()).then_some(Process {
+            pid,
+            start: stat.start,
+        }))
+    }
+
+    /// Does this very process still exist, with any thread that can run?
+    pub fn is_alive(&self, host: &Host) -> Result<bool> {
+        match Process::with_pid(host, self.pid)? {
+            Some(now) => Ok(now == *self),
+            None => is_hidden(host, self.pid),
+        }
+    }
+}
+
+/// Does any process with this number exist, with any thread that can run?
+pub fn pid_is_alive(host: &Host, pid: i32) -> Result<bool> {
+    match Process::with_pid(host, pid)? {
+        Some(_) => Ok(true),
+        None => is_hidden(host, pid),
+    }
+}
+
+/// Is a process that `/proc` does not show there all the same (`hidepid=`, proc(5))? Then it counts as alive.
+fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
+    let is_shown = host.proc_pid(pid, "stat").exists();
+    Ok(!is_shown && host.is_running_root() && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+}
+
+/// The name of a process's program (proc_pid_comm(5)), as it calls itself: never to be shown raw.
+pub fn name(host: &Host, pid: i32) -> Option<String> {
+    let name = files::read_if_there(&host.proc_pid(pid, "comm")).ok()??;
+    Some(name.trim_end().to_owned())
+}
+
+/// What is used of `/proc/<pid>/stat`.
+struct Stat {
+    state: char,
+    threads: u64,
+    start: u64,
+}
+
+impl Stat {
+    /// The program's name, in parentheses, can hold anything: fields are counted after the last one.
+    fn parse(text: &str) -> Option<Stat> {
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(Stat {
+            state: fields.first()?.chars().next()?,
+            threads: fields.get(17)?.parse().ok()?,
+            start: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    /// A leader that has exited is a zombie while its other threads still run.
+    fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+}
+
+/// The identity of this boot.
+pub fn boot_id(host: &Host) -> Result<String> {
+    Ok(files::read(&host.boot_id())?.trim().to_owned())
+}
+
+/// When this boot was, in seconds since the epoch; it moves when the clock is set.
+pub fn boot_time(host: &Host) -> Result<i64> {
+    let path = host.proc_stat();
+    let text = files::read(&path)?;
+    let time = text.lines().find_map(|line| line.strip_prefix("btime "));
+    time.and_then(|time| time.trim().parse().ok())
+        .with_context(|| format!("read {}: no btime line", path.display()))
+}
+
+/// A CPU mask as large as any kernel's.
+type Mask = [u64; MASK_WORDS];
+
+const MASK_WORDS: usize = (LARGEST_CPU as usize + 1) / 64;
+
+/// Lets a process's first thread use every CPU that its cpuset allows (sched_setaffinity(2)).
+///
+/// The kernel remembers a mask that was set, and intersects: without this, one inherited from the
+/// engine would narrow the container, or widen nothing when its cpuset grows.
+pub fn reset_affinity(pid: i32) -> io::Result<()> {
+    let every: Mask = [u64::MAX; MASK_WORDS];
+    // SAFETY: the kernel reads size_of_val(&every) bytes from a live array. nix has no mask of over 1024 CPUs.
+    let result =
+        unsafe { libc::sched_setaffinity(pid, size_of_val(&every), every.as_ptr().cast()) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// The CPUs that a process's first thread may use now (sched_getaffinity(2)).
+pub fn affinity(pid: i32) -> io::Result<CpuSet> {
+    let mut mask: Mask = [0; MASK_WORDS];
+    // SAFETY: the kernel writes at most size_of_val(&mask) bytes to a live array. nix has no mask of over 1024 CPUs.
+    let result =
+        unsafe { libc::sched_getaffinity(pid, size_of_val(&mask), mask.as_mut_ptr().cast()) };
+    Errno::result(result)?;
+    let is_set = |cpu: &u32| mask[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
+    Ok((0..=LARGEST_CPU).filter(is_set).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_stat_whatever_the_program_is_called() {
+        let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 5 0 777 0 0";
+        for name in ["sh", "a) Z 1 (b", ") R", "\n"] {
+            let stat = Stat::parse(&format!("12 ({name}) {tail}")).unwrap();
+            assert_eq!(
+                (stat.state, stat.threads, stat.start),
+                ('S', 5, 777),
+                "{name}"
+            );
+        }
+        assert!(Stat::parse("12 (sh) S 1").is_none());
+        assert!(Stat::parse("").is_none());
+    }
+
+    #[test]
+    fn only_a_zombie_without_threads_is_dead() {
+        for (state, threads, dead) in [
+            ('Z', 1, true),
+            ('Z', 2, false),
+            ('X', 1, true),
+            ('S', 1, false),
+        ] {
+            let stat = Stat {
+                state,
+                threads,
+                start: 0,
+            };
+            assert_eq!(stat.is_dead(), dead, "{state} {threads}");
+        }
+    }
+
+    #[test]
+    fn this_process_is_alive_and_its_number_with_another_start_is_not() {
+        let host = Host::new("/");
+        let own = Process::with_pid(&host, std::process::id() as i32)
+            .unwrap()
+            .unwrap();
+        assert!(own.is_alive(&host).unwrap());
+        let other = Process {
+            start: own.start + 1,
+            ..own
+        };
+        assert!(!other.is_alive(&host).unwrap());
+    }
+
+    #[test]
+    fn a_child_that_nobody_reaped_is_dead() {
+        let host = Host::new("/");
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        while Process::with_pid(&host, pid).unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(!pid_is_alive(&host, pid).unwrap());
+        child.wait().unwrap();
+        assert!(!pid_is_alive(&host, pid).unwrap());
+    }
+
+    #[test]
+    fn affinity_comes_back_after_a_reset() {
+        let all = affinity(0).unwrap();
+        reset_affinity(0).unwrap();
+        assert!(all.is_subset(&affinity(0).unwrap()));
+    }
+}
