@@ -16,13 +16,12 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::cpuset::Masks;
 use crate::cpulist::CpuSet;
 use crate::files::{self, Durability};
 use crate::process::Process;
 
 /// The version of claims that this program writes, and the newest that it understands.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 
 /// What kind of owner a claim records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +37,8 @@ pub enum OwnerKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
-    version: u32,
+    /// The version of this format: [`VERSION`].
+    pub version: u32,
     /// The container's id, or `isolate-<pid>`.
     pub id: String,
     /// Container or process.
@@ -79,18 +79,23 @@ pub struct ClaimedGroup {
     pub made: bool,
     /// Is it confined to the claim's CPUs, or only there to tell which processes are the owner's?
     pub confined: bool,
-    /// The values of its files before, where it was there before and had the controller.
-    pub before: Option<Masks>,
+    /// The values of its files before; empty where it had none.
+    pub before: Before,
     /// The path of the group that the owner was moved out of.
     pub moved_from: Option<String>,
 }
 
-impl Claim {
-    /// The version field of a claim that is made now.
-    pub fn current_version() -> u32 {
-        VERSION
-    }
+/// What a group's two files held before we wrote them, as it was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Before {
+    /// `cpuset.cpus`.
+    pub cpus: String,
+    /// `cpuset.mems`.
+    pub mems: String,
+}
 
+impl Claim {
     /// The pids that stand for the owner in `tasks`.
     pub fn pids(&self) -> Vec<i32> {
         self.processes.iter().map(|process| process.pid).collect()
@@ -121,6 +126,16 @@ pub enum Entry {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl Entry {
+    /// The claim, if it can be read.
+    pub fn claim(&self) -> Option<&Claim> {
+        match self {
+            Entry::Claim(claim) => Some(claim),
+            Entry::Opaque { .. } => None,
+        }
+    }
 }
 
 /// The directory of claims.
@@ -394,10 +409,10 @@ mod tests {
                 inode,
                 made: false,
                 confined: true,
-                before: Some(Masks {
+                before: Before {
                     cpus: "0-7".into(),
                     mems: "0".into(),
-                }),
+                },
                 moved_from: None,
             },
             since: 1,

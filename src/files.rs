@@ -1,12 +1,13 @@
 //! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
+use nix::unistd::geteuid;
 
 /// The most that is read of any one file, in bytes; `/proc/self/mountinfo` of a busy host is the largest.
 const MOST_BYTES: u64 = 16 << 20;
@@ -173,6 +174,30 @@ pub fn names_in(directory: &Path) -> Result<Vec<String>> {
         Err(error) if is_gone(&error) => Ok(Vec::new()),
         other => other.with_context(|| format!("list {}", directory.display())),
     }
+}
+
+/// What a path is, without following a link, if nobody but root and us can change it.
+pub fn trusted(path: &Path) -> Result<Metadata> {
+    let metadata = path
+        .symlink_metadata()
+        .with_context(|| format!("look at {}", path.display()))?;
+    ensure!(
+        !metadata.is_symlink(),
+        "{} is a symbolic link, which is not followed: put the real thing there",
+        path.display()
+    );
+    ensure!(
+        metadata.mode() & 0o002 == 0,
+        "{} can be written by anybody: chmod o-w {0}",
+        path.display()
+    );
+    ensure!(
+        metadata.uid() == 0 || metadata.uid() == geteuid().as_raw(),
+        "{} belongs to uid {}: only root's, or one's own, can be trusted",
+        path.display(),
+        metadata.uid()
+    );
+    Ok(metadata)
 }
 
 /// Opens a regular file that others may have put there: a symbolic link is refused (`O_NOFOLLOW`,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::kill;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
 use crate::cpulist::{CpuSet, LARGEST_CPU};
@@ -40,6 +40,13 @@ impl Process {
             pid,
             start: stat.start,
         }))
+    }
+
+    /// When it started, in seconds since the epoch, where `boot_time` is when the machine did.
+    pub fn started_at(&self, boot_time: i64) -> Option<i64> {
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok()??;
+        let seconds = self.start.checked_div(ticks.try_into().ok()?)?;
+        boot_time.checked_add(seconds.try_into().ok()?)
     }
 
     /// Does this very process still exist, with any thread that can run?

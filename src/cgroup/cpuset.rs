@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
-use serde::{Deserialize, Serialize};
 
 use super::{Group, Version};
 use crate::cpulist::CpuSet;
@@ -20,8 +19,7 @@ const MEMS: &str = "cpuset.mems";
 const ENABLE_TRIES: u32 = 20;
 
 /// The values of a group's two files, as they were read; either can be empty.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Masks {
     /// `cpuset.cpus`.
     pub cpus: String,
@@ -97,19 +95,32 @@ pub fn bound(group: &Group) -> Result<Bound> {
     )
 }
 
-/// Did whoever made this group give it CPUs of its own choosing?
+/// Which of a group's values whoever made it chose, rather than let it inherit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chosen {
+    /// `cpuset.cpus`.
+    pub cpus: bool,
+    /// `cpuset.mems`.
+    pub mems: bool,
+}
+
+/// Tells chosen values from inherited ones.
 ///
 /// On version 2 an empty value inherits. On version 1 runtimes copy the parent's value, so another one was chosen.
-pub fn has_own_cpus(group: &Group, masks: &Masks) -> Result<bool> {
-    if masks.cpus.is_empty() {
-        return Ok(false);
-    }
-    Ok(match (group.version(), group.parent()) {
-        (Version::V1, Some(parent)) => {
-            let own: CpuSet = masks.cpus.parse()?;
-            read_set(&parent, CPUS)?.is_some_and(|inherited| inherited != own)
-        }
-        _ => true,
+pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
+    let is_chosen = |value: &str, file: &str| -> Result<bool> {
+        Ok(match (value.is_empty(), group.version(), group.parent()) {
+            (true, _, _) => false,
+            (false, Version::V1, Some(parent)) => {
+                let own: CpuSet = value.parse()?;
+                read_set(&parent, file)?.is_some_and(|inherited| inherited != own)
+            }
+            (false, _, _) => true,
+        })
+    };
+    Ok(Chosen {
+        cpus: is_chosen(&masks.cpus, CPUS)?,
+        mems: is_chosen(&masks.mems, MEMS)?,
     })
 }
 
@@ -154,23 +165,26 @@ pub fn inherit(group: &Group) -> Result<()> {
     Ok(())
 }
 
-/// Puts a group's values back; one that is gone is success.
+/// Puts a group's values back, the memory nodes where they were changed; a group that is gone is success.
 ///
 /// Version 2 refuses to empty the CPUs of a group with processes: they then get all that the parents allow.
-pub fn restore(group: &Group, masks: &Masks) -> Result<()> {
-    for (file, value) in [(CPUS, &masks.cpus), (MEMS, &masks.mems)] {
+pub fn restore(group: &Group, cpus: &str, mems: Option<&str>) -> Result<()> {
+    let put = |file: &str, value: &str| {
         let cleared = if value.is_empty() { "\n" } else { value };
-        let path = group.dir().join(file);
-        match files::write_kernel(&path, cleared) {
-            Err(error) if files::is_gone(&error) => return Ok(()),
-            Err(_) if value.is_empty() && file == CPUS => {
-                write(group, CPUS, &bound(group)?.cpus.to_string())?;
-            }
-            Err(_) if value.is_empty() => {}
-            other => other.with_context(|| format!("restore {}", path.display()))?,
+        match files::write_kernel(&group.dir().join(file), cleared) {
+            Err(error) if files::is_gone(&error) => Ok(()),
+            other => other,
         }
+    };
+    let context = || format!("restore the cpuset of {}", group.dir().display());
+    if let Some(mems) = mems {
+        put(MEMS, mems).with_context(context)?;
     }
-    Ok(())
+    match put(CPUS, cpus) {
+        Err(_) if cpus.is_empty() => put(CPUS, &bound(group)?.cpus.to_string()),
+        other => other,
+    }
+    .with_context(context)
 }
 
 /// Makes sure that a group has the controller, enabling it in the groups above where it is missing.
@@ -329,7 +343,7 @@ mod tests {
             let group = group.group("/c");
             let masks = masks(&group).unwrap().unwrap();
             assert_eq!(
-                has_own_cpus(&group, &masks).unwrap(),
+                super::chosen(&group, &masks).unwrap().cpus,
                 chosen,
                 "{version:?} {own:?}"
             );
@@ -342,14 +356,10 @@ mod tests {
             Version::V2,
             &[("c/cpuset.cpus", "2"), ("c/cpuset.mems", "0")],
         );
-        let masks = Masks {
-            cpus: String::new(),
-            mems: "1".into(),
-        };
-        restore(&tree.group("/c"), &masks).unwrap();
+        restore(&tree.group("/c"), "", Some("1")).unwrap();
         assert_eq!(tree.content("c/cpuset.cpus"), "\n");
         assert_eq!(tree.content("c/cpuset.mems"), "1");
-        restore(&tree.group("/gone"), &masks).unwrap();
+        restore(&tree.group("/gone"), "0", None).unwrap();
     }
 
     #[test]

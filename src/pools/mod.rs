@@ -2,19 +2,21 @@
 //! `pools/<pool>/<cpulist>/tasks`.
 
 mod lock;
+pub mod make;
+pub mod plan;
 mod tasks;
 
+use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::unistd::geteuid;
 
 pub use lock::{Lock, LockError};
 
 use crate::cpulist::CpuSet;
-use crate::files::{self, Durability};
+use crate::files::{self, Durability, trusted};
 use crate::text::Shown;
 
 /// The mode of directories in a pool directory.
@@ -249,35 +251,48 @@ impl PoolDirectory {
         tasks::parse(&text).with_context(|| format!("read {}", path.display()))
     }
 
-    /// Gives a list these owners, in one step, for all who hold the lock after us.
-    pub fn write_tasks(&self, _lock: &Lock, pool: &str, list: &str, pids: &[i32]) -> Result<()> {
-        let path = self.list_path(pool, list).join("tasks");
-        files::replace(
-            &path,
-            tasks::print(pids).as_bytes(),
-            FILE_MODE,
-            Durability::Crash,
-        )
-    }
-
-    /// Drops one occurrence of each of `pids` from a list's `tasks`; a list, or pid, that is not there is success.
+    /// Changes the owners of a list in one step, for all who hold the lock after us: drops one occurrence of
+    /// each pid of `drop`, and adds those of `add`. Nothing is written where that changes nothing.
     ///
     /// One occurrence: in a shared list the same number can stand for a dead owner and a live one.
-    pub fn drop_tasks(&self, lock: &Lock, pool: &str, list: &str, pids: &[i32]) -> Result<()> {
-        if !self.list_path(pool, list).is_dir() {
+    pub fn change_tasks(&self, _lock: &Lock, change: &TasksChange<'_>) -> Result<()> {
+        let list_path = self.list_path(change.pool, change.list);
+        if change.add.is_empty() && !list_path.is_dir() {
             return Ok(());
         }
-        let before = self.read_tasks(pool, list)?;
+        let before = self.read_tasks(change.pool, change.list)?;
         let mut after = before.clone();
-        for pid in pids {
+        for pid in change.drop {
             if let Some(index) = after.iter().position(|task| task == pid) {
                 after.remove(index);
             }
         }
-        if after.len() == before.len() {
+        after.extend(change.add);
+        if after == before {
             return Ok(());
         }
-        self.write_tasks(lock, pool, list, &after)
+        write_tasks(&list_path, &after)
+    }
+
+    /// Empties every `tasks` that was last written before a time, whatever is in it, but for the pids to keep.
+    /// What cannot be read or written is reported, and does not stop the rest.
+    pub fn forget_tasks_before(&self, _lock: &Lock, time: i64, keep: &BTreeSet<i32>) -> Result<()> {
+        for pool in self.pool_names()? {
+            let lists = subdirectories(&self.pools().join(&pool));
+            for list in lists.unwrap_or_default() {
+                let path = self.list_path(&pool, &list);
+                let is_old = |metadata: &Metadata| metadata.len() > 0 && metadata.mtime() < time;
+                if !trusted(&path.join("tasks")).is_ok_and(|metadata| is_old(&metadata)) {
+                    continue;
+                }
+                let mut pids = self.read_tasks(&pool, &list).unwrap_or_default();
+                pids.retain(|pid| keep.contains(pid));
+                if let Err(error) = write_tasks(&path, &pids) {
+                    log::warn!("{error:#}");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes what killed writers of this pool's `tasks` left behind.
@@ -287,12 +302,29 @@ impl PoolDirectory {
         }
         Ok(())
     }
+}
 
-    /// When a list's `tasks` were last written, in seconds since the epoch by the clock of that time.
-    pub fn tasks_written_at(&self, pool: &str, list: &str) -> Result<i64> {
-        let path = self.list_path(pool, list).join("tasks");
-        Ok(trusted(&path)?.mtime())
-    }
+/// A change of one list's owners.
+#[derive(Debug, Clone, Copy)]
+pub struct TasksChange<'a> {
+    /// The pool's name.
+    pub pool: &'a str,
+    /// The list's directory name.
+    pub list: &'a str,
+    /// Pids to drop; one that is not there is success.
+    pub drop: &'a [i32],
+    /// Pids to add at the end.
+    pub add: &'a [i32],
+}
+
+fn write_tasks(list: &Path, pids: &[i32]) -> Result<()> {
+    let content = tasks::print(pids);
+    files::replace(
+        &list.join("tasks"),
+        content.as_bytes(),
+        FILE_MODE,
+        Durability::Crash,
+    )
 }
 
 /// The names of the directories in a directory, in lexical order. A symbolic link is an error: where
@@ -317,30 +349,6 @@ fn subdirectories(path: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-/// What a path is, without following a link, if nobody but root and us can change it.
-pub(crate) fn trusted(path: &Path) -> Result<Metadata> {
-    let metadata = path
-        .symlink_metadata()
-        .with_context(|| format!("look at {}", path.display()))?;
-    ensure!(
-        !metadata.is_symlink(),
-        "{} is a symbolic link, which is not followed: put the real thing there",
-        path.display()
-    );
-    ensure!(
-        metadata.mode() & 0o002 == 0,
-        "{} can be written by anybody: chmod o-w {0}",
-        path.display()
-    );
-    ensure!(
-        metadata.uid() == 0 || metadata.uid() == geteuid().as_raw(),
-        "{} belongs to uid {}: only root's, or one's own, can be trusted",
-        path.display(),
-        metadata.uid()
-    );
-    Ok(metadata)
 }
 
 fn trusted_directory(path: &Path) -> Result<()> {
@@ -463,18 +471,55 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_dropped_one_by_one_and_twice_is_success() {
+    fn tasks_change_one_by_one_and_twice_is_success() {
         let (_dir, directory) = directory("cp cp/1=5,6,5");
-        let lock = directory
-            .lock(&crate::host::Host::new("/"), std::time::Duration::ZERO)
+        let lock = lock(&directory);
+        let change = |list, drop: &[i32], add: &[i32]| {
+            let change = TasksChange {
+                pool: "cp",
+                list,
+                drop,
+                add,
+            };
+            directory.change_tasks(&lock, &change)
+        };
+        for (drop, add, after) in [
+            (&[5, 9][..], &[][..], &[6, 5][..]),
+            (&[6], &[7], &[5, 7]),
+            (&[5, 7], &[], &[]),
+            (&[5, 7], &[], &[]),
+        ] {
+            change("1", drop, add).unwrap();
+            assert_eq!(directory.pool("cp").unwrap().lists[0].tasks, after);
+        }
+        change("77", &[6], &[]).unwrap();
+        assert!(change("77", &[], &[6]).is_err());
+    }
+
+    #[test]
+    fn what_was_written_before_a_time_is_forgotten_but_for_what_is_kept() {
+        let (dir, directory) = directory("dp! dp/1=5,6 dp/2=rubbish dp/3=7");
+        let old = |list: &str, seconds: u64| {
+            let path = dir.path().join("pools/dp").join(list).join("tasks");
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            fs::File::options()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_modified(time)
+                .unwrap();
+        };
+        (old("1", 99), old("2", 99), old("3", 100));
+        directory
+            .forget_tasks_before(&lock(&directory), 100, &BTreeSet::from([6]))
             .unwrap();
-        let tasks =
-            |directory: &PoolDirectory| directory.pool("cp").unwrap().lists[0].tasks.clone();
-        directory.drop_tasks(&lock, "cp", "1", &[5, 9]).unwrap();
-        assert_eq!(tasks(&directory), [6, 5]);
-        directory.drop_tasks(&lock, "cp", "1", &[6, 5]).unwrap();
-        directory.drop_tasks(&lock, "cp", "1", &[6, 5]).unwrap();
-        assert!(tasks(&directory).is_empty());
-        directory.drop_tasks(&lock, "cp", "77", &[6]).unwrap();
+        let lists = directory.pool("dp").unwrap().lists;
+        let tasks: Vec<_> = lists.into_iter().map(|list| list.tasks).collect();
+        assert_eq!(tasks, [vec![6], vec![], vec![7]]);
+    }
+
+    fn lock(directory: &PoolDirectory) -> Lock {
+        let host = crate::host::Host::new("/");
+        directory.lock(&host, std::time::Duration::ZERO).unwrap()
     }
 }

@@ -1,0 +1,212 @@
+//! The command line: types only.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::pools::Kind;
+use crate::pools::plan::{Cores, PoolSpec};
+use crate::request::is_pool_name;
+
+/// Gives a container CPUs of its own
+#[derive(Debug, Parser)]
+#[command(
+    name = "pinfold",
+    version,
+    after_help = "Example: pinfold init --num-dp-cores 4 --num-cp-cores 1 && pinfold describe",
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// The options that every verb has.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// The options that every verb has. Each is also a key of the configuration file and, but for hooks, a variable of
+/// the environment; the order is option, environment, file, default.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options everywhere")]
+pub struct Options {
+    /// The pool directory [default: /etc/kcm] [env: PINFOLD_CONF_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub conf_dir: Option<PathBuf>,
+    /// The directory of claims [default: /run/pinfold] [env: PINFOLD_RUN_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Read /sys, /proc and the rest below this directory [default: /] [env: PINFOLD_HOST_ROOT]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub host_root: Option<PathBuf>,
+    /// Wait so many seconds for the lock [default: 30, hooks at most 10] [env: PINFOLD_LOCK_TIMEOUT]
+    #[arg(long, global = true, value_name = "SECONDS")]
+    pub lock_timeout: Option<f64>,
+    /// The configuration file [default: /etc/pinfold/config.toml, if there] [env: PINFOLD_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Say more; twice: even more [env: PINFOLD_LOG=info]
+    #[arg(long, short, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make the pool directory
+    #[command(
+        after_help = "Examples:\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
+    )]
+    Init(Init),
+    /// Show the pools, their CPU lists and who owns them
+    #[command(after_help = "Example: pinfold describe --json")]
+    Describe(Describe),
+    /// Run by an OCI runtime: pin, or release, the container whose state is on standard input
+    #[command(after_help = "Example: pinfold hook createRuntime --conf-dir /etc/kcm < state.json")]
+    Hook(Hook),
+    /// Free what dead owners hold
+    #[command(after_help = "Example: pinfold reconcile --interval 60")]
+    Reconcile(Reconcile),
+    /// Run a command on CPUs of its own
+    #[command(
+        after_help = "Example: pinfold isolate --pool dataplane -- ./forwarder --port 1\n\nExit status: the command's own; 128 + N when signal N ended it; 125 when Pinfold failed,\n126 when the command cannot be executed, 127 when it is not found."
+    )]
+    Isolate(Isolate),
+    /// Give back by hand what a container, or a command, holds
+    #[command(after_help = "Example: pinfold release 3f9ac41b")]
+    Release(Release),
+}
+
+/// `pinfold init`
+#[derive(Debug, Args)]
+pub struct Init {
+    /// So many physical cores for the exclusive pool dataplane [default: 4]
+    #[arg(long, value_name = "N", conflicts_with = "pool")]
+    pub num_dp_cores: Option<usize>,
+    /// So many physical cores for the shared pool controlplane; all others go to the shared pool infra [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "pool")]
+    pub num_cp_cores: Option<usize>,
+    /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive), or one list (shared)
+    #[arg(long, value_name = "NAME=N|rest:exclusive|shared")]
+    pub pool: Vec<PoolArg>,
+    /// Replace other pools that are there; never while anybody owns anything in them
+    #[arg(long)]
+    pub force: bool,
+    /// Print the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `NAME=N:exclusive`, `NAME=N:shared`, or `rest` for the number.
+#[derive(Debug, Clone)]
+pub struct PoolArg(pub PoolSpec);
+
+impl FromStr for PoolArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = || "it must be like fast=2:exclusive, or others=rest:shared".to_owned();
+        let (name, rest) = text.split_once('=').ok_or_else(form)?;
+        let (cores, kind) = rest.split_once(':').ok_or_else(form)?;
+        if !is_pool_name(name) {
+            return Err(
+                "a pool's name has up to 63 letters, digits, - and _, begins with a letter or digit, and is not none"
+                    .to_owned(),
+            );
+        }
+        let kind = match kind {
+            "exclusive" => Kind::Exclusive,
+            "shared" => Kind::Shared,
+            _ => return Err(form()),
+        };
+        let cores = match cores {
+            "rest" => Cores::Rest,
+            number => match number.parse() {
+                Ok(count @ 1..=9999) => Cores::Count(count),
+                _ => return Err("the number of cores must be from 1 to 9999, or rest".to_owned()),
+            },
+        };
+        Ok(PoolArg(PoolSpec {
+            name: name.to_owned(),
+            cores,
+            kind,
+            // Nothing balances load on isolated cores: a shared list of them would be of little use.
+            from_isolated: kind == Kind::Exclusive,
+        }))
+    }
+}
+
+/// `pinfold describe`
+#[derive(Debug, Args)]
+pub struct Describe {
+    /// Print KCM's JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pinfold hook`
+#[derive(Debug, Args)]
+pub struct Hook {
+    /// The stage of the container's life
+    #[arg(value_enum)]
+    pub stage: Stage,
+}
+
+/// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to do at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// The older name of createRuntime
+    #[value(name = "prestart")]
+    Prestart,
+    /// Pin the container
+    #[value(name = "createRuntime")]
+    CreateRuntime,
+    /// Give its CPUs back
+    #[value(name = "poststop")]
+    Poststop,
+}
+
+/// `pinfold reconcile`
+#[derive(Debug, Args)]
+pub struct Reconcile {
+    /// Print KCM's JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Do it again every so many seconds, 1 to 86400
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub interval: Option<u64>,
+}
+
+/// `pinfold isolate`
+#[derive(Debug, Args)]
+pub struct Isolate {
+    /// The pool
+    #[arg(long, value_name = "NAME")]
+    pub pool: String,
+    /// How many CPU lists of an exclusive pool, 1 to 9999
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=9999))]
+    pub lists: u16,
+    /// Do not confine the command: it reads KCM_CPUS_ASSIGNED and places itself
+    #[arg(long)]
+    pub no_affinity: bool,
+    /// The command and its arguments, executed directly
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<OsString>,
+}
+
+/// `pinfold release`
+#[derive(Debug, Args)]
+pub struct Release {
+    /// The container's id, or isolate-PID
+    pub id: String,
+    /// Take the CPUs from a live owner too, after letting it out of them
+    #[arg(long)]
+    pub force: bool,
+}

@@ -1,0 +1,30 @@
+//! One verb a file; the only code that prints.
+
+mod describe;
+mod hook;
+mod init;
+mod isolate;
+mod reconcile;
+mod release;
+mod settings;
+
+use anyhow::Result;
+
+pub use settings::Settings;
+
+use crate::cli::{Cli, Verb};
+
+/// Does what the command line says; the exit code of what went well is 0, or that of the command that `isolate` ran.
+///
+/// # Errors
+/// Whatever was refused or failed, in one sentence.
+pub fn run(cli: &Cli) -> Result<u8> {
+    match &cli.verb {
+        Verb::Hook(args) => hook::run(args, &cli.options),
+        Verb::Isolate(args) => isolate::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Init(args) => init::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
+    }
+}

@@ -1,0 +1,165 @@
+//! The options that every verb has, resolved: option, environment, file, default.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use env_logger::{Builder, Target};
+use log::LevelFilter;
+
+use crate::cli::Options;
+use crate::config::Config;
+use crate::host::Host;
+use crate::placement::Site;
+use crate::system_log::{self, Severity};
+use crate::text::one_line;
+
+/// How long the command line waits for the lock, in seconds.
+const PATIENCE: f64 = 30.0;
+/// How long a hook waits at most: well within its own bound.
+const HOOK_PATIENCE: f64 = 10.0;
+/// The longest wait that can be asked for, in seconds.
+const MOST_PATIENCE: f64 = 86400.0;
+
+/// What a verb works on.
+#[derive(Debug)]
+pub struct Settings {
+    site: Site,
+}
+
+/// Where settings come from besides the options.
+type Environment = fn(&str) -> Option<OsString>;
+
+impl Settings {
+    /// Those of a person's or script's command: the environment counts.
+    pub(super) fn of_command_line(options: &Options) -> Result<Settings> {
+        let environment: Environment =
+            |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
+        start_log(options, log, None);
+        Ok(settings)
+    }
+
+    /// Those of a hook: engines give it any environment or none, so only its arguments and the file count.
+    pub(super) fn of_hook(options: &Options) -> Result<Settings> {
+        let (mut settings, log) = Settings::resolve(options, |_| None, HOOK_PATIENCE)?;
+        let most = Duration::from_secs_f64(HOOK_PATIENCE);
+        settings.site.patience = settings.site.patience.min(most);
+        start_log(options, log, Some(settings.site.host.clone()));
+        Ok(settings)
+    }
+
+    /// The machine and the directories, for a verb that only reads them or makes files.
+    pub(super) fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// The same for a verb that acts on processes: their numbers must mean the same to us.
+    pub(super) fn site_with_processes(&self) -> Result<&Site> {
+        let host = &self.site.host;
+        ensure!(
+            host.is_running_root() || host.shares_our_processes(),
+            "--host-root is for looking at a captured or mounted tree: its /proc is not of our own pid namespace, and this would act on other processes"
+        );
+        Ok(&self.site)
+    }
+
+    /// Sends a failed hook's reason to the system log of the machine.
+    pub fn report_failed_hook(options: &Options, message: &str) {
+        let root = options.host_root.clone().unwrap_or_else(|| "/".into());
+        system_log::send(&Host::new(root), Severity::Error, message);
+    }
+
+    fn resolve(
+        options: &Options,
+        environment: Environment,
+        patience: f64,
+    ) -> Result<(Settings, Option<String>)> {
+        let path = |option: &Option<PathBuf>, name: &str| {
+            option
+                .clone()
+                .or_else(|| environment(name).map(PathBuf::from))
+        };
+        let root = path(&options.host_root, "PINFOLD_HOST_ROOT");
+        let named = path(&options.config, "PINFOLD_CONFIG");
+        let outer = Host::new(root.clone().unwrap_or_else(|| "/".into()));
+        let config = Config::load(&outer, named.as_deref())?;
+        let host = match root.or(config.host_root) {
+            Some(root) => Host::new(root),
+            None => outer,
+        };
+        let seconds = match (options.lock_timeout, environment("PINFOLD_LOCK_TIMEOUT")) {
+            (Some(seconds), _) => Some(seconds),
+            (None, Some(text)) => Some(
+                text.to_str()
+                    .and_then(|text| text.parse().ok())
+                    .context("PINFOLD_LOCK_TIMEOUT is no number of seconds")?,
+            ),
+            (None, None) => config.lock_timeout,
+        };
+        let seconds = seconds.unwrap_or(patience);
+        ensure!(
+            (0.0..=MOST_PATIENCE).contains(&seconds),
+            "the lock timeout is {seconds}: it must be from 0 to {MOST_PATIENCE} seconds"
+        );
+        let conf_dir = path(&options.conf_dir, "PINFOLD_CONF_DIR").or(config.conf_dir);
+        let run_dir = path(&options.run_dir, "PINFOLD_RUN_DIR").or(config.run_dir);
+        let site = Site {
+            conf_dir: conf_dir.unwrap_or_else(|| host.default_conf_dir()),
+            run_dir: run_dir.unwrap_or_else(|| host.default_run_dir()),
+            patience: Duration::from_secs_f64(seconds),
+            host,
+        };
+        let log = environment("PINFOLD_LOG").and_then(|text| text.into_string().ok());
+        Ok((Settings { site }, log.or(config.log)))
+    }
+}
+
+/// Starts the log: to stderr, and for a hook to the system log as well.
+fn start_log(options: &Options, filter: Option<String>, hook: Option<Host>) {
+    let mut builder = Builder::new();
+    match (options.verbose, filter) {
+        (0, Some(filter)) => builder.parse_filters(&filter),
+        (0, None) => builder.filter_level(LevelFilter::Warn),
+        (1, _) => builder.filter_level(LevelFilter::Info),
+        (_, _) => builder.filter_level(LevelFilter::Debug),
+    };
+    builder.format(|out, record| {
+        let style = out.default_level_style(record.level());
+        let level = record.level().as_str().to_ascii_lowercase();
+        let message = one_line(&record.args().to_string());
+        writeln!(out, "pinfold: {style}{level}{style:#}: {message}")
+    });
+    if let Some(host) = hook {
+        builder.target(Target::Pipe(Box::new(BothLogs { host })));
+    }
+    // A second start would be a second command in one process: the first log serves.
+    let _ = builder.try_init();
+}
+
+/// A hook's log: the engine may show stderr, and may not.
+struct BothLogs {
+    host: Host,
+}
+
+impl Write for BothLogs {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A stderr that was closed fails nothing.
+        let _ = io::stderr().write_all(line);
+        let text = String::from_utf8_lossy(line);
+        let message = text.trim_end().trim_start_matches("pinfold: ");
+        let severity = match message.split(':').next() {
+            Some("error") => Severity::Error,
+            Some("warn") => Severity::Warning,
+            _ => Severity::Info,
+        };
+        system_log::send(&self.host, severity, message);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

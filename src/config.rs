@@ -1,0 +1,90 @@
+//! The configuration file: the same keys as the options, for hooks too, which have no environment.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::files;
+use crate::host::Host;
+
+/// What the file says; every key may be missing, and an unknown one is an error.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// The pool directory.
+    pub conf_dir: Option<PathBuf>,
+    /// The directory of claims.
+    pub run_dir: Option<PathBuf>,
+    /// The root below which `/sys`, `/proc` and the rest are.
+    pub host_root: Option<PathBuf>,
+    /// How long to wait for the lock, in seconds.
+    pub lock_timeout: Option<f64>,
+    /// What is logged, as in `PINFOLD_LOG`.
+    pub log: Option<String>,
+}
+
+impl Config {
+    /// Reads the file that was named, or the default one where there is one.
+    ///
+    /// # Errors
+    /// A named file that is missing; one that others can write, or that is not in this form.
+    pub fn load(host: &Host, named: Option<&Path>) -> Result<Config> {
+        let default = host.default_config();
+        let path = named.unwrap_or(&default);
+        match path.metadata() {
+            Err(error) if files::is_gone(&error) && named.is_none() => return Ok(Config::default()),
+            Err(error) if files::is_gone(&error) => {
+                bail!("the configuration file {} does not exist", path.display())
+            }
+            _ => {}
+        }
+        files::trusted(path)?;
+        Config::parse(&files::read(path)?)
+            .with_context(|| format!("the configuration file {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Config> {
+        // The first line of the library's message says where, and the rest draws it.
+        toml::from_str(text).map_err(|error| {
+            let line = error
+                .span()
+                .map(|span| text[..span.start].matches('\n').count() + 1);
+            match line {
+                Some(line) => anyhow::anyhow!("line {line}: {}", error.message()),
+                None => anyhow::anyhow!("{}", error.message()),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_key_and_no_other() {
+        let text = "conf-dir = '/a'\nrun-dir = '/b'\nhost-root = '/c'\nlock-timeout = 2.5\nlog = 'debug'\n";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.conf_dir.as_deref(), Some(Path::new("/a")));
+        assert_eq!(config.lock_timeout, Some(2.5));
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        for (text, part) in [
+            ("\nconf_dir = '/a'", "line 2: unknown field `conf_dir`"),
+            ("lock-timeout = 'x'", "line 1"),
+            ("conf-dir", "line 1"),
+        ] {
+            let error = Config::parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_be_there_and_the_default_need_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        assert_eq!(Config::load(&host, None).unwrap(), Config::default());
+        let error = Config::load(&host, Some(&dir.path().join("no"))).unwrap_err();
+        assert!(error.to_string().contains("does not exist"));
+    }
+}

@@ -1,0 +1,71 @@
+//! Who is alive: the one answer that release, reap, reconcile and choice all use.
+
+use anyhow::Result;
+
+use super::Books;
+use crate::cgroup::Hierarchy;
+use crate::claims::Claim;
+use crate::host::Host;
+use crate::process::{self, Process};
+
+/// Is a claim's owner still there?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// A process that the claim records can still run.
+    Recorded,
+    /// Those are gone, and its cgroup still holds others; one of them, where it is of our pid namespace.
+    Survived(Option<Process>),
+    /// Nothing of it is left, or it is of an earlier boot.
+    Gone,
+}
+
+impl Life {
+    pub(super) fn is_alive(self) -> bool {
+        self != Life::Gone
+    }
+}
+
+/// An owner is alive while a recorded process is, by pid and start time, with any thread that can run;
+/// or while its cgroup, by path and inode, holds any process, groups below it included.
+pub(super) fn life_of(
+    claim: &Claim,
+    host: &Host,
+    hierarchy: &Hierarchy,
+    boot_id: &str,
+) -> Result<Life> {
+    if claim.boot_id != boot_id {
+        return Ok(Life::Gone);
+    }
+    for process in &claim.processes {
+        if process.is_alive(host)? {
+            return Ok(Life::Recorded);
+        }
+    }
+    let group = hierarchy.group(&claim.cgroup.path)?;
+    if group.inode()? != Some(claim.cgroup.inode) {
+        return Ok(Life::Gone);
+    }
+    let pids = group.all_pids()?;
+    for pid in &pids {
+        if let Some(process) = Process::with_pid(host, *pid)? {
+            return Ok(Life::Survived(Some(process)));
+        }
+    }
+    Ok(if pids.is_empty() {
+        Life::Gone
+    } else {
+        Life::Survived(None)
+    })
+}
+
+impl Books<'_> {
+    /// [`life_of`] a claim, under the lock.
+    pub(super) fn life_of(&self, claim: &Claim) -> Result<Life> {
+        life_of(claim, self.host, &self.hierarchy, &self.boot_id)
+    }
+
+    /// A pid in `tasks` that no claim explains was written by another tool: it owns while it exists.
+    pub(super) fn is_pid_alive(&self, pid: i32) -> Result<bool> {
+        process::pid_is_alive(self.host, pid)
+    }
+}

@@ -1,0 +1,112 @@
+//! The use cases: give an owner CPUs and confine it, take them back, free what dead owners hold.
+//! The hook, `isolate`, `release` and `reconcile` all go through here.
+//!
+//! This is where the pool directory, the ledger and the cgroups meet; they do not know each other.
+
+mod command;
+mod container;
+mod give;
+mod init;
+mod life;
+mod reconcile;
+mod release;
+mod survey;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+pub use command::{CommandPlace, pin_command};
+pub use container::pin_container;
+pub use init::{Existing, Made, init};
+pub use reconcile::{Reclaimed, Report, reconcile};
+pub use release::{Release, force_release, release};
+pub use survey::{ListState, Owner, Survey, SurveyedList, SurveyedPool, survey};
+
+use life::Life;
+
+use crate::cgroup::Hierarchy;
+use crate::claims::{Entry, Ledger};
+use crate::host::Host;
+use crate::pools::{Lock, PoolDirectory};
+use crate::process;
+
+/// Which machine, which pool directory and which claims; and how long to wait for the lock.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The machine.
+    pub host: Host,
+    /// The pool directory.
+    pub conf_dir: PathBuf,
+    /// The directory of claims.
+    pub run_dir: PathBuf,
+    /// How long to wait for the lock; with none it is tried once.
+    pub patience: Duration,
+}
+
+/// Everything about a site while its lock is held: nobody else changes any of it.
+struct Books<'a> {
+    host: &'a Host,
+    directory: PoolDirectory,
+    ledger: Ledger,
+    hierarchy: Hierarchy,
+    boot_id: String,
+    // Dropped last: whatever the other fields' users do is done under it.
+    lock: Lock,
+}
+
+impl Site {
+    /// Takes the lock. The first to do so after a boot forgets what was recorded before it.
+    fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
+        let directory = PoolDirectory::open(&self.conf_dir)?;
+        let lock = directory.lock(&self.host, self.patience)?;
+        let books = Books {
+            host: &self.host,
+            ledger: Ledger::open(&self.run_dir)?,
+            hierarchy,
+            boot_id: process::boot_id(&self.host)?,
+            directory,
+            lock,
+        };
+        books.begin_boot(self)?;
+        Ok(books)
+    }
+}
+
+impl Books<'_> {
+    /// The mark `boot` names this boot and this pool directory. With another boot, or none, every `tasks`
+    /// from before it is void, even where a number in it is in use again.
+    fn begin_boot(&self, site: &Site) -> Result<()> {
+        let directory = self.directory.path().display().to_string();
+        let mark = format!("{} {directory}\n", self.boot_id);
+        let before = self.ledger.boot_mark()?;
+        if before.as_ref() == Some(&mark) {
+            return Ok(());
+        }
+        let claims = self.ledger.all()?;
+        let of_this_boot = before
+            .as_deref()
+            .and_then(|mark| mark.trim_end().strip_prefix(&self.boot_id));
+        if let Some(other) = of_this_boot.map(str::trim_start) {
+            if !claims.is_empty() {
+                bail!(
+                    "{} holds the claims of the pool directory {other}: give {directory} another --run-dir",
+                    site.run_dir.display()
+                );
+            }
+        }
+        let mut keep = BTreeSet::new();
+        for claim in claims.iter().filter_map(Entry::claim) {
+            // One whose life cannot be told counts as held.
+            if self.life_of(claim).map_or(true, Life::is_alive) {
+                keep.extend(claim.pids());
+            }
+        }
+        let boot_time = process::boot_time(self.host)?;
+        self.directory
+            .forget_tasks_before(&self.lock, boot_time, &keep)?;
+        self.ledger.write_boot_mark(&mark)
+    }
+}

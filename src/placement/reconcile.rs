@@ -1,0 +1,207 @@
+//! Freeing what dead owners hold, in one pool or everywhere.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+
+use super::life::Life;
+use super::{Books, Site};
+use crate::cgroup::{Hierarchy, cpuset};
+use crate::claims::{Claim, Entry};
+use crate::pools::{CpuList, Pool, TasksChange};
+
+/// One pid that no longer holds a CPU list.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reclaimed {
+    /// The pool.
+    pub pool: String,
+    /// The list's directory name.
+    pub cpus: String,
+    /// The pid that was in its `tasks`.
+    pub pid: i32,
+}
+
+/// What a reconciliation did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What was freed.
+    pub reclaimed: Vec<Reclaimed>,
+    /// What could not be done, a sentence each.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    fn note(&mut self, result: Result<()>) {
+        self.problems
+            .extend(result.err().map(|error| format!("{error:#}")));
+    }
+}
+
+/// Frees what dead owners hold in every pool, confines again what is no longer confined as its claim says, and
+/// removes what killed programs left behind. A problem with one claim or pool does not stop the rest.
+///
+/// # Errors
+/// Only what keeps it from beginning: the pool directory, the lock, the ledger.
+pub fn reconcile(site: &Site) -> Result<Report> {
+    let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+    let mut report = Report::default();
+    for name in books.directory.pool_names()? {
+        match books
+            .directory
+            .pool(&name)
+            .and_then(|pool| books.reap_pool(&pool))
+        {
+            Ok(reclaimed) => report.reclaimed.extend(reclaimed),
+            Err(error) => report.note(Err(error)),
+        }
+    }
+    // Claims on pools or lists that are no longer in the directory are seen here alone.
+    for entry in books.ledger.all()? {
+        match entry {
+            Entry::Claim(claim) => match books.settle(&claim) {
+                Ok(Life::Gone) => report.reclaimed.extend(reclaimed(&claim)),
+                Ok(_) => report.note(books.keep_confined(&claim)),
+                Err(error) => report.note(Err(error)),
+            },
+            Entry::Opaque { path, reason } => report.problems.push(format!(
+                "the claim {} counts as held, and is kept: {reason}",
+                path.display()
+            )),
+        }
+    }
+    report.note(books.ledger.remove_leftovers());
+    report.note(books.remove_unclaimed_groups());
+    report.reclaimed.sort();
+    report.reclaimed.dedup();
+    Ok(report)
+}
+
+impl Books<'_> {
+    /// Brings a claim up to date with its owner: gives back what a dead one holds; where others live on, lets
+    /// one of them stand for it in `tasks`, so that other tools see the owner too.
+    pub(super) fn settle(&self, claim: &Claim) -> Result<Life> {
+        let life = self.life_of(claim)?;
+        match life {
+            Life::Gone => self.give_back(claim)?,
+            Life::Recorded => self.ensure_recorded(claim)?,
+            Life::Survived(None) => {}
+            Life::Survived(Some(survivor)) => {
+                let after = Claim {
+                    processes: vec![survivor],
+                    ..claim.clone()
+                };
+                self.ledger.write(&after)?;
+                for list in &claim.lists {
+                    let (drop, add) = (claim.pids(), [survivor.pid]);
+                    let change = TasksChange {
+                        pool: &claim.pool,
+                        list,
+                        drop: &drop,
+                        add: &add,
+                    };
+                    self.directory.change_tasks(&self.lock, &change)?;
+                }
+            }
+        }
+        Ok(life)
+    }
+
+    /// Frees what dead owners hold of one pool.
+    pub(super) fn reap_pool(&self, pool: &Pool) -> Result<Vec<Reclaimed>> {
+        let mut freed = BTreeSet::new();
+        for list in &pool.lists {
+            let mut claimed = BTreeSet::new();
+            let mut is_opaque = false;
+            for entry in self.ledger.on_list(&list.name)? {
+                match entry {
+                    Entry::Claim(claim) if self.settle(&claim)? == Life::Gone => {
+                        freed.extend(reclaimed(&claim));
+                    }
+                    Entry::Claim(claim) => claimed.extend(claim.pids()),
+                    Entry::Opaque { .. } => is_opaque = true,
+                }
+            }
+            // Any of these pids may be the one that a claim which cannot be read stands for.
+            if !is_opaque {
+                freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
+            }
+        }
+        self.directory.remove_leftovers(&self.lock, pool)?;
+        Ok(freed.into_iter().collect())
+    }
+
+    /// Drops the pids that no claim explains and that have no process any more.
+    fn drop_dead_pids(
+        &self,
+        pool: &Pool,
+        list: &CpuList,
+        claimed: &BTreeSet<i32>,
+    ) -> Result<Vec<Reclaimed>> {
+        let mut dead = Vec::new();
+        for pid in list.tasks.iter().filter(|pid| !claimed.contains(pid)) {
+            if !self.is_pid_alive(*pid)? {
+                dead.push(*pid);
+            }
+        }
+        let change = TasksChange {
+            pool: &pool.name,
+            list: &list.name,
+            drop: &dead,
+            add: &[],
+        };
+        self.directory.change_tasks(&self.lock, &change)?;
+        let of_pid = |pid| Reclaimed {
+            pool: pool.name.clone(),
+            cpus: list.name.clone(),
+            pid,
+        };
+        Ok(dead.into_iter().map(of_pid).collect())
+    }
+
+    /// Writes a claim's CPUs into its group again where the group has others by now: version 1 drops a CPU that
+    /// goes offline from every cpuset for good (kernel: cgroup-v1/cpusets.rst).
+    pub(super) fn keep_confined(&self, claim: &Claim) -> Result<()> {
+        let group = self.hierarchy.group(&claim.cgroup.path)?;
+        if !claim.cgroup.confined
+            || group.inode()? != Some(claim.cgroup.inode)
+            || cpuset::effective_cpus(&group)? == Some(claim.cpus.clone())
+        {
+            return Ok(());
+        }
+        log::warn!(
+            "{} is not confined to {} any more: confining it again",
+            claim.id,
+            claim.cpus
+        );
+        cpuset::confine(&group, &claim.cpus, None)
+    }
+
+    /// Removes groups of ours that hold nobody and that no claim names: their maker was killed before it
+    /// wrote its claim.
+    fn remove_unclaimed_groups(&self) -> Result<()> {
+        for group in self.hierarchy.groups_of_ours()? {
+            let claimed = match group.inode()? {
+                Some(inode) => self.ledger.on_cgroup(inode)?.is_some(),
+                None => true,
+            };
+            if !claimed {
+                group.remove()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn reclaimed(claim: &Claim) -> Vec<Reclaimed> {
+    let mut all = Vec::new();
+    for list in &claim.lists {
+        for pid in claim.pids() {
+            all.push(Reclaimed {
+                pool: claim.pool.clone(),
+                cpus: list.clone(),
+                pid,
+            });
+        }
+    }
+    all
+}

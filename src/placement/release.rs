@@ -1,0 +1,120 @@
+//! Taking CPU lists back, by container id.
+
+use anyhow::{Result, anyhow, bail};
+
+use super::life::Life;
+use super::{Books, Site};
+use crate::cgroup::{Hierarchy, cpuset};
+use crate::claims::{Claim, Entry, Ledger};
+use crate::cpulist::CpuSet;
+use crate::pools::Kind;
+
+/// What became of the claims of one id.
+#[derive(Debug, Default)]
+pub struct Release {
+    /// Claims whose lists are free again.
+    pub freed: Vec<Claim>,
+    /// Claims that stay, because their owner lives.
+    pub kept: Vec<Claim>,
+}
+
+/// Gives back what every dead owner of this id holds. An unknown id, and a live owner, is success: a second
+/// create of a running id fails, and its poststop must not free the running one.
+///
+/// # Errors
+/// What could not be given back, after everything else was; claims that cannot be read.
+pub fn release(site: &Site, id: &str) -> Result<Release> {
+    let Some(books) = books_if_known(site, id)? else {
+        return Ok(Release::default());
+    };
+    let mut outcome = Release::default();
+    let mut errors = Vec::new();
+    for entry in books.ledger.of_id(id)? {
+        match entry {
+            Entry::Claim(claim) => match books.settle(&claim) {
+                Ok(Life::Gone) => outcome.freed.push(*claim),
+                Ok(_) => outcome.kept.push(*claim),
+                Err(error) => errors.push(error),
+            },
+            Entry::Opaque { path, reason } => {
+                errors.push(anyhow!(
+                    "the claim {} cannot be read and is kept: {reason}",
+                    path.display()
+                ));
+            }
+        }
+    }
+    match errors
+        .into_iter()
+        .reduce(|first, next| anyhow!("{first:#}; {next:#}"))
+    {
+        Some(error) => Err(error),
+        None => Ok(outcome),
+    }
+}
+
+/// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become all that its
+/// parents allow, without those of exclusive pools where that leaves any, and never those that it gives up.
+///
+/// # Errors
+/// An owner that has nowhere else to run, or whose group cannot be changed; its lists stay its own.
+pub fn force_release(site: &Site, id: &str) -> Result<Release> {
+    let Some(books) = books_if_known(site, id)? else {
+        return Ok(Release::default());
+    };
+    let mut outcome = Release::default();
+    for entry in books.ledger.of_id(id)? {
+        match entry {
+            Entry::Claim(claim) => {
+                if books.settle(&claim)? != Life::Gone {
+                    books.let_out(&claim)?;
+                    books.drop_record(&claim)?;
+                }
+                outcome.freed.push(*claim);
+            }
+            Entry::Opaque { path, reason } => bail!(
+                "the claim {} cannot be read: {reason}; remove it by hand once its container is gone",
+                path.display()
+            ),
+        }
+    }
+    Ok(outcome)
+}
+
+/// The lock is taken only for an id that has a claim.
+fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
+    match Ledger::open_if_there(&site.run_dir)? {
+        Some(ledger) if ledger.knows(id) => {
+            site.open_books(Hierarchy::discover(&site.host)?).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+impl Books<'_> {
+    fn let_out(&self, claim: &Claim) -> Result<()> {
+        let group = self.hierarchy.group(&claim.cgroup.path)?;
+        let bound = cpuset::bound(&group)?;
+        let mut others = CpuSet::new();
+        for name in self.directory.pool_names()? {
+            // A pool that cannot be read has no claim to being spared.
+            if let Ok(pool) = self.directory.pool(&name) {
+                if pool.kind == Kind::Exclusive {
+                    pool.lists.iter().for_each(|list| others.extend(&list.cpus));
+                }
+            }
+        }
+        let rest = bound.cpus.difference(&claim.cpus);
+        let shared = rest.difference(&others);
+        let outside = if shared.is_empty() { rest } else { shared };
+        if outside.is_empty() {
+            bail!(
+                "{} has nowhere to run but on {}: {} allows no other CPUs; stop it instead",
+                claim.id,
+                claim.cpus,
+                bound.group
+            );
+        }
+        cpuset::confine(&group, &outside, None)
+    }
+}

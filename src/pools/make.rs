@@ -1,0 +1,268 @@
+//! Making a pool directory, so that it is there wholly or not at all.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::plan::{PlannedPool, list_name};
+use super::{
+    DIRECTORY_MODE, FILE_MODE, Kind, LOCK_MODE, Lock, Pool, PoolDirectory, trusted_directory,
+};
+use crate::files::{self, Durability};
+
+/// What is in a pool directory that is to be made.
+#[derive(Debug)]
+pub enum Found {
+    /// No pools at all.
+    Nothing,
+    /// Something that no tool can use: why.
+    HalfMade(String),
+    /// Pools.
+    Pools(Vec<Pool>),
+}
+
+impl PoolDirectory {
+    /// Makes the directory and its lock where they are missing; pools need not be there.
+    pub fn begin(path: &Path) -> Result<PoolDirectory> {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(path);
+        made.with_context(|| format!("make {}", path.display()))?;
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("open {}", path.display()))?;
+        trusted_directory(&path)?;
+        let directory = PoolDirectory { path };
+        let lock = directory.lock_path();
+        let attempt = || match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(LOCK_MODE)
+            .open(&lock)
+        {
+            // One that is there is never touched: others may hold it.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Ok(file) => {
+                file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
+                file.sync_all()?;
+                files::sync_directory(&directory.path)
+            }
+            Err(error) => Err(error),
+        };
+        attempt().with_context(|| format!("make {}", lock.display()))?;
+        Ok(directory)
+    }
+
+    /// What is there.
+    pub fn found(&self) -> Result<Found> {
+        if !self.pools().exists() {
+            return Ok(Found::Nothing);
+        }
+        let read = || -> Result<Vec<Pool>> {
+            trusted_directory(&self.pools())?;
+            self.pool_names()?
+                .iter()
+                .map(|name| self.pool(name))
+                .collect()
+        };
+        Ok(match read() {
+            Ok(pools) if pools.iter().all(|pool| pool.lists.is_empty()) => {
+                Found::HalfMade("it has no CPU list".to_owned())
+            }
+            Ok(pools) => Found::Pools(pools),
+            Err(error) => Found::HalfMade(format!("{error:#}")),
+        })
+    }
+
+    /// Every number in any `tasks` below `pools`, whatever the layout: nobody who might own anything is overlooked.
+    pub fn all_numbers_in_tasks(&self) -> Result<Vec<i32>> {
+        let mut numbers = Vec::new();
+        collect_numbers(&self.pools(), 4, &mut numbers)?;
+        Ok(numbers)
+    }
+
+    /// Puts these pools in the place of whatever is there, in one step.
+    pub fn put_pools(&self, _lock: &Lock, pools: &[PlannedPool]) -> Result<()> {
+        // What a killed predecessor of ours was putting together.
+        let prefix = files::temporary_prefix("pools");
+        for name in files::names_in(&self.path)?
+            .iter()
+            .filter(|name| name.starts_with(&prefix))
+        {
+            fs::remove_dir_all(self.path.join(name)).with_context(|| format!("remove {name}"))?;
+        }
+        let new = tempfile::Builder::new()
+            .prefix(&prefix)
+            .tempdir_in(&self.path);
+        let new = new.with_context(|| format!("make a directory in {}", self.path.display()))?;
+        for pool in pools {
+            put_pool(&new.path().join(&pool.name), pool)?;
+        }
+        set_directory_mode(new.path())?;
+        let put = || -> Result<()> {
+            if self.pools().exists() {
+                // The old pools are then in the temporary directory, and go with it.
+                renameat2(
+                    AT_FDCWD,
+                    new.path(),
+                    AT_FDCWD,
+                    &self.pools(),
+                    RenameFlags::RENAME_EXCHANGE,
+                )?;
+            } else {
+                fs::rename(new.path(), self.pools())?;
+            }
+            Ok(files::sync_directory(&self.path)?)
+        };
+        put().with_context(|| format!("put {} in place", self.pools().display()))
+    }
+}
+
+fn put_pool(path: &Path, pool: &PlannedPool) -> Result<()> {
+    let directory = |path: &Path| -> Result<()> {
+        fs::create_dir(path).with_context(|| format!("make {}", path.display()))?;
+        set_directory_mode(path)
+    };
+    directory(path)?;
+    let content = pool.kind.content().as_bytes();
+    files::replace(
+        &path.join("exclusive"),
+        content,
+        FILE_MODE,
+        Durability::PowerLoss,
+    )?;
+    for list in &pool.lists {
+        let list = path.join(list_name(list));
+        directory(&list)?;
+        files::replace(&list.join("tasks"), b"", FILE_MODE, Durability::PowerLoss)?;
+    }
+    files::sync_directory(path).with_context(|| format!("sync {}", path.display()))
+}
+
+/// Set rather than asked for: the umask may be anything.
+fn set_directory_mode(path: &Path) -> Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
+        .with_context(|| format!("set the mode of {}", path.display()))
+}
+
+fn collect_numbers(path: &Path, depth: usize, numbers: &mut Vec<i32>) -> Result<()> {
+    for name in files::names_in(path)? {
+        let path = path.join(&name);
+        let Ok(metadata) = path.symlink_metadata() else {
+            continue;
+        };
+        if metadata.is_dir() && depth > 0 {
+            collect_numbers(&path, depth - 1, numbers)?;
+        } else if metadata.is_file() && name == "tasks" {
+            let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+            let text = files::read_bounded(file, super::tasks::MOST_BYTES).unwrap_or_default();
+            let words = text.split(|c: char| !c.is_ascii_digit());
+            numbers.extend(words.filter_map(|word| word.parse::<i32>().ok()));
+        }
+    }
+    Ok(())
+}
+
+/// Are these pools what was planned?
+pub fn is_as_planned(found: &[Pool], planned: &[PlannedPool]) -> bool {
+    let mut found: Vec<_> = found
+        .iter()
+        .map(|pool| (&pool.name, pool.kind, lists_of(pool)))
+        .collect();
+    let mut planned: Vec<(&String, Kind, Vec<_>)> = planned
+        .iter()
+        .map(|pool| (&pool.name, pool.kind, pool.lists.clone()))
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(b.0));
+    planned.sort_by(|a, b| a.0.cmp(b.0));
+    planned.iter_mut().for_each(|(_, _, lists)| lists.sort());
+    found == planned
+}
+
+fn lists_of(pool: &Pool) -> Vec<crate::cpulist::CpuSet> {
+    pool.lists.iter().map(|list| list.cpus.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use std::time::Duration;
+
+    fn planned() -> Vec<PlannedPool> {
+        let pool = |name: &str, kind, lists: &[&str]| PlannedPool {
+            name: name.into(),
+            kind,
+            lists: lists.iter().map(|list| list.parse().unwrap()).collect(),
+        };
+        vec![
+            pool("dp", Kind::Exclusive, &["4,12", "1,9"]),
+            pool("cp", Kind::Shared, &["0,8"]),
+        ]
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn makes_kcms_layout_and_puts_it_in_place_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/kcm");
+        let directory = PoolDirectory::begin(&path).unwrap();
+        let lock = directory.lock(&Host::new("/"), Duration::ZERO).unwrap();
+        assert!(matches!(directory.found().unwrap(), Found::Nothing));
+        fs::create_dir(path.join(".pools.killed")).unwrap();
+        for _ in 0..2 {
+            directory.put_pools(&lock, &planned()).unwrap();
+            match directory.found().unwrap() {
+                Found::Pools(pools) => assert!(is_as_planned(&pools, &planned())),
+                other => panic!("{other:?}"),
+            }
+            let mut names = files::names_in(&path).unwrap();
+            names.sort();
+            assert_eq!(names, ["lock", "pools"]);
+        }
+        assert_eq!(fs::read(path.join("pools/dp/exclusive")).unwrap(), b"1");
+        assert_eq!(fs::read(path.join("pools/cp/exclusive")).unwrap(), b"0");
+        assert_eq!(fs::read(path.join("pools/dp/4,12/tasks")).unwrap(), b"");
+        assert_eq!(
+            (mode(&path.join("lock")), mode(&path.join("pools"))),
+            (0o600, 0o755)
+        );
+        assert_eq!(mode(&path.join("pools/dp/4,12/tasks")), 0o644);
+    }
+
+    #[test]
+    fn half_made_ones_are_told_and_their_numbers_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = PoolDirectory::begin(dir.path()).unwrap();
+        let tasks = dir.path().join("pools/dp/0/4,12/tasks");
+        fs::create_dir_all(tasks.parent().unwrap()).unwrap();
+        files::replace(&tasks, b"12,x7", 0o644, Durability::Crash).unwrap();
+        assert!(matches!(directory.found().unwrap(), Found::HalfMade(_)));
+        assert_eq!(directory.all_numbers_in_tasks().unwrap(), [12, 7]);
+        fs::remove_dir_all(dir.path().join("pools/dp")).unwrap();
+        assert!(matches!(directory.found().unwrap(), Found::HalfMade(_)));
+    }
+
+    #[test]
+    fn the_lock_stays_the_same_file() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let inode = || {
+            PoolDirectory::begin(dir.path())
+                .unwrap()
+                .lock_path()
+                .metadata()
+                .unwrap()
+                .ino()
+        };
+        assert_eq!(inode(), inode());
+    }
+}
