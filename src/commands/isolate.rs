@@ -15,14 +15,15 @@ use signal_hook::consts::signal::{
 };
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
-use signal_hook::low_level::siginfo::{Cause, Origin};
 use signal_hook::low_level::emulate_default_handler;
+use signal_hook::low_level::siginfo::{Cause, Origin};
 
 use super::Settings;
 use crate::cli::Isolate;
 use crate::placement::{CommandPlace, Site, pin_command};
 use crate::process;
 use crate::request::Request;
+use crate::text::Shown;
 
 /// The command cannot be executed, and it is not found: podman-run(1), "Exit Status".
 const CANNOT_EXECUTE: u8 = 126;
@@ -91,7 +92,8 @@ fn spawn_failed(args: &Isolate, error: &io::Error) -> Result<u8> {
         }
         Some(_) => CANNOT_EXECUTE,
     };
-    log::error!("execute {}: {error}", args.command[0].display());
+    let name = args.command[0].to_string_lossy();
+    log::error!("execute {}: {error}", Shown(&name));
     Ok(code)
 }
 

@@ -340,8 +340,7 @@ fn explain(refusal: &Refusal, pool: &Pool, request: &Request, bound: &Bound) -> 
     let (name, size) = (&pool.name, request.size);
     match refusal {
         Refusal::Exhausted { free } => format!(
-            "pool {name} is exhausted: {size} asked for, {free} free in {} lists; stop a container that has some (pinfold describe), or make the pool larger",
-            pool.lists.len()
+            "pool {name} is exhausted: {size} asked for, {free} free: stop an owner (pinfold describe shows them), or make the pool larger"
         ),
         Refusal::TooSmall { all } => format!(
             "pool {name} is too small: {size} asked for, and it can give {all} at most: ask for less, or make the pool larger"

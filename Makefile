@@ -1,0 +1,39 @@
+# Everything a newcomer needs: `make demo` and `make test`.
+
+TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+PREFIX ?= /usr/local
+HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
+
+.PHONY: build demo test install uninstall clean
+
+# The static release binary. An explicit target keeps the flag away from procedural macros.
+build:
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target $(TARGET)
+	install -D target/$(TARGET)/release/pinfold target/dist/pinfold
+
+# Three real containers side by side, and one that is refused.
+demo: build
+	packaging/install-packages runc crun busybox=busybox-static
+	packaging/demo target/dist/pinfold
+
+# All tests, with the real runtimes.
+test:
+	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3
+	cargo test --locked
+
+# The binary, the manual page, and the hooks for podman and CRI-O with the binary's real path.
+install: build
+	install -D target/dist/pinfold $(DESTDIR)$(PREFIX)/bin/pinfold
+	install -D -m 644 docs/pinfold.8 $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
+	install -d $(DESTDIR)$(HOOKS_DIR)
+	for stage in createRuntime poststop; do \
+		sed 's,/usr/local/bin/pinfold,$(PREFIX)/bin/pinfold,' hooks/pinfold-$$stage.json \
+			>$(DESTDIR)$(HOOKS_DIR)/pinfold-$$stage.json || exit 1; \
+	done
+
+uninstall:
+	rm -f $(DESTDIR)$(HOOKS_DIR)/pinfold-createRuntime.json $(DESTDIR)$(HOOKS_DIR)/pinfold-poststop.json
+	rm -f $(DESTDIR)$(PREFIX)/bin/pinfold $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
+
+clean:
+	cargo clean
