@@ -10,7 +10,6 @@ use super::life::Life;
 use crate::cgroup::Hierarchy;
 use crate::claims::{Claim, OwnerKind};
 use crate::cpulist::CpuSet;
-use crate::pools::TasksChange;
 use crate::process::Process;
 use crate::request::Request;
 use crate::topology;
@@ -89,16 +88,6 @@ impl CommandPlace {
         }
         books.ledger.write(&without_us)?;
         books.settle(&without_us)?;
-        for list in &self.claim.lists {
-            let (pool, drop) = (&self.claim.pool, [self.claim.owner.pid]);
-            let change = TasksChange {
-                pool,
-                list,
-                drop: &drop,
-                add: &[],
-            };
-            books.directory.change_tasks(&books.lock, &change)?;
-        }
-        Ok(())
+        books.change_tasks(&self.claim, &[self.claim.owner.pid], &[])
     }
 }

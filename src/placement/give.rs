@@ -126,31 +126,40 @@ impl Books<'_> {
     /// The intent first, then the commit that other tools see.
     fn record(&self, claim: &Claim) -> Result<()> {
         self.ledger.write(claim)?;
-        self.ensure_recorded(claim)
+        self.change_tasks(claim, &[], &claim.pids())
     }
 
-    /// Puts the claim's processes into `tasks` of each of its lists, where they are not yet.
+    /// Puts the claim's processes into `tasks` of each of its lists where they are missing: another tool may have
+    /// dropped one that it took for dead.
     pub(super) fn ensure_recorded(&self, claim: &Claim) -> Result<()> {
-        let pool = self.directory.pool(&claim.pool)?;
-        for name in &claim.lists {
-            let list = pool.lists.iter().find(|list| list.name == *name);
-            let tasks = list.map_or(&[][..], |list| &list.tasks);
-            let add: Vec<i32> = claim
-                .pids()
-                .into_iter()
-                .filter(|pid| !tasks.contains(pid))
-                .collect();
-            self.directory.change_tasks(
-                &self.lock,
-                &TasksChange {
-                    pool: &claim.pool,
-                    list: name,
-                    drop: &[],
-                    add: &add,
-                },
-            )?;
+        for list in &claim.lists {
+            let tasks = self.directory.tasks(&claim.pool, list)?;
+            let mut add = claim.pids();
+            add.retain(|pid| !tasks.contains(pid));
+            let change = TasksChange {
+                pool: &claim.pool,
+                list,
+                drop: &[],
+                add: &add,
+            };
+            self.directory.change_tasks(&self.lock, &change)?;
         }
         Ok(())
+    }
+
+    /// Changes the owners of every list of a claim; goes on past an error, and returns the first.
+    pub(super) fn change_tasks(&self, claim: &Claim, drop: &[i32], add: &[i32]) -> Result<()> {
+        let mut first_error = Ok(());
+        for list in &claim.lists {
+            let change = TasksChange {
+                pool: &claim.pool,
+                list,
+                drop,
+                add,
+            };
+            first_error = first_error.and(self.directory.change_tasks(&self.lock, &change));
+        }
+        first_error
     }
 
     fn confine(&self, claim: &Claim, place: &Place) -> Result<()> {
@@ -233,17 +242,8 @@ impl Books<'_> {
 
     /// Drops a claim from `tasks` and from the ledger.
     pub(super) fn drop_record(&self, claim: &Claim) -> Result<()> {
-        let mut first_error = Ok(());
-        for list in &claim.lists {
-            let change = TasksChange {
-                pool: &claim.pool,
-                list,
-                drop: &claim.pids(),
-                add: &[],
-            };
-            first_error = first_error.and(self.directory.change_tasks(&self.lock, &change));
-        }
-        first_error.and(self.ledger.remove(claim))
+        let dropped = self.change_tasks(claim, &claim.pids(), &[]);
+        dropped.and(self.ledger.remove(claim))
     }
 
     /// Chooses; where the pool is exhausted, frees what dead owners hold and chooses again.

@@ -91,16 +91,7 @@ impl Books<'_> {
                     ..claim.clone()
                 };
                 self.ledger.write(&after)?;
-                for list in &claim.lists {
-                    let (drop, add) = (claim.pids(), [survivor.pid]);
-                    let change = TasksChange {
-                        pool: &claim.pool,
-                        list,
-                        drop: &drop,
-                        add: &add,
-                    };
-                    self.directory.change_tasks(&self.lock, &change)?;
-                }
+                self.change_tasks(claim, &claim.pids(), &[survivor.pid])?;
             }
         }
         Ok(life)

@@ -223,11 +223,12 @@ impl PoolDirectory {
             "pool {pool} has a CPU list without a CPU: {}",
             Shown(&name)
         );
-        let tasks = self.read_tasks(pool, &name)?;
+        let tasks = self.tasks(pool, &name)?;
         Ok(CpuList { name, cpus, tasks })
     }
 
-    fn read_tasks(&self, pool: &str, list: &str) -> Result<Vec<i32>> {
+    /// The owners of one list now.
+    pub fn tasks(&self, pool: &str, list: &str) -> Result<Vec<i32>> {
         let path = self.list_path(pool, list).join("tasks");
         let metadata = match trusted(&path) {
             Ok(metadata) => metadata,
@@ -260,7 +261,7 @@ impl PoolDirectory {
         if change.add.is_empty() && !list_path.is_dir() {
             return Ok(());
         }
-        let before = self.read_tasks(change.pool, change.list)?;
+        let before = self.tasks(change.pool, change.list)?;
         let mut after = before.clone();
         for pid in change.drop {
             if let Some(index) = after.iter().position(|task| task == pid) {
@@ -285,7 +286,7 @@ impl PoolDirectory {
                 if !trusted(&path.join("tasks")).is_ok_and(|metadata| is_old(&metadata)) {
                     continue;
                 }
-                let mut pids = self.read_tasks(&pool, &list).unwrap_or_default();
+                let mut pids = self.tasks(&pool, &list).unwrap_or_default();
                 pids.retain(|pid| keep.contains(pid));
                 if let Err(error) = write_tasks(&path, &pids) {
                     log::warn!("{error:#}");

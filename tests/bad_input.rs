@@ -1,0 +1,585 @@
+//! Bad input gets one sentence on stderr, exit 1 (2 for usage), and nothing changed.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+/// A pool directory with an exclusive pool of the CPUs 0 and 1 and a shared one, and a process that waits.
+struct Site {
+    dir: tempfile::TempDir,
+    waiting: Child,
+}
+
+impl Site {
+    fn new() -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        let waiting = Command::new("sleep").arg("600").spawn().unwrap();
+        let site = Site { dir, waiting };
+        site.put("kcm/lock", "");
+        site.put("kcm/pools/dp/exclusive", "1");
+        site.put("kcm/pools/dp/0/tasks", "");
+        site.put("kcm/pools/dp/1/tasks", "");
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn put(&self, name: &str, content: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), content).unwrap();
+        // Whatever the umask is, a site begins as one that can be trusted.
+        for ancestor in Path::new(name).ancestors() {
+            let mode = if self.path("").join(ancestor).is_dir() {
+                0o755
+            } else {
+                0o644
+            };
+            self.mode(ancestor.to_str().unwrap(), mode);
+        }
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn pinfold(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pinfold"))
+            .arg("--conf-dir")
+            .arg(self.path("kcm"))
+            .arg("--run-dir")
+            .arg(self.path("run"))
+            .args(["--lock-timeout", "0.2"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input).unwrap();
+        drop(stdin);
+        child.wait_with_output().unwrap()
+    }
+
+    fn state(&self, annotations: &str) -> String {
+        let pid = self.waiting.id();
+        format!(
+            r#"{{"ociVersion":"1.0.2","id":"web","status":"creating","pid":{pid},"annotations":{{{annotations}}}}}"#
+        )
+    }
+
+    fn request(&self) -> String {
+        self.state(r#""pinfold.io/pool":"dp""#)
+    }
+
+    /// Every path below the site with what tells that it was written: inode, time of change, size.
+    fn snapshot(&self) -> Vec<(PathBuf, u64, i64, i64, u64)> {
+        fn visit(path: &Path, seen: &mut Vec<(PathBuf, u64, i64, i64, u64)>) {
+            let meta = path.symlink_metadata().unwrap();
+            seen.push((
+                path.into(),
+                meta.ino(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.size(),
+            ));
+            if meta.is_dir() {
+                let entries = fs::read_dir(path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path());
+                entries.for_each(|entry| visit(&entry, seen));
+            }
+        }
+        let mut seen = Vec::new();
+        visit(&self.path("kcm"), &mut seen);
+        seen.sort();
+        seen
+    }
+
+    /// Refused with this code in one sentence that has each part; nothing in the pool directory is touched, and no claim is left.
+    #[track_caller]
+    fn refuses(&self, code: i32, arguments: &[&str], input: &[u8], parts: &[&str]) {
+        let before = self.path("kcm").exists().then(|| self.snapshot());
+        let output = self.pinfold(arguments, input);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        for part in parts {
+            assert!(
+                said.contains(part),
+                "{arguments:?} should say {part:?}: {said}"
+            );
+        }
+        if code == 1 {
+            assert_eq!(said.matches('\n').count(), 1, "one sentence: {said}");
+            assert!(said.starts_with("pinfold: "), "{said}");
+        }
+        assert!(
+            !said
+                .trim_end()
+                .contains(|c: char| c.is_control() && c != '\n'),
+            "{said:?}"
+        );
+        assert_eq!(before, self.path("kcm").exists().then(|| self.snapshot()));
+        assert!(!self.path("run/claims/web").exists());
+    }
+
+    #[track_caller]
+    fn refuses_start(&self, parts: &[&str]) {
+        self.refuses(
+            1,
+            &["hook", "createRuntime"],
+            self.request().as_bytes(),
+            parts,
+        );
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.waiting.kill().unwrap();
+        self.waiting.wait().unwrap();
+    }
+}
+
+#[test]
+fn states_that_are_none() {
+    let site = Site::new();
+    let request = site.request();
+    let truncated = &request[..request.len() - 3];
+    for (input, part) in [
+        ("".to_owned(), "empty"),
+        ("web".to_owned(), "not an OCI state"),
+        (truncated.to_owned(), "not an OCI state"),
+        (request.replace(r#""id":"web","#, ""), "missing field `id`"),
+        (request.replace("\"web\"", r#""a/b""#), "cannot be used"),
+        (request.replace("\"web\"", r#""..""#), "cannot be used"),
+        (
+            request.replace("\"web\"", r#""a\u0000b""#),
+            "cannot be used",
+        ),
+        (
+            request.replace("\"web\"", r#""a\u001b[31mb""#),
+            "cannot be used",
+        ),
+        (request.replace("web", &"x".repeat(300)), "cannot be used"),
+        (
+            format!("{request}{}", " ".repeat(5 << 20)),
+            "larger than 4194304 bytes",
+        ),
+        (request.replace("creating", "\u{1b}[2J"), "not an OCI state"),
+    ] {
+        for stage in ["prestart", "createRuntime", "poststop"] {
+            site.refuses(1, &["hook", stage], input.as_bytes(), &[part]);
+        }
+    }
+    site.refuses(1, &["hook", "prestart"], b"\xff\xfe", &["UTF-8"]);
+}
+
+#[test]
+fn a_process_that_is_none() {
+    let site = Site::new();
+    let pid = format!("\"pid\":{}", site.waiting.id());
+    for (replacement, parts) in [
+        ("\"pid\":0", ["container web", "no pid"]),
+        ("\"pid\":null", ["container web", "no pid"]),
+        (
+            "\"pid\":4194305",
+            ["container web", "process 4194305 is gone"],
+        ),
+    ] {
+        let state = site.request().replace(&pid, replacement);
+        site.refuses(1, &["hook", "prestart"], state.as_bytes(), &parts);
+        let without_request = state.replace("pinfold.io/pool", "example.com/pool");
+        let output = site.pinfold(&["hook", "prestart"], without_request.as_bytes());
+        assert!(output.status.success(), "{replacement} without a request");
+        assert!(!site.path("run").exists());
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_met() {
+    let site = Site::new();
+    for (annotations, parts) in [
+        (
+            r#""pinfold.io/pool":"xx""#,
+            &["container web", "no pool \"xx\"", "it has dp"][..],
+        ),
+        (
+            r#""pinfold.io/pool":"../dp""#,
+            &["container web", "pinfold.io/pool"],
+        ),
+        (
+            r#""pinfold.io/poool":"dp""#,
+            &["container web", "unknown annotation"],
+        ),
+        (
+            r#""pinfold.io/lists":"2""#,
+            &["container web", "pinfold.io/pool"],
+        ),
+        (
+            r#""pinfold.io/pool":"dp","pinfold.io/lists":"-1""#,
+            &["container web", "1 to 9999"],
+        ),
+        (
+            r#""pinfold.io/pool":"dp","pinfold.io/lists":"3""#,
+            &["container web", "dp", "too small", "2 at most"],
+        ),
+        (
+            r#""pinfold.io/pool":"dp","pinfold.io/cpus":"3""#,
+            &["container web", "dp", "too small", "2 at most"],
+        ),
+        (
+            r#""pinfold.io/pool":"d\u001b[0mp""#,
+            &["container web", r"\u{1b}"],
+        ),
+    ] {
+        let state = site.state(annotations);
+        site.refuses(1, &["hook", "createRuntime"], state.as_bytes(), parts);
+    }
+}
+
+#[test]
+fn pool_directories_that_cannot_be_used() {
+    for (spoil, parts) in [
+        (
+            &(|site: &Site| fs::remove_dir_all(site.path("kcm")).unwrap()) as &dyn Fn(&Site),
+            &["does not exist", "pinfold init"][..],
+        ),
+        (
+            &|site| fs::remove_dir_all(site.path("kcm/pools")).unwrap(),
+            &["half-made", "pinfold init"],
+        ),
+        (
+            &|site| fs::remove_file(site.path("kcm/lock")).unwrap(),
+            &["half-made", "pinfold init"],
+        ),
+        (
+            &|site| fs::remove_file(site.path("kcm/pools/dp/exclusive")).unwrap(),
+            &["half-made"],
+        ),
+        (
+            &|site| fs::remove_file(site.path("kcm/pools/dp/1/tasks")).unwrap(),
+            &["half-made"],
+        ),
+        (&|site| site.mode("kcm", 0o777), &["chmod o-w"]),
+        (&|site| site.mode("kcm/pools", 0o777), &["chmod o-w"]),
+        (&|site| site.mode("kcm/pools/dp", 0o777), &["chmod o-w"]),
+        (
+            &|site| site.mode("kcm/pools/dp/0/tasks", 0o666),
+            &["chmod o-w", "tasks"],
+        ),
+        (
+            &|site| symlink("/tmp", site.path("kcm/pools/out")).unwrap(),
+            &["symbolic link"],
+        ),
+        (
+            &|site| {
+                fs::rename(site.path("kcm/pools/dp"), site.path("elsewhere")).unwrap();
+                symlink(site.path("elsewhere"), site.path("kcm/pools/dp")).unwrap();
+            },
+            &["symbolic link"],
+        ),
+        (
+            &|site| {
+                fs::remove_dir_all(site.path("kcm/pools/dp/0")).unwrap();
+                site.put("kcm/pools/dp/0/0,4/tasks", "");
+            },
+            &["sockets", "pinfold init"],
+        ),
+        (
+            &|site| site.put("kcm/pools/dp/0/tasks", "12;13"),
+            &["dp/0/tasks", "12;13"],
+        ),
+        (
+            &|site| site.put("kcm/pools/dp/0/tasks", "\u{1b}[31m"),
+            &["dp/0/tasks", r"\u{1b}"],
+        ),
+        (
+            &|site| site.put("kcm/pools/dp/zero/tasks", ""),
+            &["\"zero\"", "no CPU list"],
+        ),
+        (
+            &|site| site.put("kcm/pools/dp/0-1/tasks", ""),
+            &["overlaps", "give each CPU to one list"],
+        ),
+        (
+            &|site| site.put("kcm/pools/cp/1/tasks", ""),
+            &["overlaps 1 of pool \"cp\""],
+        ),
+        (
+            &|site| {
+                for cpu in ["0", "1"] {
+                    fs::remove_dir_all(site.path("kcm/pools/dp").join(cpu)).unwrap();
+                }
+                site.put("kcm/pools/dp/8190/tasks", "");
+            },
+            &["pool dp", "offline"],
+        ),
+    ] {
+        let site = Site::new();
+        spoil(&site);
+        let mut all = vec!["container web"];
+        all.extend(parts);
+        site.refuses_start(&all);
+        assert!(!site.path("run/boot").exists() || site.path("kcm/lock").exists());
+    }
+}
+
+#[test]
+fn what_kcm_tolerates_in_tasks_is_read() {
+    let site = Site::new();
+    let own = site.waiting.id();
+    for tasks in [
+        format!("{own}\n"),
+        format!(",{own},,"),
+        format!(" {own} , {own} "),
+    ] {
+        site.put("kcm/pools/dp/0/tasks", &tasks);
+        site.put("kcm/pools/dp/1/tasks", &tasks);
+        site.refuses_start(&["pool dp is exhausted"]);
+    }
+}
+
+#[test]
+fn a_lock_that_is_held_too_long_names_the_holder() {
+    let site = Site::new();
+    let lock = site.path("kcm/lock");
+    let mut holder = Command::new("flock")
+        .arg(&lock)
+        .args(["sleep", "600"])
+        .spawn()
+        .unwrap();
+    let is_held = || {
+        let file = fs::File::open(&lock).unwrap();
+        fs2::FileExt::try_lock_exclusive(&file).is_err()
+    };
+    while !is_held() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    site.refuses_start(&["held by process", "\"flock\"", "gave up after"]);
+    site.refuses(1, &["describe"], b"", &["held by process"]);
+    site.refuses(1, &["reconcile"], b"", &["held by process"]);
+    Command::new("pkill")
+        .args(["-P", &holder.id().to_string()])
+        .status()
+        .unwrap();
+    holder.wait().unwrap();
+}
+
+#[test]
+fn claims_that_cannot_be_read_count_as_held_and_stay() {
+    let site = Site::new();
+    let claim = r#"{"version":2,"surprise":true}"#;
+    for cpu in ["0", "1"] {
+        site.put(&format!("run/claims/old{cpu}/5-5.json"), claim);
+        site.put(&format!("run/lists/{cpu}/old{cpu}@5-5"), "");
+        fs::remove_file(site.path(&format!("run/lists/{cpu}/old{cpu}@5-5"))).unwrap();
+        let target = format!("../../claims/old{cpu}/5-5.json");
+        symlink(target, site.path(&format!("run/lists/{cpu}/old{cpu}@5-5"))).unwrap();
+    }
+    let output = site.pinfold(&["hook", "prestart"], site.request().as_bytes());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("version 2") && said.contains("exhausted"),
+        "{said}"
+    );
+    let output = site.pinfold(&["reconcile"], b"");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        fs::read_to_string(site.path("run/claims/old0/5-5.json")).unwrap(),
+        claim
+    );
+}
+
+#[test]
+fn a_run_directory_of_others_or_of_another_pool_directory() {
+    let site = Site::new();
+    fs::create_dir(site.path("run")).unwrap();
+    site.mode("run", 0o777);
+    site.refuses_start(&["chmod 700"]);
+    site.mode("run", 0o700);
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    site.put("run/boot", &format!("{} /elsewhere\n", boot_id.trim()));
+    site.put("run/claims/other/5-5.json", "{}");
+    site.mode("run", 0o700);
+    site.refuses_start(&["/elsewhere", "another --run-dir"]);
+}
+
+/// A small file system over a directory of the site, until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Needs root, as the whole suite does.
+    fn over(path: PathBuf, options: &str) -> Mounted {
+        fs::create_dir_all(&path).unwrap();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(&path);
+        assert!(
+            mount.status().unwrap().success(),
+            "mount a tmpfs: are you root?"
+        );
+        Mounted(path)
+    }
+
+    fn fill(&self) {
+        let mut file = fs::File::create(self.0.join("ballast")).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn remount_read_only(&self) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "remount,ro"]).arg(&self.0);
+        assert!(mount.status().unwrap().success());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        assert!(
+            Command::new("umount")
+                .arg(&self.0)
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+}
+
+#[test]
+fn disks_that_are_full_or_read_only() {
+    let site = Site::new();
+    let mounted = Mounted::over(site.path("run"), "size=64k,mode=700");
+    mounted.fill();
+    site.refuses_start(&["run/", "No space left on device"]);
+    mounted.remount_read_only();
+    site.refuses_start(&["run", "Read-only file system"]);
+    drop(mounted);
+    assert!(
+        !Path::new("/sys/fs/cgroup/cpuset/pinfold").exists(),
+        "a cgroup was left"
+    );
+
+    let site = Site::new();
+    let mounted = Mounted::over(site.path("kcm/pools/dp/0"), "size=4k,mode=755,nr_inodes=2");
+    fs::write(site.path("kcm/pools/dp/0/tasks"), "").unwrap();
+    // The claim is written by then, and is taken back.
+    site.refuses_start(&["dp/0/tasks", "No space left on device"]);
+    mounted.remount_read_only();
+    site.refuses_start(&["dp/0/tasks", "Read-only file system"]);
+    let mut held = Command::new("find");
+    held.arg(site.path("run")).args(["-name", "web*"]);
+    assert!(held.output().unwrap().stdout.is_empty(), "a claim was left");
+}
+
+#[test]
+fn configuration_files() {
+    let site = Site::new();
+    let config = site.path("config.toml");
+    let named = ["describe", "--config", config.to_str().unwrap()];
+    site.refuses(1, &named, b"", &["config.toml", "does not exist"]);
+    site.put("config.toml", "\ncolour = 1\n");
+    site.refuses(1, &named, b"", &["config.toml", "line 2", "colour"]);
+    site.put("config.toml", "lock-timeout = -1\n");
+    site.mode("config.toml", 0o666);
+    site.refuses(1, &named, b"", &["config.toml", "chmod o-w"]);
+}
+
+#[test]
+fn command_lines() {
+    let site = Site::new();
+    for (arguments, parts) in [
+        (&["hook"][..], &["Usage"][..]),
+        (
+            &["hook", "poststart"],
+            &["prestart, createRuntime, poststop"],
+        ),
+        (&["frobnicate"], &["frobnicate"]),
+        (&["init", "--pool", "dp"], &["fast=2:exclusive"]),
+        (&["init", "--pool", "none=1:shared"], &["none"]),
+        (&["init", "--pool", "dp=0:shared"], &["1 to 9999"]),
+        (&["init", "--pool", "dp=1:private"], &["fast=2:exclusive"]),
+        (&["reconcile", "--interval", "0"], &["1..=86400"]),
+        (&["describe", "--lock-timeout", "x"], &["--lock-timeout"]),
+    ] {
+        site.refuses(2, arguments, b"", parts);
+    }
+    for (arguments, code, parts) in [
+        (
+            &["init", "--pool", "dp=1:shared", "--pool", "dp=1:shared"][..],
+            1,
+            &["asked for twice"][..],
+        ),
+        (
+            &["init", "--pool", "dp=999:exclusive"],
+            1,
+            &["999 asked for", "there are"],
+        ),
+        (&["release", "a/b"], 1, &["no container id"]),
+        (
+            &["isolate", "--pool", "xx", "--", "true"],
+            125,
+            &["no pool \"xx\""],
+        ),
+        (
+            &["isolate", "--pool", "../x", "--", "true"],
+            125,
+            &["--pool"],
+        ),
+        (&["isolate", "--pool", "dp"], 125, &["COMMAND"]),
+    ] {
+        site.refuses(code, arguments, b"", parts);
+    }
+}
+
+#[test]
+fn a_root_whose_processes_are_not_ours() {
+    let site = Site::new();
+    fs::create_dir(site.path("captured")).unwrap();
+    let root = site.path("captured");
+    for verb in [&["reconcile"][..], &["release", "web"]] {
+        let mut arguments = verb.to_vec();
+        arguments.extend(["--host-root", root.to_str().unwrap()]);
+        site.refuses(1, &arguments, b"", &["pid namespace"]);
+    }
+    let hook = ["hook", "prestart", "--host-root", root.to_str().unwrap()];
+    site.refuses(1, &hook, site.request().as_bytes(), &["pid namespace"]);
+}
+
+#[test]
+fn every_verb_has_help_with_an_example_and_a_place_in_the_manual() {
+    let site = Site::new();
+    let manual = include_str!("../docs/pinfold.8").replace("\\-", "-");
+    for verb in [
+        "init",
+        "describe",
+        "hook",
+        "reconcile",
+        "isolate",
+        "release",
+    ] {
+        let output = site.pinfold(&[verb, "--help"], b"");
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success() && help.contains("Example"),
+            "{help}"
+        );
+        assert!(manual.contains(&format!(".B {verb}\n")), "{verb}");
+        let options = help
+            .split_whitespace()
+            .filter(|word| word.starts_with("--") && word.len() > 2);
+        for option in options.map(|option| option.trim_end_matches(|c: char| !c.is_alphanumeric()))
+        {
+            let known = manual.contains(option) || ["--help", "--port"].contains(&option);
+            assert!(known, "{option} of {verb} is missing in the manual page");
+        }
+    }
+}
