@@ -1,0 +1,347 @@
+//! The whole way of a container on trees that stand in for machines that this one is not: cgroup v2 here,
+//! a machine after a reboot, one whose tools are in the middle of something.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, SystemTime};
+
+use pinfold::host::Host;
+use pinfold::placement::{Site, pin_container, reconcile, release};
+use pinfold::process::affinity;
+use pinfold::request::{Mems, Request, Size};
+
+/// A machine with cgroup v2, whose one container's first process is a real one of ours.
+struct Machine {
+    dir: tempfile::TempDir,
+    waiting: Child,
+    /// All CPUs of the real machine: the one list that a real process can be verified to be confined to.
+    cpus: String,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let waiting = Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = waiting.id();
+        let cpus = affinity(pid as i32).unwrap().to_string();
+        let machine = Machine {
+            dir: tempfile::tempdir().unwrap(),
+            waiting,
+            cpus,
+        };
+        let cpus = &machine.cpus;
+        for (path, content) in [
+            (
+                "proc/1/mountinfo",
+                "40 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            ),
+            ("proc/sys/kernel/random/boot_id", "this-boot\n"),
+            ("proc/stat", "cpu 1\nbtime 1000000\n"),
+            ("sys/devices/system/cpu/online", cpus),
+            ("sys/devices/system/node/has_memory", "0\n"),
+            ("sys/devices/system/node/node0/cpulist", cpus),
+            ("sys/fs/cgroup/cpuset.cpus.effective", cpus),
+            (
+                "sys/fs/cgroup/cgroup.subtree_control",
+                "cpu cpuset memory\n",
+            ),
+            (
+                "sys/fs/cgroup/machine.slice/cgroup.subtree_control",
+                "cpu\n",
+            ),
+            (
+                "sys/fs/cgroup/machine.slice/web/cgroup.procs",
+                &format!("{pid}\n"),
+            ),
+            ("sys/fs/cgroup/machine.slice/web/cpuset.cpus", "\n"),
+            ("sys/fs/cgroup/machine.slice/web/cpuset.mems", "\n"),
+            (
+                "sys/fs/cgroup/machine.slice/web/cpuset.cpus.effective",
+                cpus,
+            ),
+            (&format!("proc/{pid}/cgroup"), "0::/machine.slice/web\n"),
+            (
+                &format!("proc/{}/cgroup", std::process::id()),
+                "0::/user.slice\n",
+            ),
+            (
+                &format!("proc/{pid}/stat"),
+                &fs::read_to_string(format!("/proc/{pid}/stat")).unwrap(),
+            ),
+            ("etc/kcm/lock", ""),
+            ("etc/kcm/pools/dp/exclusive", "1"),
+            (&format!("etc/kcm/pools/dp/{cpus}/tasks"), ""),
+        ] {
+            machine.put(path, content);
+        }
+        machine
+    }
+
+    fn put(&self, path: &str, content: &str) {
+        let path = self.dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    fn get(&self, path: &str) -> String {
+        fs::read_to_string(self.dir.path().join(path)).unwrap()
+    }
+
+    /// What a kernel file would hold: a write to a plain one does not cut off what was there.
+    fn value(&self, file: &str) -> String {
+        let text = self.get(&format!("{GROUP}/{file}"));
+        text.lines().next().unwrap().to_owned()
+    }
+
+    fn remove(&self, path: &str) {
+        fs::remove_file(self.dir.path().join(path)).unwrap();
+    }
+
+    fn tasks(&self) -> String {
+        self.get(&format!("etc/kcm/pools/dp/{}/tasks", self.cpus))
+    }
+
+    fn site(&self) -> Site {
+        let host = Host::new(self.dir.path());
+        Site {
+            conf_dir: host.default_conf_dir(),
+            run_dir: host.default_run_dir(),
+            patience: Duration::from_secs(1),
+            host,
+        }
+    }
+
+    fn pid(&self) -> i32 {
+        self.waiting.id() as i32
+    }
+
+    fn pin(&self, mems: Mems) -> anyhow::Result<()> {
+        let request = Request {
+            pool: "dp".into(),
+            size: Size::Lists(1),
+            mems,
+        };
+        pin_container(&self.site(), "web", self.pid(), &request).map(drop)
+    }
+
+    /// The container's process is gone, as far as this machine's /proc tells.
+    fn die(&self) {
+        let pid = self.pid();
+        fs::remove_dir_all(self.dir.path().join(format!("proc/{pid}"))).unwrap();
+        self.put(&format!("{GROUP}/cgroup.procs"), "");
+    }
+
+    fn claims(&self) -> Vec<PathBuf> {
+        let claims = fs::read_dir(self.dir.path().join("run/pinfold/claims"));
+        claims.map_or(vec![], |claims| {
+            claims.map(|entry| entry.unwrap().path()).collect()
+        })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.waiting.kill().unwrap();
+        self.waiting.wait().unwrap();
+    }
+}
+
+const GROUP: &str = "sys/fs/cgroup/machine.slice/web";
+
+#[test]
+fn a_container_is_confined_and_its_group_is_as_before_afterwards() {
+    let machine = Machine::new();
+    machine.pin(Mems::Local).unwrap();
+    assert_eq!(machine.value("cpuset.cpus"), machine.cpus);
+    assert_eq!(machine.value("cpuset.mems"), "0");
+    assert_eq!(machine.tasks(), machine.pid().to_string());
+    // Asked a second time for the same process, it is as it was; a release while it lives keeps it.
+    machine.pin(Mems::Local).unwrap();
+    assert_eq!(release(&machine.site(), "web").unwrap().kept.len(), 1);
+    assert_eq!(machine.tasks(), machine.pid().to_string());
+    machine.die();
+    assert_eq!(release(&machine.site(), "web").unwrap().freed.len(), 1);
+    assert_eq!(machine.value("cpuset.cpus"), "");
+    assert_eq!(machine.value("cpuset.mems"), "");
+    assert_eq!(
+        (machine.tasks(), machine.claims().len()),
+        (String::new(), 0)
+    );
+}
+
+#[test]
+fn a_mask_that_does_not_take_effect_is_refused_and_taken_back() {
+    let machine = Machine::new();
+    machine.put(&format!("{GROUP}/cpuset.cpus.effective"), "77\n");
+    let error = format!("{:#}", machine.pin(Mems::Inherit).unwrap_err());
+    assert!(
+        error.contains("machine.slice/web") && error.contains("77"),
+        "{error}"
+    );
+    assert_eq!(machine.value("cpuset.cpus"), "");
+    assert_eq!(
+        (machine.tasks(), machine.claims().len()),
+        (String::new(), 0)
+    );
+}
+
+#[test]
+fn cpus_that_the_configuration_chose_are_refused() {
+    let machine = Machine::new();
+    machine.put(&format!("{GROUP}/cpuset.cpus"), "0\n");
+    let error = format!("{:#}", machine.pin(Mems::Inherit).unwrap_err());
+    assert!(error.contains("--cpuset-cpus"), "{error}");
+    assert_eq!(
+        (
+            machine.get(&format!("{GROUP}/cpuset.cpus")),
+            machine.tasks()
+        ),
+        ("0\n".into(), String::new())
+    );
+    // Chosen memory nodes are in the way only of a request for others.
+    machine.put(&format!("{GROUP}/cpuset.cpus"), "\n");
+    machine.put(&format!("{GROUP}/cpuset.mems"), "0\n");
+    assert!(machine.pin(Mems::Local).is_err());
+    machine.pin(Mems::Inherit).unwrap();
+}
+
+#[test]
+fn a_parent_that_allows_none_of_the_cpus_is_named() {
+    let machine = Machine::new();
+    machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "77\n");
+    let error = format!("{:#}", machine.pin(Mems::Inherit).unwrap_err());
+    assert!(
+        error.contains("/machine.slice allows only the CPUs 77"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_controller_is_enabled_along_the_path() {
+    let machine = Machine::new();
+    machine.remove(&format!("{GROUP}/cpuset.cpus"));
+    machine.remove(&format!("{GROUP}/cpuset.mems"));
+    machine.remove(&format!("{GROUP}/cpuset.cpus.effective"));
+    // No kernel makes the files appear here, so it fails once the controller was enabled, and is undone.
+    let error = format!("{:#}", machine.pin(Mems::Inherit).unwrap_err());
+    assert!(error.contains("cpuset.cpus"), "{error}");
+    assert_eq!(
+        machine
+            .get("sys/fs/cgroup/machine.slice/cgroup.subtree_control")
+            .trim(),
+        "+cpuset"
+    );
+    assert_eq!(
+        machine.get("sys/fs/cgroup/cgroup.subtree_control"),
+        "cpu cpuset memory\n"
+    );
+    assert_eq!(
+        (machine.tasks(), machine.claims().len()),
+        (String::new(), 0)
+    );
+}
+
+#[test]
+fn another_cgroup_namespace_is_refused() {
+    let machine = Machine::new();
+    machine.put(&format!("proc/{}/cgroup", machine.pid()), "0::/../other\n");
+    let error = format!("{:#}", machine.pin(Mems::Inherit).unwrap_err());
+    assert!(error.contains("cgroup namespace"), "{error}");
+}
+
+#[test]
+fn after_a_reboot_nothing_from_before_counts() {
+    let machine = Machine::new();
+    machine.pin(Mems::Inherit).unwrap();
+    let tasks = machine
+        .dir
+        .path()
+        .join(format!("etc/kcm/pools/dp/{}/tasks", machine.cpus));
+    let written_at = |seconds| {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        fs::File::options()
+            .write(true)
+            .open(&tasks)
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+    };
+    // The machine boots again; the number of the old owner is in use, by a process of today.
+    machine.put("proc/sys/kernel/random/boot_id", "next-boot\n");
+    machine.put("proc/stat", "btime 2000000\n");
+    machine.put(&format!("{GROUP}/cpuset.cpus"), "\n");
+    written_at(1_999_999);
+    machine.pin(Mems::Inherit).unwrap();
+    assert_eq!(machine.tasks(), machine.pid().to_string());
+    assert!(machine.get("run/pinfold/boot").starts_with("next-boot "));
+    // What another tool wrote since the boot stays, and what was written before is trusted to be old once only.
+    machine.put(
+        &format!("etc/kcm/pools/dp/{}/tasks", machine.cpus),
+        "rubbish",
+    );
+    written_at(1);
+    assert!(machine.pin(Mems::Inherit).is_err());
+    machine.remove("run/pinfold/boot");
+    machine.put(
+        &format!("etc/kcm/pools/dp/{}/tasks", machine.cpus),
+        &machine.pid().to_string(),
+    );
+    written_at(2_000_000);
+    reconcile(&machine.site()).unwrap();
+    assert_eq!(machine.tasks(), machine.pid().to_string());
+}
+
+#[test]
+fn a_survivor_stands_for_the_owner_and_the_last_one_frees_the_list() {
+    let machine = Machine::new();
+    machine.pin(Mems::Inherit).unwrap();
+    let mut survivor = Command::new("sleep").arg("600").spawn().unwrap();
+    let pid = survivor.id();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    machine.die();
+    machine.put(&format!("proc/{pid}/stat"), &stat);
+    machine.put(&format!("{GROUP}/below/cgroup.procs"), &format!("{pid}\n"));
+    assert_eq!(release(&machine.site(), "web").unwrap().kept.len(), 1);
+    assert_eq!(machine.tasks(), pid.to_string());
+    machine.remove(&format!("proc/{pid}/stat"));
+    machine.put(&format!("{GROUP}/below/cgroup.procs"), "");
+    assert_eq!(reconcile(&machine.site()).unwrap().reclaimed.len(), 1);
+    assert_eq!(
+        (machine.tasks(), machine.claims().len()),
+        (String::new(), 0)
+    );
+    survivor.kill().unwrap();
+    survivor.wait().unwrap();
+}
+
+#[test]
+fn a_pid_that_another_tool_dropped_is_put_back_and_its_list_never_given() {
+    let machine = Machine::new();
+    machine.pin(Mems::Inherit).unwrap();
+    machine.put(&format!("etc/kcm/pools/dp/{}/tasks", machine.cpus), "");
+    let other = Machine::new();
+    let pid = other.pid();
+    for file in ["stat", "cgroup"] {
+        machine.put(
+            &format!("proc/{pid}/{file}"),
+            &other.get(&format!("proc/{pid}/{file}")),
+        );
+    }
+    machine.put(&format!("proc/{pid}/cgroup"), "0::/machine.slice/db\n");
+    machine.put(
+        "sys/fs/cgroup/machine.slice/db/cgroup.procs",
+        &format!("{pid}\n"),
+    );
+    let request = Request {
+        pool: "dp".into(),
+        size: Size::Lists(1),
+        mems: Mems::Inherit,
+    };
+    let error = format!(
+        "{:#}",
+        pin_container(&machine.site(), "db", pid, &request).unwrap_err()
+    );
+    assert!(error.contains("exhausted"), "{error}");
+    assert_eq!(machine.tasks(), machine.pid().to_string());
+}
