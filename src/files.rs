@@ -12,6 +12,9 @@ use nix::unistd::geteuid;
 /// The most that is read of any one file, in bytes; `/proc/self/mountinfo` of a busy host is the largest.
 const MOST_BYTES: u64 = 16 << 20;
 
+/// What is asked for in the first read(2) of a file, in bytes.
+const READ_BYTES: usize = 8 << 10;
+
 /// Reads a whole file as text; a file that is missing is an error.
 pub fn read(path: &Path) -> Result<String> {
     read_if_there(path)?.with_context(|| format!("read {}: no such file", path.display()))
@@ -41,7 +44,8 @@ pub fn is_gone(error: &io::Error) -> bool {
 
 /// Reads to the end, but refuses input of more than `most` bytes and input that is not UTF-8.
 pub fn read_bounded(source: impl Read, most: u64) -> io::Result<String> {
-    let mut text = String::new();
+    // A kernel file is made anew at each read(2): the fewer, the less it can change in between.
+    let mut text = String::with_capacity(READ_BYTES);
     source.take(most + 1).read_to_string(&mut text)?;
     if text.len() as u64 > most {
         return Err(io::Error::new(

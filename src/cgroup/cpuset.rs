@@ -207,8 +207,12 @@ pub fn enable(group: &Group) -> Result<()> {
         if enabled.split_whitespace().any(|name| name == "cpuset") {
             continue;
         }
-        with_retries(|| files::write_kernel(&path, "+cpuset"))
-            .with_context(|| format!("enable the cpuset controller in {}", path.display()))?;
+        with_retries(|| files::write_kernel(&path, "+cpuset")).with_context(|| {
+            format!(
+                "enable the cpuset controller in {}; where that belongs to somebody else, have it delegated (systemd: Delegate=cpuset)",
+                path.display()
+            )
+        })?;
     }
     Ok(())
 }
