@@ -1,7 +1,5 @@
 //! Which CPU lists of a pool an owner gets. Pure.
 
-use std::fmt;
-
 use crate::cpulist::CpuSet;
 use crate::pools::Kind;
 use crate::request::Size;
@@ -150,17 +148,6 @@ fn choose_exclusive(
     }
     chosen.sort_unstable();
     Ok(chosen)
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Size::Lists(1) => f.write_str("1 CPU list"),
-            Size::Lists(lists) => write!(f, "{lists} CPU lists"),
-            Size::Cpus(1) => f.write_str("1 CPU"),
-            Size::Cpus(cpus) => write!(f, "{cpus} CPUs"),
-        }
-    }
 }
 
 #[cfg(test)]

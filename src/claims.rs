@@ -51,8 +51,6 @@ pub struct Claim {
     pub processes: Vec<Process>,
     /// The pool.
     pub pool: String,
-    /// Whether the pool was exclusive.
-    pub exclusive: bool,
     /// The directory names of its CPU lists, by first CPU.
     pub lists: Vec<String>,
     /// All CPUs of these lists, in the kernel's format.
@@ -190,7 +188,7 @@ impl Ledger {
         let mut entries = Vec::new();
         for name in files::names_in(&dir)? {
             if name.ends_with(".json") && !name.starts_with('.') {
-                entries.extend(read(&dir.join(name))?);
+                entries.extend(read(&dir.join(name)));
             }
         }
         Ok(entries)
@@ -201,13 +199,19 @@ impl Ledger {
         let dir = self.run_dir.join("lists").join(list);
         let mut entries = Vec::new();
         for name in files::names_in(&dir)? {
-            entries.extend(read(&dir.join(name))?);
+            entries.extend(read(&dir.join(name)));
         }
         Ok(entries)
     }
 
+    /// A claim as it is now: others may have changed it, or removed it, since this copy was read.
+    pub fn current(&self, claim: &Claim) -> Option<Entry> {
+        let home = self.run_dir.join("claims").join(&claim.id);
+        read(&home.join(claim.file_name()))
+    }
+
     /// The claim on one cgroup.
-    pub fn on_cgroup(&self, inode: u64) -> Result<Option<Entry>> {
+    pub fn on_cgroup(&self, inode: u64) -> Option<Entry> {
         read(&self.cgroup_marker(inode))
     }
 
@@ -307,17 +311,19 @@ impl Ledger {
 }
 
 /// Reads a claim, through a link or not; `None` where there is none.
-fn read(path: &Path) -> Result<Option<Entry>> {
-    let Some(text) = files::read_if_there(path)? else {
-        return Ok(None);
+fn read(path: &Path) -> Option<Entry> {
+    let claim = match files::read_if_there(path) {
+        Ok(None) => return None,
+        Ok(Some(text)) => parse(&text),
+        Err(error) => Err(error),
     };
-    Ok(Some(match parse(&text) {
+    Some(match claim {
         Ok(claim) => Entry::Claim(Box::new(claim)),
         Err(error) => Entry::Opaque {
             path: path.to_owned(),
             reason: format!("{error:#}"),
         },
-    }))
+    })
 }
 
 fn parse(text: &str) -> Result<Claim> {
@@ -400,7 +406,6 @@ mod tests {
             owner,
             processes: vec![owner],
             pool: "dp".into(),
-            exclusive: true,
             lists: lists.iter().map(|list| (*list).to_owned()).collect(),
             cpus: lists.join(",").parse().unwrap(),
             mems: CpuSet::new(),
@@ -446,7 +451,7 @@ mod tests {
         ledger.write(&b).unwrap();
         assert_eq!(ledger.of_id("web").unwrap().len(), 2);
         assert_eq!(ledger.on_list("1,9").unwrap(), [entry(&a)]);
-        assert_eq!(ledger.on_cgroup(71).unwrap(), Some(entry(&b)));
+        assert_eq!(ledger.on_cgroup(71), Some(entry(&b)));
         assert!(ledger.knows("web") && !ledger.knows("we"));
         assert_eq!(ledger.on_list("3").unwrap(), []);
         for _ in 0..2 {
@@ -466,7 +471,7 @@ mod tests {
         ledger.write(&old).unwrap();
         ledger.write(&new).unwrap();
         ledger.remove(&old).unwrap();
-        assert_eq!(ledger.on_cgroup(70).unwrap(), Some(entry(&new)));
+        assert_eq!(ledger.on_cgroup(70), Some(entry(&new)));
     }
 
     #[test]
@@ -482,6 +487,7 @@ mod tests {
             (text.replace("\"pool\"", "\"poll\""), "poll"),
             ("{".to_owned(), "EOF"),
             (String::new(), "EOF"),
+            ("\u{fffd}".to_owned(), "expected value"),
         ] {
             files::replace(&path, content.as_bytes(), 0o600, Durability::Crash).unwrap();
             match ledger.on_list("0").unwrap().as_slice() {

@@ -27,6 +27,28 @@ pub struct Cli {
     pub options: Options,
 }
 
+impl Cli {
+    /// Which verb a command line means that cannot be understood as a whole.
+    pub fn verb_in(arguments: &[OsString]) -> Option<&str> {
+        const WITH_VALUE: [&str; 5] = [
+            "--conf-dir",
+            "--run-dir",
+            "--host-root",
+            "--lock-timeout",
+            "--config",
+        ];
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.to_str()? {
+                option if WITH_VALUE.contains(&option) => drop(arguments.next()),
+                option if option.starts_with('-') => {}
+                verb => return Some(verb),
+            }
+        }
+        None
+    }
+}
+
 /// The options that every verb has. Each is also a key of the configuration file and, but for hooks, a variable of
 /// the environment; the order is option, environment, file, default.
 #[derive(Debug, Args)]
@@ -42,7 +64,7 @@ pub struct Options {
     #[arg(long, global = true, value_name = "DIR")]
     pub host_root: Option<PathBuf>,
     /// Wait so many seconds for the lock [default: 30, hooks at most 10] [env: PINFOLD_LOCK_TIMEOUT]
-    #[arg(long, global = true, value_name = "SECONDS")]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub lock_timeout: Option<f64>,
     /// The configuration file [default: /etc/pinfold/config.toml, if there] [env: PINFOLD_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
@@ -50,6 +72,17 @@ pub struct Options {
     /// Say more; twice: even more [env: PINFOLD_LOG=info]
     #[arg(long, short, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// The longest wait for the lock that can be asked for, in seconds.
+pub const MOST_SECONDS: f64 = 86400.0;
+
+/// A number of seconds from 0 to [`MOST_SECONDS`], fractions allowed.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.0..=MOST_SECONDS).contains(&seconds) => Ok(seconds),
+        _ => Err(format!("it must be from 0 to {MOST_SECONDS} seconds")),
+    }
 }
 
 /// What to do.
@@ -83,11 +116,11 @@ pub enum Verb {
 #[derive(Debug, Args)]
 pub struct Init {
     /// So many physical cores for the exclusive pool dataplane [default: 4]
-    #[arg(long, value_name = "N", conflicts_with = "pool")]
-    pub num_dp_cores: Option<usize>,
+    #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
+    pub num_dp_cores: Option<u16>,
     /// So many physical cores for the shared pool controlplane; all others go to the shared pool infra [default: 1]
-    #[arg(long, value_name = "N", conflicts_with = "pool")]
-    pub num_cp_cores: Option<usize>,
+    #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
+    pub num_cp_cores: Option<u16>,
     /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive), or one list (shared)
     #[arg(long, value_name = "NAME=N|rest:exclusive|shared")]
     pub pool: Vec<PoolArg>,
@@ -209,4 +242,26 @@ pub struct Release {
     /// Take the CPUs from a live owner too, after letting it out of them
     #[arg(long)]
     pub force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verb_is_found_behind_options_and_their_values() {
+        for (line, verb) in [
+            ("isolate --bogus", Some("isolate")),
+            ("--conf-dir isolate hook x", Some("hook")),
+            (
+                "-v --lock-timeout=3 release isolate --bogus",
+                Some("release"),
+            ),
+            ("--bogus", None),
+            ("", None),
+        ] {
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            assert_eq!(Cli::verb_in(&words), verb, "{line}");
+        }
+    }
 }

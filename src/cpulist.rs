@@ -70,6 +70,11 @@ impl CpuSet {
         self.0.is_subset(&other.0)
     }
 
+    /// Has it no CPU in common with `other`?
+    pub fn is_disjoint(&self, other: &CpuSet) -> bool {
+        self.0.is_disjoint(&other.0)
+    }
+
     /// The CPUs that are in both.
     pub fn intersection(&self, other: &CpuSet) -> CpuSet {
         CpuSet(&self.0 & &other.0)

@@ -1,6 +1,6 @@
 //! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
 
-use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -165,11 +165,23 @@ pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
 /// The names in a directory, unsorted; empty where there is none. Names that are not UTF-8 are left
 /// out: nothing of ours or KCM's has such a name.
 pub fn names_in(directory: &Path) -> Result<Vec<String>> {
+    entries_in(directory, |_| true)
+}
+
+/// The names of the directories in a directory, likewise.
+pub fn directories_in(directory: &Path) -> Result<Vec<String>> {
+    entries_in(directory, |entry| {
+        entry.file_type().is_ok_and(|kind| kind.is_dir())
+    })
+}
+
+fn entries_in(directory: &Path, wanted: impl Fn(&DirEntry) -> bool) -> Result<Vec<String>> {
     let attempt = || -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(directory)? {
-            if let Ok(name) = entry?.file_name().into_string() {
-                names.push(name);
+            let entry = entry?;
+            if wanted(&entry) {
+                names.extend(entry.file_name().into_string());
             }
         }
         Ok(names)
@@ -180,7 +192,7 @@ pub fn names_in(directory: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// What a path is, without following a link, if nobody but root and us can change it.
+/// What a path is, without following a link, if nobody but root, its group and we can change it.
 pub fn trusted(path: &Path) -> Result<Metadata> {
     let metadata = path
         .symlink_metadata()
@@ -194,6 +206,12 @@ pub fn trusted(path: &Path) -> Result<Metadata> {
         metadata.mode() & 0o002 == 0,
         "{} can be written by anybody: chmod o-w {0}",
         path.display()
+    );
+    ensure!(
+        metadata.mode() & 0o020 == 0 || metadata.gid() == 0,
+        "{} can be written by the group {}: chmod g-w {0}",
+        path.display(),
+        metadata.gid()
     );
     ensure!(
         metadata.uid() == 0 || metadata.uid() == geteuid().as_raw(),

@@ -1,8 +1,12 @@
 //! What keeps a hook within bounds: its time, and its capabilities.
 
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
@@ -10,18 +14,14 @@ use nix::sys::signal::{
 /// How long a hook may take as a whole, in seconds: below the `timeout` of the shipped hook files.
 pub const HOOK_SECONDS: u32 = 20;
 
-const TOO_LONG: &str =
-    "pinfold: the hook took longer than 20 s and gave up: is its standard input still open?\n";
+/// How long the state may take to arrive: a runtime writes it at once.
+const PROMPTLY: Duration = Duration::from_secs(8);
 
-/// Ends this process with status 1 after [`HOOK_SECONDS`], saying so. Whatever it is doing then: every
-/// step of a hook can be its last.
+/// Ends this process by SIGALRM after [`HOOK_SECONDS`], should the kernel not let go of it: every step of a hook
+/// can be its last. What can be waited for has bounds of its own, well below.
 pub fn bound_time() -> Result<()> {
-    let action = SigAction::new(
-        SigHandler::Handler(give_up),
-        SaFlags::empty(),
-        SigSet::empty(),
-    );
-    // SAFETY: the handler calls only write(2) and _exit(2), which are async-signal-safe (signal-safety(7)).
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours.
     unsafe { sigaction(Signal::SIGALRM, &action) }.context("bound the hook's time")?;
     // An engine may have left it blocked.
     let alarm = SigSet::from(Signal::SIGALRM);
@@ -30,15 +30,31 @@ pub fn bound_time() -> Result<()> {
     Ok(())
 }
 
-extern "C" fn give_up(_signal: libc::c_int) {
-    // SAFETY: both are plain system calls, on a live constant.
-    unsafe {
-        libc::write(
-            libc::STDERR_FILENO,
-            TOO_LONG.as_ptr().cast(),
-            TOO_LONG.len(),
-        );
-        libc::_exit(1);
+/// A source that has to deliver promptly, up to its end: within 8 seconds.
+#[derive(Debug)]
+pub struct Prompt<R> {
+    source: R,
+    deadline: Instant,
+}
+
+impl<R> Prompt<R> {
+    /// The time runs from now.
+    pub fn new(source: R) -> Prompt<R> {
+        let deadline = Instant::now() + PROMPTLY;
+        Prompt { source, deadline }
+    }
+}
+
+impl<R: Read + AsFd> Read for Prompt<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let mut watched = [PollFd::new(self.source.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut watched, timeout)? == 0 {
+            let message = "it did not end within 8 s: is its writing end still open?";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+        self.source.read(buffer)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `pinfold`: parse, start the log, dispatch; the one place that turns an error into an exit code.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -7,6 +8,8 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use pinfold::cli::{Cli, Verb};
 use pinfold::commands::{self, Settings};
+use pinfold::host::Host;
+use pinfold::system_log::{self, Severity};
 use pinfold::text::one_line;
 
 /// Refused or failed.
@@ -27,7 +30,7 @@ fn main() -> ExitCode {
     };
     match commands::run(&cli) {
         Ok(code) => ExitCode::from(code),
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if commands::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let message = one_line(&format!("{error:#}"));
             // Whoever closed our stderr does not want to hear it.
@@ -42,22 +45,23 @@ fn main() -> ExitCode {
 
 /// Help and version are asked for; anything else is a mistake, and `isolate` answers it as podman does.
 fn usage(error: &clap::Error) -> ExitCode {
-    let asked_for = matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    );
-    let isolates = std::env::args_os().any(|argument| argument == "isolate");
     // A closed pipe is the only way that printing fails.
     let _ = error.print();
-    match (asked_for, isolates) {
-        (true, _) => ExitCode::SUCCESS,
-        (false, true) => ExitCode::from(ISOLATE_FAILED),
-        (false, false) => ExitCode::from(USAGE),
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        return ExitCode::SUCCESS;
     }
-}
-
-/// `describe | head` ends when its reader does.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let io_error = error.downcast_ref::<io::Error>();
-    io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match Cli::verb_in(&arguments) {
+        Some("isolate") => ExitCode::from(ISOLATE_FAILED),
+        Some("hook") => {
+            let message = error.to_string();
+            let first_line = message.lines().next().unwrap_or_default();
+            system_log::send(&Host::new("/"), Severity::Error, &one_line(first_line));
+            ExitCode::from(USAGE)
+        }
+        _ => ExitCode::from(USAGE),
+    }
 }

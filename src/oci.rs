@@ -6,25 +6,28 @@ use std::io::{self, Read};
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::ContainerState;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::files;
+use crate::text::Shown;
 
 /// The largest state that is read, in bytes. Linux itself bounds a container's annotations far lower.
 pub const MOST_STATE: u64 = 4 << 20;
 
-/// The parts of a container's state that a hook may rely on (OCI runtime specification, "State").
+/// The parts of a container's state that a hook may rely on (OCI runtime specification, "State"). Each is judged
+/// when it is asked for: a container that wants nothing of us is never refused for how its state looks.
 ///
 /// The bundle is left out: crun gives `/` for it, and youki's working directory is another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct State {
-    /// The container's id, as [`is_container_id`] allows.
-    pub id: String,
-    /// The first process, in the runtime's pid namespace; `None` where the state has none, or 0.
-    pub pid: Option<i32>,
-    /// The container's status, where the state has one.
-    pub status: Option<ContainerState>,
-    /// The container's annotations; empty where the state has none.
-    pub annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    id: Value,
+    #[serde(default)]
+    pid: Value,
+    #[serde(default)]
+    status: Value,
+    #[serde(default)]
+    annotations: Value,
 }
 
 impl State {
@@ -43,27 +46,65 @@ impl State {
             !text.trim().is_empty(),
             "the container's state on standard input is empty: a hook is run by an OCI runtime"
         );
-        let wire: Wire = serde_json::from_str(text)
-            .context("the container's state on standard input is not an OCI state")?;
-        if !is_container_id(&wire.id) {
-            bail!(
-                "the container id {} in the state cannot be used: ids have 1 to 200 letters, digits, _ + - and ., and no \"..\"",
-                crate::text::Shown(&wire.id)
-            );
+        serde_json::from_str(text)
+            .context("the container's state on standard input is not an OCI state")
+    }
+
+    /// The container's id, as [`is_container_id`] allows.
+    pub fn id(&self) -> Result<&str> {
+        match self.id.as_str() {
+            Some(id) if is_container_id(id) => Ok(id),
+            Some(id) => bail!(
+                "the container id {} cannot be used: ids have 1 to 200 letters, digits, _ + - and ., and no \"..\"",
+                Shown(id)
+            ),
+            None => bail!("the state on standard input has no container id"),
         }
-        let pid = match wire.pid {
-            None | Some(0) => None,
-            Some(pid) => match i32::try_from(pid) {
-                Ok(pid) if pid > 0 => Some(pid),
-                _ => bail!("the pid {pid} in the state is no process"),
-            },
+    }
+
+    /// The id as it can stand in a message, whatever it is.
+    pub fn shown_id(&self) -> String {
+        match self.id.as_str() {
+            Some(id) if is_container_id(id) => id.to_owned(),
+            Some(id) => Shown(id).to_string(),
+            None => "without an id".to_owned(),
+        }
+    }
+
+    /// The container's first process, in the runtime's pid namespace, which waits for us.
+    pub fn first_process(&self) -> Result<i32> {
+        let status = ContainerState::deserialize(&self.status);
+        ensure!(
+            !status.is_ok_and(|status| status == ContainerState::Stopped),
+            "its state says that it is stopped: this hook must run as prestart or createRuntime"
+        );
+        match self.pid.as_i64().map(i32::try_from) {
+            None | Some(Ok(0)) => {
+                bail!("its state has no pid: this hook must run as prestart or createRuntime")
+            }
+            Some(Ok(pid)) if pid > 0 => Ok(pid),
+            Some(_) => bail!("the pid {} in its state is no process", self.pid),
+        }
+    }
+
+    /// Is it certain that no key begins with this? Without any annotation it is not: some engines leave them out.
+    pub fn surely_lacks(&self, prefix: &str) -> bool {
+        let Some(all) = self.annotations.as_object() else {
+            return false;
         };
-        Ok(State {
-            id: wire.id,
-            pid,
-            status: wire.status,
-            annotations: wire.annotations.unwrap_or_default(),
-        })
+        !all.is_empty() && !all.keys().any(|key| key.starts_with(prefix))
+    }
+
+    /// The annotations whose key is wanted. Their values must be text; those of the others need not.
+    pub fn annotations(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
+        let all = self.annotations.as_object().into_iter().flatten();
+        let wanted = all.filter(|(key, _)| wanted(key));
+        wanted
+            .map(|(key, value)| match value.as_str() {
+                Some(value) => Ok((key.clone(), value.to_owned())),
+                None => bail!("annotation {} is no text", Shown(key)),
+            })
+            .collect()
     }
 }
 
@@ -73,30 +114,41 @@ pub fn is_container_id(id: &str) -> bool {
     (1..=200).contains(&id.len()) && id.bytes().all(allowed) && id != "." && !id.contains("..")
 }
 
-/// The state as it is written: whatever else stands in it is left unread.
-#[derive(Deserialize)]
-struct Wire {
-    id: String,
-    pid: Option<i64>,
-    status: Option<ContainerState>,
-    annotations: Option<BTreeMap<String, String>>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn reads_what_runtimes_write() {
-        let runc = r#"{"ociVersion":"1.0.2-dev","id":"web","status":"creating","pid":5021,"bundle":"/b","annotations":{"a":"b"}}"#;
+        let runc = r#"{"ociVersion":"1.0.2-dev","id":"web","status":"creating","pid":5021,"bundle":"/b","annotations":{"a":"b","c":null}}"#;
         let state = State::read(runc.as_bytes()).unwrap();
-        assert_eq!((state.id.as_str(), state.pid), ("web", Some(5021)));
-        assert_eq!(state.status, Some(ContainerState::Creating));
-        assert_eq!(state.annotations["a"], "b");
+        assert_eq!(
+            (state.id().unwrap(), state.first_process().unwrap()),
+            ("web", 5021)
+        );
+        assert_eq!(state.annotations(|key| key == "a").unwrap()["a"], "b");
+        assert!(state.annotations(|_| true).is_err());
+        assert!(state.surely_lacks("x") && !state.surely_lacks("a"));
         let crun = r#"{ "ociVersion": "1.0", "id": "web", "pid": 0, "root": "\/r", "bundle": "\/",
             "status": "stopped", "annotations": null }"#;
         let state = State::read(crun.as_bytes()).unwrap();
-        assert_eq!((state.pid, state.annotations.len()), (None, 0));
+        assert!(state.first_process().is_err() && !state.surely_lacks("x"));
+    }
+
+    #[test]
+    fn any_readable_state_is_one() {
+        for text in [
+            "{}",
+            r#"{"id":7,"pid":-1,"status":"asleep","annotations":[]}"#,
+            r#"{"id":"..","annotations":{"a":1}}"#,
+        ] {
+            let state = State::parse(text).unwrap();
+            assert!(state.annotations(|_| false).unwrap().is_empty(), "{text}");
+            assert!(
+                state.id().is_err() && state.first_process().is_err(),
+                "{text}"
+            );
+        }
     }
 
     #[test]
@@ -105,25 +157,55 @@ mod tests {
             ("", "empty"),
             (" \n", "empty"),
             ("hello", "not an OCI state"),
+            ("7", "not an OCI state"),
             (r#"{"id":"web","pid":1"#, "not an OCI state"),
-            (r#"{"pid":1}"#, "not an OCI state"),
-            (r#"{"id":7}"#, "not an OCI state"),
-            (r#"{"id":"a","status":"asleep"}"#, "not an OCI state"),
-            (r#"{"id":"a","pid":-1}"#, "no process"),
-            (r#"{"id":"a","pid":4294967297}"#, "no process"),
-            (r#"{"id":""}"#, "cannot be used"),
-            (r#"{"id":"a/b"}"#, "cannot be used"),
-            (r#"{"id":".."}"#, "cannot be used"),
-            (r#"{"id":"a..b"}"#, "cannot be used"),
-            (r#"{"id":"a\u0000"}"#, r"a\0"),
-            (r#"{"id":"a\u001b[0m"}"#, r"\u{1b}"),
+            (r#"{"id":"a","id":"b"}"#, "duplicate field"),
         ] {
             let error = format!("{:#}", State::parse(text).unwrap_err());
             assert!(error.contains(part), "{text}: {error}");
-            assert!(!error.contains(['\x1b', '\n', '\0']), "{text}: {error:?}");
         }
-        let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(300));
-        assert!(State::parse(&long).is_err());
+    }
+
+    #[test]
+    fn ids_and_pids_are_judged_when_asked_for() {
+        for id in [
+            "",
+            "a/b",
+            ".",
+            "..",
+            "a..b",
+            "a\\u0000",
+            "a\\u001b[0m",
+            &"x".repeat(201),
+        ] {
+            let state = State::parse(&format!(r#"{{"id":"{id}"}}"#)).unwrap();
+            let error = format!("{:#}", state.id().unwrap_err());
+            assert!(
+                error.contains("cannot be used") && !error.contains(char::is_control),
+                "{error:?}"
+            );
+            assert!(!state.shown_id().contains(char::is_control));
+        }
+        for (pid, status) in [
+            ("-1", "creating"),
+            ("4294967297", "creating"),
+            ("1.5", "creating"),
+            ("7", "stopped"),
+        ] {
+            let text = format!(r#"{{"id":"a","pid":{pid},"status":"{status}"}}"#);
+            assert!(
+                State::parse(&text).unwrap().first_process().is_err(),
+                "{text}"
+            );
+        }
+        for status in ["creating", "created", "running", "paused"] {
+            let text = format!(r#"{{"id":"a","pid":7,"status":"{status}"}}"#);
+            assert_eq!(
+                State::parse(&text).unwrap().first_process().unwrap(),
+                7,
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -78,6 +78,16 @@ pub fn name(host: &Host, pid: i32) -> Option<String> {
     Some(name.trim_end().to_owned())
 }
 
+/// The signals that this process ignores, signal 1 in the lowest bit (proc_pid_status(5), `SigIgn`); none where
+/// that cannot be read.
+pub fn ignored_signals(host: &Host) -> u64 {
+    let path = host.proc_pid(std::process::id() as i32, "status");
+    let status = files::read(&path).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
 /// What is used of `/proc/<pid>/stat`.
 struct Stat {
     state: char,

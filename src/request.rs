@@ -40,6 +40,17 @@ pub enum Size {
     Cpus(usize),
 }
 
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Size::Lists(1) => f.write_str("1 CPU list"),
+            Size::Lists(lists) => write!(f, "{lists} CPU lists"),
+            Size::Cpus(1) => f.write_str("1 CPU"),
+            Size::Cpus(cpus) => write!(f, "{cpus} CPUs"),
+        }
+    }
+}
+
 /// Which NUMA nodes a container's memory may come from (`cpuset.mems`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mems {
@@ -81,9 +92,9 @@ pub fn is_pool_name(name: &str) -> bool {
         && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
-/// Has any key our prefix? Without one there is no request, and nothing else need be looked at.
-pub fn mentions_us(annotations: &BTreeMap<String, String>) -> bool {
-    annotations.keys().any(|key| key.starts_with(PREFIX))
+/// Does a request depend on the annotation of this key?
+pub fn is_ours(key: &str) -> bool {
+    key.starts_with(PREFIX) || CONTAINER_NAME.contains(&key) || CONTAINER_TYPE.contains(&key)
 }
 
 /// Reads a container's request; `None` where it has none, is a pod's sandbox, or opted out.
@@ -94,7 +105,7 @@ pub fn from_annotations(
     annotations: &BTreeMap<String, String>,
 ) -> Result<Option<Request>, BadRequest> {
     let value_of = |keys: [&str; 2]| keys.iter().find_map(|key| annotations.get(*key));
-    if !mentions_us(annotations) || value_of(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox") {
+    if value_of(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox") {
         return Ok(None);
     }
     let keys = Keys::of(annotations, value_of(CONTAINER_NAME).map(String::as_str))?;
@@ -169,6 +180,12 @@ impl<'a> Keys<'a> {
                 Some((short, name)) => (short, Some(name)),
                 None => (short, None),
             };
+            if named == Some("") {
+                return Err(BadRequest(format!(
+                    "annotation {} ends in a dot: write the container's name behind it, or drop it",
+                    Shown(key)
+                )));
+            }
             if !["pool", "lists", "cpus", "mems"].contains(&short) {
                 return Err(BadRequest(format!(
                     "unknown annotation {}: {PREFIX} has the keys pool, lists, cpus and mems",
@@ -315,6 +332,7 @@ mod tests {
             ("pool=dp color.web=red", "pinfold.io/color.web"),
             ("=dp", "\"pinfold.io/\""),
             ("pool=", "pinfold.io/pool"),
+            ("pool.=dp", "ends in a dot"),
             ("pool=../etc", "pinfold.io/pool"),
             ("pool=-dp", "pinfold.io/pool"),
             ("pool=dp lists=0", "pinfold.io/lists"),

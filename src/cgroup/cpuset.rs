@@ -141,26 +141,24 @@ pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()
 }
 
 /// Prepares a group that we made: on version 1 a new one has nothing at all and takes no process, so it
-/// inherits like one of version 2.
+/// inherits like one of version 2. Its parents of ours do so again each time: a CPU that went offline is
+/// dropped from them for good, and may be back.
 pub fn inherit(group: &Group) -> Result<()> {
-    if group.version() == Version::V2 {
-        return Ok(());
-    }
-    let Some(parent) = group.parent() else {
-        return Ok(());
+    let parent = match group.parent() {
+        Some(parent) if group.version() == Version::V1 => parent,
+        _ => return Ok(()),
     };
+    if parent.is_parent_of_ours() {
+        inherit(&parent)?;
+    }
     for (file, effective) in [
         (MEMS, effective_mems_file(group.version())),
         (CPUS, effective_cpus_file(group.version())),
     ] {
-        if !read_set(group, file)?.unwrap_or_default().is_empty() {
-            continue;
+        let inherited = read_set(&parent, effective)?.unwrap_or_default();
+        if read_set(group, file)?.unwrap_or_default() != inherited {
+            write(group, file, &inherited.to_string())?;
         }
-        if read_set(&parent, file)?.unwrap_or_default().is_empty() {
-            inherit(&parent)?;
-        }
-        let value = read_set(&parent, effective)?.unwrap_or_default();
-        write(group, file, &value.to_string())?;
     }
     Ok(())
 }
@@ -386,25 +384,32 @@ mod tests {
 
     #[test]
     fn a_new_group_of_version_1_inherits_from_above() {
-        let tree = Tree::new(
-            Version::V1,
-            &[
-                ("cpuset.cpus", "0-3"),
-                ("cpuset.mems", "0"),
-                ("cpuset.effective_cpus", "0-3"),
-                ("cpuset.effective_mems", "0"),
-                ("pinfold/cpuset.cpus", ""),
-                ("pinfold/cpuset.mems", ""),
-                ("pinfold/cpuset.effective_cpus", "0-3"),
-                ("pinfold/cpuset.effective_mems", "0"),
-                ("pinfold/c/cpuset.cpus", ""),
-                ("pinfold/c/cpuset.mems", ""),
-            ],
-        );
-        inherit(&tree.group("/pinfold/c")).unwrap();
-        for file in ["pinfold/cpuset.cpus", "pinfold/c/cpuset.cpus"] {
+        let files: Vec<(String, &str)> = ["", "pinfold/", "pinfold/k/", "pinfold/k/c/"]
+            .iter()
+            .flat_map(|dir| {
+                // The first parent of ours has lost CPU 3.
+                let cpus = if *dir == "pinfold/" { "0-2" } else { "0-3" };
+                let own = if *dir == "pinfold/k/c/" { "" } else { cpus };
+                [
+                    (format!("{dir}cpuset.cpus"), own),
+                    (
+                        format!("{dir}cpuset.mems"),
+                        if own.is_empty() { "" } else { "0" },
+                    ),
+                    (format!("{dir}cpuset.effective_cpus"), "0-3"),
+                    (format!("{dir}cpuset.effective_mems"), "0"),
+                ]
+            })
+            .collect();
+        let files: Vec<(&str, &str)> = files
+            .iter()
+            .map(|(path, text)| (path.as_str(), *text))
+            .collect();
+        let tree = Tree::new(Version::V1, &files);
+        inherit(&tree.group("/pinfold/k/c")).unwrap();
+        for file in ["pinfold/cpuset.cpus", "pinfold/k/c/cpuset.cpus"] {
             assert_eq!(tree.content(file), "0-3", "{file}");
         }
-        assert_eq!(tree.content("pinfold/c/cpuset.mems"), "0");
+        assert_eq!(tree.content("pinfold/k/c/cpuset.mems"), "0");
     }
 }

@@ -8,13 +8,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::libc;
 
 use crate::files;
 use crate::host::Host;
 use crate::text::Shown;
 
-/// The group below which all groups that we make lie.
+/// The group below which all groups that we make lie, those of each pool directory in a group of its own.
 const OUR_PARENT: &str = "/pinfold";
+
+/// How often a group is made again when somebody with another pool directory removes the empty parent under us.
+const MAKE_TRIES: u32 = 10;
 
 /// Which of the kernel's two cgroup interfaces (cgroups(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,16 +120,19 @@ impl Hierarchy {
         })
     }
 
-    /// The group of this name below the parent of all that we make.
-    pub fn group_of_ours(&self, name: &str) -> Result<Group> {
-        self.group(&format!("{OUR_PARENT}/{name}"))
+    /// The group of this name among those that the holders of one lock, named by its key, make.
+    pub fn group_of_ours(&self, key: &str, name: &str) -> Result<Group> {
+        self.group(&format!("{OUR_PARENT}/{key}/{name}"))
     }
 
-    /// The groups that we made and that are still there.
-    pub fn groups_of_ours(&self) -> Result<Vec<Group>> {
-        let parent = self.group(OUR_PARENT)?;
-        let children = parent.children()?;
-        Ok(children)
+    /// The parent of all groups that we make, there or not.
+    pub fn parent_of_ours(&self) -> Result<Group> {
+        self.group(OUR_PARENT)
+    }
+
+    /// The groups that holders of this lock made and that are still there.
+    pub fn groups_of_ours(&self, key: &str) -> Result<Vec<Group>> {
+        self.group(&format!("{OUR_PARENT}/{key}"))?.children()
     }
 }
 
@@ -156,8 +163,13 @@ impl Group {
 
     /// The processes in this group itself; 0 stands for one of another pid namespace. None where it is gone.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        let path = self.dir.join("cgroup.procs");
-        let text = files::read_if_there(&path)?.unwrap_or_default();
+        let path = self.procs_file();
+        let text = match files::read_if_there(&path) {
+            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the domain above it,
+            // which is the owner's too, names its processes.
+            Err(error) if is_not_supported(&error) => String::new(),
+            other => other?.unwrap_or_default(),
+        };
         let pids = text.lines().map(str::parse).collect::<Result<_, _>>();
         pids.with_context(|| format!("read {}", path.display()))
     }
@@ -172,9 +184,9 @@ impl Group {
     }
 
     fn children(&self) -> Result<Vec<Group>> {
-        let names = files::names_in(&self.dir)?;
-        let dirs = names.iter().filter(|name| self.dir.join(name).is_dir());
-        Ok(dirs
+        let names = files::directories_in(&self.dir)?;
+        Ok(names
+            .into_iter()
             .map(|name| Group {
                 version: self.version,
                 mount: self.mount.clone(),
@@ -201,31 +213,47 @@ impl Group {
         })
     }
 
-    /// Makes the group, and the parent of all of ours; one that is there is success.
+    /// Makes the group, and the parents of ours; one that is there is success.
     pub fn make(&self) -> Result<()> {
-        let attempt = || match std::fs::create_dir_all(&self.dir) {
-            // Somebody with another pool directory may be removing our parent at this moment.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(&self.dir)
+        let mut made = std::fs::create_dir_all(&self.dir);
+        for _ in 1..MAKE_TRIES {
+            match &made {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                _ => break,
             }
-            other => other,
-        };
-        attempt().with_context(|| format!("make the cgroup {}", self.dir.display()))
+            made = std::fs::create_dir_all(&self.dir);
+        }
+        made.with_context(|| format!("make the cgroup {}", self.dir.display()))
     }
 
-    /// Removes the group and those below it if no process is left in any; then our parent, if this was its last.
-    /// `false` where a process is left.
+    /// Removes the group and those below it if no process is in any; then our parents, if this was their last.
+    /// `false` where a process is in one.
     pub fn remove(&self) -> Result<bool> {
+        if !self.all_pids()?.is_empty() {
+            return Ok(false);
+        }
         for child in self.children()? {
             if !child.remove()? {
                 return Ok(false);
             }
         }
-        let removed = files::remove_empty_directory(&self.dir)?;
-        if let Some(parent) = self.parent().filter(|parent| parent.path == OUR_PARENT) {
-            files::remove_empty_directory(&parent.dir)?;
+        if !files::remove_empty_directory(&self.dir)? {
+            return Ok(false);
         }
-        Ok(removed)
+        let mut parent = self.parent();
+        while let Some(group) = parent.filter(|group| group.is_parent_of_ours()) {
+            if !files::remove_empty_directory(&group.dir)? {
+                break;
+            }
+            parent = group.parent();
+        }
+        Ok(true)
+    }
+
+    /// Is it one of those that only hold the groups that we make?
+    pub fn is_parent_of_ours(&self) -> bool {
+        let below = self.path.strip_prefix(OUR_PARENT);
+        below.is_some_and(|below| below.is_empty() || below.matches('/').count() == 1)
     }
 
     /// Moves a process, with all its threads, into this group.
@@ -239,6 +267,11 @@ impl Group {
     pub fn procs_file(&self) -> PathBuf {
         self.dir.join("cgroup.procs")
     }
+}
+
+fn is_not_supported(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.and_then(io::Error::raw_os_error) == Some(libc::EOPNOTSUPP)
 }
 
 /// A mount of a hierarchy that may hold cpusets.

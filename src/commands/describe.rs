@@ -43,7 +43,7 @@ fn document(survey: &Survey) -> Value {
         (pool.name.clone(), value)
     };
     let pools: BTreeMap<String, Value> = survey.pools.iter().map(pool).collect();
-    json!({"path": survey.path, "pools": pools})
+    json!({"path": survey.path.to_string_lossy(), "pools": pools})
 }
 
 fn write_table(out: &mut impl Write, survey: &Survey) -> Result<()> {

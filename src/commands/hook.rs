@@ -9,35 +9,40 @@ use crate::cli::{Hook, Options, Stage};
 use crate::limits;
 use crate::oci::State;
 use crate::placement::{pin_container, release};
-use crate::request;
+use crate::request::{self, Request};
 
 pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
     limits::bound_time()?;
     limits::drop_capabilities()?;
-    let state = State::read(io::stdin().lock())?;
+    let state = State::read(limits::Prompt::new(io::stdin().lock()))?;
     match args.stage {
-        Stage::Prestart | Stage::CreateRuntime => {
-            pin(&state, options).with_context(|| format!("cannot start container {}", state.id))?
-        }
-        Stage::Poststop => give_back(&state, options)
-            .with_context(|| format!("cannot give back the CPUs of container {}", state.id))?,
+        Stage::Prestart | Stage::CreateRuntime => start(&state, options)?,
+        Stage::Poststop => end(&state, options)?,
     }
     Ok(0)
 }
 
-/// Without a request nothing is read beyond the state: not even the configuration.
-fn pin(state: &State, options: &Options) -> Result<()> {
-    let Some(request) = request::from_annotations(&state.annotations)? else {
+/// Without a request nothing is read beyond the state, not even the configuration; nor is the rest of the state judged.
+fn start(state: &State, options: &Options) -> Result<()> {
+    let request = state
+        .annotations(request::is_ours)
+        .and_then(|annotations| Ok(request::from_annotations(&annotations)?))
+        .with_context(|| format!("cannot start container {}", state.shown_id()))?;
+    let Some(request) = request else {
         return Ok(());
     };
-    let pid = state
-        .pid
-        .context("its state has no pid: this hook must run as prestart or createRuntime")?;
+    pin(state, &request, options).with_context(|| {
+        let (id, pool) = (state.shown_id(), &request.pool);
+        format!("cannot start container {id} on CPUs of pool {pool}")
+    })
+}
+
+fn pin(state: &State, request: &Request, options: &Options) -> Result<()> {
+    let (id, pid) = (state.id()?, state.first_process()?);
     let settings = Settings::of_hook(options)?;
-    let claim = pin_container(settings.site_with_processes()?, &state.id, pid, &request)?;
+    let claim = pin_container(settings.site_with_processes()?, id, pid, request)?;
     log::info!(
-        "pinned container {} to {} of pool {}",
-        claim.id,
+        "pinned container {id} to {} of pool {}",
         claim.cpus,
         claim.pool
     );
@@ -46,24 +51,32 @@ fn pin(state: &State, options: &Options) -> Result<()> {
 
 /// Keyed by the id alone: some engines give no annotations at this stage. Where there are some and none is
 /// ours, it is certain that there was no request.
-fn give_back(state: &State, options: &Options) -> Result<()> {
-    if !state.annotations.is_empty() && !request::mentions_us(&state.annotations) {
+fn end(state: &State, options: &Options) -> Result<()> {
+    if state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
+    give_back(state, options).with_context(|| {
+        format!(
+            "cannot give back the CPUs of container {}",
+            state.shown_id()
+        )
+    })
+}
+
+fn give_back(state: &State, options: &Options) -> Result<()> {
+    let id = state.id()?;
     let settings = Settings::of_hook(options)?;
-    let outcome = release(settings.site_with_processes()?, &state.id)?;
+    let outcome = release(settings.site_with_processes()?, id)?;
     for claim in outcome.freed {
         log::info!(
-            "container {} gave back {} of pool {}",
-            claim.id,
+            "container {id} gave back {} of pool {}",
             claim.cpus,
             claim.pool
         );
     }
     for claim in outcome.kept {
         log::info!(
-            "container {} keeps {} of pool {}: it still runs",
-            claim.id,
+            "container {id} keeps {} of pool {}: it still runs",
             claim.cpus,
             claim.pool
         );

@@ -61,10 +61,10 @@ fn print(out: &mut impl Write, plan: &[PlannedPool]) -> Result<u8> {
 
 fn specs(args: &Init) -> Result<Vec<PoolSpec>> {
     if args.pool.is_empty() {
-        return kcm_specs(
-            args.num_dp_cores.unwrap_or(4),
-            args.num_cp_cores.unwrap_or(1),
-        );
+        return Ok(kcm_specs(
+            args.num_dp_cores.unwrap_or(4).into(),
+            args.num_cp_cores.unwrap_or(1).into(),
+        ));
     }
     let specs: Vec<PoolSpec> = args.pool.iter().map(|PoolArg(spec)| spec.clone()).collect();
     for (index, spec) in specs.iter().enumerate() {
@@ -79,18 +79,14 @@ fn specs(args: &Init) -> Result<Vec<PoolSpec>> {
 }
 
 /// KCM's three pools. Where cores are isolated, dataplane and controlplane get those, and infra only the others.
-fn kcm_specs(dataplane: usize, controlplane: usize) -> Result<Vec<PoolSpec>> {
-    ensure!(
-        dataplane > 0 && controlplane > 0,
-        "dataplane and controlplane need at least 1 core each"
-    );
+fn kcm_specs(dataplane: usize, controlplane: usize) -> Vec<PoolSpec> {
     let spec = |name: &str, cores, kind, from_isolated| PoolSpec {
         name: name.to_owned(),
         cores,
         kind,
         from_isolated,
     };
-    Ok(vec![
+    vec![
         spec("dataplane", Cores::Count(dataplane), Kind::Exclusive, true),
         spec(
             "controlplane",
@@ -99,5 +95,5 @@ fn kcm_specs(dataplane: usize, controlplane: usize) -> Result<Vec<PoolSpec>> {
             true,
         ),
         spec("infra", Cores::Rest, Kind::Shared, false),
-    ])
+    ]
 }

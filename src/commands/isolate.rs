@@ -38,8 +38,9 @@ const PASSED_ON: [i32; 13] = [
 pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let request = Request::for_lists(&args.pool, args.lists.into())?;
-    let mut place = pin_command(site, &request, !args.no_affinity)?;
-    let code = match start(args, &place) {
+    let place = pin_command(site, &request, !args.no_affinity)
+        .with_context(|| format!("cannot isolate a command on CPUs of pool {}", request.pool))?;
+    let code = match start(args, &place, &passed_on(site)) {
         Ok((mut child, signals)) => {
             if let Err(error) = place.record(site, child.id() as i32) {
                 // It is in a group of its own, so that it is seen all the same.
@@ -61,8 +62,22 @@ fn finish(place: CommandPlace, site: &Site) {
     }
 }
 
-fn start(args: &Isolate, place: &CommandPlace) -> io::Result<(Child, SignalsInfo<WithOrigin>)> {
-    let signals = SignalsInfo::new(PASSED_ON.iter().chain(&[SIGCHLD]))?;
+/// Those of [`PASSED_ON`] that we were not started to ignore: nohup(1) means the command too.
+fn passed_on(site: &Site) -> Vec<i32> {
+    let ignored = process::ignored_signals(&site.host);
+    let is_ignored = |signal: &i32| ignored >> (signal - 1) & 1 == 1;
+    PASSED_ON
+        .into_iter()
+        .filter(|signal| !is_ignored(signal))
+        .collect()
+}
+
+fn start(
+    args: &Isolate,
+    place: &CommandPlace,
+    passed_on: &[i32],
+) -> io::Result<(Child, SignalsInfo<WithOrigin>)> {
+    let signals = SignalsInfo::new(passed_on.iter().chain(&[SIGCHLD]))?;
     let procs = OpenOptions::new().write(true).open(&place.procs_file)?;
     let confined = !args.no_affinity;
     let mut command = Command::new(&args.command[0]);

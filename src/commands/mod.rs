@@ -8,11 +8,19 @@ mod reconcile;
 mod release;
 mod settings;
 
-use anyhow::Result;
+use std::io;
+
+use anyhow::{Error, Result};
 
 pub use settings::Settings;
 
 use crate::cli::{Cli, Verb};
+
+/// Has whoever reads our output gone away? `describe | head` ends when its reader does.
+pub fn is_closed_pipe(error: &Error) -> bool {
+    let io_error = error.downcast_ref::<io::Error>();
+    io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
 
 /// Does what the command line says; the exit code of what went well is 0, or that of the command that `isolate` ran.
 ///

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::Settings;
+use super::{Settings, is_closed_pipe};
 use crate::cli::Reconcile;
 use crate::placement::{Report, reconcile};
 
@@ -19,8 +19,7 @@ pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
             return outcome.map(|()| 0);
         };
         if let Err(error) = outcome {
-            // Only a reader that went away ends the repetition.
-            if error.downcast_ref::<io::Error>().is_some() {
+            if is_closed_pipe(&error) {
                 return Err(error);
             }
             log::error!("{error:#}");

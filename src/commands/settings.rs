@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
-use crate::cli::Options;
+use crate::cli::{self, MOST_SECONDS, Options};
 use crate::config::Config;
 use crate::host::Host;
 use crate::placement::Site;
@@ -20,8 +20,6 @@ use crate::text::one_line;
 const PATIENCE: f64 = 30.0;
 /// How long a hook waits at most: well within its own bound.
 const HOOK_PATIENCE: f64 = 10.0;
-/// The longest wait that can be asked for, in seconds.
-const MOST_PATIENCE: f64 = 86400.0;
 
 /// What a verb works on.
 #[derive(Debug)]
@@ -93,16 +91,15 @@ impl Settings {
         let seconds = match (options.lock_timeout, environment("PINFOLD_LOCK_TIMEOUT")) {
             (Some(seconds), _) => Some(seconds),
             (None, Some(text)) => Some(
-                text.to_str()
-                    .and_then(|text| text.parse().ok())
-                    .context("PINFOLD_LOCK_TIMEOUT is no number of seconds")?,
+                cli::seconds(&text.to_string_lossy())
+                    .map_err(|error| anyhow!("PINFOLD_LOCK_TIMEOUT: {error}"))?,
             ),
             (None, None) => config.lock_timeout,
         };
         let seconds = seconds.unwrap_or(patience);
         ensure!(
-            (0.0..=MOST_PATIENCE).contains(&seconds),
-            "the lock timeout is {seconds}: it must be from 0 to {MOST_PATIENCE} seconds"
+            (0.0..=MOST_SECONDS).contains(&seconds),
+            "lock-timeout is {seconds}: it must be from 0 to {MOST_SECONDS} seconds"
         );
         let conf_dir = path(&options.conf_dir, "PINFOLD_CONF_DIR").or(config.conf_dir);
         let run_dir = path(&options.run_dir, "PINFOLD_RUN_DIR").or(config.run_dir);

@@ -1,18 +1,22 @@
 //! Pinning a command that `isolate` runs: a group of its own, claimed before the command exists.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use super::Site;
 use super::give::{Applicant, Place};
 use super::life::Life;
+use super::{Books, Site};
 use crate::cgroup::Hierarchy;
-use crate::claims::{Claim, OwnerKind};
+use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::process::Process;
 use crate::request::Request;
 use crate::topology;
+
+/// How long recording a command's process waits for the lock.
+const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a command is to run.
 #[derive(Debug)]
@@ -37,12 +41,12 @@ pub fn pin_command(site: &Site, request: &Request, confined: bool) -> Result<Com
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
     let id = format!("isolate-{pid}");
     let hierarchy = Hierarchy::discover(host)?;
-    let group = hierarchy.group_of_ours(&id)?;
     let online = topology::online(host)?;
-    let procs_file = group.procs_file();
     let kind = OwnerKind::Process;
-    let place = Place::Entered { group, confined };
     let books = site.open_books(hierarchy)?;
+    let group = books.new_group(&id, process)?;
+    let procs_file = group.procs_file();
+    let place = Place::Entered { group, confined };
     let claim = books.give(&Applicant {
         id: &id,
         kind,
@@ -66,28 +70,49 @@ impl CommandPlace {
     }
 
     /// Records the command's process beside our own: it is an owner of its own right when we are killed.
-    pub fn record(&mut self, site: &Site, pid: i32) -> Result<()> {
+    ///
+    /// Waits for the lock a moment only: its group tells whose it is in any case.
+    pub fn record(&self, site: &Site, pid: i32) -> Result<()> {
+        let site = Site {
+            patience: site.patience.min(RECORD_PATIENCE),
+            ..site.clone()
+        };
         let Some(process) = Process::with_pid(&site.host, pid)? else {
             return Ok(());
         };
-        self.claim.processes.push(process);
         let books = site.open_books(Hierarchy::discover(&site.host)?)?;
-        books.ledger.write(&self.claim)?;
-        books.ensure_recorded(&self.claim)
+        let Some(mut claim) = books.current(&self.claim)? else {
+            return Ok(());
+        };
+        claim.processes.push(process);
+        books.ledger.write(&claim)?;
+        books.ensure_recorded(&claim)
     }
 
     /// Lets go of the command's CPUs when it has ended; where processes of it live on, they keep them.
     pub fn finish(self, site: &Site) -> Result<()> {
         let books = site.open_books(Hierarchy::discover(&site.host)?)?;
-        let mut without_us = self.claim.clone();
-        without_us
-            .processes
-            .retain(|process| *process != self.claim.owner);
-        if books.life_of(&without_us)? == Life::Gone {
-            return books.give_back(&self.claim);
+        let Some(claim) = books.current(&self.claim)? else {
+            return Ok(());
+        };
+        let mut rest = claim.clone();
+        rest.processes.retain(|process| *process != claim.owner);
+        if books.life_of(&rest)? == Life::Gone && books.give_back(&claim)? {
+            return Ok(());
         }
-        books.ledger.write(&without_us)?;
-        books.settle(&without_us)?;
-        books.change_tasks(&self.claim, &[self.claim.owner.pid], &[])
+        books.change_tasks(&claim, &[claim.owner.pid], &[])?;
+        books.ledger.write(&rest)?;
+        books.settle(&rest).map(drop)
+    }
+}
+
+impl Books<'_> {
+    /// A claim as it is now: somebody may have released it by force since.
+    fn current(&self, claim: &Claim) -> Result<Option<Claim>> {
+        match self.ledger.current(claim) {
+            None => Ok(None),
+            Some(Entry::Claim(claim)) => Ok(Some(*claim)),
+            Some(Entry::Opaque { path, reason }) => bail!("read {}: {reason}", path.display()),
+        }
     }
 }

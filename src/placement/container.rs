@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::give::{Applicant, Place};
+use super::give::{Applicant, Place, gone};
 use super::life::Life;
 use super::{Books, Site};
 use crate::cgroup::{Group, Hierarchy};
@@ -20,17 +20,26 @@ use crate::topology;
 /// cannot be trusted or used; nothing stays changed then.
 pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Result<Claim> {
     let host = &site.host;
-    let gone = || format!("its process {pid} is gone");
-    let process = Process::with_pid(host, pid)?.with_context(gone)?;
+    let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
     let hierarchy = Hierarchy::discover(host)?;
-    let group = hierarchy.group_of(host, pid)?.with_context(gone)?;
-    let place = place_of(&hierarchy, site, group, id, process)?;
+    let group = hierarchy.group_of(host, pid)?.with_context(|| gone(pid))?;
+    let ours = hierarchy.group_of(host, std::process::id() as i32)?;
+    let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
     let online = topology::online(host)?;
 
     let books = site.open_books(hierarchy)?;
-    ensure!(process.is_alive(host)?, gone());
+    ensure!(process.is_alive(host)?, gone(pid));
+    // A container's own group, with those below it, holds its first process and nothing else, and we are not in it.
+    let place = if !shares_ours && group.all_pids()? == [pid] {
+        Place::Own(group)
+    } else {
+        Place::Moved {
+            to: books.new_group(id, process)?,
+            from: group,
+        }
+    };
     if let Some(claim) = books.prepare(id, process, &place)? {
-        return books.confirm(claim, request);
+        return books.confirm(claim, request, &place);
     }
     let kind = OwnerKind::Container;
     books.give(&Applicant {
@@ -41,23 +50,6 @@ pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Resu
         place,
         online,
     })
-}
-
-/// A container's own group holds its first process and nothing else, and we are not in it.
-fn place_of(
-    hierarchy: &Hierarchy,
-    site: &Site,
-    group: Group,
-    id: &str,
-    process: Process,
-) -> Result<Place> {
-    let ours = hierarchy.group_of(&site.host, std::process::id() as i32)?;
-    let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
-    if !shares_ours && group.pids()? == [process.pid] {
-        return Ok(Place::Own(group));
-    }
-    let to = hierarchy.group_of_ours(&format!("{id}-{}", process.pid))?;
-    Ok(Place::Moved { to, from: group })
 }
 
 impl Books<'_> {
@@ -72,10 +64,12 @@ impl Books<'_> {
                 Entry::Claim(claim) if claim.owner == process && claim.boot_id == self.boot_id => {
                     return Ok(Some(*claim));
                 }
-                Entry::Claim(claim) if self.life_of(&claim)? == Life::Gone => {
-                    self.give_back(&claim)?
+                Entry::Claim(claim) => {
+                    // What is left of an earlier container of this id is not this one's trouble.
+                    if let Err(error) = self.free_if_gone(&claim) {
+                        log::warn!("{} counts as held: {error:#}", claim.id);
+                    }
                 }
-                Entry::Claim(_) => {}
                 Entry::Opaque { path, reason } => {
                     log::warn!("the claim {} counts as held: {reason}", path.display());
                 }
@@ -90,12 +84,12 @@ impl Books<'_> {
         let Some(inode) = group.inode()? else {
             return Ok(());
         };
-        match self.ledger.on_cgroup(inode)? {
+        match self.ledger.on_cgroup(inode) {
             Some(Entry::Claim(claim))
                 if claim.owner != process && self.life_of(&claim)? != Life::Recorded =>
             {
                 log::info!("{} left its cgroup {} behind", claim.id, group.path());
-                self.give_back(&claim)
+                self.take_back(&claim)
             }
             Some(Entry::Opaque { path, reason }) => {
                 bail!(
@@ -107,22 +101,29 @@ impl Books<'_> {
         }
     }
 
-    /// The hook ran for this process before (an engine that runs `prestart` as `createRuntime` too).
-    fn confirm(&self, claim: Claim, request: &Request) -> Result<Claim> {
+    /// The hook ran for this process before: an engine runs `prestart` as `createRuntime` too, or killed the first.
+    fn confirm(&self, claim: Claim, request: &Request, place: &Place) -> Result<Claim> {
         let agrees = match request.size {
             Size::Lists(lists) => claim.lists.len() == lists,
             Size::Cpus(cpus) => claim.cpus.len() >= cpus,
         };
         ensure!(
             claim.pool == request.pool && agrees,
-            "it was pinned to {} of pool {} a moment ago, and now {} of pool {} is asked for: ask once",
+            "it has {} of pool {} since a moment ago, and now {} of pool {} asked for: ask once",
             claim.cpus,
             claim.pool,
             request.size,
             request.pool
         );
-        self.ensure_recorded(&claim)?;
-        self.keep_confined(&claim)?;
+        ensure!(
+            place.group().path() == claim.cgroup.path && self.group_of(&claim)?.is_some(),
+            "it was pinned in the cgroup {} a moment ago, and is in another now: let one tool move it",
+            claim.cgroup.path
+        );
+        let done = self
+            .ensure_recorded(&claim)
+            .and_then(|()| self.confine(&claim, place));
+        self.undo_on_error(done, &claim)?;
         Ok(claim)
     }
 }

@@ -2,14 +2,12 @@
 
 use anyhow::{Result, bail};
 
-use super::Site;
-use super::life::life_of;
+use super::{Books, Site};
 use crate::cgroup::Hierarchy;
-use crate::claims::{Entry, Ledger};
+use crate::claims::Entry;
 use crate::pools::PoolDirectory;
 use crate::pools::make::{Found, is_as_planned};
 use crate::pools::plan::PlannedPool;
-use crate::process;
 
 /// What making the pool directory came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,47 +38,52 @@ pub enum Existing {
 pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let directory = PoolDirectory::begin(&site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
+    let path = directory.path().display().to_string();
     let made = match directory.found()? {
         Found::Nothing => Made::New,
         Found::Pools(pools) if is_as_planned(&pools, plan) => return Ok(Made::AlreadyThere),
         Found::Pools(_) if existing == Existing::Keep => bail!(
-            "{} has other pools already (pinfold describe): keep them, or replace them with --force",
-            directory.path().display()
+            "{path} has other pools already (pinfold describe): keep them, or replace them with --force"
         ),
         Found::Pools(_) => Made::Replaced,
+        Found::HalfMade(reason) if existing == Existing::Keep && !directory.is_part_of(plan)? => {
+            bail!(
+                "{path} cannot be used, and is not just a part of what was asked for: {reason}; replace it with --force"
+            )
+        }
         Found::HalfMade(reason) => Made::Completed(reason),
     };
-    refuse_live_owners(site, &directory)?;
-    directory.put_pools(&lock, plan)?;
+    if made == Made::New {
+        return directory.put_pools(&lock, plan).map(|()| made);
+    }
+    let books = site.books(directory, lock, Hierarchy::discover(&site.host)?)?;
+    books.refuse_live_owners()?;
+    books.directory.put_pools(&books.lock, plan)?;
     Ok(made)
 }
 
-fn refuse_live_owners(site: &Site, directory: &PoolDirectory) -> Result<()> {
-    let path = directory.path().display();
-    for pid in directory.all_numbers_in_tasks()? {
-        if process::pid_is_alive(&site.host, pid)? {
-            bail!("process {pid} owns CPUs in {path}: stop it first (pinfold describe)");
+impl Books<'_> {
+    fn refuse_live_owners(&self) -> Result<()> {
+        let path = self.directory.path().display();
+        for pid in self.directory.all_numbers_in_tasks()? {
+            if self.is_pid_alive(pid)? {
+                bail!("process {pid} owns CPUs in {path}: stop it first (pinfold describe)");
+            }
         }
-    }
-    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
-        return Ok(());
-    };
-    let boot_id = process::boot_id(&site.host)?;
-    for entry in ledger.all()? {
-        match entry {
-            Entry::Claim(claim) => {
-                let hierarchy = Hierarchy::discover(&site.host)?;
-                if life_of(&claim, &site.host, &hierarchy, &boot_id)?.is_alive() {
+        for entry in self.ledger.all()? {
+            match entry {
+                Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
                     bail!(
                         "{} owns CPUs in {path}: stop it first (pinfold describe)",
                         claim.id
                     );
                 }
-            }
-            Entry::Opaque { path, reason } => {
-                bail!("the claim {} counts as held: {reason}", path.display());
+                Entry::Claim(_) => {}
+                Entry::Opaque { path, reason } => {
+                    bail!("the claim {} counts as held: {reason}", path.display());
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -45,7 +45,14 @@ pub(super) fn life_of(
     if group.inode()? != Some(claim.cgroup.inode) {
         return Ok(Life::Gone);
     }
-    let pids = group.all_pids()?;
+    let pids = match group.all_pids() {
+        Ok(pids) => pids,
+        // Somebody may have made groups below it that cannot even be named: nobody is freed on that.
+        Err(error) => {
+            log::warn!("{} counts as alive: {error:#}", claim.id);
+            return Ok(Life::Survived(None));
+        }
+    };
     for pid in &pids {
         if let Some(process) = Process::with_pid(host, *pid)? {
             return Ok(Life::Survived(Some(process)));

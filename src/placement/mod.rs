@@ -8,9 +8,11 @@ mod container;
 mod give;
 mod init;
 mod life;
+mod pick;
 mod reconcile;
 mod release;
 mod survey;
+mod take_back;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,11 +29,11 @@ pub use survey::{ListState, Owner, Survey, SurveyedList, SurveyedPool, survey};
 
 use life::Life;
 
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Group, Hierarchy};
 use crate::claims::{Entry, Ledger};
 use crate::host::Host;
 use crate::pools::{Lock, PoolDirectory};
-use crate::process;
+use crate::process::{self, Process};
 
 /// Which machine, which pool directory and which claims; and how long to wait for the lock.
 #[derive(Debug, Clone)]
@@ -62,6 +64,16 @@ impl Site {
     fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
         let directory = PoolDirectory::open(&self.conf_dir)?;
         let lock = directory.lock(&self.host, self.patience)?;
+        self.books(directory, lock, hierarchy)
+    }
+
+    /// The same where the lock is held already.
+    fn books(
+        &self,
+        directory: PoolDirectory,
+        lock: Lock,
+        hierarchy: Hierarchy,
+    ) -> Result<Books<'_>> {
         let books = Books {
             host: &self.host,
             ledger: Ledger::open(&self.run_dir)?,
@@ -76,6 +88,12 @@ impl Site {
 }
 
 impl Books<'_> {
+    /// The group that we make for an owner that has none of its own. No other process ever had this name.
+    fn new_group(&self, id: &str, owner: Process) -> Result<Group> {
+        let name = format!("{id}-{}-{}", owner.pid, owner.start);
+        self.hierarchy.group_of_ours(&self.lock.key()?, &name)
+    }
+
     /// The mark `boot` names this boot and this pool directory. With another boot, or none, every `tasks`
     /// from before it is void, even where a number in it is in use again.
     fn begin_boot(&self, site: &Site) -> Result<()> {

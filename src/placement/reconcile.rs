@@ -59,8 +59,8 @@ pub fn reconcile(site: &Site) -> Result<Report> {
     for entry in books.ledger.all()? {
         match entry {
             Entry::Claim(claim) => match books.settle(&claim) {
-                Ok(Life::Gone) => report.reclaimed.extend(reclaimed(&claim)),
-                Ok(_) => report.note(books.keep_confined(&claim)),
+                Ok(None) => report.reclaimed.extend(reclaimed(&claim)),
+                Ok(Some(kept)) => report.note(books.keep_confined(&kept)),
                 Err(error) => report.note(Err(error)),
             },
             Entry::Opaque { path, reason } => report.problems.push(format!(
@@ -70,6 +70,7 @@ pub fn reconcile(site: &Site) -> Result<Report> {
         }
     }
     report.note(books.ledger.remove_leftovers());
+    report.note(books.directory.remove_unfinished_pools(&books.lock));
     report.note(books.remove_unclaimed_groups());
     report.reclaimed.sort();
     report.reclaimed.dedup();
@@ -77,43 +78,56 @@ pub fn reconcile(site: &Site) -> Result<Report> {
 }
 
 impl Books<'_> {
-    /// Brings a claim up to date with its owner: gives back what a dead one holds; where others live on, lets
-    /// one of them stand for it in `tasks`, so that other tools see the owner too.
-    pub(super) fn settle(&self, claim: &Claim) -> Result<Life> {
-        let life = self.life_of(claim)?;
-        match life {
-            Life::Gone => self.give_back(claim)?,
-            Life::Recorded => self.ensure_recorded(claim)?,
-            Life::Survived(None) => {}
-            Life::Survived(Some(survivor)) => {
-                let after = Claim {
-                    processes: vec![survivor],
-                    ..claim.clone()
-                };
-                self.ledger.write(&after)?;
-                self.change_tasks(claim, &claim.pids(), &[survivor.pid])?;
-            }
+    /// Brings a claim up to date with its owner: gives back what a dead one holds, `None`; where others live on,
+    /// lets one of them stand for it in `tasks`, so that other tools see the owner too.
+    pub(super) fn settle(&self, claim: &Claim) -> Result<Option<Claim>> {
+        if self.free_if_gone(claim)? {
+            return Ok(None);
         }
-        Ok(life)
+        let survivor = match self.life_of(claim)? {
+            Life::Recorded => {
+                self.ensure_recorded(claim)?;
+                return Ok(Some(claim.clone()));
+            }
+            Life::Survived(Some(survivor)) => survivor,
+            // It was there a moment ago, or is of another pid namespace: the next one to look sees.
+            Life::Survived(None) | Life::Gone => return Ok(Some(claim.clone())),
+        };
+        // Until `tasks` has the new number, the claim knows both: neither is ever taken for a stranger's.
+        let mut both = claim.clone();
+        both.processes.push(survivor);
+        self.ledger.write(&both)?;
+        self.change_tasks(claim, &claim.pids(), &[survivor.pid])?;
+        let after = Claim {
+            processes: vec![survivor],
+            ..both
+        };
+        self.ledger.write(&after)?;
+        Ok(Some(after))
     }
 
-    /// Frees what dead owners hold of one pool.
+    /// Frees what dead owners hold of one pool. A claim that makes trouble counts as held, and does not stop the rest.
     pub(super) fn reap_pool(&self, pool: &Pool) -> Result<Vec<Reclaimed>> {
         let mut freed = BTreeSet::new();
         for list in &pool.lists {
             let mut claimed = BTreeSet::new();
-            let mut is_opaque = false;
+            let mut is_clear = true;
             for entry in self.ledger.on_list(&list.name)? {
-                match entry {
-                    Entry::Claim(claim) if self.settle(&claim)? == Life::Gone => {
-                        freed.extend(reclaimed(&claim));
+                let Some(claim) = entry.claim() else {
+                    is_clear = false;
+                    continue;
+                };
+                match self.settle(claim) {
+                    Ok(None) => freed.extend(reclaimed(claim)),
+                    Ok(Some(kept)) => claimed.extend(kept.pids()),
+                    Err(error) => {
+                        log::warn!("{} counts as held: {error:#}", claim.id);
+                        claimed.extend(claim.pids());
                     }
-                    Entry::Claim(claim) => claimed.extend(claim.pids()),
-                    Entry::Opaque { .. } => is_opaque = true,
                 }
             }
             // Any of these pids may be the one that a claim which cannot be read stands for.
-            if !is_opaque {
+            if is_clear {
                 freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
             }
         }
@@ -152,11 +166,10 @@ impl Books<'_> {
     /// Writes a claim's CPUs into its group again where the group has others by now: version 1 drops a CPU that
     /// goes offline from every cpuset for good (kernel: cgroup-v1/cpusets.rst).
     pub(super) fn keep_confined(&self, claim: &Claim) -> Result<()> {
-        let group = self.hierarchy.group(&claim.cgroup.path)?;
-        if !claim.cgroup.confined
-            || group.inode()? != Some(claim.cgroup.inode)
-            || cpuset::effective_cpus(&group)? == Some(claim.cpus.clone())
-        {
+        let Some(group) = self.group_of(claim)? else {
+            return Ok(());
+        };
+        if !claim.cgroup.confined || cpuset::effective_cpus(&group)? == Some(claim.cpus.clone()) {
             return Ok(());
         }
         log::warn!(
@@ -170,9 +183,9 @@ impl Books<'_> {
     /// Removes groups of ours that hold nobody and that no claim names: their maker was killed before it
     /// wrote its claim.
     fn remove_unclaimed_groups(&self) -> Result<()> {
-        for group in self.hierarchy.groups_of_ours()? {
+        for group in self.hierarchy.groups_of_ours(&self.lock.key()?)? {
             let claimed = match group.inode()? {
-                Some(inode) => self.ledger.on_cgroup(inode)?.is_some(),
+                Some(inode) => self.ledger.on_cgroup(inode).is_some(),
                 None => true,
             };
             if !claimed {

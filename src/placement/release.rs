@@ -2,7 +2,6 @@
 
 use anyhow::{Result, anyhow, bail};
 
-use super::life::Life;
 use super::{Books, Site};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
@@ -32,8 +31,8 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
     for entry in books.ledger.of_id(id)? {
         match entry {
             Entry::Claim(claim) => match books.settle(&claim) {
-                Ok(Life::Gone) => outcome.freed.push(*claim),
-                Ok(_) => outcome.kept.push(*claim),
+                Ok(None) => outcome.freed.push(*claim),
+                Ok(Some(kept)) => outcome.kept.push(kept),
                 Err(error) => errors.push(error),
             },
             Entry::Opaque { path, reason } => {
@@ -54,7 +53,7 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
 }
 
 /// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become all that its
-/// parents allow, without those of exclusive pools where that leaves any, and never those that it gives up.
+/// parents allow, without those of exclusive pools; where that leaves none, without those that anybody owns.
 ///
 /// # Errors
 /// An owner that has nowhere else to run, or whose group cannot be changed; its lists stay its own.
@@ -66,9 +65,9 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
     for entry in books.ledger.of_id(id)? {
         match entry {
             Entry::Claim(claim) => {
-                if books.settle(&claim)? != Life::Gone {
-                    books.let_out(&claim)?;
-                    books.drop_record(&claim)?;
+                if let Some(kept) = books.settle(&claim)? {
+                    books.let_out(&kept)?;
+                    books.drop_record(&kept)?;
                 }
                 outcome.freed.push(*claim);
             }
@@ -93,28 +92,45 @@ fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
 
 impl Books<'_> {
     fn let_out(&self, claim: &Claim) -> Result<()> {
-        let group = self.hierarchy.group(&claim.cgroup.path)?;
+        let Some(group) = self.group_of(claim)? else {
+            // Whoever lives on has left the group that confined it.
+            return Ok(());
+        };
         let bound = cpuset::bound(&group)?;
-        let mut others = CpuSet::new();
-        for name in self.directory.pool_names()? {
-            // A pool that cannot be read has no claim to being spared.
-            if let Ok(pool) = self.directory.pool(&name) {
-                if pool.kind == Kind::Exclusive {
-                    pool.lists.iter().for_each(|list| others.extend(&list.cpus));
-                }
-            }
-        }
         let rest = bound.cpus.difference(&claim.cpus);
-        let shared = rest.difference(&others);
-        let outside = if shared.is_empty() { rest } else { shared };
+        let (exclusive, owned) = self.exclusive_cpus()?;
+        let shared = rest.difference(&exclusive);
+        let outside = if shared.is_empty() {
+            rest.difference(&owned)
+        } else {
+            shared
+        };
         if outside.is_empty() {
             bail!(
-                "{} has nowhere to run but on {}: {} allows no other CPUs; stop it instead",
+                "{} has nowhere to run but on {}: {} allows no other CPUs that nobody owns; stop it instead",
                 claim.id,
                 claim.cpus,
                 bound.group
             );
         }
         cpuset::confine(&group, &outside, None)
+    }
+
+    /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be read has no
+    /// claim to being spared.
+    fn exclusive_cpus(&self) -> Result<(CpuSet, CpuSet)> {
+        let (mut all, mut owned) = (CpuSet::new(), CpuSet::new());
+        for name in self.directory.pool_names()? {
+            let Ok(pool) = self.directory.pool(&name) else {
+                continue;
+            };
+            for list in pool.lists.iter().filter(|_| pool.kind == Kind::Exclusive) {
+                all.extend(&list.cpus);
+                if !list.tasks.is_empty() || !self.ledger.on_list(&list.name)?.is_empty() {
+                    owned.extend(&list.cpus);
+                }
+            }
+        }
+        Ok((all, owned))
     }
 }

@@ -99,6 +99,7 @@ pub fn survey(site: &Site) -> Result<Survey> {
         hierarchy: Hierarchy::discover(&site.host).ok(),
         boot_id: process::boot_id(&site.host).unwrap_or_default(),
         boot_time: process::boot_time(&site.host).ok(),
+        directory: &directory,
     };
     let mut pools = Vec::new();
     for name in directory.pool_names()? {
@@ -125,6 +126,7 @@ struct Look<'a> {
     hierarchy: Option<Hierarchy>,
     boot_id: String,
     boot_time: Option<i64>,
+    directory: &'a PoolDirectory,
 }
 
 impl Look<'_> {
@@ -132,7 +134,7 @@ impl Look<'_> {
         let lists = pool
             .lists
             .iter()
-            .map(|list| self.at_list(list, remarks))
+            .map(|list| self.at_list(&pool.name, list, remarks))
             .collect();
         SurveyedPool {
             name: pool.name.clone(),
@@ -141,15 +143,18 @@ impl Look<'_> {
         }
     }
 
-    fn at_list(&self, list: &CpuList, remarks: &mut Vec<String>) -> SurveyedList {
+    fn at_list(&self, pool: &str, list: &CpuList, remarks: &mut Vec<String>) -> SurveyedList {
         let entries = match self
             .ledger
             .as_ref()
             .map(|ledger| ledger.on_list(&list.name))
         {
             Some(Ok(entries)) => entries,
-            Some(Err(error)) => {
-                remarks.push(format!("{error:#}"));
+            Some(Err(_)) => {
+                let remark = "the claims cannot be read: owners are told by their pids alone";
+                if !remarks.iter().any(|other| other == remark) {
+                    remarks.push(remark.to_owned());
+                }
                 Vec::new()
             }
             None => Vec::new(),
@@ -169,7 +174,8 @@ impl Look<'_> {
             }
         }
         let unclaimed = list.tasks.iter().filter(|pid| !claimed.contains(pid));
-        owners.extend(unclaimed.map(|pid| self.stranger(*pid)));
+        let is_void = self.is_void(pool, list);
+        owners.extend(unclaimed.map(|pid| self.stranger(*pid, is_void)));
         let is_opaque = entries.iter().any(|entry| entry.claim().is_none());
         let state = match owners.iter().any(|owner| owner.alive) {
             true => ListState::Owned,
@@ -218,16 +224,29 @@ impl Look<'_> {
         }
     }
 
+    /// Were a list's owners written before this boot, and not looked at since? Then the numbers mean nothing.
+    fn is_void(&self, pool: &str, list: &CpuList) -> bool {
+        let mark = self
+            .ledger
+            .as_ref()
+            .and_then(|ledger| ledger.boot_mark().ok()?);
+        let is_swept = mark.is_some_and(|mark| mark.starts_with(&self.boot_id));
+        let is_old = |time| self.directory.is_from_before(time, pool, &list.name);
+        !is_swept && self.boot_time.is_some_and(is_old)
+    }
+
     /// A process that another tool wrote into `tasks`; its own start is the best that is known of when.
-    fn stranger(&self, pid: i32) -> Owner {
+    fn stranger(&self, pid: i32, is_void: bool) -> Owner {
         let host = &self.site.host;
         let process = Process::with_pid(host, pid).unwrap_or_default();
         let since = process.and_then(|process| process.started_at(self.boot_time?));
         Owner {
-            name: process::name(host, pid).unwrap_or_default(),
+            name: process::name(host, pid)
+                .filter(|_| !is_void)
+                .unwrap_or_default(),
             pid,
-            since,
-            alive: process::pid_is_alive(host, pid).unwrap_or(true),
+            since: since.filter(|_| !is_void),
+            alive: !is_void && process::pid_is_alive(host, pid).unwrap_or(true),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use nix::sys::stat::{major, minor};
 
 use super::PoolDirectory;
@@ -86,6 +87,14 @@ impl PoolDirectory {
             log::info!("waited {:.1} ms for the lock", waited.as_secs_f64() * 1e3);
         }
         Ok(Lock { file })
+    }
+}
+
+impl Lock {
+    /// What tells this lock, and so its pool directory, from every other on the machine.
+    pub fn key(&self) -> Result<String> {
+        let metadata = self.file.metadata().context("look at the lock")?;
+        Ok(format!("{:x}-{}", metadata.dev(), metadata.ino()))
     }
 }
 

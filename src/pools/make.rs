@@ -1,7 +1,7 @@
 //! Making a pool directory, so that it is there wholly or not at all.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -13,6 +13,9 @@ use super::{
     DIRECTORY_MODE, FILE_MODE, Kind, LOCK_MODE, Lock, Pool, PoolDirectory, trusted_directory,
 };
 use crate::files::{self, Durability};
+
+/// How many levels of directories there are below `pools` in any layout of KCM's: pools, sockets, lists.
+const MOST_LEVELS: usize = 3;
 
 /// What is in a pool directory that is to be made.
 #[derive(Debug)]
@@ -80,22 +83,54 @@ impl PoolDirectory {
     }
 
     /// Every number in any `tasks` below `pools`, whatever the layout: nobody who might own anything is overlooked.
+    ///
+    /// # Errors
+    /// Anything there that cannot be read.
     pub fn all_numbers_in_tasks(&self) -> Result<Vec<i32>> {
         let mut numbers = Vec::new();
-        collect_numbers(&self.pools(), 4, &mut numbers)?;
+        collect_numbers(&self.pools(), MOST_LEVELS, &mut numbers)
+            .with_context(|| format!("look for owners in {}", self.pools().display()))?;
         Ok(numbers)
     }
 
-    /// Puts these pools in the place of whatever is there, in one step.
-    pub fn put_pools(&self, _lock: &Lock, pools: &[PlannedPool]) -> Result<()> {
-        // What a killed predecessor of ours was putting together.
-        let prefix = files::temporary_prefix("pools");
-        for name in files::names_in(&self.path)?
-            .iter()
-            .filter(|name| name.starts_with(&prefix))
-        {
-            fs::remove_dir_all(self.path.join(name)).with_context(|| format!("remove {name}"))?;
+    /// Is all that is there also planned? Then completing it takes nothing away.
+    pub fn is_part_of(&self, plan: &[PlannedPool]) -> Result<bool> {
+        for name in files::names_in(&self.pools())? {
+            let Some(planned) = plan.iter().find(|pool| pool.name == name) else {
+                return Ok(false);
+            };
+            let pool = self.pools().join(&name);
+            for list in files::directories_in(&pool)? {
+                let is_planned = list.parse().is_ok_and(|cpus| planned.lists.contains(&cpus));
+                let tasks = pool.join(&list).join("tasks");
+                let is_readable = !tasks.exists() || self.tasks(&name, &list).is_ok();
+                if !is_planned
+                    || !is_readable
+                    || !files::directories_in(&pool.join(&list))?.is_empty()
+                {
+                    return Ok(false);
+                }
+            }
         }
+        Ok(true)
+    }
+
+    /// Removes what killed makers of pools were putting together.
+    pub fn remove_unfinished_pools(&self, _lock: &Lock) -> Result<()> {
+        let prefix = files::temporary_prefix("pools");
+        for name in files::directories_in(&self.path)? {
+            if name.starts_with(&prefix) {
+                let path = self.path.join(&name);
+                fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts these pools in the place of whatever is there, in one step.
+    pub fn put_pools(&self, lock: &Lock, pools: &[PlannedPool]) -> Result<()> {
+        self.remove_unfinished_pools(lock)?;
+        let prefix = files::temporary_prefix("pools");
         let new = tempfile::Builder::new()
             .prefix(&prefix)
             .tempdir_in(&self.path);
@@ -104,6 +139,8 @@ impl PoolDirectory {
             put_pool(&new.path().join(&pool.name), pool)?;
         }
         set_directory_mode(new.path())?;
+        files::sync_directory(new.path())
+            .with_context(|| format!("sync {}", new.path().display()))?;
         let put = || -> Result<()> {
             if self.pools().exists() {
                 // The old pools are then in the temporary directory, and go with it.
@@ -150,19 +187,26 @@ fn set_directory_mode(path: &Path) -> Result<()> {
         .with_context(|| format!("set the mode of {}", path.display()))
 }
 
-fn collect_numbers(path: &Path, depth: usize, numbers: &mut Vec<i32>) -> Result<()> {
-    for name in files::names_in(path)? {
-        let path = path.join(&name);
-        let Ok(metadata) = path.symlink_metadata() else {
-            continue;
-        };
-        if metadata.is_dir() && depth > 0 {
-            collect_numbers(&path, depth - 1, numbers)?;
-        } else if metadata.is_file() && name == "tasks" {
-            let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-            let text = files::read_bounded(file, super::tasks::MOST_BYTES).unwrap_or_default();
-            let words = text.split(|c: char| !c.is_ascii_digit());
-            numbers.extend(words.filter_map(|word| word.parse::<i32>().ok()));
+fn collect_numbers(path: &Path, levels: usize, numbers: &mut Vec<i32>) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let unexpected = kind.is_symlink() || (kind.is_dir() && levels == 0);
+        if unexpected {
+            let path = entry.path();
+            let message = format!("{} does not belong there: remove it", path.display());
+            return Err(io::Error::other(message));
+        }
+        if kind.is_dir() {
+            collect_numbers(&entry.path(), levels - 1, numbers)?;
+        } else if entry.file_name() == "tasks" {
+            let mut bytes = Vec::new();
+            File::open(entry.path())?
+                .take(super::tasks::MOST_BYTES)
+                .read_to_end(&mut bytes)?;
+            let digits = bytes.split(|byte| !byte.is_ascii_digit());
+            let texts = digits.filter_map(|digits| std::str::from_utf8(digits).ok());
+            numbers.extend(texts.filter_map(|text| text.parse::<i32>().ok()));
         }
     }
     Ok(())
@@ -244,11 +288,37 @@ mod tests {
         let directory = PoolDirectory::begin(dir.path()).unwrap();
         let tasks = dir.path().join("pools/dp/0/4,12/tasks");
         fs::create_dir_all(tasks.parent().unwrap()).unwrap();
-        files::replace(&tasks, b"12,x7", 0o644, Durability::Crash).unwrap();
+        files::replace(&tasks, b"12,x7\xff", 0o644, Durability::Crash).unwrap();
         assert!(matches!(directory.found().unwrap(), Found::HalfMade(_)));
         assert_eq!(directory.all_numbers_in_tasks().unwrap(), [12, 7]);
+        assert!(!directory.is_part_of(&planned()).unwrap());
+        std::os::unix::fs::symlink("0", dir.path().join("pools/dp/1")).unwrap();
+        assert!(directory.all_numbers_in_tasks().is_err());
         fs::remove_dir_all(dir.path().join("pools/dp")).unwrap();
         assert!(matches!(directory.found().unwrap(), Found::HalfMade(_)));
+    }
+
+    #[test]
+    fn only_what_is_planned_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = PoolDirectory::begin(dir.path()).unwrap();
+        for (path, content, is_part) in [
+            ("pools/dp/1,9/tasks", &b""[..], true),
+            ("pools/cp/exclusive", b"0", true),
+            ("pools/dp/4,12/tasks", b"7\n", true),
+            ("pools/dp/4,12/tasks", b"rubbish", false),
+            ("pools/dp/4,12/tasks", b"\xff", false),
+            ("pools/dp/4,12/tasks", b"", true),
+            ("pools/dp/5/tasks", b"", false),
+        ] {
+            fs::create_dir_all(dir.path().join(path).parent().unwrap()).unwrap();
+            files::replace(&dir.path().join(path), content, 0o644, Durability::Crash).unwrap();
+            assert_eq!(
+                directory.is_part_of(&planned()).unwrap(),
+                is_part,
+                "{path} {content:?}"
+            );
+        }
     }
 
     #[test]

@@ -3,20 +3,19 @@
 
 mod lock;
 pub mod make;
+mod owners;
 pub mod plan;
 mod tasks;
 
-use std::collections::BTreeSet;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 pub use lock::{Lock, LockError};
+pub use owners::TasksChange;
 
 use crate::cpulist::CpuSet;
-use crate::files::{self, Durability, trusted};
+use crate::files::{self, trusted};
 use crate::text::Shown;
 
 /// The mode of directories in a pool directory.
@@ -131,16 +130,18 @@ impl PoolDirectory {
 
     /// The names of the pools, in lexical order; whatever is not a directory is passed over.
     pub fn pool_names(&self) -> Result<Vec<String>> {
-        subdirectories(&self.pools())
+        let mut names = files::directories_in(&self.pools())?;
+        names.sort();
+        Ok(names)
     }
 
     /// Reads one pool whole. An unknown one is an error that names those there are.
     pub fn pool(&self, name: &str) -> Result<Pool> {
         let path = self.pools().join(name);
         if !path.exists() {
-            let known: Vec<_> = self.pool_names()?;
+            let known = self.pool_names()?;
             bail!(
-                "there is no pool {} in {}: it has {}",
+                "there is no pool {} in {}, which has {}: ask for one of those, or make it, {REMEDY}",
                 Shown(name),
                 self.path.display(),
                 if known.is_empty() {
@@ -167,35 +168,27 @@ impl PoolDirectory {
     /// of its lists any of another pool's. What else may be wrong with the others does not matter.
     pub fn sound_pool(&self, name: &str) -> Result<Pool> {
         let pool = self.pool(name)?;
-        let mut seen: Vec<(&str, &str, CpuSet)> = Vec::new();
-        let others: Vec<String> = self.pool_names()?;
-        let mut other_lists = Vec::new();
-        for other in others.iter().filter(|other| *other != name) {
-            for list in subdirectories(&self.pools().join(other))? {
+        let mut seen: Vec<(String, String, CpuSet)> = Vec::new();
+        for other in self.pool_names()?.into_iter().filter(|other| other != name) {
+            for list in files::directories_in(&self.pools().join(&other))? {
                 // A name that does not parse is the trouble of whoever asks for that pool.
-                if let Ok(cpus) = list.parse::<CpuSet>() {
-                    other_lists.push((other.as_str(), list, cpus));
+                if let Ok(cpus) = list.parse() {
+                    seen.push((other.clone(), list, cpus));
                 }
             }
         }
-        seen.extend(
-            other_lists
-                .iter()
-                .map(|(pool, list, cpus)| (*pool, list.as_str(), cpus.clone())),
-        );
         for list in &pool.lists {
-            if let Some((other, overlapping, cpus)) = seen
-                .iter()
-                .find(|(_, _, cpus)| !cpus.intersection(&list.cpus).is_empty())
-            {
+            let overlaps = |(_, _, cpus): &&(_, _, CpuSet)| !cpus.is_disjoint(&list.cpus);
+            if let Some((other, overlapping, cpus)) = seen.iter().find(overlaps) {
                 bail!(
-                    "CPU list {} of pool {name} overlaps {overlapping} of pool {} in CPU {}: give each CPU to one list",
+                    "CPU list {} of pool {name} overlaps {} of pool {} in CPU {}: give each CPU to one list",
                     list.name,
+                    Shown(overlapping),
                     Shown(other),
                     cpus.intersection(&list.cpus)
                 );
             }
-            seen.push((name, &list.name, list.cpus.clone()));
+            seen.push((name.to_owned(), list.name.clone(), list.cpus.clone()));
         }
         Ok(pool)
     }
@@ -226,106 +219,6 @@ impl PoolDirectory {
         let tasks = self.tasks(pool, &name)?;
         Ok(CpuList { name, cpus, tasks })
     }
-
-    /// The owners of one list now.
-    pub fn tasks(&self, pool: &str, list: &str) -> Result<Vec<i32>> {
-        let path = self.list_path(pool, list).join("tasks");
-        let metadata = match trusted(&path) {
-            Ok(metadata) => metadata,
-            Err(_)
-                if !subdirectories(&self.list_path(pool, list))?.is_empty() && !path.exists() =>
-            {
-                bail!(
-                    "the pool directory {} has a level for sockets, which is not supported: make a flat one, {REMEDY}",
-                    self.path.display()
-                )
-            }
-            Err(error) => return Err(error).with_context(|| self.half_made()),
-        };
-        // Most lists have no owner: then the size says it all.
-        if metadata.len() == 0 {
-            return Ok(Vec::new());
-        }
-        let file = files::open_regular(&path)?;
-        let text = files::read_bounded(file, tasks::MOST_BYTES)
-            .with_context(|| format!("read {}", path.display()))?;
-        tasks::parse(&text).with_context(|| format!("read {}", path.display()))
-    }
-
-    /// Changes the owners of a list in one step, for all who hold the lock after us: drops one occurrence of
-    /// each pid of `drop`, and adds those of `add`. Nothing is written where that changes nothing.
-    ///
-    /// One occurrence: in a shared list the same number can stand for a dead owner and a live one.
-    pub fn change_tasks(&self, _lock: &Lock, change: &TasksChange<'_>) -> Result<()> {
-        let list_path = self.list_path(change.pool, change.list);
-        if change.add.is_empty() && !list_path.is_dir() {
-            return Ok(());
-        }
-        let before = self.tasks(change.pool, change.list)?;
-        let mut after = before.clone();
-        for pid in change.drop {
-            if let Some(index) = after.iter().position(|task| task == pid) {
-                after.remove(index);
-            }
-        }
-        after.extend(change.add);
-        if after == before {
-            return Ok(());
-        }
-        write_tasks(&list_path, &after)
-    }
-
-    /// Empties every `tasks` that was last written before a time, whatever is in it, but for the pids to keep.
-    /// What cannot be read or written is reported, and does not stop the rest.
-    pub fn forget_tasks_before(&self, _lock: &Lock, time: i64, keep: &BTreeSet<i32>) -> Result<()> {
-        for pool in self.pool_names()? {
-            let lists = subdirectories(&self.pools().join(&pool));
-            for list in lists.unwrap_or_default() {
-                let path = self.list_path(&pool, &list);
-                let is_old = |metadata: &Metadata| metadata.len() > 0 && metadata.mtime() < time;
-                if !trusted(&path.join("tasks")).is_ok_and(|metadata| is_old(&metadata)) {
-                    continue;
-                }
-                let mut pids = self.tasks(&pool, &list).unwrap_or_default();
-                pids.retain(|pid| keep.contains(pid));
-                if let Err(error) = write_tasks(&path, &pids) {
-                    log::warn!("{error:#}");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what killed writers of this pool's `tasks` left behind.
-    pub fn remove_leftovers(&self, _lock: &Lock, pool: &Pool) -> Result<()> {
-        for list in &pool.lists {
-            files::remove_leftovers(&self.list_path(&pool.name, &list.name), "tasks")?;
-        }
-        Ok(())
-    }
-}
-
-/// A change of one list's owners.
-#[derive(Debug, Clone, Copy)]
-pub struct TasksChange<'a> {
-    /// The pool's name.
-    pub pool: &'a str,
-    /// The list's directory name.
-    pub list: &'a str,
-    /// Pids to drop; one that is not there is success.
-    pub drop: &'a [i32],
-    /// Pids to add at the end.
-    pub add: &'a [i32],
-}
-
-fn write_tasks(list: &Path, pids: &[i32]) -> Result<()> {
-    let content = tasks::print(pids);
-    files::replace(
-        &list.join("tasks"),
-        content.as_bytes(),
-        FILE_MODE,
-        Durability::Crash,
-    )
 }
 
 /// The names of the directories in a directory, in lexical order. A symbolic link is an error: where
@@ -364,11 +257,12 @@ fn trusted_directory(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::Durability;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     /// A pool directory: `pool/list=tasks` words, `pool!` for an exclusive pool.
-    fn directory(words: &str) -> (tempfile::TempDir, PoolDirectory) {
+    pub(super) fn directory(words: &str) -> (tempfile::TempDir, PoolDirectory) {
         let dir = tempfile::tempdir().unwrap();
         let put = |path: &Path, content: &str| {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -423,8 +317,8 @@ mod tests {
             assert!(directory.sound_pool("ok").is_ok(), "{words}");
         }
         let (_dir, directory) = directory("dp! dp/1= cp cp/1-2=");
-        assert!(refusal(directory.sound_pool("dp")).contains("overlaps 1-2 of pool \"cp\""));
-        assert!(refusal(directory.sound_pool("xx")).contains("it has cp, dp"));
+        assert!(refusal(directory.sound_pool("dp")).contains("overlaps \"1-2\" of pool \"cp\""));
+        assert!(refusal(directory.sound_pool("xx")).contains("which has cp, dp"));
     }
 
     #[test]
@@ -469,58 +363,5 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(refusal(PoolDirectory::open(&dir.path().join("no"))).contains("pinfold init"));
         assert!(refusal(PoolDirectory::open(dir.path())).contains("half-made"));
-    }
-
-    #[test]
-    fn tasks_change_one_by_one_and_twice_is_success() {
-        let (_dir, directory) = directory("cp cp/1=5,6,5");
-        let lock = lock(&directory);
-        let change = |list, drop: &[i32], add: &[i32]| {
-            let change = TasksChange {
-                pool: "cp",
-                list,
-                drop,
-                add,
-            };
-            directory.change_tasks(&lock, &change)
-        };
-        for (drop, add, after) in [
-            (&[5, 9][..], &[][..], &[6, 5][..]),
-            (&[6], &[7], &[5, 7]),
-            (&[5, 7], &[], &[]),
-            (&[5, 7], &[], &[]),
-        ] {
-            change("1", drop, add).unwrap();
-            assert_eq!(directory.pool("cp").unwrap().lists[0].tasks, after);
-        }
-        change("77", &[6], &[]).unwrap();
-        assert!(change("77", &[], &[6]).is_err());
-    }
-
-    #[test]
-    fn what_was_written_before_a_time_is_forgotten_but_for_what_is_kept() {
-        let (dir, directory) = directory("dp! dp/1=5,6 dp/2=rubbish dp/3=7");
-        let old = |list: &str, seconds: u64| {
-            let path = dir.path().join("pools/dp").join(list).join("tasks");
-            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            fs::File::options()
-                .write(true)
-                .open(path)
-                .unwrap()
-                .set_modified(time)
-                .unwrap();
-        };
-        (old("1", 99), old("2", 99), old("3", 100));
-        directory
-            .forget_tasks_before(&lock(&directory), 100, &BTreeSet::from([6]))
-            .unwrap();
-        let lists = directory.pool("dp").unwrap().lists;
-        let tasks: Vec<_> = lists.into_iter().map(|list| list.tasks).collect();
-        assert_eq!(tasks, [vec![6], vec![], vec![7]]);
-    }
-
-    fn lock(directory: &PoolDirectory) -> Lock {
-        let host = crate::host::Host::new("/");
-        directory.lock(&host, std::time::Duration::ZERO).unwrap()
     }
 }

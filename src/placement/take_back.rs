@@ -1,0 +1,74 @@
+//! Taking CPU lists back: restore the group, drop the owner from `tasks`, remove the record; in that order, so
+//! that a claim stays until there is nothing left to undo. Each can be done twice.
+
+use anyhow::{Result, ensure};
+
+use super::Books;
+use super::life::Life;
+use crate::cgroup::{Group, cpuset};
+use crate::claims::{Before, Claim};
+
+impl Books<'_> {
+    /// Gives back what a claim holds if its owner is gone: is it?
+    pub(super) fn free_if_gone(&self, claim: &Claim) -> Result<bool> {
+        Ok(self.life_of(claim)? == Life::Gone && self.give_back(claim)?)
+    }
+
+    /// Gives back all that a dead owner's claim holds. `false`, and the claim stays, where a process has entered
+    /// its group since it was looked at: a fork of the owner's that was slow to get there.
+    pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
+        let restored = self.restore_group(claim);
+        if let Some(group) = self.group_of(claim)? {
+            if !group.all_pids()?.is_empty() {
+                self.keep_confined(claim)?;
+                return Ok(false);
+            }
+        }
+        restored?;
+        self.drop_record(claim).map(|()| true)
+    }
+
+    /// Takes back all that a claim holds, whoever is in its group.
+    pub(super) fn take_back(&self, claim: &Claim) -> Result<()> {
+        self.restore_group(claim)?;
+        self.drop_record(claim)
+    }
+
+    /// Undoes a start that failed: its process, if it lives, goes back to where it was.
+    pub(super) fn undo(&self, claim: &Claim) -> Result<()> {
+        if let (Some(from), Some(group)) = (&claim.cgroup.moved_from, self.group_of(claim)?) {
+            let from = self.hierarchy.group(from)?;
+            for pid in group.pids()? {
+                from.adopt(pid)?;
+            }
+        }
+        self.take_back(claim)
+    }
+
+    /// The group that a claim names, if it is still that very one.
+    pub(super) fn group_of(&self, claim: &Claim) -> Result<Option<Group>> {
+        let group = self.hierarchy.group(&claim.cgroup.path)?;
+        let is_same = claim.boot_id == self.boot_id && group.inode()? == Some(claim.cgroup.inode);
+        Ok(is_same.then_some(group))
+    }
+
+    fn restore_group(&self, claim: &Claim) -> Result<()> {
+        let Some(group) = self.group_of(claim)? else {
+            return Ok(());
+        };
+        if claim.cgroup.made {
+            let path = group.path();
+            ensure!(group.remove()?, "the cgroup {path} still holds processes");
+            return Ok(());
+        }
+        let Before { cpus, mems } = &claim.cgroup.before;
+        let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
+        cpuset::restore(&group, cpus, mems)
+    }
+
+    /// Drops a claim from `tasks`, and then from the ledger.
+    pub(super) fn drop_record(&self, claim: &Claim) -> Result<()> {
+        self.change_tasks(claim, &claim.pids(), &[])?;
+        self.ledger.remove(claim)
+    }
+}
