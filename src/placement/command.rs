@@ -86,7 +86,7 @@ impl CommandPlace {
         };
         claim.processes.push(process);
         books.ledger.write(&claim)?;
-        books.ensure_recorded(&claim)
+        books.record_instead_of(&[], &claim)
     }
 
     /// Lets go of the command's CPUs when it has ended; where processes of it live on, they keep them.

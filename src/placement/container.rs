@@ -121,7 +121,7 @@ impl Books<'_> {
             claim.cgroup.path
         );
         let done = self
-            .ensure_recorded(&claim)
+            .record_instead_of(&[], &claim)
             .and_then(|()| self.confine(&claim, place));
         self.undo_on_error(done, &claim)?;
         Ok(claim)

@@ -129,9 +129,9 @@ impl Books<'_> {
         self.change_tasks(claim, &[], &claim.pids())
     }
 
-    /// Puts the claim's processes into `tasks` of each of its lists where they are missing: another tool may have
-    /// dropped one that it took for dead.
-    pub(super) fn ensure_recorded(&self, claim: &Claim) -> Result<()> {
+    /// Puts the claim's processes into `tasks` of each of its lists where they are missing, for another tool may have
+    /// dropped one that it took for dead; and drops others.
+    pub(super) fn record_instead_of(&self, others: &[i32], claim: &Claim) -> Result<()> {
         for list in &claim.lists {
             let tasks = self.directory.tasks(&claim.pool, list)?;
             let mut add = claim.pids();
@@ -139,7 +139,7 @@ impl Books<'_> {
             let change = TasksChange {
                 pool: &claim.pool,
                 list,
-                drop: &[],
+                drop: others,
                 add: &add,
             };
             self.directory.change_tasks(&self.lock, &change)?;

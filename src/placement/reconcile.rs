@@ -9,6 +9,7 @@ use super::{Books, Site};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::pools::{CpuList, Pool, TasksChange};
+use crate::process::Process;
 
 /// One pid that no longer holds a CPU list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,31 +79,45 @@ pub fn reconcile(site: &Site) -> Result<Report> {
 }
 
 impl Books<'_> {
-    /// Brings a claim up to date with its owner: gives back what a dead one holds, `None`; where others live on,
-    /// lets one of them stand for it in `tasks`, so that other tools see the owner too.
+    /// Brings a claim up to date with its owner: gives back what a dead one holds, `None`; otherwise lets those of
+    /// its processes that live stand for it in `tasks`, or one of the others in its group, so that other tools
+    /// see the owner too.
     pub(super) fn settle(&self, claim: &Claim) -> Result<Option<Claim>> {
         if self.free_if_gone(claim)? {
             return Ok(None);
         }
-        let survivor = match self.life_of(claim)? {
-            Life::Recorded => {
-                self.ensure_recorded(claim)?;
-                return Ok(Some(claim.clone()));
+        let mut living = Vec::new();
+        for process in &claim.processes {
+            if process.is_alive(self.host)? {
+                living.push(*process);
             }
-            Life::Survived(Some(survivor)) => survivor,
-            // It was there a moment ago, or is of another pid namespace: the next one to look sees.
-            Life::Survived(None) | Life::Gone => return Ok(Some(claim.clone())),
-        };
-        // Until `tasks` has the new number, the claim knows both: neither is ever taken for a stranger's.
-        let mut both = claim.clone();
-        both.processes.push(survivor);
-        self.ledger.write(&both)?;
-        self.change_tasks(claim, &claim.pids(), &[survivor.pid])?;
+        }
+        if living.is_empty() {
+            match self.life_of(claim)? {
+                Life::Survived(Some(survivor)) => living.push(survivor),
+                // It was there a moment ago, or is of another pid namespace: the next one to look sees.
+                _ => return Ok(Some(claim.clone())),
+            }
+            // Until `tasks` has the new number, the claim knows both: neither is ever taken for a stranger's.
+            let mut both = claim.clone();
+            both.processes.extend(&living);
+            self.ledger.write(&both)?;
+        }
+        let is_dead = |process: &&Process| !living.contains(process);
+        let dead: Vec<i32> = claim
+            .processes
+            .iter()
+            .filter(is_dead)
+            .map(|p| p.pid)
+            .collect();
         let after = Claim {
-            processes: vec![survivor],
-            ..both
+            processes: living,
+            ..claim.clone()
         };
-        self.ledger.write(&after)?;
+        self.record_instead_of(&dead, &after)?;
+        if !dead.is_empty() {
+            self.ledger.write(&after)?;
+        }
         Ok(Some(after))
     }
 
