@@ -1,0 +1,132 @@
+//! One claim: what is recorded of an owner, and its form on disk.
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::cpulist::CpuSet;
+use crate::process::Process;
+
+/// The version of claims that this program writes, and the newest that it understands.
+pub const VERSION: u32 = 1;
+
+/// What kind of owner a claim records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnerKind {
+    /// A container's root process.
+    Container,
+    /// A process that `isolate` runs.
+    Process,
+}
+
+/// The record of one owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// The version of this format: [`VERSION`].
+    pub version: u32,
+    /// The container's id, or `isolate-<pid>`.
+    pub id: String,
+    /// Container or process.
+    pub kind: OwnerKind,
+    /// The boot it was made in: after another it means nothing.
+    pub boot_id: String,
+    /// The process it was made for. It names the claim's file, and never changes.
+    pub owner: Process,
+    /// The processes that stand for the owner in `tasks` now.
+    pub processes: Vec<Process>,
+    /// The pool.
+    pub pool: String,
+    /// The directory names of its CPU lists, by first CPU.
+    pub lists: Vec<String>,
+    /// All CPUs of these lists, in the kernel's format.
+    #[serde(with = "as_text")]
+    pub cpus: CpuSet,
+    /// The memory nodes it was confined to, in the kernel's format; empty where they were left alone.
+    #[serde(with = "as_text")]
+    pub mems: CpuSet,
+    /// The group that confines it.
+    pub cgroup: ClaimedGroup,
+    /// When it was made, in seconds since the epoch.
+    pub since: u64,
+}
+
+/// The group that confines an owner, and how to undo what was done to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimedGroup {
+    /// Its path as the kernel names it.
+    pub path: String,
+    /// Its inode: a later group of the same path has another.
+    pub inode: u64,
+    /// Did we make it? Then it is removed at release.
+    pub made: bool,
+    /// Is it confined to the claim's CPUs, or only there to tell which processes are the owner's?
+    pub confined: bool,
+    /// The values of its files before; empty where it had none.
+    pub before: Before,
+    /// The path of the group that the owner was moved out of.
+    pub moved_from: Option<String>,
+}
+
+/// What a group's two files held before we wrote them, as it was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Before {
+    /// `cpuset.cpus`.
+    pub cpus: String,
+    /// `cpuset.mems`.
+    pub mems: String,
+}
+
+impl Claim {
+    /// The pids that stand for the owner in `tasks`.
+    pub fn pids(&self) -> Vec<i32> {
+        self.processes.iter().map(|process| process.pid).collect()
+    }
+
+    pub(super) fn file_name(&self) -> String {
+        format!("{}.json", self.process_name())
+    }
+
+    fn process_name(&self) -> String {
+        format!("{}-{}", self.owner.pid, self.owner.start)
+    }
+
+    pub(super) fn marker_name(&self) -> String {
+        format!("{}@{}", self.id, self.process_name())
+    }
+}
+
+pub(super) fn parse(text: &str) -> Result<Claim> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Versioned { version } = serde_json::from_str(text)?;
+    if version != VERSION {
+        bail!("it is of version {version}, and this program knows {VERSION}");
+    }
+    Ok(serde_json::from_str(text)?)
+}
+
+/// CPU sets in JSON as the text that the kernel and people read.
+mod as_text {
+    use super::CpuSet;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        cpus: &CpuSet,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(cpus)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<CpuSet, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
