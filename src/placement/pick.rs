@@ -47,7 +47,7 @@ impl Books<'_> {
         };
         let pool = self.directory.sound_pool(&request.pool)?;
         match self.choose_free(&pool, &reach, request.size)? {
-            Ok(chosen) if !self.has_dead_pids(&pool, &chosen)? => {
+            Ok(chosen) if !self.has_dead_pids(&pool)? => {
                 return Ok(Picked { pool, chosen });
             }
             Ok(_) | Err(Refusal::Exhausted { .. }) => {}
@@ -61,9 +61,12 @@ impl Books<'_> {
         }
     }
 
-    /// In a shared pool, which is never exhausted, dead owners are seen by their numbers.
-    fn has_dead_pids(&self, pool: &Pool, chosen: &[usize]) -> Result<bool> {
-        for pid in chosen.iter().flat_map(|index| &pool.lists[*index].tasks) {
+    /// A shared pool is never exhausted: there dead owners are seen by their numbers.
+    fn has_dead_pids(&self, pool: &Pool) -> Result<bool> {
+        if pool.kind == Kind::Exclusive {
+            return Ok(false);
+        }
+        for pid in pool.lists.iter().flat_map(|list| &list.tasks) {
             if !self.is_pid_alive(*pid)? {
                 return Ok(true);
             }

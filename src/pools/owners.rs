@@ -160,7 +160,9 @@ mod tests {
                 .set_modified(time)
                 .unwrap();
         };
-        (old("1", 99), old("2", 99), old("3", 100));
+        for (list, seconds) in [("1", 99), ("2", 99), ("3", 100)] {
+            old(list, seconds);
+        }
         directory
             .forget_tasks_before(&lock(&directory), 100, &BTreeSet::from([6]))
             .unwrap();

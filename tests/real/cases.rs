@@ -1,0 +1,91 @@
+//! A test before it runs: its name, what it needs, and its body.
+
+use crate::engines::Engine;
+use crate::needs::Need;
+use crate::report;
+use crate::world::World;
+use libtest_mimic::{Arguments, Trial};
+use std::time::{Duration, Instant};
+
+/// From this on a test's duration is printed.
+const SLOW: Duration = Duration::from_secs(5);
+
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) engine: Option<Engine>,
+    needs: Vec<Need>,
+    body: Box<dyn Fn(&World) + Send>,
+}
+
+/// One test that needs no engine.
+pub(crate) fn plain(name: &str, needs: &[Need], body: fn(&World)) -> Case {
+    Case {
+        name: name.into(),
+        engine: None,
+        needs: needs.into(),
+        body: Box::new(body),
+    }
+}
+
+/// The same test with each of the engines.
+pub(crate) fn each(
+    engines: Vec<Engine>,
+    name: &str,
+    needs: &[Need],
+    body: fn(&World, Engine),
+) -> Vec<Case> {
+    let case = |engine: Engine| Case {
+        name: format!("{name}::{engine}"),
+        engine: Some(engine),
+        needs: [engine.needs(), needs.into()].concat(),
+        body: Box::new(move |world: &World| body(world, engine)),
+    };
+    engines.into_iter().map(case).collect()
+}
+
+impl Case {
+    /// What it needs and this machine has not.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let missing = self.needs.iter().filter(|need| !need.is_met());
+        missing.map(Need::to_string).collect()
+    }
+
+    /// Its name with what is missing, where it cannot run here.
+    pub(crate) fn skipped(&self) -> Option<String> {
+        let missing = self.missing();
+        (!missing.is_empty()).then(|| format!("{} [needs {}]", self.name, missing.join(", ")))
+    }
+
+    /// Whether the command line's filters choose it.
+    pub(crate) fn is_chosen(&self, arguments: &Arguments) -> bool {
+        let name = self.skipped().unwrap_or_else(|| self.name.clone());
+        let fits = |filter: &String| {
+            if arguments.exact {
+                name == *filter
+            } else {
+                name.contains(filter.as_str())
+            }
+        };
+        arguments.filter.as_ref().is_none_or(fits) && !arguments.skip.iter().any(fits)
+    }
+
+    pub(crate) fn into_trial(self) -> Trial {
+        let skipped = self.skipped();
+        let name = skipped.clone().unwrap_or_else(|| self.name.clone());
+        let trial = Trial::test(name, move || {
+            let started = Instant::now();
+            let record = report::Record::begin(&self);
+            (self.body)(&World::new());
+            record.passed();
+            if started.elapsed() > SLOW {
+                println!(
+                    "slow: {} took {:.1} s",
+                    self.name,
+                    started.elapsed().as_secs_f32()
+                );
+            }
+            Ok(())
+        });
+        trial.with_ignored_flag(skipped.is_some())
+    }
+}

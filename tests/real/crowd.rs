@@ -1,0 +1,104 @@
+//! I1 and I5 under contention: sixteen starts at the same moment on two CPU lists.
+
+use crate::cases::{Case, each};
+use crate::container::Container;
+use crate::engines::{Engine, Front, Runtime};
+use crate::needs::Need;
+use crate::plan::Plan;
+use crate::process;
+use crate::syslog::SysLog;
+use crate::world::{Kind, World, files_below};
+use std::time::{Duration, Instant};
+
+const CROWD: usize = 16;
+
+pub(crate) fn cases() -> Vec<Case> {
+    each(
+        Engine::all(),
+        "crowd::sixteen_at_once_on_two_lists",
+        &[Need::Cpus(2)],
+        sixteen_at_once,
+    )
+}
+
+fn sixteen_at_once(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let mut log = SysLog::mark();
+    let names: Vec<String> = (0..CROWD).map(|number| format!("crowd{number}")).collect();
+    let prepare = |name: &String| Container::prepare(world, engine, Plan::pinned(name, "dp"));
+    let containers: Vec<Container> = names.iter().map(prepare).collect();
+
+    // The hooks wait at the lock until all are there, or as many as come before the first gives up on it.
+    let gate = world.hold_lock();
+    let start = |container| (container, Container::launching(container));
+    let launches: Vec<_> = containers.iter().map(start).collect();
+    let mut first_seen = None;
+    let waiting = process::eventually("all hooks wait at the lock", || {
+        let waiting = world.hooks_at_the_lock().len();
+        if waiting > 0 {
+            first_seen.get_or_insert_with(Instant::now);
+        }
+        let long = first_seen.is_some_and(|seen| seen.elapsed() > Duration::from_secs(5));
+        (waiting == CROWD || long).then_some(waiting)
+    });
+    assert!(waiting > 2, "only {waiting} came at once");
+    drop(gate);
+    let ended: Vec<_> = launches
+        .into_iter()
+        .map(|(container, launch)| (container, launch.wait()))
+        .collect();
+
+    // Before anything reaps: two owners, on different lists, and no more.
+    let holders: Vec<i32> = [world.tasks("dp", "0"), world.tasks("dp", "1")].concat();
+    assert_eq!(holders.len(), 2, "each list has one owner: {holders:?}");
+    let claims = world.claims();
+    assert_eq!(claims.len(), 2, "claims: {claims:?}");
+    assert_ne!(claims[0]["lists"], claims[1]["lists"]);
+    let hidden = |path: &std::path::PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.as_encoded_bytes()[0] == b'.')
+    };
+    assert!(
+        !files_below(&world.conf).iter().any(hidden),
+        "no temporary file is left"
+    );
+
+    let (run, refused): (Vec<_>, Vec<_>) = ended
+        .into_iter()
+        .partition(|(_, ran)| ran.code() == Some(0));
+    assert_eq!(
+        (run.len(), refused.len()),
+        (2, CROWD - 2),
+        "two run, the others are refused"
+    );
+    let mut seen: Vec<String> = run
+        .iter()
+        .map(|(container, _)| container.affinity())
+        .collect();
+    seen.sort();
+    assert_eq!(seen, ["0", "1"]);
+    for (container, _) in &run {
+        let cpus = container.affinity();
+        container.assert_confined_to(&cpus);
+        assert_eq!(world.claim_of(&container.id())["cpus"], *cpus);
+        assert_eq!(world.tasks("dp", &cpus), [container.pid()]);
+    }
+
+    // Each refusal says why: on stderr, where the engine shows a hook's, and in the system log.
+    for (container, ran) in &refused {
+        if engine.front == Front::Direct && engine.runtime == Runtime::Runc {
+            let id = container.id();
+            let said = |word: &str| ran.stderr.contains(word);
+            assert!(
+                said("exhausted") && said("dp") && said(&id),
+                "should say why: {ran}"
+            );
+        }
+    }
+    let lines = log.lines_with(CROWD - 2, &["exhausted", "dp"]);
+    for (container, _) in &refused {
+        let id = container.id();
+        let named = lines.iter().any(|line| line.contains(&id));
+        assert!(named, "no line names {id}: {lines:#?}");
+    }
+}

@@ -1,0 +1,141 @@
+//! The container engines: runc and crun called directly, and podman with either, with either cgroup driver.
+
+use crate::cgroups;
+use crate::needs::{self, Need};
+use crate::world::World;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Front {
+    Direct,
+    Podman,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Runtime {
+    Runc,
+    Crun,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driver {
+    Cgroupfs,
+    Systemd,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Engine {
+    pub(crate) front: Front,
+    pub(crate) runtime: Runtime,
+    pub(crate) driver: Driver,
+}
+
+impl Engine {
+    pub(crate) fn direct() -> Vec<Engine> {
+        Engine::of(&[Front::Direct])
+    }
+
+    pub(crate) fn podman() -> Vec<Engine> {
+        Engine::of(&[Front::Podman])
+    }
+
+    pub(crate) fn all() -> Vec<Engine> {
+        Engine::of(&[Front::Direct, Front::Podman])
+    }
+
+    fn of(fronts: &[Front]) -> Vec<Engine> {
+        let mut engines = Vec::new();
+        for driver in [Driver::Cgroupfs, Driver::Systemd] {
+            for &front in fronts {
+                engines.extend([Runtime::Runc, Runtime::Crun].map(|runtime| Engine {
+                    front,
+                    runtime,
+                    driver,
+                }));
+            }
+        }
+        engines
+    }
+
+    pub(crate) fn needs(self) -> Vec<Need> {
+        let mut needs = vec![
+            Need::Root,
+            if self.runtime == Runtime::Runc {
+                Need::Runc
+            } else {
+                Need::Crun
+            },
+        ];
+        needs.extend((self.front == Front::Podman).then_some(Need::Podman));
+        needs.extend((self.driver == Driver::Systemd).then_some(Need::Systemd));
+        needs
+    }
+
+    pub(crate) fn runtime_name(self) -> &'static str {
+        if self.runtime == Runtime::Runc {
+            "runc"
+        } else {
+            "crun"
+        }
+    }
+
+    pub(crate) fn front_name(self) -> &'static str {
+        if self.front == Front::Podman {
+            "podman"
+        } else {
+            self.runtime_name()
+        }
+    }
+
+    pub(crate) fn driver_name(self) -> &'static str {
+        if self.driver == Driver::Systemd {
+            "systemd"
+        } else {
+            "cgroupfs"
+        }
+    }
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let front = if self.front == Front::Podman {
+            "podman-"
+        } else {
+            ""
+        };
+        write!(f, "{front}{}-{}", self.runtime_name(), self.driver_name())
+    }
+}
+
+/// The runtime, by a way in which it works here. On a hybrid host crun wants a mount namespace in which the unified
+/// hierarchy is out of its sight; the wrapper keeps the file name, by which podman knows what a runtime can do.
+pub(crate) fn runtime_path(world: &World, runtime: Runtime) -> PathBuf {
+    let name = if runtime == Runtime::Runc {
+        "runc"
+    } else {
+        "crun"
+    };
+    let found = needs::find(name).expect("the runtime is installed");
+    match cgroups::unified_in_the_way() {
+        Some(unified) if runtime == Runtime::Crun => {
+            wrapper(&world.dir.join("bin"), &found, &unified)
+        }
+        _ => found,
+    }
+}
+
+fn wrapper(dir: &Path, crun: &Path, unified: &Path) -> PathBuf {
+    let path = dir.join("crun");
+    if !path.exists() {
+        let (crun, unified) = (crun.display(), unified.display());
+        let script = format!(
+            "#!/bin/sh\nexec unshare -m sh -c 'umount {unified} && exec {crun} \"$@\"' crun \"$@\"\n"
+        );
+        std::fs::create_dir(dir).expect("make a directory for the wrapper");
+        std::fs::write(&path, script).expect("write the wrapper");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))
+            .expect("chmod the wrapper");
+    }
+    path
+}

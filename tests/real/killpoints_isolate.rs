@@ -1,0 +1,172 @@
+//! I2 when `isolate` is killed: at every one of its own system calls, before its command begins, while that runs, and
+//! after it has ended.
+
+use crate::cases::{Case, plain};
+use crate::cgroups::{self, hierarchy};
+use crate::needs::Need;
+use crate::process::{self, Running, affinity, is_alive};
+use crate::strace;
+use crate::world::{Kind, Standin, World, state};
+use nix::libc;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let needs = &[Need::Root, Need::Strace, Need::Cpus(2)];
+    vec![plain("killpoints::isolate", needs, isolate)]
+}
+
+fn isolate(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    learn(world);
+    let (trace, home) = learn(world);
+    let (before, _) = trace
+        .split_once("--- SIGCHLD")
+        .expect("isolate is told of its command's death");
+    let (points, early) = (strace::points_in(&trace), strace::points_in(before).len());
+
+    let (mut killed, mut outlived) = (0, 0);
+    for (number, point) in points.iter().enumerate() {
+        let isolate = Isolate::start(world, &point.arguments());
+        // One that was to be killed before its command ends, and is not, came by other calls this time.
+        let late = number >= early || !isolate.process.ends_within(process::patience() / 15);
+        let told = late && isolate.end_the_command();
+        let Isolate { process, out, .. } = isolate;
+        killed += usize::from(strace::was_killed(&process.wait()));
+        if let Some(command) = command_left_behind(&out) {
+            if !told {
+                outlived += 1;
+                assert_held(world, command, &format!("isolate was killed at {point}"));
+                process::send(command, libc::SIGKILL);
+            }
+            process::eventually("the command is gone", || (!is_alive(command)).then_some(()));
+        }
+        assert_free(world);
+        let left = cgroups::below(&home);
+        assert!(
+            left.is_empty(),
+            "isolate was killed at {point}, and {left:?} is left"
+        );
+    }
+    let all = points.len();
+    println!("killed isolate at {killed} points of {all}; its command lived on after {outlived}");
+    assert!(
+        killed > 30 && killed * 10 >= all * 8,
+        "too few points were reached"
+    );
+    assert!(outlived > 0, "the command outlived isolate at no point");
+}
+
+/// The trace of an isolate that nobody kills, and the parent of the cgroup that it made. Its command ends when isolate
+/// has nothing left to do but to wait for that.
+fn learn(world: &World) -> (String, PathBuf) {
+    let isolate = Isolate::start(world, &[]);
+    process::eventually("isolate has recorded its command", || {
+        (world.tasks("dp", "1").len() == 2).then_some(())
+    });
+    let command = command_left_behind(&isolate.out).expect("the command runs");
+    let cgroup = hierarchy().of(command);
+    isolate.end_the_command();
+    isolate.process.wait().ok();
+    assert_free(world);
+    let trace = std::fs::read_to_string(&isolate.trace).expect("read the trace");
+    (trace, cgroup.parent().expect("not the root").to_owned())
+}
+
+struct Isolate {
+    process: Running,
+    trace: PathBuf,
+    /// What the command writes to; no other process has it in its arguments.
+    out: PathBuf,
+}
+
+impl Isolate {
+    /// Starts `isolate` under strace, which does not follow it into its command.
+    fn start(world: &World, arguments: &[String]) -> Isolate {
+        let (trace, out) = (world.dir.join("trace"), world.dir.join("command-says"));
+        let _ = std::fs::remove_file(&out);
+        let mut line = vec![
+            "isolate",
+            "--pool",
+            "dp",
+            "--",
+            crate::probe::path().to_str().unwrap(),
+        ];
+        line.extend(["--out", out.to_str().unwrap(), "--wait"]);
+        let isolate = world.pinfold(&line);
+        let process = Running::start(&mut strace::under(&isolate, arguments, &trace), b"");
+        Isolate {
+            process,
+            trace,
+            out,
+        }
+    }
+
+    /// Ends the command as soon as it runs, unless isolate ends before; gives whether the command was told.
+    fn end_the_command(&self) -> bool {
+        let begun = || has_begun(&self.out).then_some(true);
+        let ended = || self.process.ends_within(Duration::ZERO).then_some(false);
+        let begun = process::eventually("the command runs", || begun().or_else(ended));
+        let command = if begun {
+            command_left_behind(&self.out)
+        } else {
+            None
+        };
+        command
+            .inspect(|&pid| process::send(pid, libc::SIGTERM))
+            .is_some()
+    }
+}
+
+fn has_begun(out: &Path) -> bool {
+    std::fs::read_to_string(out).is_ok_and(|text| text.contains("affinity: 1\n"))
+}
+
+/// The command, once it is clear whether there is one.
+fn command_left_behind(out: &Path) -> Option<i32> {
+    let probe = crate::probe::path();
+    process::eventually("the command runs, or is known never to", || {
+        let mut left = process::processes_mentioning(out.to_str().unwrap());
+        left.retain(|&pid| is_alive(pid));
+        if left.is_empty() {
+            return Some(None);
+        }
+        let is_probe = |pid: &i32| {
+            std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == probe)
+        };
+        let command = left.into_iter().find(is_probe).filter(|_| has_begun(out))?;
+        Some(Some(command))
+    })
+}
+
+fn assert_held(world: &World, command: i32, when: &str) {
+    assert_eq!(affinity(command), "1", "{when}");
+    let rival = Standin::new(world, "rival");
+    let ran = world.hook(
+        "prestart",
+        &state("rival", rival.pid, json!({ "pinfold.io/pool": "dp" })),
+    );
+    assert!(
+        ran.stderr.contains("exhausted"),
+        "{when}, the list of its command was given away: {ran}"
+    );
+}
+
+/// The next in need gets the list, and afterwards nothing is left.
+fn assert_free(world: &World) {
+    let next = Standin::new(world, "next");
+    world
+        .hook(
+            "prestart",
+            &state("next", next.pid, json!({ "pinfold.io/pool": "dp" })),
+        )
+        .ok();
+    assert_eq!(
+        (next.mask(), world.tasks("dp", "1")),
+        ("1".into(), vec![next.pid])
+    );
+    next.die();
+    world.reconcile();
+    world.assert_all_free("after everybody is gone");
+}

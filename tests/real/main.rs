@@ -1,0 +1,94 @@
+//! Tests on real parts: the `pinfold` binary under real runtimes, in real cgroups, as root.
+//!
+//! Every test is written once and declares what it needs of the machine; one whose needs are not met is skipped,
+//! counted and named. `PINFOLD_BIN` names another binary to test, `PINFOLD_TEST_PROBE` a probe that is already built,
+//! `PINFOLD_TEST_HOOKS` the directory of the shipped hook files, `PINFOLD_TEST_PATIENCE` the seconds that a wait may take,
+//! and `PINFOLD_TEST_REPORT` a file to which a line of JSON is appended for each test.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests arrange files that the product then has to cope with"
+)]
+
+mod books;
+mod bundle;
+mod cases;
+mod cgroups;
+mod container;
+mod crowd;
+mod endings;
+mod engines;
+mod hookfiles;
+mod isolate;
+mod kcm;
+mod killpoints;
+mod killpoints_isolate;
+mod killpoints_runtime;
+mod needs;
+mod owners;
+mod pinned;
+mod plan;
+mod probe;
+mod process;
+mod refusals;
+mod release;
+mod report;
+mod snapshot;
+mod strace;
+mod syslog;
+mod untouched;
+mod world;
+mod wreckage;
+
+use cases::Case;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = libtest_mimic::Arguments::from_args();
+    // The tests share the machine's CPUs: one at a time, unless asked otherwise.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    let cases: Vec<Case> = [
+        pinned::cases(),
+        crowd::cases(),
+        untouched::cases(),
+        endings::cases(),
+        wreckage::cases(),
+        owners::cases(),
+        isolate::cases(),
+        release::cases(),
+        books::cases(),
+        refusals::cases(),
+        hookfiles::cases(),
+        kcm::cases(),
+        killpoints::cases(),
+        killpoints_isolate::cases(),
+        killpoints_runtime::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let skipped: Vec<String> = cases
+        .iter()
+        .filter(|case| case.is_chosen(&arguments))
+        .filter_map(Case::skipped)
+        .collect();
+    if !arguments.list {
+        cases
+            .iter()
+            .filter(|case| case.is_chosen(&arguments))
+            .for_each(report::skipped);
+    }
+    let trials = cases.into_iter().map(Case::into_trial).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if arguments.list {
+        return ExitCode::SUCCESS;
+    }
+    println!("skipped for want of what they need: {}", skipped.len());
+    skipped.iter().for_each(|name| println!("    {name}"));
+    let left = cgroups::named(&world::run_tag());
+    if !left.is_empty() {
+        eprintln!("cgroups are left behind: {left:?}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}

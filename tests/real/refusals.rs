@@ -1,0 +1,59 @@
+//! I5: a request that cannot be met is refused in one sentence, and nothing stays changed.
+
+use crate::cases::{Case, plain};
+use crate::cgroups::{self, hierarchy};
+use crate::needs::Need;
+use crate::process::affinity;
+use crate::world::{Kind, Standin, World, state};
+use serde_json::json;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let root = &[Need::Root, Need::Cpus(2)];
+    let v1 = &[Need::Root, Need::V1, Need::Cpus(2)];
+    vec![
+        plain(
+            "refusals::the_parent_allows_none_of_the_cpus",
+            root,
+            parent_allows_none,
+        ),
+        plain("refusals::the_kernel_refuses_the_mask", v1, kernel_refuses),
+    ]
+}
+
+/// The hook refuses, with `word` in what it says; the books and the process are as before.
+fn assert_refused(world: &World, standin: &Standin, word: &str) {
+    let (mask, cpus) = (standin.mask(), affinity(standin.pid));
+    let annotations = json!({ "pinfold.io/pool": "dp" });
+    let refused = world
+        .hook("prestart", &state("a", standin.pid, annotations))
+        .exits(1);
+    assert!(
+        refused.stderr.contains(word),
+        "should name {word:?}: {refused}"
+    );
+    assert_eq!(
+        refused.stderr.trim_end().lines().count(),
+        1,
+        "one sentence: {refused}"
+    );
+    assert_eq!((standin.mask(), affinity(standin.pid)), (mask, cpus));
+    world.assert_all_free("after a refusal");
+}
+
+fn parent_allows_none(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let parent = format!("{}-parent", world.tag);
+    let path = hierarchy().make(&parent);
+    cgroups::narrow(&path, "0");
+    let standin = Standin::inside(&hierarchy().make_inside(&path, "child"), &["--wait"]);
+    assert_refused(world, &standin, &parent);
+}
+
+/// The kernel says no to the mask itself, for a cgroup below has other CPUs: what was recorded by then is taken back.
+fn kernel_refuses(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let standin = Standin::new(world, "a");
+    let below = hierarchy().make_inside(&standin.cgroup(), "below");
+    cgroups::narrow(&below, "0");
+    assert_refused(world, &standin, "dp");
+}

@@ -1,0 +1,120 @@
+//! Giving back by hand.
+
+use crate::cases::{Case, plain};
+use crate::cgroups::{self, hierarchy};
+use crate::needs::Need;
+use crate::process::{self, Ran, affinity, is_alive};
+use crate::world::{Kind, Standin, World, state};
+use serde_json::json;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let root = &[Need::Root, Need::Cpus(2)];
+    vec![
+        plain("release::refuses_a_live_owner", root, refuses_a_live_owner),
+        plain(
+            "release::by_force_lets_the_owner_out",
+            root,
+            by_force_lets_the_owner_out,
+        ),
+        plain(
+            "release::by_force_lets_every_process_out",
+            root,
+            by_force_lets_every_process_out,
+        ),
+        plain(
+            "release::of_a_dead_owner_and_again",
+            root,
+            of_a_dead_owner_and_again,
+        ),
+    ]
+}
+
+fn owner(world: &World) -> Standin {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let standin = Standin::new(world, "a");
+    world
+        .hook(
+            "prestart",
+            &state("a", standin.pid, json!({ "pinfold.io/pool": "dp" })),
+        )
+        .ok();
+    assert_eq!(
+        (standin.mask(), affinity(standin.pid)),
+        ("1".into(), "1".into())
+    );
+    standin
+}
+
+fn release(world: &World, arguments: &[&str]) -> Ran {
+    process::run(&mut world.pinfold(&[&["release"], arguments].concat()))
+}
+
+fn refuses_a_live_owner(world: &World) {
+    let owner = owner(world);
+    let claim = world.claim_of("a");
+    let refused = release(world, &["a"]).exits(1);
+    assert!(
+        refused.stderr.contains("--force"),
+        "says what to do: {refused}"
+    );
+    assert_eq!(world.claim_of("a"), claim);
+    assert_eq!(
+        (world.tasks("dp", "1"), owner.mask()),
+        (vec![owner.pid], "1".into())
+    );
+}
+
+/// I1: before the list is free for others, its owner can no longer run there.
+fn by_force_lets_the_owner_out(world: &World) {
+    let owner = owner(world);
+    release(world, &["a", "--force"]).ok();
+    world.assert_all_free("after a forced release");
+    assert!(is_alive(owner.pid), "the owner is let out, not killed");
+    assert_out(owner.pid);
+    let next = Standin::new(world, "next");
+    world
+        .hook(
+            "prestart",
+            &state("next", next.pid, json!({ "pinfold.io/pool": "dp" })),
+        )
+        .ok();
+    assert_eq!(
+        (affinity(next.pid), world.tasks("dp", "1")),
+        ("1".into(), vec![next.pid])
+    );
+    assert_out(owner.pid);
+}
+
+fn by_force_lets_every_process_out(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let cgroup = Standin::survived(world, "a", "dp");
+    release(world, &["a"]).exits(1);
+    release(world, &["a", "--force"]).ok();
+    world.assert_all_free("after a forced release");
+    let survivors = cgroups::processes(&cgroup);
+    assert_eq!(survivors.len(), 1);
+    assert_out(survivors[0]);
+}
+
+/// Cannot run on CPU 1 any more. The machine has others, or the test would not have been chosen.
+#[track_caller]
+fn assert_out(pid: i32) {
+    let cpus = affinity(pid);
+    let within = |cpu: usize| {
+        let mut ranges = cpus
+            .split(',')
+            .map(|range| range.split_once('-').unwrap_or((range, range)));
+        ranges.any(|(first, last)| (first.parse().unwrap()..=last.parse().unwrap()).contains(&cpu))
+    };
+    assert!(within(0) && !within(1), "{pid} may run on {cpus}");
+}
+
+fn of_a_dead_owner_and_again(world: &World) {
+    let cgroup = owner(world).die();
+    release(world, &["a"]).ok();
+    world.assert_all_free("after release");
+    assert_eq!(cgroups::mask(&cgroup), hierarchy().unnarrowed());
+    release(world, &["a"]).ok();
+    release(world, &["never-heard-of"]).ok();
+    world.assert_all_free("after releasing again");
+}

@@ -1,0 +1,111 @@
+//! `PINFOLD_TEST_REPORT`: one line of JSON for each test, from which the table of what is supported is made.
+
+use crate::cases::Case;
+use crate::cgroups::hierarchy;
+use crate::needs;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A test under way: dropped without having passed, it has failed.
+pub(crate) struct Record {
+    line: Value,
+    passed: bool,
+}
+
+impl Record {
+    pub(crate) fn begin(case: &Case) -> Record {
+        Record {
+            line: line(case),
+            passed: false,
+        }
+    }
+
+    pub(crate) fn passed(mut self) {
+        self.passed = true;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.line["outcome"] = json!(if self.passed { "passed" } else { "failed" });
+        append(&self.line);
+    }
+}
+
+/// Records a test that cannot run here.
+pub(crate) fn skipped(case: &Case) {
+    let missing = case.missing();
+    if !missing.is_empty() {
+        let mut line = line(case);
+        line["outcome"] = json!("skipped");
+        line["missing"] = json!(missing);
+        append(&line);
+    }
+}
+
+fn line(case: &Case) -> Value {
+    if std::env::var_os("PINFOLD_TEST_REPORT").is_none() {
+        return Value::Null;
+    }
+    json!({
+        "name": case.name,
+        "engine": case.engine.map(|engine| engine.front_name()),
+        "runtime": case.engine.map(|engine| engine.runtime_name()),
+        "driver": case.engine.map(|engine| engine.driver_name()),
+        "cgroup": hierarchy().version,
+        "versions": versions(),
+    })
+}
+
+fn append(line: &Value) {
+    let Some(path) = std::env::var_os("PINFOLD_TEST_REPORT") else {
+        return;
+    };
+    let file = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path);
+    let mut file = file.unwrap_or_else(|error| panic!("open the report {path:?}: {error}"));
+    file.write_all(format!("{line}\n").as_bytes())
+        .expect("write the report");
+}
+
+/// The version of everything that takes part, asked once.
+fn versions() -> &'static Value {
+    static ASKED: OnceLock<Value> = OnceLock::new();
+    ASKED.get_or_init(|| {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .expect("read the kernel's release");
+        let mut versions = json!({ "kernel": kernel.trim() });
+        let programs = [
+            "runc",
+            "crun",
+            "podman",
+            "conmon",
+            "systemctl",
+            "docker",
+            "containerd",
+        ];
+        for program in programs {
+            let Some(path) = needs::find(program) else {
+                continue;
+            };
+            let said = crate::process::run(Command::new(path).arg("--version")).stdout;
+            let name = if program == "systemctl" {
+                "systemd"
+            } else {
+                program
+            };
+            versions[name] = json!(said.lines().next().and_then(version_in));
+        }
+        versions
+    })
+}
+
+/// The first word that begins with a digit.
+fn version_in(line: &str) -> Option<&str> {
+    line.split_whitespace()
+        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))
+}

@@ -1,0 +1,67 @@
+//! A picture of a directory tree, to show that nothing in it changed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Every path below some directories, and what was seen there.
+pub(crate) struct Snapshot(BTreeMap<PathBuf, Seen>);
+
+#[derive(PartialEq)]
+struct Seen {
+    inode: u64,
+    mode: u32,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    content: Vec<u8>,
+}
+
+impl Snapshot {
+    pub(crate) fn of(dirs: &[&Path]) -> Snapshot {
+        let mut seen = BTreeMap::new();
+        for dir in dirs {
+            look(dir, &mut seen)
+                .unwrap_or_else(|error| panic!("look at {}: {error}", dir.display()));
+        }
+        Snapshot(seen)
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_same(&self, later: &Snapshot, when: &str) {
+        let paths = self.0.keys().chain(later.0.keys());
+        let changed: Vec<_> = paths
+            .filter(|path| self.0.get(*path) != later.0.get(*path))
+            .collect();
+        assert!(changed.is_empty(), "{when}: changed: {changed:?}");
+    }
+}
+
+fn look(path: &Path, seen: &mut BTreeMap<PathBuf, Seen>) -> io::Result<()> {
+    let meta = std::fs::symlink_metadata(path)?;
+    let content = match meta.file_type() {
+        kind if kind.is_file() => std::fs::read(path)?,
+        kind if kind.is_symlink() => std::fs::read_link(path)?
+            .into_os_string()
+            .into_encoded_bytes(),
+        _ => Vec::new(),
+    };
+    let modified = (meta.mtime(), meta.mtime_nsec());
+    let changed = (meta.ctime(), meta.ctime_nsec());
+    seen.insert(
+        path.into(),
+        Seen {
+            inode: meta.ino(),
+            mode: meta.mode(),
+            modified,
+            changed,
+            content,
+        },
+    );
+    if meta.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            look(&entry?.path(), seen)?;
+        }
+    }
+    Ok(())
+}

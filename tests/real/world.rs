@@ -1,0 +1,368 @@
+//! What one test has to itself: a directory, a pool directory, a run directory, and a prefix for its cgroups.
+
+use crate::cgroups::{self, hierarchy};
+use crate::process::{self, Ran, Running};
+use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub(crate) struct World {
+    /// The prefix of every cgroup and slice of this test.
+    pub(crate) tag: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) conf: PathBuf,
+    pub(crate) run: PathBuf,
+}
+
+/// The prefix of every cgroup that this run of the tests makes.
+pub(crate) fn run_tag() -> String {
+    format!("pinfoldtest{}n", std::process::id())
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let tag = format!("{}{}x", run_tag(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::Builder::new()
+            .prefix("pinfold-test-")
+            .tempdir()
+            .expect("make a temporary directory");
+        let dir = dir.keep();
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))
+            .expect("let containers look inside");
+        let (conf, run) = (dir.join("conf"), dir.join("run"));
+        let world = World {
+            tag,
+            dir,
+            conf,
+            run,
+        };
+        world.make_dir(&world.conf.join("pools"), 0o755);
+        let lock = world.conf.join("lock");
+        std::fs::write(&lock, "").expect("make the lock");
+        std::fs::set_permissions(&lock, PermissionsExt::from_mode(0o600)).expect("chmod the lock");
+        world
+    }
+
+    /// Makes a pool by hand, in KCM's form.
+    pub(crate) fn pool(&self, name: &str, kind: Kind, lists: &[&str]) {
+        let pool = self.conf.join("pools").join(name);
+        for list in lists {
+            self.make_dir(&pool.join(list), 0o755);
+            std::fs::write(pool.join(list).join("tasks"), "").expect("make tasks");
+        }
+        let byte = if kind == Kind::Exclusive { "1" } else { "0" };
+        std::fs::write(pool.join("exclusive"), byte).expect("make exclusive");
+    }
+
+    fn make_dir(&self, path: &Path, mode: u32) {
+        std::fs::create_dir_all(path).expect("make a directory");
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod a directory");
+    }
+
+    /// The arguments that lead pinfold to this world.
+    pub(crate) fn options(&self) -> [String; 4] {
+        let path = |path: &Path| path.display().to_string();
+        [
+            "--conf-dir".into(),
+            path(&self.conf),
+            "--run-dir".into(),
+            path(&self.run),
+        ]
+    }
+
+    /// The product, with this world's directories and an empty environment, as the strictest runtimes start a hook.
+    pub(crate) fn pinfold(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.env_clear();
+        let (verbs, rest) = arguments.split_at(if arguments[0] == "hook" { 2 } else { 1 });
+        command
+            .args(verbs)
+            .args(self.options())
+            .args(rest)
+            .current_dir("/");
+        command
+    }
+
+    /// Runs a hook verb on a state.
+    pub(crate) fn hook(&self, verb: &str, state: &Value) -> Ran {
+        self.hooking(verb, state).wait()
+    }
+
+    pub(crate) fn hooking(&self, verb: &str, state: &Value) -> Running {
+        Running::start(
+            &mut self.pinfold(&["hook", verb]),
+            state.to_string().as_bytes(),
+        )
+    }
+
+    pub(crate) fn reconcile(&self) -> Ran {
+        process::run(&mut self.pinfold(&["reconcile"])).ok()
+    }
+
+    /// Holds the pool directory's lock, as another tool would.
+    pub(crate) fn hold_lock(&self) -> Flock<File> {
+        let file = File::open(self.conf.join("lock")).expect("open the lock");
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .expect("take the lock")
+    }
+
+    pub(crate) fn tasks_file(&self, pool: &str, list: &str) -> PathBuf {
+        self.conf.join("pools").join(pool).join(list).join("tasks")
+    }
+
+    /// The pids that `tasks` names.
+    pub(crate) fn tasks(&self, pool: &str, list: &str) -> Vec<i32> {
+        let path = self.tasks_file(pool, list);
+        let text = std::fs::read_to_string(&path).expect("read tasks");
+        let pid = |part: &str| {
+            part.parse()
+                .unwrap_or_else(|_| panic!("{}: {text:?}", path.display()))
+        };
+        text.split(',')
+            .filter(|part| !part.is_empty())
+            .map(pid)
+            .collect()
+    }
+
+    /// All claims, in whatever order.
+    pub(crate) fn claims(&self) -> Vec<Value> {
+        let files = files_below(&self.run.join("claims"));
+        let claims = files.iter().filter(|file| !is_hidden(file)).map(|file| {
+            let text = std::fs::read_to_string(file).expect("read a claim");
+            serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("claim {}: {error}", file.display()))
+        });
+        claims.collect()
+    }
+
+    pub(crate) fn claims_of(&self, id: &str) -> Vec<Value> {
+        self.claims()
+            .into_iter()
+            .filter(|claim| claim["id"] == id)
+            .collect()
+    }
+
+    /// The one claim of a container.
+    #[track_caller]
+    pub(crate) fn claim_of(&self, id: &str) -> Value {
+        let mut claims = self.claims_of(id);
+        assert_eq!(claims.len(), 1, "claims of {id}: {claims:?}");
+        claims.remove(0)
+    }
+
+    /// Every list is free, no claim is left, and no temporary file.
+    #[track_caller]
+    pub(crate) fn assert_all_free(&self, when: &str) {
+        if let Some(left) = self.what_is_left() {
+            panic!("{when}: {left}");
+        }
+    }
+
+    /// What keeps this world from being all free.
+    pub(crate) fn what_is_left(&self) -> Option<String> {
+        let claims = files_below(&self.run.join("claims"));
+        if !claims.is_empty() {
+            return Some(format!("claims are left: {claims:?}"));
+        }
+        let mut files = files_below(&self.conf);
+        files.extend(files_below(&self.run));
+        if let Some(file) = files.iter().find(|file| is_hidden(file)) {
+            return Some(format!("a temporary file is left: {}", file.display()));
+        }
+        let mut tasks = files.into_iter().filter(|file| file.ends_with("tasks"));
+        let held = tasks.find(|file| !std::fs::read(file).expect("read tasks").is_empty());
+        held.map(|file| {
+            format!(
+                "{} is not empty: {:?}",
+                file.display(),
+                std::fs::read_to_string(&file)
+            )
+        })
+    }
+
+    /// The hook processes of this world that have the lock open: they hold it or wait for it.
+    pub(crate) fn hooks_at_the_lock(&self) -> Vec<i32> {
+        let hooks = process::processes_mentioning(&self.conf.display().to_string());
+        let lock = self.conf.join("lock");
+        hooks
+            .into_iter()
+            .filter(|&pid| process::has_open(pid, &lock))
+            .collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let made: Vec<PathBuf> = files_below(&self.run.join("claims"))
+            .iter()
+            .filter_map(|file| {
+                serde_json::from_str::<Value>(&std::fs::read_to_string(file).ok()?).ok()
+            })
+            .filter(|claim| claim["cgroup"]["made"] == true)
+            .filter_map(|claim| Some(claimed_cgroup(claim["cgroup"]["path"].as_str()?)))
+            .collect();
+        let ours = process::processes_mentioning(&self.dir.display().to_string());
+        ours.iter()
+            .for_each(|&pid| process::send(pid, libc::SIGKILL));
+        cgroups::clear(&made);
+        cgroups::clear(&cgroups::named(&self.tag));
+        unmount_below(&self.dir);
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Kind {
+    Exclusive,
+    Shared,
+}
+
+/// The binary under test.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("PINFOLD_BIN")
+        .map_or_else(|| env!("CARGO_BIN_EXE_pinfold").into(), PathBuf::from)
+}
+
+/// What a runtime tells a hook at the start.
+pub(crate) fn state(id: &str, pid: i32, annotations: Value) -> Value {
+    json!({ "ociVersion": "1.0.2", "id": id, "status": "creating", "pid": pid, "bundle": "/", "annotations": annotations })
+}
+
+/// What a runtime tells a hook at the end: no pid.
+pub(crate) fn stopped(id: &str, annotations: Value) -> Value {
+    json!({ "ociVersion": "1.0.2", "id": id, "status": "stopped", "bundle": "/", "annotations": annotations })
+}
+
+/// The directory of a claim's cgroup, which may be written with or without the mount point.
+pub(crate) fn claimed_cgroup(path: &str) -> PathBuf {
+    let root = &hierarchy().root;
+    if Path::new(path).starts_with(root) {
+        path.into()
+    } else {
+        root.join(path.trim_start_matches('/'))
+    }
+}
+
+/// A process of our own in a cgroup of its own, as a runtime leaves a container when it calls the hook.
+pub(crate) struct Standin {
+    process: Running,
+    pub(crate) pid: i32,
+}
+
+impl Standin {
+    pub(crate) fn new(world: &World, name: &str) -> Standin {
+        Standin::running(world, name, &["--wait"])
+    }
+
+    /// A stand-in whose probe does `actions` after it is in its cgroup.
+    pub(crate) fn running(world: &World, name: &str, actions: &[&str]) -> Standin {
+        let name = format!("{}-{name}", world.tag);
+        let cgroup = hierarchy().root.join(&name);
+        if !cgroup.exists() {
+            hierarchy().make(&name);
+        }
+        Standin::inside(&cgroup, actions)
+    }
+
+    /// A stand-in in a cgroup that is there already.
+    pub(crate) fn inside(cgroup: &Path, actions: &[&str]) -> Standin {
+        let mut command = Command::new("/bin/sh");
+        let script = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
+        command
+            .args(["-c", script])
+            .arg(cgroup)
+            .arg(crate::probe::path())
+            .args(actions);
+        let process = Running::start(&mut command, b"");
+        let pid = process.pid();
+        let standin = Standin { process, pid };
+        standin.says("affinity: ");
+        standin
+    }
+
+    /// A process in the very cgroup of the test, as a container is that has no cgroup of its own.
+    pub(crate) fn bare() -> Standin {
+        let process = Running::start(Command::new(crate::probe::path()).arg("--wait"), b"");
+        let pid = process.pid();
+        let standin = Standin { process, pid };
+        standin.says("affinity: ");
+        standin
+    }
+
+    /// Waits until the probe has written `text`.
+    pub(crate) fn says(&self, text: &str) {
+        let wanted = format!("the stand-in says {text:?}");
+        process::eventually(&wanted, || {
+            self.process.stdout().contains(text).then_some(())
+        });
+    }
+
+    /// An owner of CPUs of `pool` whose first process is gone, and whose descendant lives on in the cgroup given back.
+    pub(crate) fn survived(world: &World, id: &str, pool: &str) -> PathBuf {
+        let owner = Standin::running(world, id, &["--when-told", "--orphan", "--wait"]);
+        owner.says("waiting to be told");
+        world
+            .hook(
+                "prestart",
+                &state(id, owner.pid, json!({ "pinfold.io/pool": pool })),
+            )
+            .ok();
+        process::send(owner.pid, libc::SIGUSR1);
+        owner.says("orphan: ready");
+        owner.die()
+    }
+
+    /// The cgroup that it is in now.
+    pub(crate) fn cgroup(&self) -> PathBuf {
+        hierarchy().of(self.pid)
+    }
+
+    pub(crate) fn mask(&self) -> String {
+        cgroups::mask(&self.cgroup())
+    }
+
+    /// Kills the first process; gives its cgroup, where what it left behind lives on.
+    pub(crate) fn die(self) -> PathBuf {
+        let cgroup = self.cgroup();
+        self.process.kill();
+        cgroup
+    }
+}
+
+/// All files below a directory, links not among them: an index that leads nowhere is harmless.
+pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files.extend(files_below(&entry.path())),
+            Ok(kind) if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+    files
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+fn unmount_below(dir: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|path| Path::new(path).starts_with(dir));
+    for path in below {
+        let path = std::ffi::CString::new(path).expect("a mount point without NUL");
+        // SAFETY: the path is a string that lives through the call.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
