@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test install uninstall clean
+.PHONY: build demo test test-vm vm-shell install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -20,6 +20,16 @@ demo: build
 test:
 	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3
 	cargo test --locked
+
+# The demo and the tests on real parts in a machine under qemu: Debian with systemd and cgroup v2. Slow: it is emulated.
+# SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm.
+SUITE ?= trixie
+test-vm:
+	tests/vm/test --suite $(SUITE) $(if $(LEGACY),--legacy)
+
+# A root shell in that machine.
+vm-shell:
+	tests/vm/shell $(SUITE)
 
 # The binary, the manual page, and the hooks for podman and CRI-O with the binary's real path.
 install: build
