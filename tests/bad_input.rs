@@ -334,7 +334,7 @@ fn pool_directories_that_cannot_be_used() {
 
 #[test]
 fn what_is_wrong_elsewhere_does_not_matter() {
-    let site = Site::new();
+    let mut site = Site::new();
     symlink("/tmp", site.path("kcm/pools/out")).unwrap();
     site.put("kcm/pools/bad/zero/tasks", "rubbish");
     site.put("kcm/pools/file", "");
@@ -350,6 +350,17 @@ fn what_is_wrong_elsewhere_does_not_matter() {
     assert_eq!(
         fs::read_to_string(site.path("kcm/pools/dp/0/tasks")).unwrap(),
         ""
+    );
+    // The group that was made for it goes when it is empty.
+    site.waiting.kill().unwrap();
+    site.waiting.wait().unwrap();
+    site.pinfold(&["reconcile"], b"");
+    let mut left = Command::new("find");
+    left.args(["/sys/fs/cgroup", "-path", "*/pinfold/*", "-name"]);
+    left.arg(format!("web-{}-*", site.waiting.id()));
+    assert!(
+        left.output().unwrap().stdout.is_empty(),
+        "a cgroup was left"
     );
 }
 
@@ -547,7 +558,7 @@ fn disks_that_are_full_or_read_only() {
     left.args([
         "/sys/fs/cgroup",
         "-name",
-        &format!("web-{}", site.waiting.id()),
+        &format!("web-{}-*", site.waiting.id()),
     ]);
     assert!(
         left.output().unwrap().stdout.is_empty(),

@@ -120,19 +120,14 @@ impl Hierarchy {
         })
     }
 
-    /// The group of this name among those that the holders of one lock, named by its key, make.
-    pub fn group_of_ours(&self, key: &str, name: &str) -> Result<Group> {
-        self.group(&format!("{OUR_PARENT}/{key}/{name}"))
-    }
-
     /// The parent of all groups that we make, there or not.
     pub fn parent_of_ours(&self) -> Result<Group> {
         self.group(OUR_PARENT)
     }
 
-    /// The groups that holders of this lock made and that are still there.
-    pub fn groups_of_ours(&self, key: &str) -> Result<Vec<Group>> {
-        self.group(&format!("{OUR_PARENT}/{key}"))?.children()
+    /// The parent of those that the holders of one lock, named by its key, make.
+    pub fn parent_for(&self, key: &str) -> Result<Group> {
+        self.group(&format!("{OUR_PARENT}/{key}"))
     }
 }
 
@@ -183,17 +178,20 @@ impl Group {
         Ok(pids)
     }
 
-    fn children(&self) -> Result<Vec<Group>> {
+    /// The groups right below this one.
+    pub fn children(&self) -> Result<Vec<Group>> {
         let names = files::directories_in(&self.dir)?;
-        Ok(names
-            .into_iter()
-            .map(|name| Group {
-                version: self.version,
-                mount: self.mount.clone(),
-                path: format!("{}/{name}", self.path.trim_end_matches('/')),
-                dir: self.dir.join(name),
-            })
-            .collect())
+        Ok(names.iter().map(|name| self.child(name)).collect())
+    }
+
+    /// The group of this name below this one, there or not.
+    pub fn child(&self, name: &str) -> Group {
+        Group {
+            version: self.version,
+            mount: self.mount.clone(),
+            path: format!("{}/{name}", self.path.trim_end_matches('/')),
+            dir: self.dir.join(name),
+        }
     }
 
     /// The group above; `None` at the mount point.

@@ -91,7 +91,7 @@ impl Books<'_> {
     /// The group that we make for an owner that has none of its own. No other process ever had this name.
     fn new_group(&self, id: &str, owner: Process) -> Result<Group> {
         let name = format!("{id}-{}-{}", owner.pid, owner.start);
-        self.hierarchy.group_of_ours(&self.lock.key()?, &name)
+        Ok(self.hierarchy.parent_for(&self.lock.key()?)?.child(&name))
     }
 
     /// The mark `boot` names this boot and this pool directory. With another boot, or none, every `tasks`

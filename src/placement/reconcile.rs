@@ -195,17 +195,20 @@ impl Books<'_> {
         cpuset::confine(&group, &claim.cpus, None)
     }
 
-    /// Removes groups of ours that hold nobody and that no claim names: their maker was killed before it
-    /// wrote its claim.
+    /// Removes groups of ours that hold nobody and that no claim names, and their parent when it is empty: their
+    /// maker was killed before it wrote its claim.
     fn remove_unclaimed_groups(&self) -> Result<()> {
-        for group in self.hierarchy.groups_of_ours(&self.lock.key()?)? {
-            let claimed = match group.inode()? {
-                Some(inode) => self.ledger.on_cgroup(inode).is_some(),
-                None => true,
-            };
-            if !claimed {
+        let parent = self.hierarchy.parent_for(&self.lock.key()?)?;
+        for group in parent.children()? {
+            let claim = group
+                .inode()?
+                .and_then(|inode| self.ledger.on_cgroup(inode));
+            if claim.is_none() {
                 group.remove()?;
             }
+        }
+        if parent.children()?.is_empty() {
+            parent.remove()?;
         }
         Ok(())
     }

@@ -273,8 +273,9 @@ fn poststop_with_a_survivor(world: &World) {
         let rival = Standin::new(world, "rival");
         let refused = prestart_of(world, RIVAL, rival.pid).exits(1);
         assert!(refused.stderr.contains("exhausted"), "{refused}");
-        assert!(
-            world.tasks("dp", "1").contains(&survivor),
+        assert_eq!(
+            world.tasks("dp", "1"),
+            [survivor],
             "other tools see an owner"
         );
         assert_eq!(world.claims_of(&victim(world)).len(), 1);
@@ -315,8 +316,9 @@ fn reconcile(world: &World) {
             let refused = prestart_of(world, "another", another.pid).exits(1);
             assert!(refused.stderr.contains("exhausted"), "{refused}");
             let survivor = cgroups::processes(&survived)[0];
-            assert!(
-                world.tasks("dp", "0").contains(&survivor),
+            assert_eq!(
+                world.tasks("dp", "0"),
+                [survivor],
                 "other tools see an owner"
             );
             assert_eq!(

@@ -34,7 +34,7 @@ fn isolate(world: &World) {
         let told = late && isolate.end_the_command();
         let Isolate { process, out, .. } = isolate;
         killed += usize::from(strace::was_killed(&process.wait()));
-        if let Some(command) = command_left_behind(&out) {
+        if let Some(command) = command_left_behind(&out, &home) {
             if !told {
                 outlived += 1;
                 assert_held(world, command, &format!("isolate was killed at {point}"));
@@ -42,7 +42,7 @@ fn isolate(world: &World) {
             }
             process::eventually("the command is gone", || (!is_alive(command)).then_some(()));
         }
-        assert_free(world);
+        assert_free(world, &format!("isolate was killed at {point}"));
         let left = cgroups::below(&home);
         assert!(
             left.is_empty(),
@@ -65,11 +65,11 @@ fn learn(world: &World) -> (String, PathBuf) {
     process::eventually("isolate has recorded its command", || {
         (world.tasks("dp", "1").len() == 2).then_some(())
     });
-    let command = command_left_behind(&isolate.out).expect("the command runs");
+    let command = process::eventually("the command runs", || command_in(&isolate.out));
     let cgroup = hierarchy().of(command);
     isolate.end_the_command();
     isolate.process.wait().ok();
-    assert_free(world);
+    assert_free(world, "nobody killed isolate");
     let trace = std::fs::read_to_string(&isolate.trace).expect("read the trace");
     (trace, cgroup.parent().expect("not the root").to_owned())
 }
@@ -105,38 +105,40 @@ impl Isolate {
 
     /// Ends the command as soon as it runs, unless isolate ends before; gives whether the command was told.
     fn end_the_command(&self) -> bool {
-        let begun = || has_begun(&self.out).then_some(true);
-        let ended = || self.process.ends_within(Duration::ZERO).then_some(false);
-        let begun = process::eventually("the command runs", || begun().or_else(ended));
-        let command = if begun {
-            command_left_behind(&self.out)
-        } else {
-            None
-        };
-        command
-            .inspect(|&pid| process::send(pid, libc::SIGTERM))
+        let told = process::eventually("the command runs", || match command_in(&self.out) {
+            Some(command) => Some(Some(command)),
+            None => self.process.ends_within(Duration::ZERO).then_some(None),
+        });
+        told.inspect(|&pid| process::send(pid, libc::SIGTERM))
             .is_some()
     }
 }
 
-fn has_begun(out: &Path) -> bool {
-    std::fs::read_to_string(out).is_ok_and(|text| text.contains("affinity: 1\n"))
+/// The command, which has it in its arguments where to write, as soon as it has done so.
+fn command_in(out: &Path) -> Option<i32> {
+    let said = std::fs::read_to_string(out).ok()?;
+    let probe = crate::probe::path();
+    let is_probe = |pid: &i32| {
+        std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == probe)
+    };
+    let mut found = process::processes_mentioning(out.to_str().unwrap()).into_iter();
+    found
+        .find(is_probe)
+        .filter(|_| said.contains("affinity: 1\n"))
 }
 
-/// The command, once it is clear whether there is one.
-fn command_left_behind(out: &Path) -> Option<i32> {
-    let probe = crate::probe::path();
+/// The command, once it is clear whether there is one. A process shows no arguments while it executes a program; by
+/// then it is in the cgroup.
+fn command_left_behind(out: &Path, home: &Path) -> Option<i32> {
     process::eventually("the command runs, or is known never to", || {
         let mut left = process::processes_mentioning(out.to_str().unwrap());
+        left.extend(cgroups::processes(home));
         left.retain(|&pid| is_alive(pid));
         if left.is_empty() {
-            return Some(None);
+            Some(None)
+        } else {
+            command_in(out).map(Some)
         }
-        let is_probe = |pid: &i32| {
-            std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == probe)
-        };
-        let command = left.into_iter().find(is_probe).filter(|_| has_begun(out))?;
-        Some(Some(command))
     })
 }
 
@@ -154,19 +156,24 @@ fn assert_held(world: &World, command: i32, when: &str) {
 }
 
 /// The next in need gets the list, and afterwards nothing is left.
-fn assert_free(world: &World) {
+fn assert_free(world: &World, when: &str) {
     let next = Standin::new(world, "next");
-    world
-        .hook(
-            "prestart",
-            &state("next", next.pid, json!({ "pinfold.io/pool": "dp" })),
-        )
-        .ok();
+    let ran = world.hook(
+        "prestart",
+        &state("next", next.pid, json!({ "pinfold.io/pool": "dp" })),
+    );
+    assert_eq!(
+        ran.code(),
+        Some(0),
+        "{when}, and keeps its list: {ran}{:?}",
+        world.claims()
+    );
     assert_eq!(
         (next.mask(), world.tasks("dp", "1")),
-        ("1".into(), vec![next.pid])
+        ("1".into(), vec![next.pid]),
+        "{when}"
     );
     next.die();
     world.reconcile();
-    world.assert_all_free("after everybody is gone");
+    world.assert_all_free(when);
 }

@@ -212,6 +212,10 @@ impl Drop for World {
         ours.iter()
             .for_each(|&pid| process::send(pid, libc::SIGKILL));
         cgroups::clear(&made);
+        for parent in made.iter().filter_map(|cgroup| cgroup.parent()) {
+            // Where others have cgroups in it, it stays.
+            let _ = std::fs::remove_dir(parent);
+        }
         cgroups::clear(&cgroups::named(&self.tag));
         unmount_below(&self.dir);
         let _ = std::fs::remove_dir_all(&self.dir);
