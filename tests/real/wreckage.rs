@@ -128,11 +128,12 @@ fn wreck(world: &World, engine: Engine) -> (Container<'_>, PathBuf) {
 
     process::send(runtime, libc::SIGKILL);
     process::eventually("the runtime is dead", || (!is_alive(runtime)).then_some(()));
-    let writer = std::fs::OpenOptions::new()
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(&fifo);
-    drop(writer.expect("the hook waits at the fifo"));
+    let writer = process::eventually("the hook waits at the fifo", || {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK);
+        options.open(&fifo).ok()
+    });
+    drop(writer);
     creating.wait();
     process::eventually("the container's process dies with its runtime", || {
         (!is_alive(pid)).then_some(())
