@@ -3,7 +3,7 @@
 use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
@@ -20,15 +20,16 @@ pub fn read(path: &Path) -> Result<String> {
     read_if_there(path)?.with_context(|| format!("read {}: no such file", path.display()))
 }
 
-/// Reads a whole file as text; `None` where there is none, or where its process is gone
+/// Reads a whole file as text, U+FFFD for what is not UTF-8 (a process can call itself anything, and a mount point
+/// too); `None` where there is none, or where its process is gone
 /// (reading below `/proc/<pid>` then gives ESRCH, proc(5)).
 ///
 /// A symbolic link as the last component is followed: callers that read what others can write
 /// open it themselves with `O_NOFOLLOW`.
 pub fn read_if_there(path: &Path) -> Result<Option<String>> {
-    let attempt = File::open(path).and_then(|file| read_bounded(file, MOST_BYTES));
+    let attempt = File::open(path).and_then(|file| read_bytes(file, MOST_BYTES));
     match attempt {
-        Ok(text) => Ok(Some(text)),
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
@@ -44,16 +45,24 @@ pub fn is_gone(error: &io::Error) -> bool {
 
 /// Reads to the end, but refuses input of more than `most` bytes and input that is not UTF-8.
 pub fn read_bounded(source: impl Read, most: u64) -> io::Result<String> {
+    let bytes = read_bytes(source, most)?;
+    String::from_utf8(bytes).map_err(|_| {
+        let message = "stream did not contain valid UTF-8";
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
+}
+
+fn read_bytes(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
     // A kernel file is made anew at each read(2): the fewer, the less it can change in between.
-    let mut text = String::with_capacity(READ_BYTES);
-    source.take(most + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > most {
+    let mut bytes = Vec::with_capacity(READ_BYTES);
+    source.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("larger than {most} bytes"),
         ));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// Gives a kernel file a value with one write(2); the file is neither made nor truncated.
@@ -170,9 +179,24 @@ pub fn names_in(directory: &Path) -> Result<Vec<String>> {
 
 /// The names of the directories in a directory, likewise.
 pub fn directories_in(directory: &Path) -> Result<Vec<String>> {
-    entries_in(directory, |entry| {
-        entry.file_type().is_ok_and(|kind| kind.is_dir())
-    })
+    entries_in(directory, is_directory)
+}
+
+/// The paths of the directories in a directory, whatever their names are made of.
+pub fn directory_paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let attempt = || -> io::Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
+        let directories = entries.iter().filter(|entry| is_directory(entry));
+        Ok(directories.map(DirEntry::path).collect())
+    };
+    match attempt() {
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        other => other.with_context(|| format!("list {}", directory.display())),
+    }
+}
+
+fn is_directory(entry: &DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 fn entries_in(directory: &Path, wanted: impl Fn(&DirEntry) -> bool) -> Result<Vec<String>> {

@@ -405,6 +405,34 @@ fn pools_that_are_there_are_kept() {
 }
 
 #[test]
+fn what_a_killed_maker_left_is_completed() {
+    let site = Site::new();
+    fs::remove_dir_all(site.path("kcm")).unwrap();
+    let init = [
+        "init",
+        "--pool",
+        "dp=1:exclusive",
+        "--pool",
+        "cp=rest:shared",
+    ];
+    for (spoil, said) in [
+        ("kcm/none", "made"),
+        ("kcm/none", "is so already"),
+        ("kcm/pools/cp", "completed"),
+        ("kcm/pools", "made"),
+    ] {
+        let _ = fs::remove_dir_all(site.path(spoil));
+        let output = site.pinfold(&init, b"");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success() && text.lines().next().unwrap().contains(said),
+            "{spoil}: {text}"
+        );
+        assert!(site.path("kcm/pools/cp/exclusive").exists());
+    }
+}
+
+#[test]
 fn numbers_from_before_the_boot_are_nobodys() {
     let site = Site::new();
     site.put("kcm/pools/dp/0/tasks", &site.waiting.id().to_string());

@@ -165,7 +165,8 @@ pub fn inherit(group: &Group) -> Result<()> {
 
 /// Puts a group's values back, the memory nodes where they were changed; a group that is gone is success.
 ///
-/// Version 2 refuses to empty the CPUs of a group with processes: they then get all that the parents allow.
+/// Where the kernel refuses what was there before (version 2 does not empty the CPUs of a group with processes; a
+/// parent can have been narrowed, a CPU have gone offline), the group gets what its parents allow.
 pub fn restore(group: &Group, cpus: &str, mems: Option<&str>) -> Result<()> {
     let put = |file: &str, value: &str| {
         let cleared = if value.is_empty() { "\n" } else { value };
@@ -176,13 +177,20 @@ pub fn restore(group: &Group, cpus: &str, mems: Option<&str>) -> Result<()> {
     };
     let context = || format!("restore the cpuset of {}", group.dir().display());
     if let Some(mems) = mems {
-        put(MEMS, mems).with_context(context)?;
+        if put(MEMS, mems).is_err() {
+            let parent = group.parent();
+            let effective = effective_mems_file(group.version());
+            let allowed = parent
+                .map(|parent| read_set(&parent, effective))
+                .transpose()?;
+            let allowed = allowed.flatten().unwrap_or_default();
+            put(MEMS, &allowed.to_string()).with_context(context)?;
+        }
     }
-    match put(CPUS, cpus) {
-        Err(_) if cpus.is_empty() => put(CPUS, &bound(group)?.cpus.to_string()),
-        other => other,
+    if put(CPUS, cpus).is_err() {
+        put(CPUS, &bound(group)?.cpus.to_string()).with_context(context)?;
     }
-    .with_context(context)
+    Ok(())
 }
 
 /// Makes sure that a group has the controller, enabling it in the groups above where it is missing.

@@ -178,10 +178,17 @@ impl Group {
         Ok(pids)
     }
 
-    /// The groups right below this one.
+    /// The groups right below this one, whatever their names are made of.
     pub fn children(&self) -> Result<Vec<Group>> {
-        let names = files::directories_in(&self.dir)?;
-        Ok(names.iter().map(|name| self.child(name)).collect())
+        let child = |dir: PathBuf| {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy();
+            Group {
+                dir: dir.clone(),
+                ..self.child(&name)
+            }
+        };
+        let dirs = files::directory_paths_in(&self.dir)?;
+        Ok(dirs.into_iter().map(child).collect())
     }
 
     /// The group of this name below this one, there or not.

@@ -87,8 +87,10 @@ impl Ledger {
     }
 
     /// Has this id any claim, or traces of one? The one question that is asked without the lock.
-    pub fn knows(&self, id: &str) -> bool {
-        self.run_dir.join("claims").join(id).exists()
+    pub fn knows(&self, id: &str) -> Result<bool> {
+        let home = self.run_dir.join("claims").join(id);
+        let known = home.try_exists();
+        known.with_context(|| format!("look at {}", home.display()))
     }
 
     /// The claims of one container id: several where several runtimes use the same id.
@@ -330,7 +332,7 @@ mod tests {
         assert_eq!(ledger.of_id("web").unwrap().len(), 2);
         assert_eq!(ledger.on_list("1,9").unwrap(), [entry(&a)]);
         assert_eq!(ledger.on_cgroup(71), Some(entry(&b)));
-        assert!(ledger.knows("web") && !ledger.knows("we"));
+        assert!(ledger.knows("web").unwrap() && !ledger.knows("we").unwrap());
         assert_eq!(ledger.on_list("3").unwrap(), []);
         for _ in 0..2 {
             ledger.remove(&a).unwrap();
@@ -338,7 +340,7 @@ mod tests {
         }
         ledger.remove(&b).unwrap();
         assert_eq!(files_under(dir.path()), 0);
-        assert!(!ledger.knows("web"));
+        assert!(!ledger.knows("web").unwrap());
     }
 
     #[test]
@@ -394,7 +396,7 @@ mod tests {
         ledger.remove_leftovers().unwrap();
         assert_eq!(ledger.all().unwrap(), [entry(&kept)]);
         assert_eq!(files_under(&run), 3);
-        assert!(!ledger.knows("killed"));
+        assert!(!ledger.knows("killed").unwrap());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus};
 
 use anyhow::{Context, Result};
 use nix::libc;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::Pid;
 use signal_hook::consts::signal::{
     SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1,
@@ -78,6 +78,12 @@ fn start(
     passed_on: &[i32],
 ) -> io::Result<(Child, SignalsInfo<WithOrigin>)> {
     let signals = SignalsInfo::new(passed_on.iter().chain(&[SIGCHLD]))?;
+    // Whoever started us may have left some of them blocked.
+    let awaited = passed_on.iter().chain(&[SIGCHLD]);
+    let awaited: SigSet = awaited
+        .filter_map(|signal| Signal::try_from(*signal).ok())
+        .collect();
+    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&awaited), None)?;
     let procs = OpenOptions::new().write(true).open(&place.procs_file)?;
     let confined = !args.no_affinity;
     let mut command = Command::new(&args.command[0]);

@@ -4,9 +4,9 @@ use anyhow::{Result, bail};
 
 use super::{Books, Site};
 use crate::cgroup::Hierarchy;
-use crate::claims::Entry;
+use crate::claims::{Entry, Ledger};
 use crate::pools::PoolDirectory;
-use crate::pools::make::{Found, is_as_planned};
+use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
 use crate::pools::plan::PlannedPool;
 
 /// What making the pool directory came to.
@@ -42,6 +42,9 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
     let made = match directory.found()? {
         Found::Nothing => Made::New,
         Found::Pools(pools) if is_as_planned(&pools, plan) => return Ok(Made::AlreadyThere),
+        Found::Pools(pools) if has_planned_kinds(&pools, plan) && directory.is_part_of(plan)? => {
+            Made::Completed("some of its pools or CPU lists are missing".to_owned())
+        }
         Found::Pools(_) if existing == Existing::Keep => bail!(
             "{path} has other pools already (pinfold describe): keep them, or replace them with --force"
         ),
@@ -53,7 +56,7 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
         }
         Found::HalfMade(reason) => Made::Completed(reason),
     };
-    if made == Made::New {
+    if made == Made::New && Ledger::open_if_there(&site.run_dir)?.is_none() {
         return directory.put_pools(&lock, plan).map(|()| made);
     }
     let books = site.books(directory, lock, Hierarchy::discover(&site.host)?)?;
@@ -66,7 +69,7 @@ impl Books<'_> {
     fn refuse_live_owners(&self) -> Result<()> {
         let path = self.directory.path().display();
         for pid in self.directory.all_numbers_in_tasks()? {
-            if self.is_pid_alive(pid)? {
+            if self.is_pid_alive(pid) {
                 bail!("process {pid} owns CPUs in {path}: stop it first (pinfold describe)");
             }
         }

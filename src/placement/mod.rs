@@ -34,6 +34,7 @@ use crate::claims::{Entry, Ledger};
 use crate::host::Host;
 use crate::pools::{Lock, PoolDirectory};
 use crate::process::{self, Process};
+use crate::text::one_line;
 
 /// Which machine, which pool directory and which claims; and how long to wait for the lock.
 #[derive(Debug, Clone)]
@@ -94,24 +95,22 @@ impl Books<'_> {
         Ok(self.hierarchy.parent_for(&self.lock.key()?)?.child(&name))
     }
 
-    /// The mark `boot` names this boot and this pool directory. With another boot, or none, every `tasks`
-    /// from before it is void, even where a number in it is in use again.
+    /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With another boot, or
+    /// none, every `tasks` from before it is void, even where a number in it is in use again.
     fn begin_boot(&self, site: &Site) -> Result<()> {
-        let directory = self.directory.path().display().to_string();
-        let mark = format!("{} {directory}\n", self.boot_id);
-        let before = self.ledger.boot_mark()?;
-        if before.as_ref() == Some(&mark) {
+        let directory = self.directory.path().display();
+        let ours = format!("{} {} ", self.boot_id, self.lock.key()?);
+        let before = self.ledger.boot_mark()?.unwrap_or_default();
+        if before.starts_with(&ours) {
             return Ok(());
         }
         let claims = self.ledger.all()?;
-        let of_this_boot = before
-            .as_deref()
-            .and_then(|mark| mark.trim_end().strip_prefix(&self.boot_id));
-        if let Some(other) = of_this_boot.map(str::trim_start) {
+        if let Some(other) = before.strip_prefix(&self.boot_id) {
             if !claims.is_empty() {
                 bail!(
-                    "{} holds the claims of the pool directory {other}: give {directory} another --run-dir",
-                    site.run_dir.display()
+                    "{} holds the claims of another pool directory ({}): give {directory} another --run-dir",
+                    site.run_dir.display(),
+                    one_line(other.trim())
                 );
             }
         }
@@ -125,6 +124,6 @@ impl Books<'_> {
         let boot_time = process::boot_time(self.host)?;
         self.directory
             .forget_tasks_before(&self.lock, boot_time, &keep)?;
-        self.ledger.write_boot_mark(&mark)
+        self.ledger.write_boot_mark(&format!("{ours}{directory}\n"))
     }
 }

@@ -47,7 +47,7 @@ impl Books<'_> {
         };
         let pool = self.directory.sound_pool(&request.pool)?;
         match self.choose_free(&pool, &reach, request.size)? {
-            Ok(chosen) if !self.has_dead_pids(&pool)? => {
+            Ok(chosen) if !self.has_dead_pids(&pool) => {
                 return Ok(Picked { pool, chosen });
             }
             Ok(_) | Err(Refusal::Exhausted { .. }) => {}
@@ -62,16 +62,9 @@ impl Books<'_> {
     }
 
     /// A shared pool is never exhausted: there dead owners are seen by their numbers.
-    fn has_dead_pids(&self, pool: &Pool) -> Result<bool> {
-        if pool.kind == Kind::Exclusive {
-            return Ok(false);
-        }
-        for pid in pool.lists.iter().flat_map(|list| &list.tasks) {
-            if !self.is_pid_alive(*pid)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    fn has_dead_pids(&self, pool: &Pool) -> bool {
+        let mut pids = pool.lists.iter().flat_map(|list| &list.tasks);
+        pool.kind == Kind::Shared && pids.any(|pid| !self.is_pid_alive(*pid))
     }
 
     /// Chooses among the lists that are free in `tasks`, and passes over those that a live claim holds all

@@ -103,7 +103,8 @@ impl Books<'_> {
             both.processes.extend(&living);
             self.ledger.write(&both)?;
         }
-        let is_dead = |process: &&Process| !living.contains(process);
+        // A survivor can have the number of a dead one.
+        let is_dead = |process: &&Process| !living.iter().any(|other| other.pid == process.pid);
         let dead: Vec<i32> = claim
             .processes
             .iter()
@@ -115,7 +116,7 @@ impl Books<'_> {
             ..claim.clone()
         };
         self.record_instead_of(&dead, &after)?;
-        if !dead.is_empty() {
+        if after.processes != claim.processes {
             self.ledger.write(&after)?;
         }
         Ok(Some(after))
@@ -157,12 +158,8 @@ impl Books<'_> {
         list: &CpuList,
         claimed: &BTreeSet<i32>,
     ) -> Result<Vec<Reclaimed>> {
-        let mut dead = Vec::new();
-        for pid in list.tasks.iter().filter(|pid| !claimed.contains(pid)) {
-            if !self.is_pid_alive(*pid)? {
-                dead.push(*pid);
-            }
-        }
+        let mut dead = list.tasks.clone();
+        dead.retain(|pid| !claimed.contains(pid) && !self.is_pid_alive(*pid));
         let change = TasksChange {
             pool: &pool.name,
             list: &list.name,

@@ -1,12 +1,13 @@
 //! Taking CPU lists back, by container id.
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{Books, Site};
 use crate::cgroup::{Hierarchy, cpuset};
-use crate::claims::{Claim, Entry, Ledger};
+use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::pools::Kind;
+use crate::process::{self, Process};
 
 /// What became of the claims of one id.
 #[derive(Debug, Default)]
@@ -67,6 +68,7 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
             Entry::Claim(claim) => {
                 if let Some(kept) = books.settle(&claim)? {
                     books.let_out(&kept)?;
+                    books.ensure_out(&kept)?;
                     books.drop_record(&kept)?;
                 }
                 outcome.freed.push(*claim);
@@ -83,7 +85,7 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
 /// The lock is taken only for an id that has a claim.
 fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
     match Ledger::open_if_there(&site.run_dir)? {
-        Some(ledger) if ledger.knows(id) => {
+        Some(ledger) if ledger.knows(id)? => {
             site.open_books(Hierarchy::discover(&site.host)?).map(Some)
         }
         _ => Ok(None),
@@ -114,6 +116,29 @@ impl Books<'_> {
             );
         }
         cpuset::confine(&group, &outside, None)
+    }
+
+    /// No process that stands for the owner may still run on what it gives up; `isolate` itself never did.
+    fn ensure_out(&self, claim: &Claim) -> Result<()> {
+        let is_isolate =
+            |process: &&Process| claim.kind == OwnerKind::Process && **process == claim.owner;
+        for process in claim
+            .processes
+            .iter()
+            .filter(|process| !is_isolate(process))
+        {
+            if process.is_alive(self.host)? {
+                let affinity = process::affinity(process.pid)
+                    .with_context(|| format!("read the CPU affinity of process {}", process.pid))?;
+                ensure!(
+                    affinity.is_disjoint(&claim.cpus),
+                    "process {} of {} may still run on {affinity}: stop it instead",
+                    process.pid,
+                    claim.id
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be read has no

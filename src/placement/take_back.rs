@@ -18,13 +18,16 @@ impl Books<'_> {
     /// its group since it was looked at: a fork of the owner's that was slow to get there.
     pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
         let restored = self.restore_group(claim);
+        if let Err(error) = &restored {
+            log::warn!("{}: {error:#}", claim.id);
+        }
         if let Some(group) = self.group_of(claim)? {
-            if !group.all_pids()?.is_empty() {
+            if claim.cgroup.made || !group.all_pids()?.is_empty() {
                 self.keep_confined(claim)?;
                 return Ok(false);
             }
         }
-        restored?;
+        // Nobody is in the group, whatever is in its files: the list is free.
         self.drop_record(claim).map(|()| true)
     }
 
@@ -39,7 +42,10 @@ impl Books<'_> {
         if let (Some(from), Some(group)) = (&claim.cgroup.moved_from, self.group_of(claim)?) {
             let from = self.hierarchy.group(from)?;
             for pid in group.pids()? {
-                from.adopt(pid)?;
+                // It may have died in this moment; one that cannot go back keeps the group, and the claim.
+                if let Err(error) = from.adopt(pid) {
+                    log::info!("{error:#}");
+                }
             }
         }
         self.take_back(claim)

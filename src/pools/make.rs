@@ -88,6 +88,9 @@ impl PoolDirectory {
     /// Anything there that cannot be read.
     pub fn all_numbers_in_tasks(&self) -> Result<Vec<i32>> {
         let mut numbers = Vec::new();
+        if !self.pools().exists() {
+            return Ok(numbers);
+        }
         collect_numbers(&self.pools(), MOST_LEVELS, &mut numbers)
             .with_context(|| format!("look for owners in {}", self.pools().display()))?;
         Ok(numbers)
@@ -210,6 +213,15 @@ fn collect_numbers(path: &Path, levels: usize, numbers: &mut Vec<i32>) -> io::Re
         }
     }
     Ok(())
+}
+
+/// Is each of these pools as exclusive, or shared, as was planned?
+pub fn has_planned_kinds(found: &[Pool], planned: &[PlannedPool]) -> bool {
+    let has_kind = |pool: &Pool| {
+        let mut same_name = planned.iter().filter(|planned| planned.name == pool.name);
+        same_name.all(|planned| planned.kind == pool.kind)
+    };
+    found.iter().all(has_kind)
 }
 
 /// Are these pools what was planned?

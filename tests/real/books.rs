@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 pub(crate) fn cases() -> Vec<Case> {
     let root = &[Need::Root, Need::Cpus(2)];
     let strace = &[Need::Root, Need::Cpus(2), Need::Strace];
+    let v1 = &[Need::Root, Need::Cpus(2), Need::V1];
     vec![
         plain(
             "books::isolate_does_not_bring_back_a_forced_release",
@@ -29,6 +30,22 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         plain("books::a_shared_list_is_rid_of_the_dead", root, shared_dead),
         plain("books::isolate_under_nohup", root, under_nohup),
+        plain(
+            "books::isolate_with_signals_blocked",
+            &[Need::Root, Need::Cpus(2), Need::Python3],
+            signals_blocked,
+        ),
+        plain("books::a_group_with_any_name", root, group_with_any_name),
+        plain(
+            "books::a_process_with_any_name",
+            root,
+            process_with_any_name,
+        ),
+        plain(
+            "books::a_mask_that_cannot_come_back",
+            v1,
+            mask_cannot_come_back,
+        ),
         plain("books::sites_leave_each_other_alone", root, two_sites),
     ]
 }
@@ -167,4 +184,89 @@ fn two_sites(world: &World) {
     isolate.signal(libc::SIGTERM);
     isolate.wait().ok();
     world.assert_all_free("after the command ended");
+}
+
+/// Whoever started `isolate` had the end of children blocked: it hears of its command's all the same.
+fn signals_blocked(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let pinfold = world.pinfold(&["isolate", "--pool", "dp", "--", probe(), "--exit", "3"]);
+    let script = "import os, signal, sys\n\
+                  signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])\n\
+                  os.execv(sys.argv[1], sys.argv[1:])";
+    let mut python = std::process::Command::new("python3");
+    python
+        .args(["-c", script])
+        .arg(pinfold.get_program())
+        .args(pinfold.get_args());
+    Running::start(&mut python, b"").wait().exits(3);
+    world.assert_all_free("after the command ended");
+}
+
+/// I2: whatever a container calls a group below its own, who lives in there is seen.
+fn group_with_any_name(world: &World) {
+    use std::os::unix::ffi::OsStrExt;
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let cgroup = Standin::survived(world, "a", "dp");
+    let survivor = cgroups::processes(&cgroup)[0];
+    let child = cgroup.join(std::ffi::OsStr::from_bytes(b"\xff"));
+    std::fs::create_dir(&child).expect("make a group");
+    for file in ["cpuset.mems", "cpuset.cpus"] {
+        if let Ok(value) = std::fs::read_to_string(cgroup.join(file)) {
+            let _ = std::fs::write(child.join(file), value.trim());
+        }
+    }
+    cgroups::enter(&child, survivor);
+    world.reconcile();
+    assert_eq!(world.tasks("dp", "1"), [survivor]);
+    process::send(survivor, libc::SIGKILL);
+    process::eventually("the survivor is gone", || {
+        (!is_alive(survivor)).then_some(())
+    });
+    std::fs::remove_dir(&child).expect("remove the group");
+    world.reconcile();
+    world.assert_all_free("after it is gone");
+}
+
+/// What a process calls itself stops no other's start.
+fn process_with_any_name(world: &World) {
+    use std::os::unix::ffi::OsStrExt;
+    world.pool("sh", Kind::Shared, &["0"]);
+    let program = world.dir.join(std::ffi::OsStr::from_bytes(b"\xff) Z 0 0"));
+    std::fs::copy(probe(), &program).expect("copy the probe");
+    let mut odd = std::process::Command::new(&program);
+    let mut odd = odd.arg("--wait").spawn().expect("start it");
+    let pid = odd.id() as i32;
+    process::eventually("it has its name", || {
+        let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+        name.starts_with(b"\xff").then_some(())
+    });
+    world
+        .hook("prestart", &state("odd", pid, request("sh")))
+        .ok();
+    let other = Standin::new(world, "other");
+    world
+        .hook("prestart", &state("other", other.pid, request("sh")))
+        .ok();
+    let tasks = world.tasks("sh", "0");
+    odd.kill().expect("kill it");
+    odd.wait().expect("wait for it");
+    assert_eq!(tasks, [pid, other.pid]);
+    other.die();
+    world.reconcile();
+    world.assert_all_free("after both are gone");
+}
+
+/// I3: the parent was narrowed meanwhile, so that the mask from before is refused: the group gets what there is.
+fn mask_cannot_come_back(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0"]);
+    let parent = hierarchy().make(&format!("{}-parent", world.tag));
+    let owner = Standin::inside(&hierarchy().make_inside(&parent, "child"), &["--wait"]);
+    world
+        .hook("prestart", &state("a", owner.pid, request("dp")))
+        .ok();
+    let cgroup = owner.die();
+    cgroups::narrow(&parent, "0");
+    world.reconcile();
+    world.assert_all_free("although the mask cannot come back");
+    assert_eq!(cgroups::mask(&cgroup), "0");
 }
