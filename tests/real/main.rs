@@ -41,9 +41,15 @@ mod world;
 mod wreckage;
 
 use cases::Case;
+use nix::sys::signal::{SigHandler, Signal};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A shell ignores these for what it starts in the background, and so would everything that is tested.
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();
+    }
     let mut arguments = libtest_mimic::Arguments::from_args();
     // The tests share the machine's CPUs: one at a time, unless asked otherwise.
     arguments.test_threads = arguments.test_threads.or(Some(1));
