@@ -24,11 +24,19 @@ pub(crate) enum Driver {
     Systemd,
 }
 
+/// The way in which a container's request comes to pinfold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// Hooks in the container's configuration, from wherever the engine takes them.
+    Hooks,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Engine {
     pub(crate) front: Front,
     pub(crate) runtime: Runtime,
     pub(crate) driver: Driver,
+    pub(crate) door: Door,
 }
 
 impl Engine {
@@ -52,6 +60,7 @@ impl Engine {
                     front,
                     runtime,
                     driver,
+                    door: Door::Hooks,
                 }));
             }
         }
@@ -81,10 +90,15 @@ impl Engine {
     }
 
     pub(crate) fn front_name(self) -> &'static str {
-        if self.front == Front::Podman {
-            "podman"
-        } else {
-            self.runtime_name()
+        match self.front {
+            Front::Direct => "direct",
+            Front::Podman => "podman",
+        }
+    }
+
+    pub(crate) fn door_name(self) -> &'static str {
+        match self.door {
+            Door::Hooks => "hooks",
         }
     }
 

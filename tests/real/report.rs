@@ -53,6 +53,7 @@ fn line(case: &Case) -> Value {
         "name": case.name,
         "engine": case.engine.map(|engine| engine.front_name()),
         "runtime": case.engine.map(|engine| engine.runtime_name()),
+        "door": case.engine.map(|engine| engine.door_name()),
         "driver": case.engine.map(|engine| engine.driver_name()),
         "cgroup": hierarchy().version,
         "versions": versions(),
