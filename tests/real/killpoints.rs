@@ -5,7 +5,7 @@ use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
 use crate::needs::Need;
 use crate::process::{self, affinity};
-use crate::strace;
+use crate::strace::{self, Reached};
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -56,7 +56,8 @@ fn each_point<T>(
     let points = strace::points(&command, input.as_bytes(), &trace);
     after(scene, 0);
     let mut killed = 0;
-    for (number, point) in points.iter().enumerate() {
+    let tried = strace::tried(&points);
+    for &(number, point) in &tried {
         let (scene, input) = before();
         killed += usize::from(strace::kill_at(point, &command, input.as_bytes(), &trace));
         let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| after(scene, number)));
@@ -68,11 +69,13 @@ fn each_point<T>(
             std::panic::resume_unwind(panic);
         }
     }
-    println!("killed {name} at {killed} points of {}", points.len());
-    assert!(
-        killed > 30 && killed * 10 >= points.len() * 9,
-        "too few points were reached"
-    );
+    Reached {
+        killed,
+        tried: tried.len(),
+        least: 30,
+        percent: 90,
+    }
+    .assert_enough(&name);
 }
 
 fn request() -> Value {

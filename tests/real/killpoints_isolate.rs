@@ -5,7 +5,7 @@ use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
 use crate::needs::Need;
 use crate::process::{self, Running, affinity, is_alive};
-use crate::strace;
+use crate::strace::{self, Reached};
 use crate::world::{Kind, Standin, World, state};
 use nix::libc;
 use serde_json::json;
@@ -27,7 +27,8 @@ fn isolate(world: &World) {
     let (points, early) = (strace::points_in(&trace), strace::points_in(before).len());
 
     let (mut killed, mut outlived) = (0, 0);
-    for (number, point) in points.iter().enumerate() {
+    let tried = strace::tried(&points);
+    for &(number, point) in &tried {
         let isolate = Isolate::start(world, &point.arguments());
         // One that was to be killed before its command ends, and is not, came by other calls this time.
         let late = number >= early || !isolate.process.ends_within(process::patience() / 15);
@@ -49,12 +50,14 @@ fn isolate(world: &World) {
             "isolate was killed at {point}, and {left:?} is left"
         );
     }
-    let all = points.len();
-    println!("killed isolate at {killed} points of {all}; its command lived on after {outlived}");
-    assert!(
-        killed > 30 && killed * 10 >= all * 8,
-        "too few points were reached"
-    );
+    Reached {
+        killed,
+        tried: tried.len(),
+        least: 30,
+        percent: 80,
+    }
+    .assert_enough("isolate");
+    println!("its command lived on after {outlived}");
     assert!(outlived > 0, "the command outlived isolate at no point");
 }
 

@@ -7,7 +7,7 @@ use crate::container::Container;
 use crate::engines::Engine;
 use crate::needs::{self, Need};
 use crate::plan::Plan;
-use crate::strace::{self, Point};
+use crate::strace::{self, Point, Reached};
 use crate::world::{Kind, Standin, World, state};
 use serde_json::json;
 
@@ -49,7 +49,8 @@ fn under_the_runtime(world: &World, engine: Engine) {
         .display()
         .to_string();
     let mut killed = 0;
-    for (number, point) in points.iter().enumerate() {
+    let tried = strace::tried(&points);
+    for &(number, point) in &tried {
         let allocate = Hook::pinfold(world, "createRuntime");
         let hook = allocate.inside(
             &strace,
@@ -78,14 +79,13 @@ fn under_the_runtime(world: &World, engine: Engine) {
         world.reconcile();
         world.assert_all_free(&format!("after a hook was killed at {point}"));
     }
-    println!(
-        "killed the hook under {engine} at {killed} points of {}",
-        points.len()
-    );
-    assert!(
-        killed > 8 && killed * 10 >= points.len() * 8,
-        "too few points were reached"
-    );
+    Reached {
+        killed,
+        tried: tried.len(),
+        least: 8,
+        percent: 80,
+    }
+    .assert_enough(&format!("the hook under {engine}"));
 }
 
 /// Learnt from a hook that nobody kills, the second one, which finds every directory made.

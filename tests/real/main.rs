@@ -1,9 +1,14 @@
 //! Tests on real parts: the `pinfold` binary under real runtimes, in real cgroups, as root.
 //!
 //! Every test is written once and declares what it needs of the machine; one whose needs are not met is skipped,
-//! counted and named. `PINFOLD_BIN` names another binary to test, `PINFOLD_TEST_PROBE` a probe that is already built,
-//! `PINFOLD_TEST_HOOKS` the directory of the shipped hook files, `PINFOLD_TEST_PATIENCE` the seconds that a wait may take,
-//! and `PINFOLD_TEST_REPORT` a file to which a line of JSON is appended for each test.
+//! counted and named. Environment variables set them up:
+//!
+//! - `PINFOLD_BIN`: another binary to test
+//! - `PINFOLD_TEST_PROBE`: a probe that is already built
+//! - `PINFOLD_TEST_HOOKS`: the directory of the shipped hook files
+//! - `PINFOLD_TEST_PATIENCE`: the seconds that a wait may take
+//! - `PINFOLD_TEST_KILL_EVERY`: of so many kill points one is tried
+//! - `PINFOLD_TEST_REPORT`: a file to which a line of JSON is appended for each test
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(
     clippy::disallowed_methods,

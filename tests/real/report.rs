@@ -56,6 +56,7 @@ fn line(case: &Case) -> Value {
         "door": case.engine.map(|engine| engine.door_name()),
         "driver": case.engine.map(|engine| engine.driver_name()),
         "cgroup": hierarchy().version,
+        "kill_every": crate::strace::kill_every(),
         "versions": versions(),
     })
 }
@@ -79,7 +80,7 @@ fn versions() -> &'static Value {
     ASKED.get_or_init(|| {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
             .expect("read the kernel's release");
-        let mut versions = json!({ "kernel": kernel.trim() });
+        let mut versions = json!({ "system": system(), "kernel": kernel.trim() });
         let programs = [
             "runc",
             "crun",
@@ -103,6 +104,15 @@ fn versions() -> &'static Value {
         }
         versions
     })
+}
+
+/// The distribution's name for itself (os-release(5)).
+fn system() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.unwrap_or("unknown").trim_matches('"').to_owned()
 }
 
 /// The first word that begins with a digit.

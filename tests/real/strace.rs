@@ -58,6 +58,48 @@ pub(crate) fn points_in(trace: &str) -> Vec<Point> {
     points
 }
 
+/// `PINFOLD_TEST_KILL_EVERY`: of so many points only one is tried; 1, every point, unless a slow machine asks for more. An
+/// odd number lets the ways in which tests go on after a death, which alternate, all have their turn.
+pub(crate) fn kill_every() -> usize {
+    let every = std::env::var("PINFOLD_TEST_KILL_EVERY").ok();
+    every.map_or(1, |text| {
+        text.parse().expect("PINFOLD_TEST_KILL_EVERY is a number")
+    })
+}
+
+/// The points that are tried, each with its place among all.
+pub(crate) fn tried(points: &[Point]) -> Vec<(usize, &Point)> {
+    points.iter().enumerate().step_by(kill_every()).collect()
+}
+
+/// How many of the tried points were reached, and how many have to be: a command need not make the same calls every time.
+pub(crate) struct Reached {
+    pub(crate) killed: usize,
+    pub(crate) tried: usize,
+    /// Of all points together.
+    pub(crate) least: usize,
+    pub(crate) percent: usize,
+}
+
+impl Reached {
+    /// Says how many, and where points are passed over, says so too.
+    #[track_caller]
+    pub(crate) fn assert_enough(&self, what: &str) {
+        let (every, Reached { killed, tried, .. }) = (kill_every(), self);
+        let passed_over = if every > 1 {
+            format!(", one in {every} of all")
+        } else {
+            String::new()
+        };
+        println!("killed {what} at {killed} points of {tried}{passed_over}");
+        let may_miss = (tried * (100 - self.percent) / 100).max(usize::from(every > 1));
+        assert!(
+            killed * every > self.least && tried - killed <= may_miss,
+            "too few points were reached"
+        );
+    }
+}
+
 /// Runs the command and kills it at the point; gives whether it came to that, for a command need not make the same
 /// calls every time.
 pub(crate) fn kill_at(point: &Point, command: &Command, input: &[u8], trace: &Path) -> bool {
