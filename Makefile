@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-vm vm-shell install uninstall clean
+.PHONY: build demo test test-vm vm-shell support install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -19,7 +19,9 @@ demo: build
 # All tests, with the real runtimes.
 test:
 	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3
-	cargo test --locked
+	mkdir -p target/reports
+	rm -f target/reports/here.jsonl
+	PINFOLD_TEST_REPORT=$(CURDIR)/target/reports/here.jsonl cargo test --locked
 
 # The demo and the tests on real parts in a machine under qemu: Debian with systemd and cgroup v2. Slow: it is emulated.
 # SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm.
@@ -30,6 +32,11 @@ test-vm:
 # A root shell in that machine.
 vm-shell:
 	tests/vm/shell $(SUITE)
+
+# docs/SUPPORT.md, from the reports that `make test` and `make test-vm` left in target/reports.
+support:
+	cargo run --quiet --locked --example support-table -- target/reports/*.jsonl >target/SUPPORT.md
+	mv target/SUPPORT.md docs/SUPPORT.md
 
 # The binary, the manual page, and the hooks for podman and CRI-O with the binary's real path.
 install: build

@@ -2,7 +2,7 @@
 
 use crate::cases::Case;
 use crate::cgroups::hierarchy;
-use crate::needs;
+use crate::needs::{self, Need};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::Command;
@@ -81,25 +81,14 @@ fn versions() -> &'static Value {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
             .expect("read the kernel's release");
         let mut versions = json!({ "system": system(), "kernel": kernel.trim() });
-        let programs = [
-            "runc",
-            "crun",
-            "podman",
-            "conmon",
-            "systemctl",
-            "docker",
-            "containerd",
-        ];
-        for program in programs {
+        let programs = ["runc", "crun", "podman", "conmon", "dockerd", "containerd"];
+        let asked = programs.map(|program| (program, program));
+        let systemd = Need::Systemd.is_met().then_some(("systemd", "systemctl"));
+        for (name, program) in asked.into_iter().chain(systemd) {
             let Some(path) = needs::find(program) else {
                 continue;
             };
             let said = crate::process::run(Command::new(path).arg("--version")).stdout;
-            let name = if program == "systemctl" {
-                "systemd"
-            } else {
-                program
-            };
             versions[name] = json!(said.lines().next().and_then(version_in));
         }
         versions
