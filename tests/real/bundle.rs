@@ -79,11 +79,6 @@ pub(crate) fn config(
         json!({"type": "uts"}),
     ];
     namespaces.extend(plan.own_pids.then(|| json!({"type": "pid"})));
-    let mut stages: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    for hook in hooks {
-        let entry = json!({ "path": hook.path, "args": hook.args, "timeout": 30 });
-        stages.entry(&hook.stage).or_default().push(entry);
-    }
     let annotations: BTreeMap<_, _> = plan.annotations.iter().cloned().collect();
     let config = json!({
         "ociVersion": "1.0.2",
@@ -95,10 +90,20 @@ pub(crate) fn config(
             { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
         ],
         "annotations": annotations,
-        "hooks": stages,
+        "hooks": stages(hooks),
         "linux": { "cgroupsPath": cgroup, "namespaces": namespaces },
     });
     config.to_string()
+}
+
+/// Hooks in the form of a runtime's configuration.
+pub(crate) fn stages(hooks: &[Hook]) -> Value {
+    let mut stages: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for hook in hooks {
+        let entry = json!({ "path": hook.path, "args": hook.args, "timeout": 30 });
+        stages.entry(&hook.stage).or_default().push(entry);
+    }
+    json!(stages)
 }
 
 /// Writes one hooks.d file for each hook; the order of the names is the order they run in.

@@ -1,6 +1,5 @@
 //! A test before it runs: its name, what it needs, and its body.
 
-use crate::engines::Engine;
 use crate::needs::Need;
 use crate::report;
 use crate::world::World;
@@ -10,9 +9,25 @@ use std::time::{Duration, Instant};
 /// From this on a test's duration is printed.
 const SLOW: Duration = Duration::from_secs(5);
 
+/// What a test runs its containers with.
+pub(crate) trait Means: Copy + std::fmt::Display + Send + 'static {
+    fn needs(self) -> Vec<Need>;
+
+    fn columns(self) -> Columns;
+}
+
+/// Where the test belongs in the table of what is supported.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns {
+    pub(crate) engine: &'static str,
+    pub(crate) runtime: &'static str,
+    pub(crate) door: &'static str,
+    pub(crate) driver: &'static str,
+}
+
 pub(crate) struct Case {
     pub(crate) name: String,
-    pub(crate) engine: Option<Engine>,
+    pub(crate) columns: Option<Columns>,
     needs: Vec<Need>,
     body: Box<dyn Fn(&World) + Send>,
 }
@@ -21,22 +36,22 @@ pub(crate) struct Case {
 pub(crate) fn plain(name: &str, needs: &[Need], body: fn(&World)) -> Case {
     Case {
         name: name.into(),
-        engine: None,
+        columns: None,
         needs: needs.into(),
         body: Box::new(body),
     }
 }
 
 /// The same test with each of the engines.
-pub(crate) fn each(
-    engines: Vec<Engine>,
+pub(crate) fn each<M: Means>(
+    engines: Vec<M>,
     name: &str,
     needs: &[Need],
-    body: fn(&World, Engine),
+    body: fn(&World, M),
 ) -> Vec<Case> {
-    let case = |engine: Engine| Case {
+    let case = |engine: M| Case {
         name: format!("{name}::{engine}"),
-        engine: Some(engine),
+        columns: Some(engine.columns()),
         needs: [engine.needs(), needs.into()].concat(),
         body: Box::new(move |world: &World| body(world, engine)),
     };

@@ -245,7 +245,7 @@ impl<'w> Container<'w> {
             .arg(state.join("tmp"))
             .arg("--hooks-dir")
             .arg(self.dir.join("hooks.d"));
-        command.args(["--cgroup-manager", self.engine.driver_name(), "--runtime"]);
+        command.args(["--cgroup-manager", self.engine.driver.name(), "--runtime"]);
         command.arg(runtime_path(self.world, self.engine.runtime));
         command
     }

@@ -1,5 +1,6 @@
 //! The container engines: runc and crun called directly, and podman with either, with either cgroup driver.
 
+use crate::cases::{Columns, Means};
 use crate::cgroups;
 use crate::needs::{self, Need};
 use crate::world::World;
@@ -66,47 +67,58 @@ impl Engine {
         }
         engines
     }
+}
 
-    pub(crate) fn needs(self) -> Vec<Need> {
-        let mut needs = vec![
-            Need::Root,
-            if self.runtime == Runtime::Runc {
-                Need::Runc
-            } else {
-                Need::Crun
-            },
-        ];
+impl Means for Engine {
+    fn needs(self) -> Vec<Need> {
+        let mut needs = vec![Need::Root, self.runtime.need()];
         needs.extend((self.front == Front::Podman).then_some(Need::Podman));
         needs.extend((self.driver == Driver::Systemd).then_some(Need::Systemd));
         needs
     }
 
-    pub(crate) fn runtime_name(self) -> &'static str {
-        if self.runtime == Runtime::Runc {
-            "runc"
-        } else {
-            "crun"
+    fn columns(self) -> Columns {
+        Columns {
+            engine: match self.front {
+                Front::Direct => "direct",
+                Front::Podman => "podman",
+            },
+            runtime: self.runtime.name(),
+            door: self.door.name(),
+            driver: self.driver.name(),
         }
     }
+}
 
-    pub(crate) fn front_name(self) -> &'static str {
-        match self.front {
-            Front::Direct => "direct",
-            Front::Podman => "podman",
-        }
-    }
-
-    pub(crate) fn door_name(self) -> &'static str {
-        match self.door {
+impl Door {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Door::Hooks => "hooks",
         }
     }
+}
 
-    pub(crate) fn driver_name(self) -> &'static str {
-        if self.driver == Driver::Systemd {
-            "systemd"
-        } else {
-            "cgroupfs"
+impl Runtime {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Runtime::Runc => "runc",
+            Runtime::Crun => "crun",
+        }
+    }
+
+    pub(crate) fn need(self) -> Need {
+        match self {
+            Runtime::Runc => Need::Runc,
+            Runtime::Crun => Need::Crun,
+        }
+    }
+}
+
+impl Driver {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Driver::Cgroupfs => "cgroupfs",
+            Driver::Systemd => "systemd",
         }
     }
 }
@@ -118,19 +130,14 @@ impl std::fmt::Display for Engine {
         } else {
             ""
         };
-        write!(f, "{front}{}-{}", self.runtime_name(), self.driver_name())
+        write!(f, "{front}{}-{}", self.runtime.name(), self.driver.name())
     }
 }
 
 /// The runtime, by a way in which it works here. On a hybrid host crun wants a mount namespace in which the unified
 /// hierarchy is out of its sight; the wrapper keeps the file name, by which podman knows what a runtime can do.
 pub(crate) fn runtime_path(world: &World, runtime: Runtime) -> PathBuf {
-    let name = if runtime == Runtime::Runc {
-        "runc"
-    } else {
-        "crun"
-    };
-    let found = needs::find(name).expect("the runtime is installed");
+    let found = needs::find(runtime.name()).expect("the runtime is installed");
     match cgroups::unified_in_the_way() {
         Some(unified) if runtime == Runtime::Crun => {
             wrapper(&world.dir.join("bin"), &found, &unified)

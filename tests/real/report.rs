@@ -51,10 +51,10 @@ fn line(case: &Case) -> Value {
     }
     json!({
         "name": case.name,
-        "engine": case.engine.map(|engine| engine.front_name()),
-        "runtime": case.engine.map(|engine| engine.runtime_name()),
-        "door": case.engine.map(|engine| engine.door_name()),
-        "driver": case.engine.map(|engine| engine.driver_name()),
+        "engine": case.columns.map(|columns| columns.engine),
+        "runtime": case.columns.map(|columns| columns.runtime),
+        "door": case.columns.map(|columns| columns.door),
+        "driver": case.columns.map(|columns| columns.driver),
         "cgroup": hierarchy().version,
         "kill_every": crate::strace::kill_every(),
         "versions": versions(),
