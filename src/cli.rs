@@ -96,6 +96,11 @@ pub enum Verb {
     /// Show the pools, their CPU lists and who owns them
     #[command(after_help = "Example: pinfold describe --json")]
     Describe(Describe),
+    /// Draw the machine: packages, NUMA nodes, caches, cores, and which pool each is in
+    #[command(
+        after_help = "Examples:\n  pinfold topology\n  pinfold topology --json --host-root captured-tree"
+    )]
+    Topology(Topology),
     /// Run by an OCI runtime: pin, or release, the container whose state is on standard input
     #[command(after_help = "Example: pinfold hook createRuntime --conf-dir /etc/kcm < state.json")]
     Hook(Hook),
@@ -175,6 +180,14 @@ impl FromStr for PoolArg {
 #[derive(Debug, Args)]
 pub struct Describe {
     /// Print KCM's JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pinfold topology`
+#[derive(Debug, Args)]
+pub struct Topology {
+    /// Print it as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -81,6 +81,12 @@ impl Host {
         self.root.join("sys/devices/system/node").join(file)
     }
 
+    /// A file below `/sys/devices` (kernel: Documentation/ABI/testing/sysfs-bus-event_source-devices-hybrid for
+    /// `cpu_core` and the like).
+    pub fn sys_device(&self, file: &str) -> PathBuf {
+        self.root.join("sys/devices").join(file)
+    }
+
     /// The pool directory where none is named: KCM's own default.
     pub fn default_conf_dir(&self) -> PathBuf {
         self.root.join("etc/kcm")

@@ -7,6 +7,7 @@ mod isolate;
 mod reconcile;
 mod release;
 mod settings;
+mod topology;
 
 use std::io;
 
@@ -33,6 +34,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Init(args) => init::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
     }
 }

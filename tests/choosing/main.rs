@@ -1,0 +1,5 @@
+//! Topologies of many machines, and what is chosen on them.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+mod machines;
+mod reading;
