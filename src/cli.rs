@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use crate::engines;
 use crate::pools::Kind;
 use crate::pools::plan::{Cores, PoolSpec};
 use crate::request::is_pool_name;
@@ -115,6 +116,14 @@ pub enum Verb {
     /// Give back by hand what a container, or a command, holds
     #[command(after_help = "Example: pinfold release 3f9ac41b")]
     Release(Release),
+    /// Make an engine use Pinfold
+    #[command(
+        after_help = "Examples:\n  pinfold install podman\n  pinfold install containerd --dry-run\n\nA service that has to be restarted is named, never restarted."
+    )]
+    Install(Install),
+    /// Take that back: an engine's files become what they were
+    #[command(after_help = "Example: pinfold uninstall docker")]
+    Uninstall(Uninstall),
 }
 
 /// `pinfold init`
@@ -255,6 +264,74 @@ pub struct Release {
     /// Take the CPUs from a live owner too, after letting it out of them
     #[arg(long)]
     pub force: bool,
+}
+
+/// `pinfold install`
+#[derive(Debug, Args)]
+pub struct Install {
+    /// Which engine, and where it is.
+    #[command(flatten)]
+    pub place: InstallPlace,
+    /// The directory of pinfold and pinfold-runtime [default: that of this program]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// `pinfold uninstall`
+#[derive(Debug, Args)]
+pub struct Uninstall {
+    /// Which engine, and where it is.
+    #[command(flatten)]
+    pub place: InstallPlace,
+}
+
+/// What `install` and `uninstall` have in common. Paths are as the engine sees them, below `--host-root`.
+#[derive(Debug, Args)]
+pub struct InstallPlace {
+    /// The engine
+    #[arg(value_enum)]
+    pub engine: EngineArg,
+    /// Its configuration file; of podman and CRI-O, Pinfold's drop-in file [default: the engine's own place]
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
+    pub engine_config: Option<String>,
+    /// The directory for hook files of podman or CRI-O [default: for podman what its configuration says]
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    pub hooks_dir: Option<String>,
+    /// Print the change and make none
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn absolute(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err("it must be an absolute path".to_owned())
+    }
+}
+
+/// An engine, by its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    /// podman: hook files, and a drop-in file for containers.conf
+    Podman,
+    /// CRI-O: hook files, and a drop-in file with a runtime handler
+    Crio,
+    /// containerd: a runtime handler in config.toml
+    Containerd,
+    /// docker: a runtime, and CDI devices, in daemon.json
+    Docker,
+}
+
+impl From<EngineArg> for engines::Engine {
+    fn from(arg: EngineArg) -> Self {
+        match arg {
+            EngineArg::Podman => engines::Engine::Podman,
+            EngineArg::Crio => engines::Engine::Crio,
+            EngineArg::Containerd => engines::Engine::Containerd,
+            EngineArg::Docker => engines::Engine::Docker,
+        }
+    }
 }
 
 #[cfg(test)]

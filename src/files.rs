@@ -2,7 +2,7 @@
 
 use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -30,6 +30,18 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
     let attempt = File::open(path).and_then(|file| read_bytes(file, MOST_BYTES));
     match attempt {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Reads a whole file as text that is written back; `None` where there is none.
+///
+/// # Errors
+/// Also what is not UTF-8: it could not be written back as it was.
+pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
+    match File::open(path).and_then(|file| read_bounded(file, MOST_BYTES)) {
+        Ok(text) => Ok(Some(text)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
@@ -103,6 +115,20 @@ pub fn temporary_prefix(name: &str) -> String {
 
 /// Replaces a file, or makes it, in one step that readers see wholly or not at all (rename(2)).
 pub fn replace(path: &Path, content: &[u8], mode: u32, durability: Durability) -> Result<()> {
+    put(path, content, (mode, None), durability)
+}
+
+/// Replaces a file, or makes it, with the mode and the owner of another that may be the same; synced.
+pub fn replace_like(path: &Path, content: &[u8], like: &Metadata) -> Result<()> {
+    let looks = (like.mode() & 0o7777, Some((like.uid(), like.gid())));
+    put(path, content, looks, Durability::PowerLoss)
+}
+
+/// A file's mode, and its owner and group where they are not those of whoever writes it.
+type Looks = (u32, Option<(u32, u32)>);
+
+fn put(path: &Path, content: &[u8], looks: Looks, durability: Durability) -> Result<()> {
+    let (mode, owner) = looks;
     let attempt = || -> io::Result<()> {
         let (directory, name) = split(path)?;
         let mut temporary = tempfile::Builder::new()
@@ -110,6 +136,9 @@ pub fn replace(path: &Path, content: &[u8], mode: u32, durability: Durability) -
             .suffix("")
             .tempfile_in(directory)?;
         temporary.write_all(content)?;
+        if let Some((uid, gid)) = owner {
+            fchown(temporary.as_file(), Some(uid), Some(gid))?;
+        }
         // The process's umask is whatever the engine had: the mode is set, not asked for.
         temporary
             .as_file()

@@ -1,8 +1,13 @@
 //! The host's well-known places, under a root that tests and captured trees replace.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
+
+/// How many symbolic links a path may lead through (path_resolution(7)).
+const MOST_LINKS: u32 = 40;
 
 /// The root below which `/sys`, `/proc`, `/run`, `/etc` and `/dev` are looked for.
 ///
@@ -37,6 +42,40 @@ impl Host {
     /// Where an absolute path that the kernel reports, such as a mount point, lies under this root.
     pub fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    /// The same with every symbolic link on the way followed, inside this root: an absolute one begins at it. What
+    /// is not there is where it would be.
+    ///
+    /// # Errors
+    /// More than 40 links, the kernel's own bound (path_resolution(7)); one that cannot be read.
+    pub fn resolve(&self, absolute: &str) -> io::Result<PathBuf> {
+        let mut pending: Vec<String> = absolute.rsplit('/').map(str::to_owned).collect();
+        let mut found = self.root.clone();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            match name.as_str() {
+                "" | "." => continue,
+                ".." if found == self.root => continue,
+                ".." => drop(found.pop()),
+                name => found.push(name),
+            }
+            if !found.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+                continue;
+            }
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(io::Error::from_raw_os_error(libc::ELOOP));
+            }
+            let target = std::fs::read_link(&found)?;
+            let target = target.to_str().ok_or(io::ErrorKind::InvalidData)?;
+            found.pop();
+            if target.starts_with('/') {
+                found.clone_from(&self.root);
+            }
+            pending.extend(target.rsplit('/').map(str::to_owned));
+        }
+        Ok(found)
     }
 
     /// `/proc/<pid>/<file>` (proc(5)).
@@ -105,5 +144,38 @@ impl Host {
     /// The system log's socket (syslog(3)) and, for machines without one, the kernel's log (kmsg(4)).
     pub fn system_logs(&self) -> (PathBuf, PathBuf) {
         (self.root.join("dev/log"), self.root.join("dev/kmsg"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_are_followed_inside_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        std::fs::create_dir_all(root.join("etc/real")).unwrap();
+        for (target, link) in [
+            ("/etc/real", "etc/absolute"),
+            ("../etc/real", "etc/relative"),
+            ("../../../etc/real", "etc/beyond"),
+            ("loop", "etc/loop"),
+            ("file.json", "etc/real/link.json"),
+        ] {
+            symlink(target, root.join(link)).unwrap();
+        }
+        let host = Host::new(root);
+        for (path, expected) in [
+            ("/etc/real/x", "etc/real/x"),
+            ("/etc/absolute/x", "etc/real/x"),
+            ("/etc/relative/../y", "etc/y"),
+            ("/etc/beyond/link.json", "etc/real/file.json"),
+            ("/none/x", "none/x"),
+        ] {
+            assert_eq!(host.resolve(path).unwrap(), root.join(expected), "{path}");
+        }
+        assert!(host.resolve("/etc/loop").is_err());
     }
 }

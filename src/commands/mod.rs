@@ -3,6 +3,7 @@
 mod describe;
 mod hook;
 mod init;
+mod install;
 mod isolate;
 mod reconcile;
 mod release;
@@ -36,5 +37,13 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Install(args) => install::run(
+            args,
+            &cli.options,
+            &Settings::of_command_line(&cli.options)?,
+        ),
+        Verb::Uninstall(args) => {
+            install::run_removal(args, &Settings::of_command_line(&cli.options)?)
+        }
     }
 }

@@ -1,0 +1,375 @@
+//! containerd's `config.toml`: a runtime handler for its CRI plugin, in the versions 1 to 4 of that file
+//! (containerd: docs/man/containerd-config.toml.5.md, docs/cri/config.md).
+//!
+//! A file can import others. containerd 1.x takes a plugin's whole table from the last file that has it, 2.x merges
+//! them key by key: so the last file that has the CRI plugin's table is the one to write to, for both.
+
+use anyhow::{Context, Result, bail, ensure};
+use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
+
+use super::toml_text::{document, find, remove as remove_entry, table_at};
+use super::{ANNOTATIONS, RUNTIME};
+
+/// The newest version of the file that is known: containerd 2.3's.
+const NEWEST: i64 = 4;
+/// containerd's own shim for runc, and for all that have its command line.
+const RUNC_V2: &str = "io.containerd.runc.v2";
+/// The table of the CRI plugin that has the handlers, by the file's version.
+const PLUGINS: [(i64, &str); 3] = [
+    (1, "cri"),
+    (2, "io.containerd.grpc.v1.cri"),
+    (3, "io.containerd.cri.v1.runtime"),
+];
+const NOTE: &str =
+    "# By `pinfold install containerd`; `pinfold uninstall containerd` takes it out.";
+const RUNC_NOTE: &str =
+    "# By `pinfold install containerd`: containerd 1.x has no handler runc once another is named.";
+/// What a file says that was not there before. Version 2 is read by all containerd from 1.3.
+const NEW_FILE: &str = "version = 2\n";
+
+/// One configuration file.
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    text: String,
+    document: DocumentMut,
+    /// The version that it says, or that the file which imports it has.
+    version: i64,
+}
+
+/// A runtime handler as it stands in the files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Handler {
+    /// The runtime it runs; containerd's default where it is empty.
+    pub binary: String,
+    /// Are our annotations passed on, from the pod and from the container?
+    pub passes_annotations: bool,
+}
+
+impl ConfigFile {
+    /// Reads the main file, or one that a file of version `importer` imports.
+    ///
+    /// # Errors
+    /// What is no TOML, or of a version that is not known.
+    pub fn parse(text: &str, importer: Option<i64>) -> Result<ConfigFile> {
+        let document = document(text)?;
+        let version = match document.get("version") {
+            None => importer.unwrap_or(1),
+            Some(item) => item.as_integer().context("version is no number")?,
+        };
+        ensure!(
+            (1..=NEWEST).contains(&version),
+            "it is of version {version}, and versions 1 to {NEWEST} are known: add the handler by hand, or get a newer Pinfold"
+        );
+        Ok(ConfigFile {
+            text: text.to_owned(),
+            document,
+            version,
+        })
+    }
+
+    /// A file that is not there yet.
+    pub fn new() -> ConfigFile {
+        ConfigFile::parse(NEW_FILE, None).expect("it is well-formed")
+    }
+
+    /// Its version, 1 to 4.
+    pub fn version(&self) -> i64 {
+        self.version
+    }
+
+    /// The files that it imports: paths, some with `*`, relative to its own directory.
+    pub fn imports(&self) -> Vec<String> {
+        strings(self.document.get("imports"))
+    }
+
+    /// Is the CRI plugin turned off in it? The packages of docker do so.
+    pub fn disables_cri(&self) -> bool {
+        let disabled = strings(self.document.get("disabled_plugins"));
+        let names = PLUGINS.map(|(_, name)| name);
+        disabled.iter().any(|name| names.contains(&name.as_str()))
+    }
+
+    /// Has it the CRI plugin's table?
+    pub fn has_cri(&self) -> bool {
+        find(self.document.as_table(), &["plugins", self.plugin()]).is_some()
+    }
+
+    /// A handler of this name.
+    pub fn handler(&self, name: &str) -> Option<Handler> {
+        let table = self.handler_table(name)?;
+        let passes = |key| {
+            strings(table.get(key))
+                .iter()
+                .any(|glob| glob == ANNOTATIONS)
+        };
+        let binary = find(table, &["options", "BinaryName"]).and_then(Item::as_str);
+        Some(Handler {
+            binary: binary.unwrap_or_default().to_owned(),
+            passes_annotations: passes("pod_annotations") && passes("container_annotations"),
+        })
+    }
+
+    /// The handler of containers that name none, where the file says so.
+    pub fn default_handler(&self) -> Option<&str> {
+        let path = [
+            "plugins",
+            self.plugin(),
+            "containerd",
+            "default_runtime_name",
+        ];
+        find(self.document.as_table(), &path).and_then(Item::as_str)
+    }
+
+    /// The text of the file with more behind it.
+    fn with(&self, block: &str) -> String {
+        let text = &self.text;
+        let end = if text.is_empty() || text.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
+        format!("{text}{end}{block}")
+    }
+
+    /// Is this edited text TOML, and what it was but for our handler, and runc's where that was not there?
+    fn is_kept_by(&self, edited: &str) -> bool {
+        let Ok(edited) = ConfigFile::parse(edited, Some(self.version)) else {
+            return false;
+        };
+        let mut names = vec![RUNTIME];
+        if [self, &edited]
+            .iter()
+            .any(|file| file.handler_table("runc").is_none())
+        {
+            names.push("runc");
+        }
+        let without = |file: &ConfigFile| {
+            let mut table: toml::Table = toml::from_str(&file.text).ok()?;
+            prune(&mut table, &self.handlers_path(), &names);
+            Some(table)
+        };
+        without(self) == without(&edited)
+    }
+
+    fn plugin(&self) -> &'static str {
+        let newest_first = PLUGINS.iter().rev();
+        let of_version = newest_first
+            .clone()
+            .find(|(version, _)| *version <= self.version);
+        of_version.map_or(PLUGINS[0].1, |(_, name)| name)
+    }
+
+    fn handlers_path(&self) -> [&'static str; 4] {
+        ["plugins", self.plugin(), "containerd", "runtimes"]
+    }
+
+    fn handler_table(&self, name: &str) -> Option<&dyn TableLike> {
+        let handlers = find(self.document.as_table(), &self.handlers_path())?;
+        handlers.as_table_like()?.get(name)?.as_table_like()
+    }
+}
+
+impl Default for ConfigFile {
+    fn default() -> Self {
+        ConfigFile::new()
+    }
+}
+
+/// Which of the files, in the order in which containerd reads them, counts for the CRI plugin.
+pub fn deciding(files: &[ConfigFile]) -> usize {
+    files.iter().rposition(ConfigFile::has_cri).unwrap_or(0)
+}
+
+/// The handler that ours is like: runc, or the default one where that is of runc's kind.
+fn model(files: &[ConfigFile]) -> Option<&dyn TableLike> {
+    let default = files.iter().rev().find_map(ConfigFile::default_handler);
+    let names = ["runc"]
+        .into_iter()
+        .chain(default)
+        .filter(|name| *name != RUNTIME);
+    let mut tables = names.flat_map(|name| {
+        files
+            .iter()
+            .rev()
+            .filter_map(move |file| file.handler_table(name))
+    });
+    tables.find(|table| table.get("runtime_type").and_then(Item::as_str) == Some(RUNC_V2))
+}
+
+/// The deciding file with our handler in it: like the handler of runc, but for the program and the annotations.
+///
+/// # Errors
+/// Where a table should be, there is something else.
+pub fn add(files: &[ConfigFile], shim: &str) -> Result<String> {
+    let file = &files[deciding(files)];
+    if file.handler_table(RUNTIME).is_none() {
+        let text = file.with(&block(file, model(files), shim)?);
+        // Where the handlers are an inline table, nothing can be added behind it.
+        if file.is_kept_by(&text) {
+            return Ok(text);
+        }
+    }
+    let mut after = file.clone();
+    let handlers = table_at(after.document.as_table_mut(), &file.handlers_path())?;
+    if handlers.get(RUNTIME).is_none() {
+        handlers.insert(RUNTIME, Item::Table(handler_like(model(files))));
+    }
+    if !complete(table_at(handlers, &[RUNTIME])?, shim)? {
+        return Ok(file.text.clone());
+    }
+    let text = after.document.to_string();
+    ensure!(
+        file.is_kept_by(&text),
+        "it has a form that cannot be edited without changing more: add the handler {RUNTIME} by hand"
+    );
+    Ok(text)
+}
+
+/// The file without our handler; `None` where it has none.
+///
+/// # Errors
+/// Where ours is the handler of containers that name none: without it containerd would not start them.
+pub fn remove(file: &ConfigFile) -> Result<Option<String>> {
+    if file.handler_table(RUNTIME).is_none() {
+        return Ok(None);
+    }
+    if file.default_handler() == Some(RUNTIME) {
+        bail!("default_runtime_name is {RUNTIME}: name another one there first");
+    }
+    if let Some(cut) = without_block(&file.text).filter(|cut| file.is_kept_by(cut)) {
+        return Ok(Some(cut));
+    }
+    let mut after = file.clone();
+    let [plugins, plugin, containerd, runtimes] = file.handlers_path();
+    let path = [plugins, plugin, containerd, runtimes, RUNTIME];
+    remove_entry(after.document.as_table_mut(), &path);
+    Ok(Some(after.document.to_string()))
+}
+
+/// What is added to the end of a file: our handler, and runc's where that would be lost.
+fn block(file: &ConfigFile, model: Option<&dyn TableLike>, shim: &str) -> Result<String> {
+    let mut block = DocumentMut::new();
+    let handlers = table_at(block.as_table_mut(), &file.handlers_path())?;
+    let there = find(file.document.as_table(), &file.handlers_path()).and_then(Item::as_table_like);
+    if there.is_none_or(TableLike::is_empty) && file.version < 3 {
+        let mut runc = noted_table(RUNC_NOTE);
+        set(&mut runc, "runtime_type", RUNC_V2.into());
+        handlers.insert("runc", Item::Table(runc));
+    }
+    handlers.insert(RUNTIME, Item::Table(handler_like(model)));
+    complete(table_at(handlers, &[RUNTIME])?, shim)?;
+    // The plugin's name is quoted as the file does it.
+    let [quoted, literal] = ['"', '\''].map(|quote| format!("{quote}{}{quote}", file.plugin()));
+    let block = block.to_string();
+    Ok(if file.text.contains(&literal) {
+        block.replace(&quoted, &literal)
+    } else {
+        block
+    })
+}
+
+/// Cuts that out again, as it may look by now: from our note to the next comment or table that is not ours.
+fn without_block(text: &str) -> Option<String> {
+    let start = [RUNC_NOTE, NOTE]
+        .iter()
+        .filter_map(|note| text.find(note))
+        .min()?;
+    let ours = |line: &str| {
+        let line = line.trim();
+        let is_header = line.starts_with('[') && line.contains(&format!("runtimes.{RUNTIME}"));
+        let is_runc = line.starts_with('[') && line.ends_with("runtimes.runc]");
+        is_header || is_runc || line == NOTE || line == RUNC_NOTE || !line.starts_with(['[', '#'])
+    };
+    let lines = text[start..]
+        .split_inclusive('\n')
+        .take_while(|line| ours(line));
+    let end = start + lines.map(str::len).sum::<usize>();
+    let before = text[..start].trim_end_matches('\n');
+    let rest = text[end..].trim_start_matches('\n');
+    Some(match (before, rest) {
+        ("", rest) => rest.to_owned(),
+        (before, "") => format!("{before}\n"),
+        (before, rest) => format!("{before}\n\n{rest}"),
+    })
+}
+
+/// A new handler like another one; keys with their values, but without comments.
+fn handler_like(model: Option<&dyn TableLike>) -> Table {
+    let mut handler = noted_table(NOTE);
+    for (key, item) in model.iter().flat_map(|table| table.iter()) {
+        if let Some(options) = item.as_table_like() {
+            let mut table = Table::new();
+            for (key, item) in options.iter() {
+                if let Some(value) = item.as_value() {
+                    set(&mut table, key, value.clone());
+                }
+            }
+            handler.insert(key, Item::Table(table));
+        } else if let Some(value) = item.as_value() {
+            set(&mut handler, key, value.clone());
+        }
+    }
+    handler
+}
+
+/// Gives our handler what makes it ours, and leaves the rest of it alone. `false` where that changes nothing.
+fn complete(handler: &mut dyn TableLike, shim: &str) -> Result<bool> {
+    let mut is_changed = set(handler, "runtime_type", RUNC_V2.into());
+    for key in ["pod_annotations", "container_annotations"] {
+        let mut globs = strings(handler.get(key));
+        if !globs.iter().any(|glob| glob == ANNOTATIONS) {
+            globs.push(ANNOTATIONS.to_owned());
+            is_changed |= set(handler, key, Value::Array(Array::from_iter(globs)));
+        }
+    }
+    if handler.get("options").is_none() {
+        handler.insert("options", Item::Table(Table::new()));
+    }
+    Ok(is_changed | set(table_at(handler, &["options"])?, "BinaryName", shim.into()))
+}
+
+fn noted_table(note: &str) -> Table {
+    let mut table = Table::new();
+    table.decor_mut().set_prefix(format!("\n{note}\n"));
+    table
+}
+
+/// Sets a key, unless it has that value already: `false`. What is written around a value stays.
+fn set(table: &mut dyn TableLike, key: &str, mut value: Value) -> bool {
+    value.decor_mut().clear();
+    let Some(before) = table.get_mut(key).and_then(Item::as_value_mut) else {
+        table.insert(key, Item::Value(value));
+        return true;
+    };
+    let is_same = match (before.as_str(), value.as_str()) {
+        (Some(before), Some(value)) => before == value,
+        _ => before.to_string().trim() == value.to_string(),
+    };
+    if !is_same {
+        *value.decor_mut() = before.decor().clone();
+        *before = value;
+    }
+    !is_same
+}
+
+fn strings(item: Option<&Item>) -> Vec<String> {
+    let array = item.and_then(Item::as_array);
+    let texts = array.iter().flat_map(|array| array.iter());
+    texts
+        .filter_map(|value| value.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// Takes names out of the table at the end of a path, and tables on the way that are then empty.
+fn prune(table: &mut toml::Table, path: &[&str], names: &[&str]) {
+    let Some((first, rest)) = path.split_first() else {
+        table.retain(|key, _| !names.contains(&key));
+        return;
+    };
+    if let Some(toml::Value::Table(inner)) = table.get_mut(*first) {
+        prune(inner, rest, names);
+        if inner.is_empty() {
+            table.remove(*first);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! CRI-O's configuration, and the drop-in file that tells it of the shim and of a hooks directory of our own
+//! (crio.conf(5), crio.conf.d(5)). A later file's keys, whole lists and whole handlers replace those of earlier ones.
+
+use anyhow::Result;
+use toml::{Table, Value};
+
+use super::podman::DEFAULT_HOOKS_DIR;
+use super::{Programs, RUNTIME};
+
+/// CRI-O's state directory of a runtime where no file says another.
+const RUNTIME_ROOT: &str = "/run/runc";
+/// What of a handler is about its program, and would lead past ours.
+const OF_PROGRAM: [&str; 5] = [
+    "runtime_path",
+    "runtime_type",
+    "platform_runtime_paths",
+    "inherit_default_runtime",
+    "runtime_config_path",
+];
+
+/// What a set of files comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The directories in which hook files are looked for; the same file name in a later one wins.
+    pub hooks_dirs: Vec<String>,
+    /// The handler of pods that name none, where a file says so.
+    pub default_runtime: Option<String>,
+    handlers: Table,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            hooks_dirs: vec![DEFAULT_HOOKS_DIR.to_owned()],
+            default_runtime: None,
+            handlers: Table::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Adds what the next file says.
+    ///
+    /// # Errors
+    /// What is no TOML: CRI-O does not start with it.
+    pub fn read(&mut self, text: &str) -> Result<()> {
+        let table: Table = toml::from_str(text)
+            .map_err(|error| anyhow::anyhow!("it is no TOML: {}", error.message()))?;
+        let Some(runtime) = table
+            .get("crio")
+            .and_then(|crio| crio.get("runtime")?.as_table())
+        else {
+            return Ok(());
+        };
+        if let Some(dirs) = runtime.get("hooks_dir").and_then(Value::as_array) {
+            self.hooks_dirs = dirs
+                .iter()
+                .filter_map(|dir| dir.as_str().map(str::to_owned))
+                .collect();
+        }
+        if let Some(name) = runtime.get("default_runtime").and_then(Value::as_str) {
+            self.default_runtime = Some(name.to_owned());
+        }
+        for (name, handler) in runtime
+            .get("runtimes")
+            .and_then(Value::as_table)
+            .into_iter()
+            .flatten()
+        {
+            self.handlers.insert(name.clone(), handler.clone());
+        }
+        Ok(())
+    }
+
+    /// The program of our handler.
+    pub fn shim(&self) -> Option<&str> {
+        self.handlers.get(RUNTIME)?.get("runtime_path")?.as_str()
+    }
+
+    /// The handler that ours is like: the default one.
+    fn model(&self) -> Option<&Table> {
+        let default = self.default_runtime.as_deref();
+        let names = [default, Some("runc"), Some("crun")].into_iter().flatten();
+        let mut handlers = names
+            .filter(|name| *name != RUNTIME)
+            .filter_map(|name| self.handlers.get(name)?.as_table());
+        handlers.find(|handler| {
+            let kind = handler
+                .get("runtime_type")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            matches!(kind, "" | "oci")
+        })
+    }
+}
+
+/// The drop-in file, over `before`: what the files that are read before it come to.
+pub fn drop_in(before: &Settings, programs: &Programs, hooks_dir: &str) -> Result<String> {
+    let mut handler = Table::new();
+    handler.insert("runtime_path".into(), programs.shim.clone().into());
+    handler.insert("runtime_type".into(), "oci".into());
+    handler.insert("runtime_root".into(), RUNTIME_ROOT.into());
+    for (key, value) in before.model().into_iter().flatten() {
+        if !OF_PROGRAM.contains(&key.as_str()) {
+            handler.insert(key.clone(), value.clone());
+        }
+    }
+    let mut dirs = before.hooks_dirs.clone();
+    dirs.retain(|dir| dir != hooks_dir);
+    dirs.push(hooks_dir.to_owned());
+    let dirs = Value::Array(dirs.into_iter().map(Value::String).collect());
+    let in_place = [RUNTIME, "runtimes", "runtime", "crio"]
+        .into_iter()
+        .fold(handler, |inner, name| {
+            Table::from_iter([(name.to_owned(), Value::Table(inner))])
+        });
+    let handler = toml::to_string(&in_place)?;
+    Ok(format!(
+        "# By `pinfold install crio`; `pinfold uninstall crio` removes this file.\n\
+         [crio.runtime]\n\
+         # The directories that hold without this file, and Pinfold's own.\n\
+         hooks_dir = {dirs}\n\n\
+         # For pods of a RuntimeClass with the handler {RUNTIME}; others are pinned by the hooks.\n\
+         {handler}"
+    ))
+}

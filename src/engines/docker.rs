@@ -1,0 +1,202 @@
+//! docker's `daemon.json`: a runtime, and CDI devices (dockerd(8)).
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde_json::ser::{PrettyFormatter, Serializer};
+use serde_json::{Map, Value, json};
+
+use super::RUNTIME;
+
+/// How a file is indented that is not there yet.
+const INDENT: &str = "  ";
+
+/// What the file says of our runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wiring {
+    /// The program of our runtime, where it has one.
+    pub shim: Option<String>,
+    /// Are CDI devices turned on, or off? docker 25 to 28.1 has them off where the file does not say.
+    pub cdi: Option<bool>,
+}
+
+/// Reads what a file says of ours.
+///
+/// # Errors
+/// What is no JSON, or no object.
+pub fn read(text: &str) -> Result<Wiring> {
+    let daemon = parse(text)?;
+    let shim = daemon
+        .get("runtimes")
+        .and_then(|all| all.get(RUNTIME)?.get("path")?.as_str());
+    let cdi = daemon
+        .get("features")
+        .and_then(|all| all.get("cdi")?.as_bool());
+    Ok(Wiring {
+        shim: shim.map(str::to_owned),
+        cdi,
+    })
+}
+
+/// The file with our runtime, and with CDI devices where it does not say whether they are on.
+///
+/// docker 25 to 28.1 has them off by default, later ones have them on, and earlier ones pass over that feature.
+///
+/// # Errors
+/// What is no JSON, or has something else where an object should be: nothing of it is to be overwritten.
+pub fn add(text: &str, shim: &str) -> Result<String> {
+    let mut daemon = parse(text)?;
+    let before = daemon.clone();
+    let runtime = object_in(object_in(&mut daemon, "runtimes")?, RUNTIME)?;
+    runtime.insert("path".to_owned(), json!(shim));
+    object_in(&mut daemon, "features")?
+        .entry("cdi")
+        .or_insert(json!(true));
+    // Whoever has it already keeps the file as it is, to the last blank.
+    if daemon == before {
+        Ok(text.to_owned())
+    } else {
+        print(&daemon, text)
+    }
+}
+
+/// The file without our runtime, and without CDI devices where `original`, the file before ours, did not have
+/// them; `None` where it has nothing of ours.
+///
+/// # Errors
+/// What is no JSON; and where ours is the default runtime: without it docker would not start.
+pub fn remove(text: &str, original: Option<&str>) -> Result<Option<String>> {
+    let mut daemon = parse(text)?;
+    if daemon.get("default-runtime") == Some(&json!(RUNTIME)) {
+        bail!("default-runtime is {RUNTIME}: name another one there first");
+    }
+    let original = original.map(parse).transpose()?.unwrap_or_default();
+    let had = |object: &str, key: &str| {
+        original
+            .get(object)
+            .is_some_and(|inner| inner.get(key).is_some())
+    };
+    let has_runtime = remove_key(&mut daemon, &original, "runtimes", RUNTIME);
+    if !has_runtime {
+        return Ok(None);
+    }
+    if !had("features", "cdi") {
+        remove_key(&mut daemon, &original, "features", "cdi");
+    }
+    print(&daemon, text).map(Some)
+}
+
+/// Removes a key of an inner object, and that object if it is then empty and was not there before.
+fn remove_key(
+    daemon: &mut Map<String, Value>,
+    original: &Map<String, Value>,
+    object: &str,
+    key: &str,
+) -> bool {
+    let Some(Value::Object(inner)) = daemon.get_mut(object) else {
+        return false;
+    };
+    // The order of the others is to stay.
+    let removed = inner.shift_remove(key).is_some();
+    if removed && inner.is_empty() && !original.contains_key(object) {
+        daemon.shift_remove(object);
+    }
+    removed
+}
+
+fn parse(text: &str) -> Result<Map<String, Value>> {
+    // dockerd takes an empty file for one without settings.
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    match serde_json::from_str(text)
+        .context("it is no JSON, so dockerd would not start with it either: mend it first")?
+    {
+        Value::Object(object) => Ok(object),
+        _ => bail!("it is no JSON object: mend it first"),
+    }
+}
+
+fn object_in<'a>(
+    parent: &'a mut Map<String, Value>,
+    key: &str,
+) -> Result<&'a mut Map<String, Value>> {
+    let value = parent.entry(key).or_insert_with(|| json!({}));
+    value
+        .as_object_mut()
+        .with_context(|| format!("{key} is no JSON object: mend it first"))
+}
+
+/// Prints it with the indentation, and the end, that the file has.
+fn print(daemon: &Map<String, Value>, before: &str) -> Result<String> {
+    let indented = before.lines().find(|line| line.starts_with([' ', '\t']));
+    let indent = indented.map_or(INDENT, |line| &line[..line.len() - line.trim_start().len()]);
+    let mut out = Vec::new();
+    let formatter = PrettyFormatter::with_indent(indent.as_bytes());
+    daemon.serialize(&mut Serializer::with_formatter(&mut out, formatter))?;
+    let mut text = String::from_utf8(out)?;
+    if before.is_empty() || before.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_keys_their_order_and_the_indentation_stay() {
+        let before = "{\n\t\"z\": 1,\n\t\"a\": \"x\"\n}\n";
+        let after = add(before, "/s").unwrap();
+        assert!(
+            after
+                .starts_with("{\n\t\"z\": 1,\n\t\"a\": \"x\",\n\t\"runtimes\": {\n\t\t\"pinfold\"")
+        );
+        assert_eq!(add(&after, "/s").unwrap(), after);
+        assert_eq!(remove(&after, Some(before)).unwrap().unwrap(), before);
+        assert_eq!(remove(before, None).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_there_counts() {
+        for (before, has) in [
+            ("", "\"cdi\": true"),
+            (r#"{"features":{"cdi":false}}"#, "\"cdi\": false"),
+            (
+                r#"{"runtimes":{"pinfold":{"path":"/old","runtimeArgs":["--debug"]}}}"#,
+                "--debug",
+            ),
+        ] {
+            let after = add(before, "/s").unwrap();
+            assert!(after.contains(has), "{after}");
+            assert_eq!(read(&after).unwrap().shim.as_deref(), Some("/s"));
+        }
+        let kept = r#"{"features":{"cdi":true},"runtimes":{}}"#;
+        let after = remove(&add(kept, "/s").unwrap(), Some(kept))
+            .unwrap()
+            .unwrap();
+        assert_eq!(parse(&after).unwrap(), parse(kept).unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_merged_is_refused() {
+        for text in [
+            "{",
+            "[]",
+            "{\"a\":1} x",
+            "{\"runtimes\":[]}",
+            "{\"features\":1}",
+            "# {}\n{}",
+            "{\"a\":1,}",
+        ] {
+            assert!(add(text, "/s").is_err(), "{text}");
+        }
+        assert!(
+            remove(
+                r#"{"default-runtime":"pinfold","runtimes":{"pinfold":{}}}"#,
+                None
+            )
+            .is_err()
+        );
+    }
+}

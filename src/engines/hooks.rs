@@ -1,0 +1,85 @@
+//! Hook files of podman and CRI-O (oci-hooks(5)).
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The stages that we have a file for, and that file's name. `prestart` is an older name of createRuntime: never both.
+pub const FILES: [(&str, &str); 2] = [
+    ("createRuntime", "pinfold-createRuntime.json"),
+    ("poststop", "pinfold-poststop.json"),
+];
+
+/// How long an engine lets a hook run, in seconds: beyond the 20 that a hook gives itself.
+pub const TIMEOUT: u32 = 30;
+
+/// A hook file for one stage, with further options for the hook.
+pub fn file(stage: &str, pinfold: &str, options: &[String]) -> String {
+    let args = ["pinfold", "hook", stage];
+    let options = options.iter().map(String::as_str);
+    let file = json!({
+        "version": "1.0.0",
+        "hook": {
+            "path": pinfold,
+            "args": args.into_iter().chain(options).collect::<Vec<_>>(),
+            "timeout": TIMEOUT,
+        },
+        "when": {"annotations": {"^pinfold\\.io/": ".*"}},
+        "stages": [stage],
+    });
+    format!("{file:#}\n")
+}
+
+/// What a hook file says, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct HookFile {
+    /// The program.
+    pub hook: Hook,
+    /// The stages that it is run at.
+    #[serde(default)]
+    pub stages: Vec<String>,
+}
+
+/// The program that a hook runs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Hook {
+    /// Its path.
+    pub path: String,
+    /// Its arguments, the name it is called by included.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// How long it may run, in seconds.
+    pub timeout: Option<u32>,
+}
+
+impl HookFile {
+    /// Reads a hook file of anybody's. Engines stop at one that is no JSON; one of an older form is not ours.
+    pub fn parse(text: &str) -> Result<Option<HookFile>> {
+        let value: Value = serde_json::from_str(text).context("it is no JSON")?;
+        Ok(serde_json::from_value(value).ok())
+    }
+
+    /// Does it run `pinfold hook`?
+    pub fn is_ours(&self) -> bool {
+        let names = [Some(&self.hook.path), self.hook.args.first()];
+        let is_pinfold = |name: &&String| name.rsplit('/').next() == Some("pinfold");
+        self.hook.args.get(1).is_some_and(|verb| verb == "hook")
+            && names.iter().flatten().any(is_pinfold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_ours_is_known_again() {
+        for (stage, _) in FILES {
+            let text = file(stage, "/opt/bin/pinfold", &[]);
+            let parsed = HookFile::parse(&text).unwrap().unwrap();
+            assert!(parsed.is_ours());
+            assert_eq!(parsed.stages, [stage]);
+            assert_eq!(parsed.hook.path, "/opt/bin/pinfold");
+        }
+    }
+}

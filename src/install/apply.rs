@@ -1,0 +1,118 @@
+//! Writing what was planned.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Change;
+use crate::files::{self, Durability};
+
+/// The mode of files that were not there.
+const NEW_FILE_MODE: u32 = 0o644;
+
+/// Makes the changes; where one fails, those before it are taken back.
+///
+/// # Errors
+/// The first that failed.
+pub fn apply(changes: &[Change]) -> Result<()> {
+    for (index, change) in changes.iter().enumerate() {
+        if let Err(error) = make(change) {
+            if let Err(undo) = undo(&changes[..index]) {
+                log::error!("take back what was written: {undo:#}");
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Takes changes back, the last first, going on past what fails.
+///
+/// # Errors
+/// The first that failed.
+fn undo(changes: &[Change]) -> Result<()> {
+    let mut first_error = Ok(());
+    for change in changes.iter().rev() {
+        let back = Change {
+            path: change.path.clone(),
+            before: change.after.clone(),
+            after: change.before.clone(),
+            like: change.like.clone(),
+        };
+        first_error = first_error.and(make(&back));
+    }
+    first_error
+}
+
+fn make(change: &Change) -> Result<()> {
+    ensure!(
+        files::read_text_if_there(&change.path)? == change.before,
+        "{} is being changed by somebody else: try again",
+        change.path.display()
+    );
+    let Some(text) = &change.after else {
+        files::remove(&change.path)?;
+        return sync_parent(&change.path);
+    };
+    let like = [Some(&change.path), change.like.as_ref()]
+        .into_iter()
+        .flatten();
+    if let Some(metadata) = like.filter_map(|path| path.metadata().ok()).next() {
+        return files::replace_like(&change.path, text.as_bytes(), &metadata);
+    }
+    if let Some(dir) = change.path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    files::replace(
+        &change.path,
+        text.as_bytes(),
+        NEW_FILE_MODE,
+        Durability::PowerLoss,
+    )
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    let Some(dir) = path.parent() else {
+        return Ok(());
+    };
+    files::sync_directory(dir).with_context(|| format!("sync {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(path: &Path, before: Option<&str>, after: Option<&str>) -> Change {
+        Change {
+            path: path.to_owned(),
+            before: before.map(str::to_owned),
+            after: after.map(str::to_owned),
+            like: None,
+        }
+    }
+
+    #[test]
+    fn what_was_written_before_a_failure_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        files::replace(&path("a"), b"old", 0o640, Durability::Crash).unwrap();
+        let changes = [
+            change(&path("a"), Some("old"), Some("new")),
+            change(&path("sub/b"), None, Some("made")),
+            change(&path("a/c"), None, Some("a file is no directory")),
+        ];
+        assert!(apply(&changes).is_err());
+        assert_eq!(files::read(&path("a")).unwrap(), "old");
+        assert!(!path("sub/b").exists());
+    }
+
+    #[test]
+    fn what_changed_since_it_was_planned_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        files::replace(&path, b"theirs", 0o644, Durability::Crash).unwrap();
+        let error = apply(&[change(&path, Some("old"), Some("new"))]).unwrap_err();
+        assert!(error.to_string().contains("somebody else"));
+        assert_eq!(files::read(&path).unwrap(), "theirs");
+    }
+}

@@ -1,0 +1,215 @@
+//! podman and CRI-O: hook files, and a drop-in file that is ours alone.
+
+use anyhow::{Context, Result, bail};
+
+use super::{Found, Place, Plan};
+use crate::engines::{Programs, RUNTIME, crio, hooks, podman};
+use crate::files;
+use crate::host::Host;
+
+/// podman's files, in the order in which it reads them; the directory's files come sorted.
+const PODMAN_FILES: [&str; 2] = [
+    "/usr/share/containers/containers.conf",
+    "/etc/containers/containers.conf",
+];
+const PODMAN_DIR: &str = "/etc/containers/containers.conf.d";
+/// The last by name, as far as that can be said: the lists of a later one would replace ours.
+const PODMAN_DROP_IN: &str = "/etc/containers/containers.conf.d/99-pinfold.conf";
+
+const CRIO_FILES: [&str; 1] = ["/etc/crio/crio.conf"];
+const CRIO_DIR: &str = "/etc/crio/crio.conf.d";
+const CRIO_DROP_IN: &str = "/etc/crio/crio.conf.d/99-pinfold.conf";
+/// A directory of our own: podman and CRI-O read the same default directory, and our files name the engine.
+const CRIO_HOOKS_DIR: &str = "/etc/pinfold/crio-hooks.d";
+
+/// What the first line of a drop-in file of ours begins with.
+const OURS: &str = "# By `pinfold install ";
+
+/// An engine's configuration as it stands.
+#[derive(Debug)]
+pub struct EngineFiles<S> {
+    /// What the files that are read before our drop-in come to.
+    pub before: S,
+    /// What all of them come to.
+    pub all: S,
+    /// Our drop-in, and what is in it.
+    drop_in: Found,
+}
+
+impl<S> EngineFiles<S> {
+    /// What is in our drop-in file; `None` where it is not there.
+    pub fn drop_in(&self) -> Option<&str> {
+        self.drop_in.text.as_deref()
+    }
+}
+
+/// podman's configuration.
+///
+/// # Errors
+/// A file that cannot be read, or is not in podman's form.
+pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::Settings>> {
+    let sources = Sources {
+        files: &PODMAN_FILES,
+        dir: PODMAN_DIR,
+        suffix: ".conf",
+        drop_in: place.engine_config(PODMAN_DROP_IN),
+    };
+    sources.read(place.host, podman::Settings::read)
+}
+
+/// CRI-O's configuration.
+///
+/// # Errors
+/// A file that cannot be read, or is not in CRI-O's form.
+pub fn crio_files(place: &Place<'_>) -> Result<EngineFiles<crio::Settings>> {
+    let sources = Sources {
+        files: &CRIO_FILES,
+        dir: CRIO_DIR,
+        suffix: "",
+        drop_in: place.engine_config(CRIO_DROP_IN),
+    };
+    sources.read(place.host, crio::Settings::read)
+}
+
+/// Where an engine's configuration comes from, in the order in which it reads it.
+struct Sources<'a> {
+    files: &'a [&'a str],
+    /// The directory of further files, which are read by name.
+    dir: &'a str,
+    /// What their names end in.
+    suffix: &'a str,
+    /// Ours, in that directory or anywhere else.
+    drop_in: &'a str,
+}
+
+impl Sources<'_> {
+    fn read<S: Default + Clone>(
+        &self,
+        host: &Host,
+        read: fn(&mut S, &str) -> Result<()>,
+    ) -> Result<EngineFiles<S>> {
+        let mut names = files::names_in(&host.resolve(self.dir)?)?;
+        names.retain(|name| name.ends_with(self.suffix) && !name.starts_with('.'));
+        names.sort();
+        let in_dir: Vec<String> = names
+            .iter()
+            .map(|name| format!("{}/{name}", self.dir))
+            .collect();
+        let is_later = |path: &str| self.drop_in.starts_with(self.dir) && path > self.drop_in;
+        let take = |settings: &mut S, path: &str| match Found::at(host, path)?.text {
+            Some(text) => read(settings, &text).with_context(|| path.to_owned()),
+            None => Ok(()),
+        };
+        let mut all = S::default();
+        let files = self.files.iter().copied();
+        for path in files.chain(in_dir.iter().map(String::as_str)) {
+            if path != self.drop_in && !is_later(path) {
+                take(&mut all, path)?;
+            }
+        }
+        let before = all.clone();
+        take(&mut all, self.drop_in)?;
+        for path in in_dir.iter().filter(|path| is_later(path)) {
+            take(&mut all, path)?;
+        }
+        Ok(EngineFiles {
+            before,
+            all,
+            drop_in: Found::at(host, self.drop_in)?,
+        })
+    }
+}
+
+pub(super) fn plan_podman(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
+    let files = podman_files(place)?;
+    let hooks_dir = place
+        .hooks_dir
+        .clone()
+        .unwrap_or_else(|| files.before.hooks_dir());
+    let mut plan = plan_hooks(place, &hooks_dir, programs)?;
+    let text = podman::drop_in(&files.before, programs, &hooks_dir);
+    plan.changes
+        .extend(ours(&files.drop_in)?.become_text(Some(text)));
+    Ok(plan)
+}
+
+pub(super) fn plan_crio(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
+    let files = crio_files(place)?;
+    let hooks_dir = place
+        .hooks_dir
+        .clone()
+        .unwrap_or_else(|| CRIO_HOOKS_DIR.to_owned());
+    let mut plan = plan_hooks(place, &hooks_dir, programs)?;
+    let text = crio::drop_in(&files.before, programs, &hooks_dir)?;
+    plan.changes
+        .extend(ours(&files.drop_in)?.become_text(Some(text)));
+    Ok(plan)
+}
+
+pub(super) fn plan_podman_removal(place: &Place<'_>) -> Result<Plan> {
+    let files = podman_files(place)?;
+    if files.all.runtime.as_deref() == Some(RUNTIME) {
+        bail!("runtime is {RUNTIME} in podman's configuration: name another one there first");
+    }
+    let mut dirs = files.all.hooks_dirs();
+    dirs.extend(place.hooks_dir.clone());
+    plan_hooked_removal(place.host, &dirs, &files.drop_in)
+}
+
+pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
+    let files = crio_files(place)?;
+    if files.all.default_runtime.as_deref() == Some(RUNTIME) {
+        bail!(
+            "default_runtime is {RUNTIME} in CRI-O's configuration: name another one there first"
+        );
+    }
+    let dirs = [Some(CRIO_HOOKS_DIR.to_owned()), place.hooks_dir.clone()];
+    let dirs: Vec<String> = dirs.into_iter().flatten().collect();
+    plan_hooked_removal(place.host, &dirs, &files.drop_in)
+}
+
+fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs) -> Result<Plan> {
+    let mut plan = Plan::default();
+    for (stage, name) in hooks::FILES {
+        let found = Found::at(place.host, &format!("{dir}/{name}"))?;
+        if found.text.is_some() && !is_hook_of_ours(&found) {
+            bail!(
+                "{} is there and does not run pinfold: move it away",
+                found.path.display()
+            );
+        }
+        let text = hooks::file(stage, &programs.pinfold, &place.hook_options);
+        plan.changes.extend(found.become_text(Some(text)));
+    }
+    Ok(plan)
+}
+
+fn plan_hooked_removal(host: &Host, dirs: &[String], drop_in: &Found) -> Result<Plan> {
+    let mut plan = Plan::default();
+    for dir in dirs {
+        for (_, name) in hooks::FILES {
+            let found = Found::at(host, &format!("{dir}/{name}"))?;
+            if is_hook_of_ours(&found) && !plan.has(&found) {
+                plan.changes.extend(found.become_text(None));
+            }
+        }
+    }
+    plan.changes.extend(ours(drop_in)?.become_text(None));
+    Ok(plan)
+}
+
+fn is_hook_of_ours(found: &Found) -> bool {
+    let parsed = found.text.as_deref().map(hooks::HookFile::parse);
+    matches!(parsed, Some(Ok(Some(file))) if file.is_ours())
+}
+
+/// Our drop-in file, if it is ours.
+fn ours(drop_in: &Found) -> Result<&Found> {
+    match &drop_in.text {
+        Some(text) if !text.starts_with(OURS) => bail!(
+            "{} is there and is not of `pinfold install`: move it away",
+            drop_in.path.display()
+        ),
+        _ => Ok(drop_in),
+    }
+}

@@ -1,0 +1,211 @@
+//! Telling container engines of Pinfold, and taking that back: which of their files have to change to what. Everything is
+//! planned before the first file is written.
+
+mod apply;
+mod containerd;
+mod docker;
+mod hooked;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+pub use apply::apply;
+pub use containerd::configuration as containerd_configuration;
+pub use hooked::{EngineFiles, crio_files, podman_files};
+
+use crate::engines::{Engine, Programs, SHIM};
+use crate::files;
+use crate::host::Host;
+
+/// What a file was before the first install is kept beside it under its name and this.
+const BACKUP: &str = ".before-pinfold";
+
+/// Where the engine and our programs are. Paths are as the engine sees them, below the host's root.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The machine.
+    pub host: &'a Host,
+    /// The engine's configuration file, or our drop-in file, where it is not at its default place.
+    pub engine_config: Option<String>,
+    /// The directory for hook files, where it is to be another than the engine's configuration says.
+    pub hooks_dir: Option<String>,
+    /// Options for the hooks; the shim takes its settings from the configuration file alone.
+    pub hook_options: Vec<String>,
+}
+
+/// What is to be done, or was.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The files that change; none where everything is as it should be.
+    pub changes: Vec<Change>,
+    /// What whoever installs has to know: a sentence each.
+    pub remarks: Vec<String>,
+}
+
+/// One file that changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The file, below the host's root, with symbolic links followed.
+    pub path: PathBuf,
+    /// What is in it; `None` where it is not there.
+    pub before: Option<String>,
+    /// What is to be in it; `None` where it is to go.
+    pub after: Option<String>,
+    /// The file whose mode and owner it gets where it is not there.
+    pub like: Option<PathBuf>,
+}
+
+impl Plan {
+    fn has(&self, found: &Found) -> bool {
+        self.changes.iter().any(|change| change.path == found.path)
+    }
+}
+
+/// Plans what makes an engine know our programs.
+///
+/// # Errors
+/// A file that cannot be read or is not in the engine's form: nothing is then changed.
+pub fn plan(engine: Engine, place: &Place<'_>, programs: &Programs) -> Result<Plan> {
+    match engine {
+        Engine::Podman => hooked::plan_podman(place, programs),
+        Engine::Crio => hooked::plan_crio(place, programs),
+        Engine::Containerd => containerd::plan(place, programs),
+        Engine::Docker => docker::plan(place, programs),
+    }
+}
+
+/// Plans what makes an engine forget them. What we wrote and nobody changed since gets back what it was, to the last
+/// byte; of other files only what is ours is taken out.
+///
+/// # Errors
+/// Those of [`plan`]; and an engine that could not start its containers any more.
+pub fn plan_removal(engine: Engine, place: &Place<'_>) -> Result<Plan> {
+    match engine {
+        Engine::Podman => hooked::plan_podman_removal(place),
+        Engine::Crio => hooked::plan_crio_removal(place),
+        Engine::Containerd => containerd::plan_removal(place),
+        Engine::Docker => docker::plan_removal(place),
+    }
+}
+
+impl Programs {
+    /// Our programs in a directory, as the engine sees it; or beside the one that runs now.
+    ///
+    /// # Errors
+    /// One that is not there, that cannot be executed, or that others than root can change: engines run it as root.
+    pub fn find(host: &Host, bin_dir: Option<&Path>) -> Result<Programs> {
+        let dir = match bin_dir {
+            Some(dir) => dir.to_owned(),
+            None => {
+                let own = std::env::current_exe().context("find out where this program is")?;
+                own.parent().unwrap_or(Path::new("/")).to_owned()
+            }
+        };
+        let program = |name: &str| {
+            let path = dir.join(name);
+            let text = path
+                .to_str()
+                .with_context(|| format!("{} is no UTF-8", path.display()))?;
+            check_program(host, text)?;
+            Ok::<_, anyhow::Error>(text.to_owned())
+        };
+        Ok(Programs {
+            pinfold: program("pinfold")?,
+            shim: program(SHIM)?,
+        })
+    }
+}
+
+/// Is this a program that an engine can run, and that root can trust?
+pub fn check_program(host: &Host, path: &str) -> Result<()> {
+    ensure!(path.starts_with('/'), "{path} is no absolute path");
+    let real = host
+        .resolve(path)
+        .with_context(|| format!("look at {path}"))?;
+    ensure!(
+        real.is_file(),
+        "there is no {path}: install it there, or name the directory of pinfold and {SHIM} by --bin-dir"
+    );
+    let metadata = files::trusted(&real)?;
+    ensure!(
+        is_executable(&metadata),
+        "{path} cannot be executed: chmod a+x {path}"
+    );
+    if let Some(dir) = real.parent() {
+        files::trusted(dir)?;
+    }
+    Ok(())
+}
+
+fn is_executable(metadata: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    metadata.permissions().mode() & 0o111 == 0o111
+}
+
+impl Place<'_> {
+    fn engine_config<'a>(&'a self, default: &'a str) -> &'a str {
+        self.engine_config.as_deref().unwrap_or(default)
+    }
+}
+
+/// A file as it is now.
+#[derive(Debug, Clone)]
+struct Found {
+    path: PathBuf,
+    text: Option<String>,
+}
+
+impl Found {
+    /// Reads a file, by its path as the engine sees it.
+    fn at(host: &Host, path: &str) -> Result<Found> {
+        let path = host
+            .resolve(path)
+            .with_context(|| format!("look at {path}"))?;
+        let text = files::read_text_if_there(&path)?;
+        Ok(Found { path, text })
+    }
+
+    fn backup(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(BACKUP);
+        name.into()
+    }
+
+    fn backup_text(&self) -> Result<Option<String>> {
+        files::read_text_if_there(&self.backup())
+    }
+
+    /// The change that gives it another content, if it is another.
+    fn become_text(&self, after: Option<String>) -> Option<Change> {
+        let change = Change {
+            path: self.path.clone(),
+            before: self.text.clone(),
+            after,
+            like: None,
+        };
+        (change.before != change.after).then_some(change)
+    }
+
+    /// The change that keeps what it is now beside it.
+    fn keep_backup(&self) -> Result<Option<Change>> {
+        let change = Change {
+            path: self.backup(),
+            before: self.backup_text()?,
+            after: self.text.clone(),
+            like: Some(self.path.clone()),
+        };
+        Ok((change.before != change.after).then_some(change))
+    }
+
+    /// The change that removes that copy.
+    fn drop_backup(&self) -> Result<Option<Change>> {
+        let change = Change {
+            path: self.backup(),
+            before: self.backup_text()?,
+            after: None,
+            like: Some(self.path.clone()),
+        };
+        Ok(change.before.is_some().then_some(change))
+    }
+}

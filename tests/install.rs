@@ -1,0 +1,341 @@
+//! `pinfold install` and `pinfold uninstall` on trees of machines, a directory a case in `tests/install/ENGINE/CASE`:
+//!
+//! - `before/`: the files of the machine; `arguments`: more options, where there are any;
+//! - `after/`: all files of the machine after the install; or `says`: what the refusal says, a part a line;
+//! - `changed/`: files that somebody changes then; `left/`: all files after the uninstall, where they are not those of
+//!   `before/`; or `uninstall-says`: what its refusal says.
+//!
+//! `PINFOLD_ACCEPT=1` writes `after/` where a case has none: read it before it is committed.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const BIN: &str = "usr/local/bin";
+
+/// A machine's files below a directory, with our programs in them.
+struct Machine {
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let machine = Machine {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let program = format!("{BIN}/pinfold");
+        machine.put(&program, "#!/bin/sh\n");
+        machine.mode(&program, 0o755);
+        machine.mode(BIN, 0o755);
+        symlink("pinfold", machine.path(&format!("{BIN}/pinfold-runtime"))).unwrap();
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn add(&self, files: &Files) {
+        for (name, text) in files {
+            self.put(name, text);
+        }
+    }
+
+    /// All its files but for our programs.
+    fn files(&self) -> Files {
+        let mut files = files_in(self.dir.path());
+        files.retain(|name, _| !name.starts_with(BIN));
+        files
+    }
+
+    fn pinfold(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pinfold"))
+            .arg("--host-root")
+            .arg(self.dir.path())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn install(&self, engine: &str, more: &[&str]) -> String {
+        let arguments = [&["install", engine, "--bin-dir", "/usr/local/bin"], more].concat();
+        fine(self.pinfold(&arguments))
+    }
+
+    #[track_caller]
+    fn uninstall(&self, engine: &str, more: &[&str]) -> String {
+        fine(self.pinfold(&[&["uninstall", engine], more].concat()))
+    }
+}
+
+type Files = BTreeMap<String, String>;
+
+fn files_in(dir: &Path) -> Files {
+    fn visit(root: &Path, dir: &Path, files: &mut Files) {
+        for entry in fs::read_dir(dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.symlink_metadata().unwrap().is_dir() {
+                visit(root, &path, files);
+            } else if path.is_file() {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+                files.insert(name.to_owned(), fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut files = Files::new();
+    visit(dir, dir, &mut files);
+    files
+}
+
+#[track_caller]
+fn fine(output: Output) -> String {
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn refused(output: &Output, parts: &str) {
+    let said = std::str::from_utf8(&output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches('\n').count(), 1, "one sentence: {said}");
+    for part in parts.lines() {
+        assert!(said.contains(part), "it should say {part:?}: {said}");
+    }
+}
+
+#[track_caller]
+fn same(found: &Files, expected: &Files, when: &str) {
+    let names = |files: &Files| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(found), names(expected), "the files {when}");
+    for (name, text) in expected {
+        assert_eq!(&found[name], text, "{name} {when}:\n{}", found[name]);
+    }
+}
+
+/// Goes through one case.
+fn check(engine: &str, case: &Path) {
+    let text = |name: &str| fs::read_to_string(case.join(name)).ok();
+    let before = files_in(&case.join("before"));
+    let machine = Machine::new();
+    machine.add(&before);
+    let arguments = text("arguments").unwrap_or_default();
+    let arguments: Vec<&str> = arguments.split_whitespace().collect();
+    if let Some(parts) = text("says") {
+        let words = [
+            &["install", engine, "--bin-dir", "/usr/local/bin"],
+            &arguments[..],
+        ]
+        .concat();
+        refused(&machine.pinfold(&words), &parts);
+        same(&machine.files(), &before, "after a refused install");
+        return;
+    }
+    let dry = machine.install(engine, &[&arguments[..], &["--dry-run"]].concat());
+    same(&machine.files(), &before, "after a dry run");
+    machine.install(engine, &arguments);
+    let after = files_in(&case.join("after"));
+    if std::env::var_os("PINFOLD_ACCEPT").is_some() && after.is_empty() {
+        for (name, text) in machine.files() {
+            let path = case.join("after").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        return;
+    }
+    same(&machine.files(), &after, "after the install");
+    let is_shown =
+        |name: &&String| before.get(*name) != after.get(*name) && !after[*name].is_empty();
+    for name in after.keys().filter(is_shown) {
+        assert!(
+            dry.contains(&format!("+++ {}", machine.path(name).display())),
+            "{dry}"
+        );
+    }
+    let twice = machine.install(engine, &arguments);
+    assert!(twice.contains("knows Pinfold already"), "{twice}");
+    same(&machine.files(), &after, "after a second install");
+    machine.add(&files_in(&case.join("changed")));
+    if let Some(parts) = text("uninstall-says") {
+        refused(
+            &machine.pinfold(&[&["uninstall", engine], &arguments[..]].concat()),
+            &parts,
+        );
+        same(&machine.files(), &after, "after a refused uninstall");
+        return;
+    }
+    machine.uninstall(engine, &[&arguments[..], &["--dry-run"]].concat());
+    machine.uninstall(engine, &arguments);
+    let left = case.join("left");
+    let left = if left.exists() {
+        files_in(&left)
+    } else {
+        before
+    };
+    same(&machine.files(), &left, "after the uninstall");
+    let twice = machine.uninstall(engine, &arguments);
+    assert!(twice.contains("has nothing of Pinfold's"), "{twice}");
+}
+
+fn check_all(engine: &str) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/install")
+        .join(engine);
+    let mut cases: Vec<PathBuf> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    cases.sort();
+    assert!(!cases.is_empty());
+    for case in cases {
+        eprintln!("{}", case.display());
+        check(engine, &case);
+    }
+}
+
+#[test]
+fn podman() {
+    check_all("podman");
+}
+
+#[test]
+fn crio() {
+    check_all("crio");
+}
+
+#[test]
+fn containerd() {
+    check_all("containerd");
+}
+
+#[test]
+fn docker() {
+    check_all("docker");
+}
+
+#[test]
+fn a_file_keeps_its_mode_and_owner_and_so_does_the_copy() {
+    let machine = Machine::new();
+    machine.put("etc/docker/daemon.json", "{}\n");
+    machine.mode("etc/docker/daemon.json", 0o600);
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root {
+        std::os::unix::fs::chown(machine.path("etc/docker/daemon.json"), Some(7), Some(8)).unwrap();
+    }
+    let looks = |name: &str| {
+        let metadata = machine.path(name).metadata().unwrap();
+        (metadata.mode() & 0o777, metadata.uid(), metadata.gid())
+    };
+    let before = looks("etc/docker/daemon.json");
+    assert_eq!(before.0, 0o600);
+    machine.install("docker", &[]);
+    assert_eq!(looks("etc/docker/daemon.json"), before);
+    assert_eq!(looks("etc/docker/daemon.json.before-pinfold"), before);
+    machine.uninstall("docker", &[]);
+    assert_eq!(looks("etc/docker/daemon.json"), before);
+}
+
+#[test]
+fn a_link_stays_a_link_and_leads_no_further_than_the_root() {
+    let machine = Machine::new();
+    machine.put("etc/elsewhere/daemon.json", "{}\n");
+    fs::create_dir_all(machine.path("etc/docker")).unwrap();
+    symlink(
+        "/etc/elsewhere/daemon.json",
+        machine.path("etc/docker/daemon.json"),
+    )
+    .unwrap();
+    machine.install("docker", &[]);
+    let link = machine.path("etc/docker/daemon.json");
+    assert!(link.symlink_metadata().unwrap().is_symlink());
+    let text = fs::read_to_string(machine.path("etc/elsewhere/daemon.json")).unwrap();
+    assert!(text.contains("pinfold-runtime"));
+    machine.uninstall("docker", &[]);
+    assert!(link.symlink_metadata().unwrap().is_symlink());
+    let text = fs::read_to_string(machine.path("etc/elsewhere/daemon.json")).unwrap();
+    assert_eq!(text, "{}\n");
+}
+
+#[test]
+fn programs_that_are_missing_or_that_others_can_change_are_refused() {
+    let arguments = ["install", "podman", "--bin-dir", "/usr/local/bin"];
+    let machine = Machine::new();
+    fs::remove_file(machine.path("usr/local/bin/pinfold-runtime")).unwrap();
+    refused(
+        &machine.pinfold(&arguments),
+        "there is no /usr/local/bin/pinfold-runtime\n--bin-dir",
+    );
+    for (mode, parts) in [(0o644, "chmod a+x"), (0o777, "can be written by anybody")] {
+        let machine = Machine::new();
+        machine.mode("usr/local/bin/pinfold", mode);
+        refused(&machine.pinfold(&arguments), parts);
+        assert!(machine.files().is_empty());
+    }
+}
+
+#[test]
+fn a_new_place_of_the_programs_replaces_the_old_one_and_the_original_comes_back() {
+    for engine in ["podman", "crio", "containerd", "docker"] {
+        let machine = Machine::new();
+        machine.put("etc/containerd/config.toml", "version = 2\n");
+        machine.put("etc/docker/daemon.json", "{\"debug\":true}");
+        let before = machine.files();
+        machine.install(engine, &[]);
+        fs::create_dir_all(machine.path("opt")).unwrap();
+        fs::rename(machine.path("usr/local/bin"), machine.path("opt/bin")).unwrap();
+        fine(machine.pinfold(&["install", engine, "--bin-dir", "/opt/bin"]));
+        let files = machine.files();
+        assert!(
+            files
+                .values()
+                .any(|text| text.contains("/opt/bin/pinfold-runtime"))
+        );
+        let is_old = |name: &&String| {
+            !name.ends_with(".before-pinfold") && files[*name].contains("/usr/local/bin")
+        };
+        assert_eq!(files.keys().find(is_old), None, "{engine}");
+        machine.uninstall(engine, &[]);
+        let mut left = machine.files();
+        left.retain(|name, _| !name.starts_with("opt/bin"));
+        same(&left, &before, engine);
+    }
+}
+
+#[test]
+fn hooks_are_given_the_options_of_the_install() {
+    let machine = Machine::new();
+    let options = [
+        "--conf-dir",
+        "/pools",
+        "--run-dir",
+        "/claims",
+        "install",
+        "podman",
+        "--bin-dir",
+        "/usr/local/bin",
+    ];
+    fine(machine.pinfold(&options));
+    let file = &machine.files()["usr/share/containers/oci/hooks.d/pinfold-poststop.json"];
+    let file: serde_json::Value = serde_json::from_str(file).unwrap();
+    let args: Vec<&str> = file["hook"]["args"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|arg| arg.as_str())
+        .collect();
+    assert_eq!(args[3..], ["--conf-dir", "/pools", "--run-dir", "/claims"]);
+}
