@@ -124,6 +124,11 @@ pub enum Verb {
     /// Take that back: an engine's files become what they were
     #[command(after_help = "Example: pinfold uninstall docker")]
     Uninstall(Uninstall),
+    /// Look at everything that the start of a container depends on
+    #[command(
+        after_help = "Examples:\n  pinfold check\n  pinfold check --json | jq '.findings[] | select(.level != \"ok\")'\n\nExit status: 1 where there is a fault: a container that asks for CPUs would not get them."
+    )]
+    Check(Check),
 }
 
 /// `pinfold init`
@@ -300,6 +305,43 @@ pub struct InstallPlace {
     /// Print the change and make none
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `pinfold check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// An engine's configuration file, or our drop-in file for podman and CRI-O, as the engine sees it
+    #[arg(long, value_name = "ENGINE=FILE")]
+    pub engine_config: Vec<EngineFile>,
+    /// Where hook files of podman or CRI-O were installed
+    #[arg(long, value_name = "ENGINE=DIR")]
+    pub hooks_dir: Vec<EngineFile>,
+}
+
+/// `ENGINE=PATH`.
+#[derive(Debug, Clone)]
+pub struct EngineFile {
+    /// The engine.
+    pub engine: EngineArg,
+    /// An absolute path.
+    pub path: String,
+}
+
+impl FromStr for EngineFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (engine, path) = text
+            .split_once('=')
+            .ok_or("it must be like docker=/etc/docker/daemon.json")?;
+        Ok(EngineFile {
+            engine: <EngineArg as ValueEnum>::from_str(engine, false)?,
+            path: absolute(path)?,
+        })
+    }
 }
 
 fn absolute(text: &str) -> Result<String, String> {

@@ -126,6 +126,41 @@ impl Host {
         self.root.join("sys/devices").join(file)
     }
 
+    /// `/proc/sys/kernel/osrelease`, the kernel's version (proc_sys_kernel(5)).
+    pub fn kernel_release(&self) -> PathBuf {
+        self.root.join("proc/sys/kernel/osrelease")
+    }
+
+    /// The directory that is there where systemd is the init (sd_booted(3)).
+    pub fn systemd_mark(&self) -> PathBuf {
+        self.root.join("run/systemd/system")
+    }
+
+    /// The directories in which systemd's private library can be; its file name has systemd's version.
+    pub fn systemd_libraries(&self) -> Vec<PathBuf> {
+        let dirs = ["usr/lib/systemd", "usr/lib64/systemd", "lib/systemd"];
+        let plain = dirs.iter().map(|dir| self.root.join(dir));
+        let multiarch = std::fs::read_dir(self.root.join("usr/lib"));
+        let multiarch = multiarch.into_iter().flatten().flatten();
+        let multiarch = multiarch.map(|entry| entry.path().join("systemd"));
+        plain.chain(multiarch).collect()
+    }
+
+    /// A system's program of this name, where engines are installed.
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        let dirs = [
+            "/usr/bin",
+            "/usr/sbin",
+            "/usr/local/bin",
+            "/usr/local/sbin",
+            "/opt/bin",
+        ];
+        let paths = dirs
+            .iter()
+            .map(|dir| self.resolve(&format!("{dir}/{name}")));
+        paths.flatten().find(|path| path.is_file())
+    }
+
     /// The pool directory where none is named: KCM's own default.
     pub fn default_conf_dir(&self) -> PathBuf {
         self.root.join("etc/kcm")

@@ -2,6 +2,7 @@
 //! through these modules.
 
 pub mod cgroup;
+pub mod check;
 pub mod choose;
 pub mod claims;
 pub mod cli;

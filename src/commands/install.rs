@@ -40,10 +40,9 @@ pub(super) fn run_removal(args: &Uninstall, settings: &Settings) -> Result<u8> {
 
 fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Place<'a> {
     Place {
-        host: &settings.site().host,
         engine_config: args.engine_config.clone(),
         hooks_dir: args.hooks_dir.clone(),
-        hook_options: Vec::new(),
+        ..Place::default_on(&settings.site().host)
     }
 }
 

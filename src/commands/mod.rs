@@ -1,5 +1,6 @@
 //! One verb a file; the only code that prints.
 
+mod check;
 mod describe;
 mod hook;
 mod init;
@@ -42,6 +43,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
             &cli.options,
             &Settings::of_command_line(&cli.options)?,
         ),
+        Verb::Check(args) => check::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Uninstall(args) => {
             install::run_removal(args, &Settings::of_command_line(&cli.options)?)
         }

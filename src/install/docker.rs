@@ -7,13 +7,24 @@ use crate::engines::{Programs, docker};
 
 const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 
-/// docker's configuration file, and what is in it.
-pub(crate) fn daemon_json(place: &Place<'_>) -> Result<Found> {
+/// The path of docker's configuration file, and what is in it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn daemon_json(place: &Place<'_>) -> Result<(String, String)> {
+    let found = find(place)?;
+    Ok((
+        found.path.display().to_string(),
+        found.text.unwrap_or_default(),
+    ))
+}
+
+fn find(place: &Place<'_>) -> Result<Found> {
     Found::at(place.host, place.engine_config(DAEMON_JSON))
 }
 
 pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
-    let found = daemon_json(place)?;
+    let found = find(place)?;
     let before = found.text.clone().unwrap_or_default();
     let is_named = || found.path.display().to_string();
     let after = docker::add(&before, &programs.shim).with_context(is_named)?;
@@ -33,7 +44,7 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
 }
 
 pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
-    let found = daemon_json(place)?;
+    let found = find(place)?;
     let mut plan = Plan::default();
     let Some(text) = &found.text else {
         return Ok(plan);

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use apply::apply;
 pub use containerd::configuration as containerd_configuration;
+pub use docker::daemon_json;
 pub use hooked::{EngineFiles, crio_files, podman_files};
 
 use crate::engines::{Engine, Programs, SHIM};
@@ -143,8 +144,18 @@ fn is_executable(metadata: &std::fs::Metadata) -> bool {
     metadata.permissions().mode() & 0o111 == 0o111
 }
 
-impl Place<'_> {
-    fn engine_config<'a>(&'a self, default: &'a str) -> &'a str {
+impl<'a> Place<'a> {
+    /// Everything where engines have it.
+    pub fn default_on(host: &'a Host) -> Place<'a> {
+        Place {
+            host,
+            engine_config: None,
+            hooks_dir: None,
+            hook_options: Vec::new(),
+        }
+    }
+
+    fn engine_config<'b>(&'b self, default: &'b str) -> &'b str {
         self.engine_config.as_deref().unwrap_or(default)
     }
 }

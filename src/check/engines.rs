@@ -1,0 +1,192 @@
+//! The engines that are installed, and whether they know Pinfold.
+
+use anyhow::Result;
+
+use super::{Report, Scope, hooks};
+use crate::engines::containerd::{ConfigFile, deciding};
+use crate::engines::{Engine, Programs, RUNTIME, crio, docker, podman};
+use crate::host::Host;
+use crate::install::{self, EngineFiles, Place, check_program};
+
+pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
+    let host = scope.host();
+    let mut is_any = false;
+    for engine in Engine::ALL {
+        let named = scope.places.iter().find(|(named, _)| *named == engine);
+        if named.is_none() && host.program(engine.program()).is_none() {
+            continue;
+        }
+        is_any = true;
+        let default = Place::default_on(host);
+        let place = named.map_or(&default, |(_, place)| place);
+        let checked = match engine {
+            Engine::Podman => check_podman(place, report),
+            Engine::Crio => check_crio(place, report),
+            Engine::Containerd => check_containerd(place, report),
+            Engine::Docker => check_docker(place, report),
+        };
+        if let Err(error) = checked {
+            report.error(engine.word(), &error);
+        }
+    }
+    if !is_any {
+        report.ok(
+            "engines",
+            "none is installed at a usual place: --engine-config ENGINE=FILE names one",
+        );
+    }
+}
+
+fn check_podman(place: &Place<'_>, report: &mut Report) -> Result<()> {
+    let engine = Engine::Podman;
+    let files = install::podman_files(place)?;
+    let has_hooks = hooks::check(place.host, &files.all.hooks_dirs(), engine, report);
+    let shim = files.all.shim.first().map(String::as_str);
+    if !has_hooks && shim.is_none() {
+        unknown(engine, report);
+        return Ok(());
+    }
+    if !has_hooks {
+        let dirs = files.all.hooks_dirs().join(", ");
+        let text = format!(
+            "no hook file is in {dirs}: only containers with --runtime {RUNTIME} are pinned"
+        );
+        report.warn(engine.word(), text, "`pinfold install podman` again");
+    }
+    if let Some(shim) = shim {
+        check_shim(place.host, engine, shim, report);
+        if !files.all.trusts_ours() {
+            let text = "a later file of containers.conf.d replaces runtime_supports_json or runtime_supports_nocgroups, without Pinfold in it";
+            report.warn(
+                engine.word(),
+                text,
+                format!("add {RUNTIME:?} and \"pinfold-runtime\" there"),
+            );
+        }
+        let hooks_dir = place
+            .hooks_dir
+            .clone()
+            .unwrap_or_else(|| files.before.hooks_dir());
+        let wanted = podman::drop_in(&files.before, &programs(shim), &hooks_dir);
+        check_drop_in(engine, &files, &wanted, report);
+    }
+    Ok(())
+}
+
+fn check_crio(place: &Place<'_>, report: &mut Report) -> Result<()> {
+    let engine = Engine::Crio;
+    let files = install::crio_files(place)?;
+    let has_hooks = hooks::check(place.host, &files.all.hooks_dirs, engine, report);
+    if !has_hooks && files.all.shim().is_none() {
+        unknown(engine, report);
+        return Ok(());
+    }
+    if !has_hooks {
+        let text = format!("no hook file is read: only pods of the handler {RUNTIME} are pinned");
+        report.warn(engine.word(), text, "`pinfold install crio` again");
+    }
+    if let Some(shim) = files.all.shim() {
+        check_shim(place.host, engine, shim, report);
+        if let Some(hooks_dir) = files.all.hooks_dirs.last() {
+            let wanted = crio::drop_in(&files.before, &programs(shim), hooks_dir)?;
+            check_drop_in(engine, &files, &wanted, report);
+        }
+    }
+    Ok(())
+}
+
+fn check_containerd(place: &Place<'_>, report: &mut Report) -> Result<()> {
+    let engine = Engine::Containerd;
+    let again = "`pinfold install containerd` again";
+    let configuration = install::containerd_configuration(place)?;
+    let index = deciding(&configuration.files);
+    let path = configuration.path(index).display();
+    let Some(handler) = configuration.files[index].handler(RUNTIME) else {
+        if configuration
+            .files
+            .iter()
+            .any(|file| file.handler(RUNTIME).is_some())
+        {
+            let text = format!(
+                "{path} has the CRI plugin's table without the handler {RUNTIME}, and containerd 1.x takes that table alone"
+            );
+            report.warn(engine.word(), text, again);
+        } else {
+            unknown(engine, report);
+        }
+        return Ok(());
+    };
+    check_shim(place.host, engine, &handler.binary, report);
+    if !handler.passes_annotations {
+        let text = format!(
+            "{path}: the handler {RUNTIME} does not pass on the annotations of pods and containers"
+        );
+        report.fault(engine.word(), text, again);
+    }
+    if configuration.files[index].version() == 1 {
+        let text = format!("{path} is of version 1, from which containerd 2 takes no handlers");
+        report.warn(
+            engine.word(),
+            text,
+            "`containerd config migrate` prints a newer one",
+        );
+    }
+    if configuration.files.iter().any(ConfigFile::disables_cri) {
+        let text = "disabled_plugins turns the CRI plugin off: Kubernetes cannot use it";
+        report.warn(engine.word(), text, "take cri out of that list if it is to");
+    }
+    Ok(())
+}
+
+fn check_docker(place: &Place<'_>, report: &mut Report) -> Result<()> {
+    let engine = Engine::Docker;
+    let (path, text) = install::daemon_json(place)?;
+    let wiring = docker::read(&text).map_err(|error| error.context(path))?;
+    let Some(shim) = &wiring.shim else {
+        unknown(engine, report);
+        return Ok(());
+    };
+    check_shim(place.host, engine, shim, report);
+    if wiring.cdi != Some(true) {
+        let text = "features.cdi is not on: docker 25 to 28.1 then knows no devices of Pinfold";
+        report.warn(engine.word(), text, "set it to true if you want them");
+    }
+    Ok(())
+}
+
+/// The engine is here and has not been told of us: that may be meant.
+fn unknown(engine: Engine, report: &mut Report) {
+    let engine = engine.word();
+    report.warn(
+        engine,
+        "does not know Pinfold",
+        format!("`pinfold install {engine}`"),
+    );
+}
+
+fn check_shim(host: &Host, engine: Engine, shim: &str, report: &mut Report) {
+    match check_program(host, shim) {
+        Ok(()) => report.ok(engine.word(), format!("the runtime {RUNTIME} is {shim}")),
+        Err(error) => report.fault(
+            engine.word(),
+            format!("the runtime {RUNTIME} cannot be run: {error:#}"),
+            format!("`pinfold install {}` again", engine.word()),
+        ),
+    }
+}
+
+/// Our drop-in repeats lists of other files, which can have changed since.
+fn check_drop_in<S>(engine: Engine, files: &EngineFiles<S>, wanted: &str, report: &mut Report) {
+    if files.drop_in().is_some_and(|text| text != wanted) {
+        let engine = engine.word();
+        let text = "what our drop-in file repeats of other files is no longer what they say";
+        report.warn(engine, text, format!("`pinfold install {engine}` again"));
+    }
+}
+
+fn programs(shim: &str) -> Programs {
+    Programs {
+        pinfold: String::new(),
+        shim: shim.to_owned(),
+    }
+}

@@ -1,0 +1,121 @@
+//! The hook files that an engine reads.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+
+use super::Report;
+use crate::engines::Engine;
+use crate::engines::hooks::HookFile;
+use crate::files;
+use crate::host::Host;
+use crate::install::check_program;
+
+/// How long a hook may take by itself, in seconds: an engine must not stop it before.
+const OWN_BOUND: u32 = 20;
+
+/// A hook file and where it is, as the engine sees it.
+struct Placed {
+    path: String,
+    file: HookFile,
+}
+
+/// Looks at the hook files in an engine's directories; `true` where there are some of ours.
+pub(super) fn check(host: &Host, dirs: &[String], engine: Engine, report: &mut Report) -> bool {
+    let what = engine.word();
+    // The same name in a later directory wins.
+    let mut by_name = BTreeMap::new();
+    for dir in dirs {
+        match read_dir(host, dir) {
+            Ok(files) => by_name.extend(files),
+            Err(error) => report.error(what, &error),
+        }
+    }
+    let mut ours = Vec::new();
+    for (path, parsed) in by_name.into_values() {
+        match parsed {
+            Ok(Some(file)) if file.is_ours() => ours.push(Placed { path, file }),
+            Ok(_) => {}
+            Err(error) => report.fault(
+                what,
+                format!("{path}: {error:#}, which stops every start of a container"),
+                "mend it, or move it away",
+            ),
+        }
+    }
+    for hook in &ours {
+        one_file(host, hook, engine, report);
+    }
+    stages(&ours, engine, report);
+    !ours.is_empty()
+}
+
+type Parsed = (String, Result<Option<HookFile>>);
+
+fn read_dir(host: &Host, dir: &str) -> Result<Vec<(String, Parsed)>> {
+    let real = host
+        .resolve(dir)
+        .with_context(|| format!("look at {dir}"))?;
+    let mut files = Vec::new();
+    for name in files::names_in(&real)?
+        .into_iter()
+        .filter(|name| name.ends_with(".json"))
+    {
+        let path = format!("{dir}/{name}");
+        let text = files::read(&host.resolve(&path)?)?;
+        files.push((name, (path, HookFile::parse(&text))));
+    }
+    Ok(files)
+}
+
+fn one_file(host: &Host, hook: &Placed, engine: Engine, report: &mut Report) {
+    let what = engine.word();
+    let path = &hook.path;
+    let again = format!("`pinfold install {what}` again");
+    if let Err(error) = check_program(host, &hook.file.hook.path) {
+        // podman skips a hook whose program is missing, and the container starts unpinned.
+        report.fault(
+            what,
+            format!("{path} runs what cannot be run: {error:#}"),
+            again,
+        );
+    } else if hook
+        .file
+        .hook
+        .timeout
+        .is_none_or(|seconds| seconds < OWN_BOUND)
+    {
+        let text =
+            format!("{path} has no timeout of {OWN_BOUND} seconds or more, which a hook can take");
+        report.warn(what, text, again);
+    } else {
+        report.ok(what, format!("{path} runs {}", hook.file.hook.path));
+    }
+}
+
+fn stages(ours: &[Placed], engine: Engine, report: &mut Report) {
+    let what = engine.word();
+    let at = |stage: &str| -> Vec<&str> {
+        let has = |hook: &&Placed| hook.file.stages.iter().any(|other| other == stage);
+        ours.iter()
+            .filter(has)
+            .map(|hook| hook.path.as_str())
+            .collect()
+    };
+    let starts = [at("prestart"), at("createRuntime")].concat();
+    if starts.len() > 1 {
+        let text = format!(
+            "{} each pin every container, once too often",
+            starts.join(" and ")
+        );
+        report.fault(what, text, "keep one of them, for createRuntime");
+    }
+    if !starts.is_empty() && at("poststop").is_empty() {
+        let text = "no hook file gives CPUs back at poststop";
+        report.warn(what, text, format!("`pinfold install {what}` again"));
+    }
+    if starts.is_empty() && !ours.is_empty() {
+        let text = "no hook file pins a container at createRuntime";
+        report.fault(what, text, format!("`pinfold install {what}` again"));
+    }
+}

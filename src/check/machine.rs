@@ -1,0 +1,164 @@
+//! The machine: kernel, cgroups, systemd.
+
+use super::Report;
+use crate::cgroup::{Hierarchy, Version, cpuset};
+use crate::files;
+use crate::host::Host;
+use crate::placement::Site;
+
+/// The first kernel with the cpuset controller on cgroup version 2 (kernel: 5.0's cgroup-v2.rst).
+const V2_CPUSETS: (u32, u32) = (5, 0);
+/// The first systemd that gives units CPUs on cgroup version 2: AllowedCPUs= (systemd.resource-control(5)).
+const ALLOWED_CPUS: u32 = 244;
+
+/// The groups right below the root in which engines put their containers: podman, docker and containerd, and Kubernetes,
+/// by systemd or without it.
+const PARENTS: [&str; 7] = [
+    "/machine.slice",
+    "/system.slice",
+    "/kubepods.slice",
+    "/libpod_parent",
+    "/docker",
+    "/kubepods",
+    "/k8s.io",
+];
+
+pub(super) fn check(site: &Site, report: &mut Report) {
+    let host = &site.host;
+    let release = files::read_if_there(&host.kernel_release());
+    let release = release.ok().flatten().unwrap_or_default();
+    let kernel = numbers(&release);
+    match Hierarchy::discover(host) {
+        Ok(hierarchy) => cgroups(&hierarchy, kernel, release.trim(), report),
+        Err(error) => report.error("cgroup", &error),
+    }
+    systemd(host, report);
+}
+
+fn cgroups(hierarchy: &Hierarchy, kernel: Option<(u32, u32)>, release: &str, report: &mut Report) {
+    let Ok(root) = hierarchy.group("/") else {
+        report.warn(
+            "cgroup",
+            "the root of the hierarchy is not mounted here, so that it cannot be looked at",
+            "run this on the host itself",
+        );
+        return;
+    };
+    let version = match hierarchy.version {
+        Version::V1 => "version 1",
+        Version::V2 => "version 2",
+    };
+    let mount = root.dir().display();
+    if hierarchy.version == Version::V1 {
+        report.ok(
+            "cgroup",
+            format!("{version}, cpusets at {mount}, Linux {release}"),
+        );
+        return;
+    }
+    if kernel.is_some_and(|kernel| kernel < V2_CPUSETS) {
+        let text = format!("{version}, and Linux {release} has cpusets on version 1 alone");
+        report.fault(
+            "cgroup",
+            text,
+            "boot a kernel from 5.0 on, or with cgroup version 1",
+        );
+        return;
+    }
+    let controllers = files::read_if_there(&root.dir().join("cgroup.controllers"));
+    let controllers = controllers.ok().flatten().unwrap_or_default();
+    if !controllers.split_whitespace().any(|name| name == "cpuset") {
+        report.fault(
+            "cgroup",
+            format!("{version} at {mount} has no cpuset controller"),
+            "boot without cgroup_disable=cpuset, and without a cgroup of version 1 that has it",
+        );
+        return;
+    }
+    report.ok(
+        "cgroup",
+        format!("{version} at {mount} with cpusets, Linux {release}"),
+    );
+    for path in PARENTS {
+        let Ok(parent) = hierarchy.group(path) else {
+            continue;
+        };
+        let enabled = files::read_if_there(&parent.dir().join("cgroup.subtree_control"));
+        let Ok(Some(enabled)) = enabled else {
+            continue;
+        };
+        if enabled.split_whitespace().any(|name| name == "cpuset") {
+            report.ok(
+                "cgroup",
+                format!("the cpuset controller is enabled below {path}"),
+            );
+        } else {
+            report.ok(
+                "cgroup",
+                format!("the cpuset controller is not enabled below {path}: the first start there with a request enables it"),
+            );
+        }
+    }
+}
+
+/// Which groups that engines use do not allow all of these CPUs: their paths, and what they lack.
+pub(super) fn narrow_parents(
+    site: &Site,
+    cpus: &crate::cpulist::CpuSet,
+) -> Vec<(String, crate::cpulist::CpuSet)> {
+    let Ok(hierarchy) = Hierarchy::discover(&site.host) else {
+        return Vec::new();
+    };
+    let groups = PARENTS.iter().filter_map(|path| hierarchy.group(path).ok());
+    let lacking = groups.filter_map(|group| {
+        let allowed = cpuset::effective_cpus(&group).ok()??;
+        let lacks = cpus.difference(&allowed);
+        (!lacks.is_empty()).then(|| (group.path().to_owned(), lacks))
+    });
+    lacking.collect()
+}
+
+fn systemd(host: &Host, report: &mut Report) {
+    if !host.systemd_mark().is_dir() {
+        report.ok("systemd", "does not run here");
+        return;
+    }
+    let names = host.systemd_libraries().into_iter();
+    let names = names.flat_map(|dir| files::names_in(&dir).unwrap_or_default());
+    let version = names.filter_map(|name| {
+        let version = name.strip_prefix("libsystemd-shared-")?;
+        version.split(['.', '-']).next()?.parse::<u32>().ok()
+    });
+    match version.max() {
+        Some(version) if version < ALLOWED_CPUS => report.warn(
+            "systemd",
+            format!("{version} does not know AllowedCPUs=, with which the shim has it confine containers"),
+            "use the hooks, or systemd 244 or newer",
+        ),
+        Some(version) => report.ok("systemd", version),
+        None => report.ok("systemd", "runs, in a version that could not be found out"),
+    }
+}
+
+/// The first two numbers of a kernel's version.
+fn numbers(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_kernels() {
+        for (text, expected) in [
+            ("6.18.44-fc-v657\n", Some((6, 18))),
+            ("5.0-rc1", Some((5, 0))),
+            ("", None),
+            ("x.y", None),
+        ] {
+            assert_eq!(numbers(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Looking at everything that a container's start depends on, and changing nothing: what `pinfold check` tells.
+
+mod engines;
+mod hooks;
+mod machine;
+mod pools;
+
+use std::fmt;
+
+use crate::engines::Engine;
+use crate::host::Host;
+use crate::install::Place;
+use crate::placement::Site;
+
+/// How a thing stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Containers start, but not all is as whoever looks may think.
+    Warning,
+    /// Containers that ask for CPUs do not get them.
+    Fault,
+}
+
+impl Level {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Fault => "fault",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How it stands.
+    pub level: Level,
+    /// What was looked at, in one word.
+    pub what: &'static str,
+    /// How it was found.
+    pub text: String,
+    /// What to do about it; some texts say it themselves.
+    pub remedy: Option<String>,
+}
+
+/// What to look at.
+#[derive(Debug)]
+pub struct Scope<'a> {
+    /// The machine, the pool directory and the claims.
+    pub site: &'a Site,
+    /// Engines whose files are not at their default places.
+    pub places: Vec<(Engine, Place<'a>)>,
+}
+
+impl Scope<'_> {
+    fn host(&self) -> &Host {
+        &self.site.host
+    }
+}
+
+/// Looks at everything, the machine first.
+pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
+    let mut report = Report::default();
+    machine::check(scope.site, &mut report);
+    pools::check(scope.site, &mut report);
+    engines::check(scope, &mut report);
+    report.findings
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Report {
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    fn ok(&mut self, what: &'static str, text: impl fmt::Display) {
+        self.add(Level::Ok, what, text, None);
+    }
+
+    fn warn(&mut self, what: &'static str, text: impl fmt::Display, remedy: impl Into<String>) {
+        self.add(Level::Warning, what, text, Some(remedy.into()));
+    }
+
+    fn fault(&mut self, what: &'static str, text: impl fmt::Display, remedy: impl Into<String>) {
+        self.add(Level::Fault, what, text, Some(remedy.into()));
+    }
+
+    /// An error says what to do by itself.
+    fn error(&mut self, what: &'static str, error: &anyhow::Error) {
+        self.add(Level::Fault, what, format!("{error:#}"), None);
+    }
+
+    /// What another room remarks says what to do by itself; once is enough.
+    fn remark(&mut self, what: &'static str, text: &str) {
+        if !self.findings.iter().any(|finding| finding.text == text) {
+            self.add(Level::Warning, what, text, None);
+        }
+    }
+
+    fn add(
+        &mut self,
+        level: Level,
+        what: &'static str,
+        text: impl fmt::Display,
+        remedy: Option<String>,
+    ) {
+        self.findings.push(Finding {
+            level,
+            what,
+            text: text.to_string(),
+            remedy,
+        });
+    }
+}

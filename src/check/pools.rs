@@ -1,0 +1,193 @@
+//! The pool directory, and whether the claims are true.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::{Report, machine};
+use crate::cpulist::CpuSet;
+use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, survey};
+use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
+use crate::request::is_pool_name;
+use crate::text::Shown;
+use crate::topology;
+
+pub(super) fn check(site: &Site, report: &mut Report) {
+    let directory = match PoolDirectory::open(&site.conf_dir) {
+        Ok(directory) => directory,
+        Err(error) => return report.error("pools", &error),
+    };
+    lock(&directory, report);
+    let names = match directory.pool_names() {
+        Ok(names) => names,
+        Err(error) => return report.error("pools", &error),
+    };
+    if names.is_empty() {
+        let text = format!("{} has no pool", directory.path().display());
+        report.fault("pools", text, "make some, see `pinfold init --help`");
+        return;
+    }
+    let mut unsound = Vec::new();
+    for name in names {
+        if let Err(error) = directory.sound_pool(&name) {
+            unsound.push(name);
+            report.error("pools", &error);
+        }
+    }
+    match survey(site) {
+        Ok(survey) => {
+            let sound = survey
+                .pools
+                .iter()
+                .filter(|pool| !unsound.contains(&pool.name));
+            sound.for_each(|pool| one_pool(pool, report));
+            for remark in &survey.remarks {
+                report.remark("pools", remark);
+            }
+            reach(site, &survey, report);
+            exclusive(site, &survey, report);
+        }
+        Err(error) => report.error("pools", &error),
+    }
+    claims(site, report);
+}
+
+fn lock(directory: &PoolDirectory, report: &mut Report) {
+    let path = directory.lock_path();
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => report.warn(
+            "pools",
+            format!(
+                "{} can be opened, so held, by others than root",
+                path.display()
+            ),
+            format!("chmod {LOCK_MODE:o} {}", path.display()),
+        ),
+        Ok(_) => {}
+        Err(error) => report.fault(
+            "pools",
+            format!("look at {}: {error}", path.display()),
+            "see `pinfold init --help`",
+        ),
+    }
+}
+
+fn one_pool(pool: &SurveyedPool, report: &mut Report) {
+    let name = Shown(&pool.name);
+    let offline: CpuSet = pool
+        .lists
+        .iter()
+        .flat_map(|list| list.offline.iter())
+        .collect();
+    let usable = pool.lists.iter().filter(|list| list.offline.is_empty());
+    let count = |state| pool.lists.iter().filter(|list| list.state == state).count();
+    if !is_pool_name(&pool.name) {
+        report.warn(
+            "pools",
+            format!("pool {name} has a name that cannot be asked for"),
+            "rename its directory: up to 63 letters, digits, - and _, a letter or digit first",
+        );
+    }
+    if pool.lists.is_empty() {
+        report.warn(
+            "pools",
+            format!("pool {name} has no CPU list"),
+            "see `pinfold init --help`",
+        );
+    } else if usable.count() == 0 {
+        let text = format!("every CPU list of pool {name} has CPUs that are offline ({offline})");
+        report.fault(
+            "pools",
+            text,
+            "bring them online, or make the pool of others",
+        );
+    } else if !offline.is_empty() {
+        let text = format!(
+            "pool {name} has CPUs that are offline ({offline}), and their lists are passed over"
+        );
+        report.warn("pools", text, "bring them online");
+    } else {
+        let kind = pool.kind.word();
+        let lists = pool.lists.len();
+        let text = format!(
+            "pool {name}, {kind}: {} of its CPU lists owned, of {lists}",
+            count(ListState::Owned)
+        );
+        report.ok("pools", text);
+    }
+    if count(ListState::Dead) > 0 {
+        let text = format!(
+            "pool {name}: {} CPU lists are held by dead owners",
+            count(ListState::Dead)
+        );
+        report.warn(
+            "pools",
+            text,
+            "`pinfold reconcile`, or the next start that needs them, frees them",
+        );
+    }
+}
+
+/// Can containers get these CPUs where engines put them?
+fn reach(site: &Site, survey: &Survey, report: &mut Report) {
+    let lists = survey.pools.iter().flat_map(|pool| &pool.lists);
+    let cpus: Vec<CpuSet> = lists.filter_map(|list| list.name.parse().ok()).collect();
+    let mut all = CpuSet::new();
+    cpus.iter().for_each(|list| all.extend(list));
+    let online = topology::online(&site.host).unwrap_or_default();
+    for (path, lacks) in machine::narrow_parents(site, &all.intersection(&online)) {
+        report.warn(
+            "pools",
+            format!(
+                "{path} does not allow the CPUs {lacks} of pools, which containers in it cannot get"
+            ),
+            format!(
+                "widen it: its cpuset.cpus, or AllowedCPUs= of that slice and those above {path}"
+            ),
+        );
+    }
+}
+
+/// What "exclusive" does not promise: the kernel keeps nobody away by itself.
+fn exclusive(site: &Site, survey: &Survey, report: &mut Report) {
+    let pools = survey
+        .pools
+        .iter()
+        .filter(|pool| pool.kind == Kind::Exclusive);
+    let lists = pools.flat_map(|pool| &pool.lists);
+    let mut cpus = CpuSet::new();
+    lists
+        .filter_map(|list| list.name.parse().ok())
+        .for_each(|list: CpuSet| cpus.extend(&list));
+    let isolated = match topology::isolated(&site.host) {
+        Ok(isolated) => isolated,
+        Err(error) => return report.error("isolation", &error),
+    };
+    let open = cpus.difference(&isolated);
+    if cpus.is_empty() || open.is_empty() {
+        report.ok(
+            "isolation",
+            "the kernel keeps others off the CPUs of exclusive pools (isolcpus=)",
+        );
+    } else {
+        report.warn(
+            "isolation",
+            format!("processes that nobody pinned can run on the CPUs {open} of exclusive pools, which have one owner in the books alone"),
+            format!("boot with isolcpus={open}, or keep others off by a cpuset partition"),
+        );
+    }
+}
+
+fn claims(site: &Site, report: &mut Report) {
+    let audit = match audit(site) {
+        Ok(audit) => audit,
+        Err(error) => return report.error("claims", &error),
+    };
+    if audit.remarks.is_empty() {
+        report.ok(
+            "claims",
+            format!("{} owners are confined as their claims say", audit.owners),
+        );
+    }
+    for remark in audit.remarks {
+        report.warn("claims", remark, "`pinfold reconcile`");
+    }
+}

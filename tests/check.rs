@@ -1,0 +1,539 @@
+//! `pinfold check` on a tree that stands in for a machine where all is well, and with one thing broken at a time.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const HOOKS: &str = "usr/share/containers/oci/hooks.d";
+
+/// A machine with cgroup version 2, systemd, two pools and four engines that all know Pinfold.
+struct Machine {
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let machine = Machine {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for (path, content) in [
+            (
+                "proc/1/mountinfo",
+                "40 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            ),
+            ("proc/sys/kernel/random/boot_id", "this-boot\n"),
+            ("proc/sys/kernel/osrelease", "6.12.1-amd64\n"),
+            ("proc/stat", "btime 1000000\n"),
+            ("proc/cmdline", "quiet isolcpus=2-3\n"),
+            ("run/systemd/system/x", ""),
+            (
+                "usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so",
+                "",
+            ),
+            ("sys/devices/system/cpu/online", "0-3\n"),
+            (
+                "sys/fs/cgroup/cgroup.controllers",
+                "cpuset cpu io memory pids\n",
+            ),
+            ("sys/fs/cgroup/cpuset.cpus.effective", "0-3\n"),
+            (
+                "sys/fs/cgroup/machine.slice/cgroup.subtree_control",
+                "cpuset cpu\n",
+            ),
+            ("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-3\n"),
+            ("etc/kcm/lock", ""),
+            ("etc/kcm/pools/dp/exclusive", "1"),
+            ("etc/kcm/pools/dp/2/tasks", ""),
+            ("etc/kcm/pools/dp/3/tasks", ""),
+            ("etc/kcm/pools/cp/exclusive", "0"),
+            ("etc/kcm/pools/cp/0-1/tasks", ""),
+            ("etc/docker/daemon.json", "{}"),
+            ("usr/local/bin/pinfold", ""),
+            ("usr/bin/podman", ""),
+            ("usr/bin/crio", ""),
+            ("usr/bin/containerd", ""),
+            ("usr/sbin/dockerd", ""),
+        ] {
+            machine.put(path, content);
+        }
+        machine.mode("etc/kcm/lock", 0o600);
+        machine.mode("usr/local/bin/pinfold", 0o755);
+        symlink("pinfold", machine.path("usr/local/bin/pinfold-runtime")).unwrap();
+        for engine in ["podman", "crio", "containerd", "docker"] {
+            let arguments = ["install", engine, "--bin-dir", "/usr/local/bin"];
+            assert!(machine.pinfold(&arguments).status.success());
+        }
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        // Whatever the umask is, what is here can be trusted.
+        for ancestor in PathBuf::from(name).ancestors().skip(1) {
+            self.mode(ancestor.to_str().unwrap(), 0o755);
+        }
+        self.mode(name, 0o644);
+    }
+
+    fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = fs::read_to_string(self.path(name)).unwrap();
+        assert!(text.contains(from), "{name}: {text}");
+        self.put(name, &text.replace(from, to));
+    }
+
+    fn remove(&self, name: &str) {
+        fs::remove_file(self.path(name)).unwrap();
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn pinfold(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pinfold"))
+            .arg("--host-root")
+            .arg(self.dir.path())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// What is found besides what is well, as `level what: text: remedy`; and the exit code.
+    fn findings(&self, more: &[&str]) -> (Vec<String>, i32) {
+        let output = self.pinfold(&[&["check", "--json"], more].concat());
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = document["findings"].as_array().unwrap().iter();
+        let bad = findings
+            .filter(|finding| finding["level"] != "ok")
+            .map(|finding| {
+                let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+                format!(
+                    "{} {}: {}: {}",
+                    text("level"),
+                    text("what"),
+                    text("text"),
+                    text("remedy")
+                )
+            });
+        let bad: Vec<String> = bad.collect();
+        let count = |level: &str| bad.iter().filter(|line| line.starts_with(level)).count();
+        assert_eq!(document["faults"], count("fault"));
+        assert_eq!(document["warnings"], count("warning"));
+        (bad, output.status.code().unwrap())
+    }
+}
+
+/// Breaks one thing, and expects just one finding: its beginning, and a part of its text or remedy.
+#[track_caller]
+fn broken(break_it: impl Fn(&Machine), expected: &str, part: &str) {
+    let machine = Machine::new();
+    break_it(&machine);
+    let (found, code) = machine.findings(&[]);
+    assert_eq!(found.len(), 1, "{expected} {part}: {found:#?}");
+    assert!(
+        found[0].starts_with(expected) && found[0].contains(part),
+        "{expected} {part}: {found:#?}"
+    );
+    assert_eq!(code, i32::from(expected.starts_with("fault")), "{found:#?}");
+}
+
+#[test]
+fn where_all_is_well_every_line_is_ok() {
+    let machine = Machine::new();
+    let output = machine.pinfold(&["check"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.lines().all(|line| line.starts_with("ok ")), "{text}");
+    for part in [
+        "version 2",
+        "257",
+        "pool \"dp\", exclusive",
+        "machine.slice",
+        "isolcpus",
+        "podman ",
+        "crio ",
+        "containerd ",
+        "docker ",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn the_machine() {
+    broken(
+        |m| m.put("proc/1/mountinfo", "1 2 0:3 / /proc rw - proc proc rw\n"),
+        "fault cgroup",
+        "mount cgroup2",
+    );
+    broken(
+        |m| m.put("sys/fs/cgroup/cgroup.controllers", "cpu memory\n"),
+        "fault cgroup",
+        "cgroup_disable",
+    );
+    broken(
+        |m| m.put("proc/sys/kernel/osrelease", "4.19.0\n"),
+        "fault cgroup",
+        "5.0",
+    );
+    broken(
+        |m| m.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-2\n"),
+        "warning pools",
+        "/machine.slice does not allow the CPUs 3",
+    );
+    broken(
+        |m| {
+            m.remove("usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so");
+            m.put("usr/lib/systemd/libsystemd-shared-239.so", "");
+        },
+        "warning systemd",
+        "239",
+    );
+    broken(
+        |m| m.put("proc/cmdline", "isolcpus=3\n"),
+        "warning isolation",
+        "the CPUs 2 of exclusive pools",
+    );
+}
+
+#[test]
+fn the_pools() {
+    broken(
+        |m| fs::remove_dir_all(m.path("etc/kcm")).unwrap(),
+        "fault pools",
+        "pinfold init",
+    );
+    let machine = Machine::new();
+    machine.put("etc/kcm/pools/cp/3/tasks", "");
+    let (found, code) = machine.findings(&[]);
+    assert_eq!((found.len(), code), (2, 1), "{found:#?}");
+    assert!(
+        found
+            .iter()
+            .all(|line| line.starts_with("fault pools") && line.contains("overlaps")),
+        "{found:#?}"
+    );
+    broken(
+        |m| m.mode("etc/kcm/lock", 0o644),
+        "warning pools",
+        "chmod 600",
+    );
+    broken(
+        |m| m.put("sys/devices/system/cpu/online", "0-2\n"),
+        "warning pools",
+        "offline (3)",
+    );
+    broken(
+        |m| m.put("sys/devices/system/cpu/online", "0-1\n"),
+        "fault pools",
+        "every CPU list of pool \"dp\"",
+    );
+    broken(
+        |m| fs::rename(m.path("etc/kcm/pools/cp"), m.path("etc/kcm/pools/none")).unwrap(),
+        "warning pools",
+        "cannot be asked for",
+    );
+    let twice = |m: &Machine| m.findings(&[]).0;
+    let machine = Machine::new();
+    machine.mode("etc/kcm/pools/dp", 0o777);
+    assert!(
+        twice(&machine)
+            .iter()
+            .any(|line| line.starts_with("fault pools") && line.contains("chmod o-w"))
+    );
+    let machine = Machine::new();
+    machine.put("etc/kcm/pools/dp/2/tasks", "77777");
+    assert!(
+        twice(&machine)
+            .iter()
+            .any(|line| line.starts_with("warning pools") && line.contains("dead owners"))
+    );
+}
+
+#[test]
+fn hook_files() {
+    let create = &format!("{HOOKS}/pinfold-createRuntime.json");
+    let stop = &format!("{HOOKS}/pinfold-poststop.json");
+    broken(|m| m.remove(stop), "warning podman", "poststop");
+    broken(|m| m.remove(create), "fault podman", "createRuntime");
+    broken(
+        |m| m.edit(create, "\"timeout\": 30", "\"timeout\": 5"),
+        "warning podman",
+        "timeout",
+    );
+    broken(
+        |m| m.edit(create, "/usr/local/bin/pinfold", "/gone/pinfold"),
+        "fault podman",
+        "there is no /gone/pinfold",
+    );
+    broken(
+        |m| {
+            m.edit(
+                create,
+                "\"createRuntime\"\n  ]",
+                "\"createRuntime\", \"prestart\"\n  ]",
+            )
+        },
+        "fault podman",
+        "once too often",
+    );
+    let second = |m: &Machine| {
+        let text = fs::read_to_string(m.path(create)).unwrap();
+        m.put(
+            "usr/share/containers/oci/hooks.d/other.json",
+            &text.replace("\"createRuntime\"\n  ]", "\"prestart\"\n  ]"),
+        );
+    };
+    // CRI-O reads the directory too, and finds podman's file of that name behind its own.
+    let machine = Machine::new();
+    second(&machine);
+    let (found, code) = machine.findings(&[]);
+    assert_eq!(code, 1);
+    assert!(
+        found
+            .iter()
+            .any(|line| line.starts_with("fault podman") && line.contains("once too often")),
+        "{found:#?}"
+    );
+    assert!(
+        found
+            .iter()
+            .any(|line| line.starts_with("fault crio") && line.contains("once too often")),
+        "{found:#?}"
+    );
+    let machine = Machine::new();
+    machine.put(&format!("{HOOKS}/broken.json"), "{");
+    let (found, code) = machine.findings(&[]);
+    assert_eq!(code, 1);
+    assert!(
+        found
+            .iter()
+            .all(|line| line.contains("broken.json") && line.contains("stops every start")),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn programs() {
+    let machine = Machine::new();
+    machine.mode("usr/local/bin/pinfold", 0o644);
+    let (found, code) = machine.findings(&[]);
+    assert_eq!(code, 1);
+    for engine in ["podman", "crio", "containerd", "docker"] {
+        let is_about = |line: &&String| {
+            line.starts_with(&format!("fault {engine}")) && line.contains("chmod a+x")
+        };
+        assert!(
+            found.iter().any(|line| is_about(&line)),
+            "{engine}: {found:#?}"
+        );
+    }
+}
+
+#[test]
+fn engines() {
+    let drop_in = "etc/containers/containers.conf.d/99-pinfold.conf";
+    broken(
+        |m| {
+            m.put(
+                "etc/containers/containers.conf.d/99-zz.conf",
+                "[engine]\nruntime_supports_json = [\"crun\"]\n",
+            )
+        },
+        "warning podman",
+        "replaces",
+    );
+    broken(
+        |m| {
+            m.put(
+                "etc/containers/containers.conf",
+                "[engine]\nruntime_supports_json = [\"new\"]\n",
+            )
+        },
+        "warning podman",
+        "pinfold install podman",
+    );
+    broken(
+        |m| m.put("etc/containers/containers.conf", "[engine"),
+        "fault podman",
+        "no TOML",
+    );
+    broken(
+        |m| {
+            m.put("etc/crio/crio.conf", "[crio.runtime]\ndefault_runtime = \"crun\"\n[crio.runtime.runtimes.crun]\nmonitor_path = \"/x\"\n")
+        },
+        "warning crio",
+        "pinfold install crio",
+    );
+    broken(
+        |m| {
+            m.edit(
+                "etc/containerd/config.toml",
+                "container_annotations",
+                "x_annotations",
+            )
+        },
+        "fault containerd",
+        "annotations",
+    );
+    broken(
+        |m| m.put("etc/containerd/config.toml", "version = 9\n"),
+        "fault containerd",
+        "version 9",
+    );
+    broken(
+        |m| m.put("etc/containerd/config.toml", "version = 2\n"),
+        "warning containerd",
+        "pinfold install containerd",
+    );
+    broken(
+        |m| m.put("etc/docker/daemon.json", "{"),
+        "fault docker",
+        "no JSON",
+    );
+    broken(
+        |m| m.put("etc/docker/daemon.json", "{}"),
+        "warning docker",
+        "pinfold install docker",
+    );
+    broken(
+        |m| m.edit("etc/docker/daemon.json", "\"cdi\": true", "\"cdi\": false"),
+        "warning docker",
+        "features.cdi",
+    );
+    broken(
+        |m| {
+            m.edit(
+                "etc/containerd/config.toml",
+                "version = 2",
+                "version = 2\nimports = [\"conf.d/*.toml\"]",
+            );
+            m.put(
+                "etc/containerd/conf.d/a.toml",
+                "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"p\"\n",
+            );
+        },
+        "warning containerd",
+        "containerd 1.x takes that table alone",
+    );
+    let machine = Machine::new();
+    for file in [
+        drop_in,
+        &format!("{HOOKS}/pinfold-createRuntime.json"),
+        &format!("{HOOKS}/pinfold-poststop.json"),
+    ] {
+        machine.remove(file);
+    }
+    let (found, code) = machine.findings(&[]);
+    assert_eq!((found.len(), code), (1, 0), "{found:#?}");
+    assert!(found[0].starts_with("warning podman: does not know Pinfold"));
+    // An engine that is not there is not looked at, unless its file is named.
+    machine.remove("usr/bin/podman");
+    assert_eq!(machine.findings(&[]).0.len(), 0);
+    machine.put("opt/docker.json", "[]");
+    let (found, code) = machine.findings(&["--engine-config", "docker=/opt/docker.json"]);
+    assert_eq!((found.len(), code), (1, 1), "{found:#?}");
+    assert!(found[0].contains("opt/docker.json"));
+}
+
+/// A claim of the container `web` on list 2, whose process is this test's own.
+fn claim(machine: &Machine, boot: &str, cpus: &str) {
+    let pid = std::process::id();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let start: u64 = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .nth(19)
+        .unwrap()
+        .parse()
+        .unwrap();
+    let process = serde_json::json!({"pid": pid, "start": start});
+    let group = "sys/fs/cgroup/machine.slice/web";
+    machine.put(
+        &format!("{group}/cpuset.cpus.effective"),
+        &format!("{cpus}\n"),
+    );
+    machine.put(&format!("{group}/cgroup.procs"), &format!("{pid}\n"));
+    machine.put(&format!("proc/{pid}/stat"), &stat);
+    machine.put(&format!("proc/{pid}/comm"), "web\n");
+    let inode = std::os::unix::fs::MetadataExt::ino(&machine.path(group).metadata().unwrap());
+    let claim = serde_json::json!({
+        "version": 1, "id": "web", "kind": "container", "boot_id": boot,
+        "owner": process, "processes": [process], "pool": "dp", "lists": ["2"], "cpus": "2", "mems": "",
+        "cgroup": {"path": "/machine.slice/web", "inode": inode, "made": false, "confined": true,
+            "before": {"cpus": "", "mems": ""}, "moved_from": null},
+        "since": 1,
+    });
+    machine.put(
+        &format!("run/pinfold/claims/web/{pid}-{start}.json"),
+        &claim.to_string(),
+    );
+    let lists = machine.path("run/pinfold/lists/2");
+    fs::create_dir_all(&lists).unwrap();
+    let target = format!("../../claims/web/{pid}-{start}.json");
+    symlink(target, lists.join(format!("web@{pid}-{start}"))).unwrap();
+    machine.put(
+        "run/pinfold/boot",
+        &format!("this-boot 1 {}\n", machine.path("etc/kcm").display()),
+    );
+    machine.put("etc/kcm/pools/dp/2/tasks", &pid.to_string());
+}
+
+#[test]
+fn claims() {
+    let machine = Machine::new();
+    claim(&machine, "this-boot", "2");
+    assert_eq!(machine.findings(&[]).0, [""; 0]);
+    broken(
+        |m| claim(m, "this-boot", "0-3"),
+        "warning claims",
+        "holds the CPUs 2 and may run on 0-3",
+    );
+    broken(
+        |m| {
+            claim(m, "this-boot", "2");
+            m.put("etc/kcm/pools/dp/2/tasks", "");
+        },
+        "warning claims",
+        "other tools do not see it",
+    );
+    let machine = Machine::new();
+    claim(&machine, "another-boot", "2");
+    let (found, code) = machine.findings(&[]);
+    assert_eq!(code, 0);
+    assert!(
+        found
+            .iter()
+            .any(|line| line.contains("\"web\" holds 2 of dp and is gone")),
+        "{found:#?}"
+    );
+    broken(
+        |m| {
+            let lock = m.path("etc/kcm/lock").metadata().unwrap();
+            let (device, inode) = (
+                std::os::unix::fs::MetadataExt::dev(&lock),
+                std::os::unix::fs::MetadataExt::ino(&lock),
+            );
+            let key = format!("{device:x}-{inode}");
+            m.put("run/pinfold/boot", "this-boot");
+            m.put(
+                &format!("sys/fs/cgroup/pinfold/{key}/web-1-2/cgroup.procs"),
+                "",
+            );
+        },
+        "warning claims",
+        "left over",
+    );
+}
