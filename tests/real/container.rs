@@ -163,7 +163,7 @@ impl<'w> Container<'w> {
         ]);
         command.args(["--security-opt", "seccomp=unconfined"]);
         if self.plan.own_cgroup {
-            command.args(["--cgroup-parent", &self.parent()]);
+            command.args(["--cgroup-parent", &self.engine.driver.parent(self.world)]);
         } else {
             command.arg("--cgroups=disabled");
         }
@@ -188,14 +188,6 @@ impl<'w> Container<'w> {
         process
     }
 
-    /// The cgroup or slice that is above all containers of this test.
-    fn parent(&self) -> String {
-        match self.engine.driver {
-            Driver::Cgroupfs => format!("/{}", self.world.tag),
-            Driver::Systemd => format!("{}.slice", self.world.tag),
-        }
-    }
-
     fn cgroups_path(&self) -> String {
         let leaf = self.plan.cgroup.clone().unwrap_or_else(|| {
             self.dir
@@ -205,8 +197,11 @@ impl<'w> Container<'w> {
                 .into()
         });
         match self.engine.driver {
-            Driver::Cgroupfs => format!("{}/{leaf}", self.parent()),
-            Driver::Systemd => format!("{}:pinfoldtest:{leaf}", self.parent()),
+            Driver::Cgroupfs => format!("{}/{leaf}", self.engine.driver.parent(self.world)),
+            Driver::Systemd => format!(
+                "{}:pinfoldtest:{leaf}",
+                self.engine.driver.parent(self.world)
+            ),
         }
     }
 

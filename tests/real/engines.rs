@@ -121,6 +121,14 @@ impl Driver {
             Driver::Systemd => "systemd",
         }
     }
+
+    /// The cgroup or slice that is above all containers of a world.
+    pub(crate) fn parent(self, world: &World) -> String {
+        match self {
+            Driver::Cgroupfs => format!("/{}", world.tag),
+            Driver::Systemd => format!("{}.slice", world.tag),
+        }
+    }
 }
 
 impl std::fmt::Display for Engine {

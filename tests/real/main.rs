@@ -5,6 +5,7 @@
 //!
 //! - `PINFOLD_BIN`: another binary to test
 //! - `PINFOLD_TEST_PROBE`: a probe that is already built
+//! - `PINFOLD_TEST_CRI_CLIENT`: the client that `tests/cri-client` builds; without it no test of the CRI can run
 //! - `PINFOLD_TEST_HOOKS`: the directory of the shipped hook files
 //! - `PINFOLD_TEST_PATIENCE`: the seconds that a wait may take
 //! - `PINFOLD_TEST_KILL_EVERY`: of so many kill points one is tried
@@ -20,10 +21,16 @@ mod bundle;
 mod cases;
 mod cgroups;
 mod container;
+mod containerd;
+mod cri;
 mod crowd;
+mod ctr;
+mod daemon;
+mod docker;
 mod endings;
 mod engines;
 mod hookfiles;
+mod image;
 mod isolate;
 mod kcm;
 mod killpoints;
@@ -33,23 +40,32 @@ mod needs;
 mod owners;
 mod pinned;
 mod plan;
+mod pods;
 mod probe;
 mod process;
 mod refusals;
 mod release;
 mod report;
+mod served;
+mod service;
 mod snapshot;
 mod strace;
 mod syslog;
 mod untouched;
+mod with_hooks;
 mod world;
 mod wreckage;
 
 use cases::Case;
 use nix::sys::signal::{SigHandler, Signal};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if words.first().is_some_and(|word| word == with_hooks::VERB) {
+        with_hooks::main(&words[1..]);
+    }
     // A shell ignores these for what it starts in the background, and so would everything that is tested.
     for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
         // SAFETY: the default action runs no code of ours.
@@ -70,6 +86,8 @@ fn main() -> ExitCode {
         books::cases(),
         refusals::cases(),
         hookfiles::cases(),
+        served::cases(),
+        pods::cases(),
         kcm::cases(),
         killpoints::cases(),
         killpoints_isolate::cases(),
@@ -91,6 +109,7 @@ fn main() -> ExitCode {
     }
     let trials = cases.into_iter().map(Case::into_trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    service::end();
     if arguments.list {
         return ExitCode::SUCCESS;
     }

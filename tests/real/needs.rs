@@ -3,6 +3,8 @@
 use crate::cgroups::hierarchy;
 use nix::libc;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -13,6 +15,11 @@ pub(crate) enum Need {
     Runc,
     Crun,
     Podman,
+    /// Docker of this major version or a later one, its client and its daemon.
+    Docker(u32),
+    Containerd,
+    /// What `tests/cri-client` builds.
+    CriClient,
     Systemd,
     Strace,
     Python3,
@@ -29,6 +36,12 @@ impl Need {
             Need::Runc => find("runc").is_some(),
             Need::Crun => find("crun").is_some(),
             Need::Podman => find("podman").is_some() && find("conmon").is_some(),
+            Need::Docker(least) => docker_version().is_some_and(|version| version >= least),
+            Need::Containerd => {
+                let programs = ["containerd", "containerd-shim-runc-v2", "ctr"];
+                programs.iter().all(|program| find(program).is_some())
+            }
+            Need::CriClient => crate::cri::client().is_some(),
             Need::Systemd => Path::new("/run/systemd/system").is_dir(),
             Need::Strace => find("strace").is_some(),
             Need::Python3 => find("python3").is_some(),
@@ -41,10 +54,25 @@ impl std::fmt::Display for Need {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Need::Cpus(count) => write!(f, "cpus>={count}"),
+            Need::Docker(least) => write!(f, "docker>={least}"),
+            Need::CriClient => f.write_str("cri-client"),
             Need::HookFiles => f.write_str("hook files"),
             other => f.write_str(&format!("{other:?}").to_lowercase()),
         }
     }
+}
+
+/// The major version of docker, asked once.
+fn docker_version() -> Option<u32> {
+    static ASKED: OnceLock<Option<u32>> = OnceLock::new();
+    *ASKED.get_or_init(|| {
+        let docker = find("dockerd").and(find("docker"))?;
+        let said = crate::process::run(Command::new(docker).arg("--version")).stdout;
+        let version = said
+            .split_whitespace()
+            .find_map(|word| word.split_once('.'));
+        version?.0.parse().ok()
+    })
 }
 
 /// The absolute path of a program, as found on PATH or where the system's own programs lie.

@@ -149,6 +149,11 @@ impl Running {
         contents(&self.stdout)
     }
 
+    /// What it has written to standard error so far.
+    pub(crate) fn stderr(&self) -> String {
+        contents(&self.stderr)
+    }
+
     pub(crate) fn kill(mut self) {
         self.end();
     }

@@ -60,6 +60,14 @@ impl World {
         std::fs::write(pool.join("exclusive"), byte).expect("make exclusive");
     }
 
+    /// Takes away all pools and all that is recorded of owners.
+    pub(crate) fn empty(&self) {
+        let pools = self.conf.join("pools");
+        std::fs::remove_dir_all(&pools).expect("remove the pools");
+        self.make_dir(&pools, 0o755);
+        let _ = std::fs::remove_dir_all(&self.run);
+    }
+
     fn make_dir(&self, path: &Path, mode: u32) {
         std::fs::create_dir_all(path).expect("make a directory");
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod a directory");

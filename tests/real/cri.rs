@@ -1,0 +1,190 @@
+//! containerd by its CRI socket, asked as a kubelet asks, by the client of `tests/cri-client`.
+
+use crate::containerd::{Containerd, handler};
+use crate::daemon::Daemon;
+use crate::image;
+use crate::plan::Plan;
+use crate::process::{self, Ran};
+use crate::service::{Served, Service};
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The namespace in which the CRI keeps what it has.
+const NAMESPACE: &str = "k8s.io";
+
+/// The client, where it is built.
+pub(crate) fn client() -> Option<PathBuf> {
+    std::env::var_os("PINFOLD_TEST_CRI_CLIENT").map(PathBuf::from)
+}
+
+pub(crate) struct Cri {
+    containerd: Containerd,
+    pods: RefCell<Vec<Pod>>,
+    /// The containers' ids by their names.
+    containers: RefCell<BTreeMap<String, String>>,
+}
+
+/// A pod sandbox that runs.
+#[derive(Clone)]
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    config: Value,
+}
+
+impl Cri {
+    pub(crate) fn start() -> Cri {
+        let containerd = Containerd::start();
+        containerd.import(NAMESPACE);
+        Cri {
+            containerd,
+            pods: RefCell::default(),
+            containers: RefCell::default(),
+        }
+    }
+
+    fn ask(&self, verb: &str, arguments: &[&str]) -> Ran {
+        let client = client().expect("the test needs the client");
+        let mut command = Command::new(client);
+        command
+            .arg(self.daemon().path("socket"))
+            .arg(verb)
+            .args(arguments);
+        process::run(&mut command)
+    }
+
+    /// Starts a pod sandbox.
+    pub(crate) fn run_pod(
+        &self,
+        service: Service,
+        name: &str,
+        annotations: &[(String, String)],
+    ) -> Pod {
+        let annotations: BTreeMap<_, _> = annotations.iter().cloned().collect();
+        let config = json!({
+            "name": name,
+            "namespace": "telco",
+            "uid": format!("uid-of-{name}"),
+            "handler": handler(service.runtime, service.driver),
+            "cgroup_parent": service.driver.parent(&self.daemon().world),
+            "annotations": annotations,
+        });
+        let id = self.ask("run-pod", &[&config.to_string()]).ok().stdout;
+        let pod = Pod {
+            id: id.trim().to_owned(),
+            config,
+        };
+        self.pods.borrow_mut().push(pod.clone());
+        pod
+    }
+
+    /// Creates and starts a container of a pod.
+    pub(crate) fn launch_in(&self, pod: &Pod, plan: &Plan) -> Ran {
+        let annotations: BTreeMap<_, _> = plan.annotations.iter().cloned().collect();
+        let mut command = vec![
+            plan.program.clone(),
+            "--out".into(),
+            format!("/out/{}", plan.name),
+        ];
+        command.extend(plan.actions.iter().cloned());
+        let config = json!({
+            "name": plan.name,
+            "image": image::NAME,
+            "command": command,
+            "annotations": annotations,
+            "mounts": { "/out": self.daemon().out() },
+        });
+        let created = self
+            .ask(
+                "create",
+                &[&pod.id, &pod.config.to_string(), &config.to_string()],
+            )
+            .ok();
+        let id = created.stdout.trim().to_owned();
+        self.containers
+            .borrow_mut()
+            .insert(plan.name.clone(), id.clone());
+        self.ask("start", &[&id])
+    }
+
+    /// Ends and removes a pod with all its containers.
+    pub(crate) fn remove_pod(&self, pod: &Pod) -> Ran {
+        let stopped = self.ask("stop-pod", &[&pod.id]);
+        if stopped.code() == Some(0) {
+            self.ask("remove-pod", &[&pod.id])
+        } else {
+            stopped
+        }
+    }
+
+    /// What the engine tells of a container.
+    fn status(&self, name: &str) -> Value {
+        let told = self.ask("status", &[&self.id(name)]).ok().stdout;
+        serde_json::from_str(&told).expect("the status is JSON")
+    }
+
+    /// The annotations that the engine gave to a container.
+    pub(crate) fn annotations(&self, name: &str) -> Value {
+        self.status(name)["runtimeSpec"]["annotations"].clone()
+    }
+}
+
+impl Served for Cri {
+    fn daemon(&self) -> &Daemon {
+        &self.containerd.daemon
+    }
+
+    /// A pod with one container; what it asks for is said at the pod, as users do.
+    fn launch(&self, service: Service, plan: &Plan) -> Ran {
+        let pod = self.run_pod(service, &plan.name, &plan.annotations);
+        let plan = Plan {
+            annotations: Vec::new(),
+            ..plan.clone()
+        };
+        self.launch_in(&pod, &plan)
+    }
+
+    fn run_and_remove(&self, _: Service, _: &Plan) -> Option<Ran> {
+        None
+    }
+
+    fn id(&self, name: &str) -> String {
+        self.containers
+            .borrow()
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} was launched"))
+            .clone()
+    }
+
+    fn pid(&self, name: &str) -> i32 {
+        let pid = self.status(name)["pid"].as_i64();
+        pid.expect("the status tells a pid") as i32
+    }
+
+    fn exec(&self, name: &str, command: &[&str]) -> Ran {
+        let id = self.id(name);
+        self.ask("exec", &[&[id.as_str()], command].concat())
+    }
+
+    fn stop(&self, name: &str) -> Ran {
+        self.ask("stop", &[&self.id(name)])
+    }
+
+    fn remove(&self, name: &str) -> Ran {
+        self.ask("remove", &[&self.id(name)])
+    }
+
+    /// The CRI removes a container that runs without being told twice.
+    fn remove_by_force(&self, name: &str) -> Ran {
+        self.remove(name)
+    }
+
+    fn remove_all(&self) {
+        for pod in self.pods.borrow_mut().drain(..) {
+            self.remove_pod(&pod);
+        }
+        self.containers.borrow_mut().clear();
+    }
+}

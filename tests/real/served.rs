@@ -1,0 +1,166 @@
+//! Engines that are daemons: pinned from the first instruction, refused when the pool is full, everything given back.
+
+use crate::cases::{Case, each};
+use crate::cgroups::hierarchy;
+use crate::engines::Runtime;
+use crate::needs::Need;
+use crate::plan::Plan;
+use crate::process::{self, Ran};
+use crate::service::{Client, Service, Session};
+use crate::snapshot::Snapshot;
+use crate::syslog::SysLog;
+use crate::world::{Kind, World};
+
+pub(crate) fn cases() -> Vec<Case> {
+    // What shares a daemon stands together, so that none is started twice.
+    [Client::Docker, Client::Ctr, Client::Cri]
+        .into_iter()
+        .flat_map(Service::groups)
+        .flat_map(of)
+        .collect()
+}
+
+fn of(services: Vec<Service>) -> Vec<Case> {
+    let two = &[Need::Cpus(2)];
+    [
+        each(
+            services.clone(),
+            "served::pinned_from_the_first_instruction",
+            two,
+            pinned,
+        ),
+        each(
+            services.clone(),
+            "served::refused_when_full",
+            two,
+            refused_when_full,
+        ),
+        each(
+            services.clone(),
+            "served::given_back_at_every_end",
+            two,
+            given_back,
+        ),
+        each(
+            services,
+            "served::program_is_missing",
+            two,
+            program_is_missing,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn pinned(_: &World, service: Service) {
+    let session = Session::with(service);
+    let world = session.world();
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    session.up(&Plan::pinned("pinned", "dp"));
+    session.assert_pinned("pinned", "dp", "1");
+    let second = session
+        .exec("pinned", &["/probe", "--exit", "0"])
+        .ok()
+        .stdout;
+    assert!(
+        second.contains("affinity: 1\n"),
+        "a process that joins later: {second}"
+    );
+
+    let books = Snapshot::of(&[&world.conf, &world.run]);
+    session.up(&Plan::plain("plain"));
+    assert_eq!(session.affinity("plain"), hierarchy().all_cpus());
+    books.assert_same(
+        &Snapshot::of(&[&world.conf, &world.run]),
+        "after one without a request",
+    );
+
+    session.stop("pinned").ok();
+    if service.client == Client::Ctr {
+        session.remove("pinned").ok();
+    }
+    session.wait_until_free();
+}
+
+fn refused_when_full(_: &World, service: Service) {
+    let session = Session::with(service);
+    let world = session.world();
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    session.up(&Plan::pinned("first", "dp"));
+    session.assert_pinned("first", "dp", "1");
+    let books = Snapshot::of(&[&world.conf, &world.run]);
+    let mut log = SysLog::mark();
+    let refused = session.launch(service, &Plan::pinned("second", "dp"));
+    assert_tells(service, &refused);
+    log.lines_with(1, &["pinfold", "dp", "the pool is exhausted"]);
+    books.assert_same(&Snapshot::of(&[&world.conf, &world.run]), "after a refusal");
+    session.assert_pinned("first", "dp", "1");
+
+    session.remove_by_force("first").ok();
+    session.wait_until_free();
+    session.up(&Plan::pinned("third", "dp"));
+    session.assert_pinned("third", "dp", "1");
+}
+
+/// What a user sees of a refusal: runc hands on the hook's own sentence, crun no more than that a hook failed.
+fn assert_tells(service: Service, refused: &Ran) {
+    assert_ne!(refused.code(), Some(0), "the pool is full: {refused}");
+    let words = match service.runtime {
+        Runtime::Runc => "the pool is exhausted",
+        Runtime::Crun => "hook",
+    };
+    assert!(
+        refused.stderr.contains(words),
+        "should say {words:?}: {refused}"
+    );
+}
+
+fn given_back(_: &World, service: Service) {
+    let session = Session::with(service);
+    let world = session.world();
+    world.pool("dp", Kind::Exclusive, &["1"]);
+
+    session.up(&Plan::pinned("killed", "dp"));
+    let pid = session.pid("killed");
+    process::send(pid, nix::libc::SIGKILL);
+    ends(&session, "killed");
+
+    session.up(&Plan::pinned("itself", "dp").doing(&["--exit", "3"]));
+    assert_eq!(session.affinity("itself"), "1");
+    ends(&session, "itself");
+
+    if let Some(ran) = session.run_and_remove(
+        service,
+        &Plan::pinned("removed", "dp").doing(&["--exit", "3"]),
+    ) {
+        ran.exits(3);
+        assert_eq!(session.affinity("removed"), "1");
+        session.wait_until_free();
+    }
+}
+
+/// Everything is given back after an end that nobody asked the engine for. `ctr` does not look: there it takes a removal.
+fn ends(session: &Session, name: &str) {
+    if session.service.client == Client::Ctr {
+        session.remove(name).ok();
+    }
+    session.wait_until_free();
+}
+
+/// The create fails after CPUs were given, and not every runtime then calls poststop.
+fn program_is_missing(_: &World, service: Service) {
+    let session = Session::with(service);
+    let world = session.world();
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let plan = Plan {
+        program: "/missing".into(),
+        ..Plan::pinned("missing", "dp")
+    };
+    let failed = session.launch(service, &plan);
+    assert_ne!(failed.code(), Some(0), "there is no such program: {failed}");
+    session.up(&Plan::pinned("next", "dp"));
+    session.assert_pinned("next", "dp", "1");
+    session.remove_by_force("next").ok();
+    session.wait_until_free();
+}
