@@ -172,6 +172,11 @@ impl Served for Cri {
         self.ask("stop", &[&self.id(name)])
     }
 
+    /// The CRI knows no signals: a stop without time to end is one.
+    fn kill(&self, name: &str) -> Ran {
+        self.stop(name)
+    }
+
     fn remove(&self, name: &str) -> Ran {
         self.ask("remove", &[&self.id(name)])
     }

@@ -7,7 +7,6 @@ use crate::engines::{Driver, runtime_path};
 use crate::plan::Plan;
 use crate::process::{self, Ran};
 use crate::service::{Served, Service};
-use nix::libc;
 use std::process::Command;
 
 pub(crate) struct Ctr {
@@ -64,6 +63,16 @@ impl Ctr {
         told.lines().filter_map(task).collect()
     }
 
+    /// Has the first process signalled, and waits for its end.
+    fn send(&self, signal: &str, name: &str) -> Ran {
+        let pid = self.pid(name);
+        let sent = self.run(&["tasks", "kill", "--signal", signal, name]);
+        process::eventually("the first process ends", || {
+            (!process::is_alive(pid)).then_some(())
+        });
+        sent
+    }
+
     /// Removes the task and, where that went well, the container.
     fn remove_both(&self, options: &[&str], name: &str) -> Ran {
         let removed = process::run(self.command(&["tasks", "rm"]).args(options).arg(name));
@@ -108,18 +117,11 @@ impl Served for Ctr {
     }
 
     fn stop(&self, name: &str) -> Ran {
-        let pid = self.pid(name);
-        let killed = self.run(&[
-            "tasks",
-            "kill",
-            "--signal",
-            &libc::SIGTERM.to_string(),
-            name,
-        ]);
-        process::eventually("the first process ends", || {
-            (!process::is_alive(pid)).then_some(())
-        });
-        killed
+        self.send("SIGTERM", name)
+    }
+
+    fn kill(&self, name: &str) -> Ran {
+        self.send("SIGKILL", name)
     }
 
     fn remove(&self, name: &str) -> Ran {

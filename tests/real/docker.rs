@@ -113,6 +113,10 @@ impl Served for Docker {
         self.run(&["stop", name])
     }
 
+    fn kill(&self, name: &str) -> Ran {
+        self.run(&["kill", name])
+    }
+
     fn remove(&self, name: &str) -> Ran {
         self.run(&["rm", name])
     }

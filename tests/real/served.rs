@@ -5,7 +5,7 @@ use crate::cgroups::hierarchy;
 use crate::engines::Runtime;
 use crate::needs::Need;
 use crate::plan::Plan;
-use crate::process::{self, Ran};
+use crate::process::Ran;
 use crate::service::{Client, Service, Session};
 use crate::snapshot::Snapshot;
 use crate::syslog::SysLog;
@@ -122,8 +122,8 @@ fn given_back(_: &World, service: Service) {
     world.pool("dp", Kind::Exclusive, &["1"]);
 
     session.up(&Plan::pinned("killed", "dp"));
-    let pid = session.pid("killed");
-    process::send(pid, nix::libc::SIGKILL);
+    assert_eq!(session.affinity("killed"), "1");
+    session.kill("killed").ok();
     ends(&session, "killed");
 
     session.up(&Plan::pinned("itself", "dp").doing(&["--exit", "3"]));

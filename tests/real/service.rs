@@ -136,6 +136,9 @@ pub(crate) trait Served: Send {
     /// Has the first process told to end, as gently as the client does it by itself.
     fn stop(&self, name: &str) -> Ran;
 
+    /// Has the first process killed.
+    fn kill(&self, name: &str) -> Ran;
+
     /// Removes a container that has ended.
     fn remove(&self, name: &str) -> Ran;
 
