@@ -12,6 +12,8 @@ pub(crate) struct Hook {
     stage: String,
     path: String,
     args: Vec<String>,
+    /// In seconds, after which the runtime kills it.
+    timeout: u32,
 }
 
 impl Hook {
@@ -23,6 +25,7 @@ impl Hook {
             stage: stage.into(),
             path: binary().display().to_string(),
             args,
+            timeout: 30,
         }
     }
 
@@ -39,6 +42,7 @@ impl Hook {
             stage: self.stage,
             path: program.into(),
             args,
+            timeout: self.timeout,
         }
     }
 
@@ -48,6 +52,7 @@ impl Hook {
             stage: stage.into(),
             path: args[0].clone(),
             args: args.to_vec(),
+            timeout: 600,
         }
     }
 }
@@ -100,7 +105,7 @@ pub(crate) fn config(
 pub(crate) fn stages(hooks: &[Hook]) -> Value {
     let mut stages: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for hook in hooks {
-        let entry = json!({ "path": hook.path, "args": hook.args, "timeout": 30 });
+        let entry = json!({ "path": hook.path, "args": hook.args, "timeout": hook.timeout });
         stages.entry(&hook.stage).or_default().push(entry);
     }
     json!(stages)
@@ -111,7 +116,7 @@ pub(crate) fn write_hook_files(dir: &Path, hooks: &[Hook]) {
     for (number, hook) in hooks.iter().enumerate() {
         let file = json!({
             "version": "1.0.0",
-            "hook": { "path": hook.path, "args": hook.args, "timeout": 30 },
+            "hook": { "path": hook.path, "args": hook.args, "timeout": hook.timeout },
             "when": { "always": true },
             "stages": [hook.stage],
         });

@@ -1,5 +1,6 @@
 //! I1 and I5 under contention: sixteen starts at the same moment on two CPU lists.
 
+use crate::bundle::Hook;
 use crate::cases::{Case, each};
 use crate::container::Container;
 use crate::engines::{Engine, Front, Runtime};
@@ -8,6 +9,10 @@ use crate::plan::Plan;
 use crate::process;
 use crate::syslog::SysLog;
 use crate::world::{Kind, World, files_below};
+use nix::sys::stat::Mode;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const CROWD: usize = 16;
@@ -21,17 +26,69 @@ pub(crate) fn cases() -> Vec<Case> {
     )
 }
 
+/// Where containers wait, in a hook of their own before pinfold's, until all are there: engines take longer to come so
+/// far than a hook waits for a lock.
+struct Gate {
+    dir: PathBuf,
+    fifo: File,
+}
+
+impl Gate {
+    fn shut(world: &World) -> Gate {
+        let dir = world.dir.join("gate");
+        std::fs::create_dir(&dir).expect("make the gate's directory");
+        let path = dir.join("fifo");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).expect("make a fifo");
+        // Open both ways, it is there for readers from the start.
+        let fifo = File::options().read(true).write(true).open(&path);
+        Gate {
+            dir,
+            fifo: fifo.expect("open the fifo"),
+        }
+    }
+
+    fn hook(&self) -> Hook {
+        let script = "echo > \"$0/at-$$\" && read -r line < \"$0/fifo\"";
+        let dir = self.dir.display().to_string();
+        let args = ["/bin/sh", "-c", script, &dir].map(str::to_owned);
+        Hook::other("createRuntime", &args)
+    }
+
+    fn arrived(&self) -> usize {
+        files_below(&self.dir).len()
+    }
+
+    /// A shell reads a line byte by byte: each takes its own.
+    fn open(&mut self) {
+        self.fifo
+            .write_all(&[b'\n'; CROWD])
+            .expect("write to the fifo");
+    }
+}
+
 fn sixteen_at_once(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["0", "1"]);
     let mut log = SysLog::mark();
     let names: Vec<String> = (0..CROWD).map(|number| format!("crowd{number}")).collect();
-    let prepare = |name: &String| Container::prepare(world, engine, Plan::pinned(name, "dp"));
+    let mut gate = Gate::shut(world);
+    let hooks = [
+        gate.hook(),
+        Hook::pinfold(world, "createRuntime"),
+        Hook::pinfold(world, "poststop"),
+    ];
+    let prepare = |name: &String| {
+        Container::prepare_with_hooks(world, engine, Plan::pinned(name, "dp"), &hooks)
+    };
     let containers: Vec<Container> = names.iter().map(prepare).collect();
 
-    // The hooks wait at the lock until all are there, or as many as come before the first gives up on it.
-    let gate = world.hold_lock();
     let start = |container| (container, Container::launching(container));
     let launches: Vec<_> = containers.iter().map(start).collect();
+    process::eventually("all are at the gate", || {
+        (gate.arrived() == CROWD).then_some(())
+    });
+    // All hooks come to a lock that is held, or as many as do before the first gives up on it.
+    let lock = world.hold_lock();
+    gate.open();
     let mut first_seen = None;
     let waiting = process::eventually("all hooks wait at the lock", || {
         let waiting = world.hooks_at_the_lock().len();
@@ -42,7 +99,7 @@ fn sixteen_at_once(world: &World, engine: Engine) {
         (waiting == CROWD || long).then_some(waiting)
     });
     assert!(waiting > 2, "only {waiting} came at once");
-    drop(gate);
+    drop(lock);
     let ended: Vec<_> = launches
         .into_iter()
         .map(|(container, launch)| (container, launch.wait()))
