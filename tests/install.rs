@@ -187,6 +187,7 @@ fn check(engine: &str, case: &Path) {
         before
     };
     same(&machine.files(), &left, "after the uninstall");
+    assert!(!machine.path("etc/pinfold/crio-hooks.d").exists());
     let twice = machine.uninstall(engine, &arguments);
     assert!(twice.contains("has nothing of Pinfold's"), "{twice}");
 }

@@ -181,11 +181,13 @@ fn claims(site: &Site, report: &mut Report) {
         Ok(audit) => audit,
         Err(error) => return report.error("claims", &error),
     };
-    if audit.remarks.is_empty() {
-        report.ok(
+    match audit.owners {
+        _ if !audit.remarks.is_empty() => {}
+        0 => report.ok("claims", "there are no owners"),
+        owners => report.ok(
             "claims",
-            format!("{} owners are confined as their claims say", audit.owners),
-        );
+            format!("all owners ({owners}) are confined as their claims say"),
+        ),
     }
     for remark in audit.remarks {
         report.warn("claims", remark, "`pinfold reconcile`");

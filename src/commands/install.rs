@@ -74,7 +74,7 @@ fn carry_out(plan: &Plan, args: &InstallPlace) -> Result<()> {
         }
         return Ok(());
     }
-    apply(&plan.changes)?;
+    apply(plan)?;
     for change in &plan.changes {
         let verb = match (&change.before, &change.after) {
             (None, _) => "made",

@@ -4,17 +4,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Change;
+use super::{Change, Plan};
 use crate::files::{self, Durability};
 
 /// The mode of files that were not there.
 const NEW_FILE_MODE: u32 = 0o644;
 
-/// Makes the changes; where one fails, those before it are taken back.
+/// Carries out a plan; where a change fails, those before it are taken back.
 ///
 /// # Errors
 /// The first that failed.
-pub fn apply(changes: &[Change]) -> Result<()> {
+pub fn apply(plan: &Plan) -> Result<()> {
+    let changes = &plan.changes;
     for (index, change) in changes.iter().enumerate() {
         if let Err(error) = make(change) {
             if let Err(undo) = undo(&changes[..index]) {
@@ -22,6 +23,9 @@ pub fn apply(changes: &[Change]) -> Result<()> {
             }
             return Err(error);
         }
+    }
+    for directory in &plan.directories {
+        files::remove_empty_directory(directory)?;
     }
     Ok(())
 }
@@ -91,17 +95,24 @@ mod tests {
         }
     }
 
+    fn plan(changes: Vec<Change>) -> Plan {
+        Plan {
+            changes,
+            ..Plan::default()
+        }
+    }
+
     #[test]
     fn what_was_written_before_a_failure_is_taken_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         files::replace(&path("a"), b"old", 0o640, Durability::Crash).unwrap();
-        let changes = [
+        let changes = vec![
             change(&path("a"), Some("old"), Some("new")),
             change(&path("sub/b"), None, Some("made")),
             change(&path("a/c"), None, Some("a file is no directory")),
         ];
-        assert!(apply(&changes).is_err());
+        assert!(apply(&plan(changes)).is_err());
         assert_eq!(files::read(&path("a")).unwrap(), "old");
         assert!(!path("sub/b").exists());
     }
@@ -111,7 +122,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         files::replace(&path, b"theirs", 0o644, Durability::Crash).unwrap();
-        let error = apply(&[change(&path, Some("old"), Some("new"))]).unwrap_err();
+        let error = apply(&plan(vec![change(&path, Some("old"), Some("new"))])).unwrap_err();
         assert!(error.to_string().contains("somebody else"));
         assert_eq!(files::read(&path).unwrap(), "theirs");
     }

@@ -165,7 +165,9 @@ pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
     }
     let dirs = [Some(CRIO_HOOKS_DIR.to_owned()), place.hooks_dir.clone()];
     let dirs: Vec<String> = dirs.into_iter().flatten().collect();
-    plan_hooked_removal(place.host, &dirs, &files.drop_in)
+    let mut plan = plan_hooked_removal(place.host, &dirs, &files.drop_in)?;
+    plan.directories.push(place.host.resolve(CRIO_HOOKS_DIR)?);
+    Ok(plan)
 }
 
 fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs) -> Result<Plan> {

@@ -40,6 +40,8 @@ pub struct Place<'a> {
 pub struct Plan {
     /// The files that change; none where everything is as it should be.
     pub changes: Vec<Change>,
+    /// Directories of ours, which go when they are empty.
+    pub directories: Vec<PathBuf>,
     /// What whoever installs has to know: a sentence each.
     pub remarks: Vec<String>,
 }

@@ -31,6 +31,7 @@ mod endings;
 mod engines;
 mod hookfiles;
 mod image;
+mod installed;
 mod isolate;
 mod kcm;
 mod killpoints;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         hookfiles::cases(),
         served::cases(),
         pods::cases(),
+        installed::cases(),
         kcm::cases(),
         killpoints::cases(),
         killpoints_isolate::cases(),

@@ -1,0 +1,175 @@
+//! What `pinfold install` writes, under the real podman: every file at its own place, in a mount namespace in which
+//! `/etc` and the like are copies that only this test sees.
+
+use crate::bundle;
+use crate::cases::{Case, each};
+use crate::cgroups::hierarchy;
+use crate::engines::{Driver, Engine, runtime_path};
+use crate::needs::Need;
+use crate::process::{self, Ran, Running};
+use crate::world::{Kind, World, binary};
+use std::path::Path;
+use std::process::Command;
+
+const PROGRAM: &str = "/usr/local/bin/pinfold";
+
+pub(crate) fn cases() -> Vec<Case> {
+    let needs = &[Need::Cpus(2)];
+    each(
+        Engine::podman(),
+        "installed::one_command_and_podman_pins",
+        needs,
+        one_command_and_podman_pins,
+    )
+}
+
+/// The machine as only the test sees it. It is gone when the process that holds the namespace is.
+struct Machine<'w> {
+    world: &'w World,
+    engine: Engine,
+    holder: Running,
+}
+
+impl<'w> Machine<'w> {
+    fn new(world: &'w World, engine: Engine) -> Machine<'w> {
+        let ready = world.dir.join("ready");
+        let script = "set -e; cd \"$1\"; mkdir m; mount -t tmpfs none m
+            for dir in etc usr/local usr/share; do
+                mkdir -p m/upper/$dir m/work/$dir
+                mount -t overlay -o lowerdir=/$dir,upperdir=m/upper/$dir,workdir=m/work/$dir none /$dir
+            done
+            touch ready; exec sleep 3600";
+        let mut command = Command::new("unshare");
+        command
+            .args(["-m", "sh", "-c", script, "sh"])
+            .arg(&world.dir);
+        let holder = Running::start(&mut command, b"");
+        process::eventually("the copies are mounted", || ready.exists().then_some(()));
+        let machine = Machine {
+            world,
+            engine,
+            holder,
+        };
+        let install = "cp \"$1\" /usr/local/bin/pinfold; ln -sf pinfold /usr/local/bin/pinfold-runtime
+            mkdir -p /etc/pinfold /etc/containers/containers.conf.d
+            printf 'conf-dir = \"%s\"\\nrun-dir = \"%s\"\\n' \"$2\" \"$3\" >/etc/pinfold/config.toml
+            printf '[engine]\\nlock_type = \"file\"\\n' >/etc/containers/containers.conf.d/10-test.conf";
+        let mut command = machine.command("sh");
+        command.args(["-ec", install, "sh"]).arg(binary());
+        process::run(command.arg(&world.conf).arg(&world.run)).ok();
+        machine
+    }
+
+    fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-m", "-t", &self.holder.pid().to_string(), "--"]);
+        command.arg(program.as_ref());
+        command
+    }
+
+    fn run(&self, program: impl AsRef<Path>, arguments: &[&str]) -> Ran {
+        process::run(self.command(program).args(arguments))
+    }
+
+    /// Every file that podman may read, with its content.
+    fn files(&self) -> String {
+        let script =
+            "find /etc/containers /usr/share/containers -type f -exec sha256sum {} + | sort";
+        self.run("sh", &["-c", script]).ok().stdout
+    }
+
+    fn podman(&self, arguments: &[&str]) -> Ran {
+        let state = self.world.dir.join("state");
+        let mut command = self.command("podman");
+        command.args(["--storage-driver", "vfs", "--events-backend", "none"]);
+        for (option, dir) in [
+            ("--root", "storage"),
+            ("--runroot", "run"),
+            ("--tmpdir", "tmp"),
+        ] {
+            command.arg(option).arg(state.join(dir));
+        }
+        command.args(["--cgroup-manager", self.engine.driver.name(), "--runtime"]);
+        command.arg(runtime_path(self.world, self.engine.runtime));
+        process::run(command.args(arguments))
+    }
+
+    fn start(&self, name: &str, more: &[&str]) -> Ran {
+        let parent = match self.engine.driver {
+            Driver::Cgroupfs => format!("/{}", self.world.tag),
+            Driver::Systemd => format!("{}.slice", self.world.tag),
+        };
+        let rootfs = self.world.dir.join("rootfs");
+        let rootfs = rootfs.to_str().expect("the path is UTF-8");
+        let out = format!("/out/{name}");
+        let mut arguments = vec!["run", "-d", "--name", name, "--network", "none"];
+        arguments.extend([
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=4096:4096",
+        ]);
+        arguments.extend([
+            "--security-opt",
+            "seccomp=unconfined",
+            "--cgroup-parent",
+            &parent,
+        ]);
+        arguments.extend(more);
+        arguments.extend(["--rootfs", rootfs, "/probe", "--out", &out, "--wait"]);
+        self.podman(&arguments)
+    }
+
+    /// What a container's first process saw as its very first act.
+    fn affinity(&self, name: &str) -> String {
+        let out = self.world.dir.join("rootfs/out").join(name);
+        process::eventually("the probe writes its affinity", || {
+            let text = std::fs::read_to_string(&out).ok()?;
+            let mut lines = text.lines();
+            lines.find_map(|line| line.strip_prefix("affinity: ").map(str::to_owned))
+        })
+    }
+}
+
+fn one_command_and_podman_pins(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    bundle::make_rootfs(&world.dir.join("rootfs"));
+    let machine = Machine::new(world, engine);
+    let before = machine.files();
+    machine.run(PROGRAM, &["install", "podman"]).ok();
+    let check = machine.run(PROGRAM, &["check"]).ok();
+    assert!(check.stdout.contains(&format!("runs {PROGRAM}")), "{check}");
+
+    let request = ["--annotation", "pinfold.io/pool=dp"];
+    machine.start("pinned", &request).ok();
+    assert_eq!(machine.affinity("pinned"), "1");
+    machine.start("plain", &[]).ok();
+    assert_eq!(machine.affinity("plain"), hierarchy().all_cpus());
+    assert_eq!(world.claims().len(), 1);
+    machine.start("full", &request).exits(126);
+    let check = machine.run(PROGRAM, &["check"]).ok();
+    assert!(
+        check.stdout.contains("all owners (1) are confined"),
+        "{check}"
+    );
+    machine
+        .podman(&["rm", "-f", "-t", "0", "pinned", "full"])
+        .ok();
+    world.assert_all_free("after rm");
+
+    // podman starts a container all the same where the hook's program is gone: only check tells.
+    machine.run("rm", &[PROGRAM]).ok();
+    machine.start("unpinned", &request).ok();
+    assert_eq!(machine.affinity("unpinned"), hierarchy().all_cpus());
+    let check = machine.run(binary(), &["check"]).exits(1);
+    assert!(
+        check.stdout.contains(&format!("there is no {PROGRAM}")),
+        "{check}"
+    );
+    machine
+        .podman(&["rm", "-f", "-t", "0", "plain", "unpinned"])
+        .ok();
+
+    machine.run(binary(), &["uninstall", "podman"]).ok();
+    assert_eq!(machine.files(), before);
+}
