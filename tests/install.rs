@@ -340,3 +340,59 @@ fn hooks_are_given_the_options_of_the_install() {
         .collect();
     assert_eq!(args[3..], ["--conf-dir", "/pools", "--run-dir", "/claims"]);
 }
+
+#[test]
+fn without_the_copy_just_ours_is_taken_out_of_containerds_file() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/install/containerd");
+    let mut tried = 0;
+    for case in fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        let is_other = ["says", "uninstall-says", "left"]
+            .iter()
+            .any(|name| case.join(name).exists());
+        let before = files_in(&case.join("before"));
+        if is_other || before.is_empty() {
+            continue;
+        }
+        let machine = Machine::new();
+        machine.add(&before);
+        machine.install("containerd", &[]);
+        for name in machine
+            .files()
+            .keys()
+            .filter(|name| name.ends_with(".before-pinfold"))
+        {
+            fs::remove_file(machine.path(name)).unwrap();
+        }
+        machine.uninstall("containerd", &[]);
+        let left = machine.files();
+        assert!(left.keys().eq(before.keys()), "{}", case.display());
+        for (name, text) in &before {
+            let parse = |text: &str| text.parse::<toml::Table>().unwrap();
+            assert_eq!(
+                parse(&left[name]),
+                parse(text),
+                "{}: {}",
+                case.display(),
+                left[name]
+            );
+            // Where nothing is left but a blank line's difference, comments and order have stayed too.
+            let lines = |text: &str| {
+                text.lines()
+                    .filter(|line| !line.trim().is_empty())
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            };
+            let is_edited_inside = case.ends_with("inline");
+            assert!(
+                is_edited_inside || lines(&left[name]) == lines(text),
+                "{}",
+                case.display()
+            );
+        }
+        tried += 1;
+    }
+    assert!(tried > 8, "{tried}");
+}

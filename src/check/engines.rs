@@ -56,7 +56,7 @@ fn check_podman(place: &Place<'_>, report: &mut Report) -> Result<()> {
     if let Some(shim) = shim {
         check_shim(place.host, engine, shim, report);
         if !files.all.trusts_ours() {
-            let text = "a later file of containers.conf.d replaces runtime_supports_json or runtime_supports_nocgroups, without Pinfold in it";
+            let text = "a later file of containers.conf.d replaces runtime_supports_json or runtime_supports_nocgroup, without Pinfold in it";
             report.warn(
                 engine.word(),
                 text,

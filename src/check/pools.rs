@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use nix::unistd::geteuid;
+
 use super::{Report, machine};
 use crate::cpulist::CpuSet;
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, survey};
@@ -179,6 +181,10 @@ fn exclusive(site: &Site, survey: &Survey, report: &mut Report) {
 fn claims(site: &Site, report: &mut Report) {
     let audit = match audit(site) {
         Ok(audit) => audit,
+        Err(error) if !geteuid().is_root() => {
+            report.warn("claims", format!("{error:#}"), "run this as root");
+            return;
+        }
         Err(error) => return report.error("claims", &error),
     };
     match audit.owners {

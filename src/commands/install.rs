@@ -83,13 +83,18 @@ fn carry_out(plan: &Plan, args: &InstallPlace) -> Result<()> {
         };
         writeln!(out, "{verb} {}", change.path.display())?;
     }
-    let engine: Engine = args.engine.into();
-    if let Some(service) = engine.service().filter(|_| !plan.changes.is_empty()) {
-        writeln!(
+    if plan.changes.is_empty() {
+        return Ok(());
+    }
+    match Engine::from(args.engine).service() {
+        Some(service) => writeln!(
             out,
-            "it counts once {0} is restarted: systemctl restart {0}",
-            service
-        )?;
+            "it counts once {service} is restarted: systemctl restart {service}"
+        )?,
+        None => writeln!(
+            out,
+            "it counts from podman's next start; for podman.service, if you use it, from its restart"
+        )?,
     }
     Ok(())
 }

@@ -11,9 +11,14 @@ use super::{Programs, RUNTIME, SHIM};
 /// The hooks directory of podman and CRI-O where nothing else is configured.
 pub const DEFAULT_HOOKS_DIR: &str = "/usr/share/containers/oci/hooks.d";
 
+/// podman's name of the list of runtimes that need no cgroups. Its manual has one letter more, and podman passes over
+/// that (containers/common: pkg/config/config.go, `RuntimeSupportsNoCgroups`).
+const NO_CGROUPS_KEY: &str = "runtime_supports_nocgroup";
+const NO_CGROUPS_IN_MANUAL: &str = "runtime_supports_nocgroups";
+
 /// What podman has built in, the union of 4.3 to 5.8.
-const JSON: [&str; 6] = ["crun", "runc", "kata", "runsc", "youki", "krun"];
-const NO_CGROUPS: [&str; 2] = ["crun", "krun"];
+const JSON: [&str; 7] = ["crun", "crun-vm", "runc", "kata", "runsc", "youki", "krun"];
+const NO_CGROUPS: [&str; 3] = ["crun", "crun-vm", "krun"];
 
 /// What a set of files comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +64,7 @@ impl Settings {
         let lists = [
             ("hooks_dir", &mut self.hooks_dirs),
             ("runtime_supports_json", &mut self.json),
-            ("runtime_supports_nocgroups", &mut self.no_cgroups),
+            (NO_CGROUPS_KEY, &mut self.no_cgroups),
         ];
         for ((key, list), appends) in lists.into_iter().zip(&mut self.appends) {
             if let Some(value) = engine.get(key) {
@@ -153,14 +158,16 @@ pub fn drop_in(before: &Settings, programs: &Programs, hooks_dir: &str) -> Strin
         print(own.into_iter().chain(missing))
     };
     let [hooks_append, json_append, no_cgroups_append] = before.appends;
+    let no_cgroups = with_ours(&before.no_cgroups, no_cgroups_append);
     let mut text = format!(
         "# By `pinfold install podman`; `pinfold uninstall podman` removes this file.\n\
          [engine]\n\
          # podman judges a runtime by its name. These are the lists that hold without this file, and Pinfold.\n\
          runtime_supports_json = {}\n\
-         runtime_supports_nocgroups = {}\n",
+         # podman reads {NO_CGROUPS_KEY}; its manual says the other.\n\
+         {NO_CGROUPS_KEY} = {no_cgroups}\n\
+         {NO_CGROUPS_IN_MANUAL} = {no_cgroups}\n",
         with_ours(&before.json, json_append),
-        with_ours(&before.no_cgroups, no_cgroups_append),
     );
     if !before.reads_hooks_in(hooks_dir) {
         let own = if hooks_append {

@@ -105,6 +105,14 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     if configuration.files.iter().any(ConfigFile::disables_cri) {
         plan.remarks.push("disabled_plugins turns the CRI plugin off: Kubernetes cannot use containerd until it is taken out of that list".to_owned());
     }
+    let main = &configuration.files[0];
+    let mut globs = main.imports();
+    globs.retain(|import| import.contains('*') && !import.starts_with('/'));
+    if let Some(glob) = globs.first().filter(|_| index > 0) {
+        plan.remarks.push(format!(
+            "imports names {glob:?}, which containerd 1.6 does not find: give it its absolute path, if you have that version"
+        ));
+    }
     if configuration.files[index].version() == 1 {
         plan.remarks.push(format!(
             "{} is of version 1, from which containerd 2 takes no handlers: `containerd config migrate` prints a newer one",

@@ -78,6 +78,15 @@ impl<'w> Machine<'w> {
         self.run("sh", &["-c", script]).ok().stdout
     }
 
+    /// Does podman take this runtime for one that needs no cgroups? It asks its list, by the runtime's name.
+    fn can_do_without_cgroups(&self, runtime: &str) -> bool {
+        let rootfs = self.world.dir.join("rootfs");
+        let rootfs = rootfs.to_str().expect("the path is UTF-8");
+        let mut arguments = vec!["--runtime", runtime, "create", "--cgroups=disabled"];
+        arguments.extend(["--network", "none", "--rootfs", rootfs, "/probe"]);
+        self.podman(&arguments).code() == Some(0)
+    }
+
     fn podman(&self, arguments: &[&str]) -> Ran {
         let state = self.world.dir.join("state");
         let mut command = self.command("podman");
@@ -140,6 +149,10 @@ fn one_command_and_podman_pins(world: &World, engine: Engine) {
     let check = machine.run(PROGRAM, &["check"]).ok();
     assert!(check.stdout.contains(&format!("runs {PROGRAM}")), "{check}");
 
+    for runtime in ["pinfold", "/usr/local/bin/pinfold-runtime", "crun"] {
+        assert!(machine.can_do_without_cgroups(runtime), "{runtime}");
+    }
+
     let request = ["--annotation", "pinfold.io/pool=dp"];
     machine.start("pinned", &request).ok();
     assert_eq!(machine.affinity("pinned"), "1");
@@ -172,4 +185,5 @@ fn one_command_and_podman_pins(world: &World, engine: Engine) {
 
     machine.run(binary(), &["uninstall", "podman"]).ok();
     assert_eq!(machine.files(), before);
+    assert!(!machine.can_do_without_cgroups("/usr/local/bin/pinfold-runtime"));
 }
