@@ -275,10 +275,10 @@ fn a_link_stays_a_link_and_leads_no_further_than_the_root() {
 fn programs_that_are_missing_or_that_others_can_change_are_refused() {
     let arguments = ["install", "podman", "--bin-dir", "/usr/local/bin"];
     let machine = Machine::new();
-    fs::remove_file(machine.path("usr/local/bin/pinfold-runtime")).unwrap();
+    fs::remove_file(machine.path("usr/local/bin/pinfold")).unwrap();
     refused(
         &machine.pinfold(&arguments),
-        "there is no /usr/local/bin/pinfold-runtime\n--bin-dir",
+        "there is no /usr/local/bin/pinfold\n--bin-dir",
     );
     for (mode, parts) in [(0o644, "chmod a+x"), (0o777, "can be written by anybody")] {
         let machine = Machine::new();
@@ -286,6 +286,33 @@ fn programs_that_are_missing_or_that_others_can_change_are_refused() {
         refused(&machine.pinfold(&arguments), parts);
         assert!(machine.files().is_empty());
     }
+}
+
+#[test]
+fn without_the_shim_there_are_hooks_and_engines_without_hooks_are_refused() {
+    let machine = Machine::new();
+    fs::remove_file(machine.path("usr/local/bin/pinfold-runtime")).unwrap();
+    for engine in ["containerd", "docker"] {
+        let arguments = ["install", engine, "--bin-dir", "/usr/local/bin"];
+        refused(
+            &machine.pinfold(&arguments),
+            "there is no pinfold-runtime beside /usr/local/bin/pinfold",
+        );
+        assert!(machine.files().is_empty());
+    }
+    machine.install("podman", &[]);
+    assert_eq!(
+        machine.files().len(),
+        2,
+        "hook files alone: podman reads the directory by default"
+    );
+    machine.install("crio", &[]);
+    let files = machine.files();
+    assert!(files.values().all(|text| !text.contains("pinfold-runtime")));
+    assert!(files["etc/crio/crio.conf.d/99-pinfold.conf"].contains("crio-hooks.d"));
+    machine.uninstall("podman", &[]);
+    machine.uninstall("crio", &[]);
+    assert!(machine.files().is_empty());
 }
 
 #[test]

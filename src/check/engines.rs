@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{Report, Scope, hooks};
 use crate::engines::containerd::{ConfigFile, deciding};
-use crate::engines::{Engine, Programs, RUNTIME, crio, docker, podman};
+use crate::engines::{Engine, RUNTIME, crio, docker, podman};
 use crate::host::Host;
 use crate::install::{self, EngineFiles, Place, check_program};
 
@@ -67,8 +67,8 @@ fn check_podman(place: &Place<'_>, report: &mut Report) -> Result<()> {
             .hooks_dir
             .clone()
             .unwrap_or_else(|| files.before.hooks_dir());
-        let wanted = podman::drop_in(&files.before, &programs(shim), &hooks_dir);
-        check_drop_in(engine, &files, &wanted, report);
+        let wanted = podman::drop_in(&files.before, Some(shim), &hooks_dir);
+        check_drop_in(engine, &files, wanted.as_deref(), report);
     }
     Ok(())
 }
@@ -88,8 +88,8 @@ fn check_crio(place: &Place<'_>, report: &mut Report) -> Result<()> {
     if let Some(shim) = files.all.shim() {
         check_shim(place.host, engine, shim, report);
         if let Some(hooks_dir) = files.all.hooks_dirs.last() {
-            let wanted = crio::drop_in(&files.before, &programs(shim), hooks_dir)?;
-            check_drop_in(engine, &files, &wanted, report);
+            let wanted = crio::drop_in(&files.before, Some(shim), hooks_dir)?;
+            check_drop_in(engine, &files, Some(&wanted), report);
         }
     }
     Ok(())
@@ -176,17 +176,15 @@ fn check_shim(host: &Host, engine: Engine, shim: &str, report: &mut Report) {
 }
 
 /// Our drop-in repeats lists of other files, which can have changed since.
-fn check_drop_in<S>(engine: Engine, files: &EngineFiles<S>, wanted: &str, report: &mut Report) {
-    if files.drop_in().is_some_and(|text| text != wanted) {
+fn check_drop_in<S>(
+    engine: Engine,
+    files: &EngineFiles<S>,
+    wanted: Option<&str>,
+    report: &mut Report,
+) {
+    if files.drop_in().is_some() && files.drop_in() != wanted {
         let engine = engine.word();
         let text = "what our drop-in file repeats of other files is no longer what they say";
         report.warn(engine, text, format!("`pinfold install {engine}` again"));
-    }
-}
-
-fn programs(shim: &str) -> Programs {
-    Programs {
-        pinfold: String::new(),
-        shim: shim.to_owned(),
     }
 }

@@ -4,8 +4,8 @@
 use anyhow::Result;
 use toml::{Table, Value};
 
+use super::RUNTIME;
 use super::podman::DEFAULT_HOOKS_DIR;
-use super::{Programs, RUNTIME};
 
 /// CRI-O's state directory of a runtime where no file says another.
 const RUNTIME_ROOT: &str = "/run/runc";
@@ -94,10 +94,25 @@ impl Settings {
     }
 }
 
-/// The drop-in file, over `before`: what the files that are read before it come to.
-pub fn drop_in(before: &Settings, programs: &Programs, hooks_dir: &str) -> Result<String> {
+/// The drop-in file, over `before`: what the files that are read before it come to. Without a shim it has no handler.
+pub fn drop_in(before: &Settings, shim: Option<&str>, hooks_dir: &str) -> Result<String> {
+    let mut dirs = before.hooks_dirs.clone();
+    dirs.retain(|dir| dir != hooks_dir);
+    dirs.push(hooks_dir.to_owned());
+    let dirs = Value::Array(dirs.into_iter().map(Value::String).collect());
+    let handler = shim.map(|shim| handler(before, shim)).transpose()?;
+    Ok(format!(
+        "# By `pinfold install crio`; `pinfold uninstall crio` removes this file.\n\
+         [crio.runtime]\n\
+         # The directories that hold without this file, and Pinfold's own.\n\
+         hooks_dir = {dirs}\n{}",
+        handler.unwrap_or_default()
+    ))
+}
+
+fn handler(before: &Settings, shim: &str) -> Result<String> {
     let mut handler = Table::new();
-    handler.insert("runtime_path".into(), programs.shim.clone().into());
+    handler.insert("runtime_path".into(), shim.into());
     handler.insert("runtime_type".into(), "oci".into());
     handler.insert("runtime_root".into(), RUNTIME_ROOT.into());
     for (key, value) in before.model().into_iter().flatten() {
@@ -105,22 +120,12 @@ pub fn drop_in(before: &Settings, programs: &Programs, hooks_dir: &str) -> Resul
             handler.insert(key.clone(), value.clone());
         }
     }
-    let mut dirs = before.hooks_dirs.clone();
-    dirs.retain(|dir| dir != hooks_dir);
-    dirs.push(hooks_dir.to_owned());
-    let dirs = Value::Array(dirs.into_iter().map(Value::String).collect());
-    let in_place = [RUNTIME, "runtimes", "runtime", "crio"]
-        .into_iter()
-        .fold(handler, |inner, name| {
-            Table::from_iter([(name.to_owned(), Value::Table(inner))])
-        });
-    let handler = toml::to_string(&in_place)?;
+    let path = [RUNTIME, "runtimes", "runtime", "crio"].into_iter();
+    let in_place = path.fold(handler, |inner, name| {
+        Table::from_iter([(name.to_owned(), Value::Table(inner))])
+    });
     Ok(format!(
-        "# By `pinfold install crio`; `pinfold uninstall crio` removes this file.\n\
-         [crio.runtime]\n\
-         # The directories that hold without this file, and Pinfold's own.\n\
-         hooks_dir = {dirs}\n\n\
-         # For pods of a RuntimeClass with the handler {RUNTIME}; others are pinned by the hooks.\n\
-         {handler}"
+        "\n# For pods of a RuntimeClass with the handler {RUNTIME}; others are pinned by the hooks.\n{}",
+        toml::to_string(&in_place)?
     ))
 }

@@ -71,6 +71,6 @@ impl Engine {
 pub struct Programs {
     /// `pinfold`, which hooks run.
     pub pinfold: String,
-    /// `pinfold-runtime`, which stands in for a runtime.
-    pub shim: String,
+    /// `pinfold-runtime`, which stands in for a runtime, where it is there.
+    pub shim: Option<String>,
 }

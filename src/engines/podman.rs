@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
-use super::{Programs, RUNTIME, SHIM};
+use super::{RUNTIME, SHIM};
 
 /// The hooks directory of podman and CRI-O where nothing else is configured.
 pub const DEFAULT_HOOKS_DIR: &str = "/usr/share/containers/oci/hooks.d";
@@ -148,8 +148,34 @@ fn merge(list: &mut Vec<String>, appends: &mut bool, value: &Value) -> Result<()
 }
 
 /// The drop-in file, over `before`: what the files that are read before it come to. It names a hooks directory only
-/// where that is not among those that are read.
-pub fn drop_in(before: &Settings, programs: &Programs, hooks_dir: &str) -> String {
+/// where that is not among those that are read. `None` where there is nothing to say: no shim, and no such directory.
+pub fn drop_in(before: &Settings, shim: Option<&str>, hooks_dir: &str) -> Option<String> {
+    let mut lines = String::new();
+    if shim.is_some() {
+        lines.push_str(&runtime_lists(before));
+    }
+    if !before.reads_hooks_in(hooks_dir) {
+        let own = if before.appends[0] {
+            Vec::new()
+        } else {
+            before.hooks_dirs()
+        };
+        let dirs = own.into_iter().chain([hooks_dir.to_owned()]);
+        lines.push_str(&format!("hooks_dir = {}\n", print(dirs)));
+    }
+    if let Some(shim) = shim {
+        let paths = print([shim.to_owned()].into_iter());
+        lines.push_str(&format!("\n[engine.runtimes]\n{RUNTIME} = {paths}\n"));
+    }
+    (!lines.is_empty()).then(|| {
+        format!(
+            "# By `pinfold install podman`; `pinfold uninstall podman` removes this file.\n[engine]\n{lines}"
+        )
+    })
+}
+
+/// The lists of runtimes with ours in them.
+fn runtime_lists(before: &Settings) -> String {
     let with_ours = |list: &[String], appends: bool| {
         let names = [RUNTIME.to_owned(), SHIM.to_owned()];
         let missing = names.into_iter().filter(|name| !list.contains(name));
@@ -157,32 +183,16 @@ pub fn drop_in(before: &Settings, programs: &Programs, hooks_dir: &str) -> Strin
         let own = if appends { Vec::new() } else { list.to_vec() };
         print(own.into_iter().chain(missing))
     };
-    let [hooks_append, json_append, no_cgroups_append] = before.appends;
+    let [_, json_append, no_cgroups_append] = before.appends;
+    let json = with_ours(&before.json, json_append);
     let no_cgroups = with_ours(&before.no_cgroups, no_cgroups_append);
-    let mut text = format!(
-        "# By `pinfold install podman`; `pinfold uninstall podman` removes this file.\n\
-         [engine]\n\
-         # podman judges a runtime by its name. These are the lists that hold without this file, and Pinfold.\n\
-         runtime_supports_json = {}\n\
+    format!(
+        "# podman judges a runtime by its name. These are the lists that hold without this file, and Pinfold.\n\
+         runtime_supports_json = {json}\n\
          # podman reads {NO_CGROUPS_KEY}; its manual says the other.\n\
          {NO_CGROUPS_KEY} = {no_cgroups}\n\
-         {NO_CGROUPS_IN_MANUAL} = {no_cgroups}\n",
-        with_ours(&before.json, json_append),
-    );
-    if !before.reads_hooks_in(hooks_dir) {
-        let own = if hooks_append {
-            Vec::new()
-        } else {
-            before.hooks_dirs()
-        };
-        let dirs = own.into_iter().chain([hooks_dir.to_owned()]);
-        text.push_str(&format!("hooks_dir = {}\n", print(dirs)));
-    }
-    text.push_str(&format!(
-        "\n[engine.runtimes]\n{RUNTIME} = {}\n",
-        print([programs.shim.clone()].into_iter())
-    ));
-    text
+         {NO_CGROUPS_IN_MANUAL} = {no_cgroups}\n"
+    )
 }
 
 fn print(names: impl Iterator<Item = String>) -> String {

@@ -95,7 +95,7 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     let configuration = configuration(place)?;
     let index = deciding(&configuration.files);
     let found = &configuration.found[index];
-    let after = add(&configuration.files, &programs.shim)
+    let after = add(&configuration.files, programs.shim()?)
         .with_context(|| found.path.display().to_string())?;
     let mut plan = Plan::default();
     if configuration.files[index].handler(RUNTIME).is_none() && found.text.is_some() {

@@ -27,7 +27,7 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     let found = find(place)?;
     let before = found.text.clone().unwrap_or_default();
     let is_named = || found.path.display().to_string();
-    let after = docker::add(&before, &programs.shim).with_context(is_named)?;
+    let after = docker::add(&before, programs.shim()?).with_context(is_named)?;
     let is_new = docker::read(&before).with_context(is_named)?.shim.is_none();
     let mut plan = Plan::default();
     if is_new {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use super::{Found, Place, Plan};
-use crate::engines::{Programs, RUNTIME, crio, hooks, podman};
+use crate::engines::{Programs, RUNTIME, SHIM, crio, hooks, podman};
 use crate::files;
 use crate::host::Host;
 
@@ -127,9 +127,8 @@ pub(super) fn plan_podman(place: &Place<'_>, programs: &Programs) -> Result<Plan
         .clone()
         .unwrap_or_else(|| files.before.hooks_dir());
     let mut plan = plan_hooks(place, &hooks_dir, programs)?;
-    let text = podman::drop_in(&files.before, programs, &hooks_dir);
-    plan.changes
-        .extend(ours(&files.drop_in)?.become_text(Some(text)));
+    let text = podman::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir);
+    plan.changes.extend(ours(&files.drop_in)?.become_text(text));
     Ok(plan)
 }
 
@@ -140,7 +139,7 @@ pub(super) fn plan_crio(place: &Place<'_>, programs: &Programs) -> Result<Plan> 
         .clone()
         .unwrap_or_else(|| CRIO_HOOKS_DIR.to_owned());
     let mut plan = plan_hooks(place, &hooks_dir, programs)?;
-    let text = crio::drop_in(&files.before, programs, &hooks_dir)?;
+    let text = crio::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir)?;
     plan.changes
         .extend(ours(&files.drop_in)?.become_text(Some(text)));
     Ok(plan)
@@ -172,6 +171,12 @@ pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
 
 fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs) -> Result<Plan> {
     let mut plan = Plan::default();
+    if programs.shim.is_none() {
+        plan.remarks.push(format!(
+            "there is no {SHIM} beside {}: hooks pin containers, and the runtime {RUNTIME} is not set up",
+            programs.pinfold
+        ));
+    }
     for (stage, name) in hooks::FILES {
         let found = Found::at(place.host, &format!("{dir}/{name}"))?;
         if found.text.is_some() && !is_hook_of_ours(&found) {

@@ -105,18 +105,28 @@ impl Programs {
                 own.parent().unwrap_or(Path::new("/")).to_owned()
             }
         };
-        let program = |name: &str| {
+        let path = |name: &str| {
             let path = dir.join(name);
-            let text = path
-                .to_str()
-                .with_context(|| format!("{} is no UTF-8", path.display()))?;
-            check_program(host, text)?;
-            Ok::<_, anyhow::Error>(text.to_owned())
+            let text = path.to_str().map(str::to_owned);
+            text.with_context(|| format!("{} is no UTF-8", path.display()))
         };
+        let (pinfold, shim) = (path("pinfold")?, path(SHIM)?);
+        check_program(host, &pinfold)?;
+        let has_shim = host.resolve(&shim)?.exists();
+        if has_shim {
+            check_program(host, &shim)?;
+        }
         Ok(Programs {
-            pinfold: program("pinfold")?,
-            shim: program(SHIM)?,
+            pinfold,
+            shim: has_shim.then_some(shim),
         })
+    }
+
+    /// The shim, for engines that have no hooks.
+    fn shim(&self) -> Result<&str> {
+        let remedy = "install it there, or name the directory of both by --bin-dir";
+        let shim = self.shim.as_deref();
+        shim.with_context(|| format!("there is no {SHIM} beside {}: {remedy}", self.pinfold))
     }
 }
 
@@ -128,7 +138,7 @@ pub fn check_program(host: &Host, path: &str) -> Result<()> {
         .with_context(|| format!("look at {path}"))?;
     ensure!(
         real.is_file(),
-        "there is no {path}: install it there, or name the directory of pinfold and {SHIM} by --bin-dir"
+        "there is no {path}: install it there, or name the directory of pinfold by --bin-dir"
     );
     let metadata = files::trusted(&real)?;
     ensure!(
