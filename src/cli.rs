@@ -1,5 +1,7 @@
 //! The command line: types only.
 
+pub mod pool;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,9 +9,7 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::engines;
-use crate::pools::Kind;
-use crate::pools::plan::{Cores, PoolSpec};
-use crate::request::is_pool_name;
+use crate::pools::plan::PoolSpec;
 
 /// Gives a container CPUs of its own
 #[derive(Debug, Parser)]
@@ -97,6 +97,9 @@ pub enum Verb {
     /// Show the pools, their CPU lists and who owns them
     #[command(after_help = "Example: pinfold describe --json")]
     Describe(Describe),
+    /// Add pools, remove them, change their size; owners are never touched
+    #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
+    Pool(pool::Pool),
     /// Draw the machine: packages, NUMA nodes, caches, cores, and which pool each is in
     #[command(
         after_help = "Examples:\n  pinfold topology\n  pinfold topology --json --host-root captured-tree"
@@ -140,54 +143,19 @@ pub struct Init {
     /// So many physical cores for the shared pool controlplane; all others go to the shared pool infra [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub num_cp_cores: Option<u16>,
-    /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive), or one list (shared)
-    #[arg(long, value_name = "NAME=N|rest:exclusive|shared")]
-    pub pool: Vec<PoolArg>,
+    /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive), or one list (shared); behind that
+    /// ,numa=pack|spread|NODE ,cache=pack|spread|single ,cores=whole|threads
+    #[arg(long, value_name = "NAME=N|rest:exclusive|shared[,…]", value_parser = pool::spec)]
+    pub pool: Vec<PoolSpec>,
+    /// The CPUs of the host's own work.
+    #[command(flatten)]
+    pub housekeeping: pool::Housekeeping,
     /// Replace other pools that are there; never while anybody owns anything in them
     #[arg(long)]
     pub force: bool,
     /// Print the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// `NAME=N:exclusive`, `NAME=N:shared`, or `rest` for the number.
-#[derive(Debug, Clone)]
-pub struct PoolArg(pub PoolSpec);
-
-impl FromStr for PoolArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let form = || "it must be like fast=2:exclusive, or others=rest:shared".to_owned();
-        let (name, rest) = text.split_once('=').ok_or_else(form)?;
-        let (cores, kind) = rest.split_once(':').ok_or_else(form)?;
-        if !is_pool_name(name) {
-            return Err(
-                "a pool's name has up to 63 letters, digits, - and _, begins with a letter or digit, and is not none"
-                    .to_owned(),
-            );
-        }
-        let kind = match kind {
-            "exclusive" => Kind::Exclusive,
-            "shared" => Kind::Shared,
-            _ => return Err(form()),
-        };
-        let cores = match cores {
-            "rest" => Cores::Rest,
-            number => match number.parse() {
-                Ok(count @ 1..=9999) => Cores::Count(count),
-                _ => return Err("the number of cores must be from 1 to 9999, or rest".to_owned()),
-            },
-        };
-        Ok(PoolArg(PoolSpec {
-            name: name.to_owned(),
-            cores,
-            kind,
-            // Nothing balances load on isolated cores: a shared list of them would be of little use.
-            from_isolated: kind == Kind::Exclusive,
-        }))
-    }
 }
 
 /// `pinfold describe`

@@ -651,6 +651,18 @@ fn command_lines() {
             1,
             &["999 asked for", "there are"],
         ),
+        (&["pool", "resize", "xx", "2"], 1, &["no pool \"xx\""]),
+        (
+            &["pool", "add", "new:exclusive", "--list", "4096"],
+            1,
+            &["not online"],
+        ),
+        (
+            &["pool", "add", "new:exclusive", "--list", "0", "--list", "0"],
+            1,
+            &["in a pool already"],
+        ),
+        (&["pool", "add", "new"], 1, &["fast=2:exclusive"]),
         (&["release", "a/b"], 1, &["no container id"]),
         (
             &["isolate", "--pool", "xx", "--", "true"],
@@ -688,19 +700,27 @@ fn every_verb_has_help_with_an_example_and_a_place_in_the_manual() {
     let manual = include_str!("../docs/pinfold.8").replace("\\-", "-");
     for verb in [
         "init",
+        "pool",
+        "pool add",
+        "pool remove",
+        "pool resize",
+        "pool show",
         "describe",
         "hook",
         "reconcile",
         "isolate",
         "release",
     ] {
-        let output = site.pinfold(&[verb, "--help"], b"");
+        let mut words: Vec<&str> = verb.split(' ').collect();
+        words.push("--help");
+        let output = site.pinfold(&words, b"");
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(
             output.status.success() && help.contains("Example"),
             "{help}"
         );
-        assert!(manual.contains(&format!(".B {verb}\n")), "{verb}");
+        let last = words[words.len() - 2];
+        assert!(manual.contains(&format!(".B {last}\n")), "{verb}");
         let options = help
             .split_whitespace()
             .filter(|word| word.starts_with("--") && word.len() > 2);

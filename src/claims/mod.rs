@@ -112,6 +112,11 @@ impl Ledger {
         for name in files::names_in(&dir)? {
             entries.extend(read(&dir.join(name)));
         }
+        // A claim that was given another list meanwhile leaves its link for a moment, or for good where it was killed.
+        entries.retain(|entry| {
+            let claim = entry.claim();
+            claim.is_none_or(|claim| claim.lists.iter().any(|other| other == list))
+        });
         Ok(entries)
     }
 
@@ -160,15 +165,27 @@ impl Ledger {
         )
     }
 
-    /// Removes a claim; one that is not there is success.
-    pub fn remove(&self, claim: &Claim) -> Result<()> {
-        let home = self.run_dir.join("claims").join(&claim.id);
-        files::remove(&home.join(claim.file_name()))?;
-        for list in &claim.lists {
+    /// Writes a claim that has other lists than before.
+    pub fn rewrite(&self, before: &Claim, after: &Claim) -> Result<()> {
+        self.write(after)?;
+        let gone = before.lists.iter();
+        self.unlink(after, gone.filter(|list| !after.lists.contains(list)))
+    }
+
+    fn unlink<'a>(&self, claim: &Claim, lists: impl Iterator<Item = &'a String>) -> Result<()> {
+        for list in lists {
             let dir = self.run_dir.join("lists").join(list);
             files::remove(&dir.join(claim.marker_name()))?;
             files::remove_empty_directory(&dir)?;
         }
+        Ok(())
+    }
+
+    /// Removes a claim; one that is not there is success.
+    pub fn remove(&self, claim: &Claim) -> Result<()> {
+        let home = self.run_dir.join("claims").join(&claim.id);
+        files::remove(&home.join(claim.file_name()))?;
+        self.unlink(claim, claim.lists.iter())?;
         let marker = self.cgroup_marker(claim.cgroup.inode);
         if std::fs::read_link(&marker).is_ok_and(|target| target.ends_with(claim.file_name())) {
             files::remove(&marker)?;

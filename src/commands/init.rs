@@ -6,18 +6,26 @@ use anyhow::{Result, ensure};
 use tabwriter::TabWriter;
 
 use super::Settings;
-use crate::cli::{Init, PoolArg};
-use crate::placement::{Existing, Made, init};
+use crate::cli::Init;
+use crate::cpulist::CpuSet;
+use crate::placement::{Existing, Made, Site, init};
 use crate::pools::Kind;
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, list_name, plan};
-use crate::topology;
+use crate::pools::carve::{Core, Cut};
+use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
+use crate::topology::{Group, Levels, isolated, online};
 
 pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     let site = settings.site();
     let specs = specs(args)?;
-    let cores = topology::cores(&site.host)?;
-    let isolated = topology::isolated(&site.host)?;
-    let plan = plan(&cores, &isolated, &specs)?;
+    let mut stock = stock(site, args.housekeeping.reserve.as_ref())?;
+    if args.pool.is_empty() {
+        stock.shared_isolated = Some(CONTROLPLANE.to_owned());
+        // KCM knows no housekeeping CPUs.
+        if args.housekeeping.reserve.is_none() {
+            stock.reserved = CpuSet::new();
+        }
+    }
+    let plan = plan(&stock, &specs)?;
     let mut out = io::stdout().lock();
     if args.dry_run {
         writeln!(out, "would make {}:", site.conf_dir.display())?;
@@ -66,7 +74,7 @@ fn specs(args: &Init) -> Result<Vec<PoolSpec>> {
             args.num_cp_cores.unwrap_or(1).into(),
         ));
     }
-    let specs: Vec<PoolSpec> = args.pool.iter().map(|PoolArg(spec)| spec.clone()).collect();
+    let specs = args.pool.clone();
     for (index, spec) in specs.iter().enumerate() {
         let is_repeated = specs[..index].iter().any(|other| other.name == spec.name);
         ensure!(
@@ -78,22 +86,43 @@ fn specs(args: &Init) -> Result<Vec<PoolSpec>> {
     Ok(specs)
 }
 
+/// KCM's shared pool that is cut from isolated cores.
+const CONTROLPLANE: &str = "controlplane";
+
 /// KCM's three pools. Where cores are isolated, dataplane and controlplane get those, and infra only the others.
 fn kcm_specs(dataplane: usize, controlplane: usize) -> Vec<PoolSpec> {
-    let spec = |name: &str, cores, kind, from_isolated| PoolSpec {
+    let spec = |name: &str, cores, kind| PoolSpec {
         name: name.to_owned(),
         cores,
         kind,
-        from_isolated,
+        cut: Cut::default(),
+        unit: Unit::Core,
     };
     vec![
-        spec("dataplane", Cores::Count(dataplane), Kind::Exclusive, true),
-        spec(
-            "controlplane",
-            Cores::Count(controlplane),
-            Kind::Shared,
-            true,
-        ),
-        spec("infra", Cores::Rest, Kind::Shared, false),
+        spec("dataplane", Cores::Count(dataplane), Kind::Exclusive),
+        spec(CONTROLPLANE, Cores::Count(controlplane), Kind::Shared),
+        spec("infra", Cores::Rest, Kind::Shared),
     ]
+}
+
+/// The machine's cores, and which of them are for the host's own work: those of these CPUs, or of CPU 0.
+pub(super) fn stock(site: &Site, reserve: Option<&CpuSet>) -> Result<Stock> {
+    let host = &site.host;
+    let online = online(host)?;
+    let levels = Levels::of(host, &online)?;
+    let group_of = |groups: &[Group], cpus: &CpuSet| {
+        let found = groups.iter().find(|group| !group.cpus.is_disjoint(cpus));
+        found.map_or(0, |group| group.id)
+    };
+    let core = |core: &Group| Core {
+        cpus: core.cpus.clone(),
+        node: group_of(&levels.nodes, &core.cpus),
+        cache: group_of(&levels.caches, &core.cpus),
+    };
+    Ok(Stock {
+        cores: levels.cores.iter().map(core).collect(),
+        isolated: isolated(host)?,
+        reserved: reserve.cloned().unwrap_or_else(|| CpuSet::from_iter([0])),
+        shared_isolated: None,
+    })
 }

@@ -6,6 +6,7 @@ mod hook;
 mod init;
 mod install;
 mod isolate;
+mod pool;
 mod reconcile;
 mod release;
 mod settings;
@@ -36,6 +37,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Init(args) => init::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Pool(args) => pool::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Install(args) => install::run(

@@ -133,6 +133,10 @@ impl Books<'_> {
     /// dropped one that it took for dead; and drops others.
     pub(super) fn record_instead_of(&self, others: &[i32], claim: &Claim) -> Result<()> {
         for list in &claim.lists {
+            // A claim whose list is being renamed names both.
+            if claim.lists.len() > 1 && !self.directory.has_list(&claim.pool, list) {
+                continue;
+            }
             let tasks = self.directory.tasks(&claim.pool, list)?;
             let mut add = claim.pids();
             add.retain(|pid| !tasks.contains(pid));

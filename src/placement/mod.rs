@@ -4,6 +4,7 @@
 //! This is where the pool directory, the ledger and the cgroups meet; they do not know each other.
 
 mod audit;
+mod change;
 mod command;
 mod container;
 mod give;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 pub use audit::{Audit, audit};
+pub use change::{Change, Changed, change};
 pub use command::{CommandPlace, pin_command};
 pub use container::pin_container;
 pub use init::{Existing, Made, init};

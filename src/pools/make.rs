@@ -163,12 +163,8 @@ impl PoolDirectory {
     }
 }
 
-fn put_pool(path: &Path, pool: &PlannedPool) -> Result<()> {
-    let directory = |path: &Path| -> Result<()> {
-        fs::create_dir(path).with_context(|| format!("make {}", path.display()))?;
-        set_directory_mode(path)
-    };
-    directory(path)?;
+pub(super) fn put_pool(path: &Path, pool: &PlannedPool) -> Result<()> {
+    put_directory(path)?;
     let content = pool.kind.content().as_bytes();
     files::replace(
         &path.join("exclusive"),
@@ -177,15 +173,24 @@ fn put_pool(path: &Path, pool: &PlannedPool) -> Result<()> {
         Durability::PowerLoss,
     )?;
     for list in &pool.lists {
-        let list = path.join(list_name(list));
-        directory(&list)?;
-        files::replace(&list.join("tasks"), b"", FILE_MODE, Durability::PowerLoss)?;
+        put_list(&path.join(list_name(list)))?;
     }
     files::sync_directory(path).with_context(|| format!("sync {}", path.display()))
 }
 
+/// A CPU list without owners.
+pub(super) fn put_list(path: &Path) -> Result<()> {
+    put_directory(path)?;
+    files::replace(&path.join("tasks"), b"", FILE_MODE, Durability::PowerLoss)
+}
+
+fn put_directory(path: &Path) -> Result<()> {
+    fs::create_dir(path).with_context(|| format!("make {}", path.display()))?;
+    set_directory_mode(path)
+}
+
 /// Set rather than asked for: the umask may be anything.
-fn set_directory_mode(path: &Path) -> Result<()> {
+pub(super) fn set_directory_mode(path: &Path) -> Result<()> {
     fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
         .with_context(|| format!("set the mode of {}", path.display()))
 }

@@ -1,6 +1,8 @@
 //! The pool directory, in KCM's flat layout: `lock`, `pools/<pool>/exclusive`,
 //! `pools/<pool>/<cpulist>/tasks`.
 
+pub mod carve;
+mod change;
 mod lock;
 pub mod make;
 mod owners;
@@ -119,6 +121,11 @@ impl PoolDirectory {
 
     fn list_path(&self, pool: &str, list: &str) -> PathBuf {
         self.pools().join(pool).join(list)
+    }
+
+    /// Is there a list of this name?
+    pub fn has_list(&self, pool: &str, list: &str) -> bool {
+        self.list_path(pool, list).is_dir()
     }
 
     fn half_made(&self) -> String {

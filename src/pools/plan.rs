@@ -1,10 +1,9 @@
 //! Dividing a machine's cores among pools. Pure.
 
-use std::collections::VecDeque;
-
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Kind;
+use super::carve::{Cache, Core, Cut, Numa, take};
 use crate::cpulist::CpuSet;
 
 /// The longest name of a directory, in bytes (`NAME_MAX`, limits.h).
@@ -19,8 +18,10 @@ pub struct PoolSpec {
     pub cores: Cores,
     /// Exclusive: a list per core. Shared: one list with all of them.
     pub kind: Kind,
-    /// From the cores that `isolcpus=` isolates, where there are any, or only from the others?
-    pub from_isolated: bool,
+    /// From where its cores come.
+    pub cut: Cut,
+    /// What a list of an exclusive pool is.
+    pub unit: Unit,
 }
 
 /// How many physical cores a pool gets.
@@ -30,6 +31,29 @@ pub enum Cores {
     Count(usize),
     /// All that no other pool gets, at least 1.
     Rest,
+}
+
+/// What one list of an exclusive pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unit {
+    /// A physical core with its SMT siblings.
+    #[default]
+    Core,
+    /// One CPU: owners may share a core.
+    Thread,
+}
+
+/// What there is to divide.
+#[derive(Debug, Clone, Default)]
+pub struct Stock {
+    /// The physical cores, by first CPU.
+    pub cores: Vec<Core>,
+    /// The CPUs that `isolcpus=` isolates. Where there are any, exclusive pools get those, and others only the others.
+    pub isolated: CpuSet,
+    /// The CPUs of the host's own work: never for an exclusive pool.
+    pub reserved: CpuSet,
+    /// KCM's rule: its shared controlplane is cut from isolated cores, too.
+    pub shared_isolated: Option<String>,
 }
 
 /// A pool as it is to be made.
@@ -53,102 +77,182 @@ pub fn list_name(cpus: &CpuSet) -> String {
     }
 }
 
-/// Gives each pool its cores, in the order of their first CPU. A core counts as isolated when all its CPUs are.
+/// Gives each pool its cores. A core counts as isolated when all its CPUs are.
 ///
 /// # Errors
 /// Too few cores: how many were asked for, and how many there are.
-pub fn plan(cores: &[CpuSet], isolated: &CpuSet, specs: &[PoolSpec]) -> Result<Vec<PlannedPool>> {
-    let (of_isolated, of_others): (VecDeque<_>, VecDeque<_>) = cores
-        .iter()
-        .cloned()
-        .partition(|core| core.is_subset(isolated));
-    // Without isolated cores, all pools share one supply.
-    let has_isolated = !of_isolated.is_empty();
-    let mut supplies = [
-        Supply {
-            cores: of_others,
-            what: if has_isolated {
-                "cores that are not isolated"
-            } else {
-                "cores"
-            },
-        },
-        Supply {
-            cores: of_isolated,
-            what: "isolated cores",
-        },
-    ];
-    let supply_of = |spec: &PoolSpec| usize::from(has_isolated && spec.from_isolated);
-    for (index, supply) in supplies.iter().enumerate() {
-        let wanted: Vec<&PoolSpec> = specs
-            .iter()
-            .filter(|spec| supply_of(spec) == index)
-            .collect();
-        supply.suffices(&wanted)?;
+pub fn plan(stock: &Stock, specs: &[PoolSpec]) -> Result<Vec<PlannedPool>> {
+    for is_isolated in [false, true] {
+        stock.suffices(specs, is_isolated)?;
     }
-    let mut taken: Vec<(usize, Vec<CpuSet>)> = Vec::new();
+    let mut left = stock.clone();
+    let mut planned: Vec<(usize, PlannedPool)> = Vec::new();
     let is_rest = |spec: &PoolSpec| spec.cores == Cores::Rest;
     // What is left is known when all the others have theirs.
     for last in [false, true] {
-        for (index, spec) in specs
-            .iter()
-            .enumerate()
-            .filter(|(_, spec)| is_rest(spec) == last)
-        {
-            let supply = &mut supplies[supply_of(spec)].cores;
-            let count = match spec.cores {
-                Cores::Count(count) => count,
-                Cores::Rest => supply.len(),
-            };
-            taken.push((index, supply.drain(..count).collect()));
+        let numbered = specs.iter().enumerate();
+        for (index, spec) in numbered.filter(|(_, spec)| is_rest(spec) == last) {
+            let cores = left.cut_out(spec)?;
+            planned.push((index, planned_pool(spec, cores)));
         }
     }
-    taken.sort_by_key(|(index, _)| *index);
-    Ok(taken
-        .into_iter()
-        .map(|(index, cores)| PlannedPool {
-            name: specs[index].name.clone(),
-            kind: specs[index].kind,
-            lists: match specs[index].kind {
-                Kind::Exclusive => cores,
-                Kind::Shared => vec![cores.iter().flat_map(CpuSet::iter).collect()],
-            },
-        })
-        .collect())
+    planned.sort_by_key(|(index, _)| *index);
+    Ok(planned.into_iter().map(|(_, pool)| pool).collect())
 }
 
-struct Supply {
-    cores: VecDeque<CpuSet>,
-    what: &'static str,
+fn planned_pool(spec: &PoolSpec, cores: Vec<CpuSet>) -> PlannedPool {
+    let cpus = || cores.iter().flat_map(CpuSet::iter);
+    let lists = match (spec.kind, spec.unit) {
+        (Kind::Shared, _) => vec![cpus().collect()],
+        (Kind::Exclusive, Unit::Thread) => cpus().map(|cpu| CpuSet::from_iter([cpu])).collect(),
+        (Kind::Exclusive, Unit::Core) => cores,
+    };
+    PlannedPool {
+        name: spec.name.clone(),
+        kind: spec.kind,
+        lists,
+    }
 }
 
-impl Supply {
-    fn suffices(&self, wanted: &[&PoolSpec]) -> Result<()> {
-        let count = |spec: &&PoolSpec| match spec.cores {
-            Cores::Count(count) => count,
-            Cores::Rest => 1,
+impl Stock {
+    /// Is this pool cut from the isolated cores? Without any, all pools share one supply.
+    fn is_from_isolated(&self, spec: &PoolSpec) -> bool {
+        let wants =
+            spec.kind == Kind::Exclusive || self.shared_isolated.as_ref() == Some(&spec.name);
+        wants && self.cores.iter().any(|core| self.is_isolated(core))
+    }
+
+    /// Is nothing left for a pool of this kind?
+    pub fn is_used_up(&self, kind: Kind) -> bool {
+        let spec = PoolSpec {
+            name: String::new(),
+            cores: Cores::Rest,
+            kind,
+            cut: Cut::default(),
+            unit: Unit::Core,
+        };
+        self.cores_for(&spec).is_empty()
+    }
+
+    fn is_isolated(&self, core: &Core) -> bool {
+        core.cpus.is_subset(&self.isolated)
+    }
+
+    /// The cores that a pool can be cut from, by first CPU; for a shared one those of the host's own work first.
+    fn cores_for(&self, spec: &PoolSpec) -> Vec<Core> {
+        let from_isolated = self.is_from_isolated(spec);
+        let is_reserved = |core: &Core| !core.cpus.is_disjoint(&self.reserved);
+        let mut cores = self.cores.clone();
+        cores.retain(|core| self.is_isolated(core) == from_isolated);
+        match spec.kind {
+            Kind::Exclusive => cores.retain(|core| !is_reserved(core)),
+            Kind::Shared => cores.sort_by_key(|core| !is_reserved(core)),
+        }
+        cores
+    }
+
+    fn cut_out(&mut self, spec: &PoolSpec) -> Result<Vec<CpuSet>> {
+        let mut free = self.cores_for(spec);
+        let count = match (spec.cores, spec.cut.numa) {
+            (Cores::Count(count), _) => count,
+            (Cores::Rest, Numa::Node(node)) => {
+                free.iter().filter(|core| core.node == node).count().max(1)
+            }
+            (Cores::Rest, _) => free.len().max(1),
+        };
+        let taken = take(&mut free, count, spec.cut);
+        let taken = taken.with_context(|| {
+            let which = self.which(spec);
+            format!(
+                "pool {}: {count} {which} asked for: ask for fewer, or cut them elsewhere",
+                spec.name
+            )
+        })?;
+        self.cores.retain(|core| !taken.contains(&core.cpus));
+        Ok(taken)
+    }
+
+    fn which(&self, spec: &PoolSpec) -> &'static str {
+        match (self.is_from_isolated(spec), self.isolated.is_empty()) {
+            (true, _) => "isolated cores",
+            (false, false) => "cores that are not isolated",
+            (false, true) => "cores",
+        }
+    }
+
+    /// Are there enough cores in all for those pools that are cut from isolated cores, or for the others?
+    fn suffices(&self, specs: &[PoolSpec], is_isolated: bool) -> Result<()> {
+        let mut wanted: Vec<&PoolSpec> = specs.iter().collect();
+        wanted.retain(|spec| self.is_from_isolated(spec) == is_isolated);
+        let Some(first) = wanted.first() else {
+            return Ok(());
         };
         let rests = wanted
             .iter()
-            .filter(|spec| spec.cores == Cores::Rest)
-            .count();
+            .filter(|spec| spec.cores == Cores::Rest && !matches!(spec.cut.numa, Numa::Node(_)));
+        let what = self.which(first);
         ensure!(
-            rests <= 1,
-            "two pools are to get the rest of the {}: give one a number",
-            self.what
+            rests.count() <= 1,
+            "two pools are to get the rest of the {what}: give one a number"
         );
-        let asked: usize = wanted.iter().map(count).sum();
-        if asked > self.cores.len() {
-            let each: Vec<String> = wanted
-                .iter()
-                .map(|spec| format!("{} for {}", count(spec), spec.name))
-                .collect();
-            bail!(
-                "too few {}: {asked} asked for ({}), and there are {}: ask for fewer",
-                self.what,
-                each.join(", "),
-                self.cores.len()
+        wanted.sort_by_key(|spec| spec.kind == Kind::Shared);
+        // First the exclusive ones, which have fewer cores to come from; then all together.
+        let exclusive = wanted.iter().filter(|spec| spec.kind == Kind::Exclusive);
+        for some in [&wanted[..exclusive.count()], &wanted[..]] {
+            self.suffices_for(some, what)?;
+        }
+        Ok(())
+    }
+
+    fn suffices_for(&self, wanted: &[&PoolSpec], what: &str) -> Result<()> {
+        let Some(last) = wanted.last() else {
+            return Ok(());
+        };
+        let least = |spec: &PoolSpec| match spec.cores {
+            Cores::Count(count) => count,
+            Cores::Rest => 1,
+        };
+        let asked: usize = wanted.iter().map(|spec| least(spec)).sum();
+        let there = self.cores_for(last).len();
+        if asked <= there {
+            return Ok(());
+        }
+        let each: Vec<String> = wanted
+            .iter()
+            .map(|spec| format!("{} for {}", least(spec), spec.name))
+            .collect();
+        let mut kept = String::new();
+        if last.kind == Kind::Exclusive && !self.reserved.is_empty() {
+            kept = format!(
+                ", without those of the host's own work, CPUs {} (--reserve)",
+                self.reserved
             );
+        }
+        bail!(
+            "too few {what}: {asked} asked for ({}), and there are {there}{kept}: ask for fewer",
+            each.join(", ")
+        );
+    }
+}
+
+impl Cut {
+    /// `numa=…` and `cache=…` as they are written behind a pool's kind.
+    ///
+    /// # Errors
+    /// What else could be written.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match (key, value) {
+            ("numa", "pack") => self.numa = Numa::Pack,
+            ("numa", "spread") => self.numa = Numa::Spread,
+            ("numa", node) => match node.parse() {
+                Ok(node @ 0..=9999) => self.numa = Numa::Node(node),
+                _ => return Err("numa= is pack, spread or the number of a node".to_owned()),
+            },
+            ("cache", "pack") => self.cache = Cache::Pack,
+            ("cache", "spread") => self.cache = Cache::Spread,
+            ("cache", "single") => self.cache = Cache::Single,
+            ("cache", _) => return Err("cache= is pack, spread or single".to_owned()),
+            _ => return Err("after the kind there can be numa=, cache= and cores=".to_owned()),
         }
         Ok(())
     }
@@ -158,31 +262,44 @@ impl Supply {
 mod tests {
     use super::*;
 
-    /// Words `name=N:kind`, `name=rest:kind`; `!` behind takes isolated cores.
+    /// Words `name=N:kind`, `name=rest:kind`; kind `x`, `xt` by threads, or `s`.
     fn specs(words: &str) -> Vec<PoolSpec> {
         let spec = |word: &str| {
-            let (name, rest) = word.trim_end_matches('!').split_once('=').unwrap();
+            let (name, rest) = word.split_once('=').unwrap();
             let (cores, kind) = rest.split_once(':').unwrap();
             PoolSpec {
                 name: name.into(),
                 cores: cores.parse().map_or(Cores::Rest, Cores::Count),
-                kind: if kind == "x" {
+                kind: if kind.starts_with('x') {
                     Kind::Exclusive
                 } else {
                     Kind::Shared
                 },
-                from_isolated: word.ends_with('!'),
+                cut: Cut::default(),
+                unit: if kind == "xt" {
+                    Unit::Thread
+                } else {
+                    Unit::Core
+                },
             }
         };
         words.split_whitespace().map(spec).collect()
     }
 
-    fn planned(cores: &str, isolated: &str, words: &str) -> Result<String> {
-        let cores: Vec<CpuSet> = cores
-            .split_whitespace()
-            .map(|core| core.parse().unwrap())
-            .collect();
-        let pools = plan(&cores, &isolated.parse().unwrap(), &specs(words))?;
+    /// Cores of one node; `cp` is KCM's controlplane.
+    fn planned(cores: &str, isolated: &str, reserved: &str, words: &str) -> Result<String> {
+        let core = |core: &str| Core {
+            cpus: core.parse().unwrap(),
+            node: 0,
+            cache: 0,
+        };
+        let stock = Stock {
+            cores: cores.split_whitespace().map(core).collect(),
+            isolated: isolated.parse().unwrap(),
+            reserved: reserved.parse().unwrap(),
+            shared_isolated: Some("cp".into()),
+        };
+        let pools = plan(&stock, &specs(words))?;
         let show = |pool: &PlannedPool| {
             let lists: Vec<String> = pool.lists.iter().map(list_name).collect();
             format!("{}={}", pool.name, lists.join("/"))
@@ -192,69 +309,92 @@ mod tests {
 
     #[test]
     fn cores_are_divided() {
-        for (cores, isolated, words, expected) in [
+        for (cores, isolated, reserved, words, expected) in [
             (
                 "0,8 1,9 2,10",
+                "",
                 "",
                 "dp=1:x cp=1:s infra=rest:s",
                 "dp=0,8 cp=1,9 infra=2,10",
             ),
-            ("0 1 2 3", "", "infra=rest:s dp=2:x", "infra=2,3 dp=0/1"),
-            ("0 1 2 3", "", "a=2:s b=rest:x", "a=0,1 b=2/3"),
+            ("0 1 2 3", "", "", "infra=rest:s dp=2:x", "infra=2,3 dp=0/1"),
+            ("0 1 2 3", "", "", "a=2:s b=rest:x", "a=0,1 b=2/3"),
             (
                 "0 1 2 3 4",
                 "2-4",
-                "dp=2:x! cp=1:s! infra=rest:s",
+                "",
+                "dp=2:x cp=1:s infra=rest:s",
                 "dp=2/3 cp=4 infra=0,1",
             ),
             (
                 "0,4 1,5 2,6",
                 "1,2,6",
-                "dp=1:x! infra=rest:s",
+                "",
+                "dp=1:x infra=rest:s",
                 "dp=2,6 infra=0,1,4,5",
             ),
-            ("0 1", "", "dp=1:x! infra=rest:s", "dp=0 infra=1"),
+            ("0 1", "", "", "dp=1:x infra=rest:s", "dp=0 infra=1"),
+            (
+                "0,4 1,5 2,6",
+                "",
+                "0,4",
+                "dp=2:x infra=rest:s",
+                "dp=1,5/2,6 infra=0,4",
+            ),
+            ("0,4 1,5 2,6", "", "0,4", "dp=rest:x", "dp=1,5/2,6"),
+            ("0 1 2", "", "2", "a=1:s dp=2:x", "a=2 dp=0/1"),
+            ("0,4 1,5", "", "0", "dp=1:xt a=rest:s", "dp=1/5 a=0,4"),
         ] {
-            assert_eq!(
-                planned(cores, isolated, words).unwrap(),
-                expected,
-                "{words}"
-            );
+            let planned = planned(cores, isolated, reserved, words).unwrap();
+            assert_eq!(planned, expected, "{words}");
         }
     }
 
     #[test]
     fn too_few_cores_are_counted() {
-        for (cores, isolated, words, parts) in [
+        for (cores, isolated, reserved, words, parts) in [
             (
                 "0 1",
                 "",
-                "dp=4:x cp=1:s infra=rest:s",
+                "",
+                "dp=1:x cp=4:s infra=rest:s",
                 [
-                    "6 asked for (4 for dp, 1 for cp, 1 for infra)",
+                    "6 asked for (1 for dp, 4 for cp, 1 for infra)",
                     "there are 2",
                 ],
             ),
             (
                 "0 1 2",
                 "2",
-                "dp=2:x! infra=rest:s",
+                "",
+                "dp=2:x",
                 ["too few isolated cores: 2 asked for", "there are 1"],
             ),
             (
                 "0 1",
                 "0-1",
-                "dp=2:x! infra=rest:s",
+                "",
+                "dp=2:x infra=rest:s",
                 ["too few cores that are not isolated", "there are 0"],
             ),
             (
                 "0 1 2",
                 "",
+                "",
                 "a=rest:s b=rest:s",
                 ["two pools", "give one a number"],
             ),
+            (
+                "0,2 1,3",
+                "",
+                "0",
+                "dp=2:x",
+                ["there are 1, without", "CPUs 0 (--reserve)"],
+            ),
         ] {
-            let error = planned(cores, isolated, words).unwrap_err().to_string();
+            let error = planned(cores, isolated, reserved, words)
+                .unwrap_err()
+                .to_string();
             assert!(
                 parts.iter().all(|part| error.contains(part)),
                 "{words}: {error}"

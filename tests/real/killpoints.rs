@@ -44,7 +44,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// Runs a verb once untouched to learn its system calls, and then once for each of them with that as its last.
 /// `before` arranges what the verb finds, and `after` is told of every death.
-fn each_point<T>(
+pub(crate) fn each_point<T>(
     world: &World,
     verb: &[&str],
     mut before: impl FnMut() -> (T, String),

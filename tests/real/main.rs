@@ -42,6 +42,7 @@ mod owners;
 mod pinned;
 mod plan;
 mod pods;
+mod pools;
 mod probe;
 mod process;
 mod refusals;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         pods::cases(),
         installed::cases(),
         kcm::cases(),
+        pools::cases(),
         killpoints::cases(),
         killpoints_isolate::cases(),
         killpoints_runtime::cases(),

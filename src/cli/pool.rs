@@ -1,0 +1,227 @@
+//! `pinfold pool`, and how a pool is written on the command line.
+
+use clap::{Args, Subcommand};
+
+use crate::cpulist::CpuSet;
+use crate::pools::Kind;
+use crate::pools::carve::Cut;
+use crate::pools::plan::{Cores, PoolSpec, Unit};
+use crate::request::is_pool_name;
+
+/// The most cores that a pool can be asked to have.
+const MOST_CORES: usize = 9999;
+
+/// `pinfold pool`
+#[derive(Debug, Args)]
+pub struct Pool {
+    /// What to do with the pools.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What `pinfold pool` does.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Show the pools, how much of each is free, and the CPUs that are in none
+    #[command(after_help = "Examples:\n  pinfold pool show\n  pinfold pool show dataplane --json")]
+    Show(Show),
+    /// Make a pool out of CPUs that are in none
+    #[command(
+        after_help = "Examples:\n  pinfold pool add fast=2:exclusive\n  pinfold pool add fast=4:exclusive,numa=spread --dry-run\n  pinfold pool add fast:exclusive --list 4,12 --list 5,13"
+    )]
+    Add(Add),
+    /// Remove a pool that has no owners
+    #[command(after_help = "Example: pinfold pool remove fast")]
+    Remove(Remove),
+    /// Give a pool more cores, out of CPUs that are in none, or fewer
+    #[command(
+        after_help = "Examples:\n  pinfold pool resize fast 6\n  pinfold pool resize common rest --dry-run\n\nAn exclusive pool gets, or loses, lists without owners. A shared pool's one list grows under its owners, who are given\nthe new CPUs at once."
+    )]
+    Resize(Resize),
+}
+
+/// `pinfold pool show`
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Only this pool
+    pub name: Option<String>,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pinfold pool add`
+#[derive(Debug, Args)]
+pub struct Add {
+    /// NAME=N:exclusive, NAME=rest:shared and so on, as for `pinfold init --pool`; without =N where --list says it
+    #[arg(value_name = "NAME=N|rest:exclusive|shared[,…]")]
+    pub pool: String,
+    /// A CPU list of the pool, as 4,12 or 0-2
+    #[arg(long, value_name = "CPUS")]
+    pub list: Vec<CpuSet>,
+    /// The CPUs of the host's own work.
+    #[command(flatten)]
+    pub housekeeping: Housekeeping,
+    /// Print what would be done and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `pinfold pool remove`
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// The pool's name
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Print what would be done and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `pinfold pool resize`
+#[derive(Debug, Args)]
+pub struct Resize {
+    /// The pool's name
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// How many lists an exclusive pool is to have, or how many cores a shared one; rest: all that are in no pool as well
+    #[arg(value_name = "N|rest", value_parser = cores)]
+    pub size: Cores,
+    /// From where more cores come: pack, spread, or the number of a NUMA node
+    #[arg(long, value_name = "WHERE")]
+    pub numa: Option<String>,
+    /// From which last-level caches more cores come: pack, spread or single
+    #[arg(long, value_name = "WHERE")]
+    pub cache: Option<String>,
+    /// The CPUs of the host's own work.
+    #[command(flatten)]
+    pub housekeeping: Housekeeping,
+    /// Print what would be done and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// The CPUs of the host's own work.
+#[derive(Debug, Args)]
+pub struct Housekeeping {
+    /// Give the cores of these CPUs to no exclusive pool; none: give them all [default: 0]
+    #[arg(long, value_name = "CPUS", value_parser = reserve)]
+    pub reserve: Option<CpuSet>,
+}
+
+fn reserve(text: &str) -> Result<CpuSet, String> {
+    match text {
+        "none" => Ok(CpuSet::new()),
+        list => list.parse().map_err(|error| format!("{error:#}")),
+    }
+}
+
+/// `NAME=N:exclusive` or `NAME=rest:shared`, with `,key=value` behind.
+///
+/// # Errors
+/// What it has to look like.
+pub fn spec(text: &str) -> Result<PoolSpec, String> {
+    let form = || "it must be like fast=2:exclusive, or others=rest:shared".to_owned();
+    let (sized, rest) = text.split_once(':').ok_or_else(form)?;
+    let (pool, size) = sized.split_once('=').ok_or_else(form)?;
+    let listed = listed(&format!("{pool}:{rest}")).map_err(|error| match error {
+        Form::Whole => form(),
+        Form::Part(error) => error,
+    })?;
+    Ok(PoolSpec {
+        cores: cores(size)?,
+        ..listed
+    })
+}
+
+/// What is wrong with how a pool is written: it as a whole, or a part of it.
+#[derive(Debug)]
+pub enum Form {
+    /// It is not of the form.
+    Whole,
+    /// One part is not, for this reason.
+    Part(String),
+}
+
+/// `NAME:exclusive` or `NAME:shared`, with `,key=value` behind, of a pool whose size is told elsewhere.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn listed(text: &str) -> Result<PoolSpec, Form> {
+    let (pool, rest) = text.split_once(':').ok_or(Form::Whole)?;
+    let mut words = rest.split(',');
+    let kind = match words.next() {
+        Some("exclusive") => Kind::Exclusive,
+        Some("shared") => Kind::Shared,
+        _ => return Err(Form::Whole),
+    };
+    let mut spec = PoolSpec {
+        name: name(pool).map_err(Form::Part)?,
+        cores: Cores::Rest,
+        kind,
+        cut: Cut::default(),
+        unit: Unit::Core,
+    };
+    for word in words {
+        let (key, value) = word.split_once('=').ok_or(Form::Whole)?;
+        match (key, value) {
+            ("cores", "whole") => spec.unit = Unit::Core,
+            ("cores", "threads") if kind == Kind::Exclusive => spec.unit = Unit::Thread,
+            ("cores", _) => {
+                return Err(Form::Part(
+                    "cores= is whole or, for an exclusive pool, threads".to_owned(),
+                ));
+            }
+            _ => spec.cut.set(key, value).map_err(Form::Part)?,
+        }
+    }
+    Ok(spec)
+}
+
+fn name(text: &str) -> Result<String, String> {
+    if is_pool_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("a pool's name has up to 63 letters, digits, - and _, begins with a letter or digit, and is not none".to_owned())
+}
+
+fn cores(text: &str) -> Result<Cores, String> {
+    match (text, text.parse()) {
+        ("rest", _) => Ok(Cores::Rest),
+        (_, Ok(count @ 1..=MOST_CORES)) => Ok(Cores::Count(count)),
+        _ => Err("the number of cores must be from 1 to 9999, or rest".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pools::carve::{Cache, Numa};
+
+    #[test]
+    fn pools_are_written_in_one_word() {
+        let pool = spec("dp=8:exclusive,numa=spread,cores=threads,cache=single").unwrap();
+        assert_eq!(
+            (pool.name.as_str(), pool.cores, pool.kind, pool.unit),
+            ("dp", Cores::Count(8), Kind::Exclusive, Unit::Thread)
+        );
+        let (numa, cache) = (Numa::Spread, Cache::Single);
+        assert_eq!(pool.cut, Cut { numa, cache });
+        let pool = spec("all=rest:shared,numa=1").unwrap();
+        assert_eq!((pool.cores, pool.cut.numa), (Cores::Rest, Numa::Node(1)));
+        for (text, said) in [
+            ("dp", "fast=2:exclusive"),
+            ("dp:exclusive", "fast=2:exclusive"),
+            ("dp=1:private", "fast=2:exclusive"),
+            ("dp=0:shared", "1 to 9999"),
+            ("dp=1:shared,cores=threads", "cores= is"),
+            ("dp=1:exclusive,numa=best", "numa= is"),
+            ("dp=1:exclusive,cache=1", "cache= is"),
+            ("dp=1:exclusive,x=1", "there can be"),
+            ("none=1:shared", "a pool's name"),
+        ] {
+            let error = spec(text).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! `pinfold pool`: the pools, and changing them while containers run.
+
+use std::io::{self, Write};
+
+use anyhow::{Result, bail, ensure};
+use serde_json::json;
+use tabwriter::TabWriter;
+
+use super::Settings;
+use super::init::stock;
+use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
+use crate::cpulist::CpuSet;
+use crate::placement::{Change, Changed, ListState, SurveyedPool, change, survey};
+use crate::pools::Kind;
+use crate::pools::carve::Cut;
+use crate::pools::plan::{PlannedPool, PoolSpec, Unit, list_name};
+use crate::text::Shown;
+use crate::topology;
+
+pub(super) fn run(args: &Pool, settings: &Settings) -> Result<u8> {
+    match &args.action {
+        Action::Show(args) => show(args, settings),
+        Action::Add(args) => add(args, settings),
+        Action::Remove(args) => remove(args, settings),
+        Action::Resize(args) => resize(args, settings),
+    }
+}
+
+fn show(args: &Show, settings: &Settings) -> Result<u8> {
+    let survey = survey(settings.site())?;
+    for remark in &survey.remarks {
+        log::warn!("{remark}");
+    }
+    let online = topology::online(&settings.site().host)?;
+    let mut in_none = online;
+    for pool in &survey.pools {
+        in_none = in_none.difference(&cpus_of(pool)?);
+    }
+    let mut pools = survey.pools;
+    if let Some(name) = &args.name {
+        pools.retain(|pool| pool.name == *name);
+        ensure!(
+            !pools.is_empty(),
+            "there is no pool {}: see pinfold pool show",
+            Shown(name)
+        );
+    }
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", document(&pools, &in_none)?)?;
+        return Ok(0);
+    }
+    let mut table = TabWriter::new(vec![]);
+    writeln!(table, "POOL\tKIND\tLISTS\tFREE\tCPUS")?;
+    for pool in &pools {
+        let (kind, cpus) = (pool.kind.word(), cpus_of(pool)?);
+        let (lists, free) = (pool.lists.len(), free_lists(pool));
+        writeln!(
+            table,
+            "{}\t{kind}\t{lists}\t{free}\t{cpus}",
+            Shown(&pool.name)
+        )?;
+    }
+    if args.name.is_none() {
+        writeln!(table, "-\tin no pool\t-\t-\t{in_none}")?;
+    }
+    out.write_all(&table.into_inner()?)?;
+    Ok(0)
+}
+
+fn document(pools: &[SurveyedPool], in_none: &CpuSet) -> Result<serde_json::Value> {
+    let mut shown = Vec::new();
+    for pool in pools {
+        let lists: Vec<&str> = pool.lists.iter().map(|list| list.name.as_str()).collect();
+        shown.push(json!({
+            "name": pool.name,
+            "exclusive": pool.kind == Kind::Exclusive,
+            "lists": lists,
+            "free": free_lists(pool),
+            "cpus": cpus_of(pool)?.to_string(),
+        }));
+    }
+    Ok(json!({ "pools": shown, "inNoPool": in_none.to_string() }))
+}
+
+fn free_lists(pool: &SurveyedPool) -> usize {
+    let lists = pool.lists.iter();
+    lists.filter(|list| list.state != ListState::Owned).count()
+}
+
+fn cpus_of(pool: &SurveyedPool) -> Result<CpuSet> {
+    let mut cpus = CpuSet::new();
+    for list in &pool.lists {
+        cpus.extend(&list.name.parse()?);
+    }
+    Ok(cpus)
+}
+
+fn add(args: &Add, settings: &Settings) -> Result<u8> {
+    let wanted = if args.list.is_empty() {
+        Change::Add(spec(&args.pool).map_err(anyhow::Error::msg)?)
+    } else {
+        let spec = listed(&args.pool).map_err(|error| match error {
+            Form::Whole => anyhow::anyhow!("with --list a pool is written like fast:exclusive"),
+            Form::Part(error) => anyhow::Error::msg(error),
+        })?;
+        if spec.cut != Cut::default() || spec.unit != Unit::Core {
+            bail!("--list says which CPUs: leave numa=, cache= and cores= out");
+        }
+        Change::AddLists(PlannedPool {
+            name: spec.name,
+            kind: spec.kind,
+            lists: args.list.clone(),
+        })
+    };
+    let stock = stock(settings.site(), args.housekeeping.reserve.as_ref())?;
+    let changed = change(settings.site(), stock, &wanted, args.dry_run)?;
+    say(&changed, args.dry_run)
+}
+
+fn remove(args: &Remove, settings: &Settings) -> Result<u8> {
+    let stock = stock(settings.site(), None)?;
+    let wanted = Change::Remove(args.name.clone());
+    let changed = change(settings.site(), stock, &wanted, args.dry_run)?;
+    say(&changed, args.dry_run)
+}
+
+fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
+    let mut cut = Cut::default();
+    for (key, value) in [("numa", &args.numa), ("cache", &args.cache)] {
+        if let Some(value) = value {
+            cut.set(key, value).map_err(anyhow::Error::msg)?;
+        }
+    }
+    let wanted = Change::Resize(PoolSpec {
+        name: args.name.clone(),
+        cores: args.size,
+        // The pool is as it is.
+        kind: Kind::Exclusive,
+        cut,
+        unit: Unit::Core,
+    });
+    let stock = stock(settings.site(), args.housekeeping.reserve.as_ref())?;
+    let changed = change(settings.site(), stock, &wanted, args.dry_run)?;
+    say(&changed, args.dry_run)
+}
+
+fn say(changed: &Changed, is_trial: bool) -> Result<u8> {
+    let mut out = io::stdout().lock();
+    if *changed == Changed::default() {
+        writeln!(out, "it is so already")?;
+        return Ok(0);
+    }
+    let (add, remove, give) = match is_trial {
+        true => ("would add", "would remove", "would give"),
+        false => ("added", "removed", "gave"),
+    };
+    for cpus in &changed.added {
+        writeln!(out, "{add} {}", list_name(cpus))?;
+    }
+    for cpus in &changed.removed {
+        writeln!(out, "{remove} {}", list_name(cpus))?;
+    }
+    if let Some((from, to)) = &changed.renamed {
+        for (verb, cpus) in [(add, to.difference(from)), (remove, from.difference(to))] {
+            if !cpus.is_empty() {
+                writeln!(out, "{verb} {}", list_name(&cpus))?;
+            }
+        }
+    }
+    for owner in &changed.owners {
+        writeln!(out, "{give} the CPUs to {}", Shown(owner))?;
+    }
+    Ok(0)
+}

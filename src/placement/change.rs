@@ -1,0 +1,431 @@
+//! Changing the pools while containers run: CPUs that are in no pool are given to one, and lists without owners taken
+//! out of one. A shared list grows under its owners, who get the new CPUs.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Books, Site};
+use crate::cgroup::{Hierarchy, cpuset};
+use crate::claims::{Claim, Entry};
+use crate::cpulist::CpuSet;
+use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, list_name, plan};
+use crate::pools::{CpuList, Kind, Pool};
+use crate::topology;
+
+/// What is to become of the pools.
+#[derive(Debug)]
+pub enum Change {
+    /// A pool more, cut as it says.
+    Add(PoolSpec),
+    /// A pool more, of these lists.
+    AddLists(PlannedPool),
+    /// A pool less.
+    Remove(String),
+    /// A pool of another size: so many lists, or cores of its one shared list. The name and the size are used, and how
+    /// more is to be cut.
+    Resize(PoolSpec),
+}
+
+/// What changed, or would.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// The pool is new.
+    pub is_new: bool,
+    /// Lists that it got.
+    pub added: Vec<CpuSet>,
+    /// Lists that it lost.
+    pub removed: Vec<CpuSet>,
+    /// A shared list that became another.
+    pub renamed: Option<(CpuSet, CpuSet)>,
+    /// The ids of the owners who were given other CPUs.
+    pub owners: Vec<String>,
+}
+
+/// Changes the pools; done twice it is done once. `stock` has the machine's cores; those of them that are free are found
+/// out under the lock. A trial changes nothing.
+///
+/// # Errors
+/// An owner in the way, by name; too few free cores; CPUs that are in a pool already, or offline.
+pub fn change(site: &Site, stock: Stock, change: &Change, is_trial: bool) -> Result<Changed> {
+    let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+    let steps = match change {
+        Change::Add(spec) => books.adding(spec, &stock)?,
+        Change::AddLists(pool) => books.adding_lists(pool)?,
+        Change::Remove(name) => books.removing(name)?,
+        Change::Resize(spec) => books.resizing(spec, &stock)?,
+    };
+    if !is_trial {
+        books.carry_out(change, &steps)?;
+    }
+    Ok(steps)
+}
+
+impl Change {
+    fn name(&self) -> &str {
+        match self {
+            Change::Add(spec) | Change::Resize(spec) => &spec.name,
+            Change::AddLists(pool) => &pool.name,
+            Change::Remove(name) => name,
+        }
+    }
+}
+
+impl Books<'_> {
+    fn adding(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
+        if self.has_pool(&spec.name)? {
+            let pool = self.directory.pool(&spec.name)?;
+            let is_so = pool.kind == spec.kind && spec.cores == Cores::Count(size(&pool, stock));
+            ensure!(
+                is_so,
+                "there is a pool {} already: see pinfold pool show, and pinfold pool resize",
+                spec.name
+            );
+            return Ok(Changed::default());
+        }
+        let planned = plan(&self.free_of(stock)?, std::slice::from_ref(spec))?;
+        Ok(Changed {
+            is_new: true,
+            added: planned.into_iter().flat_map(|pool| pool.lists).collect(),
+            ..Changed::default()
+        })
+    }
+
+    fn adding_lists(&self, planned: &PlannedPool) -> Result<Changed> {
+        let PlannedPool { name, kind, lists } = planned;
+        if self.has_pool(name)? {
+            let pool = self.directory.pool(name)?;
+            let mut wanted = lists.clone();
+            wanted.sort();
+            let there: Vec<CpuSet> = pool.lists.iter().map(|list| list.cpus.clone()).collect();
+            ensure!(
+                pool.kind == *kind && there == wanted,
+                "there is a pool {name} already, with other lists: see pinfold pool show"
+            );
+            return Ok(Changed::default());
+        }
+        let online = topology::online(self.host)?;
+        let mut taken = self.taken()?;
+        for list in lists {
+            ensure!(!list.is_empty(), "a CPU list without a CPU: leave it out");
+            let offline = list.difference(&online);
+            ensure!(
+                offline.is_empty(),
+                "CPU {offline} is not online: put it online first"
+            );
+            let common = taken.intersection(list);
+            ensure!(
+                common.is_empty(),
+                "CPU {common} is in a pool already, or owned: see pinfold pool show"
+            );
+            taken.extend(list);
+        }
+        Ok(Changed {
+            is_new: true,
+            added: lists.clone(),
+            ..Changed::default()
+        })
+    }
+
+    fn removing(&self, name: &str) -> Result<Changed> {
+        if !self.has_pool(name)? {
+            return Ok(Changed::default());
+        }
+        let pool = self.settled_pool(name)?;
+        let mut lists = Vec::new();
+        for list in &pool.lists {
+            if let Some(owner) = self.owner_of(list)? {
+                bail!(
+                    "{owner} owns {} of pool {name}: stop it first (pinfold describe)",
+                    list.name
+                );
+            }
+            lists.push(list.cpus.clone());
+        }
+        Ok(Changed {
+            removed: lists,
+            ..Changed::default()
+        })
+    }
+
+    fn resizing(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
+        let pool = self.settled_pool(&spec.name)?;
+        let there = size(&pool, stock);
+        let more = match spec.cores {
+            Cores::Rest => Cores::Rest,
+            Cores::Count(wanted) if wanted > there => Cores::Count(wanted - there),
+            Cores::Count(wanted) if wanted < there => return self.shrinking(&pool, wanted, stock),
+            Cores::Count(_) => return self.growing(&pool, Vec::new()),
+        };
+        let free = self.free_of(stock)?;
+        if more == Cores::Rest && free.is_used_up(pool.kind) {
+            return self.growing(&pool, Vec::new());
+        }
+        let spec = PoolSpec {
+            cores: more,
+            kind: pool.kind,
+            ..spec.clone()
+        };
+        let planned = plan(&free, &[spec])?;
+        self.growing(
+            &pool,
+            planned.into_iter().flat_map(|pool| pool.lists).collect(),
+        )
+    }
+
+    fn growing(&self, pool: &Pool, lists: Vec<CpuSet>) -> Result<Changed> {
+        if pool.kind == Kind::Exclusive {
+            return Ok(Changed {
+                added: lists,
+                ..Changed::default()
+            });
+        }
+        let list = the_one_list(pool)?;
+        let mut grown = list.cpus.clone();
+        lists.iter().for_each(|cpus| grown.extend(cpus));
+        let owners = self.claims_to_follow(pool, &list.name, &grown)?;
+        Ok(Changed {
+            renamed: (grown != list.cpus).then_some((list.cpus.clone(), grown)),
+            owners: owners.into_iter().map(|claim| claim.id).collect(),
+            ..Changed::default()
+        })
+    }
+
+    /// The last lists without owners go first; of a shared list, which nobody may own, the last cores.
+    fn shrinking(&self, pool: &Pool, wanted: usize, stock: &Stock) -> Result<Changed> {
+        if pool.kind == Kind::Shared {
+            let list = the_one_list(pool)?;
+            if let Some(owner) = self.owner_of(list)? {
+                bail!(
+                    "{owner} owns {} of pool {}: a shared list with owners does not shrink; stop them first (pinfold describe)",
+                    list.name,
+                    pool.name
+                );
+            }
+            let kept = cores_in(&list.cpus, stock).take(wanted);
+            let shrunk = kept
+                .flat_map(|cpus| cpus.iter().collect::<Vec<_>>())
+                .collect();
+            return Ok(Changed {
+                renamed: Some((list.cpus.clone(), shrunk)),
+                ..Changed::default()
+            });
+        }
+        let mut owners = Vec::new();
+        let mut free = Vec::new();
+        for list in pool.lists.iter().rev() {
+            match self.owner_of(list)? {
+                Some(owner) => owners.push(format!("{owner} owns {}", list.name)),
+                None => free.push(list.cpus.clone()),
+            }
+        }
+        let surplus = pool.lists.len() - wanted;
+        ensure!(
+            free.len() >= surplus,
+            "pool {} cannot have {wanted} lists: {}: stop them first (pinfold describe)",
+            pool.name,
+            owners.join(", ")
+        );
+        free.truncate(surplus);
+        Ok(Changed {
+            removed: free,
+            ..Changed::default()
+        })
+    }
+
+    fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
+        let name = change.name();
+        if steps.is_new {
+            let kind = match change {
+                Change::Add(spec) | Change::Resize(spec) => spec.kind,
+                Change::AddLists(pool) => pool.kind,
+                Change::Remove(_) => return Ok(()),
+            };
+            let pool = PlannedPool {
+                name: name.to_owned(),
+                kind,
+                lists: steps.added.clone(),
+            };
+            return self.directory.add_pool(&self.lock, &pool);
+        }
+        if let Change::Remove(_) = change {
+            return self.directory.remove_pool(&self.lock, name);
+        }
+        for cpus in &steps.added {
+            self.directory.add_list(&self.lock, name, cpus)?;
+        }
+        let pool = self.directory.pool(name)?;
+        for list in pool
+            .lists
+            .iter()
+            .filter(|list| steps.removed.contains(&list.cpus))
+        {
+            self.directory.remove_list(&self.lock, name, &list.name)?;
+        }
+        if pool.kind == Kind::Shared {
+            let list = the_one_list(&pool)?;
+            let to = steps.renamed.as_ref().map_or(&list.cpus, |(_, to)| to);
+            self.follow(&pool, list, to)?;
+        }
+        Ok(())
+    }
+
+    /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves owners within the list that
+    /// they are in; doing it again, or `reconcile`, goes on.
+    fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
+        let name = if *to == list.cpus {
+            list.name.clone()
+        } else {
+            list_name(to)
+        };
+        for claim in self.claims_to_follow(pool, &list.name, to)? {
+            // While the list is renamed, a claim names both: release finds the owner under either.
+            let mut both = claim.clone();
+            both.lists = vec![list.name.clone(), name.clone()];
+            both.lists.dedup();
+            self.ledger.rewrite(&claim, &both)?;
+        }
+        if name != list.name {
+            self.directory
+                .rename_list(&self.lock, &pool.name, &list.name, &name)?;
+        }
+        let mut errors = Vec::new();
+        for entry in self.ledger.on_list(&name)? {
+            if let Entry::Claim(claim) = entry {
+                let given = self.give_list(&claim, &name, to);
+                errors.extend(given.err().map(|error| format!("{}: {error:#}", claim.id)));
+            }
+        }
+        ensure!(
+            errors.is_empty(),
+            "the pool has its new size, and not all of its owners have: {}; do it again",
+            errors.join("; ")
+        );
+        Ok(())
+    }
+
+    /// The record first, and then the kernel.
+    fn give_list(&self, claim: &Claim, list: &str, cpus: &CpuSet) -> Result<()> {
+        let mut after = claim.clone();
+        after.lists = vec![list.to_owned()];
+        after.cpus = cpus.clone();
+        if !claim.mems.is_empty() {
+            after.mems = topology::local_memory_nodes(self.host, cpus)?;
+        }
+        if after != *claim {
+            self.ledger.rewrite(claim, &after)?;
+        }
+        match self.group_of(&after)? {
+            Some(group) if after.cgroup.confined => {
+                let mems = Some(&after.mems).filter(|mems| !mems.is_empty());
+                cpuset::confine(&group, cpus, mems)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The claims on a list of this pool that do not name it and its CPUs alone.
+    fn claims_to_follow(&self, pool: &Pool, list: &str, cpus: &CpuSet) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        for entry in self.ledger.on_list(list)? {
+            match entry {
+                Entry::Claim(claim) if claim.pool != pool.name => {}
+                Entry::Claim(claim) if claim.cpus == *cpus && claim.lists == [list] => {}
+                Entry::Claim(claim) => claims.push(*claim),
+                Entry::Opaque { path, reason } => {
+                    bail!("the claim {} counts as held: {reason}", path.display())
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    fn has_pool(&self, name: &str) -> Result<bool> {
+        Ok(self
+            .directory
+            .pool_names()?
+            .iter()
+            .any(|other| other == name))
+    }
+
+    /// A sound pool without what dead owners held.
+    fn settled_pool(&self, name: &str) -> Result<Pool> {
+        self.reap_pool(&self.directory.pool(name)?)?;
+        self.directory.sound_pool(name)
+    }
+
+    /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its number.
+    fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
+        match self.ledger.on_list(&list.name)?.into_iter().next() {
+            Some(Entry::Claim(claim)) => return Ok(Some(claim.id)),
+            Some(Entry::Opaque { path, .. }) => {
+                return Ok(Some(format!("the claim {}", path.display())));
+            }
+            None => {}
+        }
+        Ok(list.tasks.first().map(|pid| format!("process {pid}")))
+    }
+
+    /// The CPUs that are in any pool, or that anybody owns.
+    fn taken(&self) -> Result<CpuSet> {
+        let mut taken = CpuSet::new();
+        for name in self.directory.pool_names()? {
+            let pool = self.directory.pool(&name);
+            let pool = pool.context("no pool can be changed while one cannot be read")?;
+            pool.lists.iter().for_each(|list| taken.extend(&list.cpus));
+        }
+        for entry in self.ledger.all()? {
+            match entry {
+                Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
+                    taken.extend(&claim.cpus)
+                }
+                Entry::Claim(_) => {}
+                Entry::Opaque { path, reason } => {
+                    bail!("the claim {} counts as held: {reason}", path.display())
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The cores of the machine that are wholly in no pool and nobody's.
+    fn free_of(&self, stock: &Stock) -> Result<Stock> {
+        let taken = self.taken()?;
+        let mut free = stock.clone();
+        free.cores.retain(|core| core.cpus.is_disjoint(&taken));
+        Ok(free)
+    }
+}
+
+/// The lists of an exclusive pool; the cores of a shared one.
+fn size(pool: &Pool, stock: &Stock) -> usize {
+    match pool.kind {
+        Kind::Exclusive => pool.lists.len(),
+        Kind::Shared => {
+            let lists = pool.lists.iter();
+            lists.map(|list| cores_in(&list.cpus, stock).count()).sum()
+        }
+    }
+}
+
+/// The parts of a set that are of one core each; a CPU that is offline is one by itself.
+fn cores_in<'a>(cpus: &'a CpuSet, stock: &'a Stock) -> impl Iterator<Item = CpuSet> + 'a {
+    let known = stock.cores.iter().map(|core| core.cpus.intersection(cpus));
+    let online: CpuSet = stock
+        .cores
+        .iter()
+        .flat_map(|core| core.cpus.iter())
+        .collect();
+    let offline: Vec<u32> = cpus.difference(&online).iter().collect();
+    let others = offline.into_iter().map(|cpu| CpuSet::from_iter([cpu]));
+    known.filter(|part| !part.is_empty()).chain(others)
+}
+
+fn the_one_list(pool: &Pool) -> Result<&CpuList> {
+    match &pool.lists[..] {
+        [list] => Ok(list),
+        lists => bail!(
+            "the shared pool {} has {} lists: only one with a single list can be resized",
+            pool.name,
+            lists.len()
+        ),
+    }
+}

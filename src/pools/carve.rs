@@ -1,0 +1,239 @@
+//! Which physical cores a pool is cut from. Pure.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+
+use crate::cpulist::CpuSet;
+
+/// A physical core that can be given to a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Core {
+    /// Its CPUs that are online.
+    pub cpus: CpuSet,
+    /// The number of its NUMA node.
+    pub node: u32,
+    /// The lowest CPU of its last-level cache, by which that is known.
+    pub cache: u32,
+}
+
+/// From where a pool's cores are to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cut {
+    /// From which NUMA nodes.
+    pub numa: Numa,
+    /// From which last-level caches.
+    pub cache: Cache,
+}
+
+/// From which NUMA nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Numa {
+    /// Whatever comes first by number.
+    #[default]
+    Any,
+    /// As few nodes as will do; of those that do, the fullest.
+    Pack,
+    /// From each node the same number, as far as there are so many.
+    Spread,
+    /// This one.
+    Node(u32),
+}
+
+/// From which last-level caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cache {
+    /// Whatever comes first by number.
+    #[default]
+    Any,
+    /// As few caches as will do; of those that do, the fullest.
+    Pack,
+    /// From each cache the same number, as far as there are so many.
+    Spread,
+    /// All from one.
+    Single,
+}
+
+/// Takes `count` cores out of those that are free; by first CPU. `free` is left as it was on an error.
+///
+/// # Errors
+/// Too few where they are to come from: how many there are.
+pub fn take(free: &mut Vec<Core>, count: usize, cut: Cut) -> Result<Vec<CpuSet>> {
+    let mut taken: Vec<CpuSet> = Vec::new();
+    for (share, of_node) in shares_of_nodes(free, count, cut.numa)? {
+        for (share, of_cache) in shares_of_caches(&of_node, share, cut.cache)? {
+            let cores = of_cache.into_iter().take(share);
+            taken.extend(cores.map(|core| core.cpus));
+        }
+    }
+    taken.sort();
+    free.retain(|core| !taken.contains(&core.cpus));
+    Ok(taken)
+}
+
+/// How many cores come from which group of cores.
+type Shares = Vec<(usize, Vec<Core>)>;
+
+fn shares_of_nodes(free: &[Core], count: usize, numa: Numa) -> Result<Shares> {
+    let nodes = grouped(free, |core| core.node);
+    match numa {
+        Numa::Any if free.len() >= count => Ok(vec![(count, free.to_vec())]),
+        Numa::Any => bail!("{} cores are free", free.len()),
+        Numa::Pack => pack(nodes, count),
+        Numa::Spread => spread(nodes, count),
+        Numa::Node(node) => {
+            let mut of_node = free.to_vec();
+            of_node.retain(|core| core.node == node);
+            match of_node.len() {
+                free if free >= count => Ok(vec![(count, of_node)]),
+                free => bail!("{free} cores are free on NUMA node {node}"),
+            }
+        }
+    }
+}
+
+fn shares_of_caches(free: &[Core], count: usize, cache: Cache) -> Result<Shares> {
+    let caches = grouped(free, |core| core.cache);
+    match cache {
+        Cache::Any => Ok(vec![(count, free.to_vec())]),
+        Cache::Pack => pack(caches, count),
+        Cache::Spread => spread(caches, count),
+        Cache::Single => match fullest_that_does(&caches, count) {
+            Some(index) => Ok(vec![(count, caches[index].clone())]),
+            None => bail!(
+                "{} cores are free below one last-level cache",
+                caches.iter().map(Vec::len).max().unwrap_or(0)
+            ),
+        },
+    }
+}
+
+fn grouped(cores: &[Core], key: impl Fn(&Core) -> u32) -> Vec<Vec<Core>> {
+    let mut groups: BTreeMap<u32, Vec<Core>> = BTreeMap::new();
+    for core in cores {
+        groups.entry(key(core)).or_default().push(core.clone());
+    }
+    groups.into_values().collect()
+}
+
+fn fullest_that_does(groups: &[Vec<Core>], count: usize) -> Option<usize> {
+    (0..groups.len())
+        .filter(|index| groups[*index].len() >= count)
+        .min_by_key(|index| groups[*index].len())
+}
+
+/// One group where one does; otherwise the one with most, and the rest packed again.
+fn pack(mut groups: Vec<Vec<Core>>, count: usize) -> Result<Shares> {
+    ensure_enough(&groups, count)?;
+    let mut left = count;
+    let mut shares = Vec::new();
+    while left > 0 {
+        let most = (0..groups.len()).rev().max_by_key(|i| groups[*i].len());
+        let index = fullest_that_does(&groups, left).or(most);
+        let group = groups.remove(index.expect("there are enough cores in the groups"));
+        let share = left.min(group.len());
+        left -= share;
+        shares.push((share, group));
+    }
+    Ok(shares)
+}
+
+/// One more from each group in turn, until there are enough.
+fn spread(groups: Vec<Vec<Core>>, count: usize) -> Result<Shares> {
+    ensure_enough(&groups, count)?;
+    let mut shares = vec![0; groups.len()];
+    let mut left = count;
+    while left > 0 {
+        for (share, group) in shares.iter_mut().zip(&groups) {
+            if left > 0 && *share < group.len() {
+                *share += 1;
+                left -= 1;
+            }
+        }
+    }
+    Ok(shares.into_iter().zip(groups).collect())
+}
+
+fn ensure_enough(groups: &[Vec<Core>], count: usize) -> Result<()> {
+    let all: usize = groups.iter().map(Vec::len).sum();
+    if all < count {
+        bail!("{all} cores are free");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two nodes of four cores with two siblings each; two caches a node.
+    fn machine() -> Vec<Core> {
+        let core = |number: u32| Core {
+            cpus: [number, number + 8].into_iter().collect(),
+            node: number / 4,
+            cache: number / 2 * 2,
+        };
+        (0..8).map(core).collect()
+    }
+
+    fn first_cpus(cores: &[CpuSet]) -> Vec<u32> {
+        cores.iter().filter_map(CpuSet::first).collect()
+    }
+
+    #[test]
+    fn cores_come_from_where_they_are_to() {
+        let (any, single) = (Cache::Any, Cache::Single);
+        for (free, count, numa, cache, expected) in [
+            ("0-7", 3, Numa::Any, any, &[0, 1, 2][..]),
+            ("0-7", 4, Numa::Spread, any, &[0, 1, 4, 5]),
+            ("0-7", 5, Numa::Spread, any, &[0, 1, 2, 4, 5]),
+            ("0,4-7", 4, Numa::Spread, any, &[0, 4, 5, 6]),
+            ("0-7", 2, Numa::Node(1), any, &[4, 5]),
+            ("0-4,6,7", 3, Numa::Pack, any, &[4, 6, 7]),
+            ("1-7", 4, Numa::Pack, any, &[4, 5, 6, 7]),
+            ("1-7", 5, Numa::Pack, any, &[1, 4, 5, 6, 7]),
+            ("1-7", 2, Numa::Any, single, &[2, 3]),
+            ("0-7", 1, Numa::Any, single, &[0]),
+            ("1-7", 1, Numa::Any, single, &[1]),
+            ("1-7", 3, Numa::Any, Cache::Pack, &[1, 2, 3]),
+            ("0-7", 4, Numa::Any, Cache::Spread, &[0, 2, 4, 6]),
+            ("0-7", 4, Numa::Spread, Cache::Spread, &[0, 2, 4, 6]),
+            ("0-7", 4, Numa::Spread, single, &[0, 1, 4, 5]),
+        ] {
+            let free: CpuSet = free.parse().unwrap();
+            let mut cores = machine();
+            cores.retain(|core| free.iter().any(|cpu| core.cpus.contains(cpu)));
+            let before = cores.len();
+            let taken = take(&mut cores, count, Cut { numa, cache }).unwrap();
+            assert_eq!(first_cpus(&taken), expected, "{free} {numa:?} {cache:?}");
+            assert_eq!(cores.len(), before - count);
+        }
+    }
+
+    #[test]
+    fn too_few_are_counted_and_none_is_taken() {
+        for (count, numa, cache, said) in [
+            (9, Numa::Any, Cache::Any, "8 cores are free"),
+            (9, Numa::Pack, Cache::Any, "8 cores are free"),
+            (9, Numa::Spread, Cache::Any, "8 cores are free"),
+            (
+                5,
+                Numa::Node(1),
+                Cache::Any,
+                "4 cores are free on NUMA node 1",
+            ),
+            (
+                1,
+                Numa::Node(7),
+                Cache::Any,
+                "0 cores are free on NUMA node 7",
+            ),
+            (3, Numa::Any, Cache::Single, "2 cores are free below one"),
+        ] {
+            let mut cores = machine();
+            let error = take(&mut cores, count, Cut { numa, cache }).unwrap_err();
+            assert!(error.to_string().starts_with(said), "{error}");
+            assert_eq!(cores, machine());
+        }
+    }
+}

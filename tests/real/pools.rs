@@ -1,0 +1,303 @@
+//! Pools that change while containers run, and `pool` killed at every system call.
+
+use crate::cases::{Case, each, plain};
+use crate::container::Container;
+use crate::engines::Engine;
+use crate::killpoints::each_point;
+use crate::needs::Need;
+use crate::plan::Plan;
+use crate::process::{self, Ran, affinity};
+use crate::world::{Kind, Standin, World, state, stopped};
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::fs::File;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = each(
+        Engine::direct(),
+        "pools::a_shared_pool_grows_under_its_owners",
+        &[Need::Cpus(2)],
+        grows_under_its_owners,
+    );
+    let needs = &[Need::Root, Need::Cpus(2)];
+    cases.push(plain(
+        "pools::a_list_with_an_owner_is_never_taken",
+        needs,
+        never_taken,
+    ));
+    let needs = &[Need::Root, Need::Strace, Need::Cpus(2)];
+    cases.extend([
+        plain(
+            "pools::killed_resizing_under_an_owner",
+            needs,
+            killed_growing,
+        ),
+        plain(
+            "pools::killed_resizing_an_exclusive_pool",
+            needs,
+            killed_resizing,
+        ),
+        plain("pools::killed_adding_and_removing", needs, killed_adding),
+    ]);
+    cases
+}
+
+fn pool(world: &World, arguments: &[&str]) -> Ran {
+    process::run(&mut world.pinfold(&[&["pool"], arguments].concat()))
+}
+
+/// The names of a pool's lists.
+fn lists(world: &World, name: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(world.conf.join("pools").join(name));
+    let entries = entries.into_iter().flatten().flatten();
+    let lists = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> = lists
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn the_list(world: &World, name: &str) -> String {
+    let mut lists = lists(world, name);
+    assert_eq!(lists.len(), 1, "lists of {name}: {lists:?}");
+    lists.remove(0)
+}
+
+/// The CPUs of a list's name.
+fn cpus(list: &str) -> BTreeSet<u32> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        first.parse().unwrap()..=last.parse::<u32>().unwrap()
+    };
+    list.split(',').flat_map(range).collect()
+}
+
+/// The directory by KCM's rules, under the lock: every pool and list is whole, and no CPU is in two lists.
+#[track_caller]
+fn assert_sound(world: &World, when: &str) {
+    let lock = File::open(world.conf.join("lock")).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno);
+    let mut seen = BTreeSet::new();
+    for entry in std::fs::read_dir(world.conf.join("pools")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let exclusive = std::fs::read(entry.path().join("exclusive"));
+        let exclusive = exclusive.unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
+        assert!(
+            [b"0", b"1"].contains(&exclusive.as_slice().try_into().unwrap()),
+            "{when}"
+        );
+        for list in lists(world, &name) {
+            world.tasks(&name, &list);
+            for cpu in cpus(&list) {
+                assert!(seen.insert(cpu), "{when}: CPU {cpu} is in two lists");
+            }
+        }
+    }
+}
+
+/// An owner has all CPUs of the list that it is in, in every book and in the kernel.
+#[track_caller]
+fn assert_follows(world: &World, id: &str, pid: i32, list: &str) {
+    let claim = world.claim_of(id);
+    assert_eq!(claim["lists"], json!([list]));
+    let has = |text: &str| cpus(text) == cpus(list);
+    assert!(has(claim["cpus"].as_str().unwrap()), "{claim} {list}");
+    assert!(has(&affinity(pid)), "{} {list}", affinity(pid));
+    assert!(world.tasks("common", list).contains(&pid));
+}
+
+fn grows_under_its_owners(world: &World, engine: Engine) {
+    world.pool("common", Kind::Shared, &["0"]);
+    let a = Container::up(world, engine, Plan::pinned("a", "common"));
+    let trial = pool(world, &["resize", "common", "2", "--dry-run"]).ok();
+    assert!(
+        trial
+            .stdout
+            .contains(&format!("would give the CPUs to {:?}", a.id())),
+        "{trial}"
+    );
+    assert_eq!(the_list(world, "common"), "0");
+    a.assert_confined_to("0");
+
+    let grown = pool(world, &["resize", "common", "2"]).ok();
+    assert!(grown.stdout.contains(&a.id()), "{grown}");
+    let list = the_list(world, "common");
+    assert!(cpus(&list).len() > 1 && cpus(&list).contains(&0), "{list}");
+    assert_follows(world, &a.id(), a.pid(), &list);
+    let again = pool(world, &["resize", "common", "2"]).ok();
+    assert_eq!(again.stdout, "it is so already\n");
+
+    let b = Container::up(world, engine, Plan::pinned("b", "common"));
+    assert_follows(world, &b.id(), b.pid(), &list);
+    for arguments in [&["resize", "common", "1"][..], &["remove", "common"]] {
+        let refused = pool(world, arguments).exits(1);
+        let named = [&a, &b]
+            .iter()
+            .any(|one| refused.stderr.contains(&one.id()));
+        assert!(named, "{refused}");
+        assert_eq!(the_list(world, "common"), list);
+    }
+    for container in [a, b] {
+        container.delete_by_force().ok();
+    }
+    world.assert_all_free("after both are deleted");
+    pool(world, &["resize", "common", "1"]).ok();
+    assert_eq!(the_list(world, "common"), "0");
+    for _ in 0..2 {
+        pool(world, &["remove", "common"]).ok();
+        assert_eq!(lists(world, "common"), Vec::<String>::new());
+    }
+}
+
+/// Two lists of an exclusive pool, one with an owner: that one stays, whatever is asked for.
+fn never_taken(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let a = Standin::new(world, "a");
+    let request = json!({ "pinfold.io/pool": "dp" });
+    world.hook("prestart", &state("a", a.pid, request)).ok();
+    let owned = a.mask();
+    pool(world, &["resize", "dp", "1"]).ok();
+    assert_eq!(lists(world, "dp"), std::slice::from_ref(&owned));
+    assert_eq!(
+        (a.mask(), world.tasks("dp", &owned)),
+        (owned.clone(), vec![a.pid])
+    );
+    let refused = pool(world, &["remove", "dp"]).exits(1);
+    assert!(refused.stderr.contains("a owns"), "{refused}");
+    // What it owns is free for nobody, even where another tool took its pool away.
+    std::fs::remove_dir_all(world.conf.join("pools/dp")).unwrap();
+    let refused = pool(world, &["add", "new:exclusive", "--list", &owned]).exits(1);
+    assert!(refused.stderr.contains("owned"), "{refused}");
+    a.die();
+    world.reconcile();
+    pool(world, &["add", "new:exclusive", "--list", &owned]).ok();
+    pool(world, &["add", "new:exclusive", "--list", &owned]).ok();
+    assert_eq!(lists(world, "new"), [owned]);
+}
+
+fn start_over(world: &World, name: &str, kind: Kind, lists: &[&str]) {
+    for left in [world.run.clone(), world.conf.join("pools")] {
+        let _ = std::fs::remove_dir_all(left);
+    }
+    std::fs::create_dir(world.conf.join("pools")).unwrap();
+    world.pool(name, kind, lists);
+}
+
+fn killed_growing(world: &World) {
+    let id = format!("{}-victim", world.tag);
+    let request = || json!({ "pinfold.io/pool": "common" });
+    let before = || {
+        start_over(world, "common", Kind::Shared, &["0"]);
+        let owner = Standin::new(world, "a");
+        world
+            .hook("prestart", &state(&id, owner.pid, request()))
+            .ok();
+        (owner, String::new())
+    };
+    each_point(
+        world,
+        &["pool", "resize", "common", "2"],
+        before,
+        |owner, number| {
+            assert_sound(world, "after the kill");
+            let list = the_list(world, "common");
+            let claim = world.claim_of(&id);
+            // Whatever it has is in the list that it is in.
+            let claimed = cpus(claim["cpus"].as_str().unwrap());
+            assert!(cpus(&affinity(owner.pid)).is_subset(&claimed), "{claim}");
+            assert!(claimed.is_subset(&cpus(&list)), "{claim} {list}");
+            assert_eq!(world.tasks("common", &list), [owner.pid]);
+            if number % 2 == 0 {
+                pool(world, &["resize", "common", "2"]).ok();
+                assert_follows(world, &id, owner.pid, &the_list(world, "common"));
+            }
+            owner.die();
+            if number % 4 < 2 {
+                world.reconcile();
+            } else {
+                world.hook("poststop", &stopped(&id, request())).ok();
+            }
+            let next = Standin::new(world, "next");
+            world
+                .hook("prestart", &state("next", next.pid, request()))
+                .ok();
+            assert_eq!(
+                world.tasks("common", &the_list(world, "common")),
+                [next.pid]
+            );
+            next.die();
+            world.reconcile();
+            world.assert_all_free("after everybody is gone");
+        },
+    );
+}
+
+/// Down to one list and up again: each time the list of the owner stays, and doing it again finishes it.
+fn killed_resizing(world: &World) {
+    for (there, wanted) in [(&["0", "1"][..], "1"), (&["1"], "2")] {
+        let before = || {
+            start_over(world, "dp", Kind::Exclusive, there);
+            (owner_of_a_list(world), String::new())
+        };
+        let verb = ["pool", "resize", "dp", wanted, "--reserve", "none"];
+        each_point(world, &verb, before, |owner, _| {
+            assert_sound(world, "after the kill");
+            assert_owns_a_list(world, &owner);
+            pool(world, &verb[1..]).ok();
+            assert_eq!(lists(world, "dp").len().to_string(), wanted);
+            assert_owns_a_list(world, &owner);
+            owner.die();
+            world.reconcile();
+            world.assert_all_free("after the owner is gone");
+        });
+    }
+}
+
+fn killed_adding(world: &World) {
+    for (verb, wanted) in [
+        (
+            &["pool", "add", "new:shared", "--list", "0"][..],
+            &["0"][..],
+        ),
+        (&["pool", "remove", "new"], &[]),
+    ] {
+        let before = || {
+            start_over(world, "dp", Kind::Exclusive, &["1"]);
+            if wanted.is_empty() {
+                world.pool("new", Kind::Shared, &["0"]);
+            }
+            (owner_of_a_list(world), String::new())
+        };
+        each_point(world, verb, before, |owner, _| {
+            assert_sound(world, "after the kill");
+            assert_owns_a_list(world, &owner);
+            pool(world, &verb[1..]).ok();
+            assert_eq!(lists(world, "new"), wanted);
+            owner.die();
+            world.reconcile();
+            world.assert_all_free("after the owner is gone");
+            let left = std::fs::read_dir(&world.conf).unwrap().count();
+            assert_eq!(left, 2, "only lock and pools are left");
+        });
+    }
+}
+
+fn owner_of_a_list(world: &World) -> Standin {
+    let owner = Standin::new(world, "a");
+    let request = json!({ "pinfold.io/pool": "dp" });
+    world
+        .hook("prestart", &state("owner", owner.pid, request))
+        .ok();
+    owner
+}
+
+#[track_caller]
+fn assert_owns_a_list(world: &World, owner: &Standin) {
+    let mask = owner.mask();
+    assert_eq!(world.tasks("dp", &mask), [owner.pid]);
+    assert_eq!(world.claim_of("owner")["cpus"], mask.as_str());
+}
