@@ -8,7 +8,7 @@ use crate::engines::{Driver, Engine, runtime_path};
 use crate::needs::Need;
 use crate::process::{self, Ran, Running};
 use crate::world::{Kind, World, binary};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const PROGRAM: &str = "/usr/local/bin/pinfold";
@@ -50,14 +50,20 @@ impl<'w> Machine<'w> {
             engine,
             holder,
         };
-        let install = "cp \"$1\" /usr/local/bin/pinfold; ln -sf pinfold /usr/local/bin/pinfold-runtime
+        std::fs::copy(binary(), machine.own_copy()).expect("copy the program");
+        let install = "rm -f /usr/local/bin/pinfold; cp \"$1\" /usr/local/bin/pinfold; ln -sf pinfold /usr/local/bin/pinfold-runtime
             mkdir -p /etc/pinfold /etc/containers/containers.conf.d
             printf 'conf-dir = \"%s\"\\nrun-dir = \"%s\"\\n' \"$2\" \"$3\" >/etc/pinfold/config.toml
             printf '[engine]\\nlock_type = \"file\"\\n' >/etc/containers/containers.conf.d/10-test.conf";
         let mut command = machine.command("sh");
-        command.args(["-ec", install, "sh"]).arg(binary());
+        command.args(["-ec", install, "sh"]).arg(machine.own_copy());
         process::run(command.arg(&world.conf).arg(&world.run)).ok();
         machine
+    }
+
+    /// The program, where the test cannot remove it by what it does to the installed one.
+    fn own_copy(&self) -> PathBuf {
+        self.world.dir.join("pinfold")
     }
 
     fn command(&self, program: impl AsRef<Path>) -> Command {
@@ -140,6 +146,16 @@ impl<'w> Machine<'w> {
     }
 }
 
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        // systemd makes the directory of a slice again that it takes for active, when a scope in it has just gone.
+        if self.engine.driver == Driver::Systemd {
+            let slice = format!("{}.slice", self.world.tag);
+            process::run(Command::new("systemctl").args(["stop", &slice]));
+        }
+    }
+}
+
 fn one_command_and_podman_pins(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     bundle::make_rootfs(&world.dir.join("rootfs"));
@@ -174,7 +190,7 @@ fn one_command_and_podman_pins(world: &World, engine: Engine) {
     machine.run("rm", &[PROGRAM]).ok();
     machine.start("unpinned", &request).ok();
     assert_eq!(machine.affinity("unpinned"), hierarchy().all_cpus());
-    let check = machine.run(binary(), &["check"]).exits(1);
+    let check = machine.run(machine.own_copy(), &["check"]).exits(1);
     assert!(
         check.stdout.contains(&format!("there is no {PROGRAM}")),
         "{check}"
@@ -183,7 +199,9 @@ fn one_command_and_podman_pins(world: &World, engine: Engine) {
         .podman(&["rm", "-f", "-t", "0", "plain", "unpinned"])
         .ok();
 
-    machine.run(binary(), &["uninstall", "podman"]).ok();
+    machine
+        .run(machine.own_copy(), &["uninstall", "podman"])
+        .ok();
     assert_eq!(machine.files(), before);
     assert!(!machine.can_do_without_cgroups("/usr/local/bin/pinfold-runtime"));
 }
