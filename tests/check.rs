@@ -412,6 +412,11 @@ fn engines() {
         "features.cdi",
     );
     broken(
+        |m| m.put("etc/crio/crio.conf.d/.99-pinfold.conf.a1b2c3", "[half"),
+        "fault crio",
+        "half-written",
+    );
+    broken(
         |m| {
             m.edit(
                 "etc/containerd/config.toml",

@@ -423,3 +423,56 @@ fn without_the_copy_just_ours_is_taken_out_of_containerds_file() {
     }
     assert!(tried > 8, "{tried}");
 }
+
+/// Stops an install, as a kill would, before its last changes: what it would have written is written but for those.
+#[test]
+fn an_install_that_was_killed_is_completed_or_taken_back() {
+    for engine in ["podman", "crio", "containerd", "docker"] {
+        let before = Machine::new();
+        before.put("etc/containerd/config.toml", "version = 2\n");
+        before.put("etc/docker/daemon.json", "{\"debug\":true}");
+        let original = before.files();
+        before.install(engine, &[]);
+        let whole = before.files();
+        let written: Vec<&String> = whole
+            .keys()
+            .filter(|name| original.get(*name) != whole.get(*name))
+            .collect();
+        // The copy is made first, so any of the others can be missing.
+        for missing in written
+            .iter()
+            .filter(|name| !name.ends_with(".before-pinfold"))
+        {
+            let machine = Machine::new();
+            machine.add(&whole);
+            match original.get(*missing) {
+                Some(text) => machine.put(missing, text),
+                None => fs::remove_file(machine.path(missing)).unwrap(),
+            }
+            // Of a file in a directory that is read as a whole, the half-written one has to go as well.
+            let (dir, name) = missing.rsplit_once('/').unwrap();
+            if dir.ends_with("conf.d") {
+                machine.put(&format!("{dir}/.{name}.a1b2c3"), "[half");
+            }
+            machine.uninstall(engine, &[]);
+            same(
+                &machine.files(),
+                &original,
+                &format!("{engine}: taken back without {missing}"),
+            );
+
+            let machine = Machine::new();
+            machine.add(&whole);
+            match original.get(*missing) {
+                Some(text) => machine.put(missing, text),
+                None => fs::remove_file(machine.path(missing)).unwrap(),
+            }
+            machine.install(engine, &[]);
+            same(
+                &machine.files(),
+                &whole,
+                &format!("{engine}: completed without {missing}"),
+            );
+        }
+    }
+}

@@ -76,6 +76,10 @@ fn check_podman(place: &Place<'_>, report: &mut Report) -> Result<()> {
 fn check_crio(place: &Place<'_>, report: &mut Report) -> Result<()> {
     let engine = Engine::Crio;
     let files = install::crio_files(place)?;
+    for path in files.leftovers() {
+        let text = format!("{} was half-written, and CRI-O reads it", path.display());
+        report.fault(engine.word(), text, "`pinfold install crio` again");
+    }
     let has_hooks = hooks::check(place.host, &files.all.hooks_dirs, engine, report);
     if !has_hooks && files.all.shim().is_none() {
         unknown(engine, report);

@@ -136,6 +136,7 @@ pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
         let file = &configuration.files[index];
         let without = remove(file).with_context(|| found.path.display().to_string())?;
         let (Some(text), Some(without)) = (&found.text, without) else {
+            plan.changes.extend(found.drop_needless_backup()?);
             continue;
         };
         let shim = file.handler(RUNTIME).unwrap_or_default().binary;

@@ -52,6 +52,7 @@ pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
     let is_named = || found.path.display().to_string();
     let original = found.backup_text()?;
     let Some(without) = docker::remove(text, original.as_deref()).with_context(is_named)? else {
+        plan.changes.extend(found.drop_needless_backup()?);
         return Ok(plan);
     };
     let shim = docker::read(text)?.shim.unwrap_or_default();

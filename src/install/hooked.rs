@@ -1,8 +1,10 @@
 //! podman and CRI-O: hook files, and a drop-in file that is ours alone.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 
-use super::{Found, Place, Plan};
+use super::{Change, Found, Place, Plan};
 use crate::engines::{Programs, RUNTIME, SHIM, crio, hooks, podman};
 use crate::files;
 use crate::host::Host;
@@ -34,12 +36,29 @@ pub struct EngineFiles<S> {
     pub all: S,
     /// Our drop-in, and what is in it.
     drop_in: Found,
+    /// What a killed install left half-written beside it.
+    leftovers: Vec<Found>,
 }
 
 impl<S> EngineFiles<S> {
     /// What is in our drop-in file; `None` where it is not there.
     pub fn drop_in(&self) -> Option<&str> {
         self.drop_in.text.as_deref()
+    }
+
+    /// What a killed install left half-written beside our drop-in: CRI-O reads whatever is in its directory.
+    pub fn leftovers(&self) -> impl Iterator<Item = &Path> {
+        self.leftovers.iter().map(|found| found.path.as_path())
+    }
+
+    /// Our drop-in with another content, or without any; half-written ones go.
+    fn changes(&self, text: Option<String>) -> Result<Vec<Change>> {
+        let leftovers = self
+            .leftovers
+            .iter()
+            .filter_map(|found| found.become_text(None));
+        let drop_in = ours(&self.drop_in)?.become_text(text);
+        Ok(leftovers.chain(drop_in).collect())
     }
 }
 
@@ -88,8 +107,13 @@ impl Sources<'_> {
         host: &Host,
         read: fn(&mut S, &str) -> Result<()>,
     ) -> Result<EngineFiles<S>> {
-        let mut names = files::names_in(&host.resolve(self.dir)?)?;
-        names.retain(|name| name.ends_with(self.suffix) && !name.starts_with('.'));
+        let name = self.drop_in.rsplit('/').next().unwrap_or_default();
+        let prefix = files::temporary_prefix(name);
+        let names = files::names_in(&host.resolve(self.dir)?)?;
+        let (half_written, mut names): (Vec<String>, Vec<String>) = names
+            .into_iter()
+            .partition(|name| name.starts_with(&prefix));
+        names.retain(|name| name.ends_with(self.suffix));
         names.sort();
         let in_dir: Vec<String> = names
             .iter()
@@ -116,6 +140,10 @@ impl Sources<'_> {
             before,
             all,
             drop_in: Found::at(host, self.drop_in)?,
+            leftovers: half_written
+                .iter()
+                .map(|name| Found::at(host, &format!("{}/{name}", self.dir)))
+                .collect::<Result<_>>()?,
         })
     }
 }
@@ -128,7 +156,7 @@ pub(super) fn plan_podman(place: &Place<'_>, programs: &Programs) -> Result<Plan
         .unwrap_or_else(|| files.before.hooks_dir());
     let mut plan = plan_hooks(place, &hooks_dir, programs)?;
     let text = podman::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir);
-    plan.changes.extend(ours(&files.drop_in)?.become_text(text));
+    plan.changes.extend(files.changes(text)?);
     Ok(plan)
 }
 
@@ -140,8 +168,7 @@ pub(super) fn plan_crio(place: &Place<'_>, programs: &Programs) -> Result<Plan> 
         .unwrap_or_else(|| CRIO_HOOKS_DIR.to_owned());
     let mut plan = plan_hooks(place, &hooks_dir, programs)?;
     let text = crio::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir)?;
-    plan.changes
-        .extend(ours(&files.drop_in)?.become_text(Some(text)));
+    plan.changes.extend(files.changes(Some(text))?);
     Ok(plan)
 }
 
@@ -152,7 +179,7 @@ pub(super) fn plan_podman_removal(place: &Place<'_>) -> Result<Plan> {
     }
     let mut dirs = files.all.hooks_dirs();
     dirs.extend(place.hooks_dir.clone());
-    plan_hooked_removal(place.host, &dirs, &files.drop_in)
+    plan_hooked_removal(place.host, &dirs, &files)
 }
 
 pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
@@ -164,7 +191,7 @@ pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
     }
     let dirs = [Some(CRIO_HOOKS_DIR.to_owned()), place.hooks_dir.clone()];
     let dirs: Vec<String> = dirs.into_iter().flatten().collect();
-    let mut plan = plan_hooked_removal(place.host, &dirs, &files.drop_in)?;
+    let mut plan = plan_hooked_removal(place.host, &dirs, &files)?;
     plan.directories.push(place.host.resolve(CRIO_HOOKS_DIR)?);
     Ok(plan)
 }
@@ -191,7 +218,7 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs) -> Result<Plan>
     Ok(plan)
 }
 
-fn plan_hooked_removal(host: &Host, dirs: &[String], drop_in: &Found) -> Result<Plan> {
+fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) -> Result<Plan> {
     let mut plan = Plan::default();
     for dir in dirs {
         for (_, name) in hooks::FILES {
@@ -201,7 +228,7 @@ fn plan_hooked_removal(host: &Host, dirs: &[String], drop_in: &Found) -> Result<
             }
         }
     }
-    plan.changes.extend(ours(drop_in)?.become_text(None));
+    plan.changes.extend(files.changes(None)?);
     Ok(plan)
 }
 

@@ -221,6 +221,12 @@ impl Found {
         Ok((change.before != change.after).then_some(change))
     }
 
+    /// The change that removes that copy where the file is the same: an install was killed after it was made.
+    fn drop_needless_backup(&self) -> Result<Option<Change>> {
+        let is_needless = self.backup_text()? == self.text;
+        Ok(self.drop_backup()?.filter(|_| is_needless))
+    }
+
     /// The change that removes that copy.
     fn drop_backup(&self) -> Result<Option<Change>> {
         let change = Change {
