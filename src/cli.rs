@@ -127,6 +127,11 @@ pub enum Verb {
     /// Take that back: an engine's files become what they were
     #[command(after_help = "Example: pinfold uninstall docker")]
     Uninstall(Uninstall),
+    /// Write the CDI file: a device for each pool, for any engine
+    #[command(
+        after_help = "Example: pinfold cdi && docker run --device pinfold.io/pool=dataplane IMAGE\n\nThe verbs that change pools write /etc/cdi/pinfold.json anew."
+    )]
+    Cdi(Cdi),
     /// Look at everything that the start of a container depends on
     #[command(
         after_help = "Examples:\n  pinfold check\n  pinfold check --json | jq '.findings[] | select(.level != \"ok\")'\n\nExit status: 1 where there is a fault: a container that asks for CPUs would not get them."
@@ -180,6 +185,12 @@ pub struct Hook {
     /// The stage of the container's life
     #[arg(value_enum)]
     pub stage: Stage,
+    /// The engine whose marks in the annotations count
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineArg>,
+    /// The CDI device that the container was given: a pool's name, with .N behind it for N CPU lists
+    #[arg(long, value_name = "POOL[.N]")]
+    pub device: Option<String>,
 }
 
 /// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to do at.
@@ -261,9 +272,9 @@ pub struct Uninstall {
 /// What `install` and `uninstall` have in common. Paths are as the engine sees them, below `--host-root`.
 #[derive(Debug, Args)]
 pub struct InstallPlace {
-    /// The engine
+    /// The engine, or the devices
     #[arg(value_enum)]
-    pub engine: EngineArg,
+    pub target: TargetArg,
     /// Its configuration file; of podman and CRI-O, Pinfold's drop-in file [default: the engine's own place]
     #[arg(long, value_name = "FILE", value_parser = absolute)]
     pub engine_config: Option<String>,
@@ -318,6 +329,48 @@ fn absolute(text: &str) -> Result<String, String> {
     } else {
         Err("it must be an absolute path".to_owned())
     }
+}
+
+/// What `install` is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TargetArg {
+    /// podman: hook files, and a drop-in file for containers.conf
+    Podman,
+    /// CRI-O: hook files, and a drop-in file with a runtime handler
+    Crio,
+    /// containerd: a runtime handler in config.toml
+    Containerd,
+    /// docker: a runtime, and CDI devices, in daemon.json
+    Docker,
+    /// CDI devices, a pool each, for any engine: what `pinfold cdi` does
+    Cdi,
+}
+
+impl TargetArg {
+    /// The engine; `None` for the devices.
+    pub fn engine(self) -> Option<engines::Engine> {
+        match self {
+            TargetArg::Podman => Some(engines::Engine::Podman),
+            TargetArg::Crio => Some(engines::Engine::Crio),
+            TargetArg::Containerd => Some(engines::Engine::Containerd),
+            TargetArg::Docker => Some(engines::Engine::Docker),
+            TargetArg::Cdi => None,
+        }
+    }
+}
+
+/// `pinfold cdi`
+#[derive(Debug, Args)]
+pub struct Cdi {
+    /// The file, as engines see it [default: /etc/cdi/pinfold.json]
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
+    pub output: Option<String>,
+    /// The directory of pinfold [default: that of this program]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// Print the change and make none
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// An engine, by its word.

@@ -61,6 +61,16 @@ pub enum Mems {
 }
 
 impl Request {
+    /// The request of a device: `dataplane` is one CPU list of that pool, `dataplane.2` are two.
+    pub fn for_device(device: &str) -> Result<Request, BadRequest> {
+        let (pool, lists) = device.split_once('.').unwrap_or((device, "1"));
+        Ok(Request {
+            pool: pool_name("--device", pool)?,
+            size: Size::Lists(number("--device", lists)?),
+            mems: Mems::Inherit,
+        })
+    }
+
     /// The request of a command line: so many lists of a pool, memory left alone.
     pub fn for_lists(pool: &str, lists: usize) -> Result<Request, BadRequest> {
         Ok(Request {
@@ -354,6 +364,25 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(part), "{words}: {error}");
+        }
+    }
+
+    #[test]
+    fn devices_are_a_pool_and_a_number_of_lists() {
+        for (device, expected) in [
+            ("dp", Some(("dp", 1))),
+            ("dp.2", Some(("dp", 2))),
+            ("dp.0", None),
+            ("dp.", None),
+            ("dp.2.3", None),
+            ("dp.99999", None),
+            (".2", None),
+            ("none", None),
+            ("a/b", None),
+        ] {
+            let request = Request::for_device(device).ok();
+            let expected = expected.map(|(pool, lists)| Request::for_lists(pool, lists).unwrap());
+            assert_eq!(request, expected, "{device}");
         }
     }
 

@@ -365,7 +365,7 @@ fn hooks_are_given_the_options_of_the_install() {
         .iter()
         .filter_map(|arg| arg.as_str())
         .collect();
-    assert_eq!(args[3..], ["--conf-dir", "/pools", "--run-dir", "/claims"]);
+    assert_eq!(args[5..], ["--conf-dir", "/pools", "--run-dir", "/claims"]);
 }
 
 #[test]

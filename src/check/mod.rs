@@ -1,5 +1,6 @@
 //! Looking at everything that a container's start depends on, and changing nothing: what `pinfold check` tells.
 
+mod cdi;
 mod engines;
 mod hooks;
 mod machine;
@@ -68,6 +69,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     machine::check(scope.site, &mut report);
     pools::check(scope.site, &mut report);
     engines::check(scope, &mut report);
+    cdi::check(scope.site, &mut report);
     report.findings
 }
 

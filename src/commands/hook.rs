@@ -2,7 +2,7 @@
 
 use std::io;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Settings;
 use crate::cli::{Hook, Options, Stage};
@@ -16,17 +16,18 @@ pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
     limits::drop_capabilities()?;
     let state = State::read(limits::Prompt::new(io::stdin().lock()))?;
     match args.stage {
-        Stage::Prestart | Stage::CreateRuntime => start(&state, options)?,
-        Stage::Poststop => end(&state, options)?,
+        Stage::Prestart | Stage::CreateRuntime => start(&state, args, options)?,
+        Stage::Poststop => end(&state, args, options)?,
     }
     Ok(0)
 }
 
 /// Without a request nothing is read beyond the state, not even the configuration; nor is the rest of the state judged.
-fn start(state: &State, options: &Options) -> Result<()> {
+fn start(state: &State, args: &Hook, options: &Options) -> Result<()> {
     let request = state
         .annotations(request::is_ours)
         .and_then(|annotations| Ok(request::from_annotations(&annotations)?))
+        .and_then(|annotated| with_device(annotated, args.device.as_deref()))
         .with_context(|| format!("cannot start container {}", state.shown_id()))?;
     let Some(request) = request else {
         return Ok(());
@@ -35,6 +36,27 @@ fn start(state: &State, options: &Options) -> Result<()> {
         let (id, pool) = (state.shown_id(), &request.pool);
         format!("cannot start container {id} on CPUs of pool {pool}")
     })
+}
+
+/// What a container's annotations and its device ask for together: the same, where there are both. What annotations say
+/// beyond that counts.
+fn with_device(annotated: Option<Request>, device: Option<&str>) -> Result<Option<Request>> {
+    let Some(device) = device else {
+        return Ok(annotated);
+    };
+    let of_device = Request::for_device(device)?;
+    let Some(annotated) = annotated else {
+        return Ok(Some(of_device));
+    };
+    ensure!(
+        (&annotated.pool, annotated.size) == (&of_device.pool, of_device.size),
+        "its annotations ask for {} of pool {}, and its device for {} of pool {}: ask once",
+        annotated.size,
+        annotated.pool,
+        of_device.size,
+        of_device.pool
+    );
+    Ok(Some(annotated))
 }
 
 fn pin(state: &State, request: &Request, options: &Options) -> Result<()> {
@@ -50,9 +72,9 @@ fn pin(state: &State, request: &Request, options: &Options) -> Result<()> {
 }
 
 /// Keyed by the id alone: some engines give no annotations at this stage. Where there are some and none is
-/// ours, it is certain that there was no request.
-fn end(state: &State, options: &Options) -> Result<()> {
-    if state.surely_lacks(request::PREFIX) {
+/// ours, it is certain that there was no request, unless there is a device.
+fn end(state: &State, args: &Hook, options: &Options) -> Result<()> {
+    if args.device.is_none() && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
     give_back(state, options).with_context(|| {

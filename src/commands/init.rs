@@ -8,6 +8,7 @@ use tabwriter::TabWriter;
 use super::Settings;
 use crate::cli::Init;
 use crate::cpulist::CpuSet;
+use crate::install::refresh_cdi;
 use crate::placement::{Existing, Made, Site, init};
 use crate::pools::Kind;
 use crate::pools::carve::{Core, Cut};
@@ -46,6 +47,7 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
         }
         Made::Replaced => writeln!(out, "made {path} in place of other pools:")?,
     }
+    refresh_cdi(site)?;
     print(&mut out, &plan)
 }
 

@@ -6,20 +6,30 @@ use anyhow::{Context, Result};
 use similar::TextDiff;
 
 use super::Settings;
-use crate::cli::{Install, InstallPlace, Options, Uninstall};
+use crate::cli::{Cdi, Install, InstallPlace, Options, TargetArg, Uninstall};
 use crate::engines::{Engine, Programs};
-use crate::install::{Change, Place, Plan, apply, plan, plan_removal};
+use crate::install::{Change, Place, Plan, apply, plan, plan_cdi, plan_cdi_removal, plan_removal};
 
 pub(super) fn run(args: &Install, options: &Options, settings: &Settings) -> Result<u8> {
     let mut place = place(&args.place, settings);
-    place.hook_options = hook_options(options)?;
     let programs = Programs::find(place.host, args.bin_dir.as_deref())?;
-    let engine = args.place.engine.into();
-    let plan = plan(engine, &place, &programs)?;
-    carry_out(&plan, &args.place)?;
-    let mut out = io::stdout().lock();
+    let plan = match args.place.target.engine() {
+        Some(engine) => {
+            place.hook_options = hook_options(options)?;
+            plan(engine, &place, &programs)?
+        }
+        None => {
+            place.hook_options = device_options(options, settings)?;
+            plan_cdi(settings.site(), &place, &programs)?
+        }
+    };
+    carry_out(&plan, args.place.target, args.place.dry_run)?;
     if !args.place.dry_run && plan.changes.is_empty() {
-        writeln!(out, "{} knows Pinfold already", engine.word())?;
+        writeln!(
+            io::stdout(),
+            "{} knows Pinfold already",
+            word(args.place.target)
+        )?;
     }
     for remark in &plan.remarks {
         log::warn!("{remark}");
@@ -27,15 +37,37 @@ pub(super) fn run(args: &Install, options: &Options, settings: &Settings) -> Res
     Ok(0)
 }
 
+/// `pinfold cdi` is `pinfold install cdi`.
+pub(super) fn run_cdi(args: &Cdi, options: &Options, settings: &Settings) -> Result<u8> {
+    let place = InstallPlace {
+        target: TargetArg::Cdi,
+        engine_config: args.output.clone(),
+        hooks_dir: None,
+        dry_run: args.dry_run,
+    };
+    let bin_dir = args.bin_dir.clone();
+    run(&Install { place, bin_dir }, options, settings)
+}
+
 pub(super) fn run_removal(args: &Uninstall, settings: &Settings) -> Result<u8> {
     let place = place(&args.place, settings);
-    let plan = plan_removal(args.place.engine.into(), &place)?;
-    carry_out(&plan, &args.place)?;
+    let plan = match args.place.target.engine() {
+        Some(engine) => plan_removal(engine, &place)?,
+        None => plan_cdi_removal(&place)?,
+    };
+    carry_out(&plan, args.place.target, args.place.dry_run)?;
     if !args.place.dry_run && plan.changes.is_empty() {
-        let engine: Engine = args.place.engine.into();
-        writeln!(io::stdout(), "{} has nothing of Pinfold's", engine.word())?;
+        writeln!(
+            io::stdout(),
+            "{} has nothing of Pinfold's",
+            word(args.place.target)
+        )?;
     }
     Ok(0)
+}
+
+fn word(target: TargetArg) -> &'static str {
+    target.engine().map_or("the CDI file", Engine::word)
 }
 
 fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Place<'a> {
@@ -65,10 +97,20 @@ fn hook_options(options: &Options) -> Result<Vec<String>> {
     Ok(words)
 }
 
+/// Those of devices, which always name pools that are not at the default place: other pools must not replace them.
+fn device_options(options: &Options, settings: &Settings) -> Result<Vec<String>> {
+    let site = settings.site();
+    let mut words = hook_options(options)?;
+    if options.conf_dir.is_none() && site.conf_dir != site.host.default_conf_dir() {
+        words.extend(["--conf-dir".to_owned(), site.conf_dir.display().to_string()]);
+    }
+    Ok(words)
+}
+
 /// Prints the changes, or makes them and says what is left to do.
-fn carry_out(plan: &Plan, args: &InstallPlace) -> Result<()> {
+fn carry_out(plan: &Plan, target: TargetArg, is_dry_run: bool) -> Result<()> {
     let mut out = io::stdout().lock();
-    if args.dry_run {
+    if is_dry_run {
         for change in &plan.changes {
             out.write_all(diff(change).as_bytes())?;
         }
@@ -86,7 +128,10 @@ fn carry_out(plan: &Plan, args: &InstallPlace) -> Result<()> {
     if plan.changes.is_empty() {
         return Ok(());
     }
-    match Engine::from(args.engine).service() {
+    let Some(engine) = target.engine() else {
+        return Ok(());
+    };
+    match engine.service() {
         Some(service) => writeln!(
             out,
             "it counts once {service} is restarted: systemctl restart {service}"

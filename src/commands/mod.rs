@@ -45,6 +45,11 @@ pub fn run(cli: &Cli) -> Result<u8> {
             &cli.options,
             &Settings::of_command_line(&cli.options)?,
         ),
+        Verb::Cdi(args) => install::run_cdi(
+            args,
+            &cli.options,
+            &Settings::of_command_line(&cli.options)?,
+        ),
         Verb::Check(args) => check::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Uninstall(args) => {
             install::run_removal(args, &Settings::of_command_line(&cli.options)?)

@@ -10,6 +10,7 @@ use super::Settings;
 use super::init::stock;
 use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
 use crate::cpulist::CpuSet;
+use crate::install::refresh_cdi;
 use crate::placement::{Change, Changed, ListState, SurveyedPool, change, survey};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
@@ -18,12 +19,14 @@ use crate::text::Shown;
 use crate::topology;
 
 pub(super) fn run(args: &Pool, settings: &Settings) -> Result<u8> {
-    match &args.action {
-        Action::Show(args) => show(args, settings),
+    let code = match &args.action {
+        Action::Show(args) => return show(args, settings),
         Action::Add(args) => add(args, settings),
         Action::Remove(args) => remove(args, settings),
         Action::Resize(args) => resize(args, settings),
-    }
+    }?;
+    refresh_cdi(settings.site())?;
+    Ok(code)
 }
 
 fn show(args: &Show, settings: &Settings) -> Result<u8> {

@@ -4,6 +4,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::Engine;
+
 /// The stages that we have a file for, and that file's name. `prestart` is an older name of createRuntime: never both.
 pub const FILES: [(&str, &str); 2] = [
     ("createRuntime", "pinfold-createRuntime.json"),
@@ -14,8 +16,8 @@ pub const FILES: [(&str, &str); 2] = [
 pub const TIMEOUT: u32 = 30;
 
 /// A hook file for one stage, with further options for the hook.
-pub fn file(stage: &str, pinfold: &str, options: &[String]) -> String {
-    let args = ["pinfold", "hook", stage];
+pub fn file(stage: &str, pinfold: &str, engine: Engine, options: &[String]) -> String {
+    let args = ["pinfold", "hook", stage, "--engine", engine.word()];
     let options = options.iter().map(String::as_str);
     let file = json!({
         "version": "1.0.0",
@@ -66,6 +68,12 @@ impl HookFile {
         self.hook.args.get(1).is_some_and(|verb| verb == "hook")
             && names.iter().flatten().any(is_pinfold)
     }
+
+    /// The engine that it names.
+    pub fn engine(&self) -> Option<&str> {
+        let mut args = self.hook.args.iter().skip_while(|arg| *arg != "--engine");
+        args.nth(1).map(String::as_str)
+    }
 }
 
 #[cfg(test)]
@@ -75,10 +83,11 @@ mod tests {
     #[test]
     fn a_file_of_ours_is_known_again() {
         for (stage, _) in FILES {
-            let text = file(stage, "/opt/bin/pinfold", &[]);
+            let text = file(stage, "/opt/bin/pinfold", Engine::Crio, &[]);
             let parsed = HookFile::parse(&text).unwrap().unwrap();
             assert!(parsed.is_ours());
             assert_eq!(parsed.stages, [stage]);
+            assert_eq!(parsed.engine(), Some("crio"));
             assert_eq!(parsed.hook.path, "/opt/bin/pinfold");
         }
     }

@@ -1,6 +1,7 @@
 //! The configuration files of container engines: pure, text in and text out. What stands where, and what is
 //! written, is for [`crate::install`].
 
+pub mod cdi;
 pub mod containerd;
 pub mod crio;
 pub mod docker;

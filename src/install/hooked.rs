@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::{Change, Found, Place, Plan};
-use crate::engines::{Programs, RUNTIME, SHIM, crio, hooks, podman};
+use crate::engines::{Engine, Programs, RUNTIME, SHIM, crio, hooks, podman};
 use crate::files;
 use crate::host::Host;
 
@@ -154,7 +154,7 @@ pub(super) fn plan_podman(place: &Place<'_>, programs: &Programs) -> Result<Plan
         .hooks_dir
         .clone()
         .unwrap_or_else(|| files.before.hooks_dir());
-    let mut plan = plan_hooks(place, &hooks_dir, programs)?;
+    let mut plan = plan_hooks(place, &hooks_dir, programs, Engine::Podman)?;
     let text = podman::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir);
     plan.changes.extend(files.changes(text)?);
     Ok(plan)
@@ -166,7 +166,7 @@ pub(super) fn plan_crio(place: &Place<'_>, programs: &Programs) -> Result<Plan> 
         .hooks_dir
         .clone()
         .unwrap_or_else(|| CRIO_HOOKS_DIR.to_owned());
-    let mut plan = plan_hooks(place, &hooks_dir, programs)?;
+    let mut plan = plan_hooks(place, &hooks_dir, programs, Engine::Crio)?;
     let text = crio::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir)?;
     plan.changes.extend(files.changes(Some(text))?);
     Ok(plan)
@@ -196,7 +196,7 @@ pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs) -> Result<Plan> {
+fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine) -> Result<Plan> {
     let mut plan = Plan::default();
     if programs.shim.is_none() {
         plan.remarks.push(format!(
@@ -212,7 +212,7 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs) -> Result<Plan>
                 found.path.display()
             );
         }
-        let text = hooks::file(stage, &programs.pinfold, &place.hook_options);
+        let text = hooks::file(stage, &programs.pinfold, engine, &place.hook_options);
         plan.changes.extend(found.become_text(Some(text)));
     }
     Ok(plan)

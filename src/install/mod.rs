@@ -2,6 +2,7 @@
 //! planned before the first file is written.
 
 mod apply;
+mod cdi;
 mod containerd;
 mod docker;
 mod hooked;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 pub use apply::apply;
+pub use cdi::{cdi_program, plan_cdi, plan_cdi_removal, plan_refresh, refresh_cdi};
 pub use containerd::configuration as containerd_configuration;
 pub use docker::daemon_json;
 pub use hooked::{EngineFiles, crio_files, podman_files};

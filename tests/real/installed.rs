@@ -15,12 +15,24 @@ const PROGRAM: &str = "/usr/local/bin/pinfold";
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::Cpus(2)];
-    each(
-        Engine::podman(),
-        "installed::one_command_and_podman_pins",
-        needs,
-        one_command_and_podman_pins,
-    )
+    let engines = Engine::podman;
+    [
+        each(
+            engines(),
+            "installed::one_command_and_podman_pins",
+            needs,
+            one_command_and_podman_pins,
+        ),
+        each(
+            engines(),
+            "installed::a_device_is_enough",
+            needs,
+            a_device_is_enough,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The machine as only the test sees it. It is gone when the process that holds the namespace is.
@@ -204,4 +216,61 @@ fn one_command_and_podman_pins(world: &World, engine: Engine) {
         .ok();
     assert_eq!(machine.files(), before);
     assert!(!machine.can_do_without_cgroups("/usr/local/bin/pinfold-runtime"));
+}
+
+fn a_device_is_enough(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    bundle::make_rootfs(&world.dir.join("rootfs"));
+    let machine = Machine::new(world, engine);
+    machine.run(PROGRAM, &["cdi"]).ok();
+    let check = machine.run(PROGRAM, &["check"]).ok();
+    assert!(check.stdout.contains("there are devices"), "{check}");
+
+    let device = ["--device", "pinfold.io/pool=dp"];
+    machine.start("pinned", &device).ok();
+    assert_eq!(machine.affinity("pinned"), "1");
+    machine.start("full", &device).exits(126);
+    machine
+        .podman(&["rm", "-f", "-t", "0", "pinned", "full"])
+        .ok();
+    world.assert_all_free("after rm");
+
+    // The device, its annotation and the hook files besides: pinned once. Where they disagree, refused.
+    machine.run(PROGRAM, &["install", "podman"]).ok();
+    let both = [&device[..], &["--annotation", "pinfold.io/pool=dp"]].concat();
+    machine.start("both", &both).ok();
+    assert_eq!(machine.affinity("both"), "1");
+    assert_eq!(world.claims().len(), 1);
+    machine.podman(&["rm", "-f", "-t", "0", "both"]).ok();
+    world.assert_all_free("after rm of what asked twice");
+    world.pool("other", Kind::Shared, &["0"]);
+    let other = [&device[..], &["--annotation", "pinfold.io/pool=other"]].concat();
+    machine.start("torn", &other).exits(126);
+    machine.podman(&["rm", "-f", "-t", "0", "torn"]).ok();
+    world.assert_all_free("after a refusal");
+
+    // A pool that came by another way has no device yet: check tells, and `cdi` mends it.
+    let check = machine.run(PROGRAM, &["check"]).exits(1);
+    assert!(
+        check
+            .stdout
+            .contains("not those of the pools as they are now"),
+        "{check}"
+    );
+    machine.run(PROGRAM, &["cdi"]).ok();
+    machine
+        .start("shared", &["--device", "pinfold.io/pool=other"])
+        .ok();
+    assert_eq!(machine.affinity("shared"), "0");
+    machine.run(PROGRAM, &["pool", "remove", "dp"]).ok();
+    machine.run(PROGRAM, &["check"]).ok();
+    machine.start("gone", &device).exits(126);
+    machine
+        .podman(&["rm", "-f", "-t", "0", "shared", "gone"])
+        .ok();
+    machine.run(PROGRAM, &["uninstall", "cdi"]).ok();
+    machine
+        .start("without", &["--device", "pinfold.io/pool=other"])
+        .exits(126);
+    world.assert_all_free("at the end");
 }
