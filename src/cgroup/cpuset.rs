@@ -32,8 +32,23 @@ pub struct Masks {
 pub struct Bound {
     /// The CPUs.
     pub cpus: CpuSet,
-    /// The path of the group whose effective CPUs these are.
-    pub group: String,
+    /// The nearest group whose effective CPUs these are.
+    nearest: Group,
+}
+
+impl Bound {
+    /// The path of the topmost group that has no more than these CPUs: those below inherit them from it.
+    pub fn group(&self) -> String {
+        let mut origin = self.nearest.clone();
+        while let Some(above) = origin.parent() {
+            // One that cannot be read excludes nothing that we know of.
+            match effective_cpus(&above) {
+                Ok(Some(cpus)) if cpus == self.cpus => origin = above,
+                _ => break,
+            }
+        }
+        origin.path().to_owned()
+    }
 }
 
 /// The file that says which CPUs a group really has.
@@ -84,8 +99,10 @@ pub fn bound(group: &Group) -> Result<Bound> {
     let mut above = group.parent();
     while let Some(group) = above {
         if let Some(cpus) = effective_cpus(&group)? {
-            let group = group.path().to_owned();
-            return Ok(Bound { cpus, group });
+            return Ok(Bound {
+                cpus,
+                nearest: group,
+            });
         }
         above = group.parent();
     }
@@ -95,32 +112,43 @@ pub fn bound(group: &Group) -> Result<Bound> {
     )
 }
 
-/// Which of a group's values whoever made it chose, rather than let it inherit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The values that whoever made a group chose for it; those that it inherits are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chosen {
     /// `cpuset.cpus`.
-    pub cpus: bool,
+    pub cpus: Option<String>,
     /// `cpuset.mems`.
-    pub mems: bool,
+    pub mems: Option<String>,
 }
 
 /// Tells chosen values from inherited ones.
 ///
-/// On version 2 an empty value inherits. On version 1 runtimes copy the parent's value, so another one was chosen.
+/// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets the scope's. On
+/// version 1 runtimes copy the parent's value, so another one was chosen.
 pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
-    let is_chosen = |value: &str, file: &str| -> Result<bool> {
-        Ok(match (value.is_empty(), group.version(), group.parent()) {
-            (true, _, _) => false,
-            (false, Version::V1, Some(parent)) => {
-                let own: CpuSet = value.parse()?;
-                read_set(&parent, file)?.is_some_and(|inherited| inherited != own)
+    let chosen = |value: &str, file: &str| -> Result<Option<String>> {
+        let of_parent = || match group.parent() {
+            Some(parent) => {
+                Ok::<_, anyhow::Error>(read_set(&parent, file)?.map(|set| (parent, set)))
             }
-            (false, _, _) => true,
+            None => Ok(None),
+        };
+        Ok(match (value.is_empty(), group.version()) {
+            (true, Version::V1) => None,
+            (true, Version::V2) => of_parent()?
+                .filter(|(parent, set)| parent.path().ends_with(".scope") && !set.is_empty())
+                .map(|(_, set)| set.to_string()),
+            (false, Version::V1) => {
+                let own: CpuSet = value.parse()?;
+                let is_other = of_parent()?.is_some_and(|(_, inherited)| inherited != own);
+                is_other.then(|| value.to_owned())
+            }
+            (false, Version::V2) => Some(value.to_owned()),
         })
     };
     Ok(Chosen {
-        cpus: is_chosen(&masks.cpus, CPUS)?,
-        mems: is_chosen(&masks.mems, MEMS)?,
+        cpus: chosen(&masks.cpus, CPUS)?,
+        mems: chosen(&masks.mems, MEMS)?,
     })
 }
 
@@ -305,8 +333,8 @@ mod tests {
         ] {
             let bound = bound(&tree.group(path)).unwrap();
             assert_eq!(
-                (bound.cpus, bound.group.as_str()),
-                (set(cpus), by),
+                (&bound.cpus, bound.nearest.path(), bound.group().as_str()),
+                (&set(cpus), by, by),
                 "{path}"
             );
         }
@@ -336,24 +364,27 @@ mod tests {
 
     #[test]
     fn cpus_that_were_chosen_are_told_from_inherited_ones() {
-        for (version, own, chosen) in [
-            (Version::V1, "0-3", false),
-            (Version::V1, "0,1-3", false),
-            (Version::V1, "1", true),
-            (Version::V1, "", false),
-            (Version::V2, "", false),
-            (Version::V2, "0-3", true),
+        for (version, path, own, chosen) in [
+            (Version::V1, "c", "0-3", None),
+            (Version::V1, "c", "0,1-3", None),
+            (Version::V1, "c", "1", Some("1")),
+            (Version::V1, "c", "", None),
+            (Version::V2, "c", "", None),
+            (Version::V2, "c", "0-3", Some("0-3")),
+            (Version::V2, "a.scope/c", "", Some("2")),
         ] {
+            let file = |name: &str| format!("{path}/{name}");
             let files = [
                 ("cpuset.cpus", "0-3\n"),
-                ("c/cpuset.cpus", own),
-                ("c/cpuset.mems", ""),
+                ("a.scope/cpuset.cpus", "2\n"),
+                (&file("cpuset.cpus"), own),
+                (&file("cpuset.mems"), ""),
             ];
             let group = Tree::new(version, &files);
-            let group = group.group("/c");
+            let group = group.group(&format!("/{path}"));
             let masks = masks(&group).unwrap().unwrap();
             assert_eq!(
-                super::chosen(&group, &masks).unwrap().cpus,
+                super::chosen(&group, &masks).unwrap().cpus.as_deref(),
                 chosen,
                 "{version:?} {own:?}"
             );

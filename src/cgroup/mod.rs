@@ -2,6 +2,7 @@
 //! here: [`cpuset`].
 
 pub mod cpuset;
+pub mod systemd;
 
 use std::io;
 use std::os::unix::fs::MetadataExt;

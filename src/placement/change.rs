@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Books, Site};
-use crate::cgroup::{Hierarchy, cpuset};
+use crate::cgroup::Hierarchy;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, list_name, plan};
@@ -314,10 +314,7 @@ impl Books<'_> {
             self.ledger.rewrite(claim, &after)?;
         }
         match self.group_of(&after)? {
-            Some(group) if after.cgroup.confined => {
-                let mems = Some(&after.mems).filter(|mems| !mems.is_empty());
-                cpuset::confine(&group, cpus, mems)
-            }
+            Some(group) if after.cgroup.confined => self.set_cpus(&group, cpus, &after.mems),
             _ => Ok(()),
         }
     }

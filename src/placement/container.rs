@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::give::{Applicant, Place, gone};
 use super::life::Life;
 use super::{Books, Site};
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{Group, Hierarchy, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::process::Process;
 use crate::request::{Request, Size};
@@ -27,7 +27,7 @@ pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Resu
     let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
     let online = topology::online(host)?;
 
-    let books = site.open_books(hierarchy)?;
+    let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
     // A container's own group, with those below it, holds its first process and nothing else, and we are not in it.
     let place = if !shares_ours && group.all_pids()? == [pid] {
@@ -38,18 +38,26 @@ pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Resu
             from: group,
         }
     };
-    if let Some(claim) = books.prepare(id, process, &place)? {
-        return books.confirm(claim, request, &place);
+    let group = place.group().clone();
+    let claim = match books.prepare(id, process, &place)? {
+        Some(claim) => books.confirm(claim, request, &place)?,
+        None => books.give(&Applicant {
+            id,
+            kind: OwnerKind::Container,
+            process,
+            request,
+            place,
+            online,
+        })?,
+    };
+    // systemd takes its time, and nobody else has to wait for it.
+    drop(books);
+    let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
+    let told = systemd::tell(host, &group, &claim.cpus, mems);
+    if told.is_err() {
+        site.open_books(hierarchy)?.undo_on_error(told, &claim)?;
     }
-    let kind = OwnerKind::Container;
-    books.give(&Applicant {
-        id,
-        kind,
-        process,
-        request,
-        place,
-        online,
-    })
+    Ok(claim)
 }
 
 impl Books<'_> {

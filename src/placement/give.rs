@@ -205,10 +205,10 @@ pub(super) fn gone(pid: i32) -> String {
 /// One request, one place: whoever made the group has given it CPUs already.
 fn refuse_chosen_cpus(group: &Group, before: &Masks, request: &Request) -> Result<()> {
     let chosen = cpuset::chosen(group, before)?;
-    let (what, value) = match (chosen.cpus, chosen.mems && request.mems == Mems::Local) {
-        (true, _) => ("CPUs", &before.cpus),
-        (false, true) => ("memory nodes", &before.mems),
-        (false, false) => return Ok(()),
+    let (what, value) = match (chosen.cpus, chosen.mems) {
+        (Some(cpus), _) => ("CPUs", cpus),
+        (None, Some(mems)) if request.mems == Mems::Local => ("memory nodes", mems),
+        _ => return Ok(()),
     };
     bail!(
         "its configuration already sets the {what} {value}: drop that (--cpuset-cpus, --cpuset-mems, resources.cpu), or the pool"

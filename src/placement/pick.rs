@@ -138,7 +138,7 @@ fn explain(refusal: &Refusal, pool: &Pool, request: &Request, bound: &Bound) -> 
                 (Kind::Exclusive, Size::Cpus(_)) => cpus,
             };
             let reason = if whole > *all {
-                format!(", for others are offline or not allowed by the cgroup {}", bound.group)
+                format!(", for others are offline or not allowed by the cgroup {}", bound.group())
             } else {
                 String::new()
             };
@@ -154,7 +154,7 @@ fn explain(refusal: &Refusal, pool: &Pool, request: &Request, bound: &Bound) -> 
         }
         Refusal::NotAllowed => format!(
             "the cgroup {} allows only the CPUs {}, which hold no CPU list of the pool: widen that, or use another pool",
-            bound.group, bound.cpus
+            bound.group(), bound.cpus
         ),
     }
 }

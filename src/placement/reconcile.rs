@@ -189,7 +189,7 @@ impl Books<'_> {
             claim.id,
             claim.cpus
         );
-        cpuset::confine(&group, &claim.cpus, None)
+        self.set_cpus(&group, &claim.cpus, &claim.mems)
     }
 
     /// Removes groups of ours that hold nobody and that no claim names, and their parent when it is empty: their

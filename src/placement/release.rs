@@ -112,10 +112,10 @@ impl Books<'_> {
                 "{} has nowhere to run but on {}: {} allows no other CPUs that nobody owns; stop it instead",
                 claim.id,
                 claim.cpus,
-                bound.group
+                bound.group()
             );
         }
-        cpuset::confine(&group, &outside, None)
+        self.set_cpus(&group, &outside, &CpuSet::new())
     }
 
     /// No process that stands for the owner may still run on what it gives up; `isolate` itself never did.

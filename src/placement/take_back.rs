@@ -5,8 +5,9 @@ use anyhow::{Result, ensure};
 
 use super::Books;
 use super::life::Life;
-use crate::cgroup::{Group, cpuset};
+use crate::cgroup::{Group, cpuset, systemd};
 use crate::claims::{Before, Claim};
+use crate::cpulist::CpuSet;
 
 impl Books<'_> {
     /// Gives back what a claim holds if its owner is gone: is it?
@@ -69,7 +70,19 @@ impl Books<'_> {
         }
         let Before { cpus, mems } = &claim.cgroup.before;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
+        // The unit may be gone already.
+        let none = CpuSet::new();
+        if let Err(error) = systemd::tell(self.host, &group, &none, mems.map(|_| &none)) {
+            log::info!("{error:#}");
+        }
         cpuset::restore(&group, cpus, mems)
+    }
+
+    /// Gives the group of a claim these CPUs, and makes sure that it has, and keeps, them.
+    pub(super) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
+        let mems = Some(mems).filter(|mems| !mems.is_empty());
+        cpuset::confine(group, cpus, mems)?;
+        systemd::tell(self.host, group, cpus, mems)
     }
 
     /// Drops a claim from `tasks`, and then from the ledger.

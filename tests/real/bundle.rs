@@ -84,6 +84,10 @@ pub(crate) fn config(
         json!({"type": "uts"}),
     ];
     namespaces.extend(plan.own_pids.then(|| json!({"type": "pid"})));
+    let resources = plan
+        .cpuset
+        .as_ref()
+        .map(|cpus| json!({ "cpu": { "cpus": cpus } }));
     let annotations: BTreeMap<_, _> = plan.annotations.iter().cloned().collect();
     let config = json!({
         "ociVersion": "1.0.2",
@@ -96,7 +100,11 @@ pub(crate) fn config(
         ],
         "annotations": annotations,
         "hooks": stages(hooks),
-        "linux": { "cgroupsPath": cgroup, "namespaces": namespaces },
+        "linux": {
+            "cgroupsPath": cgroup,
+            "namespaces": namespaces,
+            "resources": resources.unwrap_or_else(|| json!({})),
+        },
     });
     config.to_string()
 }

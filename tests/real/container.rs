@@ -163,7 +163,7 @@ impl<'w> Container<'w> {
         ]);
         command.args(["--security-opt", "seccomp=unconfined"]);
         if self.plan.own_cgroup {
-            command.args(["--cgroup-parent", &self.engine.driver.parent(self.world)]);
+            command.args(["--cgroup-parent", &self.parent()]);
         } else {
             command.arg("--cgroups=disabled");
         }
@@ -173,7 +173,14 @@ impl<'w> Container<'w> {
         for (key, value) in &self.plan.annotations {
             command.args(["--annotation", &format!("{key}={value}")]);
         }
+        command.args(
+            self.plan
+                .cpuset
+                .iter()
+                .flat_map(|cpus| ["--cpuset-cpus", cpus]),
+        );
         command
+            .args(&self.plan.podman)
             .arg("--rootfs")
             .arg(self.world.dir.join("rootfs"))
             .args(self.process());
@@ -188,6 +195,13 @@ impl<'w> Container<'w> {
         process
     }
 
+    fn parent(&self) -> String {
+        match &self.plan.below {
+            Some(name) => self.engine.driver.below(self.world, name),
+            None => self.engine.driver.parent(self.world),
+        }
+    }
+
     fn cgroups_path(&self) -> String {
         let leaf = self.plan.cgroup.clone().unwrap_or_else(|| {
             self.dir
@@ -197,11 +211,8 @@ impl<'w> Container<'w> {
                 .into()
         });
         match self.engine.driver {
-            Driver::Cgroupfs => format!("{}/{leaf}", self.engine.driver.parent(self.world)),
-            Driver::Systemd => format!(
-                "{}:pinfoldtest:{leaf}",
-                self.engine.driver.parent(self.world)
-            ),
+            Driver::Cgroupfs => format!("{}/{leaf}", self.parent()),
+            Driver::Systemd => format!("{}:pinfoldtest:{leaf}", self.parent()),
         }
     }
 
@@ -245,7 +256,7 @@ impl<'w> Container<'w> {
         command
     }
 
-    fn engine_command(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn engine_command(&self, arguments: &[&str]) -> Ran {
         let mut command = if self.engine.front == Front::Podman {
             self.podman()
         } else {

@@ -122,6 +122,14 @@ impl Driver {
         }
     }
 
+    /// A cgroup or slice of this name below that of a world.
+    pub(crate) fn below(self, world: &World, name: &str) -> String {
+        match self {
+            Driver::Cgroupfs => format!("/{}/{name}", world.tag),
+            Driver::Systemd => format!("{}-{name}.slice", world.tag),
+        }
+    }
+
     /// The cgroup or slice that is above all containers of a world.
     pub(crate) fn parent(self, world: &World) -> String {
         match self {

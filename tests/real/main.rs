@@ -30,6 +30,7 @@ mod docker;
 mod endings;
 mod engines;
 mod hookfiles;
+mod hotplug;
 mod image;
 mod installed;
 mod isolate;
@@ -37,6 +38,8 @@ mod kcm;
 mod killpoints;
 mod killpoints_isolate;
 mod killpoints_runtime;
+mod life;
+mod masks;
 mod needs;
 mod owners;
 mod pinned;
@@ -54,6 +57,7 @@ mod snapshot;
 mod strace;
 mod syslog;
 mod untouched;
+mod unusual;
 mod with_hooks;
 mod world;
 mod wreckage;
@@ -81,6 +85,10 @@ fn main() -> ExitCode {
         crowd::cases(),
         untouched::cases(),
         endings::cases(),
+        life::cases(),
+        masks::cases(),
+        unusual::cases(),
+        hotplug::cases(),
         wreckage::cases(),
         owners::cases(),
         isolate::cases(),

@@ -24,6 +24,10 @@ pub(crate) enum Need {
     Strace,
     Python3,
     HookFiles,
+    /// A CPU can be switched off.
+    Hotplug,
+    /// podman can give a container a user namespace of its own.
+    SubordinateIds,
 }
 
 impl Need {
@@ -45,6 +49,9 @@ impl Need {
             Need::Systemd => Path::new("/run/systemd/system").is_dir(),
             Need::Strace => find("strace").is_some(),
             Need::Python3 => find("python3").is_some(),
+            Need::Hotplug => Path::new("/sys/devices/system/cpu/cpu5/online").exists(),
+            Need::SubordinateIds => std::fs::read_to_string("/etc/subuid")
+                .is_ok_and(|text| text.lines().any(|line| line.starts_with("containers:"))),
             Need::HookFiles => !crate::hookfiles::files().is_empty(),
         }
     }

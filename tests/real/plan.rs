@@ -19,6 +19,12 @@ pub(crate) struct Plan {
     pub(crate) later_hook: Option<Vec<String>>,
     /// The directory of the runtime's or engine's own state.
     pub(crate) state_dir: String,
+    /// What else `podman run` is told, before the root file system.
+    pub(crate) podman: Vec<String>,
+    /// A slice, or a cgroup, below that of the world.
+    pub(crate) below: Option<String>,
+    /// CPUs that its configuration sets by itself.
+    pub(crate) cpuset: Option<String>,
 }
 
 impl Plan {
@@ -36,6 +42,9 @@ impl Plan {
             stage: "createRuntime",
             later_hook: None,
             state_dir: "state".into(),
+            podman: Vec::new(),
+            below: None,
+            cpuset: None,
         }
     }
 
@@ -49,6 +58,11 @@ impl Plan {
 
     pub(crate) fn asking(mut self, key: &str, value: &str) -> Plan {
         self.annotations.push((key.into(), value.into()));
+        self
+    }
+
+    pub(crate) fn podman_option(mut self, option: &str) -> Plan {
+        self.podman.push(option.into());
         self
     }
 

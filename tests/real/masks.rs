@@ -1,0 +1,113 @@
+//! I7: nothing widens a container's CPUs later; and a request that meets other people's masks is refused.
+
+use crate::cases::{Case, each};
+use crate::container::Container;
+use crate::engines::{Driver, Engine, Front, Runtime};
+use crate::needs::Need;
+use crate::plan::Plan;
+use crate::process;
+use crate::syslog::SysLog;
+use crate::world::{Kind, World};
+use std::process::Command;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let two = &[Need::Cpus(2)];
+    let mut systemd = Engine::all();
+    systemd.retain(|engine| engine.driver == Driver::Systemd);
+    [
+        each(Engine::all(), "masks::stay_through_updates", two, stay),
+        each(
+            Engine::all(),
+            "masks::a_cpuset_of_its_own_is_refused",
+            two,
+            own_cpuset,
+        ),
+        each(
+            systemd,
+            "masks::a_slice_without_its_cpus_is_named",
+            &[Need::Cpus(2), Need::V2],
+            slice_without,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn systemctl(arguments: &[&str]) {
+    process::run(Command::new("systemctl").args(arguments)).ok();
+}
+
+fn stay(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let container = Container::up(world, engine, Plan::pinned("a", "dp"));
+    let updates: &[&[&str]] = match (engine.front, engine.runtime) {
+        (Front::Podman, _) => &[&["update", "--cpus", "1"], &["update", "--memory", "64m"]],
+        (Front::Direct, _) => &[
+            &["update", "--cpu-share", "512"],
+            &["update", "--memory", "67108864"],
+        ],
+    };
+    for update in updates {
+        container.engine_command(update).ok();
+        container.assert_confined_to("1");
+    }
+    if engine.driver == Driver::Systemd {
+        systemctl(&["daemon-reload"]);
+        container.assert_confined_to("1");
+        let slice = engine.driver.parent(world);
+        systemctl(&["set-property", "--runtime", &slice, "CPUWeight=50"]);
+        container.assert_confined_to("1");
+    }
+    assert!(container.exec().contains("affinity: 1\n"));
+    container.delete_by_force().ok();
+    world.assert_all_free("after delete");
+}
+
+/// The reason, from where the engine shows it: crun throws away what a hook says.
+#[track_caller]
+fn assert_refused(container: &Container, log: &mut SysLog, engine: Engine, words: &[&str]) {
+    let ran = container.launch();
+    assert_ne!(ran.code(), Some(0), "{ran}");
+    if engine.runtime == Runtime::Runc && engine.front == Front::Direct {
+        assert!(words.iter().all(|word| ran.stderr.contains(word)), "{ran}");
+    }
+    log.lines_with(1, words);
+}
+
+fn own_cpuset(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let mut log = SysLog::mark();
+    let plan = Plan {
+        cpuset: Some("0".into()),
+        ..Plan::pinned("a", "dp")
+    };
+    let container = Container::prepare(world, engine, plan);
+    assert_refused(
+        &container,
+        &mut log,
+        engine,
+        &["already sets the CPUs 0", "pool"],
+    );
+    world.assert_all_free("after a refusal");
+}
+
+fn slice_without(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let slice = engine.driver.below(world, "narrow");
+    systemctl(&["start", &slice]);
+    systemctl(&["set-property", "--runtime", &slice, "AllowedCPUs=0"]);
+    let mut log = SysLog::mark();
+    let plan = Plan {
+        below: Some("narrow".into()),
+        ..Plan::pinned("a", "dp")
+    };
+    let container = Container::prepare(world, engine, plan);
+    assert_refused(
+        &container,
+        &mut log,
+        engine,
+        &[&format!("{slice} allows only the CPUs 0")],
+    );
+    world.assert_all_free("after a refusal");
+}
