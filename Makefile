@@ -10,6 +10,7 @@ HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 build:
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target $(TARGET)
 	install -D target/$(TARGET)/release/pinfold target/dist/pinfold
+	ln -sf pinfold target/dist/pinfold-runtime
 
 # Three real containers side by side, and one that is refused.
 demo: build
@@ -41,6 +42,7 @@ support:
 # The binary, the manual page, and the hooks for podman and CRI-O with the binary's real path.
 install: build
 	install -D target/dist/pinfold $(DESTDIR)$(PREFIX)/bin/pinfold
+	ln -sf pinfold $(DESTDIR)$(PREFIX)/bin/pinfold-runtime
 	install -D -m 644 docs/pinfold.8 $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
 	install -d $(DESTDIR)$(HOOKS_DIR)
 	for stage in createRuntime poststop; do \
@@ -50,7 +52,7 @@ install: build
 
 uninstall:
 	rm -f $(DESTDIR)$(HOOKS_DIR)/pinfold-createRuntime.json $(DESTDIR)$(HOOKS_DIR)/pinfold-poststop.json
-	rm -f $(DESTDIR)$(PREFIX)/bin/pinfold $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
+	rm -f $(DESTDIR)$(PREFIX)/bin/pinfold $(DESTDIR)$(PREFIX)/bin/pinfold-runtime $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
 
 clean:
 	cargo clean

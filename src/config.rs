@@ -22,6 +22,16 @@ pub struct Config {
     pub lock_timeout: Option<f64>,
     /// What is logged, as in `PINFOLD_LOG`.
     pub log: Option<String>,
+    /// What `pinfold-runtime` runs.
+    pub runtime: Option<Runtime>,
+}
+
+/// The table `[runtime]`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Runtime {
+    /// The runtime that `pinfold-runtime` becomes.
+    pub path: Option<PathBuf>,
 }
 
 impl Config {

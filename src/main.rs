@@ -1,13 +1,15 @@
 //! `pinfold`: parse, start the log, dispatch; the one place that turns an error into an exit code.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 use pinfold::cli::{Cli, Verb};
-use pinfold::commands::{self, Settings};
+use pinfold::commands::{self, Settings, shim};
+use pinfold::engines::SHIM;
 use pinfold::host::Host;
 use pinfold::system_log::{self, Severity};
 use pinfold::text::one_line;
@@ -20,6 +22,11 @@ const USAGE: u8 = 2;
 const ISOLATE_FAILED: u8 = 125;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    if Path::new(&name).file_name() == Some(OsStr::new(SHIM)) {
+        return runtime(&arguments.collect::<Vec<_>>());
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -41,6 +48,17 @@ fn main() -> ExitCode {
             ExitCode::from(failed)
         }
     }
+}
+
+/// Becomes the runtime that stands behind this name.
+fn runtime(arguments: &[OsString]) -> ExitCode {
+    let Err(error) = shim::run(arguments) else {
+        return ExitCode::SUCCESS;
+    };
+    let message = one_line(&format!("{error:#}"));
+    let _ = writeln!(io::stderr(), "{SHIM}: {message}");
+    shim::report(arguments, &message);
+    ExitCode::from(FAILED)
 }
 
 /// Help and version are asked for; anything else is a mistake, and `isolate` answers it as podman does.

@@ -10,6 +10,7 @@ mod pool;
 mod reconcile;
 mod release;
 mod settings;
+pub mod shim;
 mod topology;
 
 use std::io;

@@ -4,8 +4,10 @@
 use crate::bundle;
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
+use crate::container::Container;
 use crate::engines::{Driver, Engine, runtime_path};
 use crate::needs::Need;
+use crate::plan::Plan;
 use crate::process::{self, Ran, Running};
 use crate::world::{Kind, World, binary};
 use std::path::{Path, PathBuf};
@@ -28,6 +30,18 @@ pub(crate) fn cases() -> Vec<Case> {
             "installed::a_device_is_enough",
             needs,
             a_device_is_enough,
+        ),
+        each(
+            engines(),
+            "installed::podman_knows_the_shim",
+            needs,
+            podman_knows_the_shim,
+        ),
+        each(
+            Engine::direct(),
+            "installed::the_shim_adds_what_pins_and_hands_on_the_rest",
+            needs,
+            the_shim_adds_what_pins,
         ),
     ]
     .into_iter()
@@ -65,11 +79,12 @@ impl<'w> Machine<'w> {
         std::fs::copy(binary(), machine.own_copy()).expect("copy the program");
         let install = "rm -f /usr/local/bin/pinfold; cp \"$1\" /usr/local/bin/pinfold; ln -sf pinfold /usr/local/bin/pinfold-runtime
             mkdir -p /etc/pinfold /etc/containers/containers.conf.d
-            printf 'conf-dir = \"%s\"\\nrun-dir = \"%s\"\\n' \"$2\" \"$3\" >/etc/pinfold/config.toml
+            printf 'conf-dir = \"%s\"\\nrun-dir = \"%s\"\\n[runtime]\\npath = \"%s\"\\n' \"$2\" \"$3\" \"$4\" >/etc/pinfold/config.toml
             printf '[engine]\\nlock_type = \"file\"\\n' >/etc/containers/containers.conf.d/10-test.conf";
         let mut command = machine.command("sh");
         command.args(["-ec", install, "sh"]).arg(machine.own_copy());
-        process::run(command.arg(&world.conf).arg(&world.run)).ok();
+        command.arg(&world.conf).arg(&world.run);
+        process::run(command.arg(runtime_path(world, engine.runtime))).ok();
         machine
     }
 
@@ -272,5 +287,134 @@ fn a_device_is_enough(world: &World, engine: Engine) {
     machine
         .start("without", &["--device", "pinfold.io/pool=other"])
         .exits(126);
+    world.assert_all_free("at the end");
+}
+
+fn podman_knows_the_shim(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    bundle::make_rootfs(&world.dir.join("rootfs"));
+    let machine = Machine::new(world, engine);
+    machine.run(PROGRAM, &["install", "podman"]).ok();
+    let request = ["--runtime", "pinfold", "--annotation", "pinfold.io/pool=dp"];
+    machine.start("both", &request).ok();
+    assert_eq!(machine.affinity("both"), "1");
+    machine.podman(&["rm", "-f", "-t", "0", "both"]).ok();
+    world.assert_all_free("after rm of what hooks and shim pinned");
+
+    machine
+        .run(
+            "sh",
+            &["-c", "rm /usr/share/containers/oci/hooks.d/pinfold-*"],
+        )
+        .ok();
+    machine.start("pinned", &request).ok();
+    assert_eq!(machine.affinity("pinned"), "1");
+    machine.start("full", &request).exits(126);
+    machine.start("plain", &["--runtime", "pinfold"]).ok();
+    assert_eq!(machine.affinity("plain"), hierarchy().all_cpus());
+    assert_eq!(world.claims().len(), 1);
+    machine
+        .podman(&["rm", "-f", "-t", "0", "pinned", "full", "plain"])
+        .ok();
+    world.assert_all_free("after rm");
+}
+
+/// How often a container is made and deleted through the shim.
+const ROUNDS: usize = 110;
+
+fn the_shim_adds_what_pins(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let machine = Machine::new(world, engine);
+    let bundle_of = |plan: Plan| {
+        let dir = world.dir.join(format!("{}-{}", plan.state_dir, plan.name));
+        Container::prepare_with_hooks(world, engine, plan, &[]);
+        dir
+    };
+    let pinned = bundle_of(Plan::pinned("pinned", "dp"));
+    let refused = bundle_of(Plan::pinned("refused", "dp"));
+    let plain = bundle_of(Plan::plain("plain"));
+    let root = world.dir.join("state").display().to_string();
+    let shim = |arguments: &[&str]| {
+        let mut command = machine.command("/usr/local/bin/pinfold-runtime");
+        command.args(["--root", &root]).current_dir("/");
+        if engine.driver == Driver::Systemd {
+            command.arg("--systemd-cgroup");
+        }
+        process::run(command.args(arguments))
+    };
+    let create = |dir: &Path, id: &str| {
+        shim(&["create", "-b", dir.to_str().expect("the path is UTF-8"), id])
+    };
+    for round in 0..ROUNDS {
+        create(&pinned, "pinned").ok();
+        if round % 10 == 0 {
+            assert_ne!(
+                create(&refused, "refused").code(),
+                Some(0),
+                "the pool is full"
+            );
+            shim(&["start", "pinned"]).ok();
+            assert_eq!(machine.affinity("state-pinned"), "1");
+        }
+        assert_eq!(world.claims().len(), 1, "round {round}");
+        shim(&["delete", "-f", "pinned"]).ok();
+        world.assert_all_free(&format!("after round {round}"));
+    }
+    let hooks = |dir: &Path| {
+        let text = std::fs::read_to_string(dir.join("config.json")).expect("read config.json");
+        text.matches("\"args\":[\"pinfold\",\"hook\"").count()
+    };
+    assert_eq!(hooks(&pinned), 2, "never doubled");
+
+    // Whatever has no request is handed on as it is.
+    let before = std::fs::read(plain.join("config.json")).expect("read config.json");
+    create(&plain, "plain").ok();
+    assert_eq!(
+        std::fs::read(plain.join("config.json")).expect("read config.json"),
+        before
+    );
+    let state = shim(&["state", "plain"]).ok().stdout;
+    let state: serde_json::Value = serde_json::from_str(&state).expect("state is JSON alone");
+    assert_eq!(state["id"], "plain");
+    shim(&["delete", "-f", "plain"]).ok();
+    let version = machine
+        .run("/usr/local/bin/pinfold-runtime", &["--version"])
+        .ok();
+    assert!(
+        version.stdout.starts_with(engine.runtime.name()),
+        "{version}"
+    );
+
+    // Bad input is refused before anything is written, where the engine reads it.
+    for (content, part) in [(Some("{"), "it is no JSON"), (None, "there is no")] {
+        let (config, log) = (refused.join("config.json"), world.dir.join("log"));
+        match content {
+            Some(text) => std::fs::write(&config, text).expect("write config.json"),
+            None => std::fs::remove_file(&config).expect("remove config.json"),
+        }
+        let log_option = log.display().to_string();
+        let bundle = refused.display().to_string();
+        let arguments = [
+            "--log",
+            &log_option,
+            "--log-format",
+            "json",
+            "create",
+            "-b",
+            &bundle,
+            "bad",
+        ];
+        let ran = machine
+            .run("/usr/local/bin/pinfold-runtime", &arguments)
+            .exits(1);
+        assert!(ran.stderr.contains(part), "{ran}");
+        let logged = std::fs::read_to_string(&log).expect("read the log");
+        let last = logged.lines().last().expect("a line");
+        let entry: serde_json::Value = serde_json::from_str(last).expect("a line is JSON");
+        assert!(
+            entry["msg"].as_str().is_some_and(|msg| msg.contains(part)),
+            "{entry}"
+        );
+    }
     world.assert_all_free("at the end");
 }

@@ -1,0 +1,115 @@
+//! `pinfold-runtime`: an OCI runtime for engines that have no hooks. It adds our hooks to a container with a request, and
+//! becomes the runtime; everything else it hands on as it is.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::config::Config;
+use crate::files;
+use crate::host::Host;
+use crate::oci_config::OciConfig;
+use crate::request;
+use crate::runtime_line::RuntimeLine;
+use crate::system_log::{self, Severity};
+
+/// The runtimes that are taken, the first that is there, where the configuration names none.
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+/// Becomes the runtime; returns only with what went wrong before that.
+///
+/// # Errors
+/// A configuration that cannot be read or changed, a request that is none, no runtime.
+pub fn run(arguments: &[OsString]) -> Result<()> {
+    let line = RuntimeLine::parse(arguments);
+    let host = Host::new("/");
+    prepare(&line)?;
+    let runtime = runtime(&host)?;
+    let error = Command::new(&runtime).args(arguments).exec();
+    Err(error).with_context(|| format!("execute {}", runtime.display()))
+}
+
+/// Tells an engine where it looks for it, and the system log, what went wrong.
+pub fn report(arguments: &[OsString], message: &str) {
+    system_log::send(&Host::new("/"), Severity::Error, message);
+    let line = RuntimeLine::parse(arguments);
+    let Some(log) = line.log else {
+        return;
+    };
+    let entry = if line.log_is_json {
+        json!({"level": "error", "msg": message}).to_string()
+    } else {
+        format!("level=error msg={message:?}")
+    };
+    // An engine that gave a log that cannot be written reads stderr.
+    let _ = files::append_line(&log, &entry);
+}
+
+/// Adds our hooks where the container has a request.
+fn prepare(line: &RuntimeLine) -> Result<()> {
+    let verb = line.verb.as_deref().unwrap_or_default();
+    if !matches!(verb, "create" | "run" | "restore") {
+        return Ok(());
+    }
+    let path = line.config_path();
+    let text = files::read_text_if_there(&path)?;
+    let text = text.with_context(|| format!("there is no {}", path.display()))?;
+    let mut config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
+    let annotations = config.annotations(request::is_ours)?;
+    let Some(request) = request::from_annotations(&annotations)? else {
+        return Ok(());
+    };
+    if verb == "restore" {
+        bail!(
+            "a container on CPUs of pool {} cannot be restored: start it anew",
+            request.pool
+        );
+    }
+    let own = std::env::current_exe().context("find out where this program is")?;
+    let own = own
+        .to_str()
+        .with_context(|| format!("{} is no UTF-8", own.display()))?;
+    if config
+        .add_hooks(own)
+        .with_context(|| path.display().to_string())?
+    {
+        let like = path
+            .metadata()
+            .with_context(|| format!("look at {}", path.display()))?;
+        files::replace_like(&path, config.print()?.as_bytes(), &like)?;
+    }
+    Ok(())
+}
+
+/// The runtime of the configuration, or the first that is there.
+fn runtime(host: &Host) -> Result<PathBuf> {
+    let config = Config::load(host, None)?;
+    let path = match config.runtime.and_then(|runtime| runtime.path) {
+        Some(path) => path,
+        None => RUNTIMES.iter().find_map(|name| host.program(name)).with_context(|| {
+            format!("there is no {}: install one, or name it as runtime.path in Pinfold's configuration", RUNTIMES.join(" and no "))
+        })?,
+    };
+    let real = path
+        .canonicalize()
+        .with_context(|| format!("look at the runtime {}", path.display()))?;
+    files::trusted(&real)?;
+    is_not_us(&real)?;
+    Ok(path)
+}
+
+/// A runtime that is this program would call itself for ever.
+fn is_not_us(runtime: &Path) -> Result<()> {
+    let own = std::env::current_exe().context("find out where this program is")?;
+    if own == runtime {
+        bail!(
+            "the runtime {} is Pinfold's own: name runc or crun as runtime.path",
+            runtime.display()
+        );
+    }
+    Ok(())
+}

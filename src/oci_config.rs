@@ -1,0 +1,108 @@
+//! A container's `config.json`: reading its request, and adding our hooks without losing what we do not know.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
+
+use crate::engines::hooks::TIMEOUT;
+use crate::text::Shown;
+
+/// The configuration as JSON values: whatever is in it stays.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OciConfig(Map<String, Value>);
+
+impl OciConfig {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is no JSON object.
+    pub fn parse(text: &str) -> Result<OciConfig> {
+        match serde_json::from_str(text).context("it is no JSON")? {
+            Value::Object(object) => Ok(OciConfig(object)),
+            _ => bail!("it is no JSON object"),
+        }
+    }
+
+    /// The annotations whose key is wanted.
+    ///
+    /// # Errors
+    /// One that is no text.
+    pub fn annotations(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
+        let all = self.0.get("annotations").and_then(Value::as_object);
+        let wanted = all.into_iter().flatten().filter(|(key, _)| wanted(key));
+        let text = |(key, value): (&String, &Value)| match value.as_str() {
+            Some(value) => Ok((key.clone(), value.to_owned())),
+            None => bail!("annotation {} is no text", Shown(key)),
+        };
+        wanted.map(text).collect()
+    }
+
+    /// Adds our hooks, unless it has them; `false` where it has.
+    ///
+    /// # Errors
+    /// Something else where hooks should be.
+    pub fn add_hooks(&mut self, pinfold: &str) -> Result<bool> {
+        let hooks = self.0.entry("hooks").or_insert(Value::Null);
+        if hooks.is_null() {
+            *hooks = json!({});
+        }
+        let hooks = hooks.as_object_mut().context("hooks is no JSON object")?;
+        let mut is_changed = false;
+        for stage in ["createRuntime", "poststop"] {
+            let hook =
+                json!({"path": pinfold, "args": ["pinfold", "hook", stage], "timeout": TIMEOUT});
+            let list = hooks.entry(stage).or_insert(Value::Null);
+            if list.is_null() {
+                *list = json!([]);
+            }
+            let list = list.as_array_mut();
+            let list = list.with_context(|| format!("hooks.{stage} is no JSON array"))?;
+            if !list.contains(&hook) {
+                list.push(hook);
+                is_changed = true;
+            }
+        }
+        Ok(is_changed)
+    }
+
+    /// Its text.
+    ///
+    /// # Errors
+    /// None that is known of.
+    pub fn print(&self) -> Result<String> {
+        Ok(serde_json::to_string(&self.0)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_are_added_once_and_the_rest_stays_in_order() {
+        let text = r#"{"z":1,"hooks":{"createRuntime":[{"path":"/other","x":[1]}],"new":2},"a":{"u":null}}"#;
+        let mut config = OciConfig::parse(text).unwrap();
+        assert!(config.add_hooks("/bin/pinfold").unwrap());
+        let after = config.print().unwrap();
+        assert!(after.starts_with(
+            r#"{"z":1,"hooks":{"createRuntime":[{"path":"/other","x":[1]},{"path":"/bin/pinfold""#
+        ));
+        assert!(after.ends_with(r#""a":{"u":null}}"#));
+        assert!(!config.add_hooks("/bin/pinfold").unwrap());
+        assert_eq!(config.print().unwrap(), after);
+        for text in ["{}", r#"{"hooks":null}"#, r#"{"hooks":{"poststop":null}}"#] {
+            assert!(
+                OciConfig::parse(text).unwrap().add_hooks("/p").unwrap(),
+                "{text}"
+            );
+        }
+        for text in [r#"{"hooks":[]}"#, r#"{"hooks":{"poststop":1}}"#] {
+            assert!(
+                OciConfig::parse(text).unwrap().add_hooks("/p").is_err(),
+                "{text}"
+            );
+        }
+        assert!(OciConfig::parse("[]").is_err() && OciConfig::parse("{").is_err());
+    }
+}

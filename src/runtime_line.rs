@@ -1,0 +1,184 @@
+//! The command line of an OCI runtime, as runc and crun parse it (runc(8), crun(1)). Pure.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// The global options that take a value; all others stand alone.
+const GLOBAL_VALUES: [&str; 7] = [
+    "log",
+    "log-format",
+    "log-level",
+    "root",
+    "criu",
+    "rootless",
+    "cgroup-manager",
+];
+/// The same for `create`, `run` and `restore`.
+const VERB_VALUES: [&str; 11] = [
+    "bundle",
+    "b",
+    "config",
+    "f",
+    "console-socket",
+    "pid-file",
+    "preserve-fds",
+    "pidfd-socket",
+    "image-path",
+    "work-path",
+    "parent-path",
+];
+
+/// What matters of a command line here.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct RuntimeLine {
+    /// The verb; `None` where there is none.
+    pub verb: Option<String>,
+    /// Where the bundle is; the working directory where it is not named.
+    pub bundle: Option<PathBuf>,
+    /// Another file than the bundle's `config.json` (crun).
+    pub config: Option<PathBuf>,
+    /// The file that the engine reads errors from.
+    pub log: Option<PathBuf>,
+    /// Is that file to have a JSON object a line?
+    pub log_is_json: bool,
+}
+
+impl RuntimeLine {
+    /// Reads the arguments without the program's name. What is not understood is left to the runtime to refuse.
+    pub fn parse(arguments: &[OsString]) -> RuntimeLine {
+        let mut line = RuntimeLine::default();
+        let mut arguments = arguments.iter().map(OsString::as_os_str);
+        while let Some(argument) = arguments.next() {
+            let values: &[&str] = if line.verb.is_some() {
+                &VERB_VALUES
+            } else {
+                &GLOBAL_VALUES
+            };
+            match Word::of(argument, values) {
+                Word::Plain if line.verb.is_none() => {
+                    line.verb = Some(argument.to_string_lossy().into_owned());
+                }
+                // The container's id, and whatever else is no option.
+                Word::Plain | Word::Flag => {}
+                Word::Takes(name) => {
+                    let value = arguments.next().unwrap_or_default();
+                    line.take(name, value);
+                }
+                Word::Has(name, value) => line.take(name, value),
+            }
+        }
+        line
+    }
+
+    fn take(&mut self, name: &str, value: &OsStr) {
+        match (name, self.verb.is_some()) {
+            ("log", false) => self.log = Some(value.into()),
+            ("log-format", false) => self.log_is_json = value == "json",
+            ("bundle" | "b", true) => self.bundle = Some(value.into()),
+            ("config" | "f", true) => self.config = Some(value.into()),
+            _ => {}
+        }
+    }
+
+    /// The container's configuration.
+    pub fn config_path(&self) -> PathBuf {
+        let bundle = self.bundle.clone().unwrap_or_else(|| ".".into());
+        bundle.join(self.config.clone().unwrap_or_else(|| "config.json".into()))
+    }
+}
+
+/// One word of a command line.
+enum Word<'a> {
+    Plain,
+    Flag,
+    Takes(&'a str),
+    Has(&'a str, &'a OsStr),
+}
+
+impl<'a> Word<'a> {
+    /// One dash is as good as two (runc), and a one-letter option can have its value right behind it (crun).
+    fn of(argument: &'a OsStr, with_value: &[&'a str]) -> Word<'a> {
+        let bytes = argument.as_bytes();
+        let Some(option) = bytes.strip_prefix(b"-").filter(|rest| !rest.is_empty()) else {
+            return Word::Plain;
+        };
+        let option = option.strip_prefix(b"-").unwrap_or(option);
+        let known = |name: &[u8]| {
+            with_value
+                .iter()
+                .find(|known| known.as_bytes() == name)
+                .copied()
+        };
+        if let Some(name) = known(option) {
+            return Word::Takes(name);
+        }
+        if let Some(at) = option.iter().position(|byte| *byte == b'=') {
+            let value = OsStr::from_bytes(&option[at + 1..]);
+            return known(&option[..at]).map_or(Word::Flag, |name| Word::Has(name, value));
+        }
+        match known(&option[..option.len().min(1)]) {
+            Some(name) if !bytes.starts_with(b"--") => {
+                Word::Has(name, OsStr::from_bytes(&option[1..]))
+            }
+            _ => Word::Flag,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_and_bundles_are_found_as_runtimes_find_them() {
+        for (words, verb, config) in [
+            ("create -b /x id", Some("create"), "/x/config.json"),
+            ("--root create state id", Some("state"), "./config.json"),
+            (
+                "--root=/r --systemd-cgroup run --bundle=/x id",
+                Some("run"),
+                "/x/config.json",
+            ),
+            (
+                "-log /l -log-format json create -bundle /x id",
+                Some("create"),
+                "/x/config.json",
+            ),
+            (
+                "--debug create --pid-file create --no-pivot id",
+                Some("create"),
+                "./config.json",
+            ),
+            ("create -b/x id", Some("create"), "/x/config.json"),
+            (
+                "create --console-socket -b -b /y id",
+                Some("create"),
+                "/y/config.json",
+            ),
+            ("run -f other.json -b /x id", Some("run"), "/x/other.json"),
+            ("run --config=/etc/o.json id", Some("run"), "/etc/o.json"),
+            ("--version", None, "./config.json"),
+            ("", None, "./config.json"),
+            (
+                "--cgroup-manager systemd delete create",
+                Some("delete"),
+                "./config.json",
+            ),
+        ] {
+            let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
+            let line = RuntimeLine::parse(&words);
+            assert_eq!(line.verb.as_deref(), verb, "{words:?}");
+            assert_eq!(line.config_path().to_str(), Some(config), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_log_is_that_of_the_engine() {
+        let words =
+            ["--log", "/l", "--log-format=json", "create", "--log", "x"].map(OsString::from);
+        let line = RuntimeLine::parse(&words);
+        assert_eq!(line.log, Some("/l".into()));
+        assert!(line.log_is_json);
+    }
+}
