@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-vm vm-shell support install uninstall clean
+.PHONY: build demo test bench test-vm vm-shell support install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -23,6 +23,10 @@ test:
 	mkdir -p target/reports
 	rm -f target/reports/here.jsonl
 	PINFOLD_TEST_REPORT=$(CURDIR)/target/reports/here.jsonl cargo test --locked
+
+# How long a choice among 512 CPU lists takes.
+bench:
+	cargo bench --locked --bench choose
 
 # The demo and the tests on real parts in a machine under qemu: Debian with systemd and cgroup v2. Slow: it is emulated.
 # SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm.

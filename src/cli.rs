@@ -105,6 +105,11 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold topology\n  pinfold topology --json --host-root captured-tree"
     )]
     Topology(Topology),
+    /// Say what a request would get now, and why, without taking it
+    #[command(
+        after_help = "Examples:\n  pinfold explain --pool dataplane --cpus 4\n  pinfold explain --pool dataplane --lists 2 --numa single --near eth0 --json\n\nExit status: 0 when it would get something, 1 when it would be refused."
+    )]
+    Explain(Explain),
     /// Run by an OCI runtime: pin, or release, the container whose state is on standard input
     #[command(after_help = "Example: pinfold hook createRuntime --conf-dir /etc/kcm < state.json")]
     Hook(Hook),
@@ -113,7 +118,7 @@ pub enum Verb {
     Reconcile(Reconcile),
     /// Run a command on CPUs of its own
     #[command(
-        after_help = "Example: pinfold isolate --pool dataplane -- ./forwarder --port 1\n\nExit status: the command's own; 128 + N when signal N ended it; 125 when Pinfold failed,\n126 when the command cannot be executed, 127 when it is not found."
+        after_help = "Examples:\n  pinfold isolate --pool dataplane -- ./forwarder --port 1\n  pinfold isolate --pool dataplane --cpus 4 --near eth0 --mems local -- ./forwarder\n\nExit status: the command's own; 128 + N when signal N ended it; 125 when Pinfold failed,\n126 when the command cannot be executed, 127 when it is not found."
     )]
     Isolate(Isolate),
     /// Give back by hand what a container, or a command, holds
@@ -218,15 +223,49 @@ pub struct Reconcile {
     pub interval: Option<u64>,
 }
 
-/// `pinfold isolate`
+/// What `isolate` asks for and `explain` asks about: the same as a container's annotations.
 #[derive(Debug, Args)]
-pub struct Isolate {
+pub struct Wanted {
     /// The pool
     #[arg(long, value_name = "NAME")]
     pub pool: String,
-    /// How many CPU lists of an exclusive pool, 1 to 9999
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=9999))]
-    pub lists: u16,
+    /// How many CPU lists of an exclusive pool, 1 to 9999 [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9999))]
+    pub lists: Option<u16>,
+    /// Instead: at least so many CPUs
+    #[arg(long, value_name = "N", conflicts_with = "lists", value_parser = clap::value_parser!(u16).range(1..=9999))]
+    pub cpus: Option<u16>,
+    /// best, single (one NUMA node or none at all), spread (evenly over several), or a node's number
+    #[arg(long, value_name = "WHERE")]
+    pub numa: Option<String>,
+    /// single: under one last-level cache, or none at all
+    #[arg(long, value_name = "any|single")]
+    pub cache: Option<String>,
+    /// Near a PCI address, a network interface, a block device, or a path below /dev
+    #[arg(long, value_name = "DEVICE")]
+    pub near: Option<String>,
+    /// local: memory only from the NUMA nodes of the CPUs
+    #[arg(long, value_name = "inherit|local")]
+    pub mems: Option<String>,
+}
+
+/// `pinfold explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// What is asked about.
+    #[command(flatten)]
+    pub wanted: Wanted,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pinfold isolate`
+#[derive(Debug, Args)]
+pub struct Isolate {
+    /// What is asked for.
+    #[command(flatten)]
+    pub wanted: Wanted,
     /// Do not confine the command: it reads KCM_CPUS_ASSIGNED and places itself
     #[arg(long)]
     pub no_affinity: bool,

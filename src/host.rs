@@ -161,6 +161,32 @@ impl Host {
         paths.flatten().find(|path| path.is_file())
     }
 
+    /// A PCI device by its address with domain (kernel: Documentation/ABI/testing/sysfs-bus-pci).
+    pub fn pci_device(&self, address: &str) -> PathBuf {
+        self.root.join("sys/bus/pci/devices").join(address)
+    }
+
+    /// A network interface (kernel: Documentation/ABI/testing/sysfs-class-net).
+    pub fn network_interface(&self, name: &str) -> PathBuf {
+        self.root.join("sys/class/net").join(name)
+    }
+
+    /// A block device, or a partition of one.
+    pub fn block_device(&self, name: &str) -> PathBuf {
+        self.root.join("sys/class/block").join(name)
+    }
+
+    /// A device by its numbers (kernel: Documentation/ABI/testing/sysfs-dev).
+    pub fn device_by_number(&self, is_block: bool, major: u64, minor: u64) -> PathBuf {
+        let kind = if is_block { "block" } else { "char" };
+        self.root.join(format!("sys/dev/{kind}/{major}:{minor}"))
+    }
+
+    /// The IOMMU groups (kernel: Documentation/ABI/testing/sysfs-kernel-iommu_groups).
+    pub fn iommu_groups(&self) -> PathBuf {
+        self.root.join("sys/kernel/iommu_groups")
+    }
+
     /// The pool directory where none is named: KCM's own default.
     pub fn default_conf_dir(&self) -> PathBuf {
         self.root.join("etc/kcm")

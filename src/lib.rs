@@ -9,6 +9,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod cpulist;
+pub mod device;
 pub mod engines;
 pub mod files;
 pub mod host;

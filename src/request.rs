@@ -1,7 +1,11 @@
 //! What a container asks for, read from its annotations. Pure.
 
+mod locality;
+
 use std::collections::BTreeMap;
 use std::fmt;
+
+pub use locality::{Locality, Numa};
 
 use crate::text::Shown;
 
@@ -27,9 +31,14 @@ pub struct Request {
     pub pool: String,
     /// How much of it.
     pub size: Size,
+    /// Where on the machine.
+    pub locality: Locality,
     /// Which NUMA nodes its memory may come from.
     pub mems: Mems,
 }
+
+/// The keys behind [`PREFIX`].
+const KEYS: [&str; 7] = ["pool", "lists", "cpus", "numa", "cache", "near", "mems"];
 
 /// How much of a pool is asked for; the numbers are from 1 to 9999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +69,25 @@ pub enum Mems {
     Local,
 }
 
+/// A request as a command line says it; texts are as in annotations.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked<'a> {
+    /// The pool's name.
+    pub pool: &'a str,
+    /// How many lists; 1 if neither is said.
+    pub lists: Option<u16>,
+    /// Or how many CPUs.
+    pub cpus: Option<u16>,
+    /// Best, if not said.
+    pub numa: Option<&'a str>,
+    /// Any, if not said.
+    pub cache: Option<&'a str>,
+    /// A device.
+    pub near: Option<&'a str>,
+    /// Inherited, if not said.
+    pub mems: Option<&'a str>,
+}
+
 impl Request {
     /// The request of a device: `dataplane` is one CPU list of that pool, `dataplane.2` are two.
     pub fn for_device(device: &str) -> Result<Request, BadRequest> {
@@ -67,16 +95,32 @@ impl Request {
         Ok(Request {
             pool: pool_name("--device", pool)?,
             size: Size::Lists(number("--device", lists)?),
+            locality: Locality::default(),
             mems: Mems::Inherit,
         })
     }
 
-    /// The request of a command line: so many lists of a pool, memory left alone.
-    pub fn for_lists(pool: &str, lists: usize) -> Result<Request, BadRequest> {
+    /// The request of a command line.
+    pub fn asked(asked: &Asked<'_>) -> Result<Request, BadRequest> {
+        let size = match (asked.lists, asked.cpus) {
+            (Some(_), Some(_)) => {
+                return Err(BadRequest(
+                    "--lists and --cpus exclude each other: drop one".to_owned(),
+                ));
+            }
+            (None, Some(cpus)) => Size::Cpus(cpus.into()),
+            (lists, None) => Size::Lists(lists.unwrap_or(1).into()),
+        };
+        let locality = Locality::parse(|key| match key {
+            "numa" => asked.numa.map(|value| ("--numa", value)),
+            "cache" => asked.cache.map(|value| ("--cache", value)),
+            _ => asked.near.map(|value| ("--near", value)),
+        })?;
         Ok(Request {
-            pool: pool_name("--pool", pool)?,
-            size: Size::Lists(lists),
-            mems: Mems::Inherit,
+            pool: pool_name("--pool", asked.pool)?,
+            size,
+            locality,
+            mems: parse_mems(asked.mems.map(|value| ("--mems", value)))?,
         })
     }
 }
@@ -143,16 +187,20 @@ pub fn from_annotations(
         (None, Some((key, value))) => Size::Cpus(number(key, value)?),
         (None, None) => Size::Lists(1),
     };
-    let mems = match keys.get("mems") {
-        None | Some((_, "inherit")) => Mems::Inherit,
-        Some((_, "local")) => Mems::Local,
-        Some((key, value)) => return Err(bad_value(key, value, "local or inherit")),
-    };
     Ok(Some(Request {
         pool: pool_name(key, pool)?,
         size,
-        mems,
+        locality: Locality::parse(|key| keys.get(key))?,
+        mems: parse_mems(keys.get("mems"))?,
     }))
+}
+
+fn parse_mems(given: Option<(&str, &str)>) -> Result<Mems, BadRequest> {
+    match given {
+        None | Some((_, "inherit")) => Ok(Mems::Inherit),
+        Some((_, "local")) => Ok(Mems::Local),
+        Some((key, value)) => Err(bad_value(key, value, "local or inherit")),
+    }
 }
 
 /// One of our annotations, as one container sees it.
@@ -196,10 +244,11 @@ impl<'a> Keys<'a> {
                     Shown(key)
                 )));
             }
-            if !["pool", "lists", "cpus", "mems"].contains(&short) {
+            if !KEYS.contains(&short) {
                 return Err(BadRequest(format!(
-                    "unknown annotation {}: {PREFIX} has the keys pool, lists, cpus and mems",
-                    Shown(key)
+                    "unknown annotation {}: {PREFIX} has the keys {}",
+                    Shown(key),
+                    KEYS.join(", ")
                 )));
             }
             keys.some_container_has_a_pool |= short == "pool" && named.is_some();
@@ -274,8 +323,106 @@ mod tests {
     }
 
     fn request(pool: &str, size: Size, mems: Mems) -> Option<Request> {
-        let pool = pool.to_owned();
-        Some(Request { pool, size, mems })
+        Some(Request {
+            pool: pool.to_owned(),
+            size,
+            locality: Locality::default(),
+            mems,
+        })
+    }
+
+    #[test]
+    fn where_it_is_asked_for() {
+        for (words, numa, one_cache, near) in [
+            ("", Numa::Best, false, None),
+            ("numa=best cache=any", Numa::Best, false, None),
+            ("numa=single cache=single", Numa::Single, true, None),
+            ("numa=spread near=eth0", Numa::Spread, false, Some("eth0")),
+            (
+                "numa=0 near=/dev/sda",
+                Numa::Node(0),
+                false,
+                Some("/dev/sda"),
+            ),
+            (
+                "numa=1023 near=3b:00.0",
+                Numa::Node(1023),
+                false,
+                Some("0000:3b:00.0"),
+            ),
+            (
+                "numa=1 numa.web=2 near.db=x io.kubernetes.container.name=web",
+                Numa::Node(2),
+                false,
+                None,
+            ),
+        ] {
+            let request = from_annotations(&annotations(&format!("pool=dp {words}")));
+            let locality = request.unwrap().unwrap().locality;
+            assert_eq!(
+                (locality.numa, locality.one_cache),
+                (numa, one_cache),
+                "{words}"
+            );
+            assert_eq!(
+                locality.near.map(|device| device.to_string()).as_deref(),
+                near
+            );
+        }
+    }
+
+    #[test]
+    fn a_command_line_asks_as_annotations_do() {
+        let asked = Asked {
+            pool: "dp",
+            cpus: Some(4),
+            numa: Some("1"),
+            mems: Some("local"),
+            ..Asked::default()
+        };
+        let request = Request::asked(&asked).unwrap();
+        let words = "pool=dp cpus=4 numa=1 mems=local";
+        assert_eq!(from_annotations(&annotations(words)), Ok(Some(request)));
+        for (asked, part) in [
+            (
+                Asked {
+                    lists: Some(1),
+                    ..asked
+                },
+                "--lists and --cpus",
+            ),
+            (
+                Asked {
+                    numa: Some("x"),
+                    ..asked
+                },
+                "\"--numa\" is",
+            ),
+            (
+                Asked {
+                    near: Some("../x"),
+                    ..asked
+                },
+                "--near: ",
+            ),
+            (
+                Asked {
+                    mems: Some("x"),
+                    ..asked
+                },
+                "\"--mems\" is",
+            ),
+            (
+                Asked {
+                    pool: "a/b",
+                    ..asked
+                },
+                "\"--pool\" is",
+            ),
+        ] {
+            let error = Request::asked(&asked).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]
@@ -352,6 +499,15 @@ mod tests {
             ("pool=dp lists=", "pinfold.io/lists"),
             ("pool=dp cpus=-1", "pinfold.io/cpus"),
             ("pool=dp mems=0", "local or inherit"),
+            ("pool=dp numa=01", "pinfold.io/numa"),
+            ("pool=dp numa=-1", "pinfold.io/numa"),
+            ("pool=dp numa=10000", "pinfold.io/numa"),
+            ("pool=dp numa=Best", "pinfold.io/numa"),
+            ("pool=dp cache=0", "single or any"),
+            ("pool=dp near=../../etc/passwd", "pinfold.io/near: "),
+            ("pool=dp near=/dev/../etc/passwd", "names no device"),
+            ("pool=dp numa=spread cache=single", "drop one"),
+            ("near=eth0", "pinfold.io/pool"),
             ("pool=dp lists=1 cpus=1", "drop one"),
             ("lists=1", "pinfold.io/pool"),
             ("mems=local", "pinfold.io/pool"),
@@ -381,7 +537,14 @@ mod tests {
             ("a/b", None),
         ] {
             let request = Request::for_device(device).ok();
-            let expected = expected.map(|(pool, lists)| Request::for_lists(pool, lists).unwrap());
+            let expected = expected.map(|(pool, lists)| {
+                Request::asked(&Asked {
+                    pool,
+                    lists: Some(lists),
+                    ..Asked::default()
+                })
+                .unwrap()
+            });
             assert_eq!(request, expected, "{device}");
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use pinfold::host::Host;
 use pinfold::placement::{Site, pin_container, reconcile, release};
 use pinfold::process::affinity;
-use pinfold::request::{Mems, Request, Size};
+use pinfold::request::{Locality, Mems, Request, Size};
 
 /// A machine with cgroup v2, whose one container's first process is a real one of ours.
 struct Machine {
@@ -120,6 +120,7 @@ impl Machine {
         let request = Request {
             pool: "dp".into(),
             size: Size::Lists(1),
+            locality: Locality::default(),
             mems,
         };
         pin_container(&self.site(), "web", self.pid(), &request).map(drop)
@@ -336,6 +337,7 @@ fn a_pid_that_another_tool_dropped_is_put_back_and_its_list_never_given() {
     let request = Request {
         pool: "dp".into(),
         size: Size::Lists(1),
+        locality: Locality::default(),
         mems: Mems::Inherit,
     };
     let error = format!(

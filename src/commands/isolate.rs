@@ -18,11 +18,10 @@ use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::emulate_default_handler;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-use super::Settings;
+use super::{Settings, request};
 use crate::cli::Isolate;
 use crate::placement::{CommandPlace, Site, pin_command};
 use crate::process;
-use crate::request::Request;
 use crate::text::Shown;
 
 /// The command cannot be executed, and it is not found: podman-run(1), "Exit Status".
@@ -37,7 +36,7 @@ const PASSED_ON: [i32; 13] = [
 
 pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
-    let request = Request::for_lists(&args.pool, args.lists.into())?;
+    let request = request(&args.wanted)?;
     let place = pin_command(site, &request, !args.no_affinity)
         .with_context(|| format!("cannot isolate a command on CPUs of pool {}", request.pool))?;
     let code = match start(args, &place, &passed_on(site)) {

@@ -2,6 +2,7 @@
 
 mod check;
 mod describe;
+mod explain;
 mod hook;
 mod init;
 mod install;
@@ -19,7 +20,8 @@ use anyhow::{Error, Result};
 
 pub use settings::Settings;
 
-use crate::cli::{Cli, Verb};
+use crate::cli::{Cli, Verb, Wanted};
+use crate::request::{Asked, BadRequest, Request};
 
 /// Has whoever reads our output gone away? `describe | head` ends when its reader does.
 pub fn is_closed_pipe(error: &Error) -> bool {
@@ -39,6 +41,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Pool(args) => pool::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Explain(args) => explain::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Install(args) => install::run(
@@ -56,4 +59,17 @@ pub fn run(cli: &Cli) -> Result<u8> {
             install::run_removal(args, &Settings::of_command_line(&cli.options)?)
         }
     }
+}
+
+/// The request that a command line says.
+fn request(wanted: &Wanted) -> Result<Request, BadRequest> {
+    Request::asked(&Asked {
+        pool: &wanted.pool,
+        lists: wanted.lists,
+        cpus: wanted.cpus,
+        numa: wanted.numa.as_deref(),
+        cache: wanted.cache.as_deref(),
+        near: wanted.near.as_deref(),
+        mems: wanted.mems.as_deref(),
+    })
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::give::{Applicant, Place};
 use super::life::Life;
+use super::pick::want;
 use super::{Books, Site};
 use crate::cgroup::Hierarchy;
 use crate::claims::{Claim, Entry, OwnerKind};
@@ -42,6 +43,7 @@ pub fn pin_command(site: &Site, request: &Request, confined: bool) -> Result<Com
     let id = format!("isolate-{pid}");
     let hierarchy = Hierarchy::discover(host)?;
     let online = topology::online(host)?;
+    let want = want(host, request)?;
     let kind = OwnerKind::Process;
     let books = site.open_books(hierarchy)?;
     let group = books.new_group(&id, process)?;
@@ -52,6 +54,7 @@ pub fn pin_command(site: &Site, request: &Request, confined: bool) -> Result<Com
         kind,
         process,
         request,
+        want,
         place,
         online,
     })?;

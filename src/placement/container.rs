@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::give::{Applicant, Place, gone};
 use super::life::Life;
+use super::pick::want;
 use super::{Books, Site};
 use crate::cgroup::{Group, Hierarchy, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
@@ -26,6 +27,7 @@ pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Resu
     let ours = hierarchy.group_of(host, std::process::id() as i32)?;
     let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
     let online = topology::online(host)?;
+    let want = want(host, request)?;
 
     let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
@@ -46,6 +48,7 @@ pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Resu
             kind: OwnerKind::Container,
             process,
             request,
+            want,
             place,
             online,
         })?,

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Books;
 use crate::cgroup::Group;
 use crate::cgroup::cpuset::{self, Masks};
+use crate::choose::Want;
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 use crate::cpulist::CpuSet;
 use crate::pools::TasksChange;
@@ -21,6 +22,8 @@ pub(super) struct Applicant<'a> {
     pub(super) kind: OwnerKind,
     pub(super) process: Process,
     pub(super) request: &'a Request,
+    /// What that is on this machine.
+    pub(super) want: Want,
     pub(super) place: Place,
     /// What the machine can run on now.
     pub(super) online: CpuSet,
@@ -60,7 +63,12 @@ impl Books<'_> {
         if let Place::Own(group) = &applicant.place {
             refuse_chosen_cpus(group, &before, applicant.request)?;
         }
-        let picked = self.pick(applicant.request, &applicant.online, &bound)?;
+        let picked = self.pick(
+            applicant.request,
+            &applicant.want,
+            &applicant.online,
+            &bound,
+        )?;
         let cpus = picked.cpus();
         let mems = match applicant.request.mems {
             Mems::Inherit => CpuSet::new(),

@@ -1,15 +1,18 @@
 //! Picking CPU lists for a request: what is free in `tasks`, what live claims hold all the same, what dead owners
-//! can be relieved of; and saying why there is nothing.
+//! can be relieved of.
 
 use anyhow::{Result, bail};
 
 use super::Books;
+use super::refusal::sentence;
 use crate::cgroup::cpuset::Bound;
-use crate::choose::{Offer, Reach, Refusal, choose};
+use crate::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
 use crate::claims::Entry;
 use crate::cpulist::CpuSet;
+use crate::host::Host;
 use crate::pools::{Kind, Pool};
-use crate::request::{Request, Size};
+use crate::request::Request;
+use crate::topology::{self, Levels};
 
 /// A pool as it was read, and the lists of it that were picked.
 pub(super) struct Picked {
@@ -38,26 +41,47 @@ impl Picked {
     }
 }
 
+/// What a request wants of this machine: the device that it names has a place here.
+pub(super) fn want(host: &Host, request: &Request) -> Result<Want> {
+    let near = match &request.locality.near {
+        Some(device) => topology::nodes_near(host, device)?,
+        None => CpuSet::new(),
+    };
+    Ok(Want {
+        size: request.size,
+        numa: request.locality.numa,
+        one_cache: request.locality.one_cache,
+        near,
+        rather_near: CpuSet::new(),
+    })
+}
+
 impl Books<'_> {
     /// Picks; where dead owners are in the way, frees what they hold and picks again.
-    pub(super) fn pick(&self, request: &Request, online: &CpuSet, bound: &Bound) -> Result<Picked> {
+    pub(super) fn pick(
+        &self,
+        request: &Request,
+        want: &Want,
+        online: &CpuSet,
+        bound: &Bound,
+    ) -> Result<Picked> {
         let reach = Reach {
             online: online.clone(),
             allowed: bound.cpus.clone(),
         };
         let pool = self.directory.sound_pool(&request.pool)?;
-        match self.choose_free(&pool, &reach, request.size)? {
+        match self.choose_free(&pool, &reach, want)? {
             Ok(chosen) if !self.has_dead_pids(&pool) => {
                 return Ok(Picked { pool, chosen });
             }
-            Ok(_) | Err(Refusal::Exhausted { .. }) => {}
-            Err(refusal) => bail!(explain(&refusal, &pool, request, bound)),
+            Ok(_) | Err(Refusal::Exhausted { .. } | Refusal::Scattered(_)) => {}
+            Err(refusal) => bail!(sentence(&refusal, &pool, request, Some(bound))),
         }
         self.reap_pool(&pool)?;
         let pool = self.directory.sound_pool(&request.pool)?;
-        match self.choose_free(&pool, &reach, request.size)? {
+        match self.choose_free(&pool, &reach, want)? {
             Ok(chosen) => Ok(Picked { pool, chosen }),
-            Err(refusal) => bail!(explain(&refusal, &pool, request, bound)),
+            Err(refusal) => bail!(sentence(&refusal, &pool, request, Some(bound))),
         }
     }
 
@@ -73,7 +97,7 @@ impl Books<'_> {
         &self,
         pool: &Pool,
         reach: &Reach,
-        size: Size,
+        want: &Want,
     ) -> Result<Result<Vec<usize>, Refusal>> {
         let mut offers: Vec<Offer<'_>> = pool
             .lists
@@ -83,8 +107,9 @@ impl Books<'_> {
                 owners: list.tasks.len(),
             })
             .collect();
+        let levels = levels_for(self.host, &situation(pool, &offers, reach), want)?;
         loop {
-            let chosen = match choose(pool.kind, &offers, reach, size) {
+            let chosen = match choose(&situation(pool, &offers, reach), want, &levels) {
                 Ok(chosen) if pool.kind == Kind::Exclusive => chosen,
                 other => return Ok(other),
             };
@@ -123,38 +148,24 @@ impl Books<'_> {
     }
 }
 
-/// A refusal as a sentence: the reason, and what to do. Whoever asked adds for whom, and which pool.
-fn explain(refusal: &Refusal, pool: &Pool, request: &Request, bound: &Bound) -> String {
-    let size = request.size;
-    match refusal {
-        Refusal::Exhausted { free } => format!(
-            "the pool is exhausted: {size} asked for, {free} free: stop an owner (pinfold describe shows them), or make the pool larger"
-        ),
-        Refusal::TooSmall { all } => {
-            let cpus = pool.lists.iter().map(|list| list.cpus.len()).sum::<usize>();
-            let whole = match (pool.kind, size) {
-                (Kind::Shared, _) => *all,
-                (Kind::Exclusive, Size::Lists(_)) => pool.lists.len(),
-                (Kind::Exclusive, Size::Cpus(_)) => cpus,
-            };
-            let reason = if whole > *all {
-                format!(", for others are offline or not allowed by the cgroup {}", bound.group())
-            } else {
-                String::new()
-            };
-            format!(
-                "the pool is too small: {size} asked for, and it can give {all} at most{reason}: ask for less, or make it larger"
-            )
-        }
-        Refusal::OneListOnly => format!(
-            "the pool is shared, which gives one CPU list, and {size} asked for: ask for 1, or use pinfold.io/cpus"
-        ),
-        Refusal::Offline => {
-            "every CPU list of the pool has a CPU that is offline: put CPUs online in /sys/devices/system/cpu, or change the pool".to_owned()
-        }
-        Refusal::NotAllowed => format!(
-            "the cgroup {} allows only the CPUs {}, which hold no CPU list of the pool: widen that, or use another pool",
-            bound.group(), bound.cpus
-        ),
+fn situation<'a>(pool: &Pool, offers: &'a [Offer<'a>], reach: &'a Reach) -> Situation<'a> {
+    Situation {
+        kind: pool.kind,
+        offers,
+        reach,
+    }
+}
+
+/// Reads no more of the machine than the choice depends on. Lists of more than one CPU count as whole cores.
+fn levels_for(host: &Host, situation: &Situation<'_>, want: &Want) -> Result<Levels> {
+    let cpus = cpus_that_matter(situation, want);
+    let may_share_cores = situation.offers.iter().any(|offer| offer.cpus.len() == 1);
+    match (
+        cpus.is_empty(),
+        may_share_cores && situation.kind == Kind::Exclusive,
+    ) {
+        (true, _) => Ok(Levels::default()),
+        (false, true) => Levels::of(host, &cpus),
+        (false, false) => Levels::without_cores(host, &cpus),
     }
 }

@@ -50,7 +50,7 @@ impl Levels {
             nodes: nodes(host, cpus)?,
             packages: packages(host, cpus)?,
             caches: caches(host, cpus)?,
-            cores: groups(cpus, |cpu| Ok(Some(CpuSet::from_iter([cpu]))))?,
+            cores: groups(cpus, |_| Ok(Some(CpuSet::new())))?,
         })
     }
 }
@@ -91,6 +91,9 @@ fn packages(host: &Host, cpus: &CpuSet) -> Result<Vec<Group>> {
 
 /// The CPUs, one group per physical core.
 pub(super) fn cores(host: &Host, cpus: &CpuSet) -> Result<Vec<Group>> {
+    if read_number(&host.sys_cpu("smt/active"))? == Some(0) {
+        return groups(cpus, |_| Ok(Some(CpuSet::new())));
+    }
     groups(cpus, |cpu| {
         let siblings = siblings(host, cpu, ["core_cpus_list", "thread_siblings_list"])?;
         Ok(Some(siblings.unwrap_or_default()))

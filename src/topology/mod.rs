@@ -1,6 +1,7 @@
 //! What sysfs says of the machine's CPUs: packages, NUMA nodes, caches, cores, threads; which are online, and which
 //! are isolated; which NUMA nodes have the memory, and the devices, near them.
 
+mod device;
 mod isolcpus;
 mod levels;
 mod machine;
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+pub use device::{nodes_near, nodes_near_number};
 pub use isolcpus::isolated;
 pub use levels::{Group, Levels};
 pub use machine::{Cache, CoreKind, Node, Topology};

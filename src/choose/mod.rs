@@ -1,0 +1,452 @@
+//! Which CPU lists of a pool an owner gets. Pure.
+//!
+//! Lists are chosen so that they lie in the fewest NUMA nodes, then packages, then last-level caches, and so that what
+//! stays free is least broken up; the yardstick is the best fit of the kubelet's static CPU manager.
+
+mod fit;
+mod pack;
+mod place;
+mod refusal;
+mod spread;
+
+pub use refusal::{Refusal, Scattered, Within};
+
+use std::collections::BTreeMap;
+
+use pack::{Pull, pack};
+use place::{Cell, Map, Spot, Unit, cells};
+use spread::spread;
+
+use crate::cpulist::CpuSet;
+use crate::pools::Kind;
+use crate::request::{Numa, Size};
+use crate::topology::Levels;
+
+/// One CPU list as a choice sees it.
+#[derive(Debug, Clone)]
+pub struct Offer<'a> {
+    /// Its CPUs.
+    pub cpus: &'a CpuSet,
+    /// How many owners it has.
+    pub owners: usize,
+}
+
+/// Where the owner could run at all.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// The CPUs that can run something now.
+    pub online: CpuSet,
+    /// The CPUs that the groups above the owner's allow.
+    pub allowed: CpuSet,
+}
+
+/// A pool as it is now.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// One owner a list, or many.
+    pub kind: Kind,
+    /// Its lists.
+    pub offers: &'a [Offer<'a>],
+    /// Where the owner could run.
+    pub reach: &'a Reach,
+}
+
+/// What is wanted, and where.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// How much.
+    pub size: Size,
+    /// On which NUMA nodes.
+    pub numa: Numa,
+    /// Under one last-level cache, or not at all.
+    pub one_cache: bool,
+    /// The NUMA nodes that it shall be near, if that takes no more nodes; empty for none.
+    pub near: CpuSet,
+    /// The NUMA nodes that it would better be near, if that takes no more nodes, packages or caches; empty for none.
+    pub rather_near: CpuSet,
+}
+
+impl From<Size> for Want {
+    /// So much, wherever it fits best.
+    fn from(size: Size) -> Want {
+        Want {
+            size,
+            numa: Numa::Best,
+            one_cache: false,
+            near: CpuSet::new(),
+            rather_near: CpuSet::new(),
+        }
+    }
+}
+
+impl Want {
+    /// Can it be refused though enough is free?
+    fn is_strict(&self) -> bool {
+        self.one_cache || matches!(self.numa, Numa::Single | Numa::Node(_))
+    }
+}
+
+/// The CPUs whose place on the machine a choice depends on; none where there is nothing to weigh.
+pub fn cpus_that_matter(situation: &Situation<'_>, want: &Want) -> CpuSet {
+    let usable = situation.usable();
+    let free: Vec<usize> = match situation.kind {
+        Kind::Exclusive => situation.free(&usable),
+        Kind::Shared => usable.clone(),
+    };
+    let is_open = match (situation.kind, want.size) {
+        (Kind::Exclusive, Size::Lists(lists)) => lists < free.len(),
+        (Kind::Exclusive, Size::Cpus(_)) => free.len() > 1,
+        (Kind::Shared, _) => {
+            free.len() > 1 && !(want.near.is_empty() && want.rather_near.is_empty())
+        }
+    };
+    let matter = match (want.is_strict(), is_open) {
+        // What is owned tells whether it could ever be met.
+        (true, _) => usable,
+        (false, true) => free,
+        (false, false) => Vec::new(),
+    };
+    let mut cpus = CpuSet::new();
+    for index in matter {
+        cpus.extend(situation.offers[index].cpus);
+    }
+    cpus
+}
+
+/// Chooses lists by their index, ascending. `levels` tells the place of at least the CPUs that matter.
+///
+/// Exclusive: free lists. Shared: one list, the one with the fewest owners among those that are near.
+pub fn choose(
+    situation: &Situation<'_>,
+    want: &Want,
+    levels: &Levels,
+) -> Result<Vec<usize>, Refusal> {
+    let usable = situation.usable_or_why()?;
+    let map = Map::of(levels);
+    match situation.kind {
+        Kind::Shared => choose_shared(situation, &usable, want, &map),
+        Kind::Exclusive => choose_exclusive(situation, &usable, want, &map),
+    }
+}
+
+impl Situation<'_> {
+    fn within(&self, cpus: &CpuSet) -> impl Fn(&usize) -> bool {
+        move |index| self.offers[*index].cpus.is_subset(cpus)
+    }
+
+    /// The lists that the owner could run on.
+    fn usable(&self) -> Vec<usize> {
+        let all = 0..self.offers.len();
+        let online = all.filter(self.within(&self.reach.online));
+        online.filter(self.within(&self.reach.allowed)).collect()
+    }
+
+    fn usable_or_why(&self) -> Result<Vec<usize>, Refusal> {
+        let usable = self.usable();
+        let mut all = 0..self.offers.len();
+        match all.any(|index| self.within(&self.reach.online)(&index)) {
+            _ if self.offers.is_empty() || !usable.is_empty() => Ok(usable),
+            true => Err(Refusal::NotAllowed),
+            false => Err(Refusal::Offline),
+        }
+    }
+
+    fn free(&self, usable: &[usize]) -> Vec<usize> {
+        let is_free = |index: &usize| self.offers[*index].owners == 0;
+        usable.iter().copied().filter(is_free).collect()
+    }
+
+    /// Lists as packing sees them, counted as what is asked for.
+    fn units(&self, indices: &[usize], size: Size, map: &Map<'_>) -> Vec<Unit> {
+        let unit = |index: &usize| {
+            let cpus = self.offers[*index].cpus;
+            Unit {
+                index: *index,
+                size: match size {
+                    Size::Lists(_) => 1,
+                    Size::Cpus(_) => cpus.len(),
+                },
+                spot: map.spot(cpus),
+            }
+        };
+        indices.iter().map(unit).collect()
+    }
+}
+
+fn choose_shared(
+    situation: &Situation<'_>,
+    usable: &[usize],
+    want: &Want,
+    map: &Map<'_>,
+) -> Result<Vec<usize>, Refusal> {
+    let cpus = match want.size {
+        Size::Lists(1) => 1,
+        Size::Lists(_) => return Err(Refusal::OneListOnly),
+        Size::Cpus(cpus) => cpus,
+    };
+    let offers = situation.offers;
+    let large_enough: Vec<usize> = usable
+        .iter()
+        .copied()
+        .filter(|index| offers[*index].cpus.len() >= cpus)
+        .collect();
+    if large_enough.is_empty() {
+        let largest = usable.iter().map(|index| offers[*index].cpus.len()).max();
+        return Err(Refusal::TooSmall {
+            all: largest.unwrap_or(0),
+        });
+    }
+    let spots: Vec<(usize, Spot)> = large_enough
+        .into_iter()
+        .map(|index| (index, map.spot(offers[index].cpus)))
+        .filter(|(_, spot)| fits(spot, want, map))
+        .collect();
+    let pull = pull(want, map);
+    let misses = |spot: &Spot, nodes: &[usize]| {
+        !nodes.is_empty() && !spot.nodes.iter().any(|node| nodes.contains(node))
+    };
+    let best = spots.iter().min_by_key(|(index, spot)| {
+        let owners = offers[*index].owners;
+        (
+            misses(spot, &pull.near),
+            owners,
+            misses(spot, &pull.rather_near),
+        )
+    });
+    best.map(|(index, _)| vec![*index])
+        .ok_or(Refusal::Spans(Within::of(want)))
+}
+
+/// Does a place lie within what is strictly asked for?
+fn fits(spot: &Spot, want: &Want, map: &Map<'_>) -> bool {
+    let on_nodes = match want.numa {
+        Numa::Best | Numa::Spread => true,
+        Numa::Single => spot.nodes.len() == 1,
+        Numa::Node(number) => spot
+            .nodes
+            .iter()
+            .all(|node| map.node_number(*node) == number),
+    };
+    on_nodes && (!want.one_cache || spot.caches.len() == 1)
+}
+
+fn pull(want: &Want, map: &Map<'_>) -> Pull {
+    let indices = |nodes: &CpuSet| {
+        nodes
+            .iter()
+            .filter_map(|node| map.node_index(node))
+            .collect()
+    };
+    Pull {
+        near: indices(&want.near),
+        rather_near: indices(&want.rather_near),
+    }
+}
+
+fn choose_exclusive(
+    situation: &Situation<'_>,
+    usable: &[usize],
+    want: &Want,
+    map: &Map<'_>,
+) -> Result<Vec<usize>, Refusal> {
+    let free = situation.free(usable);
+    let sum = |units: &[Unit]| units.iter().map(|unit| unit.size).sum::<usize>();
+    let need = match want.size {
+        Size::Lists(lists) => lists,
+        Size::Cpus(cpus) => cpus,
+    };
+    let units = situation.units(&free, want.size, map);
+    let all = sum(&situation.units(usable, want.size, map));
+    if need > all {
+        return Err(Refusal::TooSmall { all });
+    }
+    let available = sum(&units);
+    if need > available {
+        return Err(Refusal::Exhausted { free: available });
+    }
+    let free_cells = cells(units);
+    let Some(candidates) = strictly(&free_cells, need, want, map) else {
+        let all = cells(situation.units(usable, want.size, map));
+        let ever = strictly(&all, need, want, map).is_some();
+        let scattered = Scattered::of(&free_cells, need, want, map);
+        return Err(Refusal::Scattered(Scattered { ever, ..scattered }));
+    };
+    let pull = pull(want, map);
+    let spread = match want.numa {
+        Numa::Spread => spread_lists(&candidates, need, &pull),
+        _ => None,
+    };
+    let mut chosen = spread.unwrap_or_else(|| pack(&candidates, need, &pull));
+    chosen.sort_unstable();
+    if let Size::Cpus(_) = want.size {
+        drop_needless(&mut chosen, need, |index| {
+            situation.offers[index].cpus.len()
+        });
+    }
+    Ok(chosen)
+}
+
+/// Never more than asked for by a whole list: where lists are of several sizes one may not be needed.
+fn drop_needless(chosen: &mut Vec<usize>, need: usize, size: impl Fn(usize) -> usize) {
+    let taken: usize = chosen.iter().map(|index| size(*index)).sum();
+    let mut over = taken.saturating_sub(need);
+    loop {
+        let needless = (0..chosen.len()).filter(|place| size(chosen[*place]) <= over);
+        let Some(place) = needless.max_by_key(|place| size(chosen[*place])) else {
+            return;
+        };
+        over -= size(chosen.remove(place));
+    }
+}
+
+/// CPUs that come in lists of one size are divided by lists.
+fn spread_lists(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usize>> {
+    let mut sizes = cells
+        .iter()
+        .flat_map(|cell| cell.units.iter().map(|unit| unit.size));
+    let size = sizes.next()?;
+    if !sizes.all(|other| other == size) {
+        return spread(cells, need, pull);
+    }
+    let mut counted = cells.to_vec();
+    for cell in &mut counted {
+        cell.free /= size;
+        cell.units.iter_mut().for_each(|unit| unit.size = 1);
+    }
+    spread(&counted, need.div_ceil(size), pull)
+}
+
+/// The cells that may be chosen from; `None` where those do not suffice for what is strictly asked for.
+fn strictly(cells: &[Cell], need: usize, want: &Want, map: &Map<'_>) -> Option<Vec<Cell>> {
+    let mut groups: Vec<Vec<Cell>> = vec![cells.to_vec()];
+    if want.is_strict() {
+        let fitting = cells.iter().filter(|cell| match want.numa {
+            Numa::Best | Numa::Spread => true,
+            Numa::Single => cell.nodes.len() == 1,
+            Numa::Node(number) => cell
+                .nodes
+                .iter()
+                .all(|node| map.node_number(*node) == number),
+        });
+        let fitting = fitting.filter(|cell| !want.one_cache || cell.caches.len() == 1);
+        groups = group_by(fitting.cloned(), |cell| match (want.one_cache, want.numa) {
+            (true, _) => cell.caches.clone(),
+            (false, Numa::Single) => cell.nodes.clone(),
+            (false, _) => Vec::new(),
+        });
+    }
+    let suffices = |cells: &Vec<Cell>| cells.iter().map(|cell| cell.free).sum::<usize>() >= need;
+    groups.retain(suffices);
+    (!groups.is_empty()).then(|| groups.into_iter().flatten().collect())
+}
+
+fn group_by(
+    cells: impl Iterator<Item = Cell>,
+    key: impl Fn(&Cell) -> Vec<usize>,
+) -> Vec<Vec<Cell>> {
+    let mut groups: BTreeMap<Vec<usize>, Vec<Cell>> = BTreeMap::new();
+    for cell in cells {
+        groups.entry(key(&cell)).or_default().push(cell);
+    }
+    groups.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Words `cpulist:owners`.
+    fn pick(
+        kind: Kind,
+        words: &str,
+        online: &str,
+        allowed: &str,
+        size: Size,
+    ) -> Result<Vec<usize>, Refusal> {
+        let lists: Vec<(CpuSet, usize)> = words
+            .split_whitespace()
+            .map(|word| word.split_once(':').unwrap())
+            .map(|(cpus, owners)| (cpus.parse().unwrap(), owners.parse().unwrap()))
+            .collect();
+        let offers: Vec<Offer> = lists
+            .iter()
+            .map(|(cpus, owners)| Offer {
+                cpus,
+                owners: *owners,
+            })
+            .collect();
+        let reach = Reach {
+            online: online.parse().unwrap(),
+            allowed: allowed.parse().unwrap(),
+        };
+        let situation = Situation {
+            kind,
+            offers: &offers,
+            reach: &reach,
+        };
+        choose(&situation, &size.into(), &Levels::default())
+    }
+
+    #[test]
+    fn exclusive_lists() {
+        use Refusal::*;
+        use Size::{Cpus, Lists};
+        for (words, size, expected) in [
+            ("0:0 1:0", Lists(1), Ok(vec![0])),
+            ("0:1 1:0", Lists(1), Ok(vec![1])),
+            ("0:0 1:0", Lists(2), Ok(vec![0, 1])),
+            ("0:1 1:1", Lists(1), Err(Exhausted { free: 0 })),
+            ("0:1 1:0", Lists(2), Err(Exhausted { free: 1 })),
+            ("0:0 1:0", Lists(3), Err(TooSmall { all: 2 })),
+            ("0,8:0 1:0 2,3,4:0", Cpus(1), Ok(vec![1])),
+            ("0,8:0 1:0 2,3,4:0", Cpus(2), Ok(vec![0])),
+            ("0,8:0 1:0 2,3,4:0", Cpus(3), Ok(vec![2])),
+            ("0,8:0 1:0 2,3,4:0", Cpus(4), Ok(vec![1, 2])),
+            ("0,8:0 1:0 2,3,4:0", Cpus(6), Ok(vec![0, 1, 2])),
+            ("0,8:0 1,9:0 2,10:0", Cpus(4), Ok(vec![0, 1])),
+            ("0,8:0 1:0 2,3,4:1", Cpus(4), Err(Exhausted { free: 3 })),
+            ("0,8:0 1:0 2,3,4:1", Cpus(7), Err(TooSmall { all: 6 })),
+            ("", Lists(1), Err(TooSmall { all: 0 })),
+        ] {
+            assert_eq!(
+                pick(Kind::Exclusive, words, "0-15", "0-15", size),
+                expected,
+                "{words} {size}"
+            );
+        }
+    }
+
+    #[test]
+    fn shared_lists() {
+        use Size::{Cpus, Lists};
+        for (words, size, expected) in [
+            ("0-1:3 2-3:1 4-5:1", Lists(1), Ok(vec![1])),
+            ("0-1:0 2-5:9", Cpus(3), Ok(vec![1])),
+            ("0-1:0 2-5:9", Cpus(5), Err(Refusal::TooSmall { all: 4 })),
+            ("0-1:0 2-5:0", Lists(2), Err(Refusal::OneListOnly)),
+        ] {
+            assert_eq!(
+                pick(Kind::Shared, words, "0-15", "0-15", size),
+                expected,
+                "{words} {size}"
+            );
+        }
+    }
+
+    #[test]
+    fn offline_and_forbidden_lists_are_passed_over() {
+        for kind in [Kind::Exclusive, Kind::Shared] {
+            let words = "0,4:0 1,5:0 2,6:0";
+            let one = Size::Lists(1);
+            assert_eq!(pick(kind, words, "1-6", "0-7", one), Ok(vec![1]));
+            assert_eq!(pick(kind, words, "1-6", "2,6", one), Ok(vec![2]));
+            assert_eq!(pick(kind, words, "0-3", "0-7", one), Err(Refusal::Offline));
+            assert_eq!(
+                pick(kind, words, "0-6", "0-3", one),
+                Err(Refusal::NotAllowed)
+            );
+        }
+        let busy = pick(Kind::Exclusive, "0:1 1:0", "0", "0-1", Size::Lists(1));
+        assert_eq!(busy, Err(Refusal::Exhausted { free: 0 }));
+    }
+}

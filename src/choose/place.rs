@@ -1,0 +1,131 @@
+//! Where CPU lists lie on the machine: what packing and spreading weigh.
+
+use std::collections::BTreeMap;
+
+use crate::cpulist::CpuSet;
+use crate::topology::{Group, Levels};
+
+/// Indices of groups of one level, ascending.
+pub(super) type Groups = Vec<usize>;
+
+/// The groups that some CPUs are in. CPUs that nothing is known of are in the first group of each level, and each a
+/// core of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Spot {
+    pub(super) nodes: Groups,
+    pub(super) packages: Groups,
+    pub(super) caches: Groups,
+    pub(super) cores: Groups,
+}
+
+/// Which group of each level a CPU is in, by its number.
+pub(super) struct Map<'a> {
+    levels: &'a Levels,
+    nodes: Vec<Option<usize>>,
+    packages: Vec<Option<usize>>,
+    caches: Vec<Option<usize>>,
+    cores: Vec<Option<usize>>,
+}
+
+impl<'a> Map<'a> {
+    pub(super) fn of(levels: &'a Levels) -> Map<'a> {
+        Map {
+            levels,
+            nodes: by_cpu(&levels.nodes),
+            packages: by_cpu(&levels.packages),
+            caches: by_cpu(&levels.caches),
+            cores: by_cpu(&levels.cores),
+        }
+    }
+
+    pub(super) fn spot(&self, cpus: &CpuSet) -> Spot {
+        let groups = |map: &[Option<usize>]| {
+            let known = |cpu: u32| map.get(cpu as usize).copied().flatten();
+            sorted(cpus.iter().map(|cpu| known(cpu).unwrap_or(0)))
+        };
+        let core = |cpu: u32| {
+            let known = self.cores.get(cpu as usize).copied().flatten();
+            known.unwrap_or(self.levels.cores.len() + cpu as usize)
+        };
+        Spot {
+            nodes: groups(&self.nodes),
+            packages: groups(&self.packages),
+            caches: groups(&self.caches),
+            cores: sorted(cpus.iter().map(core)),
+        }
+    }
+
+    /// The kernel's number of a node.
+    pub(super) fn node_number(&self, index: usize) -> u32 {
+        self.levels.nodes.get(index).map_or(0, |node| node.id)
+    }
+
+    /// The index of a node; `None` for one that has none of the CPUs that were looked at.
+    pub(super) fn node_index(&self, number: u32) -> Option<usize> {
+        self.levels.nodes.iter().position(|node| node.id == number)
+    }
+}
+
+fn by_cpu(groups: &[Group]) -> Vec<Option<usize>> {
+    let last = groups
+        .iter()
+        .filter_map(|group| group.cpus.iter().last())
+        .max();
+    let mut map = vec![None; last.map_or(0, |last| last as usize + 1)];
+    for (index, group) in groups.iter().enumerate() {
+        for cpu in group.cpus.iter() {
+            map[cpu as usize] = Some(index);
+        }
+    }
+    map
+}
+
+fn sorted(groups: impl Iterator<Item = usize>) -> Groups {
+    let mut groups: Groups = groups.collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+/// A free list.
+#[derive(Debug, Clone)]
+pub(super) struct Unit {
+    /// Its index among the offers.
+    pub(super) index: usize,
+    /// What it counts for: 1 where lists are asked for, its CPUs where CPUs are.
+    pub(super) size: usize,
+    pub(super) spot: Spot,
+}
+
+/// The free lists at one place: in the same nodes, packages and caches. Usually a cache.
+#[derive(Debug, Clone)]
+pub(super) struct Cell {
+    pub(super) nodes: Groups,
+    pub(super) packages: Groups,
+    pub(super) caches: Groups,
+    pub(super) units: Vec<Unit>,
+    /// The sizes of its units together.
+    pub(super) free: usize,
+}
+
+/// Gathers units into cells, ordered by nodes, then packages, then caches.
+pub(super) fn cells(units: impl IntoIterator<Item = Unit>) -> Vec<Cell> {
+    let mut cells: BTreeMap<(Groups, Groups, Groups), Vec<Unit>> = BTreeMap::new();
+    for unit in units {
+        let spot = &unit.spot;
+        let key = (
+            spot.nodes.clone(),
+            spot.packages.clone(),
+            spot.caches.clone(),
+        );
+        cells.entry(key).or_default().push(unit);
+    }
+    let cell = |((nodes, packages, caches), units): (_, Vec<Unit>)| Cell {
+        nodes,
+        packages,
+        caches,
+        free: units.iter().map(|unit| unit.size).sum(),
+        units,
+    };
+    cells.into_iter().map(cell).collect()
+}

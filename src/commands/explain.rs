@@ -1,0 +1,82 @@
+//! `pinfold explain`: what a request would get now, and why.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tabwriter::TabWriter;
+
+use super::{Settings, request};
+use crate::cli::Explain;
+use crate::placement::{Explanation, Taken, explain};
+use crate::request::Request;
+
+pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
+    let request = request(&args.wanted)?;
+    let explanation = explain(settings.site(), &request)
+        .with_context(|| format!("explain a request to pool {}", request.pool))?;
+    for remark in &explanation.remarks {
+        log::warn!("{remark}");
+    }
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", document(&request, &explanation))?;
+        return Ok(explanation.taken.is_err().into());
+    }
+    match &explanation.taken {
+        Ok(taken) => write_table(&mut out, &request, taken, &explanation)?,
+        Err(_) => writeln!(out, "{} of pool {}: refused", request.size, request.pool)?,
+    }
+    for reason in &explanation.why {
+        writeln!(out, "- {reason}")?;
+    }
+    match &explanation.taken {
+        Ok(_) => Ok(0),
+        Err(refusal) => bail!("it would be refused by pool {}: {refusal}", request.pool),
+    }
+}
+
+fn write_table(
+    out: &mut impl Write,
+    request: &Request,
+    taken: &[Taken],
+    explanation: &Explanation,
+) -> Result<()> {
+    writeln!(out, "{} of pool {}:", request.size, request.pool)?;
+    let mut table = TabWriter::new(vec![]);
+    writeln!(table, "CPUS\tNODE\tPACKAGE\tCACHE OF")?;
+    for list in taken {
+        writeln!(
+            table,
+            "{}\t{}\t{}\t{}",
+            list.list, list.nodes, list.packages, list.cache
+        )?;
+    }
+    out.write_all(&table.into_inner()?)?;
+    if !explanation.mems.is_empty() {
+        writeln!(out, "memory from NUMA node {}", explanation.mems)?;
+    }
+    Ok(())
+}
+
+fn document(request: &Request, explanation: &Explanation) -> Value {
+    let list = |taken: &Taken| {
+        json!({
+            "cpus": taken.list,
+            "nodes": taken.nodes.iter().collect::<Vec<_>>(),
+            "packages": taken.packages.iter().collect::<Vec<_>>(),
+            "cacheCpus": taken.cache.to_string(),
+        })
+    };
+    let (lists, refusal) = match &explanation.taken {
+        Ok(taken) => (taken.iter().map(list).collect::<Vec<_>>(), Value::Null),
+        Err(refusal) => (Vec::new(), json!(refusal)),
+    };
+    json!({
+        "pool": request.pool,
+        "cpuLists": lists,
+        "memoryNodes": explanation.mems.iter().collect::<Vec<_>>(),
+        "refused": refusal,
+        "why": explanation.why,
+    })
+}

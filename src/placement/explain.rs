@@ -1,0 +1,245 @@
+//! What a request would get now, and why, without taking it.
+
+use anyhow::{Result, ensure};
+
+use super::Site;
+use super::pick::want;
+use super::refusal::sentence;
+use super::survey::{ListState, SurveyedList, survey};
+use crate::choose::{Offer, Reach, Situation, Want, choose};
+use crate::cpulist::CpuSet;
+use crate::pools::{Kind, Pool, PoolDirectory};
+use crate::request::{Mems, Numa, Request, Size};
+use crate::topology::{self, Group, Levels};
+
+/// What a request would get now.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The lists, by first CPU; or why there are none.
+    pub taken: Result<Vec<Taken>, String>,
+    /// The NUMA nodes that its memory would be confined to; empty where it would be left alone.
+    pub mems: CpuSet,
+    /// What led to it, a sentence each.
+    pub why: Vec<String>,
+    /// What was seen on the way but cannot be right, or could not be looked at: a sentence each.
+    pub remarks: Vec<String>,
+}
+
+/// One list, and where it is.
+#[derive(Debug)]
+pub struct Taken {
+    /// Its directory's name.
+    pub list: String,
+    /// The numbers of its NUMA nodes.
+    pub nodes: CpuSet,
+    /// The numbers of its packages.
+    pub packages: CpuSet,
+    /// The CPUs that share its last-level caches, of those in the pool.
+    pub cache: CpuSet,
+}
+
+/// Chooses as for a container that its cgroups allow every CPU; what dead owners hold counts as free.
+///
+/// # Errors
+/// A pool, or a device, that is not there; and what keeps the pool directory from being read.
+pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
+    let directory = PoolDirectory::open(&site.conf_dir)?;
+    let pool = directory.sound_pool(&request.pool)?;
+    let want = want(&site.host, request)?;
+    let mut survey = survey(site)?;
+    let place = survey
+        .pools
+        .iter()
+        .position(|other| other.name == pool.name);
+    let surveyed = place
+        .map(|place| survey.pools.swap_remove(place).lists)
+        .unwrap_or_default();
+    let is_same = surveyed
+        .iter()
+        .map(|list| &list.name)
+        .eq(pool.lists.iter().map(|list| &list.name));
+    ensure!(
+        is_same,
+        "pool {} was changed meanwhile: try again",
+        pool.name
+    );
+    let online = topology::online(&site.host)?;
+    let reach = Reach {
+        online: online.clone(),
+        allowed: online.clone(),
+    };
+    let offers: Vec<Offer<'_>> = pool
+        .lists
+        .iter()
+        .zip(&surveyed)
+        .map(|(list, surveyed)| Offer {
+            cpus: &list.cpus,
+            owners: owners(surveyed),
+        })
+        .collect();
+    let mut all = CpuSet::new();
+    pool.lists.iter().for_each(|list| all.extend(&list.cpus));
+    let levels = Levels::of(&site.host, &all.intersection(&online))?;
+    let situation = Situation {
+        kind: pool.kind,
+        offers: &offers,
+        reach: &reach,
+    };
+    let chosen = choose(&situation, &want, &levels);
+    let mut explanation = Explanation {
+        taken: Ok(Vec::new()),
+        mems: CpuSet::new(),
+        why: reasons(
+            &pool,
+            &offers,
+            &online,
+            &levels,
+            request,
+            &want,
+            chosen.as_deref().ok(),
+        ),
+        remarks: survey.remarks,
+    };
+    match chosen {
+        Err(refusal) => explanation.taken = Err(sentence(&refusal, &pool, request, None)),
+        Ok(chosen) => {
+            let mut cpus = CpuSet::new();
+            chosen
+                .iter()
+                .for_each(|index| cpus.extend(&pool.lists[*index].cpus));
+            if request.mems == Mems::Local {
+                explanation.mems = topology::local_memory_nodes(&site.host, &cpus)?;
+            }
+            explanation.taken = Ok(chosen
+                .iter()
+                .map(|index| taken(&pool, *index, &levels))
+                .collect());
+        }
+    }
+    Ok(explanation)
+}
+
+fn owners(list: &SurveyedList) -> usize {
+    match list.state {
+        ListState::Owned => list.owners.len().max(1),
+        ListState::Free | ListState::Dead => 0,
+    }
+}
+
+fn taken(pool: &Pool, index: usize, levels: &Levels) -> Taken {
+    let list = &pool.lists[index];
+    let of = |groups: &[Group]| -> Vec<Group> {
+        let touched = groups
+            .iter()
+            .filter(|group| !group.cpus.is_disjoint(&list.cpus));
+        touched.cloned().collect()
+    };
+    let numbers = |groups: Vec<Group>| groups.iter().map(|group| group.id).collect();
+    let mut cache = CpuSet::new();
+    of(&levels.caches)
+        .iter()
+        .for_each(|group| cache.extend(&group.cpus));
+    Taken {
+        list: list.name.clone(),
+        nodes: numbers(of(&levels.nodes)),
+        packages: numbers(of(&levels.packages)),
+        cache,
+    }
+}
+
+/// What was weighed, in the order in which it counts.
+fn reasons(
+    pool: &Pool,
+    offers: &[Offer<'_>],
+    online: &CpuSet,
+    levels: &Levels,
+    request: &Request,
+    want: &Want,
+    chosen: Option<&[usize]>,
+) -> Vec<String> {
+    let mut why = Vec::new();
+    let is_free = |index: &usize| {
+        let offer = &offers[*index];
+        offer.cpus.is_subset(online) && (offer.owners == 0 || pool.kind == Kind::Shared)
+    };
+    let free: Vec<usize> = (0..offers.len()).filter(is_free).collect();
+    why.push(format!(
+        "{} of {} CPU lists can be given{}",
+        free.len(),
+        offers.len(),
+        by_node(&free, offers, levels)
+    ));
+    if let Some(device) = &request.locality.near {
+        why.push(match want.near.is_empty() {
+            true => format!("the kernel tells no NUMA node of {device}: it does not count"),
+            false => format!("{device} is near NUMA node {}", want.near),
+        });
+    }
+    let Some(chosen) = chosen else {
+        return why;
+    };
+    if pool.kind == Kind::Shared {
+        why.push(format!(
+            "it has the fewest owners, {}",
+            offers[chosen[0]].owners
+        ));
+        return why;
+    }
+    let mut cpus = CpuSet::new();
+    chosen
+        .iter()
+        .for_each(|index| cpus.extend(offers[*index].cpus));
+    let count = |groups: &[Group]| {
+        groups
+            .iter()
+            .filter(|group| !group.cpus.is_disjoint(&cpus))
+            .count()
+    };
+    let counted =
+        |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let places = [
+        counted(count(&levels.nodes), "NUMA node"),
+        counted(count(&levels.packages), "package"),
+        counted(count(&levels.caches), "last-level cache"),
+    ];
+    why.push(match want.numa {
+        Numa::Spread => format!("spread over {}", places.join(", ")),
+        _ => format!(
+            "it takes {}, and no way takes fewer, counted in this order",
+            places.join(", ")
+        ),
+    });
+    if let Size::Cpus(asked) = request.size {
+        if cpus.len() > asked {
+            why.push(format!(
+                "{} CPUs for {asked}, because CPU lists are given whole",
+                cpus.len()
+            ));
+        }
+    }
+    let left: Vec<usize> = free
+        .into_iter()
+        .filter(|index| !chosen.contains(index))
+        .collect();
+    why.push(format!(
+        "{} left{}",
+        left.len(),
+        by_node(&left, offers, levels)
+    ));
+    why
+}
+
+/// `: 2 on node 0, 4 on node 1`, where there is more than one.
+fn by_node(lists: &[usize], offers: &[Offer<'_>], levels: &Levels) -> String {
+    if levels.nodes.len() < 2 || lists.is_empty() {
+        return String::new();
+    }
+    let on = |node: &Group| {
+        let here = lists
+            .iter()
+            .filter(|index| !offers[**index].cpus.is_disjoint(&node.cpus));
+        format!("{} on node {}", here.count(), node.id)
+    };
+    let counts: Vec<String> = levels.nodes.iter().map(on).collect();
+    format!(": {}", counts.join(", "))
+}

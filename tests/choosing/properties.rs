@@ -1,0 +1,238 @@
+//! What holds on any machine, tried on many small ones against all that could have been chosen.
+
+use pinfold::choose::{Refusal, Want};
+use pinfold::cpulist::CpuSet;
+use pinfold::request::{Numa, Size};
+use pinfold::topology::{Group, Levels};
+
+use crate::machines::{Cpu, Shape, set};
+use crate::pool::Pool;
+
+const TRIALS: u64 = 2000;
+
+/// Numbers that look like chance, the same ones in each run (xorshift64, Marsaglia 2003).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as u32 % bound
+    }
+}
+
+/// A small machine: nodes in packages or packages in nodes, several caches, cores of one or two threads, not all online.
+fn machine(chance: &mut Chance) -> Levels {
+    let shape = [
+        chance.below(2) + 1,
+        chance.below(3) + 1,
+        chance.below(2) + 1,
+        chance.below(2) + 1,
+        chance.below(2) + 1,
+    ];
+    let mut shape = Shape::regular(shape);
+    if chance.below(4) == 0 {
+        let swap = |cpu: &Cpu| Cpu {
+            package: cpu.node,
+            node: cpu.package,
+            ..*cpu
+        };
+        shape.cpus.values_mut().for_each(|cpu| *cpu = swap(cpu));
+    }
+    let offline: CpuSet = shape
+        .online()
+        .iter()
+        .filter(|_| chance.below(6) == 0)
+        .collect();
+    let rest = shape.clone().without(&offline.to_string());
+    match rest.cpus.is_empty() {
+        true => shape.levels(),
+        false => rest.levels(),
+    }
+}
+
+fn pool(chance: &mut Chance) -> Pool {
+    let levels = machine(chance);
+    let mut pool = match chance.below(3) {
+        0 => Pool::of_threads(levels),
+        _ => Pool::of_cores(levels),
+    };
+    // Few enough to try all sets of them.
+    pool.lists.truncate(11);
+    let owned = chance.below(4);
+    pool.free = pool
+        .free
+        .iter()
+        .filter(|_| chance.below(8) >= owned)
+        .collect();
+    pool
+}
+
+fn want(chance: &mut Chance, pool: &Pool) -> Want {
+    let most = pool.lists.len() as u32;
+    let size = match chance.below(2) {
+        0 => Size::Lists((chance.below(most) + 1) as usize),
+        _ => Size::Cpus((chance.below(most * 2) + 1) as usize),
+    };
+    let numa = match chance.below(8) {
+        0 | 1 => Numa::Single,
+        2 => Numa::Spread,
+        3 => Numa::Node(chance.below(4)),
+        _ => Numa::Best,
+    };
+    let node = |chance: &mut Chance| match chance.below(4) {
+        0 => set(&chance.below(6).to_string()),
+        _ => CpuSet::new(),
+    };
+    Want {
+        size,
+        numa,
+        one_cache: numa != Numa::Spread && chance.below(5) == 0,
+        near: node(chance),
+        rather_near: node(chance),
+    }
+}
+
+fn size_of(pool: &Pool, want: &Want, lists: &[usize]) -> (usize, usize) {
+    match want.size {
+        Size::Lists(need) => (lists.len(), need),
+        Size::Cpus(need) => (lists.iter().map(|list| pool.lists[*list].len()).sum(), need),
+    }
+}
+
+/// How many nodes, packages and caches some lists touch.
+fn touched(pool: &Pool, lists: &[usize]) -> (usize, usize, usize) {
+    let count = |groups: &[Group]| {
+        let touches = |group: &&Group| {
+            lists
+                .iter()
+                .any(|list| !group.cpus.is_disjoint(&pool.lists[*list]))
+        };
+        groups.iter().filter(touches).count()
+    };
+    let levels = &pool.levels;
+    (
+        count(&levels.nodes),
+        count(&levels.packages),
+        count(&levels.caches),
+    )
+}
+
+/// Does it lie within what is strictly asked for?
+fn is_allowed(pool: &Pool, want: &Want, lists: &[usize]) -> bool {
+    let (nodes, _, caches) = touched(pool, lists);
+    let on_node = |number: u32| {
+        let node = pool.levels.nodes.iter().find(|node| node.id == number);
+        node.is_some_and(|node| {
+            lists
+                .iter()
+                .all(|list| pool.lists[*list].is_subset(&node.cpus))
+        })
+    };
+    let is_on_nodes = match want.numa {
+        Numa::Best | Numa::Spread => true,
+        Numa::Single => nodes == 1,
+        Numa::Node(number) => on_node(number),
+    };
+    is_on_nodes && (!want.one_cache || caches == 1)
+}
+
+/// All sets of free lists that suffice and are allowed.
+fn all_ways(pool: &Pool, want: &Want) -> Vec<Vec<usize>> {
+    let free: Vec<usize> = (0..pool.lists.len())
+        .filter(|index| pool.is_free(*index))
+        .collect();
+    let sets = (1u32..1 << free.len()).map(|bits| {
+        let chosen = free
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| bits >> place & 1 == 1);
+        chosen.map(|(_, index)| *index).collect::<Vec<_>>()
+    });
+    sets.filter(|lists| {
+        let (size, need) = size_of(pool, want, lists);
+        size >= need && is_allowed(pool, want, lists)
+    })
+    .collect()
+}
+
+#[test]
+fn on_any_machine() {
+    let (mut met, mut refused) = (0, 0);
+    for trial in 1..=TRIALS {
+        let mut chance = Chance(trial.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let pool = pool(&mut chance);
+        let want = want(&mut chance, &pool);
+        let told = || {
+            format!(
+                "trial {trial}: {want:?} of {:?}, free {}, on {:?}",
+                pool.lists, pool.free, pool.levels
+            )
+        };
+        let ways = all_ways(&pool, &want);
+        let chosen = match pool.choose(&want) {
+            Ok(chosen) => chosen,
+            Err(refusal) => {
+                assert!(
+                    ways.is_empty(),
+                    "refused {refusal:?} though it can be met: {}",
+                    told()
+                );
+                assert!(!matches!(refusal, Refusal::Offline | Refusal::NotAllowed));
+                refused += 1;
+                continue;
+            }
+        };
+        met += 1;
+        assert_eq!(
+            pool.choose(&want).unwrap(),
+            chosen,
+            "another answer: {}",
+            told()
+        );
+        assert!(
+            chosen.windows(2).all(|pair| pair[0] < pair[1]),
+            "{chosen:?}: {}",
+            told()
+        );
+        assert!(
+            chosen.iter().all(|index| pool.is_free(*index)),
+            "owned: {}",
+            told()
+        );
+        assert!(is_allowed(&pool, &want, &chosen), "{chosen:?}: {}", told());
+        let (size, need) = size_of(&pool, &want, &chosen);
+        assert!(size >= need, "too little, {chosen:?}: {}", told());
+        let smallest = chosen
+            .iter()
+            .map(|index| size_of(&pool, &want, &[*index]).0)
+            .min();
+        assert!(
+            size - need < smallest.unwrap(),
+            "a list too many, {chosen:?}: {}",
+            told()
+        );
+        if want.numa != Numa::Spread {
+            let best = ways
+                .iter()
+                .map(|lists| touched(&pool, lists))
+                .min()
+                .unwrap();
+            let ours = touched(&pool, &chosen);
+            assert_eq!(ours.0, best.0, "more nodes, {chosen:?}: {}", told());
+            if want.near.is_empty() {
+                assert_eq!(
+                    ours,
+                    best,
+                    "more packages or caches, {chosen:?}: {}",
+                    told()
+                );
+            }
+        }
+    }
+    assert!(
+        met > TRIALS / 3 && refused > TRIALS / 20,
+        "{met} met, {refused} refused"
+    );
+}
