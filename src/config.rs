@@ -1,5 +1,6 @@
 //! The configuration file: the same keys as the options, for hooks too, which have no environment.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,17 @@ pub struct Config {
     pub log: Option<String>,
     /// What `pinfold-runtime` runs.
     pub runtime: Option<Runtime>,
+    /// Who may use which pool.
+    #[serde(default)]
+    pub pools: BTreeMap<String, PoolRules>,
+}
+
+/// A table `[pools.NAME]`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PoolRules {
+    /// The Kubernetes namespaces whose pods may use it; whoever else asks is refused.
+    pub namespaces: Option<Vec<String>>,
 }
 
 /// The table `[runtime]`.
@@ -32,6 +44,8 @@ pub struct Config {
 pub struct Runtime {
     /// The runtime that `pinfold-runtime` becomes.
     pub path: Option<PathBuf>,
+    /// The engine that calls it, whose marks count for pools of some namespaces.
+    pub engine: Option<String>,
 }
 
 impl Config {

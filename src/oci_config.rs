@@ -42,7 +42,7 @@ impl OciConfig {
     ///
     /// # Errors
     /// Something else where hooks should be.
-    pub fn add_hooks(&mut self, pinfold: &str) -> Result<bool> {
+    pub fn add_hooks(&mut self, pinfold: &str, engine: Option<&str>) -> Result<bool> {
         let hooks = self.0.entry("hooks").or_insert(Value::Null);
         if hooks.is_null() {
             *hooks = json!({});
@@ -50,8 +50,9 @@ impl OciConfig {
         let hooks = hooks.as_object_mut().context("hooks is no JSON object")?;
         let mut is_changed = false;
         for stage in ["createRuntime", "poststop"] {
-            let hook =
-                json!({"path": pinfold, "args": ["pinfold", "hook", stage], "timeout": TIMEOUT});
+            let mut args = vec!["pinfold", "hook", stage];
+            args.extend(engine.iter().flat_map(|engine| ["--engine", *engine]));
+            let hook = json!({"path": pinfold, "args": args, "timeout": TIMEOUT});
             let list = hooks.entry(stage).or_insert(Value::Null);
             if list.is_null() {
                 *list = json!([]);
@@ -83,23 +84,29 @@ mod tests {
     fn hooks_are_added_once_and_the_rest_stays_in_order() {
         let text = r#"{"z":1,"hooks":{"createRuntime":[{"path":"/other","x":[1]}],"new":2},"a":{"u":null}}"#;
         let mut config = OciConfig::parse(text).unwrap();
-        assert!(config.add_hooks("/bin/pinfold").unwrap());
+        assert!(config.add_hooks("/bin/pinfold", Some("docker")).unwrap());
         let after = config.print().unwrap();
         assert!(after.starts_with(
             r#"{"z":1,"hooks":{"createRuntime":[{"path":"/other","x":[1]},{"path":"/bin/pinfold""#
         ));
         assert!(after.ends_with(r#""a":{"u":null}}"#));
-        assert!(!config.add_hooks("/bin/pinfold").unwrap());
+        assert!(!config.add_hooks("/bin/pinfold", Some("docker")).unwrap());
         assert_eq!(config.print().unwrap(), after);
         for text in ["{}", r#"{"hooks":null}"#, r#"{"hooks":{"poststop":null}}"#] {
             assert!(
-                OciConfig::parse(text).unwrap().add_hooks("/p").unwrap(),
+                OciConfig::parse(text)
+                    .unwrap()
+                    .add_hooks("/p", None)
+                    .unwrap(),
                 "{text}"
             );
         }
         for text in [r#"{"hooks":[]}"#, r#"{"hooks":{"poststop":1}}"#] {
             assert!(
-                OciConfig::parse(text).unwrap().add_hooks("/p").is_err(),
+                OciConfig::parse(text)
+                    .unwrap()
+                    .add_hooks("/p", None)
+                    .is_err(),
                 "{text}"
             );
         }

@@ -24,6 +24,12 @@ const CONTAINER_TYPE: [&str; 2] = [
     "io.kubernetes.cri-o.ContainerType",
 ];
 
+/// Where they write a pod's namespace. With annotations that are passed on, a pod's author can write the mark of
+/// another engine: only that of the engine which runs the hook counts.
+pub const CONTAINERD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+/// The same of CRI-O.
+pub const CRIO_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+
 /// What a container asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {

@@ -731,3 +731,64 @@ fn every_verb_has_help_with_an_example_and_a_place_in_the_manual() {
         }
     }
 }
+
+#[test]
+fn a_pool_of_some_namespaces_is_for_their_pods_alone() {
+    const CONTAINERD: &str = "io.kubernetes.cri.sandbox-namespace";
+    const CRIO: &str = "io.kubernetes.pod.namespace";
+    let site = Site::new();
+    site.put("config.toml", "[pools.dp]\nnamespaces = [\"telco\"]\n");
+    let config = site.path("config.toml").display().to_string();
+    let refuses = |engine: &[&str], annotations: &str, part: &str| {
+        let state = site.state(&format!("\"pinfold.io/pool\":\"dp\"{annotations}"));
+        let arguments = [&["hook", "createRuntime", "--config", &config], engine].concat();
+        site.refuses(1, &arguments, state.as_bytes(), &[part, "pool dp"]);
+    };
+    let mark = |key: &str, value: &str| format!(",\"{key}\":\"{value}\"");
+    let containerd = &["--engine", "containerd"];
+    refuses(&[], &mark(CONTAINERD, "telco"), "does not say which engine");
+    refuses(containerd, "", "has no mark");
+    refuses(
+        containerd,
+        &mark(CONTAINERD, "web"),
+        "its namespace \"web\" may not use it",
+    );
+    // A pod's author can write the mark of another engine, but not that of the one which runs it.
+    refuses(containerd, &mark(CRIO, "telco"), "has no mark");
+    refuses(
+        &["--engine", "crio"],
+        &mark(CONTAINERD, "telco"),
+        "has no mark",
+    );
+    refuses(
+        &["--engine", "podman"],
+        &mark(CRIO, "telco"),
+        "only pods of Kubernetes",
+    );
+    refuses(
+        &["--engine", "docker"],
+        &mark(CRIO, "telco"),
+        "only pods of Kubernetes",
+    );
+    // One that may gets beyond that, to what else is wrong.
+    site.mode("kcm/pools/dp", 0o777);
+    refuses(containerd, &mark(CONTAINERD, "telco"), "chmod o-w");
+    refuses(&["--engine", "crio"], &mark(CRIO, "telco"), "chmod o-w");
+}
+
+#[test]
+fn a_device_and_annotations_that_disagree_and_devices_that_are_none() {
+    let site = Site::new();
+    for (device, annotations, part) in [
+        ("dp.2", r#""pinfold.io/pool":"dp""#, "ask once"),
+        ("cp", r#""pinfold.io/pool":"dp""#, "ask once"),
+        ("dp.0", "", "from 1 to 9999"),
+        ("none", "", "a pool's name"),
+        ("../x", "", "a pool's name"),
+        ("gone", "", "there is no pool"),
+    ] {
+        let state = site.state(annotations);
+        let arguments = ["hook", "createRuntime", "--device", device];
+        site.refuses(1, &arguments, state.as_bytes(), &[part]);
+    }
+}

@@ -287,6 +287,17 @@ fn hook_files() {
         "fault podman",
         "once too often",
     );
+    broken(
+        |m| {
+            m.put(
+                "etc/pinfold/config.toml",
+                "[pools.dp]\nnamespaces = [\"telco\"]\n",
+            );
+            m.edit(create, "\"--engine\",", "\"--verbose\",");
+        },
+        "fault podman",
+        "does not name its engine",
+    );
     let second = |m: &Machine| {
         let text = fs::read_to_string(m.path(create)).unwrap();
         m.put(

@@ -20,8 +20,8 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
         let default = Place::default_on(host);
         let place = named.map_or(&default, |(_, place)| place);
         let checked = match engine {
-            Engine::Podman => check_podman(place, report),
-            Engine::Crio => check_crio(place, report),
+            Engine::Podman => check_podman(scope, place, report),
+            Engine::Crio => check_crio(scope, place, report),
             Engine::Containerd => check_containerd(place, report),
             Engine::Docker => check_docker(place, report),
         };
@@ -37,10 +37,10 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
     }
 }
 
-fn check_podman(place: &Place<'_>, report: &mut Report) -> Result<()> {
+fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<()> {
     let engine = Engine::Podman;
     let files = install::podman_files(place)?;
-    let has_hooks = hooks::check(place.host, &files.all.hooks_dirs(), engine, report);
+    let has_hooks = hooks::check(scope, &files.all.hooks_dirs(), engine, report);
     let shim = files.all.shim.first().map(String::as_str);
     if !has_hooks && shim.is_none() {
         unknown(engine, report);
@@ -73,14 +73,14 @@ fn check_podman(place: &Place<'_>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn check_crio(place: &Place<'_>, report: &mut Report) -> Result<()> {
+fn check_crio(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<()> {
     let engine = Engine::Crio;
     let files = install::crio_files(place)?;
     for path in files.leftovers() {
         let text = format!("{} was half-written, and CRI-O reads it", path.display());
         report.fault(engine.word(), text, "`pinfold install crio` again");
     }
-    let has_hooks = hooks::check(place.host, &files.all.hooks_dirs, engine, report);
+    let has_hooks = hooks::check(scope, &files.all.hooks_dirs, engine, report);
     if !has_hooks && files.all.shim().is_none() {
         unknown(engine, report);
         return Ok(());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
-use super::Report;
+use super::{Report, Scope};
 use crate::engines::Engine;
 use crate::engines::hooks::HookFile;
 use crate::files;
@@ -21,12 +21,17 @@ struct Placed {
 }
 
 /// Looks at the hook files in an engine's directories; `true` where there are some of ours.
-pub(super) fn check(host: &Host, dirs: &[String], engine: Engine, report: &mut Report) -> bool {
+pub(super) fn check(
+    scope: &Scope<'_>,
+    dirs: &[String],
+    engine: Engine,
+    report: &mut Report,
+) -> bool {
     let what = engine.word();
     // The same name in a later directory wins.
     let mut by_name = BTreeMap::new();
     for dir in dirs {
-        match read_dir(host, dir) {
+        match read_dir(scope.host(), dir) {
             Ok(files) => by_name.extend(files),
             Err(error) => report.error(what, &error),
         }
@@ -44,7 +49,7 @@ pub(super) fn check(host: &Host, dirs: &[String], engine: Engine, report: &mut R
         }
     }
     for hook in &ours {
-        one_file(host, hook, engine, report);
+        one_file(scope, hook, engine, report);
     }
     stages(&ours, engine, report);
     !ours.is_empty()
@@ -68,11 +73,11 @@ fn read_dir(host: &Host, dir: &str) -> Result<Vec<(String, Parsed)>> {
     Ok(files)
 }
 
-fn one_file(host: &Host, hook: &Placed, engine: Engine, report: &mut Report) {
+fn one_file(scope: &Scope<'_>, hook: &Placed, engine: Engine, report: &mut Report) {
     let what = engine.word();
     let path = &hook.path;
     let again = format!("`pinfold install {what}` again");
-    if let Err(error) = check_program(host, &hook.file.hook.path) {
+    if let Err(error) = check_program(scope.host(), &hook.file.hook.path) {
         // podman skips a hook whose program is missing, and the container starts unpinned.
         report.fault(
             what,
@@ -88,6 +93,11 @@ fn one_file(host: &Host, hook: &Placed, engine: Engine, report: &mut Report) {
         let text =
             format!("{path} has no timeout of {OWN_BOUND} seconds or more, which a hook can take");
         report.warn(what, text, again);
+    } else if scope.has_namespaces && hook.file.engine().is_none() {
+        let text = format!(
+            "{path} does not name its engine, so that nobody gets CPUs of a pool that is for some namespaces"
+        );
+        report.fault(what, text, again);
     } else {
         report.ok(what, format!("{path} runs {}", hook.file.hook.path));
     }

@@ -55,6 +55,8 @@ pub struct Scope<'a> {
     pub site: &'a Site,
     /// Engines whose files are not at their default places.
     pub places: Vec<(Engine, Place<'a>)>,
+    /// Are there pools of some namespaces alone? Then hooks have to name their engine.
+    pub has_namespaces: bool,
 }
 
 impl Scope<'_> {

@@ -33,7 +33,14 @@ pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
             places.push((engine, place));
         }
     }
-    let findings = check(&Scope { site, places });
+    let findings = check(&Scope {
+        site,
+        places,
+        has_namespaces: settings
+            .pools()
+            .values()
+            .any(|rules| rules.namespaces.is_some()),
+    });
     let faults = count(&findings, Level::Fault);
     let mut out = io::stdout().lock();
     if args.json {

@@ -2,14 +2,15 @@
 
 use std::io;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Settings;
-use crate::cli::{Hook, Options, Stage};
+use crate::cli::{EngineArg, Hook, Options, Stage};
 use crate::limits;
 use crate::oci::State;
 use crate::placement::{pin_container, release};
 use crate::request::{self, Request};
+use crate::text::Shown;
 
 pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
     limits::bound_time()?;
@@ -32,7 +33,7 @@ fn start(state: &State, args: &Hook, options: &Options) -> Result<()> {
     let Some(request) = request else {
         return Ok(());
     };
-    pin(state, &request, options).with_context(|| {
+    pin(state, &request, args, options).with_context(|| {
         let (id, pool) = (state.shown_id(), &request.pool);
         format!("cannot start container {id} on CPUs of pool {pool}")
     })
@@ -59,9 +60,13 @@ fn with_device(annotated: Option<Request>, device: Option<&str>) -> Result<Optio
     Ok(Some(annotated))
 }
 
-fn pin(state: &State, request: &Request, options: &Options) -> Result<()> {
+fn pin(state: &State, request: &Request, args: &Hook, options: &Options) -> Result<()> {
     let (id, pid) = (state.id()?, state.first_process()?);
     let settings = Settings::of_hook(options)?;
+    let rules = settings.pools().get(&request.pool);
+    if let Some(allowed) = rules.and_then(|rules| rules.namespaces.as_deref()) {
+        may_use(allowed, state, args.engine)?;
+    }
     let claim = pin_container(settings.site_with_processes()?, id, pid, request)?;
     log::info!(
         "pinned container {id} to {} of pool {}",
@@ -69,6 +74,31 @@ fn pin(state: &State, request: &Request, options: &Options) -> Result<()> {
         claim.pool
     );
     Ok(())
+}
+
+/// Is the container of a namespace that may use the pool? Its engine's own mark says which it is of.
+fn may_use(allowed: &[String], state: &State, engine: Option<EngineArg>) -> Result<()> {
+    let mark = match engine {
+        Some(EngineArg::Containerd) => request::CONTAINERD_NAMESPACE,
+        Some(EngineArg::Crio) => request::CRIO_NAMESPACE,
+        Some(EngineArg::Podman | EngineArg::Docker) => {
+            bail!("only pods of Kubernetes may use it: ask for another pool")
+        }
+        None => bail!(
+            "only pods of some namespaces may use it, and the hook does not say which engine runs it: add --engine to its arguments (pinfold install)"
+        ),
+    };
+    let annotations = state.annotations(|key| key == mark)?;
+    match annotations.get(mark) {
+        Some(namespace) if allowed.contains(namespace) => Ok(()),
+        Some(namespace) => bail!(
+            "its namespace {} may not use it: ask for another pool, or have it added to namespaces in the configuration",
+            Shown(namespace)
+        ),
+        None => bail!(
+            "it has no mark {mark} of its namespace, and only pods of some namespaces may use it"
+        ),
+    }
 }
 
 /// Keyed by the id alone: some engines give no annotations at this stage. Where there are some and none is

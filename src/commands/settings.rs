@@ -1,5 +1,6 @@
 //! The options that every verb has, resolved: option, environment, file, default.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use env_logger::{Builder, Target};
 use log::LevelFilter;
 
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::Config;
+use crate::config::{Config, PoolRules};
 use crate::host::Host;
 use crate::placement::Site;
 use crate::system_log::{self, Severity};
@@ -25,6 +26,7 @@ const HOOK_PATIENCE: f64 = 10.0;
 #[derive(Debug)]
 pub struct Settings {
     site: Site,
+    pools: BTreeMap<String, PoolRules>,
 }
 
 /// Where settings come from besides the options.
@@ -47,6 +49,11 @@ impl Settings {
         settings.site.patience = settings.site.patience.min(most);
         start_log(options, log, Some(settings.site.host.clone()));
         Ok(settings)
+    }
+
+    /// Which pools have rules, and what they are.
+    pub(super) fn pools(&self) -> &BTreeMap<String, PoolRules> {
+        &self.pools
     }
 
     /// The machine and the directories, for a verb that only reads them or makes files.
@@ -110,7 +117,8 @@ impl Settings {
             host,
         };
         let log = environment("PINFOLD_LOG").and_then(|text| text.into_string().ok());
-        Ok((Settings { site }, log.or(config.log)))
+        let pools = config.pools;
+        Ok((Settings { site, pools }, log.or(config.log)))
     }
 }
 

@@ -6,10 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use crate::config::Config;
+use crate::config::{Config, Runtime};
+use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
 use crate::oci_config::OciConfig;
@@ -27,8 +28,9 @@ const RUNTIMES: [&str; 2] = ["runc", "crun"];
 pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
     let host = Host::new("/");
-    prepare(&line)?;
-    let runtime = runtime(&host)?;
+    let config = Config::load(&host, None)?.runtime.unwrap_or_default();
+    prepare(&line, &config)?;
+    let runtime = runtime(&host, config)?;
     let error = Command::new(&runtime).args(arguments).exec();
     Err(error).with_context(|| format!("execute {}", runtime.display()))
 }
@@ -50,7 +52,7 @@ pub fn report(arguments: &[OsString], message: &str) {
 }
 
 /// Adds our hooks where the container has a request.
-fn prepare(line: &RuntimeLine) -> Result<()> {
+fn prepare(line: &RuntimeLine, runtime: &Runtime) -> Result<()> {
     let verb = line.verb.as_deref().unwrap_or_default();
     if !matches!(verb, "create" | "run" | "restore") {
         return Ok(());
@@ -69,12 +71,17 @@ fn prepare(line: &RuntimeLine) -> Result<()> {
             request.pool
         );
     }
+    let engine = runtime.engine.as_deref();
+    ensure!(
+        engine.is_none_or(|engine| Engine::ALL.iter().any(|known| known.word() == engine)),
+        "runtime.engine in Pinfold's configuration is none of podman, crio, containerd and docker"
+    );
     let own = std::env::current_exe().context("find out where this program is")?;
     let own = own
         .to_str()
         .with_context(|| format!("{} is no UTF-8", own.display()))?;
     if config
-        .add_hooks(own)
+        .add_hooks(own, engine)
         .with_context(|| path.display().to_string())?
     {
         let like = path
@@ -86,9 +93,8 @@ fn prepare(line: &RuntimeLine) -> Result<()> {
 }
 
 /// The runtime of the configuration, or the first that is there.
-fn runtime(host: &Host) -> Result<PathBuf> {
-    let config = Config::load(host, None)?;
-    let path = match config.runtime.and_then(|runtime| runtime.path) {
+fn runtime(host: &Host, config: Runtime) -> Result<PathBuf> {
+    let path = match config.path {
         Some(path) => path,
         None => RUNTIMES.iter().find_map(|name| host.program(name)).with_context(|| {
             format!("there is no {}: install one, or name it as runtime.path in Pinfold's configuration", RUNTIMES.join(" and no "))
