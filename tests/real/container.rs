@@ -230,7 +230,7 @@ impl<'w> Container<'w> {
         command
     }
 
-    fn podman(&self) -> Command {
+    pub(crate) fn podman(&self) -> Command {
         let state = self.world.dir.join(&self.plan.state_dir);
         let conf = self.world.dir.join("containers.conf");
         std::fs::write(&conf, "[engine]\nlock_type = \"file\"\n").expect("write containers.conf");

@@ -38,6 +38,7 @@ mod kcm;
 mod killpoints;
 mod killpoints_isolate;
 mod killpoints_runtime;
+mod kube;
 mod life;
 mod masks;
 mod needs;
@@ -48,9 +49,11 @@ mod pods;
 mod pools;
 mod probe;
 mod process;
+mod reboot;
 mod refusals;
 mod release;
 mod report;
+mod rootless;
 mod served;
 mod service;
 mod snapshot;
@@ -89,6 +92,9 @@ fn main() -> ExitCode {
         masks::cases(),
         unusual::cases(),
         hotplug::cases(),
+        kube::cases(),
+        rootless::cases(),
+        reboot::cases(),
         wreckage::cases(),
         owners::cases(),
         isolate::cases(),

@@ -28,6 +28,12 @@ pub(crate) enum Need {
     Hotplug,
     /// podman can give a container a user namespace of its own.
     SubordinateIds,
+    /// podman can make a pod's infra container.
+    PauseImage,
+    /// The machine is booted again between tests, and says for the how manyeth time it is up.
+    Boots,
+    /// A user 1000, whose manager runs.
+    OrdinaryUser,
 }
 
 impl Need {
@@ -52,6 +58,11 @@ impl Need {
             Need::Hotplug => Path::new("/sys/devices/system/cpu/cpu5/online").exists(),
             Need::SubordinateIds => std::fs::read_to_string("/etc/subuid")
                 .is_ok_and(|text| text.lines().any(|line| line.starts_with("containers:"))),
+            Need::PauseImage => ["/usr/libexec/podman/catatonit", "/usr/bin/catatonit"]
+                .iter()
+                .any(|path| Path::new(path).exists()),
+            Need::Boots => std::env::var_os("PINFOLD_VM_BOOT").is_some(),
+            Need::OrdinaryUser => Path::new("/run/user/1000/systemd").exists(),
             Need::HookFiles => !crate::hookfiles::files().is_empty(),
         }
     }

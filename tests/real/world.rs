@@ -35,13 +35,33 @@ impl World {
         let dir = dir.keep();
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))
             .expect("let containers look inside");
-        let (conf, run) = (dir.join("conf"), dir.join("run"));
-        let world = World {
+        World {
+            conf: dir.join("conf"),
+            run: dir.join("run"),
             tag,
             dir,
-            conf,
-            run,
+        }
+        .with_a_lock()
+    }
+
+    /// One that is found again after a reboot, with its claims in /run as a user's are; whoever drops it ends it.
+    pub(crate) fn lasting(home: &str) -> World {
+        let dir = PathBuf::from(home);
+        let world = World {
+            tag: "pinfoldtestreboot".into(),
+            conf: dir.join("conf"),
+            run: "/run/pinfold-test-reboot".into(),
+            dir,
         };
+        if world.conf.join("lock").exists() {
+            world
+        } else {
+            world.with_a_lock()
+        }
+    }
+
+    fn with_a_lock(self) -> World {
+        let world = self;
         world.make_dir(&world.conf.join("pools"), 0o755);
         let lock = world.conf.join("lock");
         std::fs::write(&lock, "").expect("make the lock");
