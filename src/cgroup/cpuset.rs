@@ -168,6 +168,28 @@ pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()
     Ok(())
 }
 
+/// Gives these CPUs back to the groups above that have lost them: version 1 drops one that goes offline from every
+/// cpuset but the root's for good. Version 2 keeps what was written.
+pub fn widen_above(group: &Group, cpus: &CpuSet) -> Result<()> {
+    let mut above = Vec::new();
+    let mut next = group.parent().filter(|_| group.version() == Version::V1);
+    while let Some(group) = next {
+        next = group.parent();
+        // The root has all that there are.
+        if next.is_some() {
+            above.push(group);
+        }
+    }
+    for group in above.iter().rev() {
+        let mut own = read_set(group, CPUS)?.unwrap_or_default();
+        if !cpus.is_subset(&own) {
+            own.extend(cpus);
+            write(group, CPUS, &own.to_string())?;
+        }
+    }
+    Ok(())
+}
+
 /// Prepares a group that we made: on version 1 a new one has nothing at all and takes no process, so it
 /// inherits like one of version 2. Its parents of ours do so again each time: a CPU that went offline is
 /// dropped from them for good, and may be back.

@@ -202,6 +202,12 @@ impl Group {
         }
     }
 
+    /// Is the other group somewhere below this one?
+    pub fn is_above(&self, other: &Group) -> bool {
+        let prefix = format!("{}/", self.path.trim_end_matches('/'));
+        other.path != self.path && other.path.starts_with(&prefix)
+    }
+
     /// The group above; `None` at the mount point.
     pub fn parent(&self) -> Option<Group> {
         if self.dir == self.mount {

@@ -6,10 +6,11 @@ use anyhow::Result;
 
 use super::life::Life;
 use super::{Books, Site};
-use crate::cgroup::{Hierarchy, cpuset};
-use crate::claims::{Claim, Entry};
+use crate::cgroup::{Group, Hierarchy, cpuset};
+use crate::claims::{Claim, Entry, OwnerKind};
 use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::Process;
+use crate::topology;
 
 /// One pid that no longer holds a CPU list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,21 +176,45 @@ impl Books<'_> {
         Ok(dead.into_iter().map(of_pid).collect())
     }
 
-    /// Writes a claim's CPUs into its group again where the group has others by now: version 1 drops a CPU that
-    /// goes offline from every cpuset for good (kernel: cgroup-v1/cpusets.rst).
+    /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that goes offline from every
+    /// cpuset for good, and moves the processes of one that has none left to a group above (kernel:
+    /// cgroup-v1/cpusets.rst). CPUs that are offline are waited for.
     pub(super) fn keep_confined(&self, claim: &Claim) -> Result<()> {
-        let Some(group) = self.group_of(claim)? else {
+        let Some(group) = self.group_of(claim)?.filter(|_| claim.cgroup.confined) else {
             return Ok(());
         };
-        if !claim.cgroup.confined || cpuset::effective_cpus(&group)? == Some(claim.cpus.clone()) {
+        let cpus = claim.cpus.intersection(&topology::online(self.host)?);
+        if cpus.is_empty() {
+            log::warn!(
+                "all CPUs of {} are offline: it runs elsewhere until they are back",
+                claim.id
+            );
             return Ok(());
         }
-        log::warn!(
-            "{} is not confined to {} any more: confining it again",
-            claim.id,
-            claim.cpus
-        );
-        self.set_cpus(&group, &claim.cpus, &claim.mems)
+        if cpuset::effective_cpus(&group)? != Some(cpus.clone()) {
+            log::warn!(
+                "{} is not confined to {cpus} any more: confining it again",
+                claim.id
+            );
+            cpuset::widen_above(&group, &cpus)?;
+            self.set_cpus(&group, &cpus, &claim.mems)?;
+        }
+        self.bring_back(claim, &group)
+    }
+
+    /// The owner's processes that the kernel moved to a group above its own.
+    fn bring_back(&self, claim: &Claim, group: &Group) -> Result<()> {
+        // `isolate` itself runs beside its command's group.
+        let moved =
+            |process: &&Process| claim.kind != OwnerKind::Process || **process != claim.owner;
+        for process in claim.processes.iter().filter(moved) {
+            let now = self.hierarchy.group_of(self.host, process.pid)?;
+            let is_above = now.is_some_and(|now| now.is_above(group));
+            if is_above && process.is_alive(self.host)? {
+                group.adopt(process.pid)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes groups of ours that hold nobody and that no claim names, and their parent when it is empty: their
