@@ -48,8 +48,16 @@ fn stay(world: &World, engine: Engine) {
             &["update", "--memory", "67108864"],
         ],
     };
+    // podman 5.8 cannot update a container without a health check, unless it is told of one.
+    let asked = process::run(Command::new("podman").args(["update", "--help"]));
+    let has_health = engine.front == Front::Podman && asked.stdout.contains("--health-timeout");
+    let health: &[&str] = if has_health {
+        &["--health-timeout", "30s"]
+    } else {
+        &[]
+    };
     for update in updates {
-        container.engine_command(update).ok();
+        container.engine_command(&[update, health].concat()).ok();
         container.assert_confined_to("1");
     }
     if engine.driver == Driver::Systemd {
