@@ -41,6 +41,7 @@ mod killpoints_runtime;
 mod kube;
 mod life;
 mod masks;
+mod nearness;
 mod needs;
 mod owners;
 mod pinned;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let cases: Vec<Case> = [
         pinned::cases(),
+        nearness::cases(),
         crowd::cases(),
         untouched::cases(),
         endings::cases(),

@@ -12,6 +12,10 @@ pub(crate) enum Need {
     V1,
     V2,
     Cpus(usize),
+    /// So many NUMA nodes.
+    Nodes(usize),
+    /// A block device that the kernel says is near this NUMA node.
+    DeviceNear(u32),
     Runc,
     Crun,
     Podman,
@@ -43,6 +47,9 @@ impl Need {
             Need::V1 => hierarchy().version == 1,
             Need::V2 => hierarchy().version == 2,
             Need::Cpus(count) => (0..count).all(may_use),
+            Need::Nodes(count) => (0..count)
+                .all(|node| Path::new(&format!("/sys/devices/system/node/node{node}")).exists()),
+            Need::DeviceNear(node) => device_near(node).is_some(),
             Need::Runc => find("runc").is_some(),
             Need::Crun => find("crun").is_some(),
             Need::Podman => find("podman").is_some() && find("conmon").is_some(),
@@ -72,6 +79,8 @@ impl std::fmt::Display for Need {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Need::Cpus(count) => write!(f, "cpus>={count}"),
+            Need::Nodes(count) => write!(f, "nodes>={count}"),
+            Need::DeviceNear(node) => write!(f, "a device near node {node}"),
             Need::Docker(least) => write!(f, "docker>={least}"),
             Need::CriClient => f.write_str("cri-client"),
             Need::HookFiles => f.write_str("hook files"),
@@ -110,4 +119,22 @@ fn may_use(cpu: usize) -> bool {
     unsafe {
         libc::sched_getaffinity(0, size_of_val(&set), &mut set) == 0 && libc::CPU_ISSET(cpu, &set)
     }
+}
+
+/// The name of a block device that the kernel says is near this NUMA node.
+pub(crate) fn device_near(node: u32) -> Option<String> {
+    let entries = std::fs::read_dir("/sys/class/block").ok()?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names.into_iter().find(|name| {
+        let place = Path::new("/sys/class/block").join(name).canonicalize();
+        let told = place.ok().and_then(|place| {
+            let files = place.ancestors().map(|above| above.join("numa_node"));
+            files
+                .into_iter()
+                .find_map(|file| std::fs::read_to_string(file).ok())
+        });
+        told.is_some_and(|told| told.trim() == node.to_string())
+    })
 }

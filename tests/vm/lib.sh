@@ -233,13 +233,20 @@ describe_machine() {
             -numa "node,nodeid=$node,cpus=$((node * per_package))-$(((node + 1) * per_package - 1)),memdev=memory$node")
     done
     qemu+=(-kernel "$machine_directory/kernel" -initrd "$machine_directory/initrd" -append "$line"
-        -drive "file=$(quoted "$machine_directory/root.img"),format=raw,if=virtio,snapshot=on"
+        -drive "file=$(quoted "$machine_directory/root.img"),format=raw,if=none,id=root,snapshot=on"
+        -device "virtio-blk-pci,drive=root,bus=pci.0"
         -fsdev "local,id=share,path=$(quoted "$share"),security_model=none,multidevs=remap"
         -device "virtio-9p-pci,fsdev=share,mount_tag=share"
         -fsdev "local,id=control,path=$(quoted "$control"),security_model=none,multidevs=remap"
         -device "virtio-9p-pci,fsdev=control,mount_tag=control"
         -chardev "file,id=console,path=$(quoted "$console_log")" -device "isa-serial,chardev=console"
         -device virtio-rng-pci -device virtio-serial-pci)
+    if ((packages > 1)); then
+        # A host bridge of node 1, with a disk on it: the one device whose node the kernel tells. Devices that name no bus after
+        # it would be put on it.
+        qemu+=(-device "pxb,id=bridge1,bus=pci.0,bus_nr=64,numa_node=1"
+            -blockdev "null-co,node-name=far,size=1048576,read-zeroes=on" -device "virtio-blk-pci,drive=far,bus=bridge1,serial=far")
+    fi
 }
 
 show_console() {
