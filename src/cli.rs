@@ -196,6 +196,9 @@ pub struct Hook {
     /// The CDI device that the container was given: a pool's name, with .N behind it for N CPU lists
     #[arg(long, value_name = "POOL[.N]")]
     pub device: Option<String>,
+    /// This hook was added by pinfold-runtime
+    #[arg(long, conflicts_with = "device")]
+    pub shim: bool,
 }
 
 /// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to do at.

@@ -36,6 +36,31 @@ pub struct Config {
 pub struct PoolRules {
     /// The Kubernetes namespaces whose pods may use it; whoever else asks is refused.
     pub namespaces: Option<Vec<String>>,
+    /// How it may be asked for; an image can carry annotations too.
+    pub doors: Option<Vec<Door>>,
+}
+
+/// A way in which a container's request comes to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Door {
+    /// Annotations, read by a hook that the engine has.
+    Annotation,
+    /// A CDI device.
+    Cdi,
+    /// Annotations, read by `pinfold-runtime`.
+    Shim,
+}
+
+impl Door {
+    /// Its word in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Door::Annotation => "annotation",
+            Door::Cdi => "cdi",
+            Door::Shim => "shim",
+        }
+    }
 }
 
 /// The table `[runtime]`.
@@ -44,6 +69,8 @@ pub struct PoolRules {
 pub struct Runtime {
     /// The runtime that `pinfold-runtime` becomes.
     pub path: Option<PathBuf>,
+    /// What it may become: `path` has to be one of them, and without `path` it is the first that is there.
+    pub allow: Option<Vec<PathBuf>>,
     /// The engine that calls it, whose marks count for pools of some namespaces.
     pub engine: Option<String>,
 }
@@ -97,6 +124,10 @@ mod tests {
             ("\nconf_dir = '/a'", "line 2: unknown field `conf_dir`"),
             ("lock-timeout = 'x'", "line 1"),
             ("conf-dir", "line 1"),
+            (
+                "[pools.dp]\ndoors = ['window']",
+                "line 2: unknown variant `window`",
+            ),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -50,7 +50,7 @@ impl OciConfig {
         let hooks = hooks.as_object_mut().context("hooks is no JSON object")?;
         let mut is_changed = false;
         for stage in ["createRuntime", "poststop"] {
-            let mut args = vec!["pinfold", "hook", stage];
+            let mut args = vec!["pinfold", "hook", stage, "--shim"];
             args.extend(engine.iter().flat_map(|engine| ["--engine", *engine]));
             let hook = json!({"path": pinfold, "args": args, "timeout": TIMEOUT});
             let list = hooks.entry(stage).or_insert(Value::Null);

@@ -777,6 +777,33 @@ fn a_pool_of_some_namespaces_is_for_their_pods_alone() {
 }
 
 #[test]
+fn a_pool_is_given_by_its_doors_alone() {
+    let site = Site::new();
+    let config = site.path("config.toml").display().to_string();
+    let ways: [(&str, &[&str], &str); 3] = [
+        ("annotation", &[], r#""pinfold.io/pool":"dp""#),
+        ("shim", &["--shim"], r#""pinfold.io/pool":"dp""#),
+        ("cdi", &["--device", "dp"], ""),
+    ];
+    // Whoever may gets beyond that, to what else is wrong.
+    site.mode("kcm/pools/dp", 0o777);
+    for (door, arguments, annotations) in ways {
+        let state = site.state(annotations);
+        let arguments = [&["hook", "createRuntime", "--config", &config], arguments].concat();
+        for open in [vec![], vec!["annotation"], vec!["cdi", "shim"]] {
+            site.put("config.toml", &format!("[pools.dp]\ndoors = {open:?}\n"));
+            let refusal = format!("it may not be asked for by {door}");
+            let part = if open.contains(&door) {
+                "chmod o-w"
+            } else {
+                &refusal
+            };
+            site.refuses(1, &arguments, state.as_bytes(), &[part, "pool dp"]);
+        }
+    }
+}
+
+#[test]
 fn a_device_and_annotations_that_disagree_and_devices_that_are_none() {
     let site = Site::new();
     for (device, annotations, part) in [

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Settings;
 use crate::cli::{EngineArg, Hook, Options, Stage};
+use crate::config::Door;
 use crate::limits;
 use crate::oci::State;
 use crate::placement::{pin_container, release};
@@ -63,15 +64,39 @@ fn with_device(annotated: Option<Request>, device: Option<&str>) -> Result<Optio
 fn pin(state: &State, request: &Request, args: &Hook, options: &Options) -> Result<()> {
     let (id, pid) = (state.id()?, state.first_process()?);
     let settings = Settings::of_hook(options)?;
-    let rules = settings.pools().get(&request.pool);
-    if let Some(allowed) = rules.and_then(|rules| rules.namespaces.as_deref()) {
-        may_use(allowed, state, args.engine)?;
+    if let Some(rules) = settings.pools().get(&request.pool) {
+        if let Some(doors) = &rules.doors {
+            may_come_by(doors, args)?;
+        }
+        if let Some(allowed) = &rules.namespaces {
+            may_use(allowed, state, args.engine)?;
+        }
     }
     let claim = pin_container(settings.site_with_processes()?, id, pid, request)?;
     log::info!(
         "pinned container {id} to {} of pool {}",
         claim.cpus,
         claim.pool
+    );
+    Ok(())
+}
+
+/// May the pool be asked for in the way that this container does? A hook of a device, or of the shim, says so.
+fn may_come_by(doors: &[Door], args: &Hook) -> Result<()> {
+    let door = match (&args.device, args.shim) {
+        (Some(_), _) => Door::Cdi,
+        (None, true) => Door::Shim,
+        (None, false) => Door::Annotation,
+    };
+    let words: Vec<&str> = doors.iter().map(|door| door.word()).collect();
+    ensure!(
+        doors.contains(&door),
+        "it may not be asked for by {}: doors in the configuration has {}",
+        door.word(),
+        match words.as_slice() {
+            [] => "none".to_owned(),
+            words => words.join(", "),
+        }
     );
     Ok(())
 }

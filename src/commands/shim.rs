@@ -94,9 +94,23 @@ fn prepare(line: &RuntimeLine, runtime: &Runtime) -> Result<()> {
 
 /// The runtime of the configuration, or the first that is there.
 fn runtime(host: &Host, config: Runtime) -> Result<PathBuf> {
-    let path = match config.path {
-        Some(path) => path,
-        None => RUNTIMES.iter().find_map(|name| host.program(name)).with_context(|| {
+    let path = match (config.path, &config.allow) {
+        (Some(path), allow) => {
+            if let Some(allow) = allow {
+                ensure!(
+                    allow.contains(&path),
+                    "the runtime {} is not in runtime.allow of Pinfold's configuration: add it, or name another as runtime.path",
+                    path.display()
+                );
+            }
+            path
+        }
+        (None, Some(allow)) => {
+            let there = allow.iter().find(|path| path.is_file());
+            let there = there.context("none of the runtimes in runtime.allow of Pinfold's configuration is there: install one")?;
+            there.clone()
+        }
+        (None, None) => RUNTIMES.iter().find_map(|name| host.program(name)).with_context(|| {
             format!("there is no {}: install one, or name it as runtime.path in Pinfold's configuration", RUNTIMES.join(" and no "))
         })?,
     };
@@ -118,4 +132,32 @@ fn is_not_us(runtime: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_runtime_that_is_allowed_is_taken() {
+        let config = |path: Option<&str>, allow: &[&str]| Runtime {
+            path: path.map(PathBuf::from),
+            allow: Some(allow.iter().map(PathBuf::from).collect()),
+            engine: None,
+        };
+        let host = Host::new("/");
+        for (path, allow, taken) in [
+            (Some("/bin/sh"), &["/bin/sh"][..], Ok("/bin/sh")),
+            (None, &["/no/such", "/bin/sh"], Ok("/bin/sh")),
+            (Some("/bin/sh"), &["/bin/cat"], Err("runtime.allow")),
+            (Some("/bin/sh"), &[], Err("runtime.allow")),
+            (None, &["/no/such"], Err("runtime.allow")),
+        ] {
+            match (runtime(&host, config(path, allow)), taken) {
+                (Ok(path), Ok(taken)) => assert_eq!(path, Path::new(taken)),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (outcome, _) => panic!("{path:?} of {allow:?}: {outcome:?}"),
+            }
+        }
+    }
 }
