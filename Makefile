@@ -29,10 +29,10 @@ bench:
 	cargo bench --locked --bench choose
 
 # The demo and the tests on real parts in a machine under qemu: Debian with systemd and cgroup v2. Slow: it is emulated.
-# SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm.
+# SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm, BRIEF=1 for the part that shows most.
 SUITE ?= trixie
 test-vm:
-	tests/vm/test --suite $(SUITE) $(if $(LEGACY),--legacy)
+	tests/vm/test --suite $(SUITE) $(if $(LEGACY),--legacy) $(if $(BRIEF),--brief)
 
 # A root shell in that machine.
 vm-shell:

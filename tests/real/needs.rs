@@ -38,6 +38,8 @@ pub(crate) enum Need {
     Boots,
     /// A user 1000, whose manager runs.
     OrdinaryUser,
+    /// A machine that is not emulated, as one that passes over kill points is.
+    Native,
 }
 
 impl Need {
@@ -70,6 +72,7 @@ impl Need {
                 .any(|path| Path::new(path).exists()),
             Need::Boots => std::env::var_os("PINFOLD_VM_BOOT").is_some(),
             Need::OrdinaryUser => Path::new("/run/user/1000/systemd").exists(),
+            Need::Native => crate::strace::kill_every() == 1,
             Need::HookFiles => !crate::hookfiles::files().is_empty(),
         }
     }
