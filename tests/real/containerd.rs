@@ -7,7 +7,11 @@ use crate::image;
 use crate::needs;
 use crate::process;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::process::Command;
+
+/// What its log says when it is up.
+const READY: &str = "containerd successfully booted";
 
 pub(crate) struct Containerd {
     pub(crate) daemon: Daemon,
@@ -20,12 +24,40 @@ impl Containerd {
         let spec = daemon.path("base-spec.json");
         std::fs::write(&spec, base_spec(&daemon).to_string()).expect("write the base spec");
         let file = daemon.path("config.toml");
-        std::fs::write(&file, configuration(&daemon, &spec)).expect("write config.toml");
+        let runtimes = [Runtime::Runc, Runtime::Crun].into_iter();
+        let runtimes = runtimes.filter(|runtime| needs::find(runtime.name()).is_some());
+        let with_drivers =
+            |runtime| [Driver::Cgroupfs, Driver::Systemd].map(|driver| (runtime, driver));
+        let handlers = runtimes
+            .flat_map(with_drivers)
+            .map(|(runtime, driver)| Handler {
+                name: handler(runtime, driver),
+                binary: runtime_path(&daemon.world, runtime),
+                driver,
+                with_hooks: Some(&spec),
+            });
+        let text = configuration(&daemon, &handlers.collect::<Vec<_>>());
+        std::fs::write(&file, text).expect("write config.toml");
         let mut containerd = Command::new("containerd");
-        daemon.start(
-            containerd.args(["--config", &file]),
-            "containerd successfully booted",
-        );
+        daemon.start(containerd.args(["--config", &file]), READY);
+        Containerd { daemon }
+    }
+
+    /// Starts one with a handler as many a machine has it, which `pinfold install` has told of pinfold.
+    pub(crate) fn installed(driver: Driver) -> Containerd {
+        let mut daemon = Daemon::on_a_site();
+        let handler = Handler {
+            name: "runc".into(),
+            binary: runtime_path(&daemon.world, Runtime::Runc),
+            driver,
+            with_hooks: None,
+        };
+        let text = configuration(&daemon, &[handler]);
+        let site = daemon.site.as_mut().expect("it is on a site");
+        site.write("containerd/config.toml", &text);
+        site.install("containerd");
+        let mut containerd = site.command("containerd");
+        daemon.start(&mut containerd, READY);
         Containerd { daemon }
     }
 
@@ -65,15 +97,19 @@ fn base_spec(daemon: &Daemon) -> Value {
     spec
 }
 
+/// A runtime handler: what a pod's RuntimeClass names.
+struct Handler<'a> {
+    name: String,
+    binary: PathBuf,
+    driver: Driver,
+    /// The base specification, and then the annotations that pods may pass.
+    with_hooks: Option<&'a str>,
+}
+
 /// In the form of version 2, which every containerd from 1.3 to 2.x reads.
-fn configuration(daemon: &Daemon, spec: &str) -> String {
+fn configuration(daemon: &Daemon, handlers: &[Handler]) -> String {
     let path = |name| json!(daemon.path(name));
     let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
-    let installed = |runtime: &Runtime| needs::find(runtime.name()).is_some();
-    let runtimes: Vec<Runtime> = [Runtime::Runc, Runtime::Crun]
-        .into_iter()
-        .filter(installed)
-        .collect();
     let mut text = format!(
         "version = 2\nroot = {}\nstate = {}\n[grpc]\naddress = {}\n[ttrpc]\naddress = {}\n\
          [{cri}]\nsandbox_image = {}\ndisable_apparmor = true\n\
@@ -83,23 +119,20 @@ fn configuration(daemon: &Daemon, spec: &str) -> String {
         path("socket"),
         path("ttrpc"),
         json!(image::NAME),
-        json!(handler(
-            *runtimes.first().expect("a runtime is installed"),
-            Driver::Cgroupfs
-        )),
+        json!(handlers.first().expect("a runtime is installed").name),
     );
-    for runtime in runtimes {
-        let binary = json!(runtime_path(&daemon.world, runtime));
-        for driver in [Driver::Cgroupfs, Driver::Systemd] {
-            let table = format!("{cri}.containerd.runtimes.{}", handler(runtime, driver));
+    for handler in handlers {
+        let table = format!("{cri}.containerd.runtimes.{}", handler.name);
+        text += &format!("[{table}]\nruntime_type = \"io.containerd.runc.v2\"\n");
+        if let Some(spec) = handler.with_hooks {
             text += &format!(
-                "[{table}]\nruntime_type = \"io.containerd.runc.v2\"\nbase_runtime_spec = {}\n\
-                 pod_annotations = [\"pinfold.io/*\"]\ncontainer_annotations = [\"pinfold.io/*\"]\n\
-                 [{table}.options]\nBinaryName = {binary}\nSystemdCgroup = {}\n",
-                json!(spec),
-                driver == Driver::Systemd,
+                "base_runtime_spec = {}\n\
+                 pod_annotations = [\"pinfold.io/*\"]\ncontainer_annotations = [\"pinfold.io/*\"]\n",
+                json!(spec)
             );
         }
+        let (binary, systemd) = (json!(handler.binary), handler.driver == Driver::Systemd);
+        text += &format!("[{table}.options]\nBinaryName = {binary}\nSystemdCgroup = {systemd}\n");
     }
     text
 }

@@ -2,6 +2,7 @@
 
 use crate::containerd::{Containerd, handler};
 use crate::daemon::Daemon;
+use crate::engines::Door;
 use crate::image;
 use crate::plan::Plan;
 use crate::process::{self, Ran};
@@ -35,8 +36,12 @@ pub(crate) struct Pod {
 }
 
 impl Cri {
-    pub(crate) fn start() -> Cri {
-        let containerd = Containerd::start();
+    pub(crate) fn start(service: Service) -> Cri {
+        let containerd = if service.is_installed() {
+            Containerd::installed(service.driver)
+        } else {
+            Containerd::start()
+        };
         containerd.import(NAMESPACE);
         Cri {
             containerd,
@@ -63,11 +68,15 @@ impl Cri {
         annotations: &[(String, String)],
     ) -> Pod {
         let annotations: BTreeMap<_, _> = annotations.iter().cloned().collect();
+        let handler = match service.door {
+            Door::Shim => "pinfold".to_owned(),
+            _ => handler(service.runtime, service.driver),
+        };
         let config = json!({
             "name": name,
             "namespace": "telco",
             "uid": format!("uid-of-{name}"),
-            "handler": handler(service.runtime, service.driver),
+            "handler": handler,
             "cgroup_parent": service.driver.parent(&self.daemon().world),
             "annotations": annotations,
         });

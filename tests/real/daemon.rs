@@ -2,6 +2,7 @@
 
 use crate::bundle::{self, Hook};
 use crate::process::{self, Running};
+use crate::site::Site;
 use crate::world::World;
 use nix::libc;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ const LINES: usize = 15;
 
 pub(crate) struct Daemon {
     process: Option<Running>,
+    pub(crate) site: Option<Site>,
     pub(crate) world: World,
     pub(crate) dir: PathBuf,
 }
@@ -25,11 +27,27 @@ impl Daemon {
         std::fs::create_dir(&dir).expect("make a directory of the daemon");
         let daemon = Daemon {
             process: None,
+            site: None,
             world,
             dir,
         };
         bundle::make_rootfs(&daemon.rootfs());
         daemon
+    }
+
+    /// The same with an `/etc` of its own, in which pinfold can be installed.
+    pub(crate) fn on_a_site() -> Daemon {
+        let mut daemon = Daemon::new();
+        daemon.site = Some(Site::new(&daemon.world));
+        daemon
+    }
+
+    /// A program as the daemon sees the machine.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        match &self.site {
+            Some(site) => site.command(program),
+            None => Command::new(program),
+        }
     }
 
     /// Starts it, and waits until its log says so in the words `ready`.

@@ -1,13 +1,14 @@
 //! A dockerd of the tests' own, and its client.
 
 use crate::daemon::Daemon;
-use crate::engines::{Driver, Runtime, runtime_path};
+use crate::engines::{Door, Runtime, runtime_path};
 use crate::image;
+use crate::needs;
 use crate::plan::Plan;
 use crate::process::{self, Ran};
 use crate::service::{Served, Service};
 use crate::with_hooks;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::process::Command;
 
 pub(crate) struct Docker {
@@ -15,36 +16,26 @@ pub(crate) struct Docker {
 }
 
 impl Docker {
-    /// Starts a daemon whose runtimes add the hooks.
-    pub(crate) fn start(driver: Driver) -> Docker {
-        let mut daemon = Daemon::new();
-        let runtimes = [Runtime::Runc, Runtime::Crun].map(|runtime| {
-            let (name, hooks) = (runtime_name(runtime), daemon.hooks());
-            // A runtime that is not installed is asked for by no test.
-            let path = crate::needs::find(runtime.name())
-                .map(|_| runtime_path(&daemon.world, runtime))
-                .unwrap_or_default();
-            let path = with_hooks::runtime(&daemon.world, &name, &path, &hooks);
-            (name, json!({ "path": path }))
-        });
-        let runtimes: serde_json::Map<_, _> = runtimes.into_iter().collect();
-        let configuration = json!({
-            "data-root": daemon.path("data"),
-            "exec-root": daemon.path("exec"),
-            "pidfile": daemon.path("pid"),
-            "hosts": [socket(&daemon)],
-            "storage-driver": "vfs",
-            "iptables": false,
-            "ip6tables": false,
-            "bridge": "none",
-            "cgroup-parent": driver.parent(&daemon.world),
-            "exec-opts": [format!("native.cgroupdriver={}", driver.name())],
-            "runtimes": runtimes,
-        });
-        let file = daemon.path("daemon.json");
-        std::fs::write(&file, configuration.to_string()).expect("write daemon.json");
-        let mut dockerd = Command::new("dockerd");
-        daemon.start(dockerd.args(["--config-file", &file]), "API listen on");
+    /// Starts a daemon whose runtimes add the hooks, or one that `pinfold install` has told of pinfold.
+    pub(crate) fn start(service: Service) -> Docker {
+        let mut daemon = if service.is_installed() {
+            Daemon::on_a_site()
+        } else {
+            Daemon::new()
+        };
+        let settings = settings(&daemon, service).to_string();
+        let mut dockerd = if let Some(site) = &mut daemon.site {
+            site.write("docker/daemon.json", &settings);
+            site.install("docker");
+            site.command("dockerd")
+        } else {
+            let file = daemon.path("daemon.json");
+            std::fs::write(&file, settings).expect("write daemon.json");
+            let mut dockerd = Command::new("dockerd");
+            dockerd.args(["--config-file", &file]);
+            dockerd
+        };
+        daemon.start(&mut dockerd, "API listen on");
         let docker = Docker { daemon };
         let archive = image::archive(&docker.daemon);
         process::run(docker.command(&["load", "-q", "-i"]).arg(archive)).ok();
@@ -61,13 +52,14 @@ impl Docker {
     }
 
     fn run_command(&self, service: Service, plan: &Plan, how: &str) -> Command {
+        if let (Door::Cdi, Some(site)) = (service.door, &self.daemon.site) {
+            site.update_devices();
+        }
         let mut docker = self.command(&["run", how, "--network", "none", "--name", &plan.name]);
-        docker.args(["--runtime", &runtime_name(service.runtime)]);
+        docker.args(["--runtime", &runtime_name(service)]);
         let out = format!("{}:/out", self.daemon.out().display());
         docker.args(["--volume", &out]);
-        for (key, value) in &plan.annotations {
-            docker.args(["--annotation", &format!("{key}={value}")]);
-        }
+        docker.args(service.request(plan));
         docker.args(["--entrypoint", &plan.program, image::NAME]);
         docker
             .args(["--out", &format!("/out/{}", plan.name)])
@@ -140,7 +132,50 @@ fn socket(daemon: &Daemon) -> String {
     format!("unix://{}", daemon.path("socket"))
 }
 
+/// What daemon.json says before anything is installed.
+fn settings(daemon: &Daemon, service: Service) -> Value {
+    // A runtime that is not installed is asked for by no test; and runc is known to docker.
+    let runtimes = [Runtime::Runc, Runtime::Crun]
+        .into_iter()
+        .filter(|runtime| {
+            let is_known = service.is_installed() && *runtime == Runtime::Runc;
+            !is_known && needs::find(runtime.name()).is_some()
+        });
+    let runtimes = runtimes.map(|runtime| {
+        let (name, found) = (runtime.name(), runtime_path(&daemon.world, runtime));
+        if service.is_installed() {
+            return (name.to_owned(), json!({ "path": found }));
+        }
+        let name = with_hooks_name(runtime);
+        let path = with_hooks::runtime(&daemon.world, &name, &found, &daemon.hooks());
+        (name, json!({ "path": path }))
+    });
+    let runtimes: Map<String, Value> = runtimes.collect();
+    json!({
+        "data-root": daemon.path("data"),
+        "exec-root": daemon.path("exec"),
+        "pidfile": daemon.path("pid"),
+        "hosts": [socket(daemon)],
+        "storage-driver": "vfs",
+        "iptables": false,
+        "ip6tables": false,
+        "bridge": "none",
+        "cgroup-parent": service.driver.parent(&daemon.world),
+        "exec-opts": [format!("native.cgroupdriver={}", service.driver.name())],
+        "runtimes": runtimes,
+    })
+}
+
+/// The name of a runtime in daemon.json.
+fn runtime_name(service: Service) -> String {
+    match service.door {
+        Door::Hooks => with_hooks_name(service.runtime),
+        Door::Shim => "pinfold".into(),
+        Door::Cdi => service.runtime.name().into(),
+    }
+}
+
 /// Not the runtime's own name, which docker keeps for its default.
-fn runtime_name(runtime: Runtime) -> String {
+fn with_hooks_name(runtime: Runtime) -> String {
     format!("{}-with-hooks", runtime.name())
 }

@@ -30,6 +30,10 @@ pub(crate) enum Driver {
 pub(crate) enum Door {
     /// Hooks in the container's configuration, from wherever the engine takes them.
     Hooks,
+    /// The shim, as the engine's runtime.
+    Shim,
+    /// A CDI device.
+    Cdi,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,6 +98,8 @@ impl Door {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Door::Hooks => "hooks",
+            Door::Shim => "shim",
+            Door::Cdi => "cdi",
         }
     }
 }

@@ -46,6 +46,7 @@ mod needs;
 mod owners;
 mod pinned;
 mod plan;
+mod podman;
 mod pods;
 mod pools;
 mod probe;
@@ -57,11 +58,13 @@ mod report;
 mod rootless;
 mod served;
 mod service;
+mod site;
 mod snapshot;
 mod strace;
 mod syslog;
 mod untouched;
 mod unusual;
+mod wired;
 mod with_hooks;
 mod world;
 mod wreckage;
@@ -107,6 +110,7 @@ fn main() -> ExitCode {
         served::cases(),
         pods::cases(),
         installed::cases(),
+        wired::cases(),
         kcm::cases(),
         pools::cases(),
         killpoints::cases(),

@@ -2,6 +2,7 @@
 
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
+use crate::engines::Door;
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process;
@@ -11,7 +12,7 @@ use serde_json::json;
 
 pub(crate) fn cases() -> Vec<Case> {
     let two = &[Need::Cpus(2)];
-    let all = || Service::all(Client::Cri);
+    let all = || Service::all(Client::Cri, Door::Hooks);
     [
         each(
             all(),

@@ -2,7 +2,7 @@
 
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
-use crate::engines::{Driver, Runtime};
+use crate::engines::{Door, Driver, Runtime};
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::Ran;
@@ -12,39 +12,47 @@ use crate::syslog::SysLog;
 use crate::world::{Kind, World};
 
 pub(crate) fn cases() -> Vec<Case> {
+    let clients = [Client::Docker, Client::Ctr, Client::Cri];
+    let services = clients.map(|client| Service::all(client, Door::Hooks));
     // What shares a daemon stands together, so that none is started twice.
-    [Client::Docker, Client::Ctr, Client::Cri]
-        .into_iter()
-        .flat_map(Service::groups)
-        .flat_map(of)
-        .collect()
+    let groups = Service::groups(services.concat());
+    groups.into_iter().flat_map(of).collect()
 }
 
 fn of(services: Vec<Service>) -> Vec<Case> {
-    let two = &[Need::Cpus(2)];
     // The driver makes no difference to a program that is not there.
     let systemd = |service: &&Service| service.driver == Driver::Systemd;
     let systemd = services.iter().filter(systemd).copied().collect();
+    let missing = each(
+        systemd,
+        "served::program_is_missing",
+        &[Need::Cpus(2)],
+        program_is_missing,
+    );
+    life("served", services)
+        .into_iter()
+        .chain(missing)
+        .collect()
+}
+
+/// What must hold for a container whatever the engine, and however its request comes to pinfold.
+pub(crate) fn life(prefix: &str, services: Vec<Service>) -> Vec<Case> {
+    let two = &[Need::Cpus(2)];
+    let name = |name: &str| format!("{prefix}::{name}");
     [
         each(
             services.clone(),
-            "served::pinned_from_the_first_instruction",
+            &name("pinned_from_the_first_instruction"),
             two,
             pinned,
         ),
         each(
             services.clone(),
-            "served::refused_when_full",
+            &name("refused_when_full"),
             two,
             refused_when_full,
         ),
-        each(services, "served::given_back_at_every_end", two, given_back),
-        each(
-            systemd,
-            "served::program_is_missing",
-            two,
-            program_is_missing,
-        ),
+        each(services, &name("given_back_at_every_end"), two, given_back),
     ]
     .into_iter()
     .flatten()

@@ -6,9 +6,10 @@ use crate::cri::Cri;
 use crate::ctr::Ctr;
 use crate::daemon::Daemon;
 use crate::docker::Docker;
-use crate::engines::{Door, Driver, Runtime};
+use crate::engines::{Door, Driver, Runtime, runtime_path};
 use crate::needs::Need;
 use crate::plan::Plan;
+use crate::podman::Podman;
 use crate::process::{self, Ran};
 use crate::world::World;
 use std::ops::Deref;
@@ -22,6 +23,8 @@ pub(crate) enum Client {
     Ctr,
     /// What a kubelet asks, over containerd's CRI socket.
     Cri,
+    /// podman, which is no daemon, but is set up once all the same.
+    Podman,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,14 +36,14 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// This client, with every runtime and driver; those that share a daemon follow on each other.
-    pub(crate) fn all(client: Client) -> Vec<Service> {
+    /// This client by this door, with every runtime and driver; those that share a daemon follow on each other.
+    pub(crate) fn all(client: Client, door: Door) -> Vec<Service> {
         let with = |driver| {
             [Runtime::Runc, Runtime::Crun].map(|runtime| Service {
                 client,
                 runtime,
                 driver,
-                door: Door::Hooks,
+                door,
             })
         };
         [Driver::Cgroupfs, Driver::Systemd]
@@ -49,24 +52,40 @@ impl Service {
             .collect()
     }
 
-    /// The same, in groups that share a daemon.
-    pub(crate) fn groups(client: Client) -> Vec<Vec<Service>> {
-        let all = Service::all(client);
-        let groups = all.chunk_by(|one, other| one.shares_a_daemon_with(*other));
+    /// Services in groups that share a daemon.
+    pub(crate) fn groups(services: Vec<Service>) -> Vec<Vec<Service>> {
+        let groups = services.chunk_by(|one, other| one.shares_a_daemon_with(*other));
         groups.map(<[Service]>::to_vec).collect()
     }
 
-    /// Whether one daemon can serve both: docker has one driver for all its containers.
+    /// Whether one set-up can serve both: docker has one driver for all its containers, and so has what we install.
     fn shares_a_daemon_with(self, other: Service) -> bool {
-        let same_driver = self.client != Client::Docker || self.driver == other.driver;
-        self.client == other.client && self.door == other.door && same_driver
+        let for_both = self.client != Client::Docker && !self.is_installed();
+        self.client == other.client
+            && self.is_installed() == other.is_installed()
+            && (for_both || self.driver == other.driver)
+    }
+
+    /// Whether `pinfold install` sets it up, and not the test.
+    pub(crate) fn is_installed(self) -> bool {
+        self.door != Door::Hooks || self.client == Client::Podman
+    }
+
+    /// The options of docker and podman that ask for what a plan asks for.
+    pub(crate) fn request(self, plan: &Plan) -> Vec<String> {
+        let option = |(key, value): &(String, String)| match self.door {
+            Door::Cdi => ["--device".to_owned(), format!("{key}={value}")],
+            Door::Hooks | Door::Shim => ["--annotation".to_owned(), format!("{key}={value}")],
+        };
+        plan.annotations.iter().flat_map(option).collect()
     }
 
     fn start(self) -> Server {
         match self.client {
-            Client::Docker => Server::Docker(Docker::start(self.driver)),
+            Client::Docker => Server::Docker(Docker::start(self)),
             Client::Ctr => Server::Ctr(Ctr::start()),
-            Client::Cri => Server::Cri(Cri::start()),
+            Client::Cri => Server::Cri(Cri::start(self)),
+            Client::Podman => Server::Podman(Podman::start(self.driver)),
         }
     }
 
@@ -85,8 +104,11 @@ impl Means for Service {
         let mut needs = vec![Need::Root, self.runtime.need()];
         needs.extend((self.driver == Driver::Systemd).then_some(Need::Systemd));
         match self.client {
-            // Before, docker had no way to hand an annotation to the runtime.
-            Client::Docker => needs.push(Need::Docker(24)),
+            // Before, docker had no way to hand an annotation to the runtime; CDI devices came one later.
+            Client::Docker => {
+                needs.push(Need::Docker(if self.door == Door::Cdi { 25 } else { 24 }))
+            }
+            Client::Podman => needs.push(Need::Podman),
             Client::Ctr => needs.push(Need::Containerd),
             Client::Cri => needs.extend([Need::Containerd, Need::CriClient]),
         }
@@ -99,6 +121,7 @@ impl Means for Service {
                 Client::Docker => "docker",
                 Client::Ctr => "containerd-ctr",
                 Client::Cri => "containerd-cri",
+                Client::Podman => "podman",
             },
             runtime: self.runtime.name(),
             door: self.door.name(),
@@ -110,7 +133,11 @@ impl Means for Service {
 impl std::fmt::Display for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (runtime, driver) = (self.runtime.name(), self.driver.name());
-        write!(f, "{}-{runtime}-{driver}", self.columns().engine)
+        write!(f, "{}-{runtime}-{driver}", self.columns().engine)?;
+        match self.door {
+            Door::Hooks => Ok(()),
+            door => write!(f, "-{}", door.name()),
+        }
     }
 }
 
@@ -153,6 +180,7 @@ enum Server {
     Docker(Docker),
     Ctr(Ctr),
     Cri(Cri),
+    Podman(Podman),
 }
 
 /// The daemon that is up. Tests take turns, and the next one that wants another daemon ends this one.
@@ -175,7 +203,11 @@ impl Session {
             *up = Some((service, service.start()));
         }
         let session = Session { up, service };
-        session.world().empty();
+        let world = session.world();
+        world.empty();
+        if let Some(site) = &session.daemon().site {
+            site.configure(world, Some(&runtime_path(world, service.runtime)));
+        }
         session
     }
 
@@ -193,6 +225,11 @@ impl Session {
 
     pub(crate) fn world(&self) -> &World {
         &self.daemon().world
+    }
+
+    /// Ends the daemon, which the next test is to find as it was at first.
+    pub(crate) fn close(mut self) {
+        *self.up = None;
     }
 
     /// Launches a container, which must succeed.
@@ -243,12 +280,16 @@ impl Deref for Session {
             Server::Docker(docker) => docker,
             Server::Ctr(ctr) => ctr,
             Server::Cri(cri) => cri,
+            Server::Podman(podman) => podman,
         }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.up.is_none() {
+            return;
+        }
         if std::thread::panicking() {
             eprintln!("--- the daemon's log ends with\n{}", self.daemon().log());
         }

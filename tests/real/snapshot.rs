@@ -35,6 +35,20 @@ impl Snapshot {
             .collect();
         assert!(changed.is_empty(), "{when}: changed: {changed:?}");
     }
+
+    /// The same paths with the same modes and contents, though they may have been written anew.
+    #[track_caller]
+    pub(crate) fn assert_same_content(&self, later: &Snapshot, when: &str) {
+        let content = |snapshot: &Snapshot, path: &PathBuf| {
+            let seen = snapshot.0.get(path)?;
+            Some((seen.mode, seen.content.clone()))
+        };
+        let paths = self.0.keys().chain(later.0.keys());
+        let changed: Vec<_> = paths
+            .filter(|path| content(self, path) != content(later, path))
+            .collect();
+        assert!(changed.is_empty(), "{when}: changed: {changed:?}");
+    }
 }
 
 fn look(path: &Path, seen: &mut BTreeMap<PathBuf, Seen>) -> io::Result<()> {

@@ -1,0 +1,126 @@
+//! podman as `pinfold install` sets it up.
+
+use crate::daemon::Daemon;
+use crate::engines::{Door, Driver, runtime_path};
+use crate::plan::Plan;
+use crate::process::{self, Ran};
+use crate::service::{Served, Service};
+use std::process::Command;
+
+/// The directory that podman's configuration names for hooks, for none of the machine's own is to be touched.
+const HOOKS_DIR: &str = "containers/oci/hooks.d";
+
+/// There is no daemon, but the rest of one: a world and a site.
+pub(crate) struct Podman {
+    daemon: Daemon,
+    driver: Driver,
+}
+
+impl Podman {
+    pub(crate) fn start(driver: Driver) -> Podman {
+        let mut daemon = Daemon::on_a_site();
+        let site = daemon.site.as_mut().expect("it is on a site");
+        let conf = format!("[engine]\nlock_type = \"file\"\nhooks_dir = [\"/etc/{HOOKS_DIR}\"]\n");
+        site.write("containers/containers.conf", &conf);
+        std::fs::create_dir_all(site.path(HOOKS_DIR)).expect("make the hooks directory");
+        site.install("podman");
+        std::fs::create_dir(daemon.dir.join("no-hooks")).expect("make an empty directory");
+        Podman { daemon, driver }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut podman = self.daemon.command("podman");
+        podman.args(["--storage-driver", "vfs", "--events-backend", "none"]);
+        podman.args([
+            "--root",
+            &self.daemon.path("storage"),
+            "--runroot",
+            &self.daemon.path("run"),
+        ]);
+        podman.args(["--tmpdir", &self.daemon.path("tmp")]);
+        podman.args(["--cgroup-manager", self.driver.name()]);
+        podman.args(arguments);
+        podman
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        process::run(&mut self.command(arguments))
+    }
+
+    fn run_command(&self, service: Service, plan: &Plan, how: &str) -> Command {
+        if let (Door::Cdi, Some(site)) = (service.door, &self.daemon.site) {
+            site.update_devices();
+        }
+        let daemon = &self.daemon;
+        let no_hooks = daemon.path("no-hooks");
+        let runtime = runtime_path(&daemon.world, service.runtime)
+            .display()
+            .to_string();
+        let mut podman = match service.door {
+            Door::Hooks => self.command(&["--runtime", &runtime]),
+            Door::Shim => self.command(&["--hooks-dir", &no_hooks, "--runtime", "pinfold"]),
+            Door::Cdi => self.command(&["--hooks-dir", &no_hooks, "--runtime", &runtime]),
+        };
+        podman.args(["run", how, "--name", &plan.name, "--network", "none"]);
+        podman.args(["--cgroup-parent", &self.driver.parent(&daemon.world)]);
+        podman.args(service.request(plan));
+        podman
+            .arg("--rootfs")
+            .arg(daemon.rootfs())
+            .arg(&plan.program);
+        podman
+            .args(["--out", &format!("/out/{}", plan.name)])
+            .args(&plan.actions);
+        podman
+    }
+}
+
+impl Served for Podman {
+    fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    fn launch(&self, service: Service, plan: &Plan) -> Ran {
+        process::run(&mut self.run_command(service, plan, "--detach"))
+    }
+
+    fn run_and_remove(&self, service: Service, plan: &Plan) -> Option<Ran> {
+        Some(process::run(&mut self.run_command(service, plan, "--rm")))
+    }
+
+    fn id(&self, name: &str) -> String {
+        let told = self.run(&["inspect", "--format", "{{.Id}}", name]).ok();
+        told.stdout.trim().to_owned()
+    }
+
+    fn pid(&self, name: &str) -> i32 {
+        let told = self
+            .run(&["inspect", "--format", "{{.State.Pid}}", name])
+            .ok();
+        told.stdout.trim().parse().expect("podman tells a pid")
+    }
+
+    fn exec(&self, name: &str, command: &[&str]) -> Ran {
+        process::run(self.command(&["exec", name]).args(command))
+    }
+
+    fn stop(&self, name: &str) -> Ran {
+        self.run(&["stop", name])
+    }
+
+    fn kill(&self, name: &str) -> Ran {
+        self.run(&["kill", name])
+    }
+
+    fn remove(&self, name: &str) -> Ran {
+        self.run(&["rm", name])
+    }
+
+    fn remove_by_force(&self, name: &str) -> Ran {
+        self.run(&["rm", "--force", "--time", "0", name])
+    }
+
+    fn remove_all(&self) {
+        process::try_to_run(&mut self.command(&["rm", "--all", "--force", "--time", "0"]));
+    }
+}
