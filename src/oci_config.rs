@@ -8,6 +8,13 @@ use serde_json::{Map, Value, json};
 use crate::engines::hooks::TIMEOUT;
 use crate::text::Shown;
 
+/// The stages that we add a hook for.
+pub const STAGES: [&str; 2] = ["createRuntime", "poststop"];
+
+/// What every hook that we add begins with, but for the stage between them.
+const BEGINNING: [&str; 2] = ["pinfold", "hook"];
+const MARK: &str = "--shim";
+
 /// The configuration as JSON values: whatever is in it stays.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OciConfig(Map<String, Value>);
@@ -49,8 +56,8 @@ impl OciConfig {
         }
         let hooks = hooks.as_object_mut().context("hooks is no JSON object")?;
         let mut is_changed = false;
-        for stage in ["createRuntime", "poststop"] {
-            let mut args = vec!["pinfold", "hook", stage, "--shim"];
+        for stage in STAGES {
+            let mut args = [&BEGINNING[..], &[stage, MARK]].concat();
             args.extend(engine.iter().flat_map(|engine| ["--engine", *engine]));
             let hook = json!({"path": pinfold, "args": args, "timeout": TIMEOUT});
             let list = hooks.entry(stage).or_insert(Value::Null);
@@ -59,7 +66,10 @@ impl OciConfig {
             }
             let list = list.as_array_mut();
             let list = list.with_context(|| format!("hooks.{stage} is no JSON array"))?;
-            if !list.contains(&hook) {
+            let there: Vec<&Value> = list.iter().filter(|hook| is_ours(hook)).collect();
+            if there != [&hook] {
+                // A bundle that was used before may have what an older program, or older settings, made of it.
+                list.retain(|hook| !is_ours(hook));
                 list.push(hook);
                 is_changed = true;
             }
@@ -74,6 +84,12 @@ impl OciConfig {
     pub fn print(&self) -> Result<String> {
         Ok(serde_json::to_string(&self.0)?)
     }
+}
+
+/// Did we add this hook, now or earlier?
+fn is_ours(hook: &Value) -> bool {
+    let args = hook["args"].as_array().map_or(&[][..], Vec::as_slice);
+    args.starts_with(&BEGINNING.map(Value::from)) && args.get(3).is_some_and(|arg| arg == MARK)
 }
 
 #[cfg(test)]
@@ -92,6 +108,14 @@ mod tests {
         assert!(after.ends_with(r#""a":{"u":null}}"#));
         assert!(!config.add_hooks("/bin/pinfold", Some("docker")).unwrap());
         assert_eq!(config.print().unwrap(), after);
+        // From another place, for another engine: in place of the former.
+        assert!(config.add_hooks("/opt/pinfold", Some("crio")).unwrap());
+        let moved = config.print().unwrap();
+        assert_eq!(moved.matches("pinfold\",\"args").count(), 2, "{moved}");
+        assert!(
+            !moved.contains("/bin/pinfold") && moved.contains("/other"),
+            "{moved}"
+        );
         for text in ["{}", r#"{"hooks":null}"#, r#"{"hooks":{"poststop":null}}"#] {
             assert!(
                 OciConfig::parse(text)

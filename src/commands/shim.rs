@@ -4,16 +4,16 @@
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config::{Config, Runtime};
 use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
-use crate::oci_config::OciConfig;
+use crate::oci_config::{OciConfig, STAGES};
 use crate::request;
 use crate::runtime_line::RuntimeLine;
 use crate::system_log::{self, Severity};
@@ -29,8 +29,8 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
     let host = Host::new("/");
     let config = Config::load(&host, None)?.runtime.unwrap_or_default();
-    prepare(&line, &config)?;
-    let runtime = runtime(&host, config)?;
+    let runtime = runtime(&host, &config)?;
+    prepare(&line, &config, &runtime)?;
     let error = Command::new(&runtime).args(arguments).exec();
     Err(error).with_context(|| format!("execute {}", runtime.display()))
 }
@@ -52,7 +52,7 @@ pub fn report(arguments: &[OsString], message: &str) {
 }
 
 /// Adds our hooks where the container has a request.
-fn prepare(line: &RuntimeLine, runtime: &Runtime) -> Result<()> {
+fn prepare(line: &RuntimeLine, settings: &Runtime, runtime: &Path) -> Result<()> {
     let verb = line.verb.as_deref().unwrap_or_default();
     if !matches!(verb, "create" | "run" | "restore") {
         return Ok(());
@@ -71,11 +71,12 @@ fn prepare(line: &RuntimeLine, runtime: &Runtime) -> Result<()> {
             request.pool
         );
     }
-    let engine = runtime.engine.as_deref();
+    let engine = settings.engine.as_deref();
     ensure!(
         engine.is_none_or(|engine| Engine::ALL.iter().any(|known| known.word() == engine)),
         "runtime.engine in Pinfold's configuration is none of podman, crio, containerd and docker"
     );
+    runs_our_hooks(runtime)?;
     let own = std::env::current_exe().context("find out where this program is")?;
     let own = own
         .to_str()
@@ -93,17 +94,17 @@ fn prepare(line: &RuntimeLine, runtime: &Runtime) -> Result<()> {
 }
 
 /// The runtime of the configuration, or the first that is there.
-fn runtime(host: &Host, config: Runtime) -> Result<PathBuf> {
-    let path = match (config.path, &config.allow) {
+fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
+    let path = match (&config.path, &config.allow) {
         (Some(path), allow) => {
             if let Some(allow) = allow {
                 ensure!(
-                    allow.contains(&path),
+                    allow.contains(path),
                     "the runtime {} is not in runtime.allow of Pinfold's configuration: add it, or name another as runtime.path",
                     path.display()
                 );
             }
-            path
+            path.clone()
         }
         (None, Some(allow)) => {
             let there = allow.iter().find(|path| path.is_file());
@@ -120,6 +121,33 @@ fn runtime(host: &Host, config: Runtime) -> Result<PathBuf> {
     files::trusted(&real)?;
     is_not_us(&real)?;
     Ok(path)
+}
+
+/// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
+/// container would start on any CPUs. Older ones say nothing.
+fn runs_our_hooks(runtime: &Path) -> Result<()> {
+    let said = Command::new(runtime)
+        .arg("features")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("execute {}", runtime.display()))?;
+    ensure!(
+        !said.status.success() || has_our_stages(&said.stdout),
+        "the runtime {} runs no createRuntime or no poststop hooks: name runc or crun as runtime.path in Pinfold's configuration",
+        runtime.display()
+    );
+    Ok(())
+}
+
+/// Are the stages of our hooks among those that a runtime's features list? What lists none counts as silent.
+fn has_our_stages(features: &[u8]) -> bool {
+    let features: Value = serde_json::from_slice(features).unwrap_or_default();
+    match features["hooks"].as_array() {
+        Some(stages) => STAGES
+            .iter()
+            .all(|ours| stages.iter().any(|stage| stage == ours)),
+        None => true,
+    }
 }
 
 /// A runtime that is this program would call itself for ever.
@@ -139,6 +167,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_runtime_that_lists_hooks_has_to_list_ours() {
+        for (features, expected) in [
+            (r#"{"hooks":["prestart","createRuntime","poststop"]}"#, true),
+            (r#"{"hooks":["prestart","poststop"]}"#, false),
+            (r#"{"hooks":[]}"#, false),
+            (r#"{"hooks":null}"#, true),
+            ("{}", true),
+            ("", true),
+            ("usage: runtime", true),
+        ] {
+            assert_eq!(has_our_stages(features.as_bytes()), expected, "{features}");
+        }
+    }
+
+    #[test]
     fn only_a_runtime_that_is_allowed_is_taken() {
         let config = |path: Option<&str>, allow: &[&str]| Runtime {
             path: path.map(PathBuf::from),
@@ -153,7 +196,7 @@ mod tests {
             (Some("/bin/sh"), &[], Err("runtime.allow")),
             (None, &["/no/such"], Err("runtime.allow")),
         ] {
-            match (runtime(&host, config(path, allow)), taken) {
+            match (runtime(&host, &config(path, allow)), taken) {
                 (Ok(path), Ok(taken)) => assert_eq!(path, Path::new(taken)),
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
                 (outcome, _) => panic!("{path:?} of {allow:?}: {outcome:?}"),

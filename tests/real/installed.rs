@@ -10,6 +10,7 @@ use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, Ran, Running};
 use crate::world::{Kind, World, binary};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,6 +43,12 @@ pub(crate) fn cases() -> Vec<Case> {
             "installed::the_shim_adds_what_pins_and_hands_on_the_rest",
             needs,
             the_shim_adds_what_pins,
+        ),
+        each(
+            Engine::direct(),
+            "installed::the_shim_refuses_a_runtime_without_hooks",
+            needs,
+            the_shim_refuses_a_runtime,
         ),
     ]
     .into_iter()
@@ -415,6 +422,44 @@ fn the_shim_adds_what_pins(world: &World, engine: Engine) {
             entry["msg"].as_str().is_some_and(|msg| msg.contains(part)),
             "{entry}"
         );
+    }
+    world.assert_all_free("at the end");
+}
+
+/// A runtime that runs no hooks of ours, one that is not allowed, and one that is missing: nothing is written.
+fn the_shim_refuses_a_runtime(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let machine = Machine::new(world, engine);
+    let plan = Plan::pinned("a", "dp");
+    let bundle = world.dir.join(format!("{}-{}", plan.state_dir, plan.name));
+    Container::prepare_with_hooks(world, engine, plan, &[]);
+    let config = bundle.join("config.json");
+    let before = std::fs::read(&config).expect("read config.json");
+
+    let hookless = world.dir.join("hookless");
+    let script = "#!/bin/sh\necho '{\"hooks\":[\"prestart\"]}'\n";
+    std::fs::write(&hookless, script).expect("write a runtime");
+    std::fs::set_permissions(&hookless, PermissionsExt::from_mode(0o755)).expect("chmod it");
+    let hookless = format!("path = {hookless:?}");
+    let bundle = bundle.to_str().expect("the path is UTF-8");
+    for (runtime, part) in [
+        (hookless.clone(), "runs no createRuntime"),
+        ("path = \"/no/such\"".to_owned(), "/no/such"),
+        (
+            format!("{hookless}\nallow = [\"/usr/bin/crun\"]"),
+            "runtime.allow",
+        ),
+    ] {
+        let script = "printf '[runtime]\\n%s\\n' \"$1\" >/etc/pinfold/config.toml";
+        machine.run("sh", &["-ec", script, "sh", &runtime]).ok();
+        let ran = machine
+            .run(
+                "/usr/local/bin/pinfold-runtime",
+                &["create", "-b", bundle, "a"],
+            )
+            .exits(1);
+        assert!(ran.stderr.contains(part), "{ran}");
+        assert_eq!(std::fs::read(&config).expect("read config.json"), before);
     }
     world.assert_all_free("at the end");
 }
