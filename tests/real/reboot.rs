@@ -13,6 +13,8 @@ use crate::world::{Kind, Standin, World, state};
 use serde_json::json;
 use std::mem::forget;
 
+const LISTS: [&str; 3] = ["0", "1", "2"];
+
 /// On the disk; the claims are in /run, which a boot empties.
 const HOME: &str = "/var/lib/pinfold-test-reboot";
 
@@ -29,7 +31,7 @@ pub(crate) fn cases() -> Vec<Case> {
 fn begin(_: &World, engine: Engine) {
     let world = World::lasting(HOME);
     if !world.conf.join("pools/dp").exists() {
-        world.pool("dp", Kind::Exclusive, &["0", "1", "2"]);
+        world.pool("dp", Kind::Exclusive, &LISTS);
     }
     let name = format!(
         "{engine}-{}",
@@ -45,17 +47,21 @@ fn begin(_: &World, engine: Engine) {
 fn afterwards(_: &World) {
     let world = World::lasting(HOME);
     assert_eq!(world.claims().len(), 0, "/run is empty after a boot");
-    let old = [world.tasks("dp", "0"), world.tasks("dp", "1")].concat();
+    let old = LISTS.map(|list| world.tasks("dp", list)).concat();
     assert_eq!(
         old.len(),
         2,
         "the books still have those from before: {old:?}"
     );
+    let free = LISTS
+        .into_iter()
+        .find(|list| world.tasks("dp", list).is_empty());
+    let free = free.expect("one list was free");
 
     // One of the numbers is in use again, and another tool has recorded an owner since the boot.
     let again = process::probe_with_pid(crate::probe::path(), old[0]);
     let other = Standin::bare();
-    std::fs::write(world.tasks_file("dp", "2"), other.pid.to_string()).unwrap();
+    std::fs::write(world.tasks_file("dp", free), other.pid.to_string()).unwrap();
     let prestart = |standin: &Standin, id: &str| {
         let request = json!({ "pinfold.io/pool": "dp" });
         world.hook("prestart", &state(id, standin.pid, request))
@@ -70,9 +76,9 @@ fn afterwards(_: &World) {
     assert!(again.is_some(), "the number {} was not to be had", old[0]);
     for standin in &new {
         assert_eq!(world.tasks("dp", &standin.mask()), [standin.pid]);
-        assert_ne!(standin.mask(), "2", "that has an owner");
+        assert_ne!(standin.mask(), free, "that has an owner");
     }
-    assert_eq!(world.tasks("dp", "2"), [other.pid]);
+    assert_eq!(world.tasks("dp", free), [other.pid]);
     let third = Standin::new(&world, "c");
     let refused = prestart(&third, "c").exits(1);
     assert!(refused.stderr.contains("exhausted"), "{refused}");
