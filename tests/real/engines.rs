@@ -57,6 +57,12 @@ impl Engine {
         Engine::of(&[Front::Direct, Front::Podman])
     }
 
+    /// The same engines, where a request comes in by another door.
+    pub(crate) fn by(door: Door, engines: Vec<Engine>) -> Vec<Engine> {
+        let by = |engine| Engine { door, ..engine };
+        engines.into_iter().map(by).collect()
+    }
+
     fn of(fronts: &[Front]) -> Vec<Engine> {
         let mut engines = Vec::new();
         for driver in [Driver::Cgroupfs, Driver::Systemd] {

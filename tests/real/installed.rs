@@ -5,7 +5,7 @@ use crate::bundle;
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
 use crate::container::Container;
-use crate::engines::{Driver, Engine, runtime_path};
+use crate::engines::{Door, Driver, Engine, runtime_path};
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, Ran, Running};
@@ -19,6 +19,7 @@ const PROGRAM: &str = "/usr/local/bin/pinfold";
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::Cpus(2)];
     let engines = Engine::podman;
+    let shim = || Engine::by(Door::Shim, Engine::direct());
     [
         each(
             engines(),
@@ -27,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
             one_command_and_podman_pins,
         ),
         each(
-            engines(),
+            Engine::by(Door::Cdi, engines()),
             "installed::a_device_is_enough",
             needs,
             a_device_is_enough,
@@ -39,16 +40,22 @@ pub(crate) fn cases() -> Vec<Case> {
             podman_knows_the_shim,
         ),
         each(
-            Engine::direct(),
+            shim(),
             "installed::the_shim_adds_what_pins_and_hands_on_the_rest",
             needs,
             the_shim_adds_what_pins,
         ),
         each(
-            Engine::direct(),
+            shim(),
             "installed::the_shim_refuses_a_runtime_without_hooks",
             needs,
             the_shim_refuses_a_runtime,
+        ),
+        each(
+            shim(),
+            "installed::the_shim_refuses_a_read_only_bundle",
+            needs,
+            the_shim_refuses_a_read_only_bundle,
         ),
     ]
     .into_iter()
@@ -461,5 +468,39 @@ fn the_shim_refuses_a_runtime(world: &World, engine: Engine) {
         assert!(ran.stderr.contains(part), "{ran}");
         assert_eq!(std::fs::read(&config).expect("read config.json"), before);
     }
+    world.assert_all_free("at the end");
+}
+
+/// A bundle that cannot be written to: the container would start on any CPUs.
+fn the_shim_refuses_a_read_only_bundle(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let machine = Machine::new(world, engine);
+    let plan = Plan::pinned("a", "dp");
+    let bundle = world.dir.join(format!("{}-{}", plan.state_dir, plan.name));
+    Container::prepare_with_hooks(world, engine, plan, &[]);
+    let before = std::fs::read(bundle.join("config.json")).expect("read config.json");
+    let bundle = bundle.to_str().expect("the path is UTF-8");
+    let script = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\"";
+    machine.run("sh", &["-ec", script, "sh", bundle]).ok();
+
+    let log = world.dir.join("log");
+    let log_option = format!("--log={}", log.display());
+    let arguments = [
+        &log_option,
+        "--log-format=text",
+        "create",
+        "--bundle",
+        bundle,
+        "a",
+    ];
+    let ran = machine
+        .run("/usr/local/bin/pinfold-runtime", &arguments)
+        .exits(1);
+    assert!(ran.stderr.contains("Read-only file system"), "{ran}");
+    let logged = std::fs::read_to_string(&log).expect("read the log");
+    assert!(logged.starts_with("level=error msg=\""), "{logged}");
+    assert!(logged.contains("Read-only file system"), "{logged}");
+    let after = std::fs::read(Path::new(bundle).join("config.json")).expect("read config.json");
+    assert_eq!(after, before);
     world.assert_all_free("at the end");
 }
