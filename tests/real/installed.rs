@@ -64,14 +64,14 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// The machine as only the test sees it. It is gone when the process that holds the namespace is.
-struct Machine<'w> {
+pub(crate) struct Machine<'w> {
     world: &'w World,
     engine: Engine,
     holder: Running,
 }
 
 impl<'w> Machine<'w> {
-    fn new(world: &'w World, engine: Engine) -> Machine<'w> {
+    pub(crate) fn new(world: &'w World, engine: Engine) -> Machine<'w> {
         let ready = world.dir.join("ready");
         let script = "set -e; cd \"$1\"; mkdir m; mount -t tmpfs none m
             for dir in etc usr/local usr/share; do
@@ -107,14 +107,14 @@ impl<'w> Machine<'w> {
         self.world.dir.join("pinfold")
     }
 
-    fn command(&self, program: impl AsRef<Path>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-m", "-t", &self.holder.pid().to_string(), "--"]);
         command.arg(program.as_ref());
         command
     }
 
-    fn run(&self, program: impl AsRef<Path>, arguments: &[&str]) -> Ran {
+    pub(crate) fn run(&self, program: impl AsRef<Path>, arguments: &[&str]) -> Ran {
         process::run(self.command(program).args(arguments))
     }
 

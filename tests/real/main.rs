@@ -38,6 +38,7 @@ mod kcm;
 mod killpoints;
 mod killpoints_isolate;
 mod killpoints_runtime;
+mod killpoints_shim;
 mod kube;
 mod life;
 mod masks;
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
         killpoints::cases(),
         killpoints_isolate::cases(),
         killpoints_runtime::cases(),
+        killpoints_shim::cases(),
     ]
     .into_iter()
     .flatten()
