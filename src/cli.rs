@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use crate::cpulist::CpuSet;
 use crate::engines;
 use crate::pools::plan::PoolSpec;
 
@@ -199,6 +200,9 @@ pub struct Hook {
     /// This hook was added by pinfold-runtime
     #[arg(long, conflicts_with = "device")]
     pub shim: bool,
+    /// The NUMA nodes of the devices in the container's configuration, as pinfold-runtime sees them
+    #[arg(long, value_name = "NODES", requires = "shim")]
+    pub rather_near: Option<CpuSet>,
 }
 
 /// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to do at.

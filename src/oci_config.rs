@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
+use crate::cpulist::CpuSet;
 use crate::engines::hooks::TIMEOUT;
 use crate::text::Shown;
 
@@ -14,6 +15,10 @@ pub const STAGES: [&str; 2] = ["createRuntime", "poststop"];
 /// What every hook that we add begins with, but for the stage between them.
 const BEGINNING: [&str; 2] = ["pinfold", "hook"];
 const MARK: &str = "--shim";
+
+/// So many of a container's devices are looked at: each costs a few files, and whoever writes the configuration may name
+/// any number.
+const MOST_DEVICES: usize = 64;
 
 /// The configuration as JSON values: whatever is in it stays.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,11 +50,33 @@ impl OciConfig {
         wanted.map(text).collect()
     }
 
-    /// Adds our hooks, unless it has them; `false` where it has.
+    /// The devices that it gives the container (`linux.devices`; OCI runtime specification, "Devices"): whether it is a
+    /// block device, its major and its minor number. What is no device is the runtime's to refuse.
+    pub fn devices(&self) -> Vec<(bool, u64, u64)> {
+        let linux = self.0.get("linux").and_then(|linux| linux.get("devices"));
+        let devices = linux.and_then(Value::as_array).into_iter().flatten();
+        let numbers = devices.filter_map(|device| {
+            let number = |key: &str| device.get(key)?.as_u64();
+            let is_block = match device.get("type")?.as_str()? {
+                "b" => true,
+                "c" | "u" => false,
+                _ => return None,
+            };
+            Some((is_block, number("major")?, number("minor")?))
+        });
+        numbers.take(MOST_DEVICES).collect()
+    }
+
+    /// Adds our hooks, unless it has them; `false` where it has. `near` are the NUMA nodes of its devices.
     ///
     /// # Errors
     /// Something else where hooks should be.
-    pub fn add_hooks(&mut self, pinfold: &str, engine: Option<&str>) -> Result<bool> {
+    pub fn add_hooks(
+        &mut self,
+        pinfold: &str,
+        engine: Option<&str>,
+        near: &CpuSet,
+    ) -> Result<bool> {
         let hooks = self.0.entry("hooks").or_insert(Value::Null);
         if hooks.is_null() {
             *hooks = json!({});
@@ -59,6 +86,8 @@ impl OciConfig {
         for stage in STAGES {
             let mut args = [&BEGINNING[..], &[stage, MARK]].concat();
             args.extend(engine.iter().flat_map(|engine| ["--engine", *engine]));
+            let near = (stage == STAGES[0] && !near.is_empty()).then(|| near.to_string());
+            args.extend(near.iter().flat_map(|nodes| ["--rather-near", nodes]));
             let hook = json!({"path": pinfold, "args": args, "timeout": TIMEOUT});
             let list = hooks.entry(stage).or_insert(Value::Null);
             if list.is_null() {
@@ -97,19 +126,47 @@ mod tests {
     use super::*;
 
     #[test]
+    fn devices_are_numbers_and_their_nodes_go_to_the_hook_that_pins() {
+        let text = r#"{"linux":{"devices":[{"type":"c","major":10,"minor":200,"path":"/dev/tun"},
+            {"type":"b","major":8,"minor":0},{"type":"p","path":"/fifo"},{"type":"c","major":-1,"minor":0},7]}}"#;
+        let mut config = OciConfig::parse(text).unwrap();
+        assert_eq!(config.devices(), [(false, 10, 200), (true, 8, 0)]);
+        assert_eq!(OciConfig::parse("{}").unwrap().devices(), []);
+        let nodes = "0-1".parse().unwrap();
+        assert!(config.add_hooks("/bin/pinfold", None, &nodes).unwrap());
+        let printed = config.print().unwrap();
+        let wanted = r#"["pinfold","hook","createRuntime","--shim","--rather-near","0-1"]"#;
+        assert!(printed.contains(wanted), "{printed}");
+        assert_eq!(printed.matches("--rather-near").count(), 1, "{printed}");
+        assert!(!config.add_hooks("/bin/pinfold", None, &nodes).unwrap());
+    }
+
+    #[test]
     fn hooks_are_added_once_and_the_rest_stays_in_order() {
         let text = r#"{"z":1,"hooks":{"createRuntime":[{"path":"/other","x":[1]}],"new":2},"a":{"u":null}}"#;
         let mut config = OciConfig::parse(text).unwrap();
-        assert!(config.add_hooks("/bin/pinfold", Some("docker")).unwrap());
+        assert!(
+            config
+                .add_hooks("/bin/pinfold", Some("docker"), &CpuSet::new())
+                .unwrap()
+        );
         let after = config.print().unwrap();
         assert!(after.starts_with(
             r#"{"z":1,"hooks":{"createRuntime":[{"path":"/other","x":[1]},{"path":"/bin/pinfold""#
         ));
         assert!(after.ends_with(r#""a":{"u":null}}"#));
-        assert!(!config.add_hooks("/bin/pinfold", Some("docker")).unwrap());
+        assert!(
+            !config
+                .add_hooks("/bin/pinfold", Some("docker"), &CpuSet::new())
+                .unwrap()
+        );
         assert_eq!(config.print().unwrap(), after);
         // From another place, for another engine: in place of the former.
-        assert!(config.add_hooks("/opt/pinfold", Some("crio")).unwrap());
+        assert!(
+            config
+                .add_hooks("/opt/pinfold", Some("crio"), &CpuSet::new())
+                .unwrap()
+        );
         let moved = config.print().unwrap();
         assert_eq!(moved.matches("pinfold\",\"args").count(), 2, "{moved}");
         assert!(
@@ -120,7 +177,7 @@ mod tests {
             assert!(
                 OciConfig::parse(text)
                     .unwrap()
-                    .add_hooks("/p", None)
+                    .add_hooks("/p", None, &CpuSet::new())
                     .unwrap(),
                 "{text}"
             );
@@ -129,7 +186,7 @@ mod tests {
             assert!(
                 OciConfig::parse(text)
                     .unwrap()
-                    .add_hooks("/p", None)
+                    .add_hooks("/p", None, &CpuSet::new())
                     .is_err(),
                 "{text}"
             );

@@ -31,9 +31,10 @@ fn start(state: &State, args: &Hook, options: &Options) -> Result<()> {
         .and_then(|annotations| Ok(request::from_annotations(&annotations)?))
         .and_then(|annotated| with_device(annotated, args.device.as_deref()))
         .with_context(|| format!("cannot start container {}", state.shown_id()))?;
-    let Some(request) = request else {
+    let Some(mut request) = request else {
         return Ok(());
     };
+    request.locality.rather_near = args.rather_near.clone().unwrap_or_default();
     pin(state, &request, args, options).with_context(|| {
         let (id, pool) = (state.shown_id(), &request.pool);
         format!("cannot start container {id} on CPUs of pool {pool}")

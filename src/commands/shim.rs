@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::config::{Config, Runtime};
+use crate::cpulist::CpuSet;
 use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
@@ -17,6 +18,7 @@ use crate::oci_config::{OciConfig, STAGES};
 use crate::request;
 use crate::runtime_line::RuntimeLine;
 use crate::system_log::{self, Severity};
+use crate::topology;
 
 /// The runtimes that are taken, the first that is there, where the configuration names none.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
@@ -30,7 +32,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let host = Host::new("/");
     let config = Config::load(&host, None)?.runtime.unwrap_or_default();
     let runtime = runtime(&host, &config)?;
-    prepare(&line, &config, &runtime)?;
+    prepare(&host, &line, &config, &runtime)?;
     let error = Command::new(&runtime).args(arguments).exec();
     Err(error).with_context(|| format!("execute {}", runtime.display()))
 }
@@ -52,7 +54,7 @@ pub fn report(arguments: &[OsString], message: &str) {
 }
 
 /// Adds our hooks where the container has a request.
-fn prepare(line: &RuntimeLine, settings: &Runtime, runtime: &Path) -> Result<()> {
+fn prepare(host: &Host, line: &RuntimeLine, settings: &Runtime, runtime: &Path) -> Result<()> {
     let verb = line.verb.as_deref().unwrap_or_default();
     if !matches!(verb, "create" | "run" | "restore") {
         return Ok(());
@@ -81,8 +83,9 @@ fn prepare(line: &RuntimeLine, settings: &Runtime, runtime: &Path) -> Result<()>
     let own = own
         .to_str()
         .with_context(|| format!("{} is no UTF-8", own.display()))?;
+    let near = nodes_near(host, &config)?;
     if config
-        .add_hooks(own, engine)
+        .add_hooks(own, engine, &near)
         .with_context(|| path.display().to_string())?
     {
         let like = path
@@ -91,6 +94,15 @@ fn prepare(line: &RuntimeLine, settings: &Runtime, runtime: &Path) -> Result<()>
         files::replace_like(&path, config.print()?.as_bytes(), &like)?;
     }
     Ok(())
+}
+
+/// The NUMA nodes of the container's devices; those that the kernel tells no node of have none.
+fn nodes_near(host: &Host, config: &OciConfig) -> Result<CpuSet> {
+    let mut nodes = CpuSet::new();
+    for (is_block, major, minor) in config.devices() {
+        nodes.extend(&topology::nodes_near_number(host, is_block, major, minor)?);
+    }
+    Ok(nodes)
 }
 
 /// The runtime of the configuration, or the first that is there.

@@ -52,7 +52,7 @@ pub(super) fn want(host: &Host, request: &Request) -> Result<Want> {
         numa: request.locality.numa,
         one_cache: request.locality.one_cache,
         near,
-        rather_near: CpuSet::new(),
+        rather_near: request.locality.rather_near.clone(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! Where on the machine CPUs are asked for. Pure.
 
 use super::{BadRequest, bad_value};
+use crate::cpulist::CpuSet;
 use crate::device::Device;
 
 /// Where on the machine: wherever it fits best, if not said otherwise.
@@ -12,6 +13,8 @@ pub struct Locality {
     pub one_cache: bool,
     /// Near this device, if that takes no more nodes.
     pub near: Option<Device>,
+    /// The NUMA nodes of the devices in its configuration, which the shim sees: better those than others.
+    pub rather_near: CpuSet,
 }
 
 /// On which NUMA nodes.
@@ -68,6 +71,7 @@ impl Locality {
             numa,
             one_cache,
             near,
+            rather_near: CpuSet::new(),
         })
     }
 }
