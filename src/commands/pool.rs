@@ -14,19 +14,17 @@ use crate::install::refresh_cdi;
 use crate::placement::{Change, Changed, ListState, SurveyedPool, change, survey};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
-use crate::pools::plan::{PlannedPool, PoolSpec, Unit, list_name};
+use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit, list_name};
 use crate::text::Shown;
 use crate::topology;
 
 pub(super) fn run(args: &Pool, settings: &Settings) -> Result<u8> {
-    let code = match &args.action {
-        Action::Show(args) => return show(args, settings),
+    match &args.action {
+        Action::Show(args) => show(args, settings),
         Action::Add(args) => add(args, settings),
         Action::Remove(args) => remove(args, settings),
         Action::Resize(args) => resize(args, settings),
-    }?;
-    refresh_cdi(settings.site())?;
-    Ok(code)
+    }
 }
 
 fn show(args: &Show, settings: &Settings) -> Result<u8> {
@@ -117,15 +115,13 @@ fn add(args: &Add, settings: &Settings) -> Result<u8> {
         })
     };
     let stock = stock(settings.site(), args.housekeeping.reserve.as_ref())?;
-    let changed = change(settings.site(), stock, &wanted, args.dry_run)?;
-    say(&changed, args.dry_run)
+    carry_out(settings, stock, &wanted, args.dry_run)
 }
 
 fn remove(args: &Remove, settings: &Settings) -> Result<u8> {
     let stock = stock(settings.site(), None)?;
     let wanted = Change::Remove(args.name.clone());
-    let changed = change(settings.site(), stock, &wanted, args.dry_run)?;
-    say(&changed, args.dry_run)
+    carry_out(settings, stock, &wanted, args.dry_run)
 }
 
 fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
@@ -144,8 +140,16 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
         unit: Unit::Core,
     });
     let stock = stock(settings.site(), args.housekeeping.reserve.as_ref())?;
-    let changed = change(settings.site(), stock, &wanted, args.dry_run)?;
-    say(&changed, args.dry_run)
+    carry_out(settings, stock, &wanted, args.dry_run)
+}
+
+/// The CDI devices follow the pools.
+fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool) -> Result<u8> {
+    let changed = change(settings.site(), stock, wanted, is_trial)?;
+    if !is_trial {
+        refresh_cdi(settings.site())?;
+    }
+    say(&changed, is_trial)
 }
 
 fn say(changed: &Changed, is_trial: bool) -> Result<u8> {

@@ -7,7 +7,7 @@ use super::{Books, Site};
 use crate::cgroup::Hierarchy;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, list_name, plan};
+use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
 use crate::pools::{CpuList, Kind, Pool};
 use crate::topology;
 
@@ -73,9 +73,19 @@ impl Books<'_> {
     fn adding(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
         if self.has_pool(&spec.name)? {
             let pool = self.directory.pool(&spec.name)?;
-            let is_so = pool.kind == spec.kind && spec.cores == Cores::Count(size(&pool, stock));
+            let lists = match (spec.kind, spec.unit) {
+                (Kind::Shared, _) => 1,
+                (Kind::Exclusive, Unit::Core) => cores_of(&pool, stock),
+                (Kind::Exclusive, Unit::Thread) => {
+                    pool.lists.iter().map(|list| list.cpus.len()).sum()
+                }
+            };
+            let has_all = match spec.cores {
+                Cores::Count(count) => count == cores_of(&pool, stock),
+                Cores::Rest => self.free_of(stock)?.is_used_up(pool.kind),
+            };
             ensure!(
-                is_so,
+                has_all && pool.kind == spec.kind && pool.lists.len() == lists,
                 "there is a pool {} already: see pinfold pool show, and pinfold pool resize",
                 spec.name
             );
@@ -129,7 +139,7 @@ impl Books<'_> {
         if !self.has_pool(name)? {
             return Ok(Changed::default());
         }
-        let pool = self.settled_pool(name)?;
+        let pool = self.directory.sound_pool(name)?;
         let mut lists = Vec::new();
         for list in &pool.lists {
             if let Some(owner) = self.owner_of(list)? {
@@ -147,7 +157,7 @@ impl Books<'_> {
     }
 
     fn resizing(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
-        let pool = self.settled_pool(&spec.name)?;
+        let pool = self.directory.sound_pool(&spec.name)?;
         let there = size(&pool, stock);
         let more = match spec.cores {
             Cores::Rest => Cores::Rest,
@@ -159,16 +169,24 @@ impl Books<'_> {
         if more == Cores::Rest && free.is_used_up(pool.kind) {
             return self.growing(&pool, Vec::new());
         }
+        let unit = unit_of(&pool, stock);
+        let wanted = match (more, unit) {
+            (Cores::Count(lists), Unit::Thread) => Cores::Count(lists.div_ceil(threads(stock))),
+            _ => more,
+        };
         let spec = PoolSpec {
-            cores: more,
+            cores: wanted,
             kind: pool.kind,
+            unit,
             ..spec.clone()
         };
-        let planned = plan(&free, &[spec])?;
-        self.growing(
-            &pool,
-            planned.into_iter().flat_map(|pool| pool.lists).collect(),
-        )
+        let planned = plan(&free, &[spec]);
+        let planned = planned.with_context(|| format!("pool {} has {there} now", pool.name))?;
+        let mut lists: Vec<CpuSet> = planned.into_iter().flat_map(|pool| pool.lists).collect();
+        if let Cores::Count(count) = more {
+            lists.truncate(count);
+        }
+        self.growing(&pool, lists)
     }
 
     fn growing(&self, pool: &Pool, lists: Vec<CpuSet>) -> Result<Changed> {
@@ -246,6 +264,16 @@ impl Books<'_> {
             };
             return self.directory.add_pool(&self.lock, &pool);
         }
+        // A resize that was interrupted may have to be finished for its owners alone.
+        if *steps == Changed::default() && !matches!(change, Change::Resize(_)) {
+            return Ok(());
+        }
+        let shrunk = steps.renamed.iter().filter(|(from, to)| to.is_subset(from));
+        let given_up: Vec<CpuSet> = shrunk
+            .map(|(from, _)| from.clone())
+            .chain(steps.removed.clone())
+            .collect();
+        self.clear(name, &given_up)?;
         if let Change::Remove(_) = change {
             return self.directory.remove_pool(&self.lock, name);
         }
@@ -326,6 +354,7 @@ impl Books<'_> {
             match entry {
                 Entry::Claim(claim) if claim.pool != pool.name => {}
                 Entry::Claim(claim) if claim.cpus == *cpus && claim.lists == [list] => {}
+                Entry::Claim(claim) if !self.life_of(&claim)?.is_alive() => {}
                 Entry::Claim(claim) => claims.push(*claim),
                 Entry::Opaque { path, reason } => {
                     bail!("the claim {} counts as held: {reason}", path.display())
@@ -343,22 +372,38 @@ impl Books<'_> {
             .any(|other| other == name))
     }
 
-    /// A sound pool without what dead owners held.
-    fn settled_pool(&self, name: &str) -> Result<Pool> {
-        self.reap_pool(&self.directory.pool(name)?)?;
-        self.directory.sound_pool(name)
-    }
-
     /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its number.
     fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
-        match self.ledger.on_list(&list.name)?.into_iter().next() {
-            Some(Entry::Claim(claim)) => return Ok(Some(claim.id)),
-            Some(Entry::Opaque { path, .. }) => {
-                return Ok(Some(format!("the claim {}", path.display())));
+        let mut claimed = Vec::new();
+        for entry in self.ledger.on_list(&list.name)? {
+            match entry {
+                Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
+                    return Ok(Some(claim.id));
+                }
+                Entry::Claim(claim) => claimed.extend(claim.pids()),
+                Entry::Opaque { path, .. } => {
+                    return Ok(Some(format!("the claim {}", path.display())));
+                }
             }
-            None => {}
         }
-        Ok(list.tasks.first().map(|pid| format!("process {pid}")))
+        let mut others = list.tasks.iter().filter(|pid| !claimed.contains(pid));
+        let owner = others.find(|pid| self.is_pid_alive(**pid));
+        Ok(owner.map(|pid| format!("process {pid}")))
+    }
+
+    /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are then nobody's.
+    fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
+        self.reap_pool(&self.directory.pool(name)?)?;
+        let pool = self.directory.pool(name)?;
+        for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
+            let is_held = !list.tasks.is_empty() || !self.ledger.on_list(&list.name)?.is_empty();
+            ensure!(
+                !is_held,
+                "what a dead owner held of {} could not be freed: see pinfold reconcile",
+                list.name
+            );
+        }
+        Ok(())
     }
 
     /// The CPUs that are in any pool, or that anybody owns.
@@ -390,6 +435,36 @@ impl Books<'_> {
         free.cores.retain(|core| core.cpus.is_disjoint(&taken));
         Ok(free)
     }
+}
+
+/// How many cores a pool has CPUs of.
+fn cores_of(pool: &Pool, stock: &Stock) -> usize {
+    let all: CpuSet = pool
+        .lists
+        .iter()
+        .flat_map(|list| list.cpus.iter())
+        .collect();
+    cores_in(&all, stock).count()
+}
+
+/// What a list of this pool is: a CPU of a core that has more, or as much as cores are.
+fn unit_of(pool: &Pool, stock: &Stock) -> Unit {
+    let is_part = |list: &CpuList| {
+        let mut cores = stock.cores.iter();
+        list.cpus.len() == 1
+            && cores.any(|core| core.cpus.len() > 1 && list.cpus.is_subset(&core.cpus))
+    };
+    let is_by_threads = pool.kind == Kind::Exclusive && !pool.lists.is_empty();
+    match is_by_threads && pool.lists.iter().all(is_part) {
+        true => Unit::Thread,
+        false => Unit::Core,
+    }
+}
+
+/// The most CPUs that a core has.
+fn threads(stock: &Stock) -> usize {
+    let threads = stock.cores.iter().map(|core| core.cpus.len());
+    threads.max().unwrap_or(1)
 }
 
 /// The lists of an exclusive pool; the cores of a shared one.

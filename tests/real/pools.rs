@@ -26,6 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
         needs,
         never_taken,
     ));
+    cases.push(plain("pools::a_trial_changes_nothing", needs, trial));
+    cases.push(plain("pools::made_twice_is_made_once", needs, made_twice));
     let needs = &[Need::Root, Need::Strace, Need::Cpus(2)];
     cases.extend([
         plain(
@@ -177,6 +179,42 @@ fn never_taken(world: &World) {
     pool(world, &["add", "new:exclusive", "--list", &owned]).ok();
     pool(world, &["add", "new:exclusive", "--list", &owned]).ok();
     assert_eq!(lists(world, "new"), [owned]);
+}
+
+/// Not even what a dead owner left, nor the devices of the pools.
+fn trial(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let dead = world.tasks_file("dp", "1");
+    std::fs::write(&dead, "4194303").unwrap();
+    for arguments in [
+        &["remove", "dp", "--dry-run"][..],
+        &["resize", "dp", "1", "--dry-run"],
+    ] {
+        let said = pool(world, arguments).ok().stdout;
+        assert!(said.starts_with("would remove"), "{said}");
+        assert_eq!(std::fs::read_to_string(&dead).unwrap(), "4194303");
+        assert_eq!(lists(world, "dp"), ["0", "1"]);
+    }
+    pool(world, &["remove", "dp"]).ok();
+    world.assert_all_free("after removal");
+}
+
+fn made_twice(world: &World) {
+    for spec in [
+        "new=rest:shared",
+        "new=1:exclusive,cores=threads",
+        "new=1:exclusive",
+    ] {
+        let add = ["add", spec, "--reserve", "none"];
+        pool(world, &add).ok();
+        let made = lists(world, "new");
+        let again = pool(world, &add).ok();
+        assert_eq!(
+            (again.stdout.as_str(), lists(world, "new")),
+            ("it is so already\n", made)
+        );
+        pool(world, &["remove", "new"]).ok();
+    }
 }
 
 fn start_over(world: &World, name: &str, kind: Kind, lists: &[&str]) {
