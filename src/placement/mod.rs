@@ -129,13 +129,8 @@ impl Books<'_> {
             }
         }
         let boot_time = process::boot_time(self.host)?;
-        let started = |pid| {
-            Process::with_pid(self.host, pid)
-                .ok()??
-                .started_at(boot_time)
-        };
         self.directory
-            .forget_tasks_before(&self.lock, boot_time, &keep, started)?;
+            .forget_tasks_before(&self.lock, boot_time, &keep)?;
         self.ledger.write_boot_mark(&format!("{ours}{directory}\n"))
     }
 }

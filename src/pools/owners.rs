@@ -9,9 +9,6 @@ use anyhow::{Context, Result, bail};
 use super::{FILE_MODE, Lock, Pool, PoolDirectory, REMEDY, subdirectories, tasks};
 use crate::files::{self, Durability, trusted};
 
-/// How far the times of a file and of a process's start can be apart by being rounded, in seconds.
-const CLOCK_SECONDS: i64 = 2;
-
 impl PoolDirectory {
     /// The owners of one list now.
     pub fn tasks(&self, pool: &str, list: &str) -> Result<Vec<i32>> {
@@ -61,35 +58,18 @@ impl PoolDirectory {
         write_tasks(&list_path, &after)
     }
 
-    /// Empties every `tasks` that was last written before a time, whatever is in it, but for the pids to keep; and drops from
-    /// the others the pids whose processes started only after that was written: the clock may have been behind, so that
-    /// what looks new is old. `started` tells when a process started, in seconds since the epoch, where there is one.
+    /// Empties every `tasks` that was last written before a time, whatever is in it, but for the pids to keep.
     /// What cannot be read or written is reported, and does not stop the rest.
-    pub fn forget_tasks_before(
-        &self,
-        _lock: &Lock,
-        time: i64,
-        keep: &BTreeSet<i32>,
-        started: impl Fn(i32) -> Option<i64>,
-    ) -> Result<()> {
+    pub fn forget_tasks_before(&self, _lock: &Lock, time: i64, keep: &BTreeSet<i32>) -> Result<()> {
         for pool in self.pool_names()? {
             for list in files::directories_in(&self.pools().join(&pool))? {
-                let Some(written) = self.written_at(&pool, &list) else {
-                    continue;
-                };
-                let path = self.list_path(&pool, &list);
-                let before = match self.tasks(&pool, &list) {
-                    Ok(pids) => pids,
-                    Err(_) if written < time => vec![],
-                    Err(_) => continue,
-                };
-                let is_reused = |pid| started(pid).is_some_and(|at| at > written + CLOCK_SECONDS);
-                let mut after = before.clone();
-                after.retain(|pid| keep.contains(pid) || (written >= time && !is_reused(*pid)));
-                if after == before && written >= time {
+                if !self.is_from_before(time, &pool, &list) {
                     continue;
                 }
-                if let Err(error) = write_tasks(&path, &after) {
+                let path = self.list_path(&pool, &list);
+                let mut pids = self.tasks(&pool, &list).unwrap_or_default();
+                pids.retain(|pid| keep.contains(pid));
+                if let Err(error) = write_tasks(&path, &pids) {
                     log::warn!("{error:#}");
                 }
             }
@@ -99,14 +79,8 @@ impl PoolDirectory {
 
     /// Has a list owners that were last written before a time? One that cannot be looked at has none.
     pub fn is_from_before(&self, time: i64, pool: &str, list: &str) -> bool {
-        self.written_at(pool, list)
-            .is_some_and(|written| written < time)
-    }
-
-    /// When a list's owners were last written, in seconds since the epoch; `None` where it has none.
-    fn written_at(&self, pool: &str, list: &str) -> Option<i64> {
-        let metadata = trusted(&self.list_path(pool, list).join("tasks")).ok()?;
-        (metadata.len() > 0).then(|| metadata.mtime())
+        let metadata = trusted(&self.list_path(pool, list).join("tasks"));
+        metadata.is_ok_and(|metadata| metadata.len() > 0 && metadata.mtime() < time)
     }
 
     /// Removes what killed writers of this pool's `tasks` left behind.
@@ -175,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_was_written_before_a_time_is_forgotten_but_for_what_is_kept() {
-        let (dir, directory) = directory("dp! dp/1=5,6 dp/2=rubbish dp/3=7 dp/4=7,8,9");
+        let (dir, directory) = directory("dp! dp/1=5,6 dp/2=rubbish dp/3=7");
         let old = |list: &str, seconds: u64| {
             let path = dir.path().join("pools/dp").join(list).join("tasks");
             let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
@@ -186,21 +160,15 @@ mod tests {
                 .set_modified(time)
                 .unwrap();
         };
-        for (list, seconds) in [("1", 99), ("2", 99), ("3", 100), ("4", 100)] {
+        for (list, seconds) in [("1", 99), ("2", 99), ("3", 100)] {
             old(list, seconds);
         }
         directory
-            .forget_tasks_before(&lock(&directory), 100, &BTreeSet::from([6]), |pid| {
-                // The process 8 started long after its number was written, 9 when it was, and 7 is gone.
-                [(8, 140), (9, 101)]
-                    .iter()
-                    .find(|(other, _)| *other == pid)
-                    .map(|(_, at)| *at)
-            })
+            .forget_tasks_before(&lock(&directory), 100, &BTreeSet::from([6]))
             .unwrap();
         let lists = directory.pool("dp").unwrap().lists;
         let tasks: Vec<_> = lists.into_iter().map(|list| list.tasks).collect();
-        assert_eq!(tasks, [vec![6], vec![], vec![7], vec![7, 9]]);
+        assert_eq!(tasks, [vec![6], vec![], vec![7]]);
     }
 
     fn lock(directory: &PoolDirectory) -> Lock {
