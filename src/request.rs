@@ -409,7 +409,7 @@ mod tests {
                     near: Some("../x"),
                     ..asked
                 },
-                "--near: ",
+                "\"--near\": ",
             ),
             (
                 Asked {
@@ -510,7 +510,7 @@ mod tests {
             ("pool=dp numa=10000", "pinfold.io/numa"),
             ("pool=dp numa=Best", "pinfold.io/numa"),
             ("pool=dp cache=0", "single or any"),
-            ("pool=dp near=../../etc/passwd", "pinfold.io/near: "),
+            ("pool=dp near=../../etc/passwd", "\"pinfold.io/near\": "),
             ("pool=dp near=/dev/../etc/passwd", "names no device"),
             ("pool=dp numa=spread cache=single", "drop one"),
             ("near=eth0", "pinfold.io/pool"),

@@ -5,58 +5,95 @@
 //! container would run everywhere.
 
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::{Group, Version};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::text::one_line;
 
-/// How long systemd may take to answer; a hook as a whole has 20 s.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// How long systemd may take for one answer; a hook as a whole has 20 s.
+const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where it is a unit's own; an
-/// empty set is what its parents have. Elsewhere, a container's group below its unit's included, nothing is asked.
+/// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the group is a scope's own;
+/// an empty set is what its parents have. Was there anything to tell? Elsewhere, in a container's group below its scope
+/// too, nothing is asked.
 ///
-/// A unit of a user's manager is left alone: that is not reached from a hook.
+/// A container with a scope's name need not have that scope: systemd says which group it has. A scope of a user's manager
+/// is left alone, for that is not reached from a hook; so is everything on a machine that is not the running one.
 ///
 /// # Errors
-/// systemd refuses, or does not answer within 6 s.
-pub fn tell(host: &Host, group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
-    let Some(unit) = unit_of(group).filter(|_| host.systemd_mark().exists()) else {
-        return Ok(());
+/// systemd refuses, or does not answer within 3 s.
+pub fn tell(host: &Host, group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<bool> {
+    let is_here = host.is_running_root() && host.systemd_mark().exists();
+    let Some(scope) = scope_of(group).filter(|_| is_here) else {
+        return Ok(false);
     };
     let systemctl = host.program("systemctl").context("find systemctl")?;
-    let child = Command::new(systemctl)
-        .args(["--runtime", "--no-ask-password", "set-property", "--", unit])
+    let systemctl = || Command::new(&systemctl);
+    let shown =
+        answer(systemctl().args(["show", "--property=ControlGroup", "--value", "--", scope]));
+    let shown = shown.with_context(|| format!("ask systemd for the cgroup of {scope}"))?;
+    if shown.trim() != group.path() {
+        return Ok(false);
+    }
+    let mut setting = systemctl();
+    setting
+        .args([
+            "--runtime",
+            "--no-ask-password",
+            "set-property",
+            "--",
+            scope,
+        ])
         .arg(format!("AllowedCPUs={cpus}"))
-        .args(mems.map(|mems| format!("AllowedMemoryNodes={mems}")))
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("run systemctl")?;
-    ended_well(child).with_context(|| format!("tell systemd of the CPUs {cpus} of {unit}"))
+        .args(mems.map(|mems| format!("AllowedMemoryNodes={mems}")));
+    answer(&mut setting).with_context(|| format!("tell systemd of the CPUs {cpus} of {scope}"))?;
+    Ok(true)
 }
 
-/// The unit whose own group this is. Version 1 cpusets are nothing that systemd knows.
-fn unit_of(group: &Group) -> Option<&str> {
+/// The scope whose own group this may be: runtimes run containers in scopes. Version 1 cpusets are nothing that systemd
+/// knows.
+fn scope_of(group: &Group) -> Option<&str> {
     let is_of_user = group.path().contains("/user@");
     let name = group.path().rsplit('/').next()?;
-    let is_unit = name.ends_with(".scope") || name.ends_with(".service");
-    (group.version() == Version::V2 && is_unit && !is_of_user).then_some(name)
+    (group.version() == Version::V2 && name.ends_with(".scope") && !is_of_user).then_some(name)
 }
 
-fn ended_well(mut child: Child) -> Result<()> {
+/// What systemctl prints; what it says of a failure is the error.
+fn answer(command: &mut Command) -> Result<String> {
+    command
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().context("run systemctl")?;
+    let status = end_of(&mut child)?;
+    if !status.success() {
+        bail!("it says {:?}", one_line(said(child.stderr).trim()));
+    }
+    Ok(said(child.stdout))
+}
+
+/// It has ended by now, and what it wrote is in the pipe.
+fn said(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // Half of a message is better than none.
+        let _ = pipe.take(4096).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn end_of(child: &mut Child) -> Result<ExitStatus> {
     let deadline = Instant::now() + PATIENCE;
-    let status = loop {
+    loop {
         if let Some(status) = child.try_wait().context("wait for systemctl")? {
-            break status;
+            return Ok(status);
         }
         if Instant::now() >= deadline {
             child
@@ -66,17 +103,7 @@ fn ended_well(mut child: Child) -> Result<()> {
             bail!("it did not answer within {} s", PATIENCE.as_secs());
         }
         sleep(Duration::from_millis(2));
-    };
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        // What else holds the pipe open may not keep us: what it says is short, and in it by now.
-        stderr
-            .take(4096)
-            .read_to_string(&mut said)
-            .context("read what systemctl says")?;
     }
-    ensure!(status.success(), "it says {:?}", one_line(said.trim()));
-    Ok(())
 }
 
 #[cfg(test)]
@@ -85,7 +112,7 @@ mod tests {
     use crate::cgroup::Hierarchy;
 
     #[test]
-    fn only_a_units_own_group_is_systemds() {
+    fn only_a_scopes_own_group_is_systemds() {
         let hierarchy = |version| Hierarchy {
             version,
             mount: "/sys/fs/cgroup".into(),
@@ -97,7 +124,7 @@ mod tests {
                 "/machine.slice/libpod-1.scope",
                 Some("libpod-1.scope"),
             ),
-            (Version::V2, "/system.slice/a.service", Some("a.service")),
+            (Version::V2, "/default/sshd.service", None),
             (Version::V2, "/machine.slice/libpod-1.scope/container", None),
             (Version::V2, "/machine.slice", None),
             (
@@ -108,7 +135,7 @@ mod tests {
             (Version::V1, "/machine.slice/libpod-1.scope", None),
         ] {
             let group = hierarchy(version).group(path).unwrap();
-            assert_eq!(unit_of(&group), unit, "{path}");
+            assert_eq!(scope_of(&group), unit, "{path}");
         }
     }
 }

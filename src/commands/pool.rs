@@ -145,7 +145,11 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
 
 /// The CDI devices follow the pools.
 fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool) -> Result<u8> {
-    let changed = change(settings.site(), stock, wanted, is_trial)?;
+    let site = match is_trial {
+        true => settings.site(),
+        false => settings.site_with_processes()?,
+    };
+    let changed = change(site, stock, wanted, is_trial)?;
     if !is_trial {
         refresh_cdi(settings.site())?;
     }

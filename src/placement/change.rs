@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Books, Site};
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
@@ -264,8 +264,9 @@ impl Books<'_> {
             };
             return self.directory.add_pool(&self.lock, &pool);
         }
-        // A resize that was interrupted may have to be finished for its owners alone.
-        if *steps == Changed::default() && !matches!(change, Change::Resize(_)) {
+        // A resize that was interrupted may have to be finished for its owners alone, and a pool have no list.
+        let is_addition = matches!(change, Change::Add(_) | Change::AddLists(_));
+        if (*steps == Changed::default() && is_addition) || !self.has_pool(name)? {
             return Ok(());
         }
         let shrunk = steps.renamed.iter().filter(|(from, to)| to.is_subset(from));
@@ -297,7 +298,7 @@ impl Books<'_> {
     }
 
     /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves owners within the list that
-    /// they are in; doing it again, or `reconcile`, goes on.
+    /// they are in; doing it again goes on.
     fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
         let name = if *to == list.cpus {
             list.name.clone()
@@ -317,8 +318,9 @@ impl Books<'_> {
         }
         let mut errors = Vec::new();
         for entry in self.ledger.on_list(&name)? {
-            if let Entry::Claim(claim) = entry {
-                let given = self.give_list(&claim, &name, to);
+            let claim = entry.claim().filter(|claim| claim.pool == pool.name);
+            if let Some(claim) = claim {
+                let given = self.give_list(claim, &name, to);
                 errors.extend(given.err().map(|error| format!("{}: {error:#}", claim.id)));
             }
         }
@@ -341,10 +343,14 @@ impl Books<'_> {
         if after != *claim {
             self.ledger.rewrite(claim, &after)?;
         }
-        match self.group_of(&after)? {
-            Some(group) if after.cgroup.confined => self.set_cpus(&group, cpus, &after.mems),
-            _ => Ok(()),
+        let Some(group) = self.group_of(&after)?.filter(|_| after.cgroup.confined) else {
+            return Ok(());
+        };
+        // Telling systemd takes time, and others wait for the lock.
+        if after == *claim && cpuset::effective_cpus(&group)?.as_ref() == Some(cpus) {
+            return Ok(());
         }
+        self.set_cpus(&group, cpus, &after.mems)
     }
 
     /// The claims on a list of this pool that do not name it and its CPUs alone.

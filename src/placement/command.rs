@@ -111,7 +111,7 @@ impl CommandPlace {
 
 impl Books<'_> {
     /// A claim as it is now: somebody may have released it by force since.
-    fn current(&self, claim: &Claim) -> Result<Option<Claim>> {
+    pub(super) fn current(&self, claim: &Claim) -> Result<Option<Claim>> {
         match self.ledger.current(claim) {
             None => Ok(None),
             Some(Entry::Claim(claim)) => Ok(Some(*claim)),

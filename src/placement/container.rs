@@ -8,6 +8,7 @@ use super::pick::want;
 use super::{Books, Site};
 use crate::cgroup::{Group, Hierarchy, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
+use crate::cpulist::CpuSet;
 use crate::process::Process;
 use crate::request::{Request, Size};
 use crate::topology;
@@ -56,14 +57,31 @@ pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Resu
     // systemd takes its time, and nobody else has to wait for it.
     drop(books);
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
-    let told = systemd::tell(host, &group, &claim.cpus, mems);
-    if told.is_err() {
-        site.open_books(hierarchy)?.undo_on_error(told, &claim)?;
+    match systemd::tell(host, &group, &claim.cpus, mems) {
+        Ok(false) => Ok(claim),
+        told => site.open_books(hierarchy)?.agree(&claim, &group, told),
     }
-    Ok(claim)
 }
 
 impl Books<'_> {
+    /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be what the claim says now.
+    fn agree(&self, claim: &Claim, group: &Group, told: Result<bool>) -> Result<Claim> {
+        let Some(now) = self.current(claim)? else {
+            if let Err(error) = systemd::tell(self.host, group, &CpuSet::new(), None) {
+                log::warn!("{error:#}");
+            }
+            bail!("it was released while it started: start it again");
+        };
+        let agreed = told.and_then(|_| {
+            if (&now.cpus, &now.mems) == (&claim.cpus, &claim.mems) {
+                return Ok(());
+            }
+            self.set_cpus(group, &now.cpus, &now.mems)
+        });
+        self.undo_on_error(agreed, &now)?;
+        Ok(now)
+    }
+
     /// Settles older claims that this start proves dead, or that are of the same id; returns the claim of
     /// this very process, if it has one already.
     fn prepare(&self, id: &str, process: Process, place: &Place) -> Result<Option<Claim>> {

@@ -82,7 +82,7 @@ impl Books<'_> {
     pub(super) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
         let mems = Some(mems).filter(|mems| !mems.is_empty());
         cpuset::confine(group, cpus, mems)?;
-        systemd::tell(self.host, group, cpus, mems)
+        systemd::tell(self.host, group, cpus, mems).map(drop)
     }
 
     /// Drops a claim from `tasks`, and then from the ledger.

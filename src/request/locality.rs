@@ -3,6 +3,7 @@
 use super::{BadRequest, bad_value};
 use crate::cpulist::CpuSet;
 use crate::device::Device;
+use crate::text::Shown;
 
 /// Where on the machine: wherever it fits best, if not said otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,7 +56,9 @@ impl Locality {
             (numa, one_cache, get("numa"), get("cache"))
         {
             return Err(BadRequest(format!(
-                "{numa} spread and {cache} single exclude each other: drop one"
+                "{} spread and {} single exclude each other: drop one",
+                Shown(numa),
+                Shown(cache)
             )));
         }
         let near = match get("near") {
@@ -63,7 +66,7 @@ impl Locality {
             Some((key, value)) => {
                 let device = value
                     .parse()
-                    .map_err(|error| BadRequest(format!("{key}: {error}")))?;
+                    .map_err(|error| BadRequest(format!("{}: {error}", Shown(key))))?;
                 Some(device)
             }
         };

@@ -158,9 +158,8 @@ fn write_exceptions(text: &mut String, machines: &[Machine]) -> Result<()> {
             count.skipped,
             machine.reasons()
         )?;
-        if let Some(every) = machine.lines.first().map(|line| line.kill_every)
-            && every > 1
-        {
+        let every = machine.lines.first().map_or(1, |line| line.kill_every);
+        if every > 1 {
             writeln!(text, "  Of the kill points one in {every} was tried.")?;
         }
         let failed = machine
