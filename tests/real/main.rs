@@ -50,6 +50,7 @@ mod plan;
 mod podman;
 mod pods;
 mod pools;
+mod pools_peer;
 mod probe;
 mod process;
 mod reboot;
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
         wired::cases(),
         kcm::cases(),
         pools::cases(),
+        pools_peer::cases(),
         killpoints::cases(),
         killpoints_isolate::cases(),
         killpoints_runtime::cases(),

@@ -50,7 +50,7 @@ fn pool(world: &World, arguments: &[&str]) -> Ran {
 }
 
 /// The names of a pool's lists.
-fn lists(world: &World, name: &str) -> Vec<String> {
+pub(crate) fn lists(world: &World, name: &str) -> Vec<String> {
     let entries = std::fs::read_dir(world.conf.join("pools").join(name));
     let entries = entries.into_iter().flatten().flatten();
     let lists = entries.filter(|entry| entry.path().is_dir());
@@ -62,7 +62,7 @@ fn lists(world: &World, name: &str) -> Vec<String> {
 }
 
 #[track_caller]
-fn the_list(world: &World, name: &str) -> String {
+pub(crate) fn the_list(world: &World, name: &str) -> String {
     let mut lists = lists(world, name);
     assert_eq!(lists.len(), 1, "lists of {name}: {lists:?}");
     lists.remove(0)
@@ -103,7 +103,7 @@ fn assert_sound(world: &World, when: &str) {
 
 /// An owner has all CPUs of the list that it is in, in every book and in the kernel.
 #[track_caller]
-fn assert_follows(world: &World, id: &str, pid: i32, list: &str) {
+pub(crate) fn assert_follows(world: &World, id: &str, pid: i32, list: &str) {
     let claim = world.claim_of(id);
     assert_eq!(claim["lists"], json!([list]));
     let has = |text: &str| cpus(text) == cpus(list);

@@ -1,0 +1,107 @@
+//! I6: a tool that keeps the directory by KCM's rules reads the whole of it while `pool` changes it, and has processes
+//! of its own in it.
+
+use crate::cases::{Case, plain};
+use crate::needs::{self, Need};
+use crate::pools::{assert_follows, lists, the_list};
+use crate::process::{self, Running, eventually};
+use crate::world::{Kind, Standin, World, state, stopped};
+use serde_json::{Value, json};
+use std::process::Command;
+
+/// Rounds of eight changes each.
+const ROUNDS: usize = 30;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![plain(
+        "pools::a_peer_reads_a_sound_directory_at_every_moment",
+        &[Need::Root, Need::Cpus(2), Need::Python3],
+        beside_a_watcher,
+    )]
+}
+
+/// What became of our commands.
+#[derive(Default)]
+struct Tally {
+    done: usize,
+    refused: usize,
+    waited: usize,
+}
+
+fn beside_a_watcher(world: &World) {
+    world.pool("common", Kind::Shared, &["0"]);
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let stop = world.dir.join("stop");
+    let script = world.dir.join("kcm_watcher.py");
+    std::fs::write(&script, include_str!("kcm_watcher.py")).unwrap();
+    let mut python = Command::new(needs::find("python3").unwrap());
+    python.arg(&script).arg(&world.conf).arg(&stop);
+    let watcher = Running::start(&mut python, b"");
+
+    let mut tally = Tally::default();
+    for number in 0..ROUNDS {
+        one_round(world, number, &mut tally);
+    }
+    std::fs::write(&stop, "").unwrap();
+    let said = watcher.wait().ok().stdout;
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let Tally {
+        done,
+        refused,
+        waited,
+    } = tally;
+    println!("ours: {done} changes, {refused} refused, waited in {waited}; the watcher: {said}");
+    assert_eq!(said["faults"], json!([]), "what the watcher saw");
+    let number = |key: &str| said[key].as_u64().unwrap() as usize;
+    assert!(number("changes") > ROUNDS, "it looked between our changes");
+    assert!(number("followed") > 0, "a list grew under an owner");
+    assert!(number("waited") > 0, "the watcher waited for us");
+    assert!(waited > 0, "we waited for the watcher");
+    assert!(refused > 0, "its processes were in our way");
+    world.assert_all_free("after both have finished");
+}
+
+/// The two pools begin and end with a CPU each.
+fn one_round(world: &World, number: usize, tally: &mut Tally) {
+    let id = format!("round{number}");
+    let request = json!({ "pinfold.io/pool": "common" });
+    let owner = Standin::new(world, "ours");
+    world
+        .hook("prestart", &state(&id, owner.pid, request.clone()))
+        .ok();
+    change(world, tally, &["remove", "dp"]);
+    change(world, tally, &["resize", "common", "2"]);
+    let locked = world.hold_lock();
+    assert_follows(world, &id, owner.pid, &the_list(world, "common"));
+    drop(locked);
+    owner.die();
+    world.hook("poststop", &stopped(&id, request)).ok();
+    change(world, tally, &["resize", "common", "1"]);
+    change(
+        world,
+        tally,
+        &["add", "dp=1:exclusive", "--reserve", "none"],
+    );
+    change(world, tally, &["remove", "common"]);
+    change(world, tally, &["resize", "dp", "2", "--reserve", "none"]);
+    assert_eq!(lists(world, "dp"), ["0", "1"]);
+    change(world, tally, &["resize", "dp", "1", "--reserve", "none"]);
+    change(world, tally, &["add", "common=rest:shared"]);
+}
+
+/// Asks until it is done: while the watcher has a process in the list, it is refused, and says so.
+fn change(world: &World, tally: &mut Tally, arguments: &[&str]) {
+    let arguments = [&["pool"], arguments, &["-v"]].concat();
+    eventually(&format!("{arguments:?}"), || {
+        let ran = process::run(&mut world.pinfold(&arguments));
+        tally.waited += usize::from(ran.stderr.contains("waited"));
+        if ran.code() == Some(0) {
+            tally.done += 1;
+            return Some(());
+        }
+        let ran = ran.exits(1);
+        assert!(ran.stderr.contains("owns"), "{ran}");
+        tally.refused += 1;
+        None
+    });
+}
