@@ -8,7 +8,6 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::cpulist::CpuSet;
 use crate::engines;
 use crate::pools::plan::PoolSpec;
 
@@ -53,7 +52,7 @@ impl Cli {
 
 /// The options that every verb has. Each is also a key of the configuration file and, but for hooks, a variable of
 /// the environment; the order is option, environment, file, default.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Options everywhere")]
 pub struct Options {
     /// The pool directory [default: /etc/kcm] [env: PINFOLD_CONF_DIR]
@@ -200,9 +199,9 @@ pub struct Hook {
     /// This hook was added by pinfold-runtime
     #[arg(long, conflicts_with = "device")]
     pub shim: bool,
-    /// The NUMA nodes of the devices in the container's configuration, as pinfold-runtime sees them
-    #[arg(long, value_name = "NODES", requires = "shim")]
-    pub rather_near: Option<CpuSet>,
+    /// The nonce of what pinfold-runtime reserved for the container
+    #[arg(long, value_name = "NONCE")]
+    pub reservation: Option<String>,
 }
 
 /// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to do at.

@@ -110,6 +110,11 @@ impl Host {
         self.root.join("proc/sys/kernel/random/boot_id")
     }
 
+    /// A random UUID, another with each read (random(4)).
+    pub fn random_uuid(&self) -> PathBuf {
+        self.root.join("proc/sys/kernel/random/uuid")
+    }
+
     /// A file below `/sys/devices/system/cpu` (kernel: Documentation/admin-guide/cputopology.rst).
     pub fn sys_cpu(&self, file: &str) -> PathBuf {
         self.root.join("sys/devices/system/cpu").join(file)

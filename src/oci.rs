@@ -52,23 +52,14 @@ impl State {
 
     /// The container's id, as [`is_container_id`] allows.
     pub fn id(&self) -> Result<&str> {
-        match self.id.as_str() {
-            Some(id) if is_container_id(id) => Ok(id),
-            Some(id) => bail!(
-                "the container id {} cannot be used: ids have 1 to 200 letters, digits, _ + - and ., and no \"..\"",
-                Shown(id)
-            ),
-            None => bail!("the state on standard input has no container id"),
-        }
+        let id = self.id.as_str();
+        usable_id(id.context("the state on standard input has no container id")?)
     }
 
     /// The id as it can stand in a message, whatever it is.
     pub fn shown_id(&self) -> String {
-        match self.id.as_str() {
-            Some(id) if is_container_id(id) => id.to_owned(),
-            Some(id) => Shown(id).to_string(),
-            None => "without an id".to_owned(),
-        }
+        let id = self.id.as_str();
+        id.map_or_else(|| "without an id".to_owned(), shown_id)
     }
 
     /// The container's first process, in the runtime's pid namespace, which waits for us.
@@ -105,6 +96,28 @@ impl State {
                 None => bail!("annotation {} is no text", Shown(key)),
             })
             .collect()
+    }
+}
+
+/// An id that can name a file, as [`is_container_id`] allows.
+///
+/// # Errors
+/// Any other.
+pub fn usable_id(id: &str) -> Result<&str> {
+    ensure!(
+        is_container_id(id),
+        "the container id {} cannot be used: ids have 1 to 200 letters, digits, _ + - and ., and no \"..\"",
+        Shown(id)
+    );
+    Ok(id)
+}
+
+/// An id as it can stand in a message, whatever it is.
+pub fn shown_id(id: &str) -> String {
+    if is_container_id(id) {
+        id.to_owned()
+    } else {
+        Shown(id).to_string()
     }
 }
 

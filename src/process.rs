@@ -117,6 +117,11 @@ pub fn boot_id(host: &Host) -> Result<String> {
     Ok(files::read(&host.boot_id())?.trim().to_owned())
 }
 
+/// What nobody else has: a random UUID of the kernel's.
+pub fn nonce(host: &Host) -> Result<String> {
+    Ok(files::read(&host.random_uuid())?.trim().to_owned())
+}
+
 /// When this boot was, in seconds since the epoch; it moves when the clock is set.
 pub fn boot_time(host: &Host) -> Result<i64> {
     let path = host.proc_stat();

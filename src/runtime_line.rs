@@ -29,11 +29,27 @@ const VERB_VALUES: [&str; 11] = [
     "parent-path",
 ];
 
+/// Who makes a container's cgroup (runc(8) `--systemd-cgroup`, crun(1) `--cgroup-manager`).
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupManager {
+    /// The runtime itself.
+    #[default]
+    Cgroupfs,
+    /// systemd, which the runtime asks.
+    Systemd,
+    /// Nobody: it has none.
+    Disabled,
+}
+
 /// What matters of a command line here.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct RuntimeLine {
     /// The verb; `None` where there is none.
     pub verb: Option<String>,
+    /// The container's id: the first word behind the verb that is no option.
+    pub id: Option<String>,
+    /// Who makes the container's cgroup.
+    pub cgroups: CgroupManager,
     /// Where the bundle is; the working directory where it is not named.
     pub bundle: Option<PathBuf>,
     /// Another file than the bundle's `config.json` (crun).
@@ -59,8 +75,11 @@ impl RuntimeLine {
                 Word::Plain if line.verb.is_none() => {
                     line.verb = Some(argument.to_string_lossy().into_owned());
                 }
-                // The container's id, and whatever else is no option.
-                Word::Plain | Word::Flag => {}
+                Word::Plain => {
+                    let word = || argument.to_string_lossy().into_owned();
+                    line.id.get_or_insert_with(word);
+                }
+                Word::Flag => line.flag(argument),
                 Word::Takes(name) => {
                     let value = arguments.next().unwrap_or_default();
                     line.take(name, value);
@@ -71,10 +90,24 @@ impl RuntimeLine {
         line
     }
 
+    fn flag(&mut self, argument: &OsStr) {
+        let name = argument.to_str().map(|word| word.trim_start_matches('-'));
+        if self.verb.is_none() && matches!(name, Some("systemd-cgroup" | "systemd-cgroup=true")) {
+            self.cgroups = CgroupManager::Systemd;
+        }
+    }
+
     fn take(&mut self, name: &str, value: &OsStr) {
         match (name, self.verb.is_some()) {
             ("log", false) => self.log = Some(value.into()),
             ("log-format", false) => self.log_is_json = value == "json",
+            ("cgroup-manager", false) => {
+                self.cgroups = match value.to_str() {
+                    Some("systemd") => CgroupManager::Systemd,
+                    Some("disabled") => CgroupManager::Disabled,
+                    _ => CgroupManager::Cgroupfs,
+                };
+            }
             ("bundle" | "b", true) => self.bundle = Some(value.into()),
             ("config" | "f", true) => self.config = Some(value.into()),
             _ => {}
@@ -170,6 +203,44 @@ mod tests {
             let line = RuntimeLine::parse(&words);
             assert_eq!(line.verb.as_deref(), verb, "{words:?}");
             assert_eq!(line.config_path().to_str(), Some(config), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_id_and_who_makes_the_cgroup_are_found() {
+        use CgroupManager::{Cgroupfs, Disabled, Systemd};
+        for (words, id, cgroups) in [
+            ("create -b /x web", Some("web"), Cgroupfs),
+            (
+                "--systemd-cgroup run --detach web more",
+                Some("web"),
+                Systemd,
+            ),
+            (
+                "--cgroup-manager=systemd create -b x web",
+                Some("web"),
+                Systemd,
+            ),
+            (
+                "--cgroup-manager disabled create web",
+                Some("web"),
+                Disabled,
+            ),
+            (
+                "--systemd-cgroup=false create --no-pivot web",
+                Some("web"),
+                Cgroupfs,
+            ),
+            ("create --systemd-cgroup web", Some("web"), Cgroupfs),
+            ("create", None, Cgroupfs),
+        ] {
+            let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
+            let line = RuntimeLine::parse(&words);
+            assert_eq!(
+                (line.id.as_deref(), line.cgroups),
+                (id, cgroups),
+                "{words:?}"
+            );
         }
     }
 

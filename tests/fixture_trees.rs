@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, SystemTime};
 
 use pinfold::host::Host;
-use pinfold::placement::{Site, pin_container, reconcile, release};
+use pinfold::placement::{Site, Start, pin_container, reconcile, release};
 use pinfold::process::affinity;
 use pinfold::request::{Locality, Mems, Request, Size};
 
@@ -123,7 +123,7 @@ impl Machine {
             locality: Locality::default(),
             mems,
         };
-        pin_container(&self.site(), "web", self.pid(), &request).map(drop)
+        pin_container(&self.site(), start("web", self.pid()), &request).map(drop)
     }
 
     /// The container's process is gone, as far as this machine's /proc tells.
@@ -145,6 +145,14 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.waiting.kill().unwrap();
         self.waiting.wait().unwrap();
+    }
+}
+
+fn start(id: &str, pid: i32) -> Start<'_> {
+    Start {
+        id,
+        pid,
+        reservation: None,
     }
 }
 
@@ -342,7 +350,7 @@ fn a_pid_that_another_tool_dropped_is_put_back_and_its_list_never_given() {
     };
     let error = format!(
         "{:#}",
-        pin_container(&machine.site(), "db", pid, &request).unwrap_err()
+        pin_container(&machine.site(), start("db", pid), &request).unwrap_err()
     );
     assert!(error.contains("exhausted"), "{error}");
     assert_eq!(machine.tasks(), machine.pid().to_string());

@@ -94,6 +94,16 @@ pub fn masks(group: &Group) -> Result<Option<Masks>> {
     }))
 }
 
+/// What a group's files hold where nobody chose anything for it: nothing; on version 1 a copy of the parent's.
+pub fn inherited(group: &Group) -> Result<Masks> {
+    let parent = match group.version() {
+        Version::V1 => group.parent(),
+        Version::V2 => None,
+    };
+    let masks = parent.map(|parent| masks(&parent)).transpose()?.flatten();
+    Ok(masks.unwrap_or_default())
+}
+
 /// What the groups above allow: the nearest of them that has the controller says it.
 pub fn bound(group: &Group) -> Result<Bound> {
     let mut above = group.parent();

@@ -2,6 +2,7 @@
 //! here: [`cpuset`].
 
 pub mod cpuset;
+pub mod of_config;
 pub mod systemd;
 
 use std::io;

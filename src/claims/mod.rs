@@ -153,9 +153,11 @@ impl Ledger {
             let target = Path::new("../../claims").join(&file);
             link(&lists.join(list).join(claim.marker_name()), &target)?;
         }
-        let marker = self.cgroup_marker(claim.cgroup.inode);
-        make_directory(&self.run_dir.join("cgroups"))?;
-        link(&marker, &Path::new("../claims").join(&file))?;
+        if let Some(group) = &claim.cgroup {
+            make_directory(&self.run_dir.join("cgroups"))?;
+            let marker = self.cgroup_marker(group.inode);
+            link(&marker, &Path::new("../claims").join(&file))?;
+        }
         let text = serde_json::to_string(claim).context("write a claim")?;
         files::replace(
             &home.join(claim.file_name()),
@@ -186,9 +188,11 @@ impl Ledger {
         let home = self.run_dir.join("claims").join(&claim.id);
         files::remove(&home.join(claim.file_name()))?;
         self.unlink(claim, claim.lists.iter())?;
-        let marker = self.cgroup_marker(claim.cgroup.inode);
-        if std::fs::read_link(&marker).is_ok_and(|target| target.ends_with(claim.file_name())) {
-            files::remove(&marker)?;
+        if let Some(group) = &claim.cgroup {
+            let marker = self.cgroup_marker(group.inode);
+            if std::fs::read_link(&marker).is_ok_and(|target| target.ends_with(claim.file_name())) {
+                files::remove(&marker)?;
+            }
         }
         files::remove_leftovers(&home, &claim.file_name())?;
         files::remove_empty_directory(&home)?;
@@ -299,6 +303,7 @@ mod tests {
             version: VERSION,
             id: id.into(),
             kind: OwnerKind::Container,
+            nonce: None,
             boot_id: "b".into(),
             owner,
             processes: vec![owner],
@@ -306,7 +311,7 @@ mod tests {
             lists: lists.iter().map(|list| (*list).to_owned()).collect(),
             cpus: lists.join(",").parse().unwrap(),
             mems: CpuSet::new(),
-            cgroup: ClaimedGroup {
+            cgroup: Some(ClaimedGroup {
                 path: "/c".into(),
                 inode,
                 made: false,
@@ -316,7 +321,7 @@ mod tests {
                     mems: "0".into(),
                 },
                 moved_from: None,
-            },
+            }),
             since: 1,
         }
     }

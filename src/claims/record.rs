@@ -17,6 +17,8 @@ pub enum OwnerKind {
     Container,
     /// A process that `isolate` runs.
     Process,
+    /// The process of a runtime that is about to make a container, which then takes over.
+    Reservation,
 }
 
 /// The record of one owner.
@@ -27,8 +29,11 @@ pub struct Claim {
     pub version: u32,
     /// The container's id, or `isolate-<pid>`.
     pub id: String,
-    /// Container or process.
+    /// Container, process or reservation.
     pub kind: OwnerKind,
+    /// What tells this reservation from all others; nothing else has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
     /// The boot it was made in: after another it means nothing.
     pub boot_id: String,
     /// The process it was made for. It names the claim's file, and never changes.
@@ -45,8 +50,9 @@ pub struct Claim {
     /// The memory nodes it was confined to, in the kernel's format; empty where they were left alone.
     #[serde(with = "as_text")]
     pub mems: CpuSet,
-    /// The group that confines it.
-    pub cgroup: ClaimedGroup,
+    /// The group that confines it; a reservation has none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<ClaimedGroup>,
     /// When it was made, in seconds since the epoch.
     pub since: u64,
 }
@@ -80,6 +86,20 @@ pub struct Before {
 }
 
 impl Claim {
+    /// The group, where it confines its processes to the claim's CPUs.
+    pub fn confining_group(&self) -> Option<&ClaimedGroup> {
+        self.cgroup.as_ref().filter(|group| group.confined)
+    }
+
+    /// Does a process that stands for the owner run elsewhere, by design? `isolate` does, beside its command, and a
+    /// runtime that holds a reservation.
+    pub fn is_beside(&self, process: Process) -> bool {
+        match self.kind {
+            OwnerKind::Container => false,
+            OwnerKind::Process | OwnerKind::Reservation => process == self.owner,
+        }
+    }
+
     /// The pids that stand for the owner in `tasks`.
     pub fn pids(&self) -> Vec<i32> {
         self.processes.iter().map(|process| process.pid).collect()

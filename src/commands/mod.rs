@@ -1,5 +1,6 @@
 //! One verb a file; the only code that prints.
 
+mod admission;
 mod check;
 mod describe;
 mod explain;

@@ -11,7 +11,7 @@ use env_logger::{Builder, Target};
 use log::LevelFilter;
 
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{Config, PoolRules};
+use crate::config::{Config, PoolRules, Runtime};
 use crate::host::Host;
 use crate::placement::Site;
 use crate::system_log::{self, Severity};
@@ -27,6 +27,7 @@ const HOOK_PATIENCE: f64 = 10.0;
 pub struct Settings {
     site: Site,
     pools: BTreeMap<String, PoolRules>,
+    runtime: Runtime,
 }
 
 /// Where settings come from besides the options.
@@ -54,6 +55,11 @@ impl Settings {
     /// Which pools have rules, and what they are.
     pub(super) fn pools(&self) -> &BTreeMap<String, PoolRules> {
         &self.pools
+    }
+
+    /// What `pinfold-runtime` becomes.
+    pub(super) fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
 
     /// The machine and the directories, for a verb that only reads them or makes files.
@@ -117,8 +123,12 @@ impl Settings {
             host,
         };
         let log = environment("PINFOLD_LOG").and_then(|text| text.into_string().ok());
-        let pools = config.pools;
-        Ok((Settings { site, pools }, log.or(config.log)))
+        let settings = Settings {
+            site,
+            pools: config.pools,
+            runtime: config.runtime.unwrap_or_default(),
+        };
+        Ok((settings, log.or(config.log)))
     }
 }
 

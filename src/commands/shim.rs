@@ -1,5 +1,6 @@
-//! `pinfold-runtime`: an OCI runtime for engines that have no hooks. It adds our hooks to a container with a request, and
-//! becomes the runtime; everything else it hands on as it is.
+//! `pinfold-runtime`: an OCI runtime for engines that have no hooks. For a container with a request it reserves CPUs under
+//! its own process, writes them and our hooks into the container's configuration, and becomes the runtime; everything else
+//! it hands on as it is.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -9,15 +10,24 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::config::{Config, Runtime};
+use super::Settings;
+use super::admission::Visitor;
+use crate::bundle::Bundle;
+use crate::cgroup::of_config;
+use crate::claims::Claim;
+use crate::cli::Options;
+use crate::config::{Door, Runtime};
 use crate::cpulist::CpuSet;
 use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
-use crate::oci_config::{OciConfig, STAGES};
-use crate::request;
-use crate::runtime_line::RuntimeLine;
+use crate::oci::{shown_id, usable_id};
+use crate::oci_config::{OciConfig, Pinning, STAGES};
+use crate::placement::{self, reserve};
+use crate::request::{self, Mems, Request};
+use crate::runtime_line::{CgroupManager, RuntimeLine};
 use crate::system_log::{self, Severity};
+use crate::text::Shown;
 use crate::topology;
 
 /// The runtimes that are taken, the first that is there, where the configuration names none.
@@ -26,14 +36,17 @@ const RUNTIMES: [&str; 2] = ["runc", "crun"];
 /// Becomes the runtime; returns only with what went wrong before that.
 ///
 /// # Errors
-/// A configuration that cannot be read or changed, a request that is none, no runtime.
+/// A configuration that cannot be read or changed, a request that cannot be met, no runtime.
 pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
-    let host = Host::new("/");
-    let config = Config::load(&host, None)?.runtime.unwrap_or_default();
-    let runtime = runtime(&host, &config)?;
-    prepare(&host, &line, &config, &runtime)?;
+    let settings = Settings::of_hook(&Options::default())?;
+    let host = &settings.site().host;
+    let runtime = runtime(host, settings.runtime())?;
+    let reservation = prepare(&settings, &line, &runtime)?;
     let error = Command::new(&runtime).args(arguments).exec();
+    if let Some(reservation) = reservation {
+        give_up(&settings, &reservation);
+    }
     Err(error).with_context(|| format!("execute {}", runtime.display()))
 }
 
@@ -53,47 +66,123 @@ pub fn report(arguments: &[OsString], message: &str) {
     let _ = files::append_line(&log, &entry);
 }
 
-/// Adds our hooks where the container has a request.
-fn prepare(host: &Host, line: &RuntimeLine, settings: &Runtime, runtime: &Path) -> Result<()> {
+/// Reserves CPUs where the container has a request, and writes them into its configuration.
+fn prepare(settings: &Settings, line: &RuntimeLine, runtime: &Path) -> Result<Option<Claim>> {
     let verb = line.verb.as_deref().unwrap_or_default();
     if !matches!(verb, "create" | "run" | "restore") {
-        return Ok(());
+        return Ok(None);
     }
     let path = line.config_path();
     let text = files::read_text_if_there(&path)?;
     let text = text.with_context(|| format!("there is no {}", path.display()))?;
-    let mut config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
-    let annotations = config.annotations(request::is_ours)?;
-    let Some(request) = request::from_annotations(&annotations)? else {
-        return Ok(());
+    let config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
+    let id = line.id.as_deref().unwrap_or_default();
+    let cannot = || format!("cannot start container {}", shown_id(id));
+    let annotations = config.annotations(request::is_ours).with_context(cannot)?;
+    let Some(request) = request::from_annotations(&annotations).with_context(cannot)? else {
+        return Ok(None);
     };
-    if verb == "restore" {
-        bail!(
-            "a container on CPUs of pool {} cannot be restored: start it anew",
-            request.pool
+    let pool = request.pool.clone();
+    let start = Start {
+        settings,
+        line,
+        runtime,
+        bundle: Bundle::new(path, text)?,
+    };
+    let reservation = usable_id(id).and_then(|id| start.pin(id, request));
+    reservation
+        .map(Some)
+        .with_context(|| format!("{} on CPUs of pool {pool}", cannot()))
+}
+
+/// A container with a request that is about to be made.
+struct Start<'a> {
+    settings: &'a Settings,
+    line: &'a RuntimeLine,
+    runtime: &'a Path,
+    bundle: Bundle,
+}
+
+impl Start<'_> {
+    /// Looks at everything first, then reserves, and writes last.
+    fn pin(&self, id: &str, mut request: Request) -> Result<Claim> {
+        if self.line.verb.as_deref() == Some("restore") {
+            bail!("one on CPUs of its own cannot be restored: start it anew");
+        }
+        let engine = self.engine()?;
+        let mut config = OciConfig::parse(self.bundle.found())?;
+        let visitor = Visitor {
+            door: Door::Shim,
+            engine,
+        };
+        visitor.may_use(self.settings.pools().get(&request.pool), |mark| {
+            Ok(config.annotations(|key| key == mark)?.remove(mark))
+        })?;
+        refuse_chosen(&config, &request)?;
+        self.bundle.ensure_writable()?;
+        runs_our_hooks(self.runtime)?;
+        let program = std::env::current_exe().context("find out where this program is")?;
+        let program = program.to_str();
+        let program = program.context("the path of this program is no UTF-8")?;
+        let site = self.settings.site_with_processes()?;
+        request.locality.rather_near = nodes_near(&site.host, &config)?;
+        let by_systemd = self.line.cgroups == CgroupManager::Systemd;
+        let group = of_config::path(config.cgroups_path(), by_systemd);
+
+        let reservation = reserve(site, id, group.as_deref(), &request)?;
+        let pinning = Pinning {
+            program,
+            engine: engine.map(Engine::word),
+            nonce: reservation.nonce.as_deref().unwrap_or_default(),
+            lists: &reservation.lists,
+            cpus: &reservation.cpus,
+            mems: &reservation.mems,
+            has_cgroup: self.line.cgroups != CgroupManager::Disabled,
+        };
+        let written = config
+            .pin(&pinning)
+            .and_then(|()| self.bundle.write(&config.print()?));
+        if written.is_err() {
+            give_up(self.settings, &reservation);
+        }
+        written.map(|()| reservation)
+    }
+
+    /// The engine of the configuration, whose marks count.
+    fn engine(&self) -> Result<Option<Engine>> {
+        let Some(word) = &self.settings.runtime().engine else {
+            return Ok(None);
+        };
+        let engine = Engine::ALL.into_iter().find(|engine| engine.word() == word);
+        let engine = engine.context(
+            "runtime.engine in Pinfold's configuration is none of podman, crio, containerd and docker",
+        )?;
+        Ok(Some(engine))
+    }
+}
+
+/// Where that fails too, the CPUs are free once this process has ended.
+fn give_up(settings: &Settings, reservation: &Claim) {
+    if let Err(error) = placement::give_up(settings.site(), reservation) {
+        log::warn!(
+            "give back what was reserved for {}: {error:#}",
+            reservation.id
         );
     }
-    let engine = settings.engine.as_deref();
-    ensure!(
-        engine.is_none_or(|engine| Engine::ALL.iter().any(|known| known.word() == engine)),
-        "runtime.engine in Pinfold's configuration is none of podman, crio, containerd and docker"
-    );
-    runs_our_hooks(runtime)?;
-    let own = std::env::current_exe().context("find out where this program is")?;
-    let own = own
-        .to_str()
-        .with_context(|| format!("{} is no UTF-8", own.display()))?;
-    let near = nodes_near(host, &config)?;
-    if config
-        .add_hooks(own, engine, &near)
-        .with_context(|| path.display().to_string())?
-    {
-        let like = path
-            .metadata()
-            .with_context(|| format!("look at {}", path.display()))?;
-        files::replace_like(&path, config.print()?.as_bytes(), &like)?;
-    }
-    Ok(())
+}
+
+/// One request, one place.
+fn refuse_chosen(config: &OciConfig, request: &Request) -> Result<()> {
+    let mems = config.chosen_mems().filter(|_| request.mems == Mems::Local);
+    let (what, value) = match (config.chosen_cpus(), mems) {
+        (Some(cpus), _) => ("CPUs", cpus),
+        (None, Some(mems)) => ("memory nodes", mems),
+        (None, None) => return Ok(()),
+    };
+    bail!(
+        "its configuration already sets the {what} {}: drop that (--cpuset-cpus, --cpuset-mems, resources.cpu), or the pool",
+        Shown(value)
+    )
 }
 
 /// The NUMA nodes of the container's devices; those that the kernel tells no node of have none.

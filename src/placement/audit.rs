@@ -87,14 +87,16 @@ impl Look<'_> {
                 claim.pool
             )));
         }
-        let group = self.hierarchy.group(&claim.cgroup.path)?;
-        if group.inode()? == Some(claim.cgroup.inode) && claim.cgroup.confined {
-            let cpus = cpuset::effective_cpus(&group)?.unwrap_or_default();
-            if cpus != claim.cpus {
-                return Ok(Some(format!(
-                    "{id} holds the CPUs {} and may run on {cpus}",
-                    claim.cpus
-                )));
+        if let Some(claimed) = claim.confining_group() {
+            let group = self.hierarchy.group(&claimed.path)?;
+            if group.inode()? == Some(claimed.inode) {
+                let cpus = cpuset::effective_cpus(&group)?.unwrap_or_default();
+                if cpus != claim.cpus {
+                    return Ok(Some(format!(
+                        "{id} holds the CPUs {} and may run on {cpus}",
+                        claim.cpus
+                    )));
+                }
             }
         }
         for list in &claim.lists {

@@ -343,7 +343,7 @@ impl Books<'_> {
         if after != *claim {
             self.ledger.rewrite(claim, &after)?;
         }
-        let Some(group) = self.group_of(&after)?.filter(|_| after.cgroup.confined) else {
+        let Some(group) = self.confined_group_of(&after)? else {
             return Ok(());
         };
         // Telling systemd takes time, and others wait for the lock.

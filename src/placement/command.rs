@@ -7,14 +7,13 @@ use anyhow::{Context, Result, bail};
 
 use super::give::{Applicant, Place};
 use super::life::Life;
-use super::pick::want;
+use super::pick::Wish;
 use super::{Books, Site};
 use crate::cgroup::Hierarchy;
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::process::Process;
 use crate::request::Request;
-use crate::topology;
 
 /// How long recording a command's process waits for the lock.
 const RECORD_PATIENCE: Duration = Duration::from_secs(2);
@@ -42,22 +41,18 @@ pub fn pin_command(site: &Site, request: &Request, confined: bool) -> Result<Com
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
     let id = format!("isolate-{pid}");
     let hierarchy = Hierarchy::discover(host)?;
-    let online = topology::online(host)?;
-    let want = want(host, request)?;
-    let kind = OwnerKind::Process;
+    let wish = Wish::of(host, request)?;
     let books = site.open_books(hierarchy)?;
     let group = books.new_group(&id, process)?;
     let procs_file = group.procs_file();
     let place = Place::Entered { group, confined };
-    let claim = books.give(&Applicant {
+    let applicant = Applicant {
         id: &id,
-        kind,
+        kind: OwnerKind::Process,
         process,
-        request,
-        want,
         place,
-        online,
-    })?;
+    };
+    let claim = books.give(&applicant, &wish)?;
     Ok(CommandPlace {
         cpus: claim.cpus.clone(),
         lists: claim.lists.clone(),

@@ -2,33 +2,51 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::give::{Applicant, Place, gone};
+use super::give::{Applicant, Place, Share, gone};
 use super::life::Life;
-use super::pick::want;
+use super::pick::Wish;
 use super::{Books, Site};
-use crate::cgroup::{Group, Hierarchy, systemd};
+use crate::cgroup::{Group, Hierarchy, cpuset, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::process::Process;
 use crate::request::{Request, Size};
-use crate::topology;
 
-/// Gives a container the CPUs that it asks for and confines it to them before its first instruction.
-///
-/// `pid` is its first process, which waits for us. Doing it twice is doing it once.
+/// A container that is about to start.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its first process, which waits for us.
+    pub pid: i32,
+    /// What tells the reservation that [`super::reserve`] made for it, if one was made.
+    pub reservation: Option<&'a str>,
+}
+
+/// What there is already of a container that starts.
+#[derive(Default)]
+struct Standing {
+    /// Its claim: the hook ran for this process before.
+    pinned: Option<Claim>,
+    /// What was reserved for it, and is not taken over, or not wholly.
+    reserved: Option<Claim>,
+}
+
+/// Gives a container the CPUs that it asks for, or that were reserved for it, and confines it to them before its first
+/// instruction. Doing it twice is doing it once.
 ///
 /// # Errors
-/// A request that cannot be met, and anything about the host, the pool directory or the claims that
-/// cannot be trusted or used; nothing stays changed then.
-pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Result<Claim> {
+/// A request that cannot be met, a reservation that is gone, and anything about the host, the pool directory or the
+/// claims that cannot be trusted or used; nothing stays changed then.
+pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Claim> {
     let host = &site.host;
+    let pid = start.pid;
     let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
     let hierarchy = Hierarchy::discover(host)?;
     let group = hierarchy.group_of(host, pid)?.with_context(|| gone(pid))?;
     let ours = hierarchy.group_of(host, std::process::id() as i32)?;
     let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
-    let online = topology::online(host)?;
-    let want = want(host, request)?;
+    let wish = Wish::of(host, request)?;
 
     let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
@@ -37,29 +55,47 @@ pub fn pin_container(site: &Site, id: &str, pid: i32, request: &Request) -> Resu
         Place::Own(group)
     } else {
         Place::Moved {
-            to: books.new_group(id, process)?,
+            to: books.new_group(start.id, process)?,
             from: group,
         }
     };
-    let group = place.group().clone();
-    let claim = match books.prepare(id, process, &place)? {
-        Some(claim) => books.confirm(claim, request, &place)?,
-        None => books.give(&Applicant {
-            id,
-            kind: OwnerKind::Container,
-            process,
-            request,
-            want,
-            place,
-            online,
-        })?,
+    let applicant = Applicant {
+        id: start.id,
+        kind: OwnerKind::Container,
+        process,
+        place,
+    };
+    let group = applicant.place.group();
+    let found = cpuset::masks(group)?.unwrap_or_default();
+    let Standing { pinned, reserved } = books.prepare(start, &applicant)?;
+    let claim = match (pinned, reserved) {
+        (Some(claim), reserved) => {
+            books.confirm(claim, reserved.as_ref(), request, &applicant.place)?
+        }
+        (None, Some(reservation)) => books.hand_over(&reservation, request, &applicant)?,
+        (None, None) => {
+            ensure!(
+                start.reservation.is_none(),
+                "what pinfold-runtime reserved for it is gone: start it again"
+            );
+            books.give(&applicant, &wish)?
+        }
     };
     // systemd takes its time, and nobody else has to wait for it.
     drop(books);
+    // The runtime has confined it and told systemd so, as its configuration says.
+    if start.reservation.is_some()
+        && found
+            .cpus
+            .parse()
+            .is_ok_and(|cpus: CpuSet| cpus == claim.cpus)
+    {
+        return Ok(claim);
+    }
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
-    match systemd::tell(host, &group, &claim.cpus, mems) {
+    match systemd::tell(host, group, &claim.cpus, mems) {
         Ok(false) => Ok(claim),
-        told => site.open_books(hierarchy)?.agree(&claim, &group, told),
+        told => site.open_books(hierarchy)?.agree(&claim, group, told),
     }
 }
 
@@ -82,29 +118,34 @@ impl Books<'_> {
         Ok(now)
     }
 
-    /// Settles older claims that this start proves dead, or that are of the same id; returns the claim of
-    /// this very process, if it has one already.
-    fn prepare(&self, id: &str, process: Process, place: &Place) -> Result<Option<Claim>> {
-        if let Place::Own(group) = place {
+    /// Settles older claims that this start proves dead, or that are of the same id; returns what there is of this
+    /// very start already.
+    fn prepare(&self, start: Start<'_>, applicant: &Applicant<'_>) -> Result<Standing> {
+        let process = applicant.process;
+        if let Place::Own(group) = &applicant.place {
             self.supersede(group, process)?;
         }
-        for entry in self.ledger.of_id(id)? {
+        let mut standing = Standing::default();
+        for entry in self.ledger.of_id(start.id)? {
             match entry {
-                Entry::Claim(claim) if claim.owner == process && claim.boot_id == self.boot_id => {
-                    return Ok(Some(*claim));
+                Entry::Claim(claim) if claim.boot_id == self.boot_id && claim.owner == process => {
+                    standing.pinned = Some(*claim);
                 }
-                Entry::Claim(claim) => {
-                    // What is left of an earlier container of this id is not this one's trouble.
-                    if let Err(error) = self.free_if_gone(&claim) {
-                        log::warn!("{} counts as held: {error:#}", claim.id);
-                    }
+                // Whoever made it may have gone meanwhile (crun run --detach): nobody else has had the lists since.
+                Entry::Claim(claim)
+                    if claim.boot_id == self.boot_id
+                        && claim.nonce.is_some()
+                        && claim.nonce.as_deref() == start.reservation =>
+                {
+                    standing.reserved = Some(*claim);
                 }
+                Entry::Claim(claim) => self.free_earlier(&claim),
                 Entry::Opaque { path, reason } => {
                     log::warn!("the claim {} counts as held: {reason}", path.display());
                 }
             }
         }
-        Ok(None)
+        Ok(standing)
     }
 
     /// A runtime that was killed leaves a group with our mask in it, and the next container of that path
@@ -131,28 +172,69 @@ impl Books<'_> {
     }
 
     /// The hook ran for this process before: an engine runs `prestart` as `createRuntime` too, or killed the first.
-    fn confirm(&self, claim: Claim, request: &Request, place: &Place) -> Result<Claim> {
-        let agrees = match request.size {
-            Size::Lists(lists) => claim.lists.len() == lists,
-            Size::Cpus(cpus) => claim.cpus.len() >= cpus,
-        };
+    fn confirm(
+        &self,
+        claim: Claim,
+        reserved: Option<&Claim>,
+        request: &Request,
+        place: &Place,
+    ) -> Result<Claim> {
+        ensure_same_request(&claim, request)?;
+        let group = self.group_of(&claim)?;
         ensure!(
-            claim.pool == request.pool && agrees,
-            "it has {} of pool {} since a moment ago, and now {} of pool {} asked for: ask once",
-            claim.cpus,
-            claim.pool,
-            request.size,
-            request.pool
-        );
-        ensure!(
-            place.group().path() == claim.cgroup.path && self.group_of(&claim)?.is_some(),
-            "it was pinned in the cgroup {} a moment ago, and is in another now: let one tool move it",
-            claim.cgroup.path
+            group.is_some_and(|(group, _)| group.path() == place.group().path()),
+            "it was pinned in another cgroup a moment ago: let one tool move it"
         );
         let done = self
-            .record_instead_of(&[], &claim)
+            .record_again(&claim, reserved)
             .and_then(|()| self.confine(&claim, place));
         self.undo_on_error(done, &claim)?;
         Ok(claim)
     }
+
+    /// Makes sure of a record, and that nobody holds its lists for it any more.
+    fn record_again(&self, claim: &Claim, instead_of: Option<&Claim>) -> Result<()> {
+        let before = instead_of.map(Claim::pids).unwrap_or_default();
+        self.record_instead_of(&before, claim)?;
+        instead_of.map_or(Ok(()), |former| self.ledger.remove(former))
+    }
+
+    /// Gives a container what was reserved for it: the group that the runtime has confined already goes back to what its
+    /// parents allow, should it outlive the container.
+    fn hand_over(
+        &self,
+        reservation: &Claim,
+        request: &Request,
+        applicant: &Applicant<'_>,
+    ) -> Result<Claim> {
+        ensure_same_request(reservation, request)?;
+        let before = match &applicant.place {
+            Place::Own(group) => cpuset::inherited(group)?,
+            other => cpuset::masks(other.group())?.unwrap_or_default(),
+        };
+        let share = Share {
+            pool: reservation.pool.clone(),
+            lists: reservation.lists.clone(),
+            cpus: reservation.cpus.clone(),
+            mems: reservation.mems.clone(),
+        };
+        self.grant(applicant, share, before, Some(reservation))
+    }
+}
+
+/// A container is asked about more than once where more than one hook is run for it: each has to ask for the same.
+fn ensure_same_request(claim: &Claim, request: &Request) -> Result<()> {
+    let agrees = match request.size {
+        Size::Lists(lists) => claim.lists.len() == lists,
+        Size::Cpus(cpus) => claim.cpus.len() >= cpus,
+    };
+    ensure!(
+        claim.pool == request.pool && agrees,
+        "it has {} of pool {} since a moment ago, and now {} of pool {} asked for: ask once",
+        claim.cpus,
+        claim.pool,
+        request.size,
+        request.pool
+    );
+    Ok(())
 }

@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Books;
+use super::pick::Wish;
 use crate::cgroup::Group;
-use crate::cgroup::cpuset::{self, Masks};
-use crate::choose::Want;
+use crate::cgroup::cpuset::{self, Bound, Masks};
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 use crate::cpulist::CpuSet;
 use crate::pools::TasksChange;
@@ -15,18 +15,23 @@ use crate::process::{self, Process};
 use crate::request::{Mems, Request};
 use crate::topology;
 
-/// Somebody who asks for CPUs, with everything about it that can be known without the lock.
+/// Somebody who gets CPUs, with everything about it that can be known without the lock.
 pub(super) struct Applicant<'a> {
     /// The container's id, or `isolate-<pid>`.
     pub(super) id: &'a str,
     pub(super) kind: OwnerKind,
     pub(super) process: Process,
-    pub(super) request: &'a Request,
-    /// What that is on this machine.
-    pub(super) want: Want,
     pub(super) place: Place,
-    /// What the machine can run on now.
-    pub(super) online: CpuSet,
+}
+
+/// What an owner gets.
+pub(super) struct Share {
+    pub(super) pool: String,
+    /// The directory names of the lists, by first CPU.
+    pub(super) lists: Vec<String>,
+    pub(super) cpus: CpuSet,
+    /// Empty where the memory nodes are left alone.
+    pub(super) mems: CpuSet,
 }
 
 /// Where an owner is confined.
@@ -50,9 +55,8 @@ impl Place {
 }
 
 impl Books<'_> {
-    /// Gives an applicant its CPU lists. The record comes before the kernel: whoever is killed in between
-    /// leaves a record whose process is dead. On an error nothing stays changed.
-    pub(super) fn give(&self, applicant: &Applicant<'_>) -> Result<Claim> {
+    /// Gives an applicant what it wishes. On an error nothing stays changed.
+    pub(super) fn give(&self, applicant: &Applicant<'_>, wish: &Wish<'_>) -> Result<Claim> {
         let group = applicant.place.group();
         let bound = match &applicant.place {
             Place::Own(group) => cpuset::bound(group)?,
@@ -61,64 +65,91 @@ impl Books<'_> {
         };
         let before = cpuset::masks(group)?.unwrap_or_default();
         if let Place::Own(group) = &applicant.place {
-            refuse_chosen_cpus(group, &before, applicant.request)?;
+            refuse_chosen_cpus(group, &before, wish.request)?;
         }
-        let picked = self.pick(
-            applicant.request,
-            &applicant.want,
-            &applicant.online,
-            &bound,
-        )?;
+        let share = self.share(wish, &bound)?;
+        self.grant(applicant, share, before, None)
+    }
+
+    /// Picks what a wish is to get.
+    pub(super) fn share(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Share> {
+        let picked = self.pick(wish, bound)?;
         let cpus = picked.cpus();
-        let mems = match applicant.request.mems {
+        let mems = match wish.request.mems {
             Mems::Inherit => CpuSet::new(),
             Mems::Local => topology::local_memory_nodes(self.host, &cpus)?,
         };
-        let made = !matches!(applicant.place, Place::Own(_));
-        if made {
-            group.make()?;
-        }
-        let inode = group.inode()?.context("the cgroup is gone")?;
-        let claim = Claim {
-            version: VERSION,
-            id: applicant.id.to_owned(),
-            kind: applicant.kind,
-            boot_id: self.boot_id.clone(),
-            owner: applicant.process,
-            processes: vec![applicant.process],
+        Ok(Share {
             lists: picked.names(),
             pool: picked.pool.name,
             cpus,
             mems,
-            cgroup: ClaimedGroup {
-                path: group.path().to_owned(),
-                inode,
-                made,
-                confined: !matches!(
-                    applicant.place,
-                    Place::Entered {
-                        confined: false,
-                        ..
-                    }
-                ),
-                before: Before {
-                    cpus: before.cpus,
-                    mems: before.mems,
-                },
-                moved_from: match &applicant.place {
-                    Place::Moved { from, .. } => Some(from.path().to_owned()),
-                    _ => None,
-                },
+        })
+    }
+
+    /// Gives an applicant its share, instead of whoever held it for it. The record comes before the kernel: whoever is
+    /// killed in between leaves a record whose process is dead. On an error nothing stays changed.
+    pub(super) fn grant(
+        &self,
+        applicant: &Applicant<'_>,
+        share: Share,
+        before: Masks,
+        instead_of: Option<&Claim>,
+    ) -> Result<Claim> {
+        let place = &applicant.place;
+        let group = place.group();
+        let made = !matches!(place, Place::Own(_));
+        if made {
+            group.make()?;
+        }
+        let inode = group.inode()?.context("the cgroup is gone")?;
+        let claimed = ClaimedGroup {
+            path: group.path().to_owned(),
+            inode,
+            made,
+            confined: !matches!(
+                place,
+                Place::Entered {
+                    confined: false,
+                    ..
+                }
+            ),
+            before: Before {
+                cpus: before.cpus,
+                mems: before.mems,
             },
-            since: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
+            moved_from: match place {
+                Place::Moved { from, .. } => Some(from.path().to_owned()),
+                _ => None,
+            },
         };
+        let mut claim = self.claim(applicant.kind, applicant.id, applicant.process, share);
+        claim.cgroup = Some(claimed);
         let done = self
-            .record(&claim)
-            .and_then(|()| self.confine(&claim, &applicant.place));
+            .record(&claim, instead_of)
+            .and_then(|()| self.confine(&claim, place));
         self.undo_on_error(done, &claim)?;
         Ok(claim)
+    }
+
+    /// The record of an owner that has no group yet.
+    pub(super) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, share: Share) -> Claim {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Claim {
+            version: VERSION,
+            id: id.to_owned(),
+            kind,
+            nonce: None,
+            boot_id: self.boot_id.clone(),
+            owner,
+            processes: vec![owner],
+            lists: share.lists,
+            pool: share.pool,
+            cpus: share.cpus,
+            mems: share.mems,
+            cgroup: None,
+            since: now.map_or(0, |now| now.as_secs()),
+        }
     }
 
     /// On an error nothing stays changed.
@@ -131,10 +162,13 @@ impl Books<'_> {
         done
     }
 
-    /// The intent first, then the commit that other tools see.
-    fn record(&self, claim: &Claim) -> Result<()> {
+    /// The intent first, then the commit that other tools see. Whoever held the lists for this owner goes last: until
+    /// then each of their numbers in `tasks` has its claim.
+    pub(super) fn record(&self, claim: &Claim, instead_of: Option<&Claim>) -> Result<()> {
         self.ledger.write(claim)?;
-        self.change_tasks(claim, &[], &claim.pids())
+        let before = instead_of.map(Claim::pids).unwrap_or_default();
+        self.change_tasks(claim, &before, &claim.pids())?;
+        instead_of.map_or(Ok(()), |former| self.ledger.remove(former))
     }
 
     /// Puts the claim's processes into `tasks` of each of its lists where they are missing, for another tool may have
@@ -178,10 +212,10 @@ impl Books<'_> {
     pub(super) fn confine(&self, claim: &Claim, place: &Place) -> Result<()> {
         let group = place.group();
         cpuset::enable(group)?;
-        if claim.cgroup.made {
+        if claim.cgroup.as_ref().is_some_and(|group| group.made) {
             cpuset::inherit(group)?;
         }
-        if claim.cgroup.confined {
+        if claim.confining_group().is_some() {
             let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
             cpuset::confine(group, &claim.cpus, mems)?;
         }

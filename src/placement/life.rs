@@ -41,8 +41,11 @@ pub(super) fn life_of(
             return Ok(Life::Recorded);
         }
     }
-    let group = hierarchy.group(&claim.cgroup.path)?;
-    if group.inode()? != Some(claim.cgroup.inode) {
+    let Some(claimed) = &claim.cgroup else {
+        return Ok(Life::Gone);
+    };
+    let group = hierarchy.group(&claimed.path)?;
+    if group.inode()? != Some(claimed.inode) {
         return Ok(Life::Gone);
     }
     let pids = match group.all_pids() {

@@ -15,6 +15,7 @@ mod pick;
 mod reconcile;
 mod refusal;
 mod release;
+mod reserve;
 mod survey;
 mod take_back;
 
@@ -27,11 +28,12 @@ use anyhow::{Result, bail};
 pub use audit::{Audit, audit};
 pub use change::{Change, Changed, change};
 pub use command::{CommandPlace, pin_command};
-pub use container::pin_container;
+pub use container::{Start, pin_container};
 pub use explain::{Explanation, Taken, explain};
 pub use init::{Existing, Made, init};
 pub use reconcile::{Reclaimed, Report, reconcile};
 pub use release::{Release, force_release, release};
+pub use reserve::{give_up, reserve};
 pub use survey::{ListState, Owner, Survey, SurveyedList, SurveyedPool, survey};
 
 use life::Life;

@@ -41,6 +41,25 @@ impl Picked {
     }
 }
 
+/// A request, with everything about it that can be known without the lock.
+pub(super) struct Wish<'a> {
+    pub(super) request: &'a Request,
+    /// What that is on this machine.
+    pub(super) want: Want,
+    /// What the machine can run on now.
+    pub(super) online: CpuSet,
+}
+
+impl<'a> Wish<'a> {
+    pub(super) fn of(host: &Host, request: &'a Request) -> Result<Wish<'a>> {
+        Ok(Wish {
+            request,
+            want: want(host, request)?,
+            online: topology::online(host)?,
+        })
+    }
+}
+
 /// What a request wants of this machine: the device that it names has a place here.
 pub(super) fn want(host: &Host, request: &Request) -> Result<Want> {
     let near = match &request.locality.near {
@@ -58,13 +77,12 @@ pub(super) fn want(host: &Host, request: &Request) -> Result<Want> {
 
 impl Books<'_> {
     /// Picks; where dead owners are in the way, frees what they hold and picks again.
-    pub(super) fn pick(
-        &self,
-        request: &Request,
-        want: &Want,
-        online: &CpuSet,
-        bound: &Bound,
-    ) -> Result<Picked> {
+    pub(super) fn pick(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Picked> {
+        let Wish {
+            request,
+            want,
+            online,
+        } = wish;
         let reach = Reach {
             online: online.clone(),
             allowed: bound.cpus.clone(),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::life::Life;
 use super::{Books, Site};
 use crate::cgroup::{Group, Hierarchy, cpuset};
-use crate::claims::{Claim, Entry, OwnerKind};
+use crate::claims::{Claim, Entry};
 use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::Process;
 use crate::topology;
@@ -180,7 +180,7 @@ impl Books<'_> {
     /// cpuset for good, and moves the processes of one that has none left to a group above (kernel:
     /// cgroup-v1/cpusets.rst). CPUs that are offline are waited for.
     pub(super) fn keep_confined(&self, claim: &Claim) -> Result<()> {
-        let Some(group) = self.group_of(claim)?.filter(|_| claim.cgroup.confined) else {
+        let Some(group) = self.confined_group_of(claim)? else {
             return Ok(());
         };
         let cpus = claim.cpus.intersection(&topology::online(self.host)?);
@@ -204,9 +204,7 @@ impl Books<'_> {
 
     /// The owner's processes that the kernel moved to a group above its own.
     fn bring_back(&self, claim: &Claim, group: &Group) -> Result<()> {
-        // `isolate` itself runs beside its command's group.
-        let moved =
-            |process: &&Process| claim.kind != OwnerKind::Process || **process != claim.owner;
+        let moved = |process: &&Process| !claim.is_beside(**process);
         for process in claim.processes.iter().filter(moved) {
             let now = self.hierarchy.group_of(self.host, process.pid)?;
             let is_above = now.is_some_and(|now| now.is_above(group));

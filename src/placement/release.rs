@@ -4,7 +4,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{Books, Site};
 use crate::cgroup::{Hierarchy, cpuset};
-use crate::claims::{Claim, Entry, Ledger, OwnerKind};
+use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
 use crate::pools::Kind;
 use crate::process::{self, Process};
@@ -94,7 +94,7 @@ fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
 
 impl Books<'_> {
     fn let_out(&self, claim: &Claim) -> Result<()> {
-        let Some(group) = self.group_of(claim)? else {
+        let Some((group, _)) = self.group_of(claim)? else {
             // Whoever lives on has left the group that confined it.
             return Ok(());
         };
@@ -118,15 +118,10 @@ impl Books<'_> {
         self.set_cpus(&group, &outside, &CpuSet::new())
     }
 
-    /// No process that stands for the owner may still run on what it gives up; `isolate` itself never did.
+    /// No process that stands for the owner may still run on what it gives up.
     fn ensure_out(&self, claim: &Claim) -> Result<()> {
-        let is_isolate =
-            |process: &&Process| claim.kind == OwnerKind::Process && **process == claim.owner;
-        for process in claim
-            .processes
-            .iter()
-            .filter(|process| !is_isolate(process))
-        {
+        let is_inside = |process: &&Process| !claim.is_beside(**process);
+        for process in claim.processes.iter().filter(is_inside) {
             if process.is_alive(self.host)? {
                 let affinity = process::affinity(process.pid)
                     .with_context(|| format!("read the CPU affinity of process {}", process.pid))?;

@@ -211,7 +211,7 @@ impl Look<'_> {
                 .unwrap_or(&claim.owner),
         };
         let name = match claim.kind {
-            OwnerKind::Container => claim.id.clone(),
+            OwnerKind::Container | OwnerKind::Reservation => claim.id.clone(),
             OwnerKind::Process => {
                 process::name(host, process.pid).unwrap_or_else(|| claim.id.clone())
             }

@@ -6,13 +6,20 @@ use anyhow::{Result, ensure};
 use super::Books;
 use super::life::Life;
 use crate::cgroup::{Group, cpuset, systemd};
-use crate::claims::{Before, Claim};
+use crate::claims::{Before, Claim, ClaimedGroup};
 use crate::cpulist::CpuSet;
 
 impl Books<'_> {
     /// Gives back what a claim holds if its owner is gone: is it?
     pub(super) fn free_if_gone(&self, claim: &Claim) -> Result<bool> {
         Ok(self.life_of(claim)? == Life::Gone && self.give_back(claim)?)
+    }
+
+    /// The same for an earlier owner of an id: what is left of it is not the trouble of the one that has the id now.
+    pub(super) fn free_earlier(&self, claim: &Claim) {
+        if let Err(error) = self.free_if_gone(claim) {
+            log::warn!("{} counts as held: {error:#}", claim.id);
+        }
     }
 
     /// Gives back all that a dead owner's claim holds. `false`, and the claim stays, where a process has entered
@@ -22,8 +29,8 @@ impl Books<'_> {
         if let Err(error) = &restored {
             log::warn!("{}: {error:#}", claim.id);
         }
-        if let Some(group) = self.group_of(claim)? {
-            if claim.cgroup.made || !group.all_pids()?.is_empty() {
+        if let Some((group, claimed)) = self.group_of(claim)? {
+            if claimed.made || !group.all_pids()?.is_empty() {
                 self.keep_confined(claim)?;
                 return Ok(false);
             }
@@ -40,35 +47,49 @@ impl Books<'_> {
 
     /// Undoes a start that failed: its process, if it lives, goes back to where it was.
     pub(super) fn undo(&self, claim: &Claim) -> Result<()> {
-        if let (Some(from), Some(group)) = (&claim.cgroup.moved_from, self.group_of(claim)?) {
-            let from = self.hierarchy.group(from)?;
-            for pid in group.pids()? {
-                // It may have died in this moment; one that cannot go back keeps the group, and the claim.
-                if let Err(error) = from.adopt(pid) {
-                    log::info!("{error:#}");
+        if let Some((group, claimed)) = self.group_of(claim)? {
+            if let Some(from) = &claimed.moved_from {
+                let from = self.hierarchy.group(from)?;
+                for pid in group.pids()? {
+                    // It may have died in this moment; one that cannot go back keeps the group, and the claim.
+                    if let Err(error) = from.adopt(pid) {
+                        log::info!("{error:#}");
+                    }
                 }
             }
         }
         self.take_back(claim)
     }
 
-    /// The group that a claim names, if it is still that very one.
-    pub(super) fn group_of(&self, claim: &Claim) -> Result<Option<Group>> {
-        let group = self.hierarchy.group(&claim.cgroup.path)?;
-        let is_same = claim.boot_id == self.boot_id && group.inode()? == Some(claim.cgroup.inode);
-        Ok(is_same.then_some(group))
+    /// The group that a claim names, if it is still that very one, and what the claim says of it.
+    pub(super) fn group_of<'c>(
+        &self,
+        claim: &'c Claim,
+    ) -> Result<Option<(Group, &'c ClaimedGroup)>> {
+        let Some(claimed) = &claim.cgroup else {
+            return Ok(None);
+        };
+        let group = self.hierarchy.group(&claimed.path)?;
+        let is_same = claim.boot_id == self.boot_id && group.inode()? == Some(claimed.inode);
+        Ok(is_same.then_some((group, claimed)))
+    }
+
+    /// That group, where it confines its processes.
+    pub(super) fn confined_group_of(&self, claim: &Claim) -> Result<Option<Group>> {
+        let found = self.group_of(claim)?;
+        Ok(found.and_then(|(group, claimed)| claimed.confined.then_some(group)))
     }
 
     fn restore_group(&self, claim: &Claim) -> Result<()> {
-        let Some(group) = self.group_of(claim)? else {
+        let Some((group, claimed)) = self.group_of(claim)? else {
             return Ok(());
         };
-        if claim.cgroup.made {
+        if claimed.made {
             let path = group.path();
             ensure!(group.remove()?, "the cgroup {path} still holds processes");
             return Ok(());
         }
-        let Before { cpus, mems } = &claim.cgroup.before;
+        let Before { cpus, mems } = &claimed.before;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
         // The unit may be gone already.
         let none = CpuSet::new();

@@ -370,7 +370,18 @@ fn the_shim_adds_what_pins(world: &World, engine: Engine) {
             shim(&["start", "pinned"]).ok();
             assert_eq!(machine.affinity("state-pinned"), "1");
         }
-        assert_eq!(world.claims().len(), 1, "round {round}");
+        let claim = world.claim_of("pinned");
+        assert_eq!(claim["kind"], "container", "round {round}");
+        let pid = claim["owner"]["pid"].as_i64().expect("a pid");
+        assert_eq!(world.tasks("dp", "1"), [pid as i32], "round {round}");
+        if round % 10 == 0 {
+            process::eventually("the container knows its CPUs", || {
+                let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).ok()?;
+                let variables = ["KCM_CPUS_ASSIGNED=1\0", "KCM_CPUS_ASSIGNED_MASK=2\0"];
+                let has = |variable: &&str| environment.contains(*variable);
+                variables.iter().all(has).then_some(())
+            });
+        }
         shim(&["delete", "-f", "pinned"]).ok();
         world.assert_all_free(&format!("after round {round}"));
     }
@@ -379,6 +390,27 @@ fn the_shim_adds_what_pins(world: &World, engine: Engine) {
         text.matches("\"args\":[\"pinfold\",\"hook\"").count()
     };
     assert_eq!(hooks(&pinned), 2, "never doubled");
+
+    // Somebody changes what was written: that is what counts, and nothing is doubled.
+    let config = pinned.join("config.json");
+    let written = std::fs::read_to_string(&config).expect("read config.json");
+    let changed = written.replace("\"cwd\":\"/\"", "\"cwd\":\"/tmp\"");
+    assert_ne!(changed, written);
+    std::fs::write(&config, changed).expect("write config.json");
+    create(&pinned, "pinned").ok();
+    assert_eq!(hooks(&pinned), 2, "never doubled");
+    shim(&["delete", "-f", "pinned"]).ok();
+    // CPUs of its own choice are one place too many.
+    let written = std::fs::read_to_string(&config).expect("read config.json");
+    std::fs::write(&config, written.replace("\"cpus\":\"1\"", "\"cpus\":\"0\""))
+        .expect("write config.json");
+    let ran = create(&pinned, "pinned").exits(1);
+    assert!(
+        ran.stderr
+            .contains("cannot start container pinned on CPUs of pool dp: its configuration already sets the CPUs"),
+        "{ran}"
+    );
+    world.assert_all_free("after a refusal");
 
     // Whatever has no request is handed on as it is.
     let before = std::fs::read(plain.join("config.json")).expect("read config.json");

@@ -1,0 +1,79 @@
+//! Who may use which pool: the rules of the configuration, for the hook and the shim alike.
+
+use anyhow::{Result, bail, ensure};
+
+use crate::config::{Door, PoolRules};
+use crate::engines::Engine;
+use crate::request;
+use crate::text::Shown;
+
+/// How a request came to us.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Visitor {
+    /// The way in which the pool is asked for.
+    pub(super) door: Door,
+    /// The engine that runs the container, whose marks count.
+    pub(super) engine: Option<Engine>,
+}
+
+impl Visitor {
+    /// May the pool of these rules be used? `annotation` gives the value of the container's annotation of a key.
+    pub(super) fn may_use(
+        self,
+        rules: Option<&PoolRules>,
+        annotation: impl Fn(&str) -> Result<Option<String>>,
+    ) -> Result<()> {
+        let Some(rules) = rules else {
+            return Ok(());
+        };
+        if let Some(doors) = &rules.doors {
+            self.may_come_by(doors)?;
+        }
+        if let Some(allowed) = &rules.namespaces {
+            self.may_come_from(allowed, annotation)?;
+        }
+        Ok(())
+    }
+
+    fn may_come_by(self, doors: &[Door]) -> Result<()> {
+        let words: Vec<&str> = doors.iter().map(|door| door.word()).collect();
+        ensure!(
+            doors.contains(&self.door),
+            "it may not be asked for by {}: doors in the configuration has {}",
+            self.door.word(),
+            match words.as_slice() {
+                [] => "none".to_owned(),
+                words => words.join(", "),
+            }
+        );
+        Ok(())
+    }
+
+    /// Its engine's own mark says which namespace a container is of.
+    fn may_come_from(
+        self,
+        allowed: &[String],
+        annotation: impl Fn(&str) -> Result<Option<String>>,
+    ) -> Result<()> {
+        let mark = match self.engine {
+            Some(Engine::Containerd) => request::CONTAINERD_NAMESPACE,
+            Some(Engine::Crio) => request::CRIO_NAMESPACE,
+            Some(Engine::Podman | Engine::Docker) => {
+                bail!("only pods of Kubernetes may use it: ask for another pool")
+            }
+            None => bail!(
+                "only pods of some namespaces may use it, and the hook does not say which engine runs it: add --engine to its arguments (pinfold install)"
+            ),
+        };
+        match annotation(mark)? {
+            Some(namespace) if allowed.contains(&namespace) => Ok(()),
+            Some(namespace) => bail!(
+                "its namespace {} may not use it: ask for another pool, or have it added to namespaces in the configuration",
+                Shown(&namespace)
+            ),
+            None => bail!(
+                "it has no mark {mark} of its namespace, and only pods of some namespaces may use it"
+            ),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Reserving CPUs for a container that a runtime is about to make: under our own process, which becomes that runtime.
+
+use anyhow::{Context, Result};
+
+use super::pick::Wish;
+use super::{Books, Site};
+use crate::cgroup::{Hierarchy, cpuset};
+use crate::claims::{Claim, Entry, OwnerKind};
+use crate::process::{self, Process};
+use crate::request::Request;
+
+/// Reserves what a container asks for, until its createRuntime hook takes it over, or this process ends; that is told by
+/// the claim's nonce. `group` is the path of the cgroup that the runtime will make for it, where that is known: the groups
+/// above it say which CPUs it can have.
+///
+/// # Errors
+/// As for a container that is pinned.
+pub fn reserve(site: &Site, id: &str, group: Option<&str>, request: &Request) -> Result<Claim> {
+    let host = &site.host;
+    let pid = std::process::id() as i32;
+    let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
+    let hierarchy = Hierarchy::discover(host)?;
+    let group = match group {
+        Some(path) => hierarchy.group(path)?,
+        None => hierarchy.parent_of_ours()?,
+    };
+    let wish = Wish::of(host, request)?;
+    let nonce = process::nonce(host)?;
+
+    let books = site.open_books(hierarchy)?;
+    books.free_dead_of(id)?;
+    let share = books.share(&wish, &cpuset::bound(&group)?)?;
+    let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
+    claim.nonce = Some(nonce);
+    let done = books.record(&claim, None);
+    books.undo_on_error(done, &claim)?;
+    Ok(claim)
+}
+
+/// Gives back what was reserved, where no runtime will be run.
+///
+/// # Errors
+/// What keeps the books from being opened or written: then it is free once this process has ended.
+pub fn give_up(site: &Site, reservation: &Claim) -> Result<()> {
+    let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+    books.drop_record(reservation)
+}
+
+impl Books<'_> {
+    /// Gives back what earlier containers of this id held, and reservations that led to none.
+    fn free_dead_of(&self, id: &str) -> Result<()> {
+        for entry in self.ledger.of_id(id)? {
+            if let Entry::Claim(claim) = entry {
+                self.free_earlier(&claim);
+            }
+        }
+        Ok(())
+    }
+}
