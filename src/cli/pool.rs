@@ -35,7 +35,7 @@ pub enum Action {
     Remove(Remove),
     /// Give a pool more cores, out of CPUs that are in none, or fewer
     #[command(
-        after_help = "Examples:\n  pinfold pool resize fast 6\n  pinfold pool resize common rest --dry-run\n\nAn exclusive pool gets, or loses, lists without owners. A shared pool's one list grows under its owners, who are given\nthe new CPUs at once."
+        after_help = "Examples:\n  pinfold pool resize fast 6\n  pinfold pool resize common rest --dry-run\n\nAn exclusive pool gets, or loses, lists without owners. A shared pool's one list grows under its owners, who are given\nthe new CPUs at once; where it has several lists, it gets, or loses, lists without owners too."
     )]
     Resize(Resize),
 }

@@ -9,16 +9,15 @@ use super::Settings;
 use crate::cli::Init;
 use crate::cpulist::CpuSet;
 use crate::install::refresh_cdi;
-use crate::placement::{Existing, Made, Site, init};
+use crate::placement::{Existing, Made, init, stock};
 use crate::pools::Kind;
-use crate::pools::carve::{Core, Cut};
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
-use crate::topology::{Group, Levels, isolated, online};
+use crate::pools::carve::Cut;
+use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Unit, list_name, plan};
 
 pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     let site = settings.site();
     let specs = specs(args)?;
-    let mut stock = stock(site, args.housekeeping.reserve.as_ref())?;
+    let mut stock = stock(&site.host, args.housekeeping.reserve.as_ref())?;
     if args.pool.is_empty() {
         stock.shared_isolated = Some(CONTROLPLANE.to_owned());
         // KCM knows no housekeeping CPUs.
@@ -105,26 +104,4 @@ fn kcm_specs(dataplane: usize, controlplane: usize) -> Vec<PoolSpec> {
         spec(CONTROLPLANE, Cores::Count(controlplane), Kind::Shared),
         spec("infra", Cores::Rest, Kind::Shared),
     ]
-}
-
-/// The machine's cores, and which of them are for the host's own work: those of these CPUs, or of CPU 0.
-pub(super) fn stock(site: &Site, reserve: Option<&CpuSet>) -> Result<Stock> {
-    let host = &site.host;
-    let online = online(host)?;
-    let levels = Levels::of(host, &online)?;
-    let group_of = |groups: &[Group], cpus: &CpuSet| {
-        let found = groups.iter().find(|group| !group.cpus.is_disjoint(cpus));
-        found.map_or(0, |group| group.id)
-    };
-    let core = |core: &Group| Core {
-        cpus: core.cpus.clone(),
-        node: group_of(&levels.nodes, &core.cpus),
-        cache: group_of(&levels.caches, &core.cpus),
-    };
-    Ok(Stock {
-        cores: levels.cores.iter().map(core).collect(),
-        isolated: isolated(host)?,
-        reserved: reserve.cloned().unwrap_or_else(|| CpuSet::from_iter([0])),
-        shared_isolated: None,
-    })
 }

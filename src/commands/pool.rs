@@ -7,11 +7,10 @@ use serde_json::json;
 use tabwriter::TabWriter;
 
 use super::Settings;
-use super::init::stock;
 use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
 use crate::cpulist::CpuSet;
 use crate::install::refresh_cdi;
-use crate::placement::{Change, Changed, ListState, SurveyedPool, change, survey};
+use crate::placement::{Change, Changed, ListState, SurveyedPool, change, stock, survey};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit, list_name};
@@ -114,12 +113,12 @@ fn add(args: &Add, settings: &Settings) -> Result<u8> {
             lists: args.list.clone(),
         })
     };
-    let stock = stock(settings.site(), args.housekeeping.reserve.as_ref())?;
+    let stock = stock(&settings.site().host, args.housekeeping.reserve.as_ref())?;
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 
 fn remove(args: &Remove, settings: &Settings) -> Result<u8> {
-    let stock = stock(settings.site(), None)?;
+    let stock = stock(&settings.site().host, None)?;
     let wanted = Change::Remove(args.name.clone());
     carry_out(settings, stock, &wanted, args.dry_run)
 }
@@ -139,7 +138,7 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
         cut,
         unit: Unit::Core,
     });
-    let stock = stock(settings.site(), args.housekeeping.reserve.as_ref())?;
+    let stock = stock(&settings.site().host, args.housekeeping.reserve.as_ref())?;
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 
@@ -153,11 +152,20 @@ fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool)
     if !is_trial {
         refresh_cdi(settings.site())?;
     }
-    say(&changed, is_trial)
+    let mut out = io::stdout().lock();
+    if changed.is_unknown {
+        writeln!(
+            out,
+            "there is no pool {} in {}: see pinfold pool show",
+            wanted.name(),
+            settings.site().conf_dir.display()
+        )?;
+        return Ok(0);
+    }
+    say(&mut out, &changed, is_trial)
 }
 
-fn say(changed: &Changed, is_trial: bool) -> Result<u8> {
-    let mut out = io::stdout().lock();
+fn say(out: &mut impl Write, changed: &Changed, is_trial: bool) -> Result<u8> {
     if *changed == Changed::default() {
         writeln!(out, "it is so already")?;
         return Ok(0);
@@ -181,6 +189,28 @@ fn say(changed: &Changed, is_trial: bool) -> Result<u8> {
     }
     for owner in &changed.owners {
         writeln!(out, "{give} the CPUs to {}", Shown(owner))?;
+    }
+    if let Some((from, to)) = &changed.renamed {
+        for pid in &changed.strangers {
+            let (from, to) = (list_name(from), list_name(to));
+            writeln!(
+                out,
+                "process {pid} keeps its CPUs: another tool put it into {from}, have that tool give it {to}"
+            )?;
+        }
+    }
+    match changed.siblings.len() {
+        0 => {}
+        1 => writeln!(
+            out,
+            "CPU {} shares a core with the pool and is in none: it is the next that the pool gets",
+            changed.siblings
+        )?,
+        _ => writeln!(
+            out,
+            "CPUs {} share cores with the pool and are in none: they are the next that the pool gets",
+            changed.siblings
+        )?,
     }
     Ok(0)
 }

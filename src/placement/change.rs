@@ -4,11 +4,12 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Books, Site};
-use crate::cgroup::{Hierarchy, cpuset};
-use crate::claims::{Claim, Entry};
+use crate::cgroup::Hierarchy;
+use crate::claims::Entry;
 use crate::cpulist::CpuSet;
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
-use crate::pools::{CpuList, Kind, Pool};
+use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
+use crate::pools::resize::{Standing, cpus_of, resize};
+use crate::pools::{CpuList, Kind};
 use crate::topology;
 
 /// What is to become of the pools.
@@ -30,6 +31,8 @@ pub enum Change {
 pub struct Changed {
     /// The pool is new.
     pub is_new: bool,
+    /// The pool that was to be removed is not there.
+    pub is_unknown: bool,
     /// Lists that it got.
     pub added: Vec<CpuSet>,
     /// Lists that it lost.
@@ -38,6 +41,17 @@ pub struct Changed {
     pub renamed: Option<(CpuSet, CpuSet)>,
     /// The ids of the owners who were given other CPUs.
     pub owners: Vec<String>,
+    /// The processes that another tool put into the list that became another: they keep the CPUs that they have.
+    pub strangers: Vec<i32>,
+    /// Of a pool by threads: the CPUs that are in no pool now and share a core with it.
+    pub siblings: CpuSet,
+}
+
+impl Changed {
+    fn becomes<'a>(&'a self, list: &'a CpuSet) -> &'a CpuSet {
+        let renamed = self.renamed.as_ref().filter(|(from, _)| from == list);
+        renamed.map_or(list, |(_, to)| to)
+    }
 }
 
 /// Changes the pools; done twice it is done once. `stock` has the machine's cores; those of them that are free are found
@@ -60,7 +74,8 @@ pub fn change(site: &Site, stock: Stock, change: &Change, is_trial: bool) -> Res
 }
 
 impl Change {
-    fn name(&self) -> &str {
+    /// The pool's name.
+    pub fn name(&self) -> &str {
         match self {
             Change::Add(spec) | Change::Resize(spec) => &spec.name,
             Change::AddLists(pool) => &pool.name,
@@ -73,16 +88,15 @@ impl Books<'_> {
     fn adding(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
         if self.has_pool(&spec.name)? {
             let pool = self.directory.pool(&spec.name)?;
+            let cores = stock.cores_in(&cpus_of(&pool.lists)).len();
             let lists = match (spec.kind, spec.unit) {
                 (Kind::Shared, _) => 1,
-                (Kind::Exclusive, Unit::Core) => cores_of(&pool, stock),
-                (Kind::Exclusive, Unit::Thread) => {
-                    pool.lists.iter().map(|list| list.cpus.len()).sum()
-                }
+                (Kind::Exclusive, Unit::Core) => cores,
+                (Kind::Exclusive, Unit::Thread) => cpus_of(&pool.lists).len(),
             };
             let has_all = match spec.cores {
-                Cores::Count(count) => count == cores_of(&pool, stock),
-                Cores::Rest => self.free_of(stock)?.is_used_up(pool.kind),
+                Cores::Count(count) => count == cores,
+                Cores::Rest => stock.without(&self.taken()?).is_used_up(spec),
             };
             ensure!(
                 has_all && pool.kind == spec.kind && pool.lists.len() == lists,
@@ -91,7 +105,7 @@ impl Books<'_> {
             );
             return Ok(Changed::default());
         }
-        let planned = plan(&self.free_of(stock)?, std::slice::from_ref(spec))?;
+        let planned = plan(&stock.without(&self.taken()?), std::slice::from_ref(spec))?;
         Ok(Changed {
             is_new: true,
             added: planned.into_iter().flat_map(|pool| pool.lists).collect(),
@@ -137,7 +151,10 @@ impl Books<'_> {
 
     fn removing(&self, name: &str) -> Result<Changed> {
         if !self.has_pool(name)? {
-            return Ok(Changed::default());
+            return Ok(Changed {
+                is_unknown: true,
+                ..Changed::default()
+            });
         }
         let pool = self.directory.sound_pool(name)?;
         let mut lists = Vec::new();
@@ -158,95 +175,34 @@ impl Books<'_> {
 
     fn resizing(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
         let pool = self.directory.sound_pool(&spec.name)?;
-        let there = size(&pool, stock);
-        let more = match spec.cores {
-            Cores::Rest => Cores::Rest,
-            Cores::Count(wanted) if wanted > there => Cores::Count(wanted - there),
-            Cores::Count(wanted) if wanted < there => return self.shrinking(&pool, wanted, stock),
-            Cores::Count(_) => return self.growing(&pool, Vec::new()),
+        let owners = pool.lists.iter().map(|list| self.owner_of(list));
+        let standing = Standing {
+            pool: &pool,
+            owners: &owners.collect::<Result<Vec<_>>>()?,
+            stock,
+            taken: &self.taken()?,
         };
-        let free = self.free_of(stock)?;
-        if more == Cores::Rest && free.is_used_up(pool.kind) {
-            return self.growing(&pool, Vec::new());
-        }
-        let unit = unit_of(&pool, stock);
-        let wanted = match (more, unit) {
-            (Cores::Count(lists), Unit::Thread) => Cores::Count(lists.div_ceil(threads(stock))),
-            _ => more,
-        };
-        let spec = PoolSpec {
-            cores: wanted,
-            kind: pool.kind,
-            unit,
-            ..spec.clone()
-        };
-        let planned = plan(&free, &[spec]);
-        let planned = planned.with_context(|| format!("pool {} has {there} now", pool.name))?;
-        let mut lists: Vec<CpuSet> = planned.into_iter().flat_map(|pool| pool.lists).collect();
-        if let Cores::Count(count) = more {
-            lists.truncate(count);
-        }
-        self.growing(&pool, lists)
-    }
-
-    fn growing(&self, pool: &Pool, lists: Vec<CpuSet>) -> Result<Changed> {
-        if pool.kind == Kind::Exclusive {
-            return Ok(Changed {
-                added: lists,
-                ..Changed::default()
-            });
-        }
-        let list = the_one_list(pool)?;
-        let mut grown = list.cpus.clone();
-        lists.iter().for_each(|cpus| grown.extend(cpus));
-        let owners = self.claims_to_follow(pool, &list.name, &grown)?;
-        Ok(Changed {
-            renamed: (grown != list.cpus).then_some((list.cpus.clone(), grown)),
-            owners: owners.into_iter().map(|claim| claim.id).collect(),
+        let resized = resize(&standing, spec.cores, spec.cut)?;
+        let mut changed = Changed {
+            added: resized.added,
+            removed: resized.removed,
+            renamed: resized.renamed,
+            siblings: resized.siblings,
             ..Changed::default()
-        })
-    }
-
-    /// The last lists without owners go first; of a shared list, which nobody may own, the last cores.
-    fn shrinking(&self, pool: &Pool, wanted: usize, stock: &Stock) -> Result<Changed> {
+        };
         if pool.kind == Kind::Shared {
-            let list = the_one_list(pool)?;
-            if let Some(owner) = self.owner_of(list)? {
-                bail!(
-                    "{owner} owns {} of pool {}: a shared list with owners does not shrink; stop them first (pinfold describe)",
-                    list.name,
-                    pool.name
-                );
-            }
-            let kept = cores_in(&list.cpus, stock).take(wanted);
-            let shrunk = kept
-                .flat_map(|cpus| cpus.iter().collect::<Vec<_>>())
-                .collect();
-            return Ok(Changed {
-                renamed: Some((list.cpus.clone(), shrunk)),
-                ..Changed::default()
-            });
-        }
-        let mut owners = Vec::new();
-        let mut free = Vec::new();
-        for list in pool.lists.iter().rev() {
-            match self.owner_of(list)? {
-                Some(owner) => owners.push(format!("{owner} owns {}", list.name)),
-                None => free.push(list.cpus.clone()),
+            for list in &pool.lists {
+                let to = changed.becomes(&list.cpus).clone();
+                let claims = self.claims_to_follow(&pool, &list.name, &to)?;
+                changed
+                    .owners
+                    .extend(claims.into_iter().map(|claim| claim.id));
+                if to != list.cpus {
+                    changed.strangers.extend(self.strangers_in(list)?);
+                }
             }
         }
-        let surplus = pool.lists.len() - wanted;
-        ensure!(
-            free.len() >= surplus,
-            "pool {} cannot have {wanted} lists: {}: stop them first (pinfold describe)",
-            pool.name,
-            owners.join(", ")
-        );
-        free.truncate(surplus);
-        Ok(Changed {
-            removed: free,
-            ..Changed::default()
-        })
+        Ok(changed)
     }
 
     fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
@@ -290,84 +246,11 @@ impl Books<'_> {
             self.directory.remove_list(&self.lock, name, &list.name)?;
         }
         if pool.kind == Kind::Shared {
-            let list = the_one_list(&pool)?;
-            let to = steps.renamed.as_ref().map_or(&list.cpus, |(_, to)| to);
-            self.follow(&pool, list, to)?;
-        }
-        Ok(())
-    }
-
-    /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves owners within the list that
-    /// they are in; doing it again goes on.
-    fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
-        let name = if *to == list.cpus {
-            list.name.clone()
-        } else {
-            list_name(to)
-        };
-        for claim in self.claims_to_follow(pool, &list.name, to)? {
-            // While the list is renamed, a claim names both: release finds the owner under either.
-            let mut both = claim.clone();
-            both.lists = vec![list.name.clone(), name.clone()];
-            both.lists.dedup();
-            self.ledger.rewrite(&claim, &both)?;
-        }
-        if name != list.name {
-            self.directory
-                .rename_list(&self.lock, &pool.name, &list.name, &name)?;
-        }
-        let mut errors = Vec::new();
-        for entry in self.ledger.on_list(&name)? {
-            let claim = entry.claim().filter(|claim| claim.pool == pool.name);
-            if let Some(claim) = claim {
-                let given = self.give_list(claim, &name, to);
-                errors.extend(given.err().map(|error| format!("{}: {error:#}", claim.id)));
+            for list in &self.directory.pool(name)?.lists {
+                self.follow(&pool, list, steps.becomes(&list.cpus))?;
             }
         }
-        ensure!(
-            errors.is_empty(),
-            "the pool has its new size, and not all of its owners have: {}; do it again",
-            errors.join("; ")
-        );
         Ok(())
-    }
-
-    /// The record first, and then the kernel.
-    fn give_list(&self, claim: &Claim, list: &str, cpus: &CpuSet) -> Result<()> {
-        let mut after = claim.clone();
-        after.lists = vec![list.to_owned()];
-        after.cpus = cpus.clone();
-        if !claim.mems.is_empty() {
-            after.mems = topology::local_memory_nodes(self.host, cpus)?;
-        }
-        if after != *claim {
-            self.ledger.rewrite(claim, &after)?;
-        }
-        let Some(group) = self.confined_group_of(&after)? else {
-            return Ok(());
-        };
-        // Telling systemd takes time, and others wait for the lock.
-        if after == *claim && cpuset::effective_cpus(&group)?.as_ref() == Some(cpus) {
-            return Ok(());
-        }
-        self.set_cpus(&group, cpus, &after.mems)
-    }
-
-    /// The claims on a list of this pool that do not name it and its CPUs alone.
-    fn claims_to_follow(&self, pool: &Pool, list: &str, cpus: &CpuSet) -> Result<Vec<Claim>> {
-        let mut claims = Vec::new();
-        for entry in self.ledger.on_list(list)? {
-            match entry {
-                Entry::Claim(claim) if claim.pool != pool.name => {}
-                Entry::Claim(claim) if claim.cpus == *cpus && claim.lists == [list] => {}
-                Entry::Claim(claim) if !self.life_of(&claim)?.is_alive() => {}
-                Entry::Claim(claim) => claims.push(*claim),
-                Entry::Opaque { path, reason } => {
-                    bail!("the claim {} counts as held: {reason}", path.display())
-                }
-            }
-        }
-        Ok(claims)
     }
 
     fn has_pool(&self, name: &str) -> Result<bool> {
@@ -380,21 +263,19 @@ impl Books<'_> {
 
     /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its number.
     fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
-        let mut claimed = Vec::new();
         for entry in self.ledger.on_list(&list.name)? {
             match entry {
                 Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
                     return Ok(Some(claim.id));
                 }
-                Entry::Claim(claim) => claimed.extend(claim.pids()),
+                Entry::Claim(_) => {}
                 Entry::Opaque { path, .. } => {
                     return Ok(Some(format!("the claim {}", path.display())));
                 }
             }
         }
-        let mut others = list.tasks.iter().filter(|pid| !claimed.contains(pid));
-        let owner = others.find(|pid| self.is_pid_alive(**pid));
-        Ok(owner.map(|pid| format!("process {pid}")))
+        let strangers = self.strangers_in(list)?;
+        Ok(strangers.first().map(|pid| format!("process {pid}")))
     }
 
     /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are then nobody's.
@@ -432,78 +313,5 @@ impl Books<'_> {
             }
         }
         Ok(taken)
-    }
-
-    /// The cores of the machine that are wholly in no pool and nobody's.
-    fn free_of(&self, stock: &Stock) -> Result<Stock> {
-        let taken = self.taken()?;
-        let mut free = stock.clone();
-        free.cores.retain(|core| core.cpus.is_disjoint(&taken));
-        Ok(free)
-    }
-}
-
-/// How many cores a pool has CPUs of.
-fn cores_of(pool: &Pool, stock: &Stock) -> usize {
-    let all: CpuSet = pool
-        .lists
-        .iter()
-        .flat_map(|list| list.cpus.iter())
-        .collect();
-    cores_in(&all, stock).count()
-}
-
-/// What a list of this pool is: a CPU of a core that has more, or as much as cores are.
-fn unit_of(pool: &Pool, stock: &Stock) -> Unit {
-    let is_part = |list: &CpuList| {
-        let mut cores = stock.cores.iter();
-        list.cpus.len() == 1
-            && cores.any(|core| core.cpus.len() > 1 && list.cpus.is_subset(&core.cpus))
-    };
-    let is_by_threads = pool.kind == Kind::Exclusive && !pool.lists.is_empty();
-    match is_by_threads && pool.lists.iter().all(is_part) {
-        true => Unit::Thread,
-        false => Unit::Core,
-    }
-}
-
-/// The most CPUs that a core has.
-fn threads(stock: &Stock) -> usize {
-    let threads = stock.cores.iter().map(|core| core.cpus.len());
-    threads.max().unwrap_or(1)
-}
-
-/// The lists of an exclusive pool; the cores of a shared one.
-fn size(pool: &Pool, stock: &Stock) -> usize {
-    match pool.kind {
-        Kind::Exclusive => pool.lists.len(),
-        Kind::Shared => {
-            let lists = pool.lists.iter();
-            lists.map(|list| cores_in(&list.cpus, stock).count()).sum()
-        }
-    }
-}
-
-/// The parts of a set that are of one core each; a CPU that is offline is one by itself.
-fn cores_in<'a>(cpus: &'a CpuSet, stock: &'a Stock) -> impl Iterator<Item = CpuSet> + 'a {
-    let known = stock.cores.iter().map(|core| core.cpus.intersection(cpus));
-    let online: CpuSet = stock
-        .cores
-        .iter()
-        .flat_map(|core| core.cpus.iter())
-        .collect();
-    let offline: Vec<u32> = cpus.difference(&online).iter().collect();
-    let others = offline.into_iter().map(|cpu| CpuSet::from_iter([cpu]));
-    known.filter(|part| !part.is_empty()).chain(others)
-}
-
-fn the_one_list(pool: &Pool) -> Result<&CpuList> {
-    match &pool.lists[..] {
-        [list] => Ok(list),
-        lists => bail!(
-            "the shared pool {} has {} lists: only one with a single list can be resized",
-            pool.name,
-            lists.len()
-        ),
     }
 }

@@ -8,6 +8,7 @@ mod change;
 mod command;
 mod container;
 mod explain;
+mod follow;
 mod give;
 mod init;
 mod life;
@@ -16,6 +17,7 @@ mod reconcile;
 mod refusal;
 mod release;
 mod reserve;
+mod stock;
 mod survey;
 mod take_back;
 
@@ -34,6 +36,7 @@ pub use init::{Existing, Made, init};
 pub use reconcile::{Reclaimed, Report, reconcile};
 pub use release::{Release, force_release, release};
 pub use reserve::{give_up, reserve};
+pub use stock::stock;
 pub use survey::{ListState, Owner, Survey, SurveyedList, SurveyedPool, survey};
 
 use life::Life;

@@ -54,6 +54,39 @@ pub enum Cache {
     Single,
 }
 
+impl Numa {
+    /// May this core be taken?
+    pub(super) fn has(self, core: &Core) -> bool {
+        match self {
+            Numa::Node(node) => core.node == node,
+            Numa::Any | Numa::Pack | Numa::Spread => true,
+        }
+    }
+}
+
+impl Cut {
+    /// `numa=…` and `cache=…` as they are written behind a pool's kind.
+    ///
+    /// # Errors
+    /// What else could be written.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match (key, value) {
+            ("numa", "pack") => self.numa = Numa::Pack,
+            ("numa", "spread") => self.numa = Numa::Spread,
+            ("numa", node) => match node.parse() {
+                Ok(node @ 0..=9999) => self.numa = Numa::Node(node),
+                _ => return Err("numa= is pack, spread or the number of a node".to_owned()),
+            },
+            ("cache", "pack") => self.cache = Cache::Pack,
+            ("cache", "spread") => self.cache = Cache::Spread,
+            ("cache", "single") => self.cache = Cache::Single,
+            ("cache", _) => return Err("cache= is pack, spread or single".to_owned()),
+            _ => return Err("after the kind there can be numa=, cache= and cores=".to_owned()),
+        }
+        Ok(())
+    }
+}
+
 /// Takes `count` cores out of those that are free; by first CPU. `free` is left as it was on an error.
 ///
 /// # Errors
@@ -83,7 +116,7 @@ fn shares_of_nodes(free: &[Core], count: usize, numa: Numa) -> Result<Shares> {
         Numa::Spread => spread(nodes, count),
         Numa::Node(node) => {
             let mut of_node = free.to_vec();
-            of_node.retain(|core| core.node == node);
+            of_node.retain(|core| numa.has(core));
             match of_node.len() {
                 free if free >= count => Ok(vec![(count, of_node)]),
                 free => bail!("{free} cores are free on NUMA node {node}"),

@@ -7,6 +7,7 @@ mod lock;
 pub mod make;
 mod owners;
 pub mod plan;
+pub mod resize;
 mod tasks;
 
 use std::path::{Path, PathBuf};

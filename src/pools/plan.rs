@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Kind;
-use super::carve::{Cache, Core, Cut, Numa, take};
+use super::carve::{Core, Cut, Numa, take};
 use crate::cpulist::CpuSet;
 
 /// The longest name of a directory, in bytes (`NAME_MAX`, limits.h).
@@ -48,7 +48,8 @@ pub enum Unit {
 pub struct Stock {
     /// The physical cores, by first CPU.
     pub cores: Vec<Core>,
-    /// The CPUs that `isolcpus=` isolates. Where there are any, exclusive pools get those, and others only the others.
+    /// The CPUs of the cores that `isolcpus=` isolates. Where there are any, exclusive pools get those, and others only the
+    /// others; even when none of them is left.
     pub isolated: CpuSet,
     /// The CPUs of the host's own work: never for an exclusive pool.
     pub reserved: CpuSet,
@@ -77,7 +78,7 @@ pub fn list_name(cpus: &CpuSet) -> String {
     }
 }
 
-/// Gives each pool its cores. A core counts as isolated when all its CPUs are.
+/// Gives each pool its cores.
 ///
 /// # Errors
 /// Too few cores: how many were asked for, and how many there are.
@@ -119,19 +120,15 @@ impl Stock {
     fn is_from_isolated(&self, spec: &PoolSpec) -> bool {
         let wants =
             spec.kind == Kind::Exclusive || self.shared_isolated.as_ref() == Some(&spec.name);
-        wants && self.cores.iter().any(|core| self.is_isolated(core))
+        wants && !self.isolated.is_empty()
     }
 
-    /// Is nothing left for a pool of this kind?
-    pub fn is_used_up(&self, kind: Kind) -> bool {
-        let spec = PoolSpec {
-            name: String::new(),
-            cores: Cores::Rest,
-            kind,
-            cut: Cut::default(),
-            unit: Unit::Core,
-        };
-        self.cores_for(&spec).is_empty()
+    /// Is nothing left where such a pool is to come from?
+    pub fn is_used_up(&self, spec: &PoolSpec) -> bool {
+        !self
+            .cores_for(spec)
+            .iter()
+            .any(|core| spec.cut.numa.has(core))
     }
 
     fn is_isolated(&self, core: &Core) -> bool {
@@ -139,7 +136,7 @@ impl Stock {
     }
 
     /// The cores that a pool can be cut from, by first CPU; for a shared one those of the host's own work first.
-    fn cores_for(&self, spec: &PoolSpec) -> Vec<Core> {
+    pub(super) fn cores_for(&self, spec: &PoolSpec) -> Vec<Core> {
         let from_isolated = self.is_from_isolated(spec);
         let is_reserved = |core: &Core| !core.cpus.is_disjoint(&self.reserved);
         let mut cores = self.cores.clone();
@@ -155,10 +152,7 @@ impl Stock {
         let mut free = self.cores_for(spec);
         let count = match (spec.cores, spec.cut.numa) {
             (Cores::Count(count), _) => count,
-            (Cores::Rest, Numa::Node(node)) => {
-                free.iter().filter(|core| core.node == node).count().max(1)
-            }
-            (Cores::Rest, _) => free.len().max(1),
+            (Cores::Rest, numa) => free.iter().filter(|core| numa.has(core)).count().max(1),
         };
         let taken = take(&mut free, count, spec.cut);
         let taken = taken.with_context(|| {
@@ -172,7 +166,7 @@ impl Stock {
         Ok(taken)
     }
 
-    fn which(&self, spec: &PoolSpec) -> &'static str {
+    pub(super) fn which(&self, spec: &PoolSpec) -> &'static str {
         match (self.is_from_isolated(spec), self.isolated.is_empty()) {
             (true, _) => "isolated cores",
             (false, false) => "cores that are not isolated",
@@ -204,6 +198,17 @@ impl Stock {
         Ok(())
     }
 
+    /// Which cores are not counted for an exclusive pool.
+    pub(super) fn reservation(&self) -> String {
+        if self.reserved.is_empty() {
+            return String::new();
+        }
+        format!(
+            ", without those of the host's own work, CPUs {} (--reserve)",
+            self.reserved
+        )
+    }
+
     fn suffices_for(&self, wanted: &[&PoolSpec], what: &str) -> Result<()> {
         let Some(last) = wanted.last() else {
             return Ok(());
@@ -221,40 +226,14 @@ impl Stock {
             .iter()
             .map(|spec| format!("{} for {}", least(spec), spec.name))
             .collect();
-        let mut kept = String::new();
-        if last.kind == Kind::Exclusive && !self.reserved.is_empty() {
-            kept = format!(
-                ", without those of the host's own work, CPUs {} (--reserve)",
-                self.reserved
-            );
-        }
+        let kept = match last.kind {
+            Kind::Exclusive => self.reservation(),
+            Kind::Shared => String::new(),
+        };
         bail!(
             "too few {what}: {asked} asked for ({}), and there are {there}{kept}: ask for fewer",
             each.join(", ")
         );
-    }
-}
-
-impl Cut {
-    /// `numa=…` and `cache=…` as they are written behind a pool's kind.
-    ///
-    /// # Errors
-    /// What else could be written.
-    pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match (key, value) {
-            ("numa", "pack") => self.numa = Numa::Pack,
-            ("numa", "spread") => self.numa = Numa::Spread,
-            ("numa", node) => match node.parse() {
-                Ok(node @ 0..=9999) => self.numa = Numa::Node(node),
-                _ => return Err("numa= is pack, spread or the number of a node".to_owned()),
-            },
-            ("cache", "pack") => self.cache = Cache::Pack,
-            ("cache", "spread") => self.cache = Cache::Spread,
-            ("cache", "single") => self.cache = Cache::Single,
-            ("cache", _) => return Err("cache= is pack, spread or single".to_owned()),
-            _ => return Err("after the kind there can be numa=, cache= and cores=".to_owned()),
-        }
-        Ok(())
     }
 }
 

@@ -28,6 +28,16 @@ pub(crate) fn cases() -> Vec<Case> {
     ));
     cases.push(plain("pools::a_trial_changes_nothing", needs, trial));
     cases.push(plain("pools::made_twice_is_made_once", needs, made_twice));
+    cases.push(plain(
+        "pools::a_shared_pool_of_several_lists_changes_by_lists",
+        needs,
+        by_lists,
+    ));
+    cases.push(plain(
+        "pools::a_pool_that_is_not_there_is_told",
+        &[Need::Root],
+        not_there,
+    ));
     let needs = &[Need::Root, Need::Strace, Need::Cpus(2)];
     cases.extend([
         plain(
@@ -45,7 +55,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-fn pool(world: &World, arguments: &[&str]) -> Ran {
+pub(crate) fn pool(world: &World, arguments: &[&str]) -> Ran {
     process::run(&mut world.pinfold(&[&["pool"], arguments].concat()))
 }
 
@@ -215,6 +225,44 @@ fn made_twice(world: &World) {
         );
         pool(world, &["remove", "new"]).ok();
     }
+}
+
+/// The list with an owner stays, and the pool has its size again with another beside it.
+fn by_lists(world: &World) {
+    world.pool("common", Kind::Shared, &["0", "1"]);
+    let a = Standin::new(world, "a");
+    let request = json!({ "pinfold.io/pool": "common" });
+    world.hook("prestart", &state("a", a.pid, request)).ok();
+    let owned = a.mask();
+    let more = if owned == "0" { "1" } else { "0" };
+    let said = pool(world, &["resize", "common", "1"]).ok().stdout;
+    assert_eq!(said, format!("removed {more}\n"));
+    assert_eq!(the_list(world, "common"), owned);
+    pool(world, &["add", "x:exclusive", "--list", more]).ok();
+    let refused = pool(world, &["resize", "common", "2"]).exits(1).stderr;
+    let said = "pool common cannot have 2 cores: it has 1, and the free cores make 0 more";
+    assert!(refused.contains(said), "{refused}");
+    pool(world, &["remove", "x"]).ok();
+    world.pool("common", Kind::Shared, &[more]);
+    let again = pool(world, &["resize", "common", "2"]).ok();
+    assert_eq!(again.stdout, "it is so already\n");
+    assert_eq!(lists(world, "common"), ["0", "1"]);
+    assert_follows(world, "a", a.pid, &owned);
+}
+
+/// Removal is done twice all the same.
+fn not_there(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0"]);
+    let told = format!(
+        "there is no pool dq in {}: see pinfold pool show\n",
+        world.conf.display()
+    );
+    for arguments in [&["remove", "dq", "--dry-run"][..], &["remove", "dq"]] {
+        assert_eq!(pool(world, arguments).ok().stdout, told);
+    }
+    pool(world, &["remove", "dp"]).ok();
+    let again = pool(world, &["remove", "dp"]).ok().stdout;
+    assert!(again.starts_with("there is no pool dp in"), "{again}");
 }
 
 fn start_over(world: &World, name: &str, kind: Kind, lists: &[&str]) {

@@ -3,8 +3,8 @@
 
 use crate::cases::{Case, plain};
 use crate::needs::{self, Need};
-use crate::pools::{assert_follows, lists, the_list};
-use crate::process::{self, Running, eventually};
+use crate::pools::{assert_follows, lists, pool, the_list};
+use crate::process::{self, Running, affinity, eventually};
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::{Value, json};
 use std::process::Command;
@@ -13,11 +13,18 @@ use std::process::Command;
 const ROUNDS: usize = 30;
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![plain(
-        "pools::a_peer_reads_a_sound_directory_at_every_moment",
-        &[Need::Root, Need::Cpus(2), Need::Python3],
-        beside_a_watcher,
-    )]
+    vec![
+        plain(
+            "pools::a_peer_reads_a_sound_directory_at_every_moment",
+            &[Need::Root, Need::Cpus(2), Need::Python3],
+            beside_a_watcher,
+        ),
+        plain(
+            "pools::a_peers_process_keeps_its_cpus_and_is_told",
+            &[Need::Root, Need::Cpus(2)],
+            grown_around_a_stranger,
+        ),
+    ]
 }
 
 /// What became of our commands.
@@ -104,4 +111,35 @@ fn change(world: &World, tally: &mut Tally, arguments: &[&str]) {
         tally.refused += 1;
         None
     });
+}
+
+/// Beside a container of ours, whose group is known, a process that only `tasks` knows.
+fn grown_around_a_stranger(world: &World) {
+    world.pool("common", Kind::Shared, &["0"]);
+    let request = json!({ "pinfold.io/pool": "common" });
+    let (ours, stranger) = (Standin::new(world, "ours"), Standin::new(world, "stranger"));
+    world
+        .hook("prestart", &state("ours", ours.pid, request))
+        .ok();
+    let both = format!("{},{}", ours.pid, stranger.pid);
+    std::fs::write(world.tasks_file("common", "0"), both).unwrap();
+    let before = affinity(stranger.pid);
+    for trial in [&["--dry-run"][..], &[]] {
+        let resize = [&["resize", "common", "2"], trial].concat();
+        let said = pool(world, &resize).ok().stdout;
+        let told = format!(
+            "process {} keeps its CPUs: another tool put it into 0, have that tool give it 0,1\n",
+            stranger.pid
+        );
+        assert!(said.ends_with(&told), "{said}");
+    }
+    assert_follows(world, "ours", ours.pid, "0,1");
+    assert_eq!(world.tasks("common", "0,1"), [ours.pid, stranger.pid]);
+    assert_eq!(affinity(stranger.pid), before);
+    let again = pool(world, &["resize", "common", "2"]).ok();
+    assert_eq!(again.stdout, "it is so already\n");
+    ours.die();
+    stranger.die();
+    world.reconcile();
+    world.assert_all_free("after both are gone");
 }

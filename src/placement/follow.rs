@@ -1,0 +1,102 @@
+//! The owners of a shared list follow it where it grows: their claims, and their groups.
+
+use anyhow::{Result, bail, ensure};
+
+use super::Books;
+use crate::cgroup::cpuset;
+use crate::claims::{Claim, Entry};
+use crate::cpulist::CpuSet;
+use crate::pools::plan::list_name;
+use crate::pools::{CpuList, Pool};
+use crate::topology;
+
+impl Books<'_> {
+    /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves owners within the list that
+    /// they are in; doing it again goes on.
+    pub(super) fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
+        let name = if *to == list.cpus {
+            list.name.clone()
+        } else {
+            list_name(to)
+        };
+        for claim in self.claims_to_follow(pool, &list.name, to)? {
+            // While the list is renamed, a claim names both: release finds the owner under either.
+            let mut both = claim.clone();
+            both.lists = vec![list.name.clone(), name.clone()];
+            both.lists.dedup();
+            self.ledger.rewrite(&claim, &both)?;
+        }
+        if name != list.name {
+            self.directory
+                .rename_list(&self.lock, &pool.name, &list.name, &name)?;
+        }
+        let mut errors = Vec::new();
+        for entry in self.ledger.on_list(&name)? {
+            let claim = entry.claim().filter(|claim| claim.pool == pool.name);
+            if let Some(claim) = claim {
+                let given = self.give_list(claim, &name, to);
+                errors.extend(given.err().map(|error| format!("{}: {error:#}", claim.id)));
+            }
+        }
+        ensure!(
+            errors.is_empty(),
+            "the pool has its new size, and not all of its owners have: {}; do it again",
+            errors.join("; ")
+        );
+        Ok(())
+    }
+
+    /// The record first, and then the kernel.
+    fn give_list(&self, claim: &Claim, list: &str, cpus: &CpuSet) -> Result<()> {
+        let mut after = claim.clone();
+        after.lists = vec![list.to_owned()];
+        after.cpus = cpus.clone();
+        if !claim.mems.is_empty() {
+            after.mems = topology::local_memory_nodes(self.host, cpus)?;
+        }
+        if after != *claim {
+            self.ledger.rewrite(claim, &after)?;
+        }
+        let Some(group) = self.confined_group_of(&after)? else {
+            return Ok(());
+        };
+        // Telling systemd takes time, and others wait for the lock.
+        if after == *claim && cpuset::effective_cpus(&group)?.as_ref() == Some(cpus) {
+            return Ok(());
+        }
+        self.set_cpus(&group, cpus, &after.mems)
+    }
+
+    /// The claims on a list of this pool that do not name it and its CPUs alone.
+    pub(super) fn claims_to_follow(
+        &self,
+        pool: &Pool,
+        list: &str,
+        cpus: &CpuSet,
+    ) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        for entry in self.ledger.on_list(list)? {
+            match entry {
+                Entry::Claim(claim) if claim.pool != pool.name => {}
+                Entry::Claim(claim) if claim.cpus == *cpus && claim.lists == [list] => {}
+                Entry::Claim(claim) if !self.life_of(&claim)?.is_alive() => {}
+                Entry::Claim(claim) => claims.push(*claim),
+                Entry::Opaque { path, reason } => {
+                    bail!("the claim {} counts as held: {reason}", path.display())
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    /// The live processes that another tool put into a list: no claim tells how they are confined.
+    pub(super) fn strangers_in(&self, list: &CpuList) -> Result<Vec<i32>> {
+        let mut strangers = list.tasks.clone();
+        for entry in self.ledger.on_list(&list.name)? {
+            let claimed = entry.claim().map(Claim::pids).unwrap_or_default();
+            strangers.retain(|pid| !claimed.contains(pid));
+        }
+        strangers.retain(|pid| self.is_pid_alive(*pid));
+        Ok(strangers)
+    }
+}

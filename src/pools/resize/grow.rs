@@ -1,0 +1,161 @@
+//! More for a pool.
+
+use anyhow::{Result, anyhow};
+
+use super::{Resized, Standing, cpus_of};
+use crate::cpulist::CpuSet;
+use crate::pools::carve::{Cache, Cut, Numa};
+use crate::pools::plan::{Cores, Stock, Unit, list_name, plan};
+use crate::pools::{CpuList, Kind};
+
+impl Standing<'_> {
+    /// The lists that a pool can get so many of; of a shared one the one list.
+    pub(super) fn more(&self, count: usize, cut: Cut) -> Result<Vec<CpuSet>> {
+        let mut lists = self.siblings(cut.numa);
+        lists.truncate(count);
+        let missing = count - lists.len();
+        if missing == 0 {
+            return Ok(lists);
+        }
+        if self.unit() == Unit::Core {
+            lists.extend(self.cut_out(Cores::Count(missing), cut)?);
+            return Ok(lists);
+        }
+        // Not all cores have as many threads: a core more until there are enough.
+        let threads = self.stock.cores.iter().map(|core| core.cpus.len());
+        let mut cores = missing.div_ceil(threads.max().unwrap_or(1));
+        loop {
+            let threads = self.cut_out(Cores::Count(cores), cut)?;
+            if threads.len() >= missing {
+                lists.extend(threads.into_iter().take(missing));
+                return Ok(lists);
+            }
+            cores += 1;
+        }
+    }
+
+    pub(super) fn rest(&self, cut: Cut) -> Result<Vec<CpuSet>> {
+        let mut lists = self.siblings(cut.numa);
+        if !self.free().is_used_up(&self.spec(Cores::Rest, cut)) {
+            lists.extend(self.cut_out(Cores::Rest, cut)?);
+        }
+        Ok(lists)
+    }
+
+    /// Of a pool by threads: the other CPUs of its own cores, where nobody else has any of that core.
+    fn siblings(&self, numa: Numa) -> Vec<CpuSet> {
+        if self.unit() == Unit::Core {
+            return Vec::new();
+        }
+        let own: CpuSet = cpus_of(&self.pool.lists);
+        let spec = self.spec(Cores::Rest, Cut::default());
+        let mut siblings = Vec::new();
+        for core in self.stock.cores_for(&spec) {
+            let others = core.cpus.difference(&own);
+            if numa.has(&core) && others.len() < core.cpus.len() && others.is_disjoint(self.taken) {
+                siblings.extend(others.iter().map(|cpu| CpuSet::from_iter([cpu])));
+            }
+        }
+        siblings
+    }
+
+    /// What more can be cut from: for a shared pool of isolated cores, as KCM's controlplane may be, those too.
+    fn free(&self) -> Stock {
+        let mut free = self.stock.without(self.taken);
+        let own = cpus_of(&self.pool.lists);
+        if self.pool.kind == Kind::Shared && !own.is_empty() && own.is_subset(&free.isolated) {
+            free.shared_isolated = Some(self.pool.name.clone());
+        }
+        free
+    }
+
+    fn cut_out(&self, cores: Cores, cut: Cut) -> Result<Vec<CpuSet>> {
+        let planned = plan(&self.free(), &[self.spec(cores, cut)])?;
+        Ok(planned.into_iter().flat_map(|pool| pool.lists).collect())
+    }
+
+    pub(super) fn siblings_after(&self, resized: &Resized) -> CpuSet {
+        let mut pool = self.pool.clone();
+        pool.lists
+            .retain(|list| !resized.removed.contains(&list.cpus));
+        let mut taken = self.taken.clone();
+        for cpus in &resized.removed {
+            taken = taken.difference(cpus);
+        }
+        for cpus in &resized.added {
+            taken.extend(cpus);
+            pool.lists.push(CpuList {
+                name: list_name(cpus),
+                cpus: cpus.clone(),
+                tasks: Vec::new(),
+            });
+        }
+        let after = Standing {
+            pool: &pool,
+            taken: &taken,
+            ..*self
+        };
+        let siblings = after.siblings(Numa::Any);
+        siblings.iter().flat_map(CpuSet::iter).collect()
+    }
+
+    pub(super) fn with(&self, lists: Vec<CpuSet>) -> Resized {
+        match (self.pool.kind, &self.pool.lists[..], &lists[..]) {
+            (Kind::Shared, [list], [more]) => {
+                let mut grown = list.cpus.clone();
+                grown.extend(more);
+                Resized {
+                    renamed: Some((list.cpus.clone(), grown)),
+                    ..Resized::default()
+                }
+            }
+            _ => Resized {
+                added: lists,
+                ..Resized::default()
+            },
+        }
+    }
+
+    /// Counts what was asked for, and says what could be.
+    pub(super) fn refusal(&self, wanted: usize, cut: Cut) -> anyhow::Error {
+        let (name, there) = (&self.pool.name, self.size());
+        let free = self.free();
+        let possible: usize = free.cores.iter().map(|core| core.cpus.len()).sum();
+        let mut counts = (1..(wanted - there).min(possible + 1)).rev();
+        let most = counts.find(|count| self.more(*count, cut).is_ok());
+        let spec = self.spec(Cores::Rest, cut);
+        let place = match (cut.numa, cut.cache) {
+            (Numa::Node(node), Cache::Single) => {
+                format!(" of one last-level cache of NUMA node {node}")
+            }
+            (Numa::Node(node), _) => format!(" of NUMA node {node}"),
+            (_, Cache::Single) => " of one last-level cache".to_owned(),
+            _ => String::new(),
+        };
+        let unreserved = Stock {
+            reserved: CpuSet::new(),
+            ..free.clone()
+        };
+        let count = |stock: &Stock| {
+            let cores = stock.cores_for(&spec).into_iter();
+            cores.filter(|core| cut.numa.has(core)).count()
+        };
+        let kept = match count(&unreserved) > count(&free) {
+            true => free.reservation() + ",",
+            false => String::new(),
+        };
+        let remedy = most.map_or_else(
+            || "make another pool smaller first".to_owned(),
+            |more| {
+                let all = there + more;
+                format!("ask for {all} at most, or make another pool smaller first")
+            },
+        );
+        anyhow!(
+            "pool {name} cannot have {wanted} {}: it has {there}, and the free {}{place}{kept} make {} more: {remedy}",
+            self.counted(),
+            free.which(&spec),
+            most.unwrap_or(0)
+        )
+    }
+}

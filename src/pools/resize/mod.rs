@@ -1,0 +1,141 @@
+//! Another size for a pool: which CPUs it gets, and which it gives up. Pure.
+
+mod grow;
+mod shrink;
+
+use anyhow::{Context, Result};
+
+use super::carve::Cut;
+use super::plan::{Cores, PoolSpec, Stock, Unit};
+use super::{CpuList, Kind, Pool};
+use crate::cpulist::CpuSet;
+
+/// A pool as it stands, and what there is around it.
+#[derive(Debug)]
+pub struct Standing<'a> {
+    /// The pool.
+    pub pool: &'a Pool,
+    /// Who keeps each of its lists from being taken away, in the pool's order.
+    pub owners: &'a [Option<String>],
+    /// The machine's cores, whoever has them.
+    pub stock: &'a Stock,
+    /// The CPUs that are in any pool, or that anybody owns.
+    pub taken: &'a CpuSet,
+}
+
+/// What a pool gets and loses.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Resized {
+    /// Lists that it gets.
+    pub added: Vec<CpuSet>,
+    /// Lists that it loses.
+    pub removed: Vec<CpuSet>,
+    /// A shared list that becomes another.
+    pub renamed: Option<(CpuSet, CpuSet)>,
+    /// Of a pool by threads: the CPUs that are then in no pool and share a core with it; the next that it gets.
+    pub siblings: CpuSet,
+}
+
+/// Gives a pool so many lists, or a shared one so many cores. A pool of CPUs that are lists by themselves gets the
+/// siblings of its own CPUs first. A shared pool's one list grows; where it has several, it gets another.
+///
+/// # Errors
+/// Too few free cores, and lists with owners in the way.
+pub fn resize(standing: &Standing<'_>, cores: Cores, cut: Cut) -> Result<Resized> {
+    let there = standing.size();
+    let mut resized = match cores {
+        Cores::Count(wanted) if wanted < there => standing.smaller(wanted)?,
+        Cores::Count(wanted) => {
+            let more = standing.more(wanted - there, cut);
+            let more = more.map_err(|_| standing.refusal(wanted, cut))?;
+            standing.with(more)
+        }
+        Cores::Rest => {
+            let rest = standing.rest(cut);
+            let name = &standing.pool.name;
+            let rest = rest.with_context(|| format!("pool {name} cannot have the rest"))?;
+            standing.with(rest)
+        }
+    };
+    if resized != Resized::default() {
+        resized.siblings = standing.siblings_after(&resized);
+    }
+    Ok(resized)
+}
+
+impl Standing<'_> {
+    /// The lists of an exclusive pool; the cores of a shared one.
+    fn size(&self) -> usize {
+        let lists = self.pool.lists.iter();
+        match self.pool.kind {
+            Kind::Exclusive => lists.len(),
+            Kind::Shared => lists.map(|list| self.cores_of(list)).sum(),
+        }
+    }
+
+    /// What the pool's size counts.
+    fn counted(&self) -> &'static str {
+        match self.pool.kind {
+            Kind::Exclusive => "lists",
+            Kind::Shared => "cores",
+        }
+    }
+
+    fn cores_of(&self, list: &CpuList) -> usize {
+        self.stock.cores_in(&list.cpus).len()
+    }
+
+    /// What a list of this pool is: a CPU of a core that has more, or as much as cores are.
+    fn unit(&self) -> Unit {
+        let is_part = |list: &CpuList| {
+            let mut cores = self.stock.cores.iter();
+            list.cpus.len() == 1
+                && cores.any(|core| core.cpus.len() > 1 && list.cpus.is_subset(&core.cpus))
+        };
+        let is_by_threads = self.pool.kind == Kind::Exclusive && !self.pool.lists.is_empty();
+        match is_by_threads && self.pool.lists.iter().all(is_part) {
+            true => Unit::Thread,
+            false => Unit::Core,
+        }
+    }
+
+    fn spec(&self, cores: Cores, cut: Cut) -> PoolSpec {
+        PoolSpec {
+            name: self.pool.name.clone(),
+            cores,
+            kind: self.pool.kind,
+            cut,
+            unit: self.unit(),
+        }
+    }
+}
+
+impl Stock {
+    /// What is left without these CPUs: the cores that have none of them.
+    pub fn without(&self, taken: &CpuSet) -> Stock {
+        let mut left = self.clone();
+        left.cores.retain(|core| core.cpus.is_disjoint(taken));
+        left
+    }
+
+    /// The parts of a set that are of one core each; a CPU that is offline is one by itself.
+    pub fn cores_in(&self, cpus: &CpuSet) -> Vec<CpuSet> {
+        let mut offline = cpus.clone();
+        let mut parts = Vec::new();
+        for core in &self.cores {
+            parts.push(core.cpus.intersection(cpus));
+            offline = offline.difference(&core.cpus);
+        }
+        parts.retain(|part| !part.is_empty());
+        parts.extend(offline.iter().map(|cpu| CpuSet::from_iter([cpu])));
+        parts
+    }
+}
+
+/// All CPUs of these lists.
+pub fn cpus_of(lists: &[CpuList]) -> CpuSet {
+    lists.iter().flat_map(|list| list.cpus.iter()).collect()
+}
+
+#[cfg(test)]
+mod tests;
