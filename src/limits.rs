@@ -17,9 +17,13 @@ pub const HOOK_SECONDS: u32 = 20;
 /// How long the state may take to arrive: a runtime writes it at once.
 const PROMPTLY: Duration = Duration::from_secs(8);
 
+/// How long a hook waits for others at most, in all: what is left is for saying why it gave up.
+const WAITING: Duration = Duration::from_secs(HOOK_SECONDS as u64 - 2);
+
 /// Ends this process by SIGALRM after [`HOOK_SECONDS`], should the kernel not let go of it: every step of a hook
-/// can be its last. What can be waited for has bounds of its own, well below.
-pub fn bound_time() -> Result<()> {
+/// can be its last. Returns when everything that can be waited for has to be over, a little earlier.
+pub fn bound_time() -> Result<Instant> {
+    let deadline = Instant::now() + WAITING;
     let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of ours.
     unsafe { sigaction(Signal::SIGALRM, &action) }.context("bound the hook's time")?;
@@ -27,7 +31,7 @@ pub fn bound_time() -> Result<()> {
     let alarm = SigSet::from(Signal::SIGALRM);
     sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&alarm), None).context("bound the hook's time")?;
     nix::unistd::alarm::set(HOOK_SECONDS);
-    Ok(())
+    Ok(deadline)
 }
 
 /// A source that has to deliver promptly, up to its end: within 8 seconds.

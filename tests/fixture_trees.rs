@@ -108,6 +108,7 @@ impl Machine {
             conf_dir: host.default_conf_dir(),
             run_dir: host.default_run_dir(),
             patience: Duration::from_secs(1),
+            deadline: None,
             host,
         }
     }

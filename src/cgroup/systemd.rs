@@ -16,9 +16,6 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::text::one_line;
 
-/// How long systemd may take for one answer; a hook as a whole has 20 s.
-const PATIENCE: Duration = Duration::from_secs(3);
-
 /// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the group is a scope's own;
 /// an empty set is what its parents have. Was there anything to tell? Elsewhere, in a container's group below its scope
 /// too, nothing is asked.
@@ -27,16 +24,24 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// is left alone, for that is not reached from a hook; so is everything on a machine that is not the running one.
 ///
 /// # Errors
-/// systemd refuses, or does not answer within 3 s.
-pub fn tell(host: &Host, group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<bool> {
+/// systemd refuses, or has not answered after `patience`.
+pub fn tell(
+    host: &Host,
+    group: &Group,
+    cpus: &CpuSet,
+    mems: Option<&CpuSet>,
+    patience: Duration,
+) -> Result<bool> {
+    let deadline = Instant::now() + patience;
     let is_here = host.is_running_root() && host.systemd_mark().exists();
     let Some(scope) = scope_of(group).filter(|_| is_here) else {
         return Ok(false);
     };
     let systemctl = host.program("systemctl").context("find systemctl")?;
     let systemctl = || Command::new(&systemctl);
-    let shown =
-        answer(systemctl().args(["show", "--property=ControlGroup", "--value", "--", scope]));
+    let mut question = systemctl();
+    question.args(["show", "--property=ControlGroup", "--value", "--", scope]);
+    let shown = answer(&mut question, deadline);
     let shown = shown.with_context(|| format!("ask systemd for the cgroup of {scope}"))?;
     if shown.trim() != group.path() {
         return Ok(false);
@@ -52,7 +57,8 @@ pub fn tell(host: &Host, group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) ->
         ])
         .arg(format!("AllowedCPUs={cpus}"))
         .args(mems.map(|mems| format!("AllowedMemoryNodes={mems}")));
-    answer(&mut setting).with_context(|| format!("tell systemd of the CPUs {cpus} of {scope}"))?;
+    answer(&mut setting, deadline)
+        .with_context(|| format!("tell systemd of the CPUs {cpus} of {scope}"))?;
     Ok(true)
 }
 
@@ -65,14 +71,14 @@ fn scope_of(group: &Group) -> Option<&str> {
 }
 
 /// What systemctl prints; what it says of a failure is the error.
-fn answer(command: &mut Command) -> Result<String> {
+fn answer(command: &mut Command, deadline: Instant) -> Result<String> {
     command
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().context("run systemctl")?;
-    let status = end_of(&mut child)?;
+    let status = end_of(&mut child, deadline)?;
     if !status.success() {
         bail!("it says {:?}", one_line(said(child.stderr).trim()));
     }
@@ -89,8 +95,7 @@ fn said(pipe: Option<impl Read>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn end_of(child: &mut Child) -> Result<ExitStatus> {
-    let deadline = Instant::now() + PATIENCE;
+fn end_of(child: &mut Child, deadline: Instant) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait().context("wait for systemctl")? {
             return Ok(status);
@@ -100,7 +105,7 @@ fn end_of(child: &mut Child) -> Result<ExitStatus> {
                 .kill()
                 .and_then(|()| child.wait())
                 .context("end systemctl")?;
-            bail!("it did not answer within {} s", PATIENCE.as_secs());
+            bail!("it did not answer in time: is systemd busy, or stuck?");
         }
         sleep(Duration::from_millis(2));
     }

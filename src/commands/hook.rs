@@ -15,18 +15,20 @@ use crate::placement::{Start, pin_container, release};
 use crate::request::{self, Request};
 
 pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
-    limits::bound_time()?;
+    let deadline = limits::bound_time()?;
     limits::drop_capabilities()?;
     let state = State::read(limits::Prompt::new(io::stdin().lock()))?;
+    // Read where they are needed, which for most containers is never.
+    let settings = || Settings::of_hook(options, Some(deadline));
     match args.stage {
-        Stage::Prestart | Stage::CreateRuntime => start(&state, args, options)?,
-        Stage::Poststop => end(&state, args, options)?,
+        Stage::Prestart | Stage::CreateRuntime => start(&state, args, settings)?,
+        Stage::Poststop => end(&state, args, settings)?,
     }
     Ok(0)
 }
 
 /// Without a request nothing is read beyond the state, not even the configuration; nor is the rest of the state judged.
-fn start(state: &State, args: &Hook, options: &Options) -> Result<()> {
+fn start(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
     let request = state
         .annotations(request::is_ours)
         .and_then(|annotations| Ok(request::from_annotations(&annotations)?))
@@ -35,7 +37,7 @@ fn start(state: &State, args: &Hook, options: &Options) -> Result<()> {
     let Some(request) = request else {
         return Ok(());
     };
-    pin(state, &request, args, options).with_context(|| {
+    pin(state, &request, args, settings).with_context(|| {
         let (id, pool) = (state.shown_id(), &request.pool);
         format!("cannot start container {id} on CPUs of pool {pool}")
     })
@@ -62,9 +64,14 @@ fn with_device(annotated: Option<Request>, device: Option<&str>) -> Result<Optio
     Ok(Some(annotated))
 }
 
-fn pin(state: &State, request: &Request, args: &Hook, options: &Options) -> Result<()> {
+fn pin(
+    state: &State,
+    request: &Request,
+    args: &Hook,
+    settings: impl FnOnce() -> Result<Settings>,
+) -> Result<()> {
     let (id, pid) = (state.id()?, state.first_process()?);
-    let settings = Settings::of_hook(options)?;
+    let settings = settings()?;
     let visitor = Visitor {
         door: match (&args.device, args.shim) {
             (Some(_), _) => Door::Cdi,
@@ -92,11 +99,11 @@ fn pin(state: &State, request: &Request, args: &Hook, options: &Options) -> Resu
 
 /// Keyed by the id alone: some engines give no annotations at this stage. Where there are some and none is
 /// ours, it is certain that there was no request, unless there is a device.
-fn end(state: &State, args: &Hook, options: &Options) -> Result<()> {
+fn end(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
     if args.device.is_none() && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
-    give_back(state, options).with_context(|| {
+    give_back(state, settings).with_context(|| {
         format!(
             "cannot give back the CPUs of container {}",
             state.shown_id()
@@ -104,9 +111,9 @@ fn end(state: &State, args: &Hook, options: &Options) -> Result<()> {
     })
 }
 
-fn give_back(state: &State, options: &Options) -> Result<()> {
+fn give_back(state: &State, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
     let id = state.id()?;
-    let settings = Settings::of_hook(options)?;
+    let settings = settings()?;
     let outcome = release(settings.site_with_processes()?, id)?;
     for claim in outcome.freed {
         log::info!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use env_logger::{Builder, Target};
@@ -43,11 +43,12 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Those of a hook: engines give it any environment or none, so only its arguments and the file count.
-    pub(super) fn of_hook(options: &Options) -> Result<Settings> {
+    /// Those of a hook, or the shim: engines give it any environment or none, so only its arguments and the file count.
+    pub(super) fn of_hook(options: &Options, deadline: Option<Instant>) -> Result<Settings> {
         let (mut settings, log) = Settings::resolve(options, |_| None, HOOK_PATIENCE)?;
         let most = Duration::from_secs_f64(HOOK_PATIENCE);
         settings.site.patience = settings.site.patience.min(most);
+        settings.site.deadline = deadline;
         start_log(options, log, Some(settings.site.host.clone()));
         Ok(settings)
     }
@@ -120,6 +121,7 @@ impl Settings {
             conf_dir: conf_dir.unwrap_or_else(|| host.default_conf_dir()),
             run_dir: run_dir.unwrap_or_else(|| host.default_run_dir()),
             patience: Duration::from_secs_f64(seconds),
+            deadline: None,
             host,
         };
         let log = environment("PINFOLD_LOG").and_then(|text| text.into_string().ok());

@@ -39,7 +39,7 @@ const RUNTIMES: [&str; 2] = ["runc", "crun"];
 /// A configuration that cannot be read or changed, a request that cannot be met, no runtime.
 pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
-    let settings = Settings::of_hook(&Options::default())?;
+    let settings = Settings::of_hook(&Options::default(), None)?;
     let host = &settings.site().host;
     let runtime = runtime(host, settings.runtime())?;
     let reservation = prepare(&settings, &line, &runtime)?;

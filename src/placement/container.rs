@@ -1,16 +1,22 @@
 //! Pinning a container: the whole of what the hook does at its start.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::give::{Applicant, Place, Share, gone};
 use super::life::Life;
 use super::pick::Wish;
+use super::take_back::TOLD_UNDER_LOCK;
 use super::{Books, Site};
 use crate::cgroup::{Group, Hierarchy, cpuset, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::process::Process;
 use crate::request::{Request, Size};
+
+/// How long systemd may take where nobody else waits: it can be busy with many starts.
+const TOLD: Duration = Duration::from_secs(15);
 
 /// A container that is about to start.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +99,7 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
         return Ok(claim);
     }
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
-    match systemd::tell(host, group, &claim.cpus, mems) {
+    match systemd::tell(host, group, &claim.cpus, mems, site.at_most(TOLD)) {
         Ok(false) => Ok(claim),
         told => site.open_books(hierarchy)?.agree(&claim, group, told),
     }
@@ -103,7 +109,9 @@ impl Books<'_> {
     /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be what the claim says now.
     fn agree(&self, claim: &Claim, group: &Group, told: Result<bool>) -> Result<Claim> {
         let Some(now) = self.current(claim)? else {
-            if let Err(error) = systemd::tell(self.host, group, &CpuSet::new(), None) {
+            if let Err(error) =
+                systemd::tell(self.host, group, &CpuSet::new(), None, TOLD_UNDER_LOCK)
+            {
                 log::warn!("{error:#}");
             }
             bail!("it was released while it started: start it again");

@@ -23,7 +23,7 @@ mod take_back;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -59,6 +59,8 @@ pub struct Site {
     pub run_dir: PathBuf,
     /// How long to wait for the lock; with none it is tried once.
     pub patience: Duration,
+    /// When everything that is waited for has to be over, where somebody waits for us.
+    pub deadline: Option<Instant>,
 }
 
 /// Everything about a site while its lock is held: nobody else changes any of it.
@@ -73,10 +75,17 @@ struct Books<'a> {
 }
 
 impl Site {
+    /// How long something may take that would take `most`.
+    fn at_most(&self, most: Duration) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.deadline
+            .map_or(most, |deadline| most.min(left(deadline)))
+    }
+
     /// Takes the lock. The first to do so after a boot forgets what was recorded before it.
     fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
         let directory = PoolDirectory::open(&self.conf_dir)?;
-        let lock = directory.lock(&self.host, self.patience)?;
+        let lock = directory.lock(&self.host, self.at_most(self.patience))?;
         self.books(directory, lock, hierarchy)
     }
 

@@ -1,6 +1,8 @@
 //! Taking CPU lists back: restore the group, drop the owner from `tasks`, remove the record; in that order, so
 //! that a claim stays until there is nothing left to undo. Each can be done twice.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
 use super::Books;
@@ -8,6 +10,9 @@ use super::life::Life;
 use crate::cgroup::{Group, cpuset, systemd};
 use crate::claims::{Before, Claim, ClaimedGroup};
 use crate::cpulist::CpuSet;
+
+/// How long systemd may take while others wait for the lock: well below the 10 s of a hook.
+pub(super) const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
 
 impl Books<'_> {
     /// Gives back what a claim holds if its owner is gone: is it?
@@ -93,7 +98,13 @@ impl Books<'_> {
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
         // The unit may be gone already.
         let none = CpuSet::new();
-        if let Err(error) = systemd::tell(self.host, &group, &none, mems.map(|_| &none)) {
+        if let Err(error) = systemd::tell(
+            self.host,
+            &group,
+            &none,
+            mems.map(|_| &none),
+            TOLD_UNDER_LOCK,
+        ) {
             log::info!("{error:#}");
         }
         cpuset::restore(&group, cpus, mems)
@@ -103,7 +114,7 @@ impl Books<'_> {
     pub(super) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
         let mems = Some(mems).filter(|mems| !mems.is_empty());
         cpuset::confine(group, cpus, mems)?;
-        systemd::tell(self.host, group, cpus, mems).map(drop)
+        systemd::tell(self.host, group, cpus, mems, TOLD_UNDER_LOCK).map(drop)
     }
 
     /// Drops a claim from `tasks`, and then from the ledger.
