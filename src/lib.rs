@@ -16,6 +16,7 @@ pub mod files;
 pub mod host;
 pub mod install;
 pub mod limits;
+pub mod low_level;
 pub mod oci;
 pub mod oci_config;
 pub mod placement;

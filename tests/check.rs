@@ -261,6 +261,31 @@ fn the_pools() {
 }
 
 #[test]
+fn rules_of_the_configuration() {
+    let configure = |text: &'static str| move |m: &Machine| m.put("etc/pinfold/config.toml", text);
+    broken(
+        configure("[pools.gone]\ndoors = [\"shim\"]\n"),
+        "warning rules",
+        "pool \"gone\", which is not there",
+    );
+    broken(
+        configure("[pools.dp]\ndoors = []\n"),
+        "warning rules",
+        "nobody can ask for pool \"dp\"",
+    );
+    broken(
+        configure("[runtime]\nengine = \"lxc\"\n"),
+        "fault runtime",
+        "make it podman, crio, containerd or docker",
+    );
+    broken(
+        configure("[pools.dp]\nnamespaces = [\"telco\"]\n"),
+        "warning runtime",
+        "set runtime.engine",
+    );
+}
+
+#[test]
 fn hook_files() {
     let create = &format!("{HOOKS}/pinfold-createRuntime.json");
     let stop = &format!("{HOOKS}/pinfold-poststop.json");
@@ -291,7 +316,7 @@ fn hook_files() {
         |m| {
             m.put(
                 "etc/pinfold/config.toml",
-                "[pools.dp]\nnamespaces = [\"telco\"]\n",
+                "[pools.dp]\nnamespaces = [\"telco\"]\n[runtime]\nengine = \"containerd\"\n",
             );
             m.edit(create, "\"--engine\",", "\"--verbose\",");
         },

@@ -8,9 +8,10 @@ use crate::engines::{Engine, RUNTIME, crio, docker, podman};
 use crate::host::Host;
 use crate::install::{self, EngineFiles, Place, check_program};
 
-pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
+/// Has any of them the shim?
+pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> bool {
     let host = scope.host();
-    let mut is_any = false;
+    let (mut is_any, mut has_shim) = (false, false);
     for engine in Engine::ALL {
         let named = scope.places.iter().find(|(named, _)| *named == engine);
         if named.is_none() && host.program(engine.program()).is_none() {
@@ -25,8 +26,9 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
             Engine::Containerd => check_containerd(place, report),
             Engine::Docker => check_docker(place, report),
         };
-        if let Err(error) = checked {
-            report.error(engine.word(), &error);
+        match checked {
+            Ok(its_shim) => has_shim |= its_shim,
+            Err(error) => report.error(engine.word(), &error),
         }
     }
     if !is_any {
@@ -35,16 +37,17 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
             "none is installed at a usual place: --engine-config ENGINE=FILE names one",
         );
     }
+    has_shim
 }
 
-fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<()> {
+fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<bool> {
     let engine = Engine::Podman;
     let files = install::podman_files(place)?;
     let has_hooks = hooks::check(scope, &files.all.hooks_dirs(), engine, report);
     let shim = files.all.shim.first().map(String::as_str);
     if !has_hooks && shim.is_none() {
         unknown(engine, report);
-        return Ok(());
+        return Ok(false);
     }
     if !has_hooks {
         let dirs = files.all.hooks_dirs().join(", ");
@@ -70,10 +73,10 @@ fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Re
         let wanted = podman::drop_in(&files.before, Some(shim), &hooks_dir);
         check_drop_in(engine, &files, wanted.as_deref(), report);
     }
-    Ok(())
+    Ok(shim.is_some())
 }
 
-fn check_crio(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<()> {
+fn check_crio(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<bool> {
     let engine = Engine::Crio;
     let files = install::crio_files(place)?;
     for path in files.leftovers() {
@@ -83,7 +86,7 @@ fn check_crio(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Resu
     let has_hooks = hooks::check(scope, &files.all.hooks_dirs, engine, report);
     if !has_hooks && files.all.shim().is_none() {
         unknown(engine, report);
-        return Ok(());
+        return Ok(false);
     }
     if !has_hooks {
         let text = format!("no hook file is read: only pods of the handler {RUNTIME} are pinned");
@@ -96,10 +99,10 @@ fn check_crio(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Resu
             check_drop_in(engine, &files, Some(&wanted), report);
         }
     }
-    Ok(())
+    Ok(files.all.shim().is_some())
 }
 
-fn check_containerd(place: &Place<'_>, report: &mut Report) -> Result<()> {
+fn check_containerd(place: &Place<'_>, report: &mut Report) -> Result<bool> {
     let engine = Engine::Containerd;
     let again = "`pinfold install containerd` again";
     let configuration = install::containerd_configuration(place)?;
@@ -118,7 +121,7 @@ fn check_containerd(place: &Place<'_>, report: &mut Report) -> Result<()> {
         } else {
             unknown(engine, report);
         }
-        return Ok(());
+        return Ok(false);
     };
     check_shim(place.host, engine, &handler.binary, report);
     if !handler.passes_annotations {
@@ -139,23 +142,23 @@ fn check_containerd(place: &Place<'_>, report: &mut Report) -> Result<()> {
         let text = "disabled_plugins turns the CRI plugin off: Kubernetes cannot use it";
         report.warn(engine.word(), text, "take cri out of that list if it is to");
     }
-    Ok(())
+    Ok(true)
 }
 
-fn check_docker(place: &Place<'_>, report: &mut Report) -> Result<()> {
+fn check_docker(place: &Place<'_>, report: &mut Report) -> Result<bool> {
     let engine = Engine::Docker;
     let (path, text) = install::daemon_json(place)?;
     let wiring = docker::read(&text).map_err(|error| error.context(path))?;
     let Some(shim) = &wiring.shim else {
         unknown(engine, report);
-        return Ok(());
+        return Ok(false);
     };
     check_shim(place.host, engine, shim, report);
     if wiring.cdi != Some(true) {
         let text = "features.cdi is not on: docker 25 to 28.1 then knows no devices of Pinfold";
         report.warn(engine.word(), text, "set it to true if you want them");
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The engine is here and has not been told of us: that may be meant.

@@ -93,7 +93,7 @@ fn one_file(scope: &Scope<'_>, hook: &Placed, engine: Engine, report: &mut Repor
         let text =
             format!("{path} has no timeout of {OWN_BOUND} seconds or more, which a hook can take");
         report.warn(what, text, again);
-    } else if scope.has_namespaces && hook.file.engine().is_none() {
+    } else if scope.has_namespaces() && hook.file.engine().is_none() {
         let text = format!(
             "{path} does not name its engine, so that nobody gets CPUs of a pool that is for some namespaces"
         );

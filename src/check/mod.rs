@@ -5,9 +5,12 @@ mod engines;
 mod hooks;
 mod machine;
 mod pools;
+mod rules;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::config::{PoolRules, Runtime};
 use crate::engines::Engine;
 use crate::host::Host;
 use crate::install::Place;
@@ -55,13 +58,20 @@ pub struct Scope<'a> {
     pub site: &'a Site,
     /// Engines whose files are not at their default places.
     pub places: Vec<(Engine, Place<'a>)>,
-    /// Are there pools of some namespaces alone? Then hooks have to name their engine.
-    pub has_namespaces: bool,
+    /// Which pools have rules, and what they are.
+    pub rules: &'a BTreeMap<String, PoolRules>,
+    /// What `pinfold-runtime` becomes.
+    pub runtime: &'a Runtime,
 }
 
 impl Scope<'_> {
     fn host(&self) -> &Host {
         &self.site.host
+    }
+
+    /// Are there pools of some namespaces alone? Then whoever asks has to name its engine.
+    fn has_namespaces(&self) -> bool {
+        self.rules.values().any(|rules| rules.namespaces.is_some())
     }
 }
 
@@ -70,7 +80,8 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     let mut report = Report::default();
     machine::check(scope.site, &mut report);
     pools::check(scope.site, &mut report);
-    engines::check(scope, &mut report);
+    let has_shim = engines::check(scope, &mut report);
+    rules::check(scope, has_shim, &mut report);
     cdi::check(scope.site, &mut report);
     report.findings
 }

@@ -36,10 +36,8 @@ pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
     let findings = check(&Scope {
         site,
         places,
-        has_namespaces: settings
-            .pools()
-            .values()
-            .any(|rules| rules.namespaces.is_some()),
+        rules: settings.pools(),
+        runtime: settings.runtime(),
     });
     let faults = count(&findings, Level::Fault);
     let mut out = io::stdout().lock();

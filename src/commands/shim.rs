@@ -4,11 +4,11 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use super::Settings;
 use super::admission::Visitor;
@@ -16,22 +16,20 @@ use crate::bundle::Bundle;
 use crate::cgroup::of_config;
 use crate::claims::Claim;
 use crate::cli::Options;
-use crate::config::{Door, Runtime};
+use crate::config::Door;
 use crate::cpulist::CpuSet;
 use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
+use crate::low_level;
 use crate::oci::{shown_id, usable_id};
-use crate::oci_config::{OciConfig, Pinning, STAGES};
+use crate::oci_config::{OciConfig, Pinning};
 use crate::placement::{self, reserve};
 use crate::request::{self, Mems, Request};
 use crate::runtime_line::{CgroupManager, RuntimeLine};
 use crate::system_log::{self, Severity};
 use crate::text::Shown;
 use crate::topology;
-
-/// The runtimes that are taken, the first that is there, where the configuration names none.
-const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
 /// Becomes the runtime; returns only with what went wrong before that.
 ///
@@ -41,7 +39,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
     let settings = Settings::of_hook(&Options::default(), None)?;
     let host = &settings.site().host;
-    let runtime = runtime(host, settings.runtime())?;
+    let runtime = low_level::runtime(host, settings.runtime())?;
     let reservation = prepare(&settings, &line, &runtime)?;
     let error = Command::new(&runtime).args(arguments).exec();
     if let Some(reservation) = reservation {
@@ -120,7 +118,7 @@ impl Start<'_> {
         })?;
         refuse_chosen(&config, &request)?;
         self.bundle.ensure_writable()?;
-        runs_our_hooks(self.runtime)?;
+        low_level::ensure_runs_our_hooks(self.runtime)?;
         let program = std::env::current_exe().context("find out where this program is")?;
         let program = program.to_str();
         let program = program.context("the path of this program is no UTF-8")?;
@@ -192,116 +190,4 @@ fn nodes_near(host: &Host, config: &OciConfig) -> Result<CpuSet> {
         nodes.extend(&topology::nodes_near_number(host, is_block, major, minor)?);
     }
     Ok(nodes)
-}
-
-/// The runtime of the configuration, or the first that is there.
-fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
-    let path = match (&config.path, &config.allow) {
-        (Some(path), allow) => {
-            if let Some(allow) = allow {
-                ensure!(
-                    allow.contains(path),
-                    "the runtime {} is not in runtime.allow of Pinfold's configuration: add it, or name another as runtime.path",
-                    path.display()
-                );
-            }
-            path.clone()
-        }
-        (None, Some(allow)) => {
-            let there = allow.iter().find(|path| path.is_file());
-            let there = there.context("none of the runtimes in runtime.allow of Pinfold's configuration is there: install one")?;
-            there.clone()
-        }
-        (None, None) => RUNTIMES.iter().find_map(|name| host.program(name)).with_context(|| {
-            format!("there is no {}: install one, or name it as runtime.path in Pinfold's configuration", RUNTIMES.join(" and no "))
-        })?,
-    };
-    let real = path
-        .canonicalize()
-        .with_context(|| format!("look at the runtime {}", path.display()))?;
-    files::trusted(&real)?;
-    is_not_us(&real)?;
-    Ok(path)
-}
-
-/// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
-/// container would start on any CPUs. Older ones say nothing.
-fn runs_our_hooks(runtime: &Path) -> Result<()> {
-    let said = Command::new(runtime)
-        .arg("features")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("execute {}", runtime.display()))?;
-    ensure!(
-        !said.status.success() || has_our_stages(&said.stdout),
-        "the runtime {} runs no createRuntime or no poststop hooks: name runc or crun as runtime.path in Pinfold's configuration",
-        runtime.display()
-    );
-    Ok(())
-}
-
-/// Are the stages of our hooks among those that a runtime's features list? What lists none counts as silent.
-fn has_our_stages(features: &[u8]) -> bool {
-    let features: Value = serde_json::from_slice(features).unwrap_or_default();
-    match features["hooks"].as_array() {
-        Some(stages) => STAGES
-            .iter()
-            .all(|ours| stages.iter().any(|stage| stage == ours)),
-        None => true,
-    }
-}
-
-/// A runtime that is this program would call itself for ever.
-fn is_not_us(runtime: &Path) -> Result<()> {
-    let own = std::env::current_exe().context("find out where this program is")?;
-    if own == runtime {
-        bail!(
-            "the runtime {} is Pinfold's own: name runc or crun as runtime.path",
-            runtime.display()
-        );
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_runtime_that_lists_hooks_has_to_list_ours() {
-        for (features, expected) in [
-            (r#"{"hooks":["prestart","createRuntime","poststop"]}"#, true),
-            (r#"{"hooks":["prestart","poststop"]}"#, false),
-            (r#"{"hooks":[]}"#, false),
-            (r#"{"hooks":null}"#, true),
-            ("{}", true),
-            ("", true),
-            ("usage: runtime", true),
-        ] {
-            assert_eq!(has_our_stages(features.as_bytes()), expected, "{features}");
-        }
-    }
-
-    #[test]
-    fn only_a_runtime_that_is_allowed_is_taken() {
-        let config = |path: Option<&str>, allow: &[&str]| Runtime {
-            path: path.map(PathBuf::from),
-            allow: Some(allow.iter().map(PathBuf::from).collect()),
-            engine: None,
-        };
-        let host = Host::new("/");
-        for (path, allow, taken) in [
-            (Some("/bin/sh"), &["/bin/sh"][..], Ok("/bin/sh")),
-            (None, &["/no/such", "/bin/sh"], Ok("/bin/sh")),
-            (Some("/bin/sh"), &["/bin/cat"], Err("runtime.allow")),
-            (Some("/bin/sh"), &[], Err("runtime.allow")),
-            (None, &["/no/such"], Err("runtime.allow")),
-        ] {
-            match (runtime(&host, &config(path, allow)), taken) {
-                (Ok(path), Ok(taken)) => assert_eq!(path, Path::new(taken)),
-                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
-                (outcome, _) => panic!("{path:?} of {allow:?}: {outcome:?}"),
-            }
-        }
-    }
 }

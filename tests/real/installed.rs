@@ -204,7 +204,13 @@ fn one_command_and_podman_pins(world: &World, engine: Engine) {
     let before = machine.files();
     machine.run(PROGRAM, &["install", "podman"]).ok();
     let check = machine.run(PROGRAM, &["check"]).ok();
-    assert!(check.stdout.contains(&format!("runs {PROGRAM}")), "{check}");
+    let becomes = runtime_path(world, engine.runtime);
+    for line in [
+        format!("runs {PROGRAM}"),
+        format!("pinfold-runtime becomes {}", becomes.display()),
+    ] {
+        assert!(check.stdout.contains(&line), "{line}: {check}");
+    }
 
     for runtime in ["pinfold", "/usr/local/bin/pinfold-runtime", "crun"] {
         assert!(machine.can_do_without_cgroups(runtime), "{runtime}");

@@ -1,0 +1,67 @@
+//! What the configuration says of pools, and of the runtime behind `pinfold-runtime`.
+
+use super::{Report, Scope};
+use crate::engines::Engine;
+use crate::low_level;
+use crate::pools::PoolDirectory;
+use crate::text::Shown;
+
+pub(super) fn check(scope: &Scope<'_>, has_shim: bool, report: &mut Report) {
+    pools(scope, report);
+    if let Some(word) = &scope.runtime.engine {
+        if !Engine::ALL.iter().any(|engine| engine.word() == word) {
+            report.fault(
+                "runtime",
+                format!("the configuration has runtime.engine {}", Shown(word)),
+                "make it podman, crio, containerd or docker",
+            );
+        }
+    } else if has_shim && scope.has_namespaces() {
+        report.warn(
+            "runtime",
+            "pinfold-runtime does not know which engine calls it: it refuses pools that are of some namespaces alone",
+            "set runtime.engine in the configuration",
+        );
+    }
+    // Elsewhere its runtime is not there to be asked.
+    if has_shim && scope.host().is_running_root() {
+        runtime(scope, report);
+    }
+}
+
+fn pools(scope: &Scope<'_>, report: &mut Report) {
+    let directory = PoolDirectory::open(&scope.site.conf_dir);
+    // One that cannot be read was told of already.
+    let names = directory.and_then(|directory| directory.pool_names());
+    for (name, rules) in scope.rules {
+        let pool = Shown(name);
+        if names.as_ref().is_ok_and(|names| !names.contains(name)) {
+            let text = format!("the configuration has rules for pool {pool}, which is not there");
+            report.warn("rules", text, "make it (pinfold pool add), or drop them");
+        }
+        let closed = [
+            ("doors", rules.doors.as_ref().is_some_and(Vec::is_empty)),
+            (
+                "namespaces",
+                rules.namespaces.as_ref().is_some_and(Vec::is_empty),
+            ),
+        ];
+        for (key, _) in closed.into_iter().filter(|(_, is_closed)| *is_closed) {
+            let text =
+                format!("nobody can ask for pool {pool}: its {key} in the configuration are none");
+            report.warn("rules", text, format!("add to {key}, or drop the key"));
+        }
+    }
+}
+
+fn runtime(scope: &Scope<'_>, report: &mut Report) {
+    let found = low_level::runtime(scope.host(), scope.runtime);
+    let fit = found.and_then(|path| low_level::ensure_runs_our_hooks(&path).map(|()| path));
+    match fit {
+        Ok(path) => report.ok(
+            "runtime",
+            format!("pinfold-runtime becomes {}", path.display()),
+        ),
+        Err(error) => report.error("runtime", &error),
+    }
+}
