@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test bench test-vm vm-shell support install uninstall clean
+.PHONY: build demo test test-suites bench test-vm vm-shell support install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -23,6 +23,10 @@ test:
 	mkdir -p target/reports
 	rm -f target/reports/here.jsonl
 	PINFOLD_TEST_REPORT=$(CURDIR)/target/reports/here.jsonl cargo test --locked
+
+# The test suites of runc and crun, directly and through pinfold-runtime: what they find has to be the same.
+test-suites:
+	tests/suites/run
 
 # How long a choice among 512 CPU lists takes.
 bench:
