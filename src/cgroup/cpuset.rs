@@ -104,11 +104,14 @@ pub fn inherited(group: &Group) -> Result<Masks> {
     Ok(masks.unwrap_or_default())
 }
 
-/// What the groups above allow: the nearest of them that has the controller says it.
+/// What the groups above allow: the nearest of them that has the controller says it. On version 1 one without CPUs is
+/// new: nobody runs there yet, and a runtime gives it those of the group above it.
 pub fn bound(group: &Group) -> Result<Bound> {
     let mut above = group.parent();
     while let Some(group) = above {
-        if let Some(cpus) = effective_cpus(&group)? {
+        let cpus = effective_cpus(&group)?;
+        let says = |cpus: &CpuSet| group.version() == Version::V2 || !cpus.is_empty();
+        if let Some(cpus) = cpus.filter(says) {
             return Ok(Bound {
                 cpus,
                 nearest: group,
@@ -371,6 +374,19 @@ mod tests {
             );
         }
         assert!(bound(&Tree::new(Version::V2, &[]).group("/a")).is_err());
+    }
+
+    #[test]
+    fn a_new_parent_without_cpus_leaves_it_to_the_one_above() {
+        let tree = Tree::new(
+            Version::V1,
+            &[
+                ("cpuset.effective_cpus", "0-7\n"),
+                ("a/cpuset.effective_cpus", "\n"),
+            ],
+        );
+        let bound = bound(&tree.group("/a/b")).unwrap();
+        assert_eq!((&bound.cpus, bound.nearest.path()), (&set("0-7"), "/"));
     }
 
     #[test]
