@@ -3,6 +3,7 @@
 
 mod kubelet;
 mod machines;
+mod plans;
 mod pool;
 mod properties;
 mod reading;
