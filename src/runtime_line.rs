@@ -79,6 +79,11 @@ impl RuntimeLine {
                     let word = || argument.to_string_lossy().into_owned();
                     line.id.get_or_insert_with(word);
                 }
+                // A runtime that is asked for help does nothing else; behind the id runc takes it for a word like others.
+                Word::Flag if line.id.is_none() && asks_for_help(argument) => {
+                    line.verb = None;
+                    break;
+                }
                 Word::Flag => line.flag(argument),
                 Word::Takes(name) => {
                     let value = arguments.next().unwrap_or_default();
@@ -119,6 +124,12 @@ impl RuntimeLine {
         let bundle = self.bundle.clone().unwrap_or_else(|| ".".into());
         bundle.join(self.config.clone().unwrap_or_else(|| "config.json".into()))
     }
+}
+
+fn asks_for_help(argument: &OsStr) -> bool {
+    ["-h", "-help", "--help"]
+        .iter()
+        .any(|help| argument == *help)
 }
 
 /// One word of a command line.
@@ -167,6 +178,11 @@ mod tests {
     fn verbs_and_bundles_are_found_as_runtimes_find_them() {
         for (words, verb, config) in [
             ("create -b /x id", Some("create"), "/x/config.json"),
+            ("restore -h", None, "./config.json"),
+            ("--help create", None, "./config.json"),
+            ("run -b /x id -h", Some("run"), "/x/config.json"),
+            ("run -b -h id", Some("run"), "-h/config.json"),
+            ("run -h=false id", Some("run"), "./config.json"),
             ("--root create state id", Some("state"), "./config.json"),
             (
                 "--root=/r --systemd-cgroup run --bundle=/x id",
