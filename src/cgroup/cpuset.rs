@@ -137,9 +137,10 @@ pub struct Chosen {
 /// Tells chosen values from inherited ones.
 ///
 /// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets the scope's. On
-/// version 1 runtimes copy the parent's value, so another one was chosen.
+/// version 1 runtimes copy the parent's value, so another one was chosen. All that the parent has excludes nothing: on
+/// version 2 [`restore`] leaves that where the kernel empties no file.
 pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
-    let chosen = |value: &str, file: &str| -> Result<Option<String>> {
+    let chosen = |value: &str, file: &str, effective: &str| -> Result<Option<String>> {
         let of_parent = || match group.parent() {
             Some(parent) => {
                 Ok::<_, anyhow::Error>(read_set(&parent, file)?.map(|set| (parent, set)))
@@ -156,12 +157,20 @@ pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
                 let is_other = of_parent()?.is_some_and(|(_, inherited)| inherited != own);
                 is_other.then(|| value.to_owned())
             }
-            (false, Version::V2) => Some(value.to_owned()),
+            (false, Version::V2) => {
+                let own: CpuSet = value.parse()?;
+                let parent = group.parent();
+                let all = parent
+                    .map(|parent| read_set(&parent, effective))
+                    .transpose()?;
+                (all.flatten() != Some(own)).then(|| value.to_owned())
+            }
         })
     };
+    let version = group.version();
     Ok(Chosen {
-        cpus: chosen(&masks.cpus, CPUS)?,
-        mems: chosen(&masks.mems, MEMS)?,
+        cpus: chosen(&masks.cpus, CPUS, effective_cpus_file(version))?,
+        mems: chosen(&masks.mems, MEMS, effective_mems_file(version))?,
     })
 }
 
@@ -418,12 +427,14 @@ mod tests {
             (Version::V1, "c", "1", Some("1")),
             (Version::V1, "c", "", None),
             (Version::V2, "c", "", None),
-            (Version::V2, "c", "0-3", Some("0-3")),
+            (Version::V2, "c", "0-3", None),
+            (Version::V2, "c", "1-2", Some("1-2")),
             (Version::V2, "a.scope/c", "", Some("2")),
         ] {
             let file = |name: &str| format!("{path}/{name}");
             let files = [
                 ("cpuset.cpus", "0-3\n"),
+                ("cpuset.cpus.effective", "0-3\n"),
                 ("a.scope/cpuset.cpus", "2\n"),
                 (&file("cpuset.cpus"), own),
                 (&file("cpuset.mems"), ""),

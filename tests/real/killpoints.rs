@@ -5,7 +5,7 @@ use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
 use crate::needs::Need;
 use crate::process::{self, affinity};
-use crate::strace::{self, Reached};
+use crate::strace::{self, Reached, Whose};
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -53,13 +53,19 @@ pub(crate) fn each_point<T>(
     let (command, trace) = (world.pinfold(verb), world.dir.join("trace"));
     let name = verb.join(" ");
     let (scene, input) = before();
-    let points = strace::points(&command, input.as_bytes(), &trace);
+    let points = strace::points(&command, Whose::All, input.as_bytes(), &trace);
     after(scene, 0);
     let mut killed = 0;
     let tried = strace::tried(&points);
     for &(number, point) in &tried {
         let (scene, input) = before();
-        killed += usize::from(strace::kill_at(point, &command, input.as_bytes(), &trace));
+        killed += usize::from(strace::kill_at(
+            point,
+            &command,
+            Whose::All,
+            input.as_bytes(),
+            &trace,
+        ));
         let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| after(scene, number)));
         if let Err(panic) = told {
             eprintln!(

@@ -7,7 +7,7 @@ use crate::container::Container;
 use crate::engines::Engine;
 use crate::needs::{self, Need};
 use crate::plan::Plan;
-use crate::strace::{self, Point, Reached};
+use crate::strace::{self, Point, Reached, Whose};
 use crate::world::{Kind, Standin, World, state};
 use serde_json::json;
 
@@ -95,7 +95,12 @@ fn changing_points(world: &World) -> Vec<Point> {
     for id in ["first", "second"] {
         let standin = Standin::new(world, id);
         let input = state(id, standin.pid, json!({ "pinfold.io/pool": "dp" })).to_string();
-        points = strace::points(&hook, input.as_bytes(), &world.dir.join("trace"));
+        points = strace::points(
+            &hook,
+            Whose::All,
+            input.as_bytes(),
+            &world.dir.join("trace"),
+        );
         standin.die();
         world.reconcile();
     }

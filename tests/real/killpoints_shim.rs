@@ -9,7 +9,7 @@ use crate::installed::Machine;
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, Running, affinity};
-use crate::strace::{Reached, kill_at, points, tried};
+use crate::strace::{Reached, Whose, kill_at, points, tried};
 use crate::world::{Kind, Standin, World, state};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
@@ -95,7 +95,7 @@ fn the_shim(world: &World) {
     let scene = Scene::new(world, "exit 0");
     let trace = world.dir.join("trace");
     let before = scene.config();
-    let all = points(&scene.create(), b"", &trace);
+    let all = points(&scene.create(), Whose::Its, b"", &trace);
     let after = without_nonce(&scene.config());
     for written in ["\"cpus\":\"1\"", "KCM_CPUS_ASSIGNED=1", "--reservation"] {
         assert!(after.contains(written), "{written}: {after}");
@@ -104,7 +104,7 @@ fn the_shim(world: &World) {
     let mut killed = 0;
     for (_, point) in &tried {
         std::fs::write(scene.bundle.join("config.json"), &before).expect("write config.json");
-        killed += usize::from(kill_at(point, &scene.create(), b"", &trace));
+        killed += usize::from(kill_at(point, &scene.create(), Whose::Its, b"", &trace));
         let left = scene.config();
         assert!(
             left == before || without_nonce(&left) == after,
@@ -114,12 +114,11 @@ fn the_shim(world: &World) {
         assert_eq!(without_nonce(&scene.config()), after, "killed at {point}");
         assert_eq!(files_of_config(&scene.bundle), 2, "killed at {point}");
     }
-    // The child that asks the runtime for its features can die alone: the shim, and strace with it, goes on.
     let reached = Reached {
         killed,
         tried: tried.len(),
         least: 100,
-        percent: 75,
+        percent: 90,
     };
     reached.assert_enough("the shim");
     world.reconcile();
@@ -152,7 +151,12 @@ fn the_hand_over(world: &World) {
     let (shim, nonce) = scene.reserved();
     let standin = confined(world, "a");
     let text = input(&standin);
-    let all = points(&scene.take_over(&nonce), text.as_bytes(), &trace);
+    let all = points(
+        &scene.take_over(&nonce),
+        Whose::All,
+        text.as_bytes(),
+        &trace,
+    );
     let claim = world.claim_of("a");
     assert_eq!(
         (&claim["kind"], &claim["nonce"]),
@@ -175,7 +179,13 @@ fn the_hand_over(world: &World) {
         let standin = confined(world, "a");
         let text = input(&standin);
         let command = scene.take_over(&nonce);
-        killed += usize::from(kill_at(point, &command, text.as_bytes(), &trace));
+        killed += usize::from(kill_at(
+            point,
+            &command,
+            Whose::All,
+            text.as_bytes(),
+            &trace,
+        ));
         // I1: whoever has it, nobody else gets it.
         let rival = Standin::new(world, "rival");
         let annotations = json!({ "pinfold.io/pool": "dp" });

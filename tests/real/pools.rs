@@ -79,7 +79,7 @@ pub(crate) fn the_list(world: &World, name: &str) -> String {
 }
 
 /// The CPUs of a list's name.
-fn cpus(list: &str) -> BTreeSet<u32> {
+pub(crate) fn cpus(list: &str) -> BTreeSet<u32> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         first.parse().unwrap()..=last.parse::<u32>().unwrap()

@@ -28,9 +28,28 @@ impl Point {
     }
 }
 
+/// Whose system calls count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Those of the command and of all that it starts.
+    All,
+    /// The command's own.
+    Its,
+}
+
+impl Whose {
+    fn option(self) -> Vec<String> {
+        match self {
+            Whose::All => vec!["-f".into()],
+            Whose::Its => vec![],
+        }
+    }
+}
+
 /// Runs the command to its end, which must be a success, and gives every system call that it made after its exec.
-pub(crate) fn points(command: &Command, input: &[u8], trace: &Path) -> Vec<Point> {
-    let mut strace = under(command, &["-f".into(), "-qq".into()], trace);
+pub(crate) fn points(command: &Command, whose: Whose, input: &[u8], trace: &Path) -> Vec<Point> {
+    let options = [whose.option(), vec!["-qq".into()]].concat();
+    let mut strace = under(command, &options, trace);
     Running::start(&mut strace, input).wait().ok();
     points_in(&std::fs::read_to_string(trace).expect("read the trace"))
 }
@@ -102,8 +121,14 @@ impl Reached {
 
 /// Runs the command and kills it at the point; gives whether it came to that, for a command need not make the same
 /// calls every time.
-pub(crate) fn kill_at(point: &Point, command: &Command, input: &[u8], trace: &Path) -> bool {
-    let arguments = [&["-f".into()], point.arguments().as_slice()].concat();
+pub(crate) fn kill_at(
+    point: &Point,
+    command: &Command,
+    whose: Whose,
+    input: &[u8],
+    trace: &Path,
+) -> bool {
+    let arguments = [whose.option(), point.arguments().to_vec()].concat();
     was_killed(&Running::start(&mut under(command, &arguments, trace), input).wait())
 }
 
