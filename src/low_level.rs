@@ -1,5 +1,6 @@
 //! The OCI runtime behind `pinfold-runtime`: which one it is, and whether it is fit for it.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,6 +14,22 @@ use crate::oci_config::STAGES;
 
 /// The runtimes that are taken, the first that is there, where the configuration names none.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+/// Runtimes that make no host process of the container's own for our hooks to confine, whatever their features say; by file
+/// name, and why (gVisor: runsc/container/container.go; Kata Containers: src/runtime/pkg/katautils/hook.go; railcar:
+/// oci/src/lib.rs).
+const UNFIT: [(&str, &str); 4] = [
+    (
+        "runsc",
+        "gives hooks the process of a sandbox, which all containers of a pod share",
+    ),
+    ("kata-runtime", "gives hooks the process of a hypervisor"),
+    (
+        "containerd-shim-kata-v2",
+        "gives hooks the process of a hypervisor",
+    ),
+    ("railcar", "runs no createRuntime hooks"),
+];
 
 /// The runtime of the configuration, or the first that is there.
 pub fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
@@ -47,6 +64,19 @@ pub fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
 /// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
 /// container would start on any CPUs. Older ones say nothing.
 pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
+    let real = runtime
+        .canonicalize()
+        .with_context(|| format!("look at the runtime {}", runtime.display()))?;
+    for path in [runtime, &real] {
+        let unfit = UNFIT
+            .iter()
+            .find(|(name, _)| path.file_name() == Some(OsStr::new(name)));
+        if let Some((name, reason)) = unfit {
+            bail!(
+                "the runtime {name} {reason}: name runc or crun as runtime.path in Pinfold's configuration"
+            );
+        }
+    }
     let said = Command::new(runtime)
         .arg("features")
         .stdin(Stdio::null())
@@ -100,6 +130,18 @@ mod tests {
         ] {
             assert_eq!(has_our_stages(features.as_bytes()), expected, "{features}");
         }
+    }
+
+    #[test]
+    fn one_that_is_known_to_be_unfit_is_not_even_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink("/bin/false", path("runsc")).unwrap();
+        std::os::unix::fs::symlink("runsc", path("gvisor")).unwrap();
+        std::os::unix::fs::symlink("/bin/false", path("other")).unwrap();
+        let error = ensure_runs_our_hooks(&path("runsc")).unwrap_err();
+        assert!(error.to_string().contains("runsc gives hooks"), "{error}");
+        ensure_runs_our_hooks(&path("other")).unwrap();
     }
 
     #[test]

@@ -64,6 +64,38 @@ impl OciConfig {
         }
     }
 
+    /// Runtimes written in Go read a key in any case (encoding/json, `Unmarshal`), others as it is: what we read and write
+    /// has to be the same for all.
+    ///
+    /// # Errors
+    /// A key that only some take for one of those that matter here.
+    pub fn ensure_plain_keys(&self) -> Result<()> {
+        const KEYS: [(&[&str], &[&str]); 6] = [
+            (&[], &["annotations", "hooks", "linux", "process"]),
+            (&["hooks"], &["prestart", "createRuntime", "poststop"]),
+            (&["linux"], &["cgroupsPath", "devices", "resources"]),
+            (&["linux", "resources"], &["cpu", "unified"]),
+            (&["linux", "resources", "cpu"], &["cpus", "mems"]),
+            (&["process"], &["env"]),
+        ];
+        for (path, known) in KEYS {
+            let table = match path {
+                [] => Some(&self.0),
+                path => self.at(path).and_then(Value::as_object),
+            };
+            for key in table.into_iter().flat_map(Map::keys) {
+                let meant = known.iter().find(|name| name.eq_ignore_ascii_case(key));
+                if let Some(meant) = meant.filter(|name| *name != key) {
+                    bail!(
+                        "its key {} is for some runtimes {meant}: write it so",
+                        Shown(key)
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The annotations whose key is wanted.
     ///
     /// # Errors
@@ -384,6 +416,38 @@ mod tests {
             config.pin(&pinning).unwrap();
             let after = config.print().unwrap();
             assert!(after.starts_with(resources), "{after}");
+        }
+    }
+
+    #[test]
+    fn a_key_in_another_case_is_refused_where_it_matters() {
+        for (text, refused) in [
+            (r#"{"Hooks":{}}"#, Some("hooks")),
+            (
+                r#"{"linux":{"resources":{"CPU":{"Cpus":"0"}}}}"#,
+                Some("cpu"),
+            ),
+            (
+                r#"{"linux":{"resources":{"cpu":{"Cpus":"0"}}}}"#,
+                Some("cpus"),
+            ),
+            (r#"{"hooks":{"CreateRuntime":[]}}"#, Some("createRuntime")),
+            (
+                r#"{"Other":1,"linux":{"resources":{"cpu":{"cpus":"0","Shares":1}}}}"#,
+                None,
+            ),
+        ] {
+            let checked = OciConfig::parse(text).unwrap().ensure_plain_keys();
+            match (checked, refused) {
+                (Ok(()), None) => {}
+                (Err(error), Some(meant)) => {
+                    assert!(
+                        error.to_string().contains(&format!("runtimes {meant}: ")),
+                        "{error}"
+                    );
+                }
+                (checked, _) => panic!("{text}: {checked:?}"),
+            }
         }
     }
 

@@ -88,9 +88,29 @@ pub fn ignored_signals(host: &Host) -> u64 {
         .unwrap_or(0)
 }
 
+/// So many ancestors of a process are looked at.
+const MOST_ANCESTORS: usize = 64;
+
+/// Is a process a descendant of another? Not where an ancestor between them is gone: then it has been given to another.
+pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
+    let mut pid = pid;
+    for _ in 0..MOST_ANCESTORS {
+        let stat = files::read_if_there(&host.proc_pid(pid, "stat"))?;
+        let Some(stat) = stat.and_then(|text| Stat::parse(&text)) else {
+            return Ok(false);
+        };
+        if stat.parent == ancestor {
+            return Ok(true);
+        }
+        pid = stat.parent;
+    }
+    Ok(false)
+}
+
 /// What is used of `/proc/<pid>/stat`.
 struct Stat {
     state: char,
+    parent: i32,
     threads: u64,
     start: u64,
 }
@@ -101,6 +121,7 @@ impl Stat {
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         Some(Stat {
             state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
             threads: fields.get(17)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
         })
@@ -187,6 +208,7 @@ mod tests {
             ('S', 1, false),
         ] {
             let stat = Stat {
+                parent: 1,
                 state,
                 threads,
                 start: 0,

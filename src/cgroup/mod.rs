@@ -133,6 +133,16 @@ impl Hierarchy {
     }
 }
 
+/// Is a process in a group of this path, or below it, in any hierarchy? Not where it is gone.
+pub fn is_in_any(host: &Host, pid: i32, path: &str) -> Result<bool> {
+    let text = files::read_if_there(&host.proc_pid(pid, "cgroup"))?.unwrap_or_default();
+    let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    Ok(paths.any(|other| {
+        let below = other.strip_prefix(path);
+        path != "/" && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }))
+}
+
 impl Group {
     /// Which interface it has.
     pub fn version(&self) -> Version {

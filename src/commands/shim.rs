@@ -116,6 +116,7 @@ impl Start<'_> {
         visitor.may_use(self.settings.pools().get(&request.pool), |mark| {
             Ok(config.annotations(|key| key == mark)?.remove(mark))
         })?;
+        config.ensure_plain_keys()?;
         refuse_chosen(&config, &request)?;
         self.bundle.ensure_writable()?;
         low_level::ensure_runs_our_hooks(self.runtime)?;

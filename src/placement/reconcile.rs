@@ -6,10 +6,10 @@ use anyhow::Result;
 
 use super::life::Life;
 use super::{Books, Site};
-use crate::cgroup::{Group, Hierarchy, cpuset};
+use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::pools::{CpuList, Pool, TasksChange};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::topology;
 
 /// One pid that no longer holds a CPU list.
@@ -202,17 +202,36 @@ impl Books<'_> {
         self.bring_back(claim, &group)
     }
 
-    /// The owner's processes that the kernel moved to a group above its own.
+    /// The owner's processes that the kernel moved to a group above its own: those that the claim records, and with them
+    /// whatever else there is the owner's.
     fn bring_back(&self, claim: &Claim, group: &Group) -> Result<()> {
         let moved = |process: &&Process| !claim.is_beside(**process);
         for process in claim.processes.iter().filter(moved) {
             let now = self.hierarchy.group_of(self.host, process.pid)?;
-            let is_above = now.is_some_and(|now| now.is_above(group));
-            if is_above && process.is_alive(self.host)? {
-                group.adopt(process.pid)?;
+            let Some(above) = now.filter(|now| now.is_above(group)) else {
+                continue;
+            };
+            if !process.is_alive(self.host)? {
+                continue;
+            }
+            group.adopt(process.pid)?;
+            for pid in above.pids()? {
+                // It may end in this moment.
+                if self.belongs(pid, process.pid, group)?
+                    && Process::with_pid(self.host, pid)?.is_some()
+                {
+                    group.adopt(pid)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Is a process the owner's? In the other hierarchies of version 1 a runtime puts it into a group of the same path; in
+    /// a group of ours it is a descendant of the recorded one.
+    fn belongs(&self, pid: i32, recorded: i32, group: &Group) -> Result<bool> {
+        Ok(cgroup::is_in_any(self.host, pid, group.path())?
+            || process::descends_from(self.host, pid, recorded)?)
     }
 
     /// Removes groups of ours that hold nobody and that no claim names, and their parent when it is empty: their

@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         needs,
         in_a_cgroup_of_ours,
     ));
+    cases.push(plain("hotplug::with_descendants", needs, with_descendants));
     cases
 }
 
@@ -111,6 +112,41 @@ fn in_a_cgroup_of_ours(world: &World) {
     world.reconcile();
     assert_eq!(affinity(standin.pid), CPU);
     assert_eq!(cgroups::mask(&standin.cgroup()), CPU);
+    standin.die();
+    world.reconcile();
+    world.assert_all_free("after its end");
+}
+
+/// What the owner has forked is moved too, and comes back with it.
+fn with_descendants(world: &World) {
+    world.pool("dp", Kind::Exclusive, &[CPU]);
+    let standin = Standin::running(world, "a", &["--orphan", "--wait"]);
+    let group = standin.cgroup();
+    let all = process::eventually("the descendant is there", || {
+        let all = cgroups::processes(&group);
+        (all.len() == 2).then_some(all)
+    });
+    let request = json!({ "pinfold.io/pool": "dp" });
+    // A hook sees a container before it has forked: here it is too late for the group to be its own.
+    let moved = cgroups::hierarchy().make_inside(&group, "first");
+    let descendant = *all.iter().find(|pid| **pid != standin.pid).expect("two");
+    cgroups::enter(&moved, standin.pid);
+    world
+        .hook("prestart", &state("a", standin.pid, request))
+        .ok();
+    cgroups::enter(&moved, descendant);
+    assert_eq!(affinity(descendant), CPU);
+    let offline = Offline::begin();
+    process::eventually("both run elsewhere", || {
+        let are_out = all.iter().all(|pid| affinity(*pid) != CPU);
+        are_out.then_some(())
+    });
+    drop(offline);
+    world.reconcile();
+    for pid in &all {
+        assert_eq!(affinity(*pid), CPU, "{pid} of {all:?}");
+    }
+    process::send(descendant, nix::libc::SIGKILL);
     standin.die();
     world.reconcile();
     world.assert_all_free("after its end");
