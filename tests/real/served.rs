@@ -109,12 +109,13 @@ fn refused_when_full(_: &World, service: Service) {
     session.assert_pinned("third", "dp", "1");
 }
 
-/// What a user sees of a refusal: runc hands on the hook's own sentence, crun no more than that a hook failed.
+/// What a user sees of a refusal: the shim's own sentence, or the hook's, which runc hands on; of crun no more than that a
+/// hook failed.
 fn assert_tells(service: Service, refused: &Ran) {
     assert_ne!(refused.code(), Some(0), "the pool is full: {refused}");
-    let words = match service.runtime {
-        Runtime::Runc => "the pool is exhausted",
-        Runtime::Crun => "hook",
+    let words = match (service.door, service.runtime) {
+        (Door::Shim, _) | (_, Runtime::Runc) => "the pool is exhausted",
+        (_, Runtime::Crun) => "hook",
     };
     assert!(
         refused.stderr.contains(words),
