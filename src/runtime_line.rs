@@ -2,7 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// A bundle's configuration (OCI runtime specification, "Filesystem Bundle").
+const CONFIG: &str = "config.json";
 
 /// The global options that take a value; all others stand alone.
 const GLOBAL_VALUES: [&str; 7] = [
@@ -15,7 +18,7 @@ const GLOBAL_VALUES: [&str; 7] = [
     "cgroup-manager",
 ];
 /// The same for `create`, `run` and `restore`.
-const VERB_VALUES: [&str; 11] = [
+const VERB_VALUES: [&str; 15] = [
     "bundle",
     "b",
     "config",
@@ -27,7 +30,13 @@ const VERB_VALUES: [&str; 11] = [
     "image-path",
     "work-path",
     "parent-path",
+    "manage-cgroups-mode",
+    "empty-ns",
+    "lsm-profile",
+    "lsm-mount-context",
 ];
+/// The one-letter options of these verbs that stand alone (crun): others can follow behind the same dash.
+const VERB_LETTERS: &[u8] = b"d";
 
 /// Who makes a container's cgroup (runc(8) `--systemd-cgroup`, crun(1) `--cgroup-manager`).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +113,7 @@ impl RuntimeLine {
 
     fn take(&mut self, name: &str, value: &OsStr) {
         match (name, self.verb.is_some()) {
-            ("log", false) => self.log = Some(value.into()),
+            ("log", false) => self.log = log_file(value),
             ("log-format", false) => self.log_is_json = value == "json",
             ("cgroup-manager", false) => {
                 self.cgroups = match value.to_str() {
@@ -119,11 +128,27 @@ impl RuntimeLine {
         }
     }
 
-    /// The container's configuration.
+    /// The container's configuration. One of another name need not be in the bundle (crun: src/run.c resolves it before
+    /// it goes there).
     pub fn config_path(&self) -> PathBuf {
-        let bundle = self.bundle.clone().unwrap_or_else(|| ".".into());
-        bundle.join(self.config.clone().unwrap_or_else(|| "config.json".into()))
+        match &self.config {
+            Some(other) if other != Path::new(CONFIG) => other.clone(),
+            _ => {
+                let bundle = self.bundle.clone().unwrap_or_else(|| ".".into());
+                bundle.join(CONFIG)
+            }
+        }
     }
+}
+
+/// The file behind `--log`; crun can be told to log elsewhere (crun(1), `--log`).
+fn log_file(value: &OsStr) -> Option<PathBuf> {
+    let bytes = value.as_bytes();
+    if bytes.starts_with(b"journald:") || bytes.starts_with(b"syslog:") {
+        return None;
+    }
+    let path = bytes.strip_prefix(b"file:").unwrap_or(bytes);
+    Some(OsStr::from_bytes(path).into())
 }
 
 fn asks_for_help(argument: &OsStr) -> bool {
@@ -161,11 +186,15 @@ impl<'a> Word<'a> {
             let value = OsStr::from_bytes(&option[at + 1..]);
             return known(&option[..at]).map_or(Word::Flag, |name| Word::Has(name, value));
         }
-        match known(&option[..option.len().min(1)]) {
-            Some(name) if !bytes.starts_with(b"--") => {
-                Word::Has(name, OsStr::from_bytes(&option[1..]))
-            }
-            _ => Word::Flag,
+        if bytes.starts_with(b"--") {
+            return Word::Flag;
+        }
+        let alone = option.iter().take_while(|it| VERB_LETTERS.contains(it));
+        let letters = &option[alone.count()..];
+        match (known(&letters[..letters.len().min(1)]), letters.len()) {
+            (Some(name), 1) => Word::Takes(name),
+            (Some(name), _) => Word::Has(name, OsStr::from_bytes(&letters[1..])),
+            (None, _) => Word::Flag,
         }
     }
 }
@@ -205,7 +234,16 @@ mod tests {
                 Some("create"),
                 "/y/config.json",
             ),
-            ("run -f other.json -b /x id", Some("run"), "/x/other.json"),
+            ("run -f other.json -b /x id", Some("run"), "other.json"),
+            ("run -f config.json -b /x id", Some("run"), "/x/config.json"),
+            ("run -df /o.json id", Some("run"), "/o.json"),
+            ("run -db/x id", Some("run"), "/x/config.json"),
+            ("run -d -detach id", Some("run"), "./config.json"),
+            (
+                "restore --lsm-profile -b --empty-ns -b -b /x id",
+                Some("restore"),
+                "/x/config.json",
+            ),
             ("run --config=/etc/o.json id", Some("run"), "/etc/o.json"),
             ("--version", None, "./config.json"),
             ("", None, "./config.json"),
@@ -267,5 +305,13 @@ mod tests {
         let line = RuntimeLine::parse(&words);
         assert_eq!(line.log, Some("/l".into()));
         assert!(line.log_is_json);
+        for (value, file) in [
+            ("file:/l", Some("/l")),
+            ("journald:x", None),
+            ("syslog:x", None),
+        ] {
+            let line = RuntimeLine::parse(&["--log", value].map(OsString::from));
+            assert_eq!(line.log.as_deref(), file.map(Path::new));
+        }
     }
 }
