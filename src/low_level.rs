@@ -53,9 +53,9 @@ pub fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
             format!("there is no {}: install one, or name it as runtime.path in Pinfold's configuration", RUNTIMES.join(" and no "))
         })?,
     };
-    let real = path
-        .canonicalize()
-        .with_context(|| format!("look at the runtime {}", path.display()))?;
+    let real = path.canonicalize().with_context(|| {
+        format!("look at the runtime {}: install it, or name another as runtime.path in Pinfold's configuration", path.display())
+    })?;
     files::trusted(&real)?;
     is_not_us(&real)?;
     Ok(path)

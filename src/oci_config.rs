@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
 use crate::cpulist::CpuSet;
@@ -24,6 +24,8 @@ const RESERVATION: &str = "--reservation";
 
 /// What tells a container which CPUs it has: KCM's variables.
 const VARIABLES: [&str; 2] = ["KCM_CPUS_ASSIGNED", "KCM_CPUS_ASSIGNED_MASK"];
+
+const ANNOTATIONS: &str = "annotations";
 
 /// So many of a container's devices are looked at: each costs a few files, and whoever writes the configuration may name
 /// any number.
@@ -71,7 +73,7 @@ impl OciConfig {
     /// A key that only some take for one of those that matter here.
     pub fn ensure_plain_keys(&self) -> Result<()> {
         const KEYS: [(&[&str], &[&str]); 6] = [
-            (&[], &["annotations", "hooks", "linux", "process"]),
+            (&[], &[ANNOTATIONS, "hooks", "linux", "process"]),
             (&["hooks"], &["prestart", "createRuntime", "poststop"]),
             (&["linux"], &["cgroupsPath", "devices", "resources"]),
             (&["linux", "resources"], &["cpu", "unified"]),
@@ -86,10 +88,7 @@ impl OciConfig {
             for key in table.into_iter().flat_map(Map::keys) {
                 let meant = known.iter().find(|name| name.eq_ignore_ascii_case(key));
                 if let Some(meant) = meant.filter(|name| *name != key) {
-                    bail!(
-                        "its key {} is for some runtimes {meant}: write it so",
-                        Shown(key)
-                    );
+                    return Err(unplain(key, meant));
                 }
             }
         }
@@ -99,9 +98,19 @@ impl OciConfig {
     /// The annotations whose key is wanted.
     ///
     /// # Errors
-    /// One that is no text.
+    /// One that is no text; one where only some runtimes take it for an annotation.
     pub fn annotations(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
-        let all = self.0.get("annotations").and_then(Value::as_object);
+        let has_wanted = |value: &Value| {
+            let table = value.as_object();
+            table.is_some_and(|table| table.keys().any(|key| wanted(key)))
+        };
+        let others = self.0.iter().filter(|(key, _)| *key != ANNOTATIONS);
+        for (key, value) in others {
+            if key.eq_ignore_ascii_case(ANNOTATIONS) && has_wanted(value) {
+                return Err(unplain(key, ANNOTATIONS));
+            }
+        }
+        let all = self.0.get(ANNOTATIONS).and_then(Value::as_object);
         let wanted = all.into_iter().flatten().filter(|(key, _)| wanted(key));
         let text = |(key, value): (&String, &Value)| match value.as_str() {
             Some(value) => Ok((key.clone(), value.to_owned())),
@@ -151,7 +160,8 @@ impl OciConfig {
         mems.filter(|_| !self.is_of_an_earlier_start())
     }
 
-    fn is_of_an_earlier_start(&self) -> bool {
+    /// Does it have what we wrote for a request?
+    pub fn is_of_an_earlier_start(&self) -> bool {
         let hooks = self.at(&["hooks", STAGES[0]]).and_then(Value::as_array);
         hooks.into_iter().flatten().any(is_the_shims)
     }
@@ -251,6 +261,11 @@ impl OciConfig {
     pub fn print(&self) -> Result<String> {
         Ok(serde_json::to_string(&self.0)?)
     }
+}
+
+fn unplain(key: &str, meant: &str) -> Error {
+    let key = Shown(key);
+    anyhow!("its key {key} is for some runtimes {meant}: write it so")
 }
 
 /// An entry of an environment (environ(7)).
@@ -416,6 +431,28 @@ mod tests {
             config.pin(&pinning).unwrap();
             let after = config.print().unwrap();
             assert!(after.starts_with(resources), "{after}");
+        }
+    }
+
+    #[test]
+    fn annotations_that_only_some_runtimes_see_are_refused() {
+        let read = |text: &str| {
+            OciConfig::parse(text)
+                .unwrap()
+                .annotations(|key| key == "a")
+        };
+        for text in [
+            r#"{"Annotations":{"b":"1"},"annotations":{"a":"2"}}"#,
+            r#"{"Annotation":{"a":"1"},"annotations":{"a":"2"}}"#,
+        ] {
+            assert_eq!(read(text).unwrap()["a"], "2", "{text}");
+        }
+        for text in [
+            r#"{"Annotations":{"a":"1"}}"#,
+            r#"{"annotations":{"a":"1"},"ANNOTATIONS":{"a":null}}"#,
+            r#"{"annotations":{"a":1}}"#,
+        ] {
+            assert!(read(text).is_err(), "{text}");
         }
     }
 

@@ -62,7 +62,12 @@ impl Visitor {
                 bail!("only pods of Kubernetes may use it: ask for another pool")
             }
             None => bail!(
-                "only pods of some namespaces may use it, and the hook does not say which engine runs it: add --engine to its arguments (pinfold install)"
+                "only pods of some namespaces may use it, and nothing says which engine runs it: {}",
+                match self.door {
+                    Door::Shim => "name that as runtime.engine in the configuration",
+                    Door::Annotation | Door::Cdi =>
+                        "add --engine to the arguments of the hook (pinfold install)",
+                }
             ),
         };
         match annotation(mark)? {

@@ -35,6 +35,12 @@ fn start(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>
         .and_then(|annotated| with_device(annotated, args.device.as_deref()))
         .with_context(|| format!("cannot start container {}", state.shown_id()))?;
     let Some(request) = request else {
+        // Whoever took the request away has not taken the CPUs out of the configuration.
+        ensure!(
+            args.reservation.is_none(),
+            "cannot start container {}: pinfold-runtime reserved CPUs for it, and now it asks for none: start it anew",
+            state.shown_id()
+        );
         return Ok(());
     };
     pin(state, &request, args, settings).with_context(|| {
@@ -73,10 +79,11 @@ fn pin(
     let (id, pid) = (state.id()?, state.first_process()?);
     let settings = settings()?;
     let visitor = Visitor {
-        door: match (&args.device, args.shim) {
-            (Some(_), _) => Door::Cdi,
-            (None, true) => Door::Shim,
-            (None, false) => Door::Annotation,
+        door: match (&args.reservation, &args.device) {
+            (Some(_), _) => Door::Shim,
+            (None, Some(_)) => Door::Cdi,
+            (None, None) if args.shim => Door::Shim,
+            (None, None) => Door::Annotation,
         },
         engine: args.engine.map(Engine::from),
     };

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::Settings;
@@ -78,6 +78,13 @@ fn prepare(settings: &Settings, line: &RuntimeLine, runtime: &Path) -> Result<Op
     let cannot = || format!("cannot start container {}", shown_id(id));
     let annotations = config.annotations(request::is_ours).with_context(cannot)?;
     let Some(request) = request::from_annotations(&annotations).with_context(cannot)? else {
+        // Its CPUs may be another's by now.
+        ensure!(
+            !config.is_of_an_earlier_start(),
+            "{}: its configuration has the CPUs of an earlier start, and no request any more: write {} anew",
+            cannot(),
+            path.display()
+        );
         return Ok(None);
     };
     let pool = request.pool.clone();
