@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +51,13 @@ impl Bundle {
     /// The configuration of this path, whose text is `text` now. Where that is what we wrote, what we found then counts.
     ///
     /// # Errors
-    /// What is kept cannot be read.
+    /// What is kept cannot be read; a symbolic link, whose target may be the configuration of others too.
     pub fn new(path: PathBuf, text: String) -> Result<Bundle> {
+        ensure!(
+            !path.is_symlink(),
+            "{} is a symbolic link, which would not be one any more: put the real thing there",
+            path.display()
+        );
         let kept = files::read_text_if_there(&keeper(&path))?;
         // Without sense it is not ours, or of another version: then what is there now is what was found.
         let kept: Option<Kept> = kept.and_then(|kept| serde_json::from_str(&kept).ok());
@@ -104,11 +109,12 @@ impl Bundle {
     /// What a shim left that was killed while it replaced one of the two: a runtime makes a container of a bundle once at a
     /// time.
     fn remove_leftovers(&self) -> Result<()> {
-        let (Some(directory), Some(name)) = (self.path.parent(), self.path.file_name()) else {
-            return Ok(());
-        };
-        // The keeper's begin with the same.
-        files::remove_leftovers(directory, &name.to_string_lossy())
+        for path in [&self.path, &keeper(&self.path)] {
+            if let (Some(directory), Some(name)) = (path.parent(), path.file_name()) {
+                files::remove_leftovers(directory, &name.to_string_lossy())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -165,12 +171,22 @@ mod tests {
         assert_eq!(open(&path).found(), "new");
         put(&keeper(&path), "no JSON");
         assert_eq!(open(&path).found(), "new");
-        for leftover in [".config.json.abc", ".config.json.pinfold.abc"] {
+        let others = ".config.json.swp";
+        for leftover in [".config.json.abcDE1", ".config.json.pinfold.abcDE1", others] {
             put(&dir.path().join(leftover), "half");
         }
         open(&path).write("ours").unwrap();
         let mut names = files::names_in(dir.path()).unwrap();
         names.sort();
-        assert_eq!(names, ["config.json", "config.json.pinfold"]);
+        assert_eq!(names, [others, "config.json", "config.json.pinfold"]);
+    }
+
+    #[test]
+    fn a_link_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("config.json");
+        std::os::unix::fs::symlink("other.json", &link).unwrap();
+        let error = Bundle::new(link, "{}".into()).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::files;
 use crate::host::Host;
@@ -83,43 +84,67 @@ impl Config {
     pub fn load(host: &Host, named: Option<&Path>) -> Result<Config> {
         let default = host.default_config();
         let path = named.unwrap_or(&default);
-        match path.metadata() {
-            Err(error) if files::is_gone(&error) && named.is_none() => return Ok(Config::default()),
-            Err(error) if files::is_gone(&error) => {
-                bail!("the configuration file {} does not exist", path.display())
-            }
-            _ => {}
+        let config = load(host, path)?;
+        if config.is_none() && named.is_some() {
+            bail!("the configuration file {} does not exist", path.display());
         }
-        files::trusted(path)?;
-        Config::parse(&files::read(path)?)
-            .with_context(|| format!("the configuration file {}", path.display()))
+        Ok(config.unwrap_or_default())
     }
+}
 
-    fn parse(text: &str) -> Result<Config> {
-        // The first line of the library's message says where, and the rest draws it.
-        toml::from_str(text).map_err(|error| {
-            let line = error
-                .span()
-                .map(|span| text[..span.start].matches('\n').count() + 1);
-            match line {
-                Some(line) => anyhow::anyhow!("line {line}: {}", error.message()),
-                None => anyhow::anyhow!("{}", error.message()),
-            }
-        })
+impl Runtime {
+    /// Reads the table of the default file, whatever else is in it: a container that runs has to be reached, and ended,
+    /// also where a key of another table is misspelt.
+    ///
+    /// # Errors
+    /// As for the whole file, but for what is in its other tables.
+    pub fn load(host: &Host) -> Result<Runtime> {
+        #[derive(Default, Deserialize)]
+        struct Only {
+            #[serde(default)]
+            runtime: Runtime,
+        }
+        let only: Option<Only> = load(host, &host.default_config())?;
+        Ok(only.unwrap_or_default().runtime)
     }
+}
+
+/// A configuration file; `None` where there is none.
+fn load<T: DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
+    if path.metadata().is_err_and(|error| files::is_gone(&error)) {
+        return Ok(None);
+    }
+    files::trusted_of_machine(path, || host.unknown_root())?;
+    let read = parse(&files::read(path)?);
+    read.map(Some)
+        .with_context(|| format!("the configuration file {}", path.display()))
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
+    // The first line of the library's message says where, and the rest draws it.
+    toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .map(|span| text[..span.start].matches('\n').count() + 1);
+        match line {
+            Some(line) => anyhow!("line {line}: {}", error.message()),
+            None => anyhow!("{}", error.message()),
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::Durability;
 
     #[test]
     fn reads_every_key_and_no_other() {
         let text = "conf-dir = '/a'\nrun-dir = '/b'\nhost-root = '/c'\nlock-timeout = 2.5\nlog = 'debug'\n";
-        let config = Config::parse(text).unwrap();
+        let config: Config = parse(text).unwrap();
         assert_eq!(config.conf_dir.as_deref(), Some(Path::new("/a")));
         assert_eq!(config.lock_timeout, Some(2.5));
-        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert_eq!(parse::<Config>("").unwrap(), Config::default());
         for (text, part) in [
             ("\nconf_dir = '/a'", "line 2: unknown field `conf_dir`"),
             ("lock-timeout = 'x'", "line 1"),
@@ -129,7 +154,7 @@ mod tests {
                 "line 2: unknown variant `window`",
             ),
         ] {
-            let error = Config::parse(text).unwrap_err().to_string();
+            let error = parse::<Config>(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
     }
@@ -141,5 +166,24 @@ mod tests {
         assert_eq!(Config::load(&host, None).unwrap(), Config::default());
         let error = Config::load(&host, Some(&dir.path().join("no"))).unwrap_err();
         assert!(error.to_string().contains("does not exist"));
+    }
+
+    #[test]
+    fn the_runtime_is_known_where_the_rest_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        assert_eq!(Runtime::load(&host).unwrap(), Runtime::default());
+        std::fs::create_dir_all(dir.path().join("etc/pinfold")).unwrap();
+        let put = |text: &str| {
+            let path = host.default_config();
+            files::replace(&path, text.as_bytes(), 0o600, Durability::Crash).unwrap();
+        };
+        let text = "colour = 7\n[runtime]\npath = '/r'\n[pools.dp]\ndoors = ['window']\n";
+        put(text);
+        assert_eq!(Runtime::load(&host).unwrap().path, Some("/r".into()));
+        assert!(Config::load(&host, None).is_err());
+        put("[runtime]\npaht = '/r'\n");
+        let error = Runtime::load(&host).unwrap_err();
+        assert!(format!("{error:#}").contains("line 2"), "{error:#}");
     }
 }

@@ -114,6 +114,9 @@ pub enum Durability {
     PowerLoss,
 }
 
+/// How many letters and digits tell one temporary file from another.
+const NONCE_CHARACTERS: usize = 6;
+
 /// Where a file that is being replaced is put together: `.NAME.<nonce>` beside it.
 pub fn temporary_prefix(name: &str) -> String {
     format!(".{name}.")
@@ -139,6 +142,7 @@ fn put(path: &Path, content: &[u8], looks: Looks, durability: Durability) -> Res
         let (directory, name) = split(path)?;
         let mut temporary = tempfile::Builder::new()
             .prefix(&temporary_prefix(name))
+            .rand_bytes(NONCE_CHARACTERS)
             .suffix("")
             .tempfile_in(directory)?;
         temporary.write_all(content)?;
@@ -199,7 +203,9 @@ pub fn remove_empty_directory(path: &Path) -> Result<bool> {
 pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
     let prefix = temporary_prefix(name);
     for entry in names_in(directory)? {
-        if entry.starts_with(&prefix) {
+        let nonce = entry.strip_prefix(&prefix);
+        // An editor's files beside it have names that are much alike.
+        if nonce.is_some_and(|nonce| nonce.len() == NONCE_CHARACTERS) {
             remove(&directory.join(entry))?;
         }
     }
@@ -253,6 +259,15 @@ fn entries_in(directory: &Path, wanted: impl Fn(&DirEntry) -> bool) -> Result<Ve
 
 /// What a path is, without following a link, if nobody but root, its group and we can change it.
 pub fn trusted(path: &Path) -> Result<Metadata> {
+    trusted_of_machine(path, || None)
+}
+
+/// The same for what belongs to the machine: in a user namespace without root, where `unknown_root` says as whom its files
+/// are shown, those belong to nobody that can be named.
+pub fn trusted_of_machine(
+    path: &Path,
+    unknown_root: impl FnOnce() -> Option<u32>,
+) -> Result<Metadata> {
     let metadata = path
         .symlink_metadata()
         .with_context(|| format!("look at {}", path.display()))?;
@@ -272,8 +287,9 @@ pub fn trusted(path: &Path) -> Result<Metadata> {
         path.display(),
         metadata.gid()
     );
+    let is_ours = metadata.uid() == 0 || metadata.uid() == geteuid().as_raw();
     ensure!(
-        metadata.uid() == 0 || metadata.uid() == geteuid().as_raw(),
+        is_ours || unknown_root() == Some(metadata.uid()),
         "{} belongs to uid {}: only root's, or one's own, can be trusted",
         path.display(),
         metadata.uid()
@@ -364,12 +380,12 @@ mod tests {
     #[test]
     fn leftovers_of_one_name_go_and_others_stay() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [".tasks.abc", ".other.abc", "tasks"] {
+        for name in [".tasks.abcDE1", ".tasks.swp", ".other.abcDE1", "tasks"] {
             replace(&dir.path().join(name), b"", 0o600, Durability::Crash).unwrap();
         }
         remove_leftovers(dir.path(), "tasks").unwrap();
         let mut left = names_in(dir.path()).unwrap();
         left.sort();
-        assert_eq!(left, [".other.abc", "tasks"]);
+        assert_eq!(left, [".other.abcDE1", ".tasks.swp", "tasks"]);
     }
 }

@@ -78,6 +78,18 @@ impl Host {
         Ok(found)
     }
 
+    /// As which user the machine's root is shown to us, where it is not as 0: our user namespace has no name for it
+    /// (user_namespaces(7), "Unmapped user and group IDs").
+    pub fn unknown_root(&self) -> Option<u32> {
+        let map = std::fs::read_to_string(self.root.join("proc/self/uid_map")).ok()?;
+        let knows_root = |line: &str| line.split_whitespace().nth(1) == Some("0");
+        if map.lines().any(knows_root) {
+            return None;
+        }
+        let unknown = self.root.join("proc/sys/kernel/overflowuid");
+        std::fs::read_to_string(unknown).ok()?.trim().parse().ok()
+    }
+
     /// `/proc/<pid>/<file>` (proc(5)).
     pub fn proc_pid(&self, pid: i32, file: &str) -> PathBuf {
         self.root.join(format!("proc/{pid}/{file}"))

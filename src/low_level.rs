@@ -56,7 +56,7 @@ pub fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
     let real = path.canonicalize().with_context(|| {
         format!("look at the runtime {}: install it, or name another as runtime.path in Pinfold's configuration", path.display())
     })?;
-    files::trusted(&real)?;
+    files::trusted_of_machine(&real, || host.unknown_root())?;
     is_not_us(&real)?;
     Ok(path)
 }

@@ -128,6 +128,11 @@ impl RuntimeLine {
         }
     }
 
+    /// Is it one of the verbs that make a container, out of a bundle or an image of it?
+    pub fn makes_a_container(&self) -> bool {
+        matches!(self.verb.as_deref(), Some("create" | "run" | "restore"))
+    }
+
     /// The container's configuration. One of another name need not be in the bundle (crun: src/run.c resolves it before
     /// it goes there).
     pub fn config_path(&self) -> PathBuf {

@@ -409,7 +409,7 @@ mod tests {
         ledger.write(&killed).unwrap();
         files::remove(&run.join("claims/killed/6-77.json")).unwrap();
         files::replace(
-            &run.join("claims/killed/.6-77.json.abc"),
+            &run.join("claims/killed/.6-77.json.abcDE1"),
             b"",
             0o600,
             Durability::Crash,

@@ -19,7 +19,7 @@ pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
     limits::drop_capabilities()?;
     let state = State::read(limits::Prompt::new(io::stdin().lock()))?;
     // Read where they are needed, which for most containers is never.
-    let settings = || Settings::of_hook(options, Some(deadline));
+    let settings = || Settings::of_hook(options, deadline);
     match args.stage {
         Stage::Prestart | Stage::CreateRuntime => start(&state, args, settings)?,
         Stage::Poststop => end(&state, args, settings)?,

@@ -39,17 +39,32 @@ impl Settings {
         let environment: Environment =
             |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
-        start_log(options, log, None);
+        start_log(options, log, Target::Stderr);
         Ok(settings)
     }
 
-    /// Those of a hook, or the shim: engines give it any environment or none, so only its arguments and the file count.
-    pub(super) fn of_hook(options: &Options, deadline: Option<Instant>) -> Result<Settings> {
+    /// Those of a hook: engines give it any environment or none, so only its arguments and the file count.
+    pub(super) fn of_hook(options: &Options, deadline: Instant) -> Result<Settings> {
+        let mut settings = Settings::of_start(options, true)?;
+        settings.site.deadline = Some(deadline);
+        Ok(settings)
+    }
+
+    /// Those of the shim, whose stderr is its runtime's, and then the container's.
+    pub(super) fn of_shim() -> Result<Settings> {
+        Settings::of_start(&Options::default(), false)
+    }
+
+    fn of_start(options: &Options, has_stderr: bool) -> Result<Settings> {
         let (mut settings, log) = Settings::resolve(options, |_| None, HOOK_PATIENCE)?;
         let most = Duration::from_secs_f64(HOOK_PATIENCE);
         settings.site.patience = settings.site.patience.min(most);
-        settings.site.deadline = deadline;
-        start_log(options, log, Some(settings.site.host.clone()));
+        let host = settings.site.host.clone();
+        start_log(
+            options,
+            log,
+            Target::Pipe(Box::new(SystemLog { host, has_stderr })),
+        );
         Ok(settings)
     }
 
@@ -134,8 +149,8 @@ impl Settings {
     }
 }
 
-/// Starts the log: to stderr, and for a hook to the system log as well.
-fn start_log(options: &Options, filter: Option<String>, hook: Option<Host>) {
+/// Starts the log.
+fn start_log(options: &Options, filter: Option<String>, target: Target) {
     let mut builder = Builder::new();
     match (options.verbose, filter) {
         (0, Some(filter)) => builder.parse_filters(&filter),
@@ -149,22 +164,23 @@ fn start_log(options: &Options, filter: Option<String>, hook: Option<Host>) {
         let message = one_line(&record.args().to_string());
         writeln!(out, "pinfold: {style}{level}{style:#}: {message}")
     });
-    if let Some(host) = hook {
-        builder.target(Target::Pipe(Box::new(BothLogs { host })));
-    }
+    builder.target(target);
     // A second start would be a second command in one process: the first log serves.
     let _ = builder.try_init();
 }
 
-/// A hook's log: the engine may show stderr, and may not.
-struct BothLogs {
+/// The log of a start: an engine may show a hook's stderr, and may not.
+struct SystemLog {
     host: Host,
+    has_stderr: bool,
 }
 
-impl Write for BothLogs {
+impl Write for SystemLog {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A stderr that was closed fails nothing.
-        let _ = io::stderr().write_all(line);
+        if self.has_stderr {
+            // One that was closed fails nothing.
+            let _ = io::stderr().write_all(line);
+        }
         let text = String::from_utf8_lossy(line);
         let message = text.trim_end().trim_start_matches("pinfold: ");
         let severity = match message.split(':').next() {

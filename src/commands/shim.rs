@@ -15,8 +15,7 @@ use super::admission::Visitor;
 use crate::bundle::Bundle;
 use crate::cgroup::of_config;
 use crate::claims::Claim;
-use crate::cli::Options;
-use crate::config::Door;
+use crate::config::{Door, Runtime};
 use crate::cpulist::CpuSet;
 use crate::engines::Engine;
 use crate::files;
@@ -37,12 +36,14 @@ use crate::topology;
 /// A configuration that cannot be read or changed, a request that cannot be met, no runtime.
 pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
-    let settings = Settings::of_hook(&Options::default(), None)?;
-    let host = &settings.site().host;
-    let runtime = low_level::runtime(host, settings.runtime())?;
-    let reservation = prepare(&settings, &line, &runtime)?;
+    let host = Host::new("/");
+    let runtime = low_level::runtime(&host, &Runtime::load(&host)?)?;
+    let reserved = match line.makes_a_container() {
+        true => prepare(&line, &runtime)?,
+        false => None,
+    };
     let error = Command::new(&runtime).args(arguments).exec();
-    if let Some(reservation) = reservation {
+    if let Some((settings, reservation)) = reserved {
         give_up(&settings, &reservation);
     }
     Err(error).with_context(|| format!("execute {}", runtime.display()))
@@ -64,12 +65,9 @@ pub fn report(arguments: &[OsString], message: &str) {
     let _ = files::append_line(&log, &entry);
 }
 
-/// Reserves CPUs where the container has a request, and writes them into its configuration.
-fn prepare(settings: &Settings, line: &RuntimeLine, runtime: &Path) -> Result<Option<Claim>> {
-    let verb = line.verb.as_deref().unwrap_or_default();
-    if !matches!(verb, "create" | "run" | "restore") {
-        return Ok(None);
-    }
+/// Reserves CPUs where the container has a request, and writes them into its configuration. Without one nothing of ours is
+/// read.
+fn prepare(line: &RuntimeLine, runtime: &Path) -> Result<Option<(Settings, Claim)>> {
     let path = line.config_path();
     let text = files::read_text_if_there(&path)?;
     let text = text.with_context(|| format!("there is no {}", path.display()))?;
@@ -88,14 +86,18 @@ fn prepare(settings: &Settings, line: &RuntimeLine, runtime: &Path) -> Result<Op
         return Ok(None);
     };
     let pool = request.pool.clone();
-    let start = Start {
-        settings,
-        line,
-        runtime,
-        bundle: Bundle::new(path, text)?,
+    let pin = || -> Result<(Settings, Claim)> {
+        let settings = Settings::of_shim()?;
+        let start = Start {
+            settings: &settings,
+            line,
+            runtime,
+            bundle: Bundle::new(path, text)?,
+        };
+        let reservation = start.pin(usable_id(id)?, request)?;
+        Ok((settings, reservation))
     };
-    let reservation = usable_id(id).and_then(|id| start.pin(id, request));
-    reservation
+    pin()
         .map(Some)
         .with_context(|| format!("{} on CPUs of pool {pool}", cannot()))
 }

@@ -60,6 +60,7 @@ mod report;
 mod rootless;
 mod served;
 mod service;
+mod shim;
 mod site;
 mod snapshot;
 mod strace;
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         served::cases(),
         pods::cases(),
         installed::cases(),
+        shim::cases(),
         wired::cases(),
         kcm::cases(),
         pools::cases(),
