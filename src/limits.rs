@@ -18,7 +18,7 @@ pub const HOOK_SECONDS: u32 = 20;
 const PROMPTLY: Duration = Duration::from_secs(8);
 
 /// How long a hook waits for others at most, in all: what is left is for saying why it gave up.
-const WAITING: Duration = Duration::from_secs(HOOK_SECONDS as u64 - 2);
+const WAITING: Duration = Duration::from_secs(HOOK_SECONDS as u64 - 3);
 
 /// Ends this process by SIGALRM after [`HOOK_SECONDS`], should the kernel not let go of it: every step of a hook
 /// can be its last. Returns when everything that can be waited for has to be over, a little earlier.

@@ -7,8 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::give::{Applicant, Place, Share, gone};
 use super::life::Life;
 use super::pick::Wish;
-use super::take_back::TOLD_UNDER_LOCK;
-use super::{Books, Site};
+use super::{Books, Site, at_most};
 use crate::cgroup::{Group, Hierarchy, cpuset, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
@@ -72,8 +71,8 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
         place,
     };
     let group = applicant.place.group();
-    let found = cpuset::masks(group)?.unwrap_or_default();
     let Standing { pinned, reserved } = books.prepare(start, &applicant)?;
+    let found = cpuset::masks(group)?.unwrap_or_default();
     let claim = match (pinned, reserved) {
         (Some(claim), reserved) => {
             books.confirm(claim, reserved.as_ref(), request, &applicant.place)?
@@ -99,7 +98,7 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
         return Ok(claim);
     }
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
-    match systemd::tell(host, group, &claim.cpus, mems, site.at_most(TOLD)) {
+    match systemd::tell(host, group, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
         Ok(false) => Ok(claim),
         told => site.open_books(hierarchy)?.agree(&claim, group, told),
     }
@@ -110,7 +109,7 @@ impl Books<'_> {
     fn agree(&self, claim: &Claim, group: &Group, told: Result<bool>) -> Result<Claim> {
         let Some(now) = self.current(claim)? else {
             if let Err(error) =
-                systemd::tell(self.host, group, &CpuSet::new(), None, TOLD_UNDER_LOCK)
+                systemd::tell(self.host, group, &CpuSet::new(), None, self.told_at_most())
             {
                 log::warn!("{error:#}");
             }

@@ -70,22 +70,22 @@ struct Books<'a> {
     ledger: Ledger,
     hierarchy: Hierarchy,
     boot_id: String,
+    deadline: Option<Instant>,
     // Dropped last: whatever the other fields' users do is done under it.
     lock: Lock,
 }
 
-impl Site {
-    /// How long something may take that would take `most`.
-    fn at_most(&self, most: Duration) -> Duration {
-        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        self.deadline
-            .map_or(most, |deadline| most.min(left(deadline)))
-    }
+/// How long something may take that would take `most`, where everything has to be over at a deadline.
+fn at_most(most: Duration, deadline: Option<Instant>) -> Duration {
+    let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+    deadline.map_or(most, |deadline| most.min(left(deadline)))
+}
 
+impl Site {
     /// Takes the lock. The first to do so after a boot forgets what was recorded before it.
     fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
         let directory = PoolDirectory::open(&self.conf_dir)?;
-        let lock = directory.lock(&self.host, self.at_most(self.patience))?;
+        let lock = directory.lock(&self.host, at_most(self.patience, self.deadline))?;
         self.books(directory, lock, hierarchy)
     }
 
@@ -101,6 +101,7 @@ impl Site {
             ledger: Ledger::open(&self.run_dir)?,
             hierarchy,
             boot_id: process::boot_id(&self.host)?,
+            deadline: self.deadline,
             directory,
             lock,
         };

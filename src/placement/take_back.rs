@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::Books;
 use super::life::Life;
+use super::{Books, at_most};
 use crate::cgroup::{Group, cpuset, systemd};
 use crate::claims::{Before, Claim, ClaimedGroup};
 use crate::cpulist::CpuSet;
 
 /// How long systemd may take while others wait for the lock: well below the 10 s of a hook.
-pub(super) const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
+const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
 
 impl Books<'_> {
     /// Gives back what a claim holds if its owner is gone: is it?
@@ -103,7 +103,7 @@ impl Books<'_> {
             &group,
             &none,
             mems.map(|_| &none),
-            TOLD_UNDER_LOCK,
+            self.told_at_most(),
         ) {
             log::info!("{error:#}");
         }
@@ -114,7 +114,12 @@ impl Books<'_> {
     pub(super) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
         let mems = Some(mems).filter(|mems| !mems.is_empty());
         cpuset::confine(group, cpus, mems)?;
-        systemd::tell(self.host, group, cpus, mems, TOLD_UNDER_LOCK).map(drop)
+        systemd::tell(self.host, group, cpus, mems, self.told_at_most()).map(drop)
+    }
+
+    /// How long systemd may take now.
+    pub(super) fn told_at_most(&self) -> Duration {
+        at_most(TOLD_UNDER_LOCK, self.deadline)
     }
 
     /// Drops a claim from `tasks`, and then from the ledger.
