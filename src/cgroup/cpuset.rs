@@ -27,6 +27,13 @@ pub struct Masks {
     pub mems: String,
 }
 
+impl Masks {
+    /// Are these the CPUs, and none besides?
+    pub fn has_cpus(&self, cpus: &CpuSet) -> bool {
+        self.cpus.parse().is_ok_and(|own: CpuSet| own == *cpus)
+    }
+}
+
 /// What a group's processes can be given at most, and the group that sets that bound.
 #[derive(Debug, Clone)]
 pub struct Bound {

@@ -3,13 +3,23 @@
 /// The unit that runtimes use where none is named.
 const DEFAULT_SLICE: &str = "system.slice";
 
-/// The path of the group that `linux.cgroupsPath` means (OCI runtime specification, "Cgroups Path"; runc: docs/systemd.md);
-/// its last part, below a slice, need not be the real one. `None` where it depends on the runtime.
-pub fn path(cgroups_path: &str, by_systemd: bool) -> Option<String> {
+/// Where a runtime will make a group.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Its path.
+    pub path: String,
+    /// Is it the very path? Otherwise its last part, below a slice, need not be the real one.
+    pub is_exact: bool,
+}
+
+/// The group that `linux.cgroupsPath` means (OCI runtime specification, "Cgroups Path"; runc: docs/systemd.md). `None` where
+/// it depends on the runtime.
+pub fn expected(cgroups_path: &str, by_systemd: bool) -> Option<Expected> {
     if !by_systemd {
-        return cgroups_path
-            .starts_with('/')
-            .then(|| cgroups_path.to_owned());
+        return cgroups_path.starts_with('/').then(|| Expected {
+            path: cgroups_path.to_owned(),
+            is_exact: true,
+        });
     }
     let slice = match cgroups_path.split_once(':') {
         Some(("", _)) => DEFAULT_SLICE,
@@ -17,7 +27,10 @@ pub fn path(cgroups_path: &str, by_systemd: bool) -> Option<String> {
         None if cgroups_path.is_empty() => DEFAULT_SLICE,
         None => return None,
     };
-    Some(format!("{}/scope", slice_path(slice)?))
+    Some(Expected {
+        path: format!("{}/scope", slice_path(slice)?),
+        is_exact: false,
+    })
 }
 
 /// The path of a slice: each dash in its name is a step down (systemd.slice(5)).
@@ -48,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_slice_is_below_those_that_its_name_begins_with() {
-        for (written, by_systemd, expected) in [
+        for (written, by_systemd, path) in [
             ("/a/b", false, Some("/a/b")),
             ("a/b", false, None),
             ("", false, None),
@@ -65,7 +78,12 @@ mod tests {
             ("../a.slice:x:y", true, None),
             ("a:x:y", true, None),
         ] {
-            assert_eq!(path(written, by_systemd).as_deref(), expected, "{written}");
+            let found = expected(written, by_systemd);
+            let wanted = path.map(|path| Expected {
+                path: path.to_owned(),
+                is_exact: !by_systemd,
+            });
+            assert_eq!(found, wanted, "{written}");
         }
     }
 }

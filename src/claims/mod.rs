@@ -304,6 +304,7 @@ mod tests {
             id: id.into(),
             kind: OwnerKind::Container,
             nonce: None,
+            awaited: None,
             boot_id: "b".into(),
             owner,
             processes: vec![owner],

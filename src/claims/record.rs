@@ -34,6 +34,10 @@ pub struct Claim {
     /// What tells this reservation from all others; nothing else has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
+    /// The path of the group that the runtime makes for a reservation, where it is known. A runtime that is killed can leave
+    /// it confined, with a process in it that our hook has never seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaited: Option<String>,
     /// The boot it was made in: after another it means nothing.
     pub boot_id: String,
     /// The process it was made for. It names the claim's file, and never changes.

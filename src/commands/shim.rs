@@ -135,9 +135,9 @@ impl Start<'_> {
         let site = self.settings.site_with_processes()?;
         request.locality.rather_near = nodes_near(&site.host, &config)?;
         let by_systemd = self.line.cgroups == CgroupManager::Systemd;
-        let group = of_config::path(config.cgroups_path(), by_systemd);
+        let group = of_config::expected(config.cgroups_path(), by_systemd);
 
-        let reservation = reserve(site, id, group.as_deref(), &request)?;
+        let reservation = reserve(site, id, group, &request)?;
         let pinning = Pinning {
             program,
             engine: engine.map(Engine::word),

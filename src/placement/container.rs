@@ -89,12 +89,7 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
     // systemd takes its time, and nobody else has to wait for it.
     drop(books);
     // The runtime has confined it and told systemd so, as its configuration says.
-    if start.reservation.is_some()
-        && found
-            .cpus
-            .parse()
-            .is_ok_and(|cpus: CpuSet| cpus == claim.cpus)
-    {
+    if start.reservation.is_some() && found.has_cpus(&claim.cpus) {
         return Ok(claim);
     }
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
@@ -146,6 +141,9 @@ impl Books<'_> {
                 {
                     standing.reserved = Some(*claim);
                 }
+                Entry::Claim(claim) if claim.awaited.is_some() => {
+                    self.free_reservation(&claim, applicant)?;
+                }
                 Entry::Claim(claim) => self.free_earlier(&claim),
                 Entry::Opaque { path, reason } => {
                     log::warn!("the claim {} counts as held: {reason}", path.display());
@@ -173,6 +171,19 @@ impl Books<'_> {
                     "the claim {} is on its cgroup and cannot be read: {reason}",
                     path.display()
                 )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An earlier start's. Its runtime may have left the confined group that this process, alone, is in now.
+    fn free_reservation(&self, claim: &Claim, applicant: &Applicant<'_>) -> Result<()> {
+        match self.settle(claim)? {
+            Some(kept)
+                if kept.processes == [applicant.process]
+                    && matches!(applicant.place, Place::Own(_)) =>
+            {
+                self.take_back(&kept)
             }
             _ => Ok(()),
         }

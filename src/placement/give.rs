@@ -140,6 +140,7 @@ impl Books<'_> {
             id: id.to_owned(),
             kind,
             nonce: None,
+            awaited: None,
             boot_id: self.boot_id.clone(),
             owner,
             processes: vec![owner],

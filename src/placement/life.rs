@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::Books;
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Claim;
 use crate::host::Host;
 use crate::process::{self, Process};
@@ -13,7 +13,8 @@ use crate::process::{self, Process};
 pub(super) enum Life {
     /// A process that the claim records can still run.
     Recorded,
-    /// Those are gone, and its cgroup still holds others; one of them, where it is of our pid namespace.
+    /// Those are gone, and its cgroup still holds others, or the one that was to become its own; one of them, where it is of
+    /// our pid namespace.
     Survived(Option<Process>),
     /// Nothing of it is left, or it is of an earlier boot.
     Gone,
@@ -41,13 +42,17 @@ pub(super) fn life_of(
             return Ok(Life::Recorded);
         }
     }
-    let Some(claimed) = &claim.cgroup else {
+    let group = match &claim.cgroup {
+        Some(claimed) => {
+            let group = hierarchy.group(&claimed.path)?;
+            let is_same = group.inode()? == Some(claimed.inode);
+            is_same.then_some(group)
+        }
+        None => awaited_group(claim, hierarchy)?,
+    };
+    let Some(group) = group else {
         return Ok(Life::Gone);
     };
-    let group = hierarchy.group(&claimed.path)?;
-    if group.inode()? != Some(claimed.inode) {
-        return Ok(Life::Gone);
-    }
     let pids = match group.all_pids() {
         Ok(pids) => pids,
         // Somebody may have made groups below it that cannot even be named: nobody is freed on that.
@@ -66,6 +71,16 @@ pub(super) fn life_of(
     } else {
         Life::Survived(None)
     })
+}
+
+/// The group that a runtime has made and confined as a reservation says, whose hook has not come: its mask tells it.
+pub(super) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
+    let Some(path) = &claim.awaited else {
+        return Ok(None);
+    };
+    let group = hierarchy.group(path)?;
+    let is_it = cpuset::masks(&group)?.is_some_and(|masks| masks.has_cpus(&claim.cpus));
+    Ok(is_it.then_some(group))
 }
 
 impl Books<'_> {

@@ -4,24 +4,30 @@ use anyhow::{Context, Result};
 
 use super::pick::Wish;
 use super::{Books, Site};
+use crate::cgroup::of_config::Expected;
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::process::{self, Process};
 use crate::request::Request;
 
 /// Reserves what a container asks for, until its createRuntime hook takes it over, or this process ends; that is told by
-/// the claim's nonce. `group` is the path of the cgroup that the runtime will make for it, where that is known: the groups
-/// above it say which CPUs it can have.
+/// the claim's nonce. `expected` is the cgroup that the runtime will make for it, where that is known: the groups above it
+/// say which CPUs it can have.
 ///
 /// # Errors
 /// As for a container that is pinned.
-pub fn reserve(site: &Site, id: &str, group: Option<&str>, request: &Request) -> Result<Claim> {
+pub fn reserve(
+    site: &Site,
+    id: &str,
+    expected: Option<Expected>,
+    request: &Request,
+) -> Result<Claim> {
     let host = &site.host;
     let pid = std::process::id() as i32;
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
     let hierarchy = Hierarchy::discover(host)?;
-    let group = match group {
-        Some(path) => hierarchy.group(path)?,
+    let group = match &expected {
+        Some(expected) => hierarchy.group(&expected.path)?,
         None => hierarchy.parent_of_ours()?,
     };
     let wish = Wish::of(host, request)?;
@@ -32,6 +38,9 @@ pub fn reserve(site: &Site, id: &str, group: Option<&str>, request: &Request) ->
     let share = books.share(&wish, &cpuset::bound(&group)?)?;
     let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
     claim.nonce = Some(nonce);
+    claim.awaited = expected
+        .filter(|expected| expected.is_exact)
+        .map(|expected| expected.path);
     let done = books.record(&claim, None);
     books.undo_on_error(done, &claim)?;
     Ok(claim)

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::life::Life;
+use super::life::{Life, awaited_group};
 use super::{Books, at_most};
-use crate::cgroup::{Group, cpuset, systemd};
+use crate::cgroup::cpuset::{self, Masks};
+use crate::cgroup::{Group, systemd};
 use crate::claims::{Before, Claim, ClaimedGroup};
 use crate::cpulist::CpuSet;
 
@@ -87,7 +88,7 @@ impl Books<'_> {
 
     fn restore_group(&self, claim: &Claim) -> Result<()> {
         let Some((group, claimed)) = self.group_of(claim)? else {
-            return Ok(());
+            return self.restore_awaited(claim);
         };
         if claimed.made {
             let path = group.path();
@@ -108,6 +109,21 @@ impl Books<'_> {
             log::info!("{error:#}");
         }
         cpuset::restore(&group, cpus, mems)
+    }
+
+    /// The group that a runtime confined for a reservation and left, unless another owner has it by now.
+    fn restore_awaited(&self, claim: &Claim) -> Result<()> {
+        let group = awaited_group(claim, &self.hierarchy)?;
+        let Some(group) = group.filter(|_| claim.boot_id == self.boot_id) else {
+            return Ok(());
+        };
+        let inode = group.inode()?;
+        if inode.is_some_and(|inode| self.ledger.on_cgroup(inode).is_some()) {
+            return Ok(());
+        }
+        let Masks { cpus, mems } = cpuset::inherited(&group)?;
+        let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
+        cpuset::restore(&group, &cpus, mems)
     }
 
     /// Gives the group of a claim these CPUs, and makes sure that it has, and keeps, them.

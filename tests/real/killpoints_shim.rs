@@ -10,7 +10,7 @@ use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, Running, affinity};
 use crate::strace::{Reached, Whose, kill_at, points, tried};
-use crate::world::{Kind, Standin, World, state};
+use crate::world::{Kind, Standin, World, claimed_cgroup, state};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,11 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("killpoints::the_shim", needs, the_shim),
         plain("killpoints::the_hand_over", needs, the_hand_over),
         plain("killpoints::a_reservation_that_is_gone", needs, gone),
+        plain(
+            "killpoints::a_runtime_that_had_confined",
+            needs,
+            confined_and_left,
+        ),
     ]
 }
 
@@ -233,4 +238,51 @@ fn gone(world: &World) {
     assert_eq!(affinity(standin.pid), hierarchy().all_cpus());
     world.assert_all_free("after a refusal");
     shim.kill();
+}
+
+/// The runtime is killed between confining the container and running our hook: its CPUs are held while anything is left
+/// in there, and the group goes back to what its parent allows.
+fn confined_and_left(world: &World) {
+    let scene = Scene::new(world, "[ \"$1\" = create ] && exec sleep 3600");
+    let (shim, _) = scene.reserved();
+    let awaited = world.claim_of("a")["awaited"].clone();
+    let group = claimed_cgroup(awaited.as_str().expect("the path is known"));
+    let name = group.file_name().expect("a name").to_string_lossy();
+    let above = group.parent().expect("a parent");
+    let above = match above.exists() {
+        true => above.to_owned(),
+        false => hierarchy().make(&world.tag),
+    };
+    hierarchy().make_inside(&above, &name);
+    let left = Standin::inside(&group, &["--wait"]);
+    cgroups::narrow(&group, "1");
+    shim.kill();
+
+    let rival = Standin::new(world, "rival");
+    let annotations = json!({ "pinfold.io/pool": "dp" });
+    let asked = state("rival", rival.pid, annotations.clone());
+    world.hook("prestart", &asked).exits(1);
+    assert_ne!(affinity(rival.pid), "1");
+    world.reconcile();
+    assert_eq!(world.tasks("dp", "1"), [left.pid], "other tools see it");
+    left.die();
+    world.reconcile();
+    world.assert_all_free("after what was left is gone");
+    assert_ne!(cgroups::mask(&group), "1", "its group is as its parent is");
+
+    // The next start by a hook of the engine's own finds such a group, and its container alone in it.
+    let (shim, _) = scene.reserved();
+    cgroups::narrow(&group, "1");
+    shim.kill();
+    let next = Standin::inside(&group, &["--wait"]);
+    world
+        .hook("prestart", &state("a", next.pid, annotations))
+        .ok();
+    assert_eq!(world.claim_of("a")["kind"], "container");
+    assert_eq!(affinity(next.pid), "1");
+    next.die();
+    world.reconcile();
+    world.assert_all_free("at the end");
+    assert_ne!(cgroups::mask(&group), "1", "its group is as its parent is");
+    rival.die();
 }
