@@ -710,6 +710,12 @@ fn every_verb_has_help_with_an_example_and_a_place_in_the_manual() {
         "reconcile",
         "isolate",
         "release",
+        "topology",
+        "explain",
+        "check",
+        "cdi",
+        "install",
+        "uninstall",
     ] {
         let mut words: Vec<&str> = verb.split(' ').collect();
         words.push("--help");
@@ -746,7 +752,8 @@ fn a_pool_of_some_namespaces_is_for_their_pods_alone() {
     };
     let mark = |key: &str, value: &str| format!(",\"{key}\":\"{value}\"");
     let containerd = &["--engine", "containerd"];
-    refuses(&[], &mark(CONTAINERD, "telco"), "does not say which engine");
+    refuses(&[], &mark(CONTAINERD, "telco"), "add --engine");
+    refuses(&["--shim"], &mark(CONTAINERD, "telco"), "runtime.engine");
     refuses(containerd, "", "has no mark");
     refuses(
         containerd,
@@ -780,27 +787,42 @@ fn a_pool_of_some_namespaces_is_for_their_pods_alone() {
 fn a_pool_is_given_by_its_doors_alone() {
     let site = Site::new();
     let config = site.path("config.toml").display().to_string();
-    let ways: [(&str, &[&str], &str); 3] = [
-        ("annotation", &[], r#""pinfold.io/pool":"dp""#),
-        ("shim", &["--shim"], r#""pinfold.io/pool":"dp""#),
-        ("cdi", &["--device", "dp"], ""),
-    ];
+    let annotation = r#""pinfold.io/pool":"dp""#;
     // Whoever may gets beyond that, to what else is wrong.
     site.mode("kcm/pools/dp", 0o777);
-    for (door, arguments, annotations) in ways {
+    let (beyond, no_reservation) = ("chmod o-w", "reserved for it is gone");
+    let reservation = ["--reservation", "1-2"];
+    let with_device = ["--device", "dp", "--reservation", "1-2"];
+    let ways: [(&str, &[&str], &str, &str); 5] = [
+        ("annotation", &[], annotation, beyond),
+        ("shim", &["--shim"], annotation, beyond),
+        ("cdi", &["--device", "dp"], "", beyond),
+        // The shim has reserved for it: whichever hook comes takes that over.
+        ("shim", &reservation, annotation, no_reservation),
+        ("shim", &with_device, annotation, no_reservation),
+    ];
+    for (door, arguments, annotations, beyond) in ways {
         let state = site.state(annotations);
         let arguments = [&["hook", "createRuntime", "--config", &config], arguments].concat();
         for open in [vec![], vec!["annotation"], vec!["cdi", "shim"]] {
             site.put("config.toml", &format!("[pools.dp]\ndoors = {open:?}\n"));
             let refusal = format!("it may not be asked for by {door}");
             let part = if open.contains(&door) {
-                "chmod o-w"
+                beyond
             } else {
                 &refusal
             };
             site.refuses(1, &arguments, state.as_bytes(), &[part, "pool dp"]);
         }
     }
+}
+
+#[test]
+fn a_reservation_for_what_asks_for_nothing_is_refused() {
+    let site = Site::new();
+    let state = site.state("");
+    let arguments = ["hook", "createRuntime", "--shim", "--reservation", "1-2"];
+    site.refuses(1, &arguments, state.as_bytes(), &["start it anew"]);
 }
 
 #[test]
