@@ -143,42 +143,43 @@ pub struct Chosen {
 
 /// Tells chosen values from inherited ones.
 ///
-/// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets the scope's. On
-/// version 1 runtimes copy the parent's value, so another one was chosen. All that the parent has excludes nothing: on
-/// version 2 [`restore`] leaves that where the kernel empties no file.
+/// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets the scope's, or both.
 pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
-    let chosen = |value: &str, file: &str, effective: &str| -> Result<Option<String>> {
-        let of_parent = || match group.parent() {
-            Some(parent) => {
-                Ok::<_, anyhow::Error>(read_set(&parent, file)?.map(|set| (parent, set)))
-            }
-            None => Ok(None),
-        };
-        Ok(match (value.is_empty(), group.version()) {
-            (true, Version::V1) => None,
-            (true, Version::V2) => of_parent()?
-                .filter(|(parent, set)| parent.path().ends_with(".scope") && !set.is_empty())
-                .map(|(_, set)| set.to_string()),
-            (false, Version::V1) => {
-                let own: CpuSet = value.parse()?;
-                let is_other = of_parent()?.is_some_and(|(_, inherited)| inherited != own);
-                is_other.then(|| value.to_owned())
-            }
-            (false, Version::V2) => {
-                let own: CpuSet = value.parse()?;
-                let parent = group.parent();
-                let all = parent
-                    .map(|parent| read_set(&parent, effective))
-                    .transpose()?;
-                (all.flatten() != Some(own)).then(|| value.to_owned())
-            }
-        })
+    let scope = group
+        .parent()
+        .filter(|parent| group.version() == Version::V2 && parent.path().ends_with(".scope"));
+    let above = scope.as_ref().map(self::masks).transpose()?.flatten();
+    let above = above.unwrap_or_default();
+    let chosen = |own: &str, of_scope: &str, file: &str, effective: &str| match (
+        excluding(group, own, file, effective)?,
+        &scope,
+    ) {
+        (None, Some(scope)) => excluding(scope, of_scope, file, effective),
+        (own, _) => Ok(own),
     };
     let version = group.version();
     Ok(Chosen {
-        cpus: chosen(&masks.cpus, CPUS, effective_cpus_file(version))?,
-        mems: chosen(&masks.mems, MEMS, effective_mems_file(version))?,
+        cpus: chosen(&masks.cpus, &above.cpus, CPUS, effective_cpus_file(version))?,
+        mems: chosen(&masks.mems, &above.mems, MEMS, effective_mems_file(version))?,
     })
+}
+
+/// A group's value where it excludes anything that the group above has: on version 1 runtimes copy that one's value, and on
+/// version 2 [`restore`] leaves all of it where the kernel empties no file.
+fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<Option<String>> {
+    let own: CpuSet = value.parse()?;
+    let file = match group.version() {
+        Version::V1 => file,
+        Version::V2 => effective,
+    };
+    let parent = group.parent();
+    let all = parent.map(|parent| read_set(&parent, file)).transpose()?;
+    let excludes = match all.flatten() {
+        Some(all) => own != all,
+        // On version 1 the group at the top has all that there are.
+        None => group.version() == Version::V2,
+    };
+    Ok((excludes && !own.is_empty()).then(|| value.to_owned()))
 }
 
 /// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got just those CPUs.
@@ -428,21 +429,29 @@ mod tests {
 
     #[test]
     fn cpus_that_were_chosen_are_told_from_inherited_ones() {
-        for (version, path, own, chosen) in [
-            (Version::V1, "c", "0-3", None),
-            (Version::V1, "c", "0,1-3", None),
-            (Version::V1, "c", "1", Some("1")),
-            (Version::V1, "c", "", None),
-            (Version::V2, "c", "", None),
-            (Version::V2, "c", "0-3", None),
-            (Version::V2, "c", "1-2", Some("1-2")),
-            (Version::V2, "a.scope/c", "", Some("2")),
+        for (version, path, scope, own, chosen) in [
+            (Version::V1, "c", "", "0-3", None),
+            (Version::V1, "c", "", "0,1-3", None),
+            (Version::V1, "c", "", "1", Some("1")),
+            (Version::V1, "c", "", "", None),
+            (Version::V2, "c", "", "", None),
+            (Version::V2, "c", "", "0-3", None),
+            (Version::V2, "c", "", "1-2", Some("1-2")),
+            (Version::V2, "a.scope/c", "2", "", Some("2")),
+            (Version::V2, "a.scope/c", "2", "2", Some("2")),
+            (Version::V2, "a.scope/c", "1-2", "2", Some("2")),
+            (Version::V2, "a.scope/c", "0-3", "0-3", None),
+            (Version::V2, "a.scope/c", "0-3", "", None),
+            (Version::V2, "a.slice/c", "2", "2", None),
         ] {
             let file = |name: &str| format!("{path}/{name}");
             let files = [
                 ("cpuset.cpus", "0-3\n"),
                 ("cpuset.cpus.effective", "0-3\n"),
-                ("a.scope/cpuset.cpus", "2\n"),
+                ("a.scope/cpuset.cpus", scope),
+                ("a.scope/cpuset.cpus.effective", scope),
+                ("a.scope/cpuset.mems", ""),
+                ("a.slice/cpuset.cpus.effective", scope),
                 (&file("cpuset.cpus"), own),
                 (&file("cpuset.mems"), ""),
             ];
@@ -452,7 +461,7 @@ mod tests {
             assert_eq!(
                 super::chosen(&group, &masks).unwrap().cpus.as_deref(),
                 chosen,
-                "{version:?} {own:?}"
+                "{version:?} {path} {scope:?} {own:?}"
             );
         }
     }

@@ -67,7 +67,7 @@ fn fill(world: &World, dir: &Path) {
         );
         file["hook"]["path"] = json!(binary());
         let args = file["hook"]["args"].as_array_mut().expect("args is a list");
-        args.extend(world.options().map(Value::from));
+        args.extend(world.options().into_iter().map(Value::from));
         std::fs::write(
             dir.join(path.file_name().expect("a name")),
             file.to_string(),

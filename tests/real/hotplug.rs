@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         needs,
         in_a_cgroup_of_ours,
     ));
+    let needs = &[Need::Root, Need::V1, Need::Cpus(8), Need::Hotplug];
     cases.push(plain("hotplug::with_descendants", needs, with_descendants));
     cases
 }
@@ -117,7 +118,7 @@ fn in_a_cgroup_of_ours(world: &World) {
     world.assert_all_free("after its end");
 }
 
-/// What the owner has forked is moved too, and comes back with it.
+/// What the owner has forked is moved too, and comes back with it. Version 2 moves nobody.
 fn with_descendants(world: &World) {
     world.pool("dp", Kind::Exclusive, &[CPU]);
     let standin = Standin::running(world, "a", &["--orphan", "--wait"]);

@@ -229,6 +229,7 @@ fn made_twice(world: &World) {
 
 /// The list with an owner stays, and the pool has its size again with another beside it.
 fn by_lists(world: &World) {
+    world.has_two_cpus();
     world.pool("common", Kind::Shared, &["0", "1"]);
     let a = Standin::new(world, "a");
     let request = json!({ "pinfold.io/pool": "common" });
@@ -324,6 +325,7 @@ fn killed_growing(world: &World) {
 
 /// Down to one list and up again: each time the list of the owner stays, and doing it again finishes it.
 fn killed_resizing(world: &World) {
+    world.has_two_cpus();
     for (there, wanted) in [(&["0", "1"][..], "1"), (&["1"], "2")] {
         let before = || {
             start_over(world, "dp", Kind::Exclusive, there);

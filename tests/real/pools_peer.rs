@@ -36,6 +36,7 @@ struct Tally {
 }
 
 fn beside_a_watcher(world: &World) {
+    world.has_two_cpus();
     world.pool("common", Kind::Shared, &["0"]);
     world.pool("dp", Kind::Exclusive, &["1"]);
     let stop = world.dir.join("stop");
@@ -115,6 +116,7 @@ fn change(world: &World, tally: &mut Tally, arguments: &[&str]) {
 
 /// Beside a container of ours, whose group is known, a process that only `tasks` knows.
 fn grown_around_a_stranger(world: &World) {
+    world.has_two_cpus();
     world.pool("common", Kind::Shared, &["0"]);
     let request = json!({ "pinfold.io/pool": "common" });
     let (ours, stranger) = (Standin::new(world, "ours"), Standin::new(world, "stranger"));

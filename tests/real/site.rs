@@ -43,7 +43,7 @@ impl Site {
 
     /// Writes pinfold's configuration: the world's directories, and what the shim becomes.
     pub(crate) fn configure(&self, world: &World, runtime: Option<&Path>) {
-        let [_, conf, _, run] = world.options();
+        let (conf, run) = (world.conf.display(), world.run.display());
         let mut config = format!("conf-dir = '{conf}'\nrun-dir = '{run}'\n");
         if let Some(runtime) = runtime {
             config += &format!("[runtime]\npath = '{}'\n", runtime.display());

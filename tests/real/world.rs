@@ -6,9 +6,10 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(crate) struct World {
@@ -17,6 +18,8 @@ pub(crate) struct World {
     pub(crate) dir: PathBuf,
     pub(crate) conf: PathBuf,
     pub(crate) run: PathBuf,
+    /// The root of a machine that is ours but for what it says of its CPUs.
+    host: OnceLock<PathBuf>,
 }
 
 /// The prefix of every cgroup that this run of the tests makes.
@@ -38,6 +41,7 @@ impl World {
         World {
             conf: dir.join("conf"),
             run: dir.join("run"),
+            host: OnceLock::new(),
             tag,
             dir,
         }
@@ -51,6 +55,7 @@ impl World {
             tag: "pinfoldtestreboot".into(),
             conf: dir.join("conf"),
             run: "/run/pinfold-test-reboot".into(),
+            host: OnceLock::new(),
             dir,
         };
         if world.conf.join("lock").exists() {
@@ -93,15 +98,34 @@ impl World {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod a directory");
     }
 
+    /// From now on pinfold sees two cores of one thread, CPUs 0 and 1, as were captured of such a machine: for tests that count
+    /// what is left.
+    pub(crate) fn has_two_cpus(&self) {
+        let root = self.dir.join("two-cpus");
+        self.make_dir(&root, 0o755);
+        let captured = include_bytes!("../topologies/real-2-cpus.tar.gz");
+        let mut tar = Command::new("tar");
+        let only = ["-xz", "./sys/devices/system"];
+        Running::start(tar.arg("-C").arg(&root).args(only), captured)
+            .wait()
+            .ok();
+        for real in [Path::new("/proc"), Path::new("/dev"), &hierarchy().root] {
+            let seen = root.join(real.strip_prefix("/").expect("it is absolute"));
+            self.make_dir(seen.parent().expect("it is below the root"), 0o755);
+            symlink(real, seen).expect("make a link");
+        }
+        self.host.set(root).expect("once is enough");
+    }
+
     /// The arguments that lead pinfold to this world.
-    pub(crate) fn options(&self) -> [String; 4] {
-        let path = |path: &Path| path.display().to_string();
-        [
-            "--conf-dir".into(),
-            path(&self.conf),
-            "--run-dir".into(),
-            path(&self.run),
-        ]
+    pub(crate) fn options(&self) -> Vec<String> {
+        let option = |name: &str, path: &Path| [name.to_owned(), path.display().to_string()];
+        let host = self.host.get().map(|root| option("--host-root", root));
+        let own = [
+            option("--conf-dir", &self.conf),
+            option("--run-dir", &self.run),
+        ];
+        own.into_iter().chain(host).flatten().collect()
     }
 
     /// The product, with this world's directories and an empty environment, as the strictest runtimes start a hook.
