@@ -2,14 +2,16 @@
 
 use crate::cases::{Case, each};
 use crate::container::Container;
-use crate::engines::{Door, Driver, Engine};
+use crate::engines::{Door, Driver, Engine, runtime_path};
 use crate::installed::Machine;
-use crate::needs::Need;
+use crate::needs::{Need, device_near};
 use crate::plan::Plan;
-use crate::process;
+use crate::process::{self, Ran};
 use crate::world::{Kind, World};
+use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const SHIM: &str = "/usr/local/bin/pinfold-runtime";
 
@@ -40,6 +42,30 @@ pub(crate) fn cases() -> Vec<Case> {
             "shim::refuses_what_means_one_thing_here_and_another_there",
             needs,
             refuses_what_is_ambiguous,
+        ),
+        each(
+            shim(),
+            "shim::pins_once_what_asks_by_several_doors",
+            needs,
+            several_doors,
+        ),
+        each(
+            shim(),
+            "shim::keeps_to_the_rules_of_pools",
+            needs,
+            rules_of_pools,
+        ),
+        each(
+            shim(),
+            "shim::a_list_grows_under_a_reservation",
+            needs,
+            grows_under_a_reservation,
+        ),
+        each(
+            shim(),
+            "shim::looks_for_cpus_near_the_containers_devices",
+            &[Need::Cpus(8), Need::Nodes(2), Need::DeviceNear(1)],
+            near_its_devices,
         ),
     ]
     .into_iter()
@@ -98,6 +124,11 @@ fn adds_what_pins(world: &World, engine: Engine) {
                 variables.iter().all(has).then_some(())
             });
         }
+        // The runtime has told systemd of them.
+        if round == 0 && engine.driver == Driver::Systemd {
+            process::run(Command::new("systemctl").arg("daemon-reload")).ok();
+            assert_eq!(process::affinity(pid as i32), "1", "after daemon-reload");
+        }
         shim(&["delete", "-f", "pinned"]).ok();
         world.assert_all_free(&format!("after round {round}"));
     }
@@ -136,7 +167,7 @@ fn adds_what_pins(world: &World, engine: Engine) {
         before
     );
     let state = shim(&["state", "plain"]).ok().stdout;
-    let state: serde_json::Value = serde_json::from_str(&state).expect("state is JSON alone");
+    let state: Value = serde_json::from_str(&state).expect("state is JSON alone");
     assert_eq!(state["id"], "plain");
     shim(&["delete", "-f", "plain"]).ok();
     let version = machine.run(SHIM, &["--version"]).ok();
@@ -168,7 +199,7 @@ fn adds_what_pins(world: &World, engine: Engine) {
         assert!(ran.stderr.contains(part), "{ran}");
         let logged = std::fs::read_to_string(&log).expect("read the log");
         let last = logged.lines().last().expect("a line");
-        let entry: serde_json::Value = serde_json::from_str(last).expect("a line is JSON");
+        let entry: Value = serde_json::from_str(last).expect("a line is JSON");
         assert!(
             entry["msg"].as_str().is_some_and(|msg| msg.contains(part)),
             "{entry}"
@@ -238,23 +269,79 @@ fn refuses_a_read_only_bundle(world: &World, engine: Engine) {
     world.assert_all_free("at the end");
 }
 
+/// A container's bundle, and the shim on a machine where it is installed.
+struct Scene<'w> {
+    world: &'w World,
+    engine: Engine,
+    machine: Machine<'w>,
+    bundle: PathBuf,
+}
+
+impl<'w> Scene<'w> {
+    fn new(world: &'w World, engine: Engine) -> Scene<'w> {
+        Scene {
+            world,
+            engine,
+            machine: Machine::new(world, engine),
+            bundle: bundle(world, engine, Plan::pinned("a", "dp")),
+        }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.bundle.join("config.json")
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.config()).expect("read config.json")
+    }
+
+    fn edited(&self, text: &str, edit: impl FnOnce(&mut Value)) {
+        let mut config = serde_json::from_str(text).expect("config.json is JSON");
+        edit(&mut config);
+        std::fs::write(self.config(), config.to_string()).expect("write config.json");
+    }
+
+    fn shim(&self, arguments: &[&str]) -> Ran {
+        let mut command = self.machine.command(SHIM);
+        command.arg("--root").arg(self.world.dir.join("state"));
+        if self.engine.driver == Driver::Systemd {
+            command.arg("--systemd-cgroup");
+        }
+        process::run(command.args(arguments))
+    }
+
+    fn create(&self) -> Ran {
+        let bundle = self.bundle.to_str().expect("the path is UTF-8");
+        self.shim(&["create", "-b", bundle, "a"])
+    }
+
+    fn delete(&self) {
+        self.shim(&["delete", "-f", "a"]).ok();
+        self.world.assert_all_free("after delete");
+    }
+
+    /// The first process, which has not been started.
+    fn first_process(&self) -> i32 {
+        let pid = self.world.claim_of("a")["owner"]["pid"].as_i64();
+        pid.expect("a pid") as i32
+    }
+
+    /// Adds lines to Pinfold's configuration; `runtime`'s table is its last.
+    fn configure(&self, lines: &str) {
+        let script = "printf '%s\\n' \"$1\" >>/etc/pinfold/config.toml";
+        self.machine.run("sh", &["-ec", script, "sh", lines]).ok();
+    }
+}
+
 /// Nothing is reserved, and the configuration stays as it is. What has no request is not the shim's to judge.
 fn refuses_what_is_ambiguous(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
-    let machine = Machine::new(world, engine);
-    let bundle = bundle(world, engine, Plan::pinned("a", "dp"));
-    let root = world.dir.join("state").display().to_string();
-    let shim = |arguments: &[&str]| {
-        let common = ["--root", &root];
-        machine.run(SHIM, &[&common, arguments].concat())
-    };
-    let path = bundle.to_str().expect("the path is UTF-8");
-    let config = bundle.join("config.json");
-    let read = || std::fs::read_to_string(&config).expect("read config.json");
-    let plain = read();
-    shim(&["create", "-b", path, "a"]).ok();
-    shim(&["delete", "-f", "a"]).ok();
-    let pinned = read();
+    let scene = Scene::new(world, engine);
+    let config = scene.config();
+    let plain = scene.text();
+    scene.create().ok();
+    scene.delete();
+    let pinned = scene.text();
     let other_case = |text: &str| text.replace("\"annotations\"", "\"Annotations\"");
     let without = |text: &str| text.replace("pinfold.io/pool", "other.io/pool");
     for (text, part) in [
@@ -263,26 +350,170 @@ fn refuses_what_is_ambiguous(world: &World, engine: Engine) {
         (without(&pinned), "has the CPUs of an earlier start"),
     ] {
         std::fs::write(&config, &text).expect("write config.json");
-        let ran = shim(&["create", "-b", path, "a"]).exits(1);
+        let ran = scene.create().exits(1);
         assert!(ran.stderr.contains(part), "{ran}");
-        assert_eq!(read(), text);
+        assert_eq!(scene.text(), text);
     }
-    let elsewhere = bundle.join("elsewhere.json");
+    let elsewhere = scene.bundle.join("elsewhere.json");
     std::fs::write(&elsewhere, &plain).expect("write another configuration");
     std::fs::remove_file(&config).expect("remove config.json");
     std::os::unix::fs::symlink(&elsewhere, &config).expect("make a link");
-    let ran = shim(&["create", "-b", path, "a"]).exits(1);
+    let ran = scene.create().exits(1);
     assert!(ran.stderr.contains("is a symbolic link"), "{ran}");
     world.assert_all_free("after refusals");
 
     // Whatever else is wrong in it, a container without a request starts, and can be ended.
-    let spoil = "printf 'colour = 7\\n' | cat - /etc/pinfold/config.toml >/etc/pinfold/new && mv /etc/pinfold/new /etc/pinfold/config.toml";
-    machine.run("sh", &["-ec", spoil]).ok();
+    scene.configure("[pools.dp]\ncolour = 7");
     std::fs::write(&elsewhere, without(&plain)).expect("write another configuration");
-    shim(&["create", "-b", path, "a"]).ok();
-    shim(&["delete", "-f", "a"]).ok();
+    scene.create().ok();
+    scene.delete();
     std::fs::write(&elsewhere, &plain).expect("write another configuration");
-    let ran = shim(&["create", "-b", path, "a"]).exits(1);
+    let ran = scene.create().exits(1);
     assert!(ran.stderr.contains("unknown field `colour`"), "{ran}");
     world.assert_all_free("at the end");
+}
+
+/// Hooks of a directory and of a device come with the configuration: whichever is first takes the reservation over.
+fn several_doors(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    world.pool("other", Kind::Shared, &["0"]);
+    let scene = Scene::new(world, engine);
+    let found = scene.text();
+    let of_directory: &[&str] = &[];
+    for (device, is_refused) in [
+        (of_directory, false),
+        (&["--device", "dp"], false),
+        (&["--device", "dp.2"], true),
+        (&["--device", "other"], true),
+    ] {
+        scene.edited(&found, |config| {
+            for stage in ["createRuntime", "poststop"] {
+                let args = [&["pinfold", "hook", stage], device].concat();
+                let hook = json!({ "path": "/usr/local/bin/pinfold", "args": args, "timeout": 30 });
+                config["hooks"][stage] = json!([hook]);
+            }
+        });
+        let ran = scene.create();
+        if is_refused {
+            assert_ne!(ran.code(), Some(0), "{device:?}: {ran}");
+            // Some runtimes keep what failed.
+            scene.shim(&["delete", "-f", "a"]);
+            world.reconcile();
+            world.assert_all_free("after a refusal");
+            continue;
+        }
+        ran.ok();
+        let pid = scene.first_process();
+        assert_eq!(world.claims().len(), 1, "{device:?}");
+        assert_eq!(world.tasks("dp", "1"), [pid], "{device:?}");
+        assert_eq!(process::affinity(pid), "1", "{device:?}");
+        scene.delete();
+    }
+}
+
+/// By which doors, and for pods of which namespaces: the mark of the engine that the configuration names counts.
+fn rules_of_pools(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let scene = Scene::new(world, engine);
+    let found = scene.text();
+    let marked = |key: &str, namespace: &str| {
+        scene.edited(&found, |config| {
+            config["annotations"][key] = namespace.into();
+        });
+    };
+    let refused = |part: &str| {
+        let before = scene.text();
+        let ran = scene.create().exits(1);
+        assert!(ran.stderr.contains(part), "{part}: {ran}");
+        assert_eq!(scene.text(), before);
+        world.assert_all_free("after a refusal");
+    };
+    let containerd = "io.kubernetes.cri.sandbox-namespace";
+    let rules = "[pools.dp]\nnamespaces = [\"telco\"]\ndoors = [\"shim\"]";
+    scene.configure(rules);
+    marked(containerd, "telco");
+    refused("runtime.engine");
+    // The runtime's table is before that of the pool.
+    let name = "sed -i 's,^path = .*,&\\nengine = \"containerd\",' /etc/pinfold/config.toml";
+    scene.machine.run("sh", &["-ec", name]).ok();
+    scene.create().ok();
+    assert_eq!(process::affinity(scene.first_process()), "1");
+    scene.delete();
+    marked(containerd, "web");
+    refused("its namespace \"web\" may not use it");
+    marked("io.kubernetes.pod.namespace", "telco");
+    refused("has no mark");
+    let close = "sed -i 's,^doors = .*,doors = [\"cdi\"],' /etc/pinfold/config.toml";
+    scene.machine.run("sh", &["-ec", close]).ok();
+    marked(containerd, "telco");
+    refused("it may not be asked for by shim");
+}
+
+/// What is written in the configuration is of before: the hook gives what the list is by then.
+fn grows_under_a_reservation(world: &World, engine: Engine) {
+    world.has_two_cpus();
+    world.pool("dp", Kind::Shared, &["0"]);
+    let scene = Scene::new(world, engine);
+    // The runtime takes its time before it makes the container.
+    let (slow, go) = (world.dir.join("slow"), world.dir.join("go"));
+    let real = runtime_path(world, engine.runtime);
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = features ] && exec {real} features\nuntil [ -e {go} ]; do sleep 0.05; done\nexec {real} \"$@\"\n",
+        real = real.display(),
+        go = go.display()
+    );
+    std::fs::write(&slow, script).expect("write a runtime");
+    std::fs::set_permissions(&slow, PermissionsExt::from_mode(0o755)).expect("chmod it");
+    let name = format!(
+        "sed -i 's,^path = .*,path = \"{}\",' /etc/pinfold/config.toml",
+        slow.display()
+    );
+    scene.machine.run("sh", &["-ec", &name]).ok();
+    let grow = std::thread::scope(|scope| {
+        let created = scope.spawn(|| scene.create());
+        process::eventually("there is a reservation", || {
+            let claims = world.claims_of("a");
+            (claims.len() == 1).then_some(())
+        });
+        let grow = ["pool", "resize", "dp", "2"];
+        let grown = process::run(&mut world.pinfold(&grow));
+        std::fs::write(&go, "").expect("let the runtime go on");
+        created.join().expect("it was created").ok();
+        grown
+    });
+    grow.ok();
+    assert!(scene.text().contains("\"cpus\":\"0\""), "written before");
+    let claim = world.claim_of("a");
+    assert_eq!(
+        (&claim["kind"], &claim["cpus"]),
+        (&json!("container"), &json!("0-1"))
+    );
+    let pid = scene.first_process();
+    assert_eq!(process::affinity(pid), "0-1");
+    assert_eq!(world.tasks("dp", "0,1"), [pid]);
+    scene.delete();
+}
+
+/// Nobody has to say what the configuration says: a device of node 1, and CPUs of it.
+fn near_its_devices(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["0,1", "2,3", "4,5", "6,7"]);
+    let scene = Scene::new(world, engine);
+    let found = scene.text();
+    scene.create().ok();
+    assert_eq!(process::affinity(scene.first_process()), "0-1");
+    scene.delete();
+    let device = device_near(1).expect("there is one");
+    let numbers = std::fs::read_to_string(format!("/sys/class/block/{device}/dev"));
+    let numbers = numbers.expect("read the device's numbers");
+    let (major, minor) = numbers.trim().split_once(':').expect("two numbers");
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    scene.edited(&found, |config| {
+        config["linux"]["devices"] = json!([{
+            "path": format!("/dev/{device}"), "type": "b",
+            "major": number(major), "minor": number(minor), "fileMode": 0o600,
+        }]);
+    });
+    scene.create().ok();
+    assert_eq!(process::affinity(scene.first_process()), "4-5");
+    scene.delete();
 }
