@@ -9,6 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+/// What the journal says of each `journalctl --sync`.
+const SYNC: &str = "request to sync journal";
+
 pub(crate) enum SysLog {
     Kernel(File),
     Journal(String),
@@ -45,12 +48,10 @@ impl SysLog {
                 process::run(Command::new("journalctl").arg("--sync")).ok();
                 let mut journalctl = Command::new("journalctl");
                 let shown = journalctl.args(["-q", "-o", "cat", "--after-cursor", cursor.as_str()]);
-                process::run(shown)
-                    .ok()
-                    .stdout
-                    .lines()
-                    .map(str::to_owned)
-                    .collect()
+                let shown = process::run(shown).ok().stdout;
+                // What our own looking leaves there would drown the rest.
+                let lines = shown.lines().filter(|line| !line.contains(SYNC));
+                lines.map(str::to_owned).collect()
             }
         }
     }
