@@ -86,7 +86,7 @@ impl OciConfig {
                 path => self.at(path).and_then(Value::as_object),
             };
             for key in table.into_iter().flat_map(Map::keys) {
-                let meant = known.iter().find(|name| name.eq_ignore_ascii_case(key));
+                let meant = known.iter().find(|name| are_alike(name, key));
                 if let Some(meant) = meant.filter(|name| *name != key) {
                     return Err(unplain(key, meant));
                 }
@@ -106,7 +106,7 @@ impl OciConfig {
         };
         let others = self.0.iter().filter(|(key, _)| *key != ANNOTATIONS);
         for (key, value) in others {
-            if key.eq_ignore_ascii_case(ANNOTATIONS) && has_wanted(value) {
+            if are_alike(key, ANNOTATIONS) && has_wanted(value) {
                 return Err(unplain(key, ANNOTATIONS));
             }
         }
@@ -261,6 +261,19 @@ impl OciConfig {
     pub fn print(&self) -> Result<String> {
         Ok(serde_json::to_string(&self.0)?)
     }
+}
+
+/// Are two keys the same to a runtime written in Go? It folds by Unicode: two letters of others are taken for ASCII's.
+fn are_alike(one: &str, other: &str) -> bool {
+    let folded = |key: &str| -> String {
+        let letters = key.chars().map(|letter| match letter {
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            letter => letter.to_ascii_lowercase(),
+        });
+        letters.collect()
+    };
+    folded(one) == folded(other)
 }
 
 fn unplain(key: &str, meant: &str) -> Error {
@@ -469,6 +482,7 @@ mod tests {
                 Some("cpus"),
             ),
             (r#"{"hooks":{"CreateRuntime":[]}}"#, Some("createRuntime")),
+            (r#"{"hook\u017f":{}}"#, Some("hooks")),
             (
                 r#"{"Other":1,"linux":{"resources":{"cpu":{"cpus":"0","Shares":1}}}}"#,
                 None,

@@ -105,8 +105,14 @@ impl RuntimeLine {
     }
 
     fn flag(&mut self, argument: &OsStr) {
-        let name = argument.to_str().map(|word| word.trim_start_matches('-'));
-        if self.verb.is_none() && matches!(name, Some("systemd-cgroup" | "systemd-cgroup=true")) {
+        let word = argument
+            .to_str()
+            .unwrap_or_default()
+            .trim_start_matches('-');
+        let (name, value) = word.split_once('=').unwrap_or((word, "true"));
+        // The words that Go's strconv.ParseBool takes for true.
+        let is_true = matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
+        if self.verb.is_none() && name == "systemd-cgroup" && is_true {
             self.cgroups = CgroupManager::Systemd;
         }
     }
@@ -137,7 +143,7 @@ impl RuntimeLine {
     /// it goes there).
     pub fn config_path(&self) -> PathBuf {
         match &self.config {
-            Some(other) if other != Path::new(CONFIG) => other.clone(),
+            Some(other) if other != Path::new(CONFIG) => Path::new(".").join(other),
             _ => {
                 let bundle = self.bundle.clone().unwrap_or_else(|| ".".into());
                 bundle.join(CONFIG)
@@ -171,7 +177,8 @@ enum Word<'a> {
 }
 
 impl<'a> Word<'a> {
-    /// One dash is as good as two (runc), and a one-letter option can have its value right behind it (crun).
+    /// One dash is as good as two (runc); a one-letter option can have its value right behind it, and the beginning of a long
+    /// one is enough where it is the only such (crun: getopt_long(3)).
     fn of(argument: &'a OsStr, with_value: &[&'a str]) -> Word<'a> {
         let bytes = argument.as_bytes();
         let Some(option) = bytes.strip_prefix(b"-").filter(|rest| !rest.is_empty()) else {
@@ -184,15 +191,23 @@ impl<'a> Word<'a> {
                 .find(|known| known.as_bytes() == name)
                 .copied()
         };
-        if let Some(name) = known(option) {
-            return Word::Takes(name);
-        }
-        if let Some(at) = option.iter().position(|byte| *byte == b'=') {
-            let value = OsStr::from_bytes(&option[at + 1..]);
-            return known(&option[..at]).map_or(Word::Flag, |name| Word::Has(name, value));
-        }
-        if bytes.starts_with(b"--") {
-            return Word::Flag;
+        let (word, value) = match option.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&option[..at], Some(OsStr::from_bytes(&option[at + 1..]))),
+            None => (option, None),
+        };
+        let begun = || {
+            let mut all = with_value
+                .iter()
+                .filter(|name| name.as_bytes().starts_with(word));
+            all.next().filter(|_| all.next().is_none()).copied()
+        };
+        let is_long = bytes.starts_with(b"--");
+        let name = known(word).or_else(|| begun().filter(|_| is_long && word.len() > 1));
+        match (name, value) {
+            (Some(name), Some(value)) => return Word::Has(name, value),
+            (Some(name), None) => return Word::Takes(name),
+            (None, _) if is_long => return Word::Flag,
+            (None, _) => {}
         }
         let alone = option.iter().take_while(|it| VERB_LETTERS.contains(it));
         let letters = &option[alone.count()..];
@@ -239,11 +254,16 @@ mod tests {
                 Some("create"),
                 "/y/config.json",
             ),
-            ("run -f other.json -b /x id", Some("run"), "other.json"),
+            ("run -f other.json -b /x id", Some("run"), "./other.json"),
             ("run -f config.json -b /x id", Some("run"), "/x/config.json"),
             ("run -df /o.json id", Some("run"), "/o.json"),
             ("run -db/x id", Some("run"), "/x/config.json"),
             ("run -d -detach id", Some("run"), "./config.json"),
+            ("run -db/x=y id", Some("run"), "/x=y/config.json"),
+            ("run -b/x=y id", Some("run"), "/x=y/config.json"),
+            ("run -b=/x id", Some("run"), "/x/config.json"),
+            ("run --bun /x id", Some("run"), "/x/config.json"),
+            ("run --bund=/x --det id", Some("run"), "/x/config.json"),
             (
                 "restore --lsm-profile -b --empty-ns -b -b /x id",
                 Some("restore"),
@@ -291,6 +311,8 @@ mod tests {
                 Cgroupfs,
             ),
             ("create --systemd-cgroup web", Some("web"), Cgroupfs),
+            ("--systemd-cgroup=1 create web", Some("web"), Systemd),
+            ("-systemd-cgroup=TRUE create web", Some("web"), Systemd),
             ("create", None, Cgroupfs),
         ] {
             let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();

@@ -145,9 +145,7 @@ pub struct Chosen {
 ///
 /// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets the scope's, or both.
 pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
-    let scope = group
-        .parent()
-        .filter(|parent| group.version() == Version::V2 && parent.path().ends_with(".scope"));
+    let scope = scope_above(group);
     let above = scope.as_ref().map(self::masks).transpose()?.flatten();
     let above = above.unwrap_or_default();
     let chosen = |own: &str, of_scope: &str, file: &str, effective: &str| match (
@@ -175,19 +173,36 @@ fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<
     let parent = group.parent();
     let all = parent.map(|parent| read_set(&parent, file)).transpose()?;
     let excludes = match all.flatten() {
-        Some(all) => own != all,
+        Some(all) => !all.is_subset(&own),
         // On version 1 the group at the top has all that there are.
         None => group.version() == Version::V2,
     };
     Ok((excludes && !own.is_empty()).then(|| value.to_owned()))
 }
 
-/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got just those CPUs.
+/// The group whose CPUs systemd, and a runtime, set for a container in `group`: that itself, or on version 2 the scope right
+/// above it, where that has CPUs of its own.
+pub fn unit_of(group: &Group) -> Result<Group> {
+    let scope = scope_above(group);
+    let masks = scope.as_ref().map(masks).transpose()?.flatten();
+    let has_own = masks.is_some_and(|masks| !masks.cpus.is_empty());
+    Ok(scope.filter(|_| has_own).unwrap_or_else(|| group.clone()))
+}
+
+fn scope_above(group: &Group) -> Option<Group> {
+    let is_scope = |parent: &Group| parent.path().ends_with(".scope");
+    let parent = group.parent().filter(|_| group.version() == Version::V2);
+    parent.filter(is_scope)
+}
+
+/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got just those CPUs. What the
+/// scope above it was given before is not in the way.
 pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
-    if let Some(mems) = mems {
-        write(group, MEMS, &mems.to_string())?;
+    let unit = unit_of(group)?;
+    if unit.path() != group.path() {
+        set(&unit, cpus, mems)?;
     }
-    write(group, CPUS, &cpus.to_string())?;
+    set(group, cpus, mems)?;
     let effective = effective_cpus(group)?.unwrap_or_default();
     ensure!(
         effective == *cpus,
@@ -316,6 +331,13 @@ fn with_retries(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     attempt()
 }
 
+fn set(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
+    if let Some(mems) = mems {
+        write(group, MEMS, &mems.to_string())?;
+    }
+    write(group, CPUS, &cpus.to_string())
+}
+
 fn write(group: &Group, file: &str, value: &str) -> Result<()> {
     let path = group.dir().join(file);
     files::write_kernel(&path, value)
@@ -428,6 +450,22 @@ mod tests {
     }
 
     #[test]
+    fn a_scope_that_was_confined_before_is_widened() {
+        for (before, after) in [("0\n", "0-1"), ("\n", "\n")] {
+            let files = [
+                ("a.scope/cpuset.cpus", before),
+                ("a.scope/cpuset.mems", "0"),
+                ("a.scope/c/cpuset.cpus", "0\n"),
+                ("a.scope/c/cpuset.cpus.effective", "0-1\n"),
+            ];
+            let tree = Tree::new(Version::V2, &files);
+            confine(&tree.group("/a.scope/c"), &set("0-1"), None).unwrap();
+            assert_eq!(tree.content("a.scope/c/cpuset.cpus"), "0-1");
+            assert_eq!(tree.content("a.scope/cpuset.cpus"), after);
+        }
+    }
+
+    #[test]
     fn cpus_that_were_chosen_are_told_from_inherited_ones() {
         for (version, path, scope, own, chosen) in [
             (Version::V1, "c", "", "0-3", None),
@@ -436,6 +474,8 @@ mod tests {
             (Version::V1, "c", "", "", None),
             (Version::V2, "c", "", "", None),
             (Version::V2, "c", "", "0-3", None),
+            // A CPU went offline since.
+            (Version::V2, "c", "", "0-4", None),
             (Version::V2, "c", "", "1-2", Some("1-2")),
             (Version::V2, "a.scope/c", "2", "", Some("2")),
             (Version::V2, "a.scope/c", "2", "2", Some("2")),

@@ -21,16 +21,33 @@ pub fn expected(cgroups_path: &str, by_systemd: bool) -> Option<Expected> {
             is_exact: true,
         });
     }
-    let slice = match cgroups_path.split_once(':') {
-        Some(("", _)) => DEFAULT_SLICE,
-        Some((slice, _)) => slice,
-        None if cgroups_path.is_empty() => DEFAULT_SLICE,
+    let (slice, rest) = match cgroups_path.split_once(':') {
+        Some((slice, rest)) => (slice, rest),
+        None if cgroups_path.is_empty() => ("", ""),
         None => return None,
     };
+    let slice = if slice.is_empty() {
+        DEFAULT_SLICE
+    } else {
+        slice
+    };
+    let scope = scope_name(rest);
     Some(Expected {
-        path: format!("{}/scope", slice_path(slice)?),
-        is_exact: false,
+        path: format!(
+            "{}/{}",
+            slice_path(slice)?,
+            scope.as_deref().unwrap_or("scope")
+        ),
+        is_exact: scope.is_some(),
     })
+}
+
+/// The scope of `prefix:name`, where all runtimes call it the same.
+fn scope_name(prefix_and_name: &str) -> Option<String> {
+    let (prefix, name) = prefix_and_name.split_once(':')?;
+    let is_plain = |part: &str| !part.is_empty() && !part.contains(['/', ':']);
+    let is_scope = !name.ends_with(".slice") && !name.ends_with(".scope");
+    (is_plain(prefix) && is_plain(name) && is_scope).then(|| format!("{prefix}-{name}.scope"))
 }
 
 /// The path of a slice: each dash in its name is a step down (systemd.slice(5)).
@@ -61,29 +78,40 @@ mod tests {
 
     #[test]
     fn a_slice_is_below_those_that_its_name_begins_with() {
-        for (written, by_systemd, path) in [
-            ("/a/b", false, Some("/a/b")),
-            ("a/b", false, None),
-            ("", false, None),
+        for (written, by_systemd, path, is_exact) in [
+            ("/a/b", false, Some("/a/b"), true),
+            ("a/b", false, None, true),
+            ("", false, None, true),
             (
                 "a-b.slice:docker:web",
                 true,
-                Some("/a.slice/a-b.slice/scope"),
+                Some("/a.slice/a-b.slice/docker-web.scope"),
+                true,
             ),
-            (":docker:web", true, Some("/system.slice/scope")),
-            ("", true, Some("/system.slice/scope")),
-            ("-.slice:x:y", true, Some("/scope")),
-            ("/a/b", true, None),
-            ("a--b.slice:x:y", true, None),
-            ("../a.slice:x:y", true, None),
-            ("a:x:y", true, None),
+            (
+                ":docker:web",
+                true,
+                Some("/system.slice/docker-web.scope"),
+                true,
+            ),
+            ("-.slice:x:y", true, Some("/x-y.scope"), true),
+            // Runtimes differ in what they make of these.
+            ("a.slice:x", true, Some("/a.slice/scope"), false),
+            ("a.slice::y", true, Some("/a.slice/scope"), false),
+            ("a.slice:x:y.slice", true, Some("/a.slice/scope"), false),
+            ("a.slice:x:../y", true, Some("/a.slice/scope"), false),
+            ("a.slice:x:y:z", true, Some("/a.slice/scope"), false),
+            ("", true, Some("/system.slice/scope"), false),
+            ("/a/b", true, None, false),
+            ("a--b.slice:x:y", true, None, false),
+            ("../a.slice:x:y", true, None, false),
+            ("a:x:y", true, None, false),
         ] {
-            let found = expected(written, by_systemd);
             let wanted = path.map(|path| Expected {
                 path: path.to_owned(),
-                is_exact: !by_systemd,
+                is_exact,
             });
-            assert_eq!(found, wanted, "{written}");
+            assert_eq!(expected(written, by_systemd), wanted, "{written}");
         }
     }
 }

@@ -134,8 +134,12 @@ impl Start<'_> {
         let program = program.context("the path of this program is no UTF-8")?;
         let site = self.settings.site_with_processes()?;
         request.locality.rather_near = nodes_near(&site.host, &config)?;
-        let by_systemd = self.line.cgroups == CgroupManager::Systemd;
-        let group = of_config::expected(config.cgroups_path(), by_systemd);
+        let path = config.cgroups_path();
+        let group = match self.line.cgroups {
+            CgroupManager::Cgroupfs => of_config::expected(path, false),
+            CgroupManager::Systemd => of_config::expected(path, true),
+            CgroupManager::Disabled => None,
+        };
 
         let reservation = reserve(site, id, group, &request)?;
         let pinning = Pinning {

@@ -72,7 +72,8 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
     };
     let group = applicant.place.group();
     let Standing { pinned, reserved } = books.prepare(start, &applicant)?;
-    let found = cpuset::masks(group)?.unwrap_or_default();
+    let unit = cpuset::unit_of(group)?;
+    let found = cpuset::masks(&unit)?.unwrap_or_default();
     let claim = match (pinned, reserved) {
         (Some(claim), reserved) => {
             books.confirm(claim, reserved.as_ref(), request, &applicant.place)?
@@ -93,7 +94,7 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
         return Ok(claim);
     }
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
-    match systemd::tell(host, group, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
+    match systemd::tell(host, &unit, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
         Ok(false) => Ok(claim),
         told => site.open_books(hierarchy)?.agree(&claim, group, told),
     }
@@ -103,8 +104,9 @@ impl Books<'_> {
     /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be what the claim says now.
     fn agree(&self, claim: &Claim, group: &Group, told: Result<bool>) -> Result<Claim> {
         let Some(now) = self.current(claim)? else {
+            let unit = cpuset::unit_of(group)?;
             if let Err(error) =
-                systemd::tell(self.host, group, &CpuSet::new(), None, self.told_at_most())
+                systemd::tell(self.host, &unit, &CpuSet::new(), None, self.told_at_most())
             {
                 log::warn!("{error:#}");
             }
@@ -176,16 +178,19 @@ impl Books<'_> {
         }
     }
 
-    /// An earlier start's. Its runtime may have left the confined group that this process, alone, is in now.
+    /// An earlier start's. Its runtime may have left the confined group that this process, alone, is in now; anything else
+    /// about it is not the trouble of the one that starts.
     fn free_reservation(&self, claim: &Claim, applicant: &Applicant<'_>) -> Result<()> {
-        match self.settle(claim)? {
-            Some(kept)
-                if kept.processes == [applicant.process]
-                    && matches!(applicant.place, Place::Own(_)) =>
-            {
+        let is_own = matches!(applicant.place, Place::Own(_));
+        match self.settle(claim) {
+            Ok(Some(kept)) if is_own && kept.processes == [applicant.process] => {
                 self.take_back(&kept)
             }
-            _ => Ok(()),
+            Ok(_) => Ok(()),
+            Err(error) => {
+                log::warn!("{} counts as held: {error:#}", claim.id);
+                Ok(())
+            }
         }
     }
 

@@ -175,6 +175,12 @@ impl Books<'_> {
     /// Puts the claim's processes into `tasks` of each of its lists where they are missing, for another tool may have
     /// dropped one that it took for dead; and drops others.
     pub(super) fn record_instead_of(&self, others: &[i32], claim: &Claim) -> Result<()> {
+        let own = claim.pids();
+        let others: Vec<i32> = others
+            .iter()
+            .copied()
+            .filter(|pid| !own.contains(pid))
+            .collect();
         for list in &claim.lists {
             // A claim whose list is being renamed names both.
             if claim.lists.len() > 1 && !self.directory.has_list(&claim.pool, list) {
@@ -186,7 +192,7 @@ impl Books<'_> {
             let change = TasksChange {
                 pool: &claim.pool,
                 list,
-                drop: others,
+                drop: &others,
                 add: &add,
             };
             self.directory.change_tasks(&self.lock, &change)?;

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::Books;
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Claim;
+use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::process::{self, Process};
 
@@ -73,13 +74,17 @@ pub(super) fn life_of(
     })
 }
 
-/// The group that a runtime has made and confined as a reservation says, whose hook has not come: its mask tells it.
+/// The group that a runtime has made and confined as a reservation says, whose hook has not come: its mask tells it. A CPU may
+/// have gone offline since, and a shared list have grown.
 pub(super) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
     let Some(path) = &claim.awaited else {
         return Ok(None);
     };
     let group = hierarchy.group(path)?;
-    let is_it = cpuset::masks(&group)?.is_some_and(|masks| masks.has_cpus(&claim.cpus));
+    let own = cpuset::masks(&group)?.unwrap_or_default().cpus;
+    let is_it = own
+        .parse()
+        .is_ok_and(|own: CpuSet| !own.is_empty() && own.is_subset(&claim.cpus));
     Ok(is_it.then_some(group))
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use super::life::awaited_group;
 use super::{Books, Site};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
@@ -94,7 +95,11 @@ fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
 
 impl Books<'_> {
     fn let_out(&self, claim: &Claim) -> Result<()> {
-        let Some((group, _)) = self.group_of(claim)? else {
+        let group = match self.group_of(claim)? {
+            Some((group, _)) => Some(group),
+            None => awaited_group(claim, &self.hierarchy)?,
+        };
+        let Some(group) = group else {
             // Whoever lives on has left the group that confined it.
             return Ok(());
         };

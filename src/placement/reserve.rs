@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use super::pick::Wish;
 use super::{Books, Site};
 use crate::cgroup::of_config::Expected;
-use crate::cgroup::{Hierarchy, cpuset};
+use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::process::{self, Process};
 use crate::request::Request;
@@ -30,6 +30,8 @@ pub fn reserve(
         Some(expected) => hierarchy.group(&expected.path)?,
         None => hierarchy.parent_of_ours()?,
     };
+    // A path that cannot be looked at now could not be later, when somebody asks who is alive.
+    cpuset::effective_cpus(&group)?;
     let wish = Wish::of(host, request)?;
     let nonce = process::nonce(host)?;
 
@@ -38,12 +40,22 @@ pub fn reserve(
     let share = books.share(&wish, &cpuset::bound(&group)?)?;
     let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
     claim.nonce = Some(nonce);
-    claim.awaited = expected
-        .filter(|expected| expected.is_exact)
-        .map(|expected| expected.path);
-    let done = books.record(&claim, None);
-    books.undo_on_error(done, &claim)?;
+    if expected.is_some_and(|expected| expected.is_exact) && is_fresh(&group)? {
+        claim.awaited = Some(group.path().to_owned());
+    }
+    if let Err(error) = books.record(&claim, None) {
+        if let Err(undo) = books.drop_record(&claim) {
+            log::error!("undo the reservation of {id}: {undo:#}");
+        }
+        return Err(error);
+    }
     Ok(claim)
+}
+
+/// Is a group nobody's yet? One that another container runs in, or that somebody narrowed, tells nothing about ours.
+fn is_fresh(group: &Group) -> Result<bool> {
+    let masks = cpuset::masks(group)?.unwrap_or_default();
+    Ok(group.all_pids()?.is_empty() && cpuset::chosen(group, &masks)?.cpus.is_none())
 }
 
 /// Gives back what was reserved, where no runtime will be run.

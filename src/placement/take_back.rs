@@ -130,7 +130,8 @@ impl Books<'_> {
     pub(super) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
         let mems = Some(mems).filter(|mems| !mems.is_empty());
         cpuset::confine(group, cpus, mems)?;
-        systemd::tell(self.host, group, cpus, mems, self.told_at_most()).map(drop)
+        let unit = cpuset::unit_of(group)?;
+        systemd::tell(self.host, &unit, cpus, mems, self.told_at_most()).map(drop)
     }
 
     /// How long systemd may take now.

@@ -270,6 +270,15 @@ fn confined_and_left(world: &World) {
     world.assert_all_free("after what was left is gone");
     assert_ne!(cgroups::mask(&group), "1", "its group is as its parent is");
 
+    // A process of somebody else in a group of that path is not ours.
+    let stranger = Standin::inside(&group, &["--wait"]);
+    let (shim, _) = scene.reserved();
+    assert_eq!(world.claim_of("a")["awaited"], Value::Null);
+    shim.kill();
+    world.reconcile();
+    world.assert_all_free("beside a stranger");
+    stranger.die();
+
     // The next start by a hook of the engine's own finds such a group, and its container alone in it.
     let (shim, _) = scene.reserved();
     cgroups::narrow(&group, "1");

@@ -6,6 +6,7 @@ use crate::engines::{Door, Driver, Engine, runtime_path};
 use crate::installed::Machine;
 use crate::needs::{Need, device_near};
 use crate::plan::Plan;
+use crate::pools::{assert_follows, cpus, pool, the_list};
 use crate::process::{self, Ran};
 use crate::world::{Kind, World};
 use serde_json::{Value, json};
@@ -57,9 +58,9 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         each(
             shim(),
-            "shim::a_list_grows_under_a_reservation",
+            "shim::a_list_grows_under_its_containers",
             needs,
-            grows_under_a_reservation,
+            grows_under_its_containers,
         ),
         each(
             shim(),
@@ -71,6 +72,10 @@ pub(crate) fn cases() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn daemon_reload() {
+    process::run(Command::new("systemctl").arg("daemon-reload")).ok();
 }
 
 /// A bundle with a request.
@@ -128,7 +133,7 @@ fn adds_what_pins(world: &World, engine: Engine) {
         }
         // The runtime has told systemd of them.
         if round == 0 && engine.driver == Driver::Systemd {
-            process::run(Command::new("systemctl").arg("daemon-reload")).ok();
+            daemon_reload();
             assert_eq!(process::affinity(pid as i32), "1", "after daemon-reload");
         }
         shim(&["delete", "-f", "pinned"]).ok();
@@ -281,11 +286,15 @@ struct Scene<'w> {
 
 impl<'w> Scene<'w> {
     fn new(world: &'w World, engine: Engine) -> Scene<'w> {
+        Scene::of(world, engine, Plan::pinned("a", "dp"))
+    }
+
+    fn of(world: &'w World, engine: Engine, plan: Plan) -> Scene<'w> {
         Scene {
             world,
             engine,
             machine: Machine::new(world, engine),
-            bundle: bundle(world, engine, Plan::pinned("a", "dp")),
+            bundle: bundle(world, engine, plan),
         }
     }
 
@@ -326,6 +335,17 @@ impl<'w> Scene<'w> {
     fn first_process(&self) -> i32 {
         let pid = self.world.claim_of("a")["owner"]["pid"].as_i64();
         pid.expect("a pid") as i32
+    }
+
+    /// The container has all of the pool's list, and keeps that.
+    fn follows(&self, pool: &str) {
+        let list = the_list(self.world, pool);
+        assert!(cpus(&list).len() > 1, "{list}");
+        assert_follows(self.world, "a", self.first_process(), &list);
+        if self.engine.driver == Driver::Systemd {
+            daemon_reload();
+            assert_follows(self.world, "a", self.first_process(), &list);
+        }
     }
 
     /// Adds lines to Pinfold's configuration; `runtime`'s table is its last.
@@ -451,11 +471,11 @@ fn rules_of_pools(world: &World, engine: Engine) {
     refused("it may not be asked for by shim");
 }
 
-/// What is written in the configuration is of before: the hook gives what the list is by then.
-fn grows_under_a_reservation(world: &World, engine: Engine) {
-    world.has_two_cpus();
-    world.pool("dp", Kind::Shared, &["0"]);
-    let scene = Scene::new(world, engine);
+/// What is written in the configuration is of before: the hook gives what the list is by then. And what the runtime and systemd
+/// were told at the start is not in the way of a list that grows later.
+fn grows_under_its_containers(world: &World, engine: Engine) {
+    world.pool("common", Kind::Shared, &["0"]);
+    let scene = Scene::of(world, engine, Plan::pinned("a", "common"));
     // The runtime takes its time before it makes the container.
     let (slow, go) = (world.dir.join("slow"), world.dir.join("go"));
     let real = runtime_path(world, engine.runtime);
@@ -471,28 +491,26 @@ fn grows_under_a_reservation(world: &World, engine: Engine) {
         slow.display()
     );
     scene.machine.run("sh", &["-ec", &name]).ok();
-    let grow = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let created = scope.spawn(|| scene.create());
         process::eventually("there is a reservation", || {
             let claims = world.claims_of("a");
             (claims.len() == 1).then_some(())
         });
-        let grow = ["pool", "resize", "dp", "2"];
-        let grown = process::run(&mut world.pinfold(&grow));
+        pool(world, &["resize", "common", "2"]).ok();
         std::fs::write(&go, "").expect("let the runtime go on");
         created.join().expect("it was created").ok();
-        grown
     });
-    grow.ok();
     assert!(scene.text().contains("\"cpus\":\"0\""), "written before");
-    let claim = world.claim_of("a");
-    assert_eq!(
-        (&claim["kind"], &claim["cpus"]),
-        (&json!("container"), &json!("0-1"))
-    );
-    let pid = scene.first_process();
-    assert_eq!(process::affinity(pid), "0-1");
-    assert_eq!(world.tasks("dp", "0,1"), [pid]);
+    assert_eq!(world.claim_of("a")["kind"], "container");
+    scene.follows("common");
+    scene.delete();
+
+    pool(world, &["resize", "common", "1"]).ok();
+    scene.create().ok();
+    assert_eq!(process::affinity(scene.first_process()), "0");
+    pool(world, &["resize", "common", "2"]).ok();
+    scene.follows("common");
     scene.delete();
 }
 
