@@ -100,7 +100,7 @@ fn sixteen_at_once(world: &World, engine: Engine) {
         if waiting > 0 {
             first_seen.get_or_insert_with(Instant::now);
         }
-        let long = first_seen.is_some_and(|seen| seen.elapsed() > Duration::from_secs(5));
+        let long = first_seen.is_some_and(|seen| seen.elapsed() > Duration::from_secs(2));
         (waiting == CROWD || long).then_some(waiting)
     });
     assert!(waiting > 2, "only {waiting} came at once");
