@@ -1,0 +1,253 @@
+//! Writing into a configuration what pins its container.
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use super::{BEGINNING, MARK, OciConfig, STAGES, VARIABLES, is_the_shims, variable};
+use crate::cpulist::CpuSet;
+use crate::engines::hooks::TIMEOUT;
+
+/// The stages at which a hook of ours pins a container.
+const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
+
+/// The option that names a reservation.
+const RESERVATION: &str = "--reservation";
+
+/// What is written into a configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Pinning<'a> {
+    /// The program that the hooks run.
+    pub program: &'a str,
+    /// The engine whose marks count, for the hooks.
+    pub engine: Option<&'a str>,
+    /// What tells the reservation that is to be taken over.
+    pub nonce: &'a str,
+    /// The directory names of the CPU lists.
+    pub lists: &'a [String],
+    /// Their CPUs.
+    pub cpus: &'a CpuSet,
+    /// The memory nodes; empty where they are left alone.
+    pub mems: &'a CpuSet,
+    /// Does the runtime make a cgroup for the container? It refuses resources without one.
+    pub has_cgroup: bool,
+}
+
+impl OciConfig {
+    /// Writes into it what confines the container, what tells it its CPUs, and the hooks that take its reservation over
+    /// and give it back. Hooks of an earlier start are replaced; those that another door brought take the same reservation.
+    ///
+    /// # Errors
+    /// Something else where these belong.
+    pub fn pin(&mut self, pinning: &Pinning<'_>) -> Result<()> {
+        if pinning.has_cgroup {
+            let cpu = self.table(&["linux", "resources", "cpu"])?;
+            cpu.insert("cpus".into(), pinning.cpus.to_string().into());
+            if !pinning.mems.is_empty() {
+                cpu.insert("mems".into(), pinning.mems.to_string().into());
+            }
+        }
+        // Without a process the runtime refuses it.
+        if self.0.get("process").is_some_and(Value::is_object) {
+            self.tell_cpus(pinning)?;
+        }
+        self.add_hooks(pinning)
+    }
+
+    fn tell_cpus(&mut self, pinning: &Pinning<'_>) -> Result<()> {
+        let values = [pinning.lists.join(","), pinning.cpus.to_hex_mask()];
+        let environment = array(self.table(&["process"])?, "env")?;
+        for (name, value) in VARIABLES.iter().zip(values) {
+            let beginning = variable(name, "");
+            let is_it = |entry: &Value| entry.as_str().is_some_and(|e| e.starts_with(&beginning));
+            environment.retain(|entry| !is_it(entry));
+            environment.push(variable(name, &value).into());
+        }
+        Ok(())
+    }
+
+    fn add_hooks(&mut self, pinning: &Pinning<'_>) -> Result<()> {
+        let hooks = self.table(&["hooks"])?;
+        for stage in PINNING_STAGES {
+            let there = hooks.get_mut(stage).and_then(Value::as_array_mut);
+            for args in there.into_iter().flatten().filter_map(args_of_ours) {
+                take_over(args, pinning.nonce);
+            }
+        }
+        for stage in STAGES {
+            let mut args = [&BEGINNING[..], &[stage, MARK]].concat();
+            args.extend(
+                pinning
+                    .engine
+                    .iter()
+                    .flat_map(|engine| ["--engine", *engine]),
+            );
+            if stage == STAGES[0] {
+                args.extend([RESERVATION, pinning.nonce]);
+            }
+            let list = array(hooks, stage)?;
+            list.retain(|hook| !is_the_shims(hook));
+            list.push(json!({"path": pinning.program, "args": args, "timeout": TIMEOUT}));
+        }
+        Ok(())
+    }
+
+    /// The object at a path, made where it is missing.
+    fn table(&mut self, path: &[&str]) -> Result<&mut Map<String, Value>> {
+        let mut table = &mut self.0;
+        for (depth, key) in path.iter().enumerate() {
+            let value = table.entry(*key).or_insert(Value::Null);
+            if value.is_null() {
+                *value = json!({});
+            }
+            let value = value.as_object_mut();
+            table =
+                value.with_context(|| format!("{} is no JSON object", path[..=depth].join(".")))?;
+        }
+        Ok(table)
+    }
+}
+
+/// The array of a key, made where it is missing.
+fn array<'a>(table: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec<Value>> {
+    let value = table.entry(key).or_insert(Value::Null);
+    if value.is_null() {
+        *value = json!([]);
+    }
+    let array = value.as_array_mut();
+    array.with_context(|| format!("{key} is no JSON array"))
+}
+
+/// The arguments of a hook of ours, whoever added it.
+fn args_of_ours(hook: &mut Value) -> Option<&mut Vec<Value>> {
+    let args = hook.get_mut("args")?.as_array_mut()?;
+    args.starts_with(&BEGINNING.map(Value::from))
+        .then_some(args)
+}
+
+/// Has a hook take this reservation over, and none of an earlier start.
+fn take_over(args: &mut Vec<Value>, nonce: &str) {
+    if let Some(place) = args.iter().position(|arg| arg == RESERVATION) {
+        args.drain(place..args.len().min(place + 2));
+    }
+    args.extend([RESERVATION, nonce].map(Value::from));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONCE: &str = "11-22";
+
+    fn pin(text: &str, program: &str, engine: Option<&str>) -> Result<String> {
+        let mut config = OciConfig::parse(text)?;
+        config.pin(&Pinning {
+            program,
+            engine,
+            nonce: NONCE,
+            lists: &["1,5".to_owned(), "2-3".to_owned()],
+            cpus: &"1-3,5".parse().unwrap(),
+            mems: &CpuSet::new(),
+            has_cgroup: true,
+        })?;
+        config.print()
+    }
+
+    #[test]
+    fn what_pins_is_written_once_and_the_rest_stays_in_order() {
+        let text = r#"{"z":1,"process":{"env":["A=1","KCM_CPUS_ASSIGNED=0"],"args":["x"]},
+            "hooks":{"createRuntime":[{"path":"/other","x":[1]}],"new":2},"a":{"u":null}}"#;
+        let after = pin(text, "/bin/pinfold", Some("docker")).unwrap();
+        assert_eq!(
+            after,
+            concat!(
+                r#"{"z":1,"process":{"env":["A=1","KCM_CPUS_ASSIGNED=1,5,2-3","KCM_CPUS_ASSIGNED_MASK=2E"],"args":["x"]},"#,
+                r#""hooks":{"createRuntime":[{"path":"/other","x":[1]},{"path":"/bin/pinfold","#,
+                r#""args":["pinfold","hook","createRuntime","--shim","--engine","docker","--reservation","11-22"],"timeout":30}],"#,
+                r#""new":2,"poststop":[{"path":"/bin/pinfold","args":["pinfold","hook","poststop","--shim","--engine","docker"],"timeout":30}]},"#,
+                r#""a":{"u":null},"linux":{"resources":{"cpu":{"cpus":"1-3,5"}}}}"#
+            )
+        );
+        assert_eq!(pin(&after, "/bin/pinfold", Some("docker")).unwrap(), after);
+        // Those are ours; others that somebody wrote there since are not.
+        for (text, chosen) in [
+            (after.clone(), None),
+            (after.replace(r#""1-3,5""#, r#""1""#), Some("1")),
+        ] {
+            let config = OciConfig::parse(&text).unwrap();
+            assert_eq!(config.chosen_cpus(), chosen, "{text}");
+        }
+        // From another place, for another engine: in place of the former.
+        let moved = pin(&after, "/opt/pinfold", Some("crio")).unwrap();
+        assert_eq!(moved.matches(r#"pinfold","args"#).count(), 2, "{moved}");
+        assert!(
+            !moved.contains("/bin/pinfold") && moved.contains("/other"),
+            "{moved}"
+        );
+    }
+
+    #[test]
+    fn a_hook_that_another_door_brought_takes_the_reservation_too() {
+        let text = r#"{"hooks":{
+            "prestart":[{"path":"/p","args":["pinfold","hook","prestart"]},{"path":"/q"}],
+            "createRuntime":[{"path":"/p","args":["pinfold","hook","createRuntime","--device","dp","--reservation","old"]}],
+            "poststop":[{"path":"/p","args":["pinfold","hook","poststop"]}]}}"#;
+        let after = pin(text, "/p", None).unwrap();
+        for args in [
+            r#"["pinfold","hook","prestart","--reservation","11-22"]"#,
+            r#"["pinfold","hook","createRuntime","--device","dp","--reservation","11-22"]"#,
+            r#"["pinfold","hook","createRuntime","--shim","--reservation","11-22"]"#,
+            r#"["pinfold","hook","poststop"]"#,
+        ] {
+            assert!(after.contains(args), "{args}: {after}");
+        }
+        assert_eq!(after.matches(RESERVATION).count(), 3, "{after}");
+    }
+
+    #[test]
+    fn without_a_cgroup_no_resources_are_written_and_memory_nodes_only_where_asked_for() {
+        let (lists, cpus) = (["1".to_owned()], "1".parse().unwrap());
+        for (has_cgroup, mems, resources) in [
+            (
+                true,
+                "0-1",
+                r#"{"linux":{"resources":{"cpu":{"cpus":"1","mems":"0-1"}}},"#,
+            ),
+            (false, "0-1", r#"{"hooks""#),
+        ] {
+            let mut config = OciConfig::parse("{}").unwrap();
+            let pinning = Pinning {
+                program: "/p",
+                engine: None,
+                nonce: NONCE,
+                lists: &lists,
+                cpus: &cpus,
+                mems: &mems.parse().unwrap(),
+                has_cgroup,
+            };
+            config.pin(&pinning).unwrap();
+            let after = config.print().unwrap();
+            assert!(after.starts_with(resources), "{after}");
+        }
+    }
+
+    #[test]
+    fn missing_parts_are_made_and_other_things_in_their_places_refused() {
+        for text in [
+            "{}",
+            r#"{"hooks":null}"#,
+            r#"{"hooks":{"poststop":null},"process":{"env":null}}"#,
+        ] {
+            assert!(pin(text, "/p", None).is_ok(), "{text}");
+        }
+        for text in [
+            r#"{"hooks":[]}"#,
+            r#"{"hooks":{"poststop":1}}"#,
+            r#"{"linux":{"resources":[]}}"#,
+            r#"{"process":{"env":"A=1"}}"#,
+            "[]",
+            "{",
+        ] {
+            assert!(pin(text, "/p", None).is_err(), "{text}");
+        }
+    }
+}
