@@ -180,13 +180,18 @@ fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<
     Ok((excludes && !own.is_empty()).then(|| value.to_owned()))
 }
 
-/// The group whose CPUs systemd, and a runtime, set for a container in `group`: that itself, or on version 2 the scope right
-/// above it, where that has CPUs of its own.
-pub fn unit_of(group: &Group) -> Result<Group> {
-    let scope = scope_above(group);
-    let masks = scope.as_ref().map(masks).transpose()?.flatten();
-    let has_own = masks.is_some_and(|masks| !masks.cpus.is_empty());
-    Ok(scope.filter(|_| has_own).unwrap_or_else(|| group.clone()))
+/// The scope right above a group that has CPUs of its own, lacks some of these, and holds nothing but the group: crun makes
+/// one for each container on version 2, and gives it what the configuration says at the start.
+pub fn scope_in_the_way(group: &Group, cpus: &CpuSet) -> Result<Option<Group>> {
+    let Some(scope) = scope_above(group) else {
+        return Ok(None);
+    };
+    let own: CpuSet = masks(&scope)?.unwrap_or_default().cpus.parse()?;
+    let is_in_the_way = !own.is_empty()
+        && !cpus.is_subset(&own)
+        && scope.pids()?.is_empty()
+        && scope.children()?.len() == 1;
+    Ok(is_in_the_way.then_some(scope))
 }
 
 fn scope_above(group: &Group) -> Option<Group> {
@@ -195,12 +200,11 @@ fn scope_above(group: &Group) -> Option<Group> {
     parent.filter(is_scope)
 }
 
-/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got just those CPUs. What the
-/// scope above it was given before is not in the way.
+/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got just those CPUs; a
+/// scope that is in the way gets them first.
 pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
-    let unit = unit_of(group)?;
-    if unit.path() != group.path() {
-        set(&unit, cpus, mems)?;
+    if let Some(scope) = scope_in_the_way(group, cpus)? {
+        set(&scope, cpus, mems)?;
     }
     set(group, cpus, mems)?;
     let effective = effective_cpus(group)?.unwrap_or_default();
@@ -450,11 +454,19 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_that_was_confined_before_is_widened() {
-        for (before, after) in [("0\n", "0-1"), ("\n", "\n")] {
+    fn a_scope_of_one_group_is_widened_and_no_other() {
+        for (before, process, sibling, after) in [
+            ("0\n", "", "a.scope/c/x", "0-1"),
+            ("0-2\n", "", "a.scope/c/x", "0-2\n"),
+            ("\n", "", "a.scope/c/x", "\n"),
+            ("0\n", "7\n", "a.scope/c/x", "0\n"),
+            ("0\n", "", "a.scope/d/x", "0\n"),
+        ] {
             let files = [
                 ("a.scope/cpuset.cpus", before),
                 ("a.scope/cpuset.mems", "0"),
+                ("a.scope/cgroup.procs", process),
+                (sibling, ""),
                 ("a.scope/c/cpuset.cpus", "0\n"),
                 ("a.scope/c/cpuset.cpus.effective", "0-1\n"),
             ];

@@ -72,8 +72,13 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
     };
     let group = applicant.place.group();
     let Standing { pinned, reserved } = books.prepare(start, &applicant)?;
-    let unit = cpuset::unit_of(group)?;
-    let found = cpuset::masks(&unit)?.unwrap_or_default();
+    let scope = match pinned.as_ref().or(reserved.as_ref()) {
+        Some(standing) => cpuset::scope_in_the_way(group, &standing.cpus)?,
+        None => None,
+    };
+    // What systemd may know of.
+    let unit = scope.as_ref().unwrap_or(group);
+    let found = cpuset::masks(unit)?.unwrap_or_default();
     let claim = match (pinned, reserved) {
         (Some(claim), reserved) => {
             books.confirm(claim, reserved.as_ref(), request, &applicant.place)?
@@ -94,19 +99,24 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
         return Ok(claim);
     }
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
-    match systemd::tell(host, &unit, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
+    match systemd::tell(host, unit, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
         Ok(false) => Ok(claim),
-        told => site.open_books(hierarchy)?.agree(&claim, group, told),
+        told => site.open_books(hierarchy)?.agree(&claim, group, unit, told),
     }
 }
 
 impl Books<'_> {
     /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be what the claim says now.
-    fn agree(&self, claim: &Claim, group: &Group, told: Result<bool>) -> Result<Claim> {
+    fn agree(
+        &self,
+        claim: &Claim,
+        group: &Group,
+        unit: &Group,
+        told: Result<bool>,
+    ) -> Result<Claim> {
         let Some(now) = self.current(claim)? else {
-            let unit = cpuset::unit_of(group)?;
             if let Err(error) =
-                systemd::tell(self.host, &unit, &CpuSet::new(), None, self.told_at_most())
+                systemd::tell(self.host, unit, &CpuSet::new(), None, self.told_at_most())
             {
                 log::warn!("{error:#}");
             }

@@ -129,9 +129,10 @@ impl Books<'_> {
     /// Gives the group of a claim these CPUs, and makes sure that it has, and keeps, them.
     pub(super) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
         let mems = Some(mems).filter(|mems| !mems.is_empty());
+        let scope = cpuset::scope_in_the_way(group, cpus)?;
         cpuset::confine(group, cpus, mems)?;
-        let unit = cpuset::unit_of(group)?;
-        systemd::tell(self.host, &unit, cpus, mems, self.told_at_most()).map(drop)
+        let unit = scope.as_ref().unwrap_or(group);
+        systemd::tell(self.host, unit, cpus, mems, self.told_at_most()).map(drop)
     }
 
     /// How long systemd may take now.
