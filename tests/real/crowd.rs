@@ -73,7 +73,7 @@ impl Gate {
 
 /// Why one is refused. Where starts are emulated, each takes so long that the last of a crowd may give up on the lock.
 fn reasons() -> &'static [&'static str] {
-    let all = &["exhausted", "is held by somebody else"];
+    let all = &["exhausted", "gave up after"];
     if Need::Native.is_met() {
         &all[..1]
     } else {
