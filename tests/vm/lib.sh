@@ -1,25 +1,36 @@
 # shellcheck shell=bash
-# What build, run and shell have in common: where things lie, what is said on the terminal, and the machine itself.
+# What build, run, shell, test and selftest have in common: where things lie, what is said on the terminal, what they
+# start and how it ends, and the machine itself.
 
 vm_directory=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$vm_directory/../.." && pwd)
 program=tests/vm/$(basename "$0")
 
-# The exit code of our own failures is that of podman and env(1), so that it stays apart from most that a command returns.
-readonly exit_failed=125
+# The exit codes of our own failures are those of timeout(1) and env(1), so that they stay apart from most that a command
+# returns.
+readonly exit_misused=2 exit_timeout=124 exit_failed=125
 
 say() {
     clear_progress
     printf '%s\n' "vm: $*" >&2
 }
 
-die() {
-    local red='' plain=''
+give_up() {
+    local status=$1 red='' plain=''
+    shift
     if [[ -t 2 ]]; then
         red=$'\e[31m' plain=$'\e[0m'
     fi
     say "${red}$*${plain}"
-    exit "$exit_failed"
+    exit "$status"
+}
+
+die() {
+    give_up "$exit_failed" "$@"
+}
+
+misused() {
+    give_up "$exit_misused" "$*; see $program --help"
 }
 
 progress_shown=
@@ -48,52 +59,99 @@ clear_progress() {
     progress_shown=
 }
 
-# Job control is switched on only to give the child a process group of its own, so that everything that it started can
-# be ended with it, and a Ctrl-C reaches nobody but us.
+# Whatever ends a script, a signal too, what it started ends before it: the trap turns a signal into an ordinary exit. A
+# script calls this before it starts anything, and puts the rest of what is to be done into a clean_up of its own.
+clean_up_at_exit() {
+    trap finish EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+finish() {
+    # A second Ctrl-C must not leave behind what the first was about to end.
+    trap '' HUP INT TERM
+    clear_progress
+    end_child
+    end_machine
+    clean_up
+    [[ -z $work ]] || rm -rf "$work"
+}
+
+# Starts the one child that a script has at a time. Job control is switched on only to give it a process group of its own,
+# so that everything that it started can be ended with it, and a Ctrl-C reaches nobody but us. The lock of a suite is on
+# descriptor 9, and must not outlive us in a child.
 child=
+child_status=0
+patience=0
 start_child() {
     set -m
-    "$@" &
+    "$@" 9>&- &
     child=$!
     set +m
 }
 
+# Whether the child is over; $child_status is what it returned.
+child_ended() {
+    ! kill -0 "$child" 2>/dev/null || return 1
+    child_status=0
+    wait "$child" 2>/dev/null || child_status=$?
+    child=
+}
+
+# Ends the child, after $patience seconds with force, and whatever is left of its group.
 end_child() {
+    local group=$child start=$SECONDS
     [[ -n $child ]] || return 0
-    kill -KILL -- "-$child" 2>/dev/null || true
-    wait "$child" 2>/dev/null || true
+    kill -TERM "$child" 2>/dev/null || true
+    until child_ended || ((SECONDS - start >= patience)); do
+        sleep 0.1
+    done
+    kill -KILL -- "-$group" 2>/dev/null || true
+    wait "$group" 2>/dev/null || true
     child=
 }
 
 # watched LABEL LIMIT LOG COMMAND…: runs COMMAND with its output in LOG, shows what it does, and gives up after LIMIT
 # seconds. A failure shows the log's end and ends the script.
 watched() {
-    local label=$1 limit=$2 log=$3 start=$SECONDS status=0 detail
+    local label=$1 limit=$2 log=$3 start=$SECONDS detail
     shift 3
+    patience=0
     start_child "$@" >"$log" 2>&1 </dev/null
-    while kill -0 "$child" 2>/dev/null; do
+    until child_ended; do
         if ((SECONDS - start >= limit)); then
             tail -n 20 "$log" >&2
-            die "$label: not done after $limit s"
+            give_up "$exit_timeout" "$label: not done after $limit s; all that it said is in $log"
         fi
         detail=$(tail -c 400 "$log" | tr '\r' '\n' | tr -cd '[:print:]\n' | tail -n 1)
         progress "$label" $((SECONDS - start)) "$detail"
         sleep 0.3
     done
-    wait "$child" || status=$?
-    child=
     clear_progress
-    if ((status != 0)); then
+    if ((child_status != 0)); then
         tail -n 20 "$log" >&2
-        die "$label: failed with status $status"
+        die "$label: failed with status $child_status; all that it said is in $log"
     fi
 }
 
-# The traps turn a signal into an ordinary exit, so that what a script registers for EXIT is all it needs.
-exit_on_signals() {
-    trap 'exit 129' HUP
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
+# call LIMIT SCRIPT ARGUMENT…: runs another of these scripts, for at most LIMIT seconds; $child_status is what it returned.
+# It speaks for itself, and is given the time to end what it started; the death signal has it do so where we are killed.
+call() {
+    local limit=$1 start=$SECONDS
+    shift
+    patience=60
+    start_child setpriv --pdeathsig TERM "$@" </dev/null
+    until child_ended; do
+        ((SECONDS - start < limit)) || give_up "$exit_timeout" "$(basename "$1"): not done after $limit s"
+        sleep 0.2
+    done
+}
+
+# Builds the machine of the suite, where it isn't there yet, in what is left of $timeout.
+call_build() {
+    call $((timeout - SECONDS)) "$vm_directory/build" "$suite"
+    ((child_status == 0)) || exit "$child_status"
 }
 
 # need COMMAND PACKAGE …: installs the packages whose command (or file) is not there yet.
@@ -106,19 +164,11 @@ need() {
     ((${#missing[@]} > 0)) || return 0
     ((EUID == 0)) || die "not installed here: ${missing[*]}; install them: apt-get install ${missing[*]}"
     command -v apt-get >/dev/null || die "not installed here, and there is no apt-get to do it: ${missing[*]}"
-    local log
-    log=$(mktemp)
+    local log=$repository/target/vm/packages.log
+    mkdir -p "$(dirname "$log")"
     watched "reading the package lists" 600 "$log" apt-get update
     watched "installing ${missing[*]}" 1200 "$log" \
         env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"
-    rm -f "$log"
-}
-
-require_suite() {
-    case $1 in
-        trixie | bookworm | sid) ;;
-        *) die "no such suite: $1; there are trixie, bookworm and sid" ;;
-    esac
 }
 
 # The options that run and shell share; what is left over is in $rest.
@@ -127,7 +177,7 @@ legacy=
 cpus=2x2x2
 accel=tcg,thread=single
 share=
-timeout=1800
+timeout=3600
 rest=()
 parse_options() {
     while (($# > 0)); do
@@ -141,7 +191,7 @@ parse_options() {
                 shift
                 ;;
             --suite | --cpus | --accel | --share | --timeout)
-                (($# >= 2)) || die "$1 wants a value; see $program --help"
+                (($# >= 2)) || misused "$1 wants a value"
                 declare -g "${1#--}=$2"
                 shift 2
                 ;;
@@ -150,7 +200,7 @@ parse_options() {
                 rest=("$@")
                 break
                 ;;
-            -*) die "no such option: $1; see $program --help" ;;
+            -*) misused "no such option: $1" ;;
             *)
                 rest=("$@")
                 break
@@ -160,11 +210,14 @@ parse_options() {
 }
 
 check_options() {
-    require_suite "$suite"
-    [[ $cpus =~ ^[1-8]x[1-8]x[12]$ ]] || die "--cpus $cpus: wants PACKAGESxCORESxTHREADS, as in 2x2x2"
-    [[ $timeout =~ ^[1-9][0-9]{0,5}$ ]] || die "--timeout $timeout: wants seconds"
+    case $suite in
+        trixie | bookworm | sid) ;;
+        *) misused "no such suite: $suite; there are trixie, bookworm and sid" ;;
+    esac
+    [[ $cpus =~ ^[1-8]x[1-8]x[12]$ ]] || misused "--cpus $cpus: wants PACKAGESxCORESxTHREADS, as in 2x2x2"
+    [[ $timeout =~ ^[1-9][0-9]{0,5}$ ]] || misused "--timeout $timeout: wants seconds"
     if [[ -n $legacy && $suite != bookworm ]]; then
-        die "--legacy: only the kernel and systemd of bookworm still have cgroup v1; use --suite bookworm"
+        misused "--legacy: only the kernel and systemd of bookworm still have cgroup v1; use --suite bookworm"
     fi
     suite_directory=$repository/target/vm/$suite
     machine_directory=$suite_directory/machine
@@ -172,14 +225,13 @@ check_options() {
     share=${share:-$suite_directory/share}
 }
 
-# One machine of a suite at a time: they share the console log, and two of them would only slow each other down. The lock
-# is on descriptor 9, which a machine does not inherit.
+# One machine of a suite at a time: they share the console log, and two of them would only slow each other down.
 lock_suite() {
     local start=$SECONDS
     mkdir -p "$suite_directory"
     exec 9>"$suite_directory/lock"
     until flock --nonblock 9; do
-        ((SECONDS - start < timeout)) || die "another $suite machine was still in use after $timeout s"
+        ((SECONDS < timeout)) || give_up "$exit_timeout" "another $suite machine was still in use after $timeout s"
         progress "waiting for another $suite machine to end" $((SECONDS - start))
         sleep 0.5
     done
@@ -187,14 +239,20 @@ lock_suite() {
 }
 
 # Makes $work, with the directory that only the guest's own scripts see ($control) in it. Leftovers are those of a run
-# that was killed: the lock is ours, so nobody uses them.
+# that was killed: the lock is ours, so nobody uses them, but for the share of a test that waits for its turn, which has
+# the number of its process in its name.
+work=
 make_work() {
+    local test_share
     rm -rf "$suite_directory"/run.*
+    for test_share in "$suite_directory"/test.*; do
+        [[ -d /proc/${test_share##*.} ]] || rm -rf "$test_share"
+    done
     work=$(mktemp -d "$suite_directory/run.XXXXXX")
     control=$work/control
     mkdir -p "$control" "$share"
     share=$(cd "$share" && pwd)
-    install -m 755 "$vm_directory/guest/boot-script" "$control/boot-script"
+    install -t "$control" "$vm_directory/guest/boot-script"
 }
 
 # A comma ends a value in qemu's options unless it is doubled.
@@ -250,8 +308,17 @@ describe_machine() {
     fi
 }
 
-show_console() {
-    [[ -s $console_log ]] || return 0
-    say "the end of the console log, $console_log:"
-    tail -n 30 "$console_log" | tr -cd '[:print:]\n\t' | sed 's/^/    /' >&2
+machine=
+end_machine() {
+    [[ -n $machine ]] || return 0
+    kill -KILL "$machine" 2>/dev/null || true
+    wait "$machine" 2>/dev/null || true
+    machine=
+}
+
+# show_end WHAT FILE
+show_end() {
+    [[ -s $2 ]] || return 0
+    say "the end of $1, $2:"
+    tail -n 30 "$2" | tr -cd '[:print:]\n\t' | sed 's/^/    /' >&2
 }
