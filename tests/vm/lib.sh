@@ -252,7 +252,7 @@ make_work() {
     control=$work/control
     mkdir -p "$control" "$share"
     share=$(cd "$share" && pwd)
-    install -t "$control" "$vm_directory/guest/boot-script"
+    install -t "$control" "$vm_directory/guest/boot-script" "$vm_directory/guest/machine"
 }
 
 # A comma ends a value in qemu's options unless it is doubled.
