@@ -33,14 +33,17 @@ bench:
 	cargo bench --locked --bench choose
 
 # The demo and the tests on real parts in a machine under qemu: Debian with systemd and cgroup v2. Slow: it is emulated.
-# SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm, BRIEF=1 for the part that shows most.
+# SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm, BRIEF=1 for the part that shows most, TIMEOUT= for
+# another number of seconds.
 SUITE ?= trixie
+is_set = $(filter-out 0 no,$(1))
+MACHINE = --suite $(SUITE) $(if $(call is_set,$(LEGACY)),--legacy)
 test-vm:
-	tests/vm/test --suite $(SUITE) $(if $(LEGACY),--legacy) $(if $(BRIEF),--brief)
+	tests/vm/test $(MACHINE) $(if $(call is_set,$(BRIEF)),--brief) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
-# A root shell in that machine.
+# A root shell in that machine, with what `make build` made in /share.
 vm-shell:
-	tests/vm/shell $(SUITE)
+	tests/vm/shell $(MACHINE)
 
 # docs/SUPPORT.md, from the reports that `make test` and `make test-vm` left in target/reports.
 support:
