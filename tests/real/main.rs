@@ -10,6 +10,7 @@
 //! - `PINFOLD_TEST_PATIENCE`: the seconds that a wait may take
 //! - `PINFOLD_TEST_KILL_EVERY`: of so many kill points one is tried
 //! - `PINFOLD_TEST_REPORT`: a file to which a line of JSON is appended for each test
+//! - `PINFOLD_TEST_COMMIT`: the commit that is tested, for the report
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(
     clippy::disallowed_methods,
@@ -132,10 +133,7 @@ fn main() -> ExitCode {
         .filter_map(Case::skipped)
         .collect();
     if !arguments.list {
-        cases
-            .iter()
-            .filter(|case| case.is_chosen(&arguments))
-            .for_each(report::skipped);
+        report::left_out(&cases, &arguments);
     }
     let trials = cases.into_iter().map(Case::into_trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -3,6 +3,7 @@
 use crate::cases::Case;
 use crate::cgroups::hierarchy;
 use crate::needs::{self, Need};
+use libtest_mimic::Arguments;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::Command;
@@ -30,18 +31,30 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.line["outcome"] = json!(if self.passed { "passed" } else { "failed" });
-        append(&self.line);
+        append(&self.line.to_string());
     }
 }
 
-/// Records a test that cannot run here.
-pub(crate) fn skipped(case: &Case) {
-    let missing = case.missing();
-    if !missing.is_empty() {
-        let mut line = line(case);
-        line["outcome"] = json!("skipped");
-        line["missing"] = json!(missing);
-        append(&line);
+/// Records the tests that do not run: those that the command line's filters leave out, and those that cannot run here.
+pub(crate) fn left_out(cases: &[Case], arguments: &Arguments) {
+    // They are many, and the file can lie on another machine: it is written once.
+    let lines: Vec<String> = cases
+        .iter()
+        .filter_map(|case| {
+            let missing = case.missing();
+            let outcome = match case.is_chosen(arguments) {
+                false => "not chosen",
+                true if !missing.is_empty() => "skipped",
+                true => return None,
+            };
+            let mut line = line(case);
+            line["outcome"] = json!(outcome);
+            line["missing"] = json!(missing);
+            Some(line.to_string())
+        })
+        .collect();
+    if !lines.is_empty() {
+        append(&lines.join("\n"));
     }
 }
 
@@ -58,10 +71,11 @@ fn line(case: &Case) -> Value {
         "cgroup": hierarchy().version,
         "kill_every": crate::strace::kill_every(),
         "versions": versions(),
+        "commit": std::env::var("PINFOLD_TEST_COMMIT").ok().filter(|name| !name.is_empty()),
     })
 }
 
-fn append(line: &Value) {
+fn append(text: &str) {
     let Some(path) = std::env::var_os("PINFOLD_TEST_REPORT") else {
         return;
     };
@@ -70,7 +84,7 @@ fn append(line: &Value) {
         .create(true)
         .open(&path);
     let mut file = file.unwrap_or_else(|error| panic!("open the report {path:?}: {error}"));
-    file.write_all(format!("{line}\n").as_bytes())
+    file.write_all(format!("{text}\n").as_bytes())
         .expect("write the report");
 }
 

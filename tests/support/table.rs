@@ -1,5 +1,6 @@
 //! Makes docs/SUPPORT.md: what the tests on real parts have shown, from the reports that they write
-//! (`PINFOLD_TEST_REPORT`), a file for each machine.
+//! (`PINFOLD_TEST_REPORT`), a file for each machine. `NAME-brief.jsonl` is that of a brief run, and is left out where
+//! `NAME.jsonl`, that of a whole run of the same machine, is given too.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -31,14 +32,20 @@ struct Line {
     outcome: Outcome,
     #[serde(default)]
     missing: Vec<String>,
+    /// What was tested, as `git describe` calls it.
+    commit: Option<String>,
 }
 
-#[derive(Deserialize, Clone, Copy, PartialEq)]
+/// Of several outcomes of one test the last one here counts.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
 enum Outcome {
+    /// The filters on the command line left it out.
+    #[serde(rename = "not chosen")]
+    NotChosen,
+    Skipped,
     Passed,
     Failed,
-    Skipped,
 }
 
 /// All lines of one report, that is of one machine.
@@ -53,12 +60,18 @@ struct Count {
     passed: usize,
     failed: usize,
     skipped: usize,
+    not_chosen: usize,
 }
 
 fn main() -> Result<()> {
     let mut machines = Vec::new();
-    for path in std::env::args().skip(1) {
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let paths: Vec<String> = std::env::args().skip(1).collect();
+    let whole_run = |path: &str| Some(format!("{}.jsonl", path.strip_suffix("-brief.jsonl")?));
+    for path in &paths {
+        if whole_run(path).is_some_and(|whole| paths.contains(&whole)) {
+            continue;
+        }
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
         machines.push(Machine::read(&text).with_context(|| format!("read {path}"))?);
     }
     ensure!(
@@ -74,7 +87,8 @@ fn document(machines: &[Machine]) -> Result<String> {
     let mut text = String::from(
         "# What was tried\n\n\
          `make support` writes this page from the reports of `make test` and `make test-vm`; it is not edited by hand.\n\
-         A cell counts the tests that passed; with \u{201c}of\u{201d}, some failed; \u{2013} says that none ran.\n\n",
+         A cell counts the tests that passed; with \u{201c}of\u{201d}, some failed; \u{2013} says that none ran,\n\
+         and an empty cell that there is none.\n\n",
     );
     write_machines(&mut text, machines)?;
     write_engines(&mut text, machines)?;
@@ -85,14 +99,21 @@ fn document(machines: &[Machine]) -> Result<String> {
 
 fn write_machines(text: &mut String, machines: &[Machine]) -> Result<()> {
     text.push_str("## Machines\n\n");
-    row(text, ["machine", "kernel"].into_iter().chain(PROGRAMS));
-    rule(text, 2 + PROGRAMS.len());
+    row(
+        text,
+        ["machine", "commit", "kernel"].into_iter().chain(PROGRAMS),
+    );
+    rule(text, 3 + PROGRAMS.len());
     for machine in machines {
         let version = |program: &&str| machine.version(program).unwrap_or("\u{2013}").to_owned();
-        let first = [machine.name.clone(), machine.kernel().to_owned()];
+        let first = [&machine.name, machine.commit(), machine.kernel()].map(str::to_owned);
         row(text, first.into_iter().chain(PROGRAMS.iter().map(version)));
     }
     text.push('\n');
+    let commits: BTreeSet<&str> = machines.iter().map(Machine::commit).collect();
+    if commits.len() > 1 {
+        text.push_str("Not all of them were tested at the same commit.\n\n");
+    }
     Ok(())
 }
 
@@ -105,20 +126,24 @@ fn write_engines(text: &mut String, machines: &[Machine]) -> Result<()> {
             .chain(DOORS),
     );
     rule(text, 4 + DOORS.len());
-    let all = machines.iter().flat_map(|machine| &machine.lines);
-    let engines: BTreeSet<[&str; 3]> = all.filter_map(Line::engine).collect();
+    let all = || machines.iter().flat_map(|machine| &machine.lines);
+    let engines: BTreeSet<[&str; 3]> = all().filter_map(Line::engine).collect();
     for engine in engines {
+        let of_engine = |line: &&Line| line.engine() == Some(engine);
+        let exists = |door: &str| all().filter(of_engine).any(|line| line.is_by(door));
         for machine in machines {
-            let of_engine = |line: &&Line| line.engine() == Some(engine);
-            let counts = DOORS.map(|door| {
-                let by_door = |line: &&Line| line.door.as_deref() == Some(door);
-                Count::of(machine.lines.iter().filter(of_engine).filter(by_door))
+            let cells = DOORS.map(|door| {
+                let by_door = |line: &&Line| line.is_by(door);
+                let count = Count::of(machine.lines.iter().filter(of_engine).filter(by_door));
+                // Nothing ran, and nothing could.
+                if exists(door) {
+                    count.to_string()
+                } else {
+                    String::new()
+                }
             });
-            if counts.iter().any(|count| count.ran() > 0) {
-                let cells = counts.map(|count| count.to_string());
-                let names = [engine[0], engine[1], engine[2], &machine.name];
-                row(text, names.map(str::to_owned).into_iter().chain(cells));
-            }
+            let names = [engine[0], engine[1], engine[2], &machine.name];
+            row(text, names.map(str::to_owned).into_iter().chain(cells));
         }
     }
     text.push('\n');
@@ -146,15 +171,19 @@ fn write_areas(text: &mut String, machines: &[Machine]) -> Result<()> {
     Ok(())
 }
 
-/// What the numbers leave out: kill points that were passed over, tests that did not run, and tests that failed.
+/// What the numbers leave out: tests that did not run, kill points that were passed over, and tests that failed.
 fn write_exceptions(text: &mut String, machines: &[Machine]) -> Result<()> {
     text.push_str("## What the numbers leave out\n\n");
     for machine in machines {
         let count = Count::of(&machine.lines);
         writeln!(
             text,
-            "- **{}**: {} skipped{}.",
+            "- **{}**: {}{} skipped{}.",
             machine.name,
+            match count.not_chosen {
+                0 => String::new(),
+                tests => format!("{tests} not chosen (a brief run), "),
+            },
             count.skipped,
             machine.reasons()
         )?;
@@ -178,11 +207,11 @@ impl Machine {
         let mut lines: BTreeMap<String, Line> = BTreeMap::new();
         for line in text.lines() {
             let line: Line = serde_json::from_str(line).context("parse a line of a report")?;
-            // A test that goes on after a reboot reports for each boot, and counts once.
-            let failed_before = lines
+            // The tests are called several times, for some of them each, and some go on after a reboot: each counts once.
+            let counts_less = lines
                 .get(&line.name)
-                .is_some_and(|other| other.outcome == Outcome::Failed);
-            if !failed_before {
+                .is_some_and(|other| line.outcome < other.outcome);
+            if !counts_less {
                 lines.insert(line.name.clone(), line);
             }
         }
@@ -212,10 +241,18 @@ impl Machine {
         self.version("kernel").unwrap_or("\u{2013}")
     }
 
+    fn commit(&self) -> &str {
+        let first = self.lines.first();
+        let commit = first.and_then(|line| line.commit.as_deref());
+        commit.unwrap_or("\u{2013}")
+    }
+
     /// What was missing, with how many tests wanted it.
     fn reasons(&self) -> String {
         let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
-        for need in self.lines.iter().flat_map(|line| &line.missing) {
+        let skipped = |line: &&Line| line.outcome == Outcome::Skipped;
+        let lines = self.lines.iter().filter(skipped);
+        for need in lines.flat_map(|line| &line.missing) {
             *wanted.entry(need).or_default() += 1;
         }
         let parts: Vec<String> = wanted
@@ -239,6 +276,10 @@ impl Line {
         ])
     }
 
+    fn is_by(&self, door: &str) -> bool {
+        self.door.as_deref() == Some(door)
+    }
+
     /// The first part of the test's name.
     fn area(&self) -> &str {
         self.name.split("::").next().unwrap_or(&self.name)
@@ -253,6 +294,7 @@ impl Count {
                 Outcome::Passed => count.passed += 1,
                 Outcome::Failed => count.failed += 1,
                 Outcome::Skipped => count.skipped += 1,
+                Outcome::NotChosen => count.not_chosen += 1,
             }
         }
         count
