@@ -9,6 +9,9 @@
 //! - `PINFOLD_TEST_HOOKS`: the directory of the shipped hook files
 //! - `PINFOLD_TEST_PATIENCE`: the seconds that a wait may take
 //! - `PINFOLD_TEST_KILL_EVERY`: of so many kill points one is tried
+//! - `PINFOLD_TEST_DISPOSABLE`: set, if tests may switch CPUs off and restart a user's manager
+//! - `PINFOLD_TEST_MAY_SKIP`: the needs, with spaces between them, that may be unmet, and some test has to be chosen; if it is
+//!   not set, any may
 //! - `PINFOLD_TEST_REPORT`: a file to which a line of JSON is appended for each test
 //! - `PINFOLD_TEST_COMMIT`: the commit that is tested, for the report
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
@@ -75,6 +78,7 @@ mod wreckage;
 
 use cases::Case;
 use nix::sys::signal::{SigHandler, Signal};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -127,10 +131,12 @@ fn main() -> ExitCode {
     .into_iter()
     .flatten()
     .collect();
-    let skipped: Vec<String> = cases
-        .iter()
-        .filter(|case| case.is_chosen(&arguments))
-        .filter_map(Case::skipped)
+    let chosen = || cases.iter().filter(|case| case.is_chosen(&arguments));
+    let chosen_count = chosen().count();
+    let skipped: Vec<String> = chosen().filter_map(Case::skipped).collect();
+    let unexpected: BTreeSet<String> = chosen()
+        .flat_map(Case::missing)
+        .filter(must_be_met)
         .collect();
     if !arguments.list {
         report::left_out(&cases, &arguments);
@@ -148,5 +154,22 @@ fn main() -> ExitCode {
         eprintln!("cgroups are left behind: {left:?}");
         return ExitCode::FAILURE;
     }
+    if may_skip().is_some() && chosen_count == 0 {
+        eprintln!("no test has a name that these arguments choose: --list shows the names");
+        return ExitCode::FAILURE;
+    }
+    if !unexpected.is_empty() {
+        eprintln!("this machine is to have what tests were skipped for: {unexpected:?}");
+        return ExitCode::FAILURE;
+    }
     conclusion.exit_code()
+}
+
+/// The needs that may be unmet, where whoever set the tests up counts on all others.
+fn may_skip() -> Option<String> {
+    std::env::var("PINFOLD_TEST_MAY_SKIP").ok()
+}
+
+fn must_be_met(need: &String) -> bool {
+    may_skip().is_some_and(|needs| !needs.split(' ').any(|one| one == need))
 }
