@@ -3,10 +3,11 @@
 use crate::cases::{Case, each, plain};
 use crate::cgroups;
 use crate::container::Container;
-use crate::engines::{Driver, Engine, Front};
+use crate::engines::Engine;
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, affinity};
+use crate::syslog::SysLog;
 use crate::world::{Kind, Standin, World, state};
 use serde_json::json;
 
@@ -14,21 +15,22 @@ use serde_json::json;
 const CPU: &str = "5";
 
 pub(crate) fn cases() -> Vec<Case> {
-    let needs = &[Need::Cpus(8), Need::Hotplug];
-    let mut engines = Engine::all();
-    // Who draws the cgroup makes no difference for podman.
-    engines.retain(|one| one.front == Front::Direct || one.driver == Driver::Systemd);
-    let mut cases = each(engines, "hotplug::while_owned", needs, while_owned);
-    let needs = &[Need::Root, Need::Cpus(8), Need::Hotplug];
-    cases.push(plain("hotplug::before_use", needs, before_use));
-    cases.push(plain(
-        "hotplug::in_a_cgroup_of_ours",
-        needs,
-        in_a_cgroup_of_ours,
-    ));
-    let needs = &[Need::Root, Need::V1, Need::Cpus(8), Need::Hotplug];
-    cases.push(plain("hotplug::with_descendants", needs, with_descendants));
-    cases
+    let needs = &[Need::Disposable, Need::Cpus(8), Need::Hotplug];
+    let root = &[&needs[..], &[Need::Root]].concat();
+    let version_1 = &[&root[..], &[Need::V1]].concat();
+    let all = Engine::all;
+    [
+        each(all(), "hotplug::before_use", needs, before_use),
+        each(all(), "hotplug::while_owned", needs, while_owned),
+        each(all(), "hotplug::all_of_it_while_owned", needs, all_of_it),
+        vec![
+            plain("hotplug::in_a_cgroup_of_ours", root, in_a_cgroup_of_ours),
+            plain("hotplug::with_descendants", version_1, with_descendants),
+        ],
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The CPU, offline until this is dropped.
@@ -36,37 +38,45 @@ struct Offline;
 
 impl Offline {
     fn begin() -> Offline {
-        switch("0");
+        switch("0").expect("switch a CPU off");
         Offline
     }
 }
 
 impl Drop for Offline {
     fn drop(&mut self) {
-        switch("1");
+        // A failure must not hide the one that is being unwound.
+        if let Err(error) = switch("1") {
+            eprintln!("switch CPU {CPU} on again: {error}");
+        }
     }
 }
 
-fn switch(value: &str) {
-    let path = format!("/sys/devices/system/cpu/cpu{CPU}/online");
-    std::fs::write(path, value).expect("switch a CPU");
+fn switch(value: &str) -> std::io::Result<()> {
+    std::fs::write(format!("/sys/devices/system/cpu/cpu{CPU}/online"), value)
 }
 
-fn before_use(world: &World) {
+/// `describe` says it in the line of the list.
+#[track_caller]
+fn assert_described(world: &World, state: &str) {
+    let described = process::run(&mut world.pinfold(&["describe"])).ok();
+    let says = |line: &str| line.contains(&format!("{state}, {CPU} offline"));
+    assert!(described.stdout.lines().any(says), "{described}");
+}
+
+fn before_use(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &[CPU]);
     let offline = Offline::begin();
-    let standin = Standin::new(world, "a");
-    let request = |one: &Standin| state("a", one.pid, json!({ "pinfold.io/pool": "dp" }));
-    let refused = world.hook("prestart", &request(&standin)).exits(1);
-    assert!(refused.stderr.contains("offline"), "{refused}");
-    let described = process::run(&mut world.pinfold(&["describe"])).ok();
-    assert!(described.stdout.contains("offline"), "{described}");
+    let mut log = SysLog::mark();
+    let refused = Container::prepare(world, engine, Plan::pinned("a", "dp"));
+    let ran = refused.launch();
+    assert_ne!(ran.code(), Some(0), "{ran}");
+    log.lines_with(1, &["dp", "offline", "put CPUs online"]);
+    assert_described(world, "free");
     world.assert_all_free("after a refusal");
     drop(offline);
-    // On version 1 the group of the first has lost the CPU for good.
-    let standin = Standin::new(world, "b");
-    world.hook("prestart", &request(&standin)).ok();
-    assert_eq!(standin.mask(), CPU);
+    let container = Container::up(world, engine, Plan::pinned("b", "dp"));
+    container.assert_confined_to(CPU);
 }
 
 /// It runs elsewhere meanwhile, for it has to run somewhere; and is back when `reconcile` has run after the CPU is.
@@ -79,13 +89,34 @@ fn while_owned(world: &World, engine: Engine) {
     process::eventually("it runs on what is left of its list", || {
         (affinity(container.pid()) == "4").then_some(())
     });
-    let described = process::run(&mut world.pinfold(&["describe"])).ok();
-    assert!(described.stdout.contains("offline"), "{described}");
+    assert_described(world, "owned");
     world.reconcile();
     assert_eq!(world.tasks("dp", &pair), [container.pid()]);
     drop(offline);
     world.reconcile();
     container.assert_confined_to("4-5");
+    container.delete_by_force().ok();
+    world.assert_all_free("after delete");
+}
+
+/// With no CPU left it runs elsewhere, and owns its list all the same.
+fn all_of_it(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &[CPU]);
+    let container = Container::up(world, engine, Plan::pinned("a", "dp"));
+    container.assert_confined_to(CPU);
+    let pid = container.pid();
+    let offline = Offline::begin();
+    process::eventually("it runs elsewhere", || (affinity(pid) != CPU).then_some(()));
+    assert_described(world, "owned");
+    let ran = world.reconcile();
+    assert!(
+        ran.stderr.contains("are offline: it runs elsewhere"),
+        "{ran}"
+    );
+    assert_eq!(world.tasks("dp", CPU), [pid], "it still owns its list");
+    drop(offline);
+    world.reconcile();
+    container.assert_confined_to(CPU);
     container.delete_by_force().ok();
     world.assert_all_free("after delete");
 }

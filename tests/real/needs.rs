@@ -38,6 +38,8 @@ pub(crate) enum Need {
     Boots,
     /// A user 1000, whose manager runs.
     OrdinaryUser,
+    /// Nobody minds what happens to the machine: CPUs are switched off, a user's manager is restarted.
+    Disposable,
     /// A machine that is not emulated, as one that passes over kill points is.
     Native,
 }
@@ -72,6 +74,7 @@ impl Need {
                 .any(|path| Path::new(path).exists()),
             Need::Boots => std::env::var_os("PINFOLD_VM_BOOT").is_some(),
             Need::OrdinaryUser => Path::new("/run/user/1000/systemd").exists(),
+            Need::Disposable => std::env::var_os("PINFOLD_TEST_DISPOSABLE").is_some(),
             Need::Native => crate::strace::kill_every() == 1,
             Need::HookFiles => !crate::hookfiles::files().is_empty(),
         }

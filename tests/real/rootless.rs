@@ -1,34 +1,66 @@
-//! podman without root: as the ordinary user 1000, in whose manager a service runs the whole of a container's life.
+//! podman without root: as the ordinary user 1000, in whose manager services run what the user would.
 
 use crate::bundle::{self, Hook};
-use crate::cases::{Case, plain};
+use crate::cases::{Case, Columns, Means, each};
+use crate::engines::{Door, Driver, Runtime};
 use crate::needs::Need;
 use crate::process::{self, Ran};
 use crate::syslog::SysLog;
-use crate::world::{Kind, World};
-use std::path::Path;
+use crate::world::{Kind, World, binary};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const USER: &str = "1000";
 const DROP_IN: &str = "/run/systemd/system/user@.service.d/pinfold-test.conf";
 
+/// podman as the user has it, with one of the runtimes.
+#[derive(Clone, Copy)]
+struct Rootless(Runtime);
+
+impl Means for Rootless {
+    fn needs(self) -> Vec<Need> {
+        vec![
+            Need::Root,
+            Need::V2,
+            Need::Systemd,
+            Need::Podman,
+            self.0.need(),
+            Need::OrdinaryUser,
+            Need::Disposable,
+        ]
+    }
+
+    fn columns(self) -> Columns {
+        Columns {
+            engine: "podman-rootless",
+            runtime: self.0.name(),
+            door: Door::Hooks.name(),
+            driver: Driver::Systemd.name(),
+        }
+    }
+}
+
+impl std::fmt::Display for Rootless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.columns().engine, self.0.name())
+    }
+}
+
 pub(crate) fn cases() -> Vec<Case> {
-    let needs = &[
-        Need::Root,
-        Need::V2,
-        Need::Systemd,
-        Need::Podman,
-        Need::OrdinaryUser,
-        Need::Cpus(2),
-    ];
-    vec![
-        plain(
+    let all = || [Runtime::Runc, Runtime::Crun].map(Rootless).into();
+    let two = &[Need::Cpus(2)];
+    [
+        each(
+            all(),
             "rootless::where_the_controller_is_delegated",
-            needs,
+            two,
             delegated,
         ),
-        plain("rootless::where_it_is_not", needs, not_delegated),
+        each(all(), "rootless::where_it_is_not", two, not_delegated),
     ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// What the user's manager may hand on, until this is dropped.
@@ -46,73 +78,121 @@ impl Delegation {
 
 impl Drop for Delegation {
     fn drop(&mut self) {
-        std::fs::remove_file(DROP_IN).unwrap();
+        // A failure must not hide the one that is being unwound.
+        if let Err(error) = std::fs::remove_file(DROP_IN) {
+            eprintln!("remove {DROP_IN}: {error}");
+        }
         restart_manager();
     }
 }
 
 fn restart_manager() {
-    let run = |arguments: &[&str]| process::run(Command::new("systemctl").args(arguments)).ok();
+    let run = |arguments: &[&str]| process::try_to_run(Command::new("systemctl").args(arguments));
     run(&["daemon-reload"]);
     run(&["restart", &format!("user@{USER}.service")]);
 }
 
-/// Runs the script as the user, in a service of the user's manager; the world is the user's.
-fn as_user(world: &World, script: &str) -> Ran {
-    let dir = world.dir.display().to_string();
-    process::run(Command::new("chown").args(["-R", USER, &dir])).ok();
-    let mut command = Command::new("systemd-run");
-    command.args([
-        "--user",
-        "--machine",
-        &format!("{USER}@.host"),
-        "--quiet",
-        "--wait",
-        "--pipe",
-    ]);
-    command.args(["--collect", "--working-directory", &dir, "/bin/sh", "-euc"]);
-    process::run(command.arg(script))
+/// A pool of one list in the user's own directories, and how the user starts a container that asks for it.
+struct Home {
+    world: World,
+    script: String,
 }
 
-fn prepare(world: &World) -> String {
-    world.pool("dp", Kind::Exclusive, &["1"]);
-    bundle::make_rootfs(&world.dir.join("rootfs"));
-    let hooks = world.dir.join("hooks.d");
-    std::fs::create_dir(&hooks).unwrap();
-    let ours = ["createRuntime", "poststop"].map(|stage| Hook::pinfold(world, stage));
-    bundle::write_hook_files(&hooks, &ours);
-    let dir = world.dir.display();
-    format!(
-        "podman() {{ command podman --storage-driver vfs --events-backend none --root {dir}/storage \
-         --runroot {dir}/podman --hooks-dir {dir}/hooks.d --runtime crun \"$@\"; }}\n\
-         podman run -d --name a --network none --security-opt seccomp=unconfined --cidfile {dir}/cid \
-         --annotation pinfold.io/pool=dp --rootfs {dir}/rootfs /probe --out /out/a --wait\n"
-    )
+impl Home {
+    fn prepare(rootless: Rootless) -> Home {
+        let name = |what: &str| format!("pinfold-test-{}-{what}", std::process::id());
+        let world = World::in_directories(
+            home().join(".config").join(name("kcm")),
+            Path::new("/run/user").join(USER).join(name("run")),
+        );
+        world.pool("dp", Kind::Exclusive, &["1"]);
+        bundle::make_rootfs(&world.dir.join("rootfs"));
+        let hooks = world.dir.join("hooks.d");
+        std::fs::create_dir(&hooks).unwrap();
+        let ours = ["createRuntime", "poststop"].map(|stage| Hook::pinfold(&world, stage));
+        bundle::write_hook_files(&hooks, &ours);
+        let config = world.conf.parent().expect("it is below the user's home");
+        for path in [&world.dir, config] {
+            process::run(Command::new("chown").arg("-R").arg(USER).arg(path)).ok();
+        }
+        let (dir, runtime) = (world.dir.display(), rootless.0.name());
+        let pinfold = binary().display().to_string();
+        let options = world.options().join(" ");
+        let script = format!(
+            "podman() {{ command podman --storage-driver vfs --events-backend none --root {dir}/storage \
+             --runroot {dir}/podman --hooks-dir {dir}/hooks.d --runtime {runtime} \"$@\"; }}\n\
+             pinfold() {{ verb=$1; shift; {pinfold} \"$verb\" {options} \"$@\"; }}\n\
+             start() {{ name=$1; shift; podman run -d --name $name --network none \
+             --security-opt seccomp=unconfined --annotation pinfold.io/pool=dp --rootfs {dir}/rootfs \
+             /probe --out /out/$name \"$@\"; }}\n\
+             say() {{ until [ -s {dir}/rootfs/out/$1 ]; do sleep 0.1; done; cat {dir}/rootfs/out/$1; }}\n"
+        );
+        Home { world, script }
+    }
+
+    /// Runs what the user does, as the user, in a service of the user's manager.
+    fn run(&self, what: &str) -> Ran {
+        let mut command = Command::new("systemd-run");
+        command.args(["--user", "--machine", &format!("{USER}@.host")]);
+        command.args(["--quiet", "--wait", "--pipe", "--collect"]);
+        // As after a command that a shell ran, the container outlives it.
+        command.args(["--property", "KillMode=process"]);
+        command.arg("--working-directory").arg(&self.world.dir);
+        command.args(["/bin/sh", "-euc", &format!("{}{what}", self.script)]);
+        process::run(&mut command)
+    }
+
+    fn wait_until_free(&self) {
+        process::eventually("podman has cleaned up", || {
+            self.world.what_is_left().is_none().then_some(())
+        });
+    }
 }
 
-fn delegated(world: &World) {
+/// The user's home directory (passwd(5)).
+fn home() -> PathBuf {
+    let text = std::fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
+    let mut users = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let user = users.find(|fields| fields.get(2) == Some(&USER));
+    user.expect("there is such a user")[5].into()
+}
+
+fn delegated(_: &World, rootless: Rootless) {
     let _delegation = Delegation::of("cpu cpuset memory pids");
-    let start = prepare(world);
-    let dir = world.dir.display();
-    let rest = format!(
-        "until [ -s {dir}/rootfs/out/a ]; do sleep 0.1; done\n\
-         cat {dir}/rootfs/out/a; cat {dir}/conf/pools/dp/1/tasks; echo\n\
-         podman exec a /probe --exit 0\n\
-         podman rm --force --time 0 a\n"
+    let home = Home::prepare(rootless);
+    let world = &home.world;
+    let first = home.run("start a --wait >/dev/null; say a; podman exec a /probe --exit 0\n");
+    let first = first.ok();
+    assert_eq!(first.stdout.matches("affinity: 1\n").count(), 2, "{first}");
+    let owner = world.tasks("dp", "1");
+    assert_eq!(owner.len(), 1, "the books have it: {owner:?}");
+    assert_eq!(process::affinity(owner[0]), "1");
+    let described = home.run("pinfold describe\n").ok();
+    assert!(
+        described.stdout.contains(&owner[0].to_string()),
+        "{described}"
     );
-    let ran = as_user(world, &format!("{start}{rest}")).ok();
-    assert_eq!(ran.stdout.matches("affinity: 1\n").count(), 2, "{ran}");
-    let owner = ran.stdout.lines().any(|line| line.parse::<u32>().is_ok());
-    assert!(owner, "an owner is recorded: {ran}");
+    let mut log = SysLog::mark();
+    let refused = home.run("start b --wait\n");
+    assert_ne!(refused.code(), Some(0), "the pool is full: {refused}");
+    log.lines_with(1, &["dp", "the pool is exhausted"]);
+
+    home.run("podman stop a\n").ok();
+    home.wait_until_free();
+    let itself = home.run("start c --exit 3 >/dev/null; say c\n").ok();
+    assert!(itself.stdout.contains("affinity: 1\n"), "{itself}");
+    home.wait_until_free();
+    home.run("start d --wait >/dev/null; podman rm --force --time 0 d; pinfold reconcile\n")
+        .ok();
     world.assert_all_free("after rm");
 }
 
-fn not_delegated(world: &World) {
+fn not_delegated(_: &World, rootless: Rootless) {
     let _delegation = Delegation::of("cpu memory pids");
-    let start = prepare(world);
+    let home = Home::prepare(rootless);
     let mut log = SysLog::mark();
-    let ran = as_user(world, &start);
+    let ran = home.run("start a --wait\n");
     assert_ne!(ran.code(), Some(0), "{ran}");
     log.lines_with(1, &["cpuset", "Delegate"]);
-    world.assert_all_free("after a refusal");
+    home.world.assert_all_free("after a refusal");
 }

@@ -29,8 +29,16 @@ pub(crate) fn run_tag() -> String {
 
 impl World {
     pub(crate) fn new() -> World {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let tag = format!("{}{}x", run_tag(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = World::own_directory();
+        World::of(dir.join("conf"), dir.join("run"), dir)
+    }
+
+    /// One whose books are elsewhere, as a user's are who is not root; they go with it.
+    pub(crate) fn in_directories(conf: PathBuf, run: PathBuf) -> World {
+        World::of(conf, run, World::own_directory())
+    }
+
+    fn own_directory() -> PathBuf {
         let dir = tempfile::Builder::new()
             .prefix("pinfold-test-")
             .tempdir()
@@ -38,9 +46,15 @@ impl World {
         let dir = dir.keep();
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))
             .expect("let containers look inside");
+        dir
+    }
+
+    fn of(conf: PathBuf, run: PathBuf, dir: PathBuf) -> World {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let tag = format!("{}{}x", run_tag(), COUNT.fetch_add(1, Ordering::Relaxed));
         World {
-            conf: dir.join("conf"),
-            run: dir.join("run"),
+            conf,
+            run,
             host: OnceLock::new(),
             tag,
             dir,
@@ -270,7 +284,9 @@ impl Drop for World {
         }
         cgroups::clear(&cgroups::named(&self.tag));
         unmount_below(&self.dir);
-        let _ = std::fs::remove_dir_all(&self.dir);
+        for dir in [&self.conf, &self.run, &self.dir] {
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
 }
 
