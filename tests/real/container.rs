@@ -327,6 +327,14 @@ impl<'w> Container<'w> {
             .stdout
     }
 
+    /// Has the first process told to end, as gently as the engine does it by itself.
+    pub(crate) fn stop(&self) {
+        match self.engine.front {
+            Front::Direct => self.end_by("TERM"),
+            Front::Podman => drop(self.engine_command(&["stop"]).ok()),
+        }
+    }
+
     /// Asks the engine to signal the first process, and waits until that is gone.
     pub(crate) fn end_by(&self, signal: &str) {
         let pid = self.pid();

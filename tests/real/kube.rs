@@ -2,19 +2,17 @@
 
 use crate::cases::{Case, each};
 use crate::container::Container;
-use crate::engines::{Driver, Engine, Runtime};
+use crate::engines::Engine;
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process;
 use crate::world::{Kind, World};
+use std::collections::BTreeSet;
 use std::process::Command;
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut engines = Engine::podman();
-    // runc with one driver, crun with the other: neither is asked anything here that the other tests don't ask both.
-    engines.retain(|one| (one.runtime == Runtime::Runc) == (one.driver == Driver::Cgroupfs));
     each(
-        engines,
+        Engine::podman(),
         "kube::annotations_of_the_pod",
         &[Need::Cpus(2), Need::PauseImage],
         of_the_pod,
@@ -32,6 +30,10 @@ metadata:
 spec:
   containers:
   - name: worker
+    image: localhost/probe:1
+    imagePullPolicy: Never
+    args: [\"--wait\"]
+  - name: other
     image: localhost/probe:1
     imagePullPolicy: Never
     args: [\"--wait\"]
@@ -55,19 +57,40 @@ fn of_the_pod(world: &World, engine: Engine) {
     )
     .ok();
     std::fs::write(&pod, POD).unwrap();
-    let play = ["play", "kube", "--network", "none"];
+    let play = [
+        "play",
+        "kube",
+        "--network",
+        "none",
+        "--log-driver",
+        "k8s-file",
+    ];
     process::run(container.podman().args(play).arg(&pod)).ok();
 
-    let pid = container.pid();
-    let cpus = process::affinity(pid);
-    container.assert_confined_to(&cpus);
-    assert_eq!(world.tasks("dp", &cpus), [pid]);
+    let other = Container::prepare(world, engine, Plan::plain("pod-other"));
+    let mut owned = BTreeSet::new();
+    for one in [&container, &other] {
+        let cpus = first_seen(one);
+        one.assert_confined_to(&cpus);
+        assert_eq!(world.tasks("dp", &cpus), [one.pid()]);
+        owned.insert(cpus);
+    }
+    assert_eq!(owned.len(), 2, "each has a list of its own: {owned:?}");
     assert_eq!(
         world.claims().len(),
-        1,
+        2,
         "the infra container is given nothing"
     );
     let remove = ["pod", "rm", "--force", "--time", "0", "pod"];
     process::run(container.podman().args(remove)).ok();
     world.assert_all_free("after the pod is removed");
+}
+
+/// What the first process saw as its very first act, and wrote to its standard output.
+fn first_seen(container: &Container) -> String {
+    process::eventually("the probe writes what it saw", || {
+        let logged = container.engine_command(&["logs"]).ok().stdout;
+        let mut lines = logged.lines();
+        lines.find_map(|line| line.strip_prefix("affinity: ").map(str::to_owned))
+    })
 }

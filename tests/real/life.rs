@@ -41,8 +41,10 @@ fn through(world: &World, engine: Engine) {
         (pid != 0 && pid != first).then_some(pid)
     });
     container.assert_confined_to("1");
+    assert!(container.exec().contains("affinity: 1\n"));
     assert_eq!(world.tasks("dp", "1"), [second]);
     assert_eq!(world.claims().len(), 1);
+    container.engine_command(&["pause"]).ok();
     container
         .engine_command(&["rm", "--force", "--time", "0"])
         .ok();

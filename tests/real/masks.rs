@@ -1,6 +1,7 @@
 //! I7: nothing widens a container's CPUs later; and a request that meets other people's masks is refused.
 
 use crate::cases::{Case, each};
+use crate::cgroups::{self, hierarchy};
 use crate::container::Container;
 use crate::engines::{Driver, Engine, Front, Runtime};
 use crate::needs::Need;
@@ -12,8 +13,6 @@ use std::process::Command;
 
 pub(crate) fn cases() -> Vec<Case> {
     let two = &[Need::Cpus(2)];
-    let mut systemd = Engine::all();
-    systemd.retain(|engine| engine.driver == Driver::Systemd);
     [
         each(Engine::all(), "masks::stay_through_updates", two, stay),
         each(
@@ -23,10 +22,16 @@ pub(crate) fn cases() -> Vec<Case> {
             own_cpuset,
         ),
         each(
-            systemd,
-            "masks::a_slice_without_its_cpus_is_named",
-            &[Need::Cpus(2), Need::V2],
-            slice_without,
+            Engine::all(),
+            "masks::a_parent_without_its_cpus_is_named",
+            two,
+            parent_without,
+        ),
+        each(
+            Engine::all(),
+            "masks::widened_by_others_and_confined_again",
+            two,
+            widened,
         ),
     ]
     .into_iter()
@@ -59,14 +64,20 @@ fn stay(world: &World, engine: Engine) {
         }
         container.assert_confined_to("1");
     }
-    if engine.driver == Driver::Systemd {
+    if Need::Systemd.is_met() {
         systemctl(&["daemon-reload"]);
         container.assert_confined_to("1");
+    }
+    if engine.driver == Driver::Systemd {
         let slice = engine.driver.parent(world);
         systemctl(&["set-property", "--runtime", &slice, "CPUWeight=50"]);
+        // It answers when it has done what it was told before.
+        systemctl(&["show", &slice]);
         container.assert_confined_to("1");
+        systemctl(&["revert", &slice]);
     }
     assert!(container.exec().contains("affinity: 1\n"));
+    container.assert_confined_to("1");
     container.delete_by_force().ok();
     world.assert_all_free("after delete");
 }
@@ -99,11 +110,20 @@ fn own_cpuset(world: &World, engine: Engine) {
     world.assert_all_free("after a refusal");
 }
 
-fn slice_without(world: &World, engine: Engine) {
+fn parent_without(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
-    let slice = engine.driver.below(world, "narrow");
-    systemctl(&["start", &slice]);
-    systemctl(&["set-property", "--runtime", &slice, "AllowedCPUs=0"]);
+    let parent = engine.driver.below(world, "narrow");
+    match engine.driver {
+        Driver::Systemd => {
+            systemctl(&["start", &parent]);
+            systemctl(&["set-property", "--runtime", &parent, "AllowedCPUs=0"]);
+        }
+        Driver::Cgroupfs => {
+            let top = hierarchy().make(&world.tag);
+            cgroups::narrow(&top, &hierarchy().all_cpus());
+            cgroups::narrow(&hierarchy().make_inside(&top, "narrow"), "0");
+        }
+    }
     let mut log = SysLog::mark();
     let plan = Plan {
         below: Some("narrow".into()),
@@ -114,7 +134,25 @@ fn slice_without(world: &World, engine: Engine) {
         &container,
         &mut log,
         engine,
-        &[&format!("{slice} allows only the CPUs 0")],
+        &[&format!("{parent} allows only the CPUs 0")],
     );
+    if engine.driver == Driver::Systemd {
+        systemctl(&["revert", &parent]);
+    }
     world.assert_all_free("after a refusal");
+}
+
+/// Neither the kernel nor systemd puts it back: `reconcile` does, and says so.
+fn widened(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let container = Container::up(world, engine, Plan::pinned("a", "dp"));
+    cgroups::narrow(&hierarchy().of(container.pid()), "0-1");
+    container.assert_confined_to("0-1");
+    let ran = world.reconcile();
+    assert!(ran.stderr.contains("confining it again"), "{ran}");
+    container.assert_confined_to("1");
+    let ran = world.reconcile();
+    assert!(!ran.stderr.contains("confining it again"), "{ran}");
+    container.delete_by_force().ok();
+    world.assert_all_free("after delete");
 }
