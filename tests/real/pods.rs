@@ -2,7 +2,7 @@
 
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
-use crate::engines::Door;
+use crate::engines::{Door, Driver};
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process;
@@ -12,24 +12,24 @@ use serde_json::json;
 
 pub(crate) fn cases() -> Vec<Case> {
     let two = &[Need::Cpus(2)];
-    let all = || Service::all(Client::Cri, Door::Hooks);
-    [
-        each(
-            all(),
-            "pods::each_container_as_its_annotations_say",
-            two,
-            each_as_it_says,
-        ),
-        each(
-            all(),
+    let mut services = Service::all(Client::Cri, Door::Hooks);
+    // No hook of a handler's base specification runs for a sandbox: what the shim does there is another matter.
+    let shim = Service::all(Client::Cri, Door::Shim);
+    let systemd = |service: &Service| service.driver == Driver::Systemd;
+    services.extend(shim.into_iter().filter(systemd));
+    let groups = Service::groups(services);
+    let of = |services: Vec<Service>| {
+        let name = "pods::each_container_as_its_annotations_say";
+        let each_as_it_says = each(services.clone(), name, two, each_as_it_says);
+        let pod_wide = each(
+            services,
             "pods::pod_wide_but_for_one",
             two,
             pod_wide_but_for_one,
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+        );
+        each_as_it_says.into_iter().chain(pod_wide)
+    };
+    groups.into_iter().flat_map(of).collect()
 }
 
 fn annotation(key: &str, value: &str) -> (String, String) {

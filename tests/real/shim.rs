@@ -131,6 +131,10 @@ fn adds_what_pins(world: &World, engine: Engine) {
                 variables.iter().all(has).then_some(())
             });
         }
+        if round == 0 {
+            shim(&["update", "--cpu-share", "512", "pinned"]).ok();
+            assert_eq!(process::affinity(pid as i32), "1", "after an update");
+        }
         // The runtime has told systemd of them.
         if round == 0 && engine.driver == Driver::Systemd {
             daemon_reload();
