@@ -64,9 +64,10 @@ fn probe() -> &'static str {
     crate::probe::path().to_str().expect("a path in UTF-8")
 }
 
-/// The pid of the command that `isolate` runs, once it is recorded.
+/// The pid of the probe that `isolate` runs, once it is recorded, and can be told to end.
 fn command_of(world: &World, isolate: &Running) -> i32 {
-    process::eventually("the command is recorded", || {
+    process::eventually("the command is recorded and has begun", || {
+        isolate.stdout().contains("affinity").then_some(())?;
         let named = world.tasks("dp", "1");
         named.into_iter().find(|pid| *pid != isolate.pid())
     })
