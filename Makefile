@@ -22,7 +22,8 @@ test:
 	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3
 	mkdir -p target/reports
 	rm -f target/reports/here.jsonl
-	PINFOLD_TEST_REPORT=$(CURDIR)/target/reports/here.jsonl cargo test --locked
+	PINFOLD_TEST_COMMIT=$$(git describe --always --dirty) PINFOLD_TEST_REPORT=$(CURDIR)/target/reports/here.jsonl \
+		cargo test --locked
 
 # The test suites of runc and crun, directly and through pinfold-runtime: what they find has to be the same.
 test-suites:
