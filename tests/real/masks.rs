@@ -13,6 +13,9 @@ use std::process::Command;
 
 pub(crate) fn cases() -> Vec<Case> {
     let two = &[Need::Cpus(2)];
+    let (systemd, cgroupfs) = Engine::all()
+        .into_iter()
+        .partition(|engine| engine.driver == Driver::Systemd);
     [
         each(Engine::all(), "masks::stay_through_updates", two, stay),
         each(
@@ -22,9 +25,16 @@ pub(crate) fn cases() -> Vec<Case> {
             own_cpuset,
         ),
         each(
-            Engine::all(),
+            cgroupfs,
             "masks::a_parent_without_its_cpus_is_named",
             two,
+            parent_without,
+        ),
+        // On version 1 systemd knows nothing of cpusets.
+        each(
+            systemd,
+            "masks::a_parent_without_its_cpus_is_named",
+            &[Need::Cpus(2), Need::V2],
             parent_without,
         ),
         each(
