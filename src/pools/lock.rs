@@ -49,7 +49,9 @@ impl PoolDirectory {
         let file = files::open_regular(&path).map_err(|error| {
             let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
             if kind == Some(io::ErrorKind::PermissionDenied) {
-                LockError::Denied(error.context("only root may lock the pool directory"))
+                LockError::Denied(error.context(
+                    "only its owner may lock the pool directory: be that user, or name a pool directory and a run directory of your own (--conf-dir, --run-dir)",
+                ))
             } else {
                 LockError::Unusable(error.context(self.half_made()))
             }
