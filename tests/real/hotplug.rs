@@ -1,7 +1,7 @@
 //! A CPU of a list goes offline, before anybody asks for the list and while somebody owns it.
 
 use crate::cases::{Case, each, plain};
-use crate::cgroups;
+use crate::cgroups::{self, hierarchy};
 use crate::container::Container;
 use crate::engines::Engine;
 use crate::needs::Need;
@@ -66,17 +66,37 @@ fn assert_described(world: &World, state: &str) {
 
 fn before_use(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &[CPU]);
+    let parent = engine.driver.parent(world);
+    let parent = Need::V1
+        .is_met()
+        .then(|| hierarchy().make(parent.trim_start_matches('/')));
     let offline = Offline::begin();
-    let mut log = SysLog::mark();
-    let refused = Container::prepare(world, engine, Plan::pinned("a", "dp"));
-    let ran = refused.launch();
-    assert_ne!(ran.code(), Some(0), "{ran}");
-    log.lines_with(1, &["dp", "offline", "put CPUs online"]);
+    assert_refused(world, engine, "a", &["dp", "offline", "put CPUs online"]);
     assert_described(world, "free");
     world.assert_all_free("after a refusal");
     drop(offline);
-    let container = Container::up(world, engine, Plan::pinned("b", "dp"));
+    // Version 1 has taken the CPU from the group above for good, and that is not ours to widen.
+    if let Some(parent) = parent {
+        assert_refused(
+            world,
+            engine,
+            "b",
+            &["allows only the CPUs 0-4,6-7", "widen that"],
+        );
+        cgroups::narrow(&parent, &hierarchy().all_cpus());
+    }
+    let container = Container::up(world, engine, Plan::pinned("c", "dp"));
     container.assert_confined_to(CPU);
+}
+
+/// A container cannot start, and the log says why.
+#[track_caller]
+fn assert_refused(world: &World, engine: Engine, name: &str, words: &[&str]) {
+    let mut log = SysLog::mark();
+    let refused = Container::prepare(world, engine, Plan::pinned(name, "dp"));
+    let ran = refused.launch();
+    assert_ne!(ran.code(), Some(0), "{ran}");
+    log.lines_with(1, words);
 }
 
 /// It runs elsewhere meanwhile, for it has to run somewhere; and is back when `reconcile` has run after the CPU is.
