@@ -85,7 +85,7 @@ pub fn survey(site: &Site) -> Result<Survey> {
         Ok(lock) => Some(lock),
         Err(LockError::Denied(_)) => {
             remarks.push(
-                "read without the lock, which only root may take: owners may be changing"
+                "read without the lock, which only its owner may take: owners may be changing"
                     .to_owned(),
             );
             None

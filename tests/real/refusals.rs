@@ -3,9 +3,11 @@
 use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
 use crate::needs::Need;
-use crate::process::affinity;
-use crate::world::{Kind, Standin, World, state};
+use crate::process::{self, affinity};
+use crate::world::{Kind, Standin, World, binary, state};
 use serde_json::json;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 pub(crate) fn cases() -> Vec<Case> {
     let root = &[Need::Root, Need::Cpus(2)];
@@ -17,6 +19,11 @@ pub(crate) fn cases() -> Vec<Case> {
             parent_allows_none,
         ),
         plain("refusals::the_kernel_refuses_the_mask", v1, kernel_refuses),
+        plain(
+            "refusals::the_pool_directory_is_somebody_elses",
+            &[Need::Root],
+            somebody_elses,
+        ),
     ]
 }
 
@@ -47,6 +54,26 @@ fn parent_allows_none(world: &World) {
     cgroups::narrow(&path, "0");
     let standin = Standin::inside(&hierarchy().make_inside(&path, "child"), &["--wait"]);
     assert_refused(world, &standin, &parent);
+}
+
+/// Whoever may not lock is told what to do, and may look all the same.
+fn somebody_elses(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0"]);
+    // Where the binary lies, not everybody may go.
+    let copy = world.dir.join("pinfold");
+    std::fs::copy(binary(), &copy).unwrap();
+    let as_nobody = |verb: &str| {
+        let mut command = Command::new(&copy);
+        command.arg(verb).args(world.options()).env_clear();
+        process::run(command.current_dir("/").uid(65534).gid(65534))
+    };
+    let refused = as_nobody("reconcile").exits(1);
+    for words in ["only its owner may lock", "--conf-dir, --run-dir"] {
+        assert!(refused.stderr.contains(words), "{refused}");
+    }
+    let described = as_nobody("describe").ok();
+    assert!(described.stdout.contains("free"), "{described}");
+    assert!(described.stderr.contains("without the lock"), "{described}");
 }
 
 /// The kernel says no to the mask itself, for a cgroup below has other CPUs: what was recorded by then is taken back.
