@@ -2,9 +2,10 @@
 
 use crate::bundle::{self, Hook};
 use crate::cgroups::{self, hierarchy};
-use crate::engines::{Driver, Engine, Front, runtime_path};
+use crate::engines::{Driver, Engine, Front, Runtime, runtime_path};
 use crate::plan::Plan;
 use crate::process::{self, Ran, Running};
+use crate::syslog::SysLog;
 use crate::world::World;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -374,6 +375,18 @@ impl<'w> Container<'w> {
         };
         command.args(arguments).arg(&self.plan.name);
         command
+    }
+
+    /// It cannot start, for this reason: from where the engine shows it, and the log. crun throws away what a hook says.
+    #[track_caller]
+    pub(crate) fn assert_refused(&self, words: &[&str]) {
+        let mut log = SysLog::mark();
+        let ran = self.launch();
+        assert_ne!(ran.code(), Some(0), "{ran}");
+        if self.engine.runtime == Runtime::Runc && self.engine.front == Front::Direct {
+            assert!(words.iter().all(|word| ran.stderr.contains(word)), "{ran}");
+        }
+        log.lines_with(1, words);
     }
 
     /// The mask that its cgroup holds, and the CPUs that its first process may use now.

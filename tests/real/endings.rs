@@ -94,9 +94,7 @@ fn ended_by(world: &World, engine: Engine, end: fn(&Container)) {
 /// podman looks after a container that has ended by itself; a runtime does when it is told to delete it.
 fn gives_back(world: &World, container: &Container) {
     if container.engine.front == Front::Podman {
-        process::eventually("podman has cleaned up", || {
-            world.what_is_left().is_none().then_some(())
-        });
+        world.wait_until_free();
     }
     container.delete().ok();
     world.assert_all_free("after delete");

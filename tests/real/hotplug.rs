@@ -7,7 +7,6 @@ use crate::engines::Engine;
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, affinity};
-use crate::syslog::SysLog;
 use crate::world::{Kind, Standin, World, state};
 use serde_json::json;
 
@@ -71,32 +70,18 @@ fn before_use(world: &World, engine: Engine) {
         .is_met()
         .then(|| hierarchy().make(parent.trim_start_matches('/')));
     let offline = Offline::begin();
-    assert_refused(world, engine, "a", &["dp", "offline", "put CPUs online"]);
+    let container = |name| Container::prepare(world, engine, Plan::pinned(name, "dp"));
+    container("a").assert_refused(&["dp", "offline", "put CPUs online"]);
     assert_described(world, "free");
     world.assert_all_free("after a refusal");
     drop(offline);
     // Version 1 has taken the CPU from the group above for good, and that is not ours to widen.
     if let Some(parent) = parent {
-        assert_refused(
-            world,
-            engine,
-            "b",
-            &["allows only the CPUs 0-4,6-7", "widen that"],
-        );
+        container("b").assert_refused(&["allows only the CPUs 0-4,6-7", "widen that"]);
         cgroups::narrow(&parent, &hierarchy().all_cpus());
     }
     let container = Container::up(world, engine, Plan::pinned("c", "dp"));
     container.assert_confined_to(CPU);
-}
-
-/// A container cannot start, and the log says why.
-#[track_caller]
-fn assert_refused(world: &World, engine: Engine, name: &str, words: &[&str]) {
-    let mut log = SysLog::mark();
-    let refused = Container::prepare(world, engine, Plan::pinned(name, "dp"));
-    let ran = refused.launch();
-    assert_ne!(ran.code(), Some(0), "{ran}");
-    log.lines_with(1, words);
 }
 
 /// It runs elsewhere meanwhile, for it has to run somewhere; and is back when `reconcile` has run after the CPU is.

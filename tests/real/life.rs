@@ -57,7 +57,5 @@ fn removed_when_it_ends(world: &World, engine: Engine) {
     let container = Container::up(world, engine, plan.podman_option("--rm"));
     assert_eq!(world.tasks("dp", "1"), [container.pid()]);
     container.engine_command(&["kill", "--signal", "USR1"]).ok();
-    process::eventually("podman has cleaned up", || {
-        world.what_is_left().is_none().then_some(())
-    });
+    world.wait_until_free();
 }

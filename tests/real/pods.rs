@@ -68,7 +68,7 @@ fn each_as_it_says(_: &World, service: Service) {
     assert_eq!(told["io.kubernetes.cri.container-name"], "worker");
 
     cri.remove_pod(&pod).ok();
-    session.wait_until_free();
+    session.world().wait_until_free();
 }
 
 /// What the pod asks for holds for its containers, but not for one that opts out, nor for more than there is.
@@ -95,7 +95,7 @@ fn pod_wide_but_for_one(_: &World, service: Service) {
     let pid = session.pid("worker");
     session.stop("worker").ok();
     assert!(!process::is_alive(pid));
-    session.wait_until_free();
+    session.world().wait_until_free();
     // A container can also say it for itself.
     cri.launch_in(&pod, &Plan::plain("own").asking("pinfold.io/pool", "none"))
         .ok();

@@ -71,7 +71,7 @@ impl Delegation {
         let path = Path::new(DROP_IN);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, format!("[Service]\nDelegate={controllers}\n")).unwrap();
-        restart_manager();
+        restart_manager(|command| drop(process::run(command).ok()));
         Delegation
     }
 }
@@ -82,14 +82,14 @@ impl Drop for Delegation {
         if let Err(error) = std::fs::remove_file(DROP_IN) {
             eprintln!("remove {DROP_IN}: {error}");
         }
-        restart_manager();
+        restart_manager(process::try_to_run);
     }
 }
 
-fn restart_manager() {
-    let run = |arguments: &[&str]| process::try_to_run(Command::new("systemctl").args(arguments));
-    run(&["daemon-reload"]);
-    run(&["restart", &format!("user@{USER}.service")]);
+fn restart_manager(run: fn(&mut Command)) {
+    let service = format!("user@{USER}.service");
+    run(Command::new("systemctl").arg("daemon-reload"));
+    run(Command::new("systemctl").args(["restart", &service]));
 }
 
 /// A pool of one list in the user's own directories, and how the user starts a container that asks for it.
@@ -141,12 +141,6 @@ impl Home {
         command.args(["/bin/sh", "-euc", &format!("{}{what}", self.script)]);
         process::run(&mut command)
     }
-
-    fn wait_until_free(&self) {
-        process::eventually("podman has cleaned up", || {
-            self.world.what_is_left().is_none().then_some(())
-        });
-    }
 }
 
 /// The user's home directory (passwd(5)).
@@ -161,8 +155,9 @@ fn delegated(_: &World, rootless: Rootless) {
     let _delegation = Delegation::of("cpu cpuset memory pids");
     let home = Home::prepare(rootless);
     let world = &home.world;
-    let first = home.run("start a --wait >/dev/null; say a; podman exec a /probe --exit 0\n");
-    let first = first.ok();
+    let first = home
+        .run("start a --wait >/dev/null; say a; podman exec a /probe --exit 0\n")
+        .ok();
     assert_eq!(first.stdout.matches("affinity: 1\n").count(), 2, "{first}");
     let owner = world.tasks("dp", "1");
     assert_eq!(owner.len(), 1, "the books have it: {owner:?}");
@@ -178,10 +173,10 @@ fn delegated(_: &World, rootless: Rootless) {
     log.lines_with(1, &["dp", "the pool is exhausted"]);
 
     home.run("podman stop a\n").ok();
-    home.wait_until_free();
+    world.wait_until_free();
     let itself = home.run("start c --exit 3 >/dev/null; say c\n").ok();
     assert!(itself.stdout.contains("affinity: 1\n"), "{itself}");
-    home.wait_until_free();
+    world.wait_until_free();
     home.run("start d --wait >/dev/null; podman rm --force --time 0 d; pinfold reconcile\n")
         .ok();
     world.assert_all_free("after rm");

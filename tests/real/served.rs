@@ -86,7 +86,7 @@ fn pinned(_: &World, service: Service) {
     if service.client == Client::Ctr {
         session.remove("pinned").ok();
     }
-    session.wait_until_free();
+    session.world().wait_until_free();
 }
 
 fn refused_when_full(_: &World, service: Service) {
@@ -104,7 +104,7 @@ fn refused_when_full(_: &World, service: Service) {
     session.assert_pinned("first", "dp", "1");
 
     session.remove_by_force("first").ok();
-    session.wait_until_free();
+    session.world().wait_until_free();
     session.up(&Plan::pinned("third", "dp"));
     session.assert_pinned("third", "dp", "1");
 }
@@ -143,7 +143,7 @@ fn given_back(_: &World, service: Service) {
     ) {
         ran.exits(3);
         assert_eq!(session.affinity("removed"), "1");
-        session.wait_until_free();
+        session.world().wait_until_free();
     }
 }
 
@@ -152,7 +152,7 @@ fn ends(session: &Session, name: &str) {
     if session.service.client == Client::Ctr {
         session.remove(name).ok();
     }
-    session.wait_until_free();
+    session.world().wait_until_free();
 }
 
 /// The create fails after CPUs were given, and not every runtime then calls poststop.
@@ -169,5 +169,5 @@ fn program_is_missing(_: &World, service: Service) {
     session.up(&Plan::pinned("next", "dp"));
     session.assert_pinned("next", "dp", "1");
     session.remove_by_force("next").ok();
-    session.wait_until_free();
+    session.world().wait_until_free();
 }

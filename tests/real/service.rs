@@ -263,13 +263,6 @@ impl Session {
         );
         assert_eq!(self.world().tasks(pool, cpus), [pid]);
     }
-
-    /// Waits until nothing is held: an engine may notice an end late.
-    pub(crate) fn wait_until_free(&self) {
-        process::eventually("everything is given back", || {
-            self.world().what_is_left().is_none().then_some(())
-        });
-    }
 }
 
 impl Deref for Session {

@@ -231,8 +231,16 @@ impl World {
         }
     }
 
+    /// Waits until all is free: an engine may notice an end late.
+    #[track_caller]
+    pub(crate) fn wait_until_free(&self) {
+        process::eventually("everything is given back", || {
+            self.what_is_left().is_none().then_some(())
+        });
+    }
+
     /// What keeps this world from being all free.
-    pub(crate) fn what_is_left(&self) -> Option<String> {
+    fn what_is_left(&self) -> Option<String> {
         let claims = files_below(&self.run.join("claims"));
         if !claims.is_empty() {
             return Some(format!("claims are left: {claims:?}"));
