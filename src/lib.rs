@@ -17,6 +17,7 @@ pub mod host;
 pub mod install;
 pub mod limits;
 pub mod low_level;
+pub mod names;
 pub mod oci;
 pub mod oci_config;
 pub mod placement;

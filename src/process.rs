@@ -1,5 +1,7 @@
 //! One process: is it still the one that was recorded, and which CPUs may it use?
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 
 use anyhow::{Context, Result};
@@ -86,6 +88,25 @@ pub fn ignored_signals(host: &Host) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or(0)
+}
+
+/// A process's parent; `None` where the process is not there, or cannot be looked at.
+pub fn parent(host: &Host, pid: i32) -> Option<i32> {
+    let stat = files::read_if_there(&host.proc_pid(pid, "stat")).ok()??;
+    Stat::parse(&stat).map(|stat| stat.parent)
+}
+
+/// The most that is read of a command line, in bytes.
+const MOST_COMMAND_LINE: u64 = 64 << 10;
+
+/// The program and the arguments that a process was started with (proc_pid_cmdline(5)), as it shows them: never to be
+/// shown raw. What is longer than 64 KiB, or cannot be read, has none.
+pub fn command_line(host: &Host, pid: i32) -> Vec<OsString> {
+    let file = File::open(host.proc_pid(pid, "cmdline"));
+    let text = file.and_then(|file| files::read_bounded(file, MOST_COMMAND_LINE));
+    let text = text.unwrap_or_default();
+    let words = text.strip_suffix('\0').unwrap_or(&text).split('\0');
+    words.map(OsString::from).collect()
 }
 
 /// So many ancestors of a process are looked at.

@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, SystemTime};
 
 use pinfold::host::Host;
+use pinfold::names::Names;
 use pinfold::placement::{Site, Start, pin_container, reconcile, release};
 use pinfold::process::affinity;
 use pinfold::request::{Locality, Mems, Request, Size};
@@ -153,6 +154,7 @@ fn start(id: &str, pid: i32) -> Start<'_> {
     Start {
         id,
         pid,
+        names: Names::default(),
         reservation: None,
     }
 }

@@ -295,6 +295,7 @@ fn remove_dangling_links(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::cpulist::CpuSet;
+    use crate::names::Names;
     use crate::process::Process;
 
     fn claim(id: &str, pid: i32, lists: &[&str], inode: u64) -> Claim {
@@ -303,6 +304,7 @@ mod tests {
             version: VERSION,
             id: id.into(),
             kind: OwnerKind::Container,
+            names: Names::default(),
             nonce: None,
             awaited: None,
             boot_id: "b".into(),
@@ -387,7 +389,7 @@ mod tests {
         let text = files::read(&path).unwrap();
         for (content, part) in [
             (text.replace("\"version\":1", "\"version\":2"), "version 2"),
-            (text.replace("\"pool\"", "\"poll\""), "poll"),
+            (text.replace("\"pool\"", "\"poll\""), "`pool`"),
             ("{".to_owned(), "EOF"),
             (String::new(), "EOF"),
             ("\u{fffd}".to_owned(), "expected value"),
@@ -398,6 +400,15 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_a_later_program_adds_is_passed_over() {
+        let claim = claim("web", 5, &["0"], 70);
+        let text = serde_json::to_string(&claim).unwrap();
+        let later = text.replacen('{', r#"{"colour":{"of":"it"},"#, 1);
+        assert_eq!(record::parse(&later).unwrap(), claim);
+        assert!(!text.contains("names"), "none, and nothing written");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::cpulist::CpuSet;
+use crate::names::Names;
 use crate::process::Process;
 
 /// The version of claims that this program writes, and the newest that it understands.
@@ -21,9 +22,9 @@ pub enum OwnerKind {
     Reservation,
 }
 
-/// The record of one owner.
+/// The record of one owner. Fields that a reader does not know are passed over: what it has to understand comes with
+/// another version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Claim {
     /// The version of this format: [`VERSION`].
     pub version: u32,
@@ -31,6 +32,9 @@ pub struct Claim {
     pub id: String,
     /// Container, process or reservation.
     pub kind: OwnerKind,
+    /// What people call it.
+    #[serde(default, skip_serializing_if = "Names::is_empty")]
+    pub names: Names,
     /// What tells this reservation from all others; nothing else has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
@@ -90,6 +94,11 @@ pub struct Before {
 }
 
 impl Claim {
+    /// The owner as a sentence calls it.
+    pub fn shown(&self) -> String {
+        self.names.with_id(&self.id)
+    }
+
     /// The group, where it confines its processes to the claim's CPUs.
     pub fn confining_group(&self) -> Option<&ClaimedGroup> {
         self.cgroup.as_ref().filter(|group| group.confined)

@@ -1,5 +1,6 @@
 //! `pinfold hook`: one container's start, or its end.
 
+use std::cell::LazyCell;
 use std::io;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,9 @@ use super::admission::Visitor;
 use crate::cli::{Hook, Options, Stage};
 use crate::config::Door;
 use crate::engines::Engine;
+use crate::host::Host;
 use crate::limits;
+use crate::names::{self, Ancestry, Names};
 use crate::oci::State;
 use crate::placement::{Start, pin_container, release};
 use crate::request::{self, Request};
@@ -29,24 +32,37 @@ pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
 
 /// Without a request nothing is read beyond the state, not even the configuration; nor is the rest of the state judged.
 fn start(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
+    let names = LazyCell::new(|| names_of(state));
     let request = state
         .annotations(request::is_ours)
         .and_then(|annotations| Ok(request::from_annotations(&annotations)?))
         .and_then(|annotated| with_device(annotated, args.device.as_deref()))
-        .with_context(|| format!("cannot start container {}", state.shown_id()))?;
+        .with_context(|| {
+            format!(
+                "cannot start container {}",
+                names.with_id(&state.shown_id())
+            )
+        })?;
     let Some(request) = request else {
         // Whoever took the request away has not taken the CPUs out of the configuration.
         ensure!(
             args.reservation.is_none(),
             "cannot start container {}: pinfold-runtime reserved CPUs for it, and now it asks for none: start it anew",
-            state.shown_id()
+            names.with_id(&state.shown_id())
         );
         return Ok(());
     };
-    pin(state, &request, args, settings).with_context(|| {
-        let (id, pool) = (state.shown_id(), &request.pool);
-        format!("cannot start container {id} on CPUs of pool {pool}")
+    pin(state, &names, &request, args, settings).with_context(|| {
+        let (container, pool) = (names.with_id(&state.shown_id()), &request.pool);
+        format!("cannot start container {container} on CPUs of pool {pool}")
     })
+}
+
+/// What people call the container; annotations that are no text say nothing.
+fn names_of(state: &State) -> Names {
+    let annotations = state.annotations(names::is_name_key).unwrap_or_default();
+    let id = state.id().unwrap_or_default();
+    Ancestry::of_this_process(&Host::new("/")).names(id, &annotations)
 }
 
 /// What a container's annotations and its device ask for together: the same, where there are both. What annotations say
@@ -72,6 +88,7 @@ fn with_device(annotated: Option<Request>, device: Option<&str>) -> Result<Optio
 
 fn pin(
     state: &State,
+    names: &LazyCell<Names, impl FnOnce() -> Names>,
     request: &Request,
     args: &Hook,
     settings: impl FnOnce() -> Result<Settings>,
@@ -93,11 +110,16 @@ fn pin(
     let start = Start {
         id,
         pid,
+        names: match args.reservation {
+            Some(_) => Names::default(),
+            None => Names::clone(names),
+        },
         reservation: args.reservation.as_deref(),
     };
     let claim = pin_container(settings.site_with_processes()?, start, request)?;
     log::info!(
-        "pinned container {id} to {} of pool {}",
+        "pinned container {} to {} of pool {}",
+        claim.shown(),
         claim.cpus,
         claim.pool
     );
@@ -124,14 +146,16 @@ fn give_back(state: &State, settings: impl FnOnce() -> Result<Settings>) -> Resu
     let outcome = release(settings.site_with_processes()?, id)?;
     for claim in outcome.freed {
         log::info!(
-            "container {id} gave back {} of pool {}",
+            "container {} gave back {} of pool {}",
+            claim.shown(),
             claim.cpus,
             claim.pool
         );
     }
     for claim in outcome.kept {
         log::info!(
-            "container {id} keeps {} of pool {}: it still runs",
+            "container {} keeps {} of pool {}: it still runs",
+            claim.shown(),
             claim.cpus,
             claim.pool
         );

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 
 use anyhow::{Context, Result};
@@ -37,8 +38,13 @@ const PASSED_ON: [i32; 13] = [
 pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let request = request(&args.wanted)?;
-    let place = pin_command(site, &request, !args.no_affinity)
-        .with_context(|| format!("cannot isolate a command on CPUs of pool {}", request.pool))?;
+    let place = pin_command(
+        site,
+        Path::new(&args.command[0]),
+        &request,
+        !args.no_affinity,
+    )
+    .with_context(|| format!("cannot isolate a command on CPUs of pool {}", request.pool))?;
     let code = match start(args, &place, &passed_on(site)) {
         Ok((mut child, signals)) => {
             if let Err(error) = place.record(site, child.id() as i32) {

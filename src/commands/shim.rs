@@ -2,6 +2,7 @@
 //! its own process, writes them and our hooks into the container's configuration, and becomes the runtime; everything else
 //! it hands on as it is.
 
+use std::cell::LazyCell;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -21,6 +22,7 @@ use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
 use crate::low_level;
+use crate::names::{self, Ancestry, Names};
 use crate::oci::{shown_id, usable_id};
 use crate::oci_config::{OciConfig, Pinning};
 use crate::placement::{self, reserve};
@@ -39,7 +41,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let host = Host::new("/");
     let runtime = low_level::runtime(&host, &Runtime::load(&host)?)?;
     let reserved = match line.makes_a_container() {
-        true => prepare(&line, &runtime)?,
+        true => prepare(&line, &host, &runtime)?,
         false => None,
     };
     let error = Command::new(&runtime).args(arguments).exec();
@@ -67,13 +69,19 @@ pub fn report(arguments: &[OsString], message: &str) {
 
 /// Reserves CPUs where the container has a request, and writes them into its configuration. Without one nothing of ours is
 /// read.
-fn prepare(line: &RuntimeLine, runtime: &Path) -> Result<Option<(Settings, Claim)>> {
+fn prepare(line: &RuntimeLine, host: &Host, runtime: &Path) -> Result<Option<(Settings, Claim)>> {
     let path = line.config_path();
     let text = files::read_text_if_there(&path)?;
     let text = text.with_context(|| format!("there is no {}", path.display()))?;
     let config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
     let id = line.id.as_deref().unwrap_or_default();
-    let cannot = || format!("cannot start container {}", shown_id(id));
+    let names = LazyCell::new(|| {
+        let annotations = config.annotations(names::is_name_key).unwrap_or_default();
+        Ancestry::of_this_process(host)
+            .with_config(&path)
+            .names(id, &annotations)
+    });
+    let cannot = || format!("cannot start container {}", names.with_id(&shown_id(id)));
     let annotations = config.annotations(request::is_ours).with_context(cannot)?;
     let Some(request) = request::from_annotations(&annotations).with_context(cannot)? else {
         // Its CPUs may be another's by now.
@@ -92,7 +100,8 @@ fn prepare(line: &RuntimeLine, runtime: &Path) -> Result<Option<(Settings, Claim
             settings: &settings,
             line,
             runtime,
-            bundle: Bundle::new(path, text)?,
+            names: Names::clone(&names),
+            bundle: Bundle::new(path.clone(), text)?,
         };
         let reservation = start.pin(usable_id(id)?, request)?;
         Ok((settings, reservation))
@@ -107,6 +116,7 @@ struct Start<'a> {
     settings: &'a Settings,
     line: &'a RuntimeLine,
     runtime: &'a Path,
+    names: Names,
     bundle: Bundle,
 }
 
@@ -141,7 +151,7 @@ impl Start<'_> {
             CgroupManager::Disabled => None,
         };
 
-        let reservation = reserve(site, id, group, &request)?;
+        let reservation = reserve(site, id, self.names.clone(), group, &request)?;
         let pinning = Pinning {
             program,
             engine: engine.map(Engine::word),
@@ -178,7 +188,7 @@ fn give_up(settings: &Settings, reservation: &Claim) {
     if let Err(error) = placement::give_up(settings.site(), reservation) {
         log::warn!(
             "give back what was reserved for {}: {error:#}",
-            reservation.id
+            reservation.shown()
         );
     }
 }

@@ -45,7 +45,7 @@ pub fn audit(site: &Site) -> Result<Audit> {
                 Ok(remark) => audit.count(remark),
                 Err(error) => audit
                     .remarks
-                    .push(format!("{}: {error:#}", Shown(&claim.id))),
+                    .push(format!("{}: {error:#}", Shown(&claim.shown()))),
             },
             Entry::Opaque { path, reason } => audit.remarks.push(format!(
                 "the claim {} counts as held: {reason}",
@@ -79,7 +79,8 @@ struct Look<'a> {
 impl Look<'_> {
     /// What is wrong with a claim, if anything is.
     fn at(&self, claim: &Claim) -> Result<Option<String>> {
-        let id = Shown(&claim.id);
+        let owner = claim.shown();
+        let id = Shown(&owner);
         let lists = claim.lists.join(" and ");
         if !life_of(claim, &self.site.host, &self.hierarchy, &self.boot_id)?.is_alive() {
             return Ok(Some(format!(

@@ -266,7 +266,7 @@ impl Books<'_> {
         for entry in self.ledger.on_list(&list.name)? {
             match entry {
                 Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
-                    return Ok(Some(claim.id));
+                    return Ok(Some(claim.shown()));
                 }
                 Entry::Claim(_) => {}
                 Entry::Opaque { path, .. } => {

@@ -1,6 +1,6 @@
 //! Pinning a command that `isolate` runs: a group of its own, claimed before the command exists.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +12,7 @@ use super::{Books, Site};
 use crate::cgroup::Hierarchy;
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
+use crate::names;
 use crate::process::Process;
 use crate::request::Request;
 
@@ -35,7 +36,12 @@ pub struct CommandPlace {
 ///
 /// # Errors
 /// As for a container.
-pub fn pin_command(site: &Site, request: &Request, confined: bool) -> Result<CommandPlace> {
+pub fn pin_command(
+    site: &Site,
+    program: &Path,
+    request: &Request,
+    confined: bool,
+) -> Result<CommandPlace> {
     let host = &site.host;
     let pid = std::process::id() as i32;
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
@@ -49,6 +55,7 @@ pub fn pin_command(site: &Site, request: &Request, confined: bool) -> Result<Com
     let applicant = Applicant {
         id: &id,
         kind: OwnerKind::Process,
+        names: &names::of_command(host, program),
         process,
         place,
     };

@@ -11,6 +11,7 @@ use super::{Books, Site, at_most};
 use crate::cgroup::{Group, Hierarchy, cpuset, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
+use crate::names::Names;
 use crate::process::Process;
 use crate::request::{Request, Size};
 
@@ -18,10 +19,12 @@ use crate::request::{Request, Size};
 const TOLD: Duration = Duration::from_secs(15);
 
 /// A container that is about to start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Start<'a> {
     /// Its id.
     pub id: &'a str,
+    /// What people call it; where something was reserved for it, what they called it then counts.
+    pub names: Names,
     /// Its first process, which waits for us.
     pub pid: i32,
     /// What tells the reservation that [`super::reserve`] made for it, if one was made.
@@ -43,7 +46,7 @@ struct Standing {
 /// # Errors
 /// A request that cannot be met, a reservation that is gone, and anything about the host, the pool directory or the
 /// claims that cannot be trusted or used; nothing stays changed then.
-pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Claim> {
+pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Result<Claim> {
     let host = &site.host;
     let pid = start.pid;
     let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
@@ -52,6 +55,7 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
     let ours = hierarchy.group_of(host, std::process::id() as i32)?;
     let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
     let wish = Wish::of(host, request)?;
+    start.names.add_unit_of(group.path());
 
     let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
@@ -67,11 +71,12 @@ pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result
     let applicant = Applicant {
         id: start.id,
         kind: OwnerKind::Container,
+        names: &start.names,
         process,
         place,
     };
     let group = applicant.place.group();
-    let Standing { pinned, reserved } = books.prepare(start, &applicant)?;
+    let Standing { pinned, reserved } = books.prepare(&start, &applicant)?;
     let scope = match pinned.as_ref().or(reserved.as_ref()) {
         Some(standing) => cpuset::scope_in_the_way(group, &standing.cpus)?,
         None => None,
@@ -134,7 +139,7 @@ impl Books<'_> {
 
     /// Settles older claims that this start proves dead, or that are of the same id; returns what there is of this
     /// very start already.
-    fn prepare(&self, start: Start<'_>, applicant: &Applicant<'_>) -> Result<Standing> {
+    fn prepare(&self, start: &Start<'_>, applicant: &Applicant<'_>) -> Result<Standing> {
         let process = applicant.process;
         if let Place::Own(group) = &applicant.place {
             self.supersede(group, process)?;
@@ -175,7 +180,7 @@ impl Books<'_> {
             Some(Entry::Claim(claim))
                 if claim.owner != process && self.life_of(&claim)? != Life::Recorded =>
             {
-                log::info!("{} left its cgroup {} behind", claim.id, group.path());
+                log::info!("{} left its cgroup {} behind", claim.shown(), group.path());
                 self.take_back(&claim)
             }
             Some(Entry::Opaque { path, reason }) => {
@@ -198,7 +203,7 @@ impl Books<'_> {
             }
             Ok(_) => Ok(()),
             Err(error) => {
-                log::warn!("{} counts as held: {error:#}", claim.id);
+                log::warn!("{} counts as held: {error:#}", claim.shown());
                 Ok(())
             }
         }

@@ -35,7 +35,11 @@ impl Books<'_> {
             let claim = entry.claim().filter(|claim| claim.pool == pool.name);
             if let Some(claim) = claim {
                 let given = self.give_list(claim, &name, to);
-                errors.extend(given.err().map(|error| format!("{}: {error:#}", claim.id)));
+                errors.extend(
+                    given
+                        .err()
+                        .map(|error| format!("{}: {error:#}", claim.shown())),
+                );
             }
         }
         ensure!(

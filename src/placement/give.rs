@@ -10,6 +10,7 @@ use crate::cgroup::Group;
 use crate::cgroup::cpuset::{self, Bound, Masks};
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 use crate::cpulist::CpuSet;
+use crate::names::Names;
 use crate::pools::TasksChange;
 use crate::process::{self, Process};
 use crate::request::{Mems, Request};
@@ -20,6 +21,7 @@ pub(super) struct Applicant<'a> {
     /// The container's id, or `isolate-<pid>`.
     pub(super) id: &'a str,
     pub(super) kind: OwnerKind,
+    pub(super) names: &'a Names,
     pub(super) process: Process,
     pub(super) place: Place,
 }
@@ -125,6 +127,8 @@ impl Books<'_> {
         };
         let mut claim = self.claim(applicant.kind, applicant.id, applicant.process, share);
         claim.cgroup = Some(claimed);
+        let names = instead_of.map_or(applicant.names, |former| &former.names);
+        claim.names.clone_from(names);
         let done = self
             .record(&claim, instead_of)
             .and_then(|()| self.confine(&claim, place));
@@ -139,6 +143,7 @@ impl Books<'_> {
             version: VERSION,
             id: id.to_owned(),
             kind,
+            names: Names::default(),
             nonce: None,
             awaited: None,
             boot_id: self.boot_id.clone(),
@@ -157,7 +162,7 @@ impl Books<'_> {
     pub(super) fn undo_on_error(&self, done: Result<()>, claim: &Claim) -> Result<()> {
         if done.is_err() {
             if let Err(undo) = self.undo(claim) {
-                log::error!("undo the start of {}: {undo:#}", claim.id);
+                log::error!("undo the start of {}: {undo:#}", claim.shown());
             }
         }
         done

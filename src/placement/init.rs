@@ -78,7 +78,7 @@ impl Books<'_> {
                 Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
                     bail!(
                         "{} owns CPUs in {path}: stop it first (pinfold describe)",
-                        claim.id
+                        claim.shown()
                     );
                 }
                 Entry::Claim(_) => {}

@@ -58,7 +58,7 @@ pub(super) fn life_of(
         Ok(pids) => pids,
         // Somebody may have made groups below it that cannot even be named: nobody is freed on that.
         Err(error) => {
-            log::warn!("{} counts as alive: {error:#}", claim.id);
+            log::warn!("{} counts as alive: {error:#}", claim.shown());
             return Ok(Life::Survived(None));
         }
     };

@@ -153,7 +153,7 @@ impl Books<'_> {
         for entry in self.ledger.on_list(list)? {
             held |= match entry {
                 Entry::Claim(claim) => !self.free_if_gone(&claim).unwrap_or_else(|error| {
-                    log::warn!("{} counts as held: {error:#}", claim.id);
+                    log::warn!("{} counts as held: {error:#}", claim.shown());
                     false
                 }),
                 Entry::Opaque { path, reason } => {

@@ -138,7 +138,7 @@ impl Books<'_> {
                     Ok(None) => freed.extend(reclaimed(claim)),
                     Ok(Some(kept)) => claimed.extend(kept.pids()),
                     Err(error) => {
-                        log::warn!("{} counts as held: {error:#}", claim.id);
+                        log::warn!("{} counts as held: {error:#}", claim.shown());
                         claimed.extend(claim.pids());
                     }
                 }
@@ -187,14 +187,14 @@ impl Books<'_> {
         if cpus.is_empty() {
             log::warn!(
                 "all CPUs of {} are offline: it runs elsewhere until they are back",
-                claim.id
+                claim.shown()
             );
             return Ok(());
         }
         if cpuset::effective_cpus(&group)? != Some(cpus.clone()) {
             log::warn!(
                 "{} is not confined to {cpus} any more: confining it again",
-                claim.id
+                claim.shown()
             );
             cpuset::widen_above(&group, &cpus)?;
             self.set_cpus(&group, &cpus, &claim.mems)?;

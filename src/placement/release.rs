@@ -115,7 +115,7 @@ impl Books<'_> {
         if outside.is_empty() {
             bail!(
                 "{} has nowhere to run but on {}: {} allows no other CPUs that nobody owns; stop it instead",
-                claim.id,
+                claim.shown(),
                 claim.cpus,
                 bound.group()
             );
@@ -134,7 +134,7 @@ impl Books<'_> {
                     affinity.is_disjoint(&claim.cpus),
                     "process {} of {} may still run on {affinity}: stop it instead",
                     process.pid,
-                    claim.id
+                    claim.shown()
                 );
             }
         }

@@ -7,6 +7,7 @@ use super::{Books, Site};
 use crate::cgroup::of_config::Expected;
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, OwnerKind};
+use crate::names::Names;
 use crate::process::{self, Process};
 use crate::request::Request;
 
@@ -19,6 +20,7 @@ use crate::request::Request;
 pub fn reserve(
     site: &Site,
     id: &str,
+    mut names: Names,
     expected: Option<Expected>,
     request: &Request,
 ) -> Result<Claim> {
@@ -40,6 +42,8 @@ pub fn reserve(
     let share = books.share(&wish, &cpuset::bound(&group)?)?;
     let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
     claim.nonce = Some(nonce);
+    names.add_unit_of(group.path());
+    claim.names = names;
     if expected.is_some_and(|expected| expected.is_exact) && is_fresh(&group)? {
         claim.awaited = Some(group.path().to_owned());
     }

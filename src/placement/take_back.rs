@@ -24,7 +24,7 @@ impl Books<'_> {
     /// The same for an earlier owner of an id: what is left of it is not the trouble of the one that has the id now.
     pub(super) fn free_earlier(&self, claim: &Claim) {
         if let Err(error) = self.free_if_gone(claim) {
-            log::warn!("{} counts as held: {error:#}", claim.id);
+            log::warn!("{} counts as held: {error:#}", claim.shown());
         }
     }
 
@@ -33,7 +33,7 @@ impl Books<'_> {
     pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
         let restored = self.restore_group(claim);
         if let Err(error) = &restored {
-            log::warn!("{}: {error:#}", claim.id);
+            log::warn!("{}: {error:#}", claim.shown());
         }
         if let Some((group, claimed)) = self.group_of(claim)? {
             if claimed.made || !group.all_pids()?.is_empty() {

@@ -46,6 +46,7 @@ mod killpoints_shim;
 mod kube;
 mod life;
 mod masks;
+mod named;
 mod nearness;
 mod needs;
 mod owners;
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
         refusals::cases(),
         hookfiles::cases(),
         served::cases(),
+        named::cases(),
         pods::cases(),
         installed::cases(),
         shim::cases(),

@@ -1,0 +1,180 @@
+//! What people call an owner, beside its id: the name that its engine gave it, its pod, its unit. Whoever starts a
+//! container writes these: what is kept of them is bounded, and of characters that can be shown.
+
+mod found;
+
+use serde::{Deserialize, Serialize};
+
+pub use found::{Ancestry, is_name_key, of_command};
+
+/// The longest name that is kept, in bytes: Kubernetes' own bound for the names of pods.
+const LONGEST: usize = 253;
+
+/// How many digits of an id of 64 are shown, as docker and podman do.
+const SHORT_ID: usize = 12;
+
+/// What people call an owner. All of it is as it was when the owner was given its CPUs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// The word for its engine: `podman`, `crio`, `containerd` or `docker`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// A container's name, or the file name of a command's program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The name of its pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The Kubernetes namespace of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The systemd service that runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+}
+
+impl Names {
+    /// Is nothing known?
+    pub fn is_empty(&self) -> bool {
+        *self == Names::default()
+    }
+
+    /// Adds the systemd service that a container's group is in: podman puts it there where it is told to split the
+    /// service's group. Below the service of an engine's daemon every container is.
+    pub fn add_unit_of(&mut self, cgroup: &str) {
+        if self.engine.as_deref().is_none_or(|engine| engine == PODMAN) {
+            self.unit = found::unit_of(cgroup);
+        }
+    }
+
+    /// What to call it: `POD/NAME` for a container of a pod, the unit of a command, else the name.
+    pub fn title(&self) -> Option<String> {
+        let name = self.name.as_deref();
+        match (&self.pod, name, &self.unit) {
+            (Some(pod), Some(name), _) => Some(format!("{pod}/{name}")),
+            (Some(pod), None, _) => Some(pod.clone()),
+            (None, Some(name), Some(_)) if self.engine.is_some() => Some(name.to_owned()),
+            (None, _, Some(unit)) => Some(unit.clone()),
+            (None, name, None) => name.map(str::to_owned),
+        }
+    }
+
+    /// Is it called so? By its name, its pod or its unit, `POD/NAME`, `NAMESPACE/POD` or `NAMESPACE/POD/NAME`, or
+    /// the unit without `.service`.
+    pub fn include(&self, called: &str) -> bool {
+        let joined = |parts: &[&Option<String>]| {
+            let parts: Option<Vec<&str>> = parts.iter().map(|part| part.as_deref()).collect();
+            parts.is_some_and(|parts| parts.join("/") == called)
+        };
+        let (name, pod, namespace) = (&self.name, &self.pod, &self.namespace);
+        let unit = self.unit.as_deref().unwrap_or_default();
+        joined(&[name])
+            || joined(&[pod])
+            || joined(&[pod, name])
+            || joined(&[namespace, pod])
+            || joined(&[namespace, pod, name])
+            || !called.is_empty() && [unit, unit.trim_end_matches(SERVICE)].contains(&called)
+    }
+
+    /// An owner as a sentence calls it: `web (3f9ac41b0c22)`, or its id alone where it has no name of its own.
+    pub fn with_id(&self, id: &str) -> String {
+        match self.title() {
+            Some(title) if title != id => format!("{title} ({})", short_id(id)),
+            _ => id.to_owned(),
+        }
+    }
+}
+
+/// podman's word.
+const PODMAN: &str = "podman";
+
+/// What the name of a systemd service ends in.
+const SERVICE: &str = ".service";
+
+/// An id as a table shows it: the first 12 of 64 hexadecimal digits, others whole.
+pub fn short_id(id: &str) -> &str {
+    let is_long = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_long { &id[..SHORT_ID] } else { id }
+}
+
+/// A name that can be kept: 1 to 253 printable ASCII characters, and no blank or `/`, which joins two names.
+fn usable(text: &str) -> Option<String> {
+    let is_usable = (1..=LONGEST).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    is_usable.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(engine: &str, name: &str, pod: &str, namespace: &str, unit: &str) -> Names {
+        Names {
+            engine: usable(engine),
+            name: usable(name),
+            pod: usable(pod),
+            namespace: usable(namespace),
+            unit: usable(unit),
+        }
+    }
+
+    #[test]
+    fn an_owner_is_called_by_what_tells_it_best() {
+        let id = "3f9ac41b0c22".repeat(6)[..64].to_owned();
+        for (names, with_id) in [
+            (names("docker", "web", "", "", ""), "web (3f9ac41b0c22)"),
+            (
+                names("containerd", "web", "shop", "prod", ""),
+                "shop/web (3f9ac41b0c22)",
+            ),
+            (
+                names("podman", "web", "", "", "web.service"),
+                "web (3f9ac41b0c22)",
+            ),
+            (
+                names("", "sleep", "", "", "pin.service"),
+                "pin.service (3f9ac41b0c22)",
+            ),
+            (names("", "sleep", "", "", ""), "sleep (3f9ac41b0c22)"),
+            (Names::default(), id.as_str()),
+        ] {
+            assert_eq!(names.with_id(&id), with_id);
+        }
+        assert_eq!(names("", "web", "", "", "").with_id("web"), "web");
+        assert_eq!(
+            names("", "web", "", "", "").with_id("isolate-7"),
+            "web (isolate-7)"
+        );
+    }
+
+    #[test]
+    fn an_owner_is_found_by_each_of_its_names() {
+        let pod = names("crio", "web", "shop", "prod", "");
+        for called in ["web", "shop", "shop/web", "prod/shop", "prod/shop/web"] {
+            assert!(pod.include(called), "{called}");
+        }
+        for called in ["", "we", "prod", "prod/web", "/web", "shop/"] {
+            assert!(!pod.include(called), "{called}");
+        }
+        let unit = names("", "sleep", "", "", "pin.service");
+        assert!(
+            ["sleep", "pin", "pin.service"]
+                .iter()
+                .all(|called| unit.include(called))
+        );
+        assert!(!Names::default().include(""));
+    }
+
+    #[test]
+    fn what_cannot_be_shown_is_not_kept() {
+        for text in ["", "a b", "a\x1b[31m", "a/b", "ü", "a\n", &"x".repeat(254)] {
+            assert_eq!(usable(text), None, "{text:?}");
+        }
+        let longest = "x".repeat(253);
+        for text in ["web", "k8s_a_b-c.d", "foo@1.service", "[", &longest] {
+            assert_eq!(usable(text).as_deref(), Some(text));
+        }
+    }
+}

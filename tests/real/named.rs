@@ -1,0 +1,97 @@
+//! An owner is known by what people call it: where each engine says that is for the engine itself to show.
+
+use crate::cases::{Case, each, plain};
+use crate::container::Container;
+use crate::engines::{Door, Driver, Engine};
+use crate::needs::Need;
+use crate::plan::Plan;
+use crate::process::{self, Running};
+use crate::service::{Client, Service, Session};
+use crate::syslog::SysLog;
+use crate::world::{Kind, World};
+use nix::libc;
+use serde_json::{Value, json};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let two = &[Need::Cpus(2)];
+    let doors = [
+        (Client::Podman, Door::Hooks),
+        (Client::Podman, Door::Shim),
+        (Client::Docker, Door::Hooks),
+        (Client::Docker, Door::Shim),
+        (Client::Docker, Door::Cdi),
+        (Client::Ctr, Door::Hooks),
+        (Client::Cri, Door::Hooks),
+        (Client::Cri, Door::Shim),
+    ];
+    let services = doors.map(|(client, door)| Service::all(client, door));
+    // The driver makes no difference to a name.
+    let systemd = |service: &Service| service.driver == Driver::Systemd;
+    let services = services.concat().into_iter().filter(systemd).collect();
+    let groups = Service::groups(services).into_iter();
+    let by_services =
+        groups.flat_map(|services| each(services, "named::by_every_engine", two, by_every_engine));
+    let root = &[Need::Root, Need::Cpus(2)];
+    by_services
+        .chain(each(Engine::podman(), "named::by_podman", two, by_podman))
+        .chain([plain(
+            "named::a_command_by_its_program",
+            root,
+            by_its_program,
+        )])
+        .collect()
+}
+
+fn by_podman(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let container = Container::up(world, engine, Plan::pinned("web", "dp"));
+    let claim = world.claim_of(&container.id());
+    assert_eq!(claim["names"], json!({"engine": "podman", "name": "web"}));
+    container.delete_by_force().ok();
+    world.wait_until_free();
+}
+
+fn by_its_program(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let mut isolate = world.pinfold(&["isolate", "--pool", "dp", "--", "/bin/sleep", "1000"]);
+    let isolate = Running::start(&mut isolate, b"");
+    let claim = process::eventually("it has a claim", || world.claims().pop());
+    assert_eq!(claim["names"]["name"], "sleep");
+    isolate.signal(libc::SIGTERM);
+    world.wait_until_free();
+}
+
+/// What the claim of a container `web` says of its names.
+fn names(service: Service) -> Value {
+    match service.client {
+        Client::Podman => json!({"engine": "podman", "name": "web"}),
+        Client::Docker => json!({"engine": "docker", "name": "web"}),
+        // There the id is the name.
+        Client::Ctr => json!({"engine": "containerd"}),
+        Client::Cri => json!({
+            "engine": "containerd", "name": "web", "pod": "web", "namespace": "telco",
+        }),
+    }
+}
+
+fn by_every_engine(_: &World, service: Service) {
+    let session = Session::with(service);
+    let world = session.world();
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    session.up(&Plan::pinned("web", "dp"));
+    session.assert_pinned("web", "dp", "1");
+    assert_eq!(world.claim_of(&session.id("web"))["names"], names(service));
+
+    let mut log = SysLog::mark();
+    let refused = session.launch(service, &Plan::pinned("second", "dp"));
+    assert_ne!(refused.code(), Some(0), "the pool is full: {refused}");
+    let container = match service.client {
+        Client::Cri => "container second/second (",
+        Client::Ctr => "container second on",
+        Client::Docker | Client::Podman => "container second (",
+    };
+    log.lines_with(1, &["pinfold", container, "the pool is exhausted"]);
+
+    session.remove_by_force("web").ok();
+    session.world().wait_until_free();
+}
