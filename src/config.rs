@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
 
 use crate::files;
 use crate::host::Host;
@@ -107,17 +108,45 @@ impl Runtime {
         let only: Option<Only> = load(host, &host.default_config())?;
         Ok(only.unwrap_or_default().runtime)
     }
+
+    /// What can be made out of that table where the file as a whole makes no sense: for containers that ask for nothing,
+    /// which must not depend on it. Nothing where others than root could have written it.
+    pub fn made_out(host: &Host) -> Runtime {
+        let text = trusted_text(host, &host.default_config());
+        let text = text.ok().flatten().unwrap_or_default();
+        let (file, _) = DeTable::parse_recoverable(&text);
+        let table = file.get_ref().get("runtime");
+        let entry = |key: &str| Some(table?.get_ref().get(key)?.get_ref());
+        let path = |value: &DeValue<'_>| value.as_str().map(PathBuf::from);
+        let allow = entry("allow").and_then(DeValue::as_array).map(|all| {
+            let all = all.iter().map(|value| value.get_ref());
+            all.filter_map(path).collect()
+        });
+        Runtime {
+            path: entry("path").and_then(path),
+            allow,
+            engine: entry("engine").and_then(DeValue::as_str).map(str::to_owned),
+        }
+    }
 }
 
 /// A configuration file; `None` where there is none.
 fn load<T: DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
+    let Some(text) = trusted_text(host, path)? else {
+        return Ok(None);
+    };
+    let read = parse(&text);
+    read.map(Some)
+        .with_context(|| format!("the configuration file {}", path.display()))
+}
+
+/// The text of such a file, if nobody but root and we can have written it.
+fn trusted_text(host: &Host, path: &Path) -> Result<Option<String>> {
     if path.metadata().is_err_and(|error| files::is_gone(&error)) {
         return Ok(None);
     }
     files::trusted_of_machine(path, || host.unknown_root())?;
-    let read = parse(&files::read(path)?);
-    read.map(Some)
-        .with_context(|| format!("the configuration file {}", path.display()))
+    files::read_text_if_there(path)
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
@@ -185,5 +214,39 @@ mod tests {
         put("[runtime]\npaht = '/r'\n");
         let error = Runtime::load(&host).unwrap_err();
         assert!(format!("{error:#}").contains("line 2"), "{error:#}");
+    }
+
+    #[test]
+    fn of_a_file_that_makes_no_sense_what_can_be_made_out_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        assert_eq!(Runtime::made_out(&host), Runtime::default());
+        std::fs::create_dir_all(dir.path().join("etc/pinfold")).unwrap();
+        for (text, path) in [
+            (
+                "[runtime]\npath = '/r'\nallow = ['/r', 7]\ncolour = 7\n[pools.\n",
+                Some("/r"),
+            ),
+            (
+                "conf-dir = \n\n[runtime]\npath = \"/r\" # mine\n",
+                Some("/r"),
+            ),
+            ("= = =\n", None),
+            ("[runtime]\npath = 7\n", None),
+            ("runtime = 7\n", None),
+            ("[runtime\npath = '/r'\n", None),
+        ] {
+            let file = host.default_config();
+            files::replace(&file, text.as_bytes(), 0o600, Durability::Crash).unwrap();
+            assert!(Runtime::load(&host).is_err(), "{text}");
+            assert_eq!(
+                Runtime::made_out(&host).path,
+                path.map(PathBuf::from),
+                "{text}"
+            );
+        }
+        let text = b"[runtime]\npath = '/r'\n=\n";
+        files::replace(&host.default_config(), text, 0o666, Durability::Crash).unwrap();
+        assert_eq!(Runtime::made_out(&host), Runtime::default());
     }
 }

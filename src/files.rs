@@ -38,9 +38,19 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
 /// Reads a whole file as text that is written back; `None` where there is none.
 ///
 /// # Errors
-/// Also what is not UTF-8: it could not be written back as it was.
+/// Also what is not UTF-8: it could not be written back as it was; and what is no regular file: a FIFO would be waited for.
 pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
-    match File::open(path).and_then(|file| read_bounded(file, MOST_BYTES)) {
+    let attempt = || -> io::Result<String> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("is not a regular file"));
+        }
+        read_bounded(file, MOST_BYTES)
+    };
+    match attempt() {
         Ok(text) => Ok(Some(text)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
@@ -375,6 +385,12 @@ mod tests {
         let error = open_regular(&dir.path().join("link")).unwrap_err();
         assert!(format!("{error:#}").contains("symbolic link"));
         assert!(open_regular(dir.path()).is_err());
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&fifo, dir.path()] {
+            let error = read_text_if_there(path).unwrap_err();
+            assert!(format!("{error:#}").contains("not a regular file"));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! through these modules.
 
 pub mod bundle;
+pub mod caller;
 pub mod cgroup;
 pub mod check;
 pub mod choose;

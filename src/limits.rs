@@ -20,6 +20,46 @@ const PROMPTLY: Duration = Duration::from_secs(8);
 /// How long a hook waits for others at most, in all: what is left is for saying why it gave up.
 const WAITING: Duration = Duration::from_secs(HOOK_SECONDS as u64 - 3);
 
+/// The bound on a process that becomes another program: nothing of it may be left to that one.
+#[derive(Debug)]
+pub struct Bound {
+    /// When everything that can be waited for has to be over.
+    pub deadline: Instant,
+    action: SigAction,
+    mask: SigSet,
+}
+
+impl Bound {
+    /// As [`bound_time`], until [`Bound::end`].
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn start() -> Result<Bound> {
+        let mask = SigSet::thread_get_mask().context("look at the signal mask")?;
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the default action runs no code of ours.
+        let action = unsafe { sigaction(Signal::SIGALRM, &default) };
+        let action = action.context("look at the action of SIGALRM")?;
+        let deadline = bound_time()?;
+        Ok(Bound {
+            deadline,
+            action,
+            mask,
+        })
+    }
+
+    /// Takes it back: an alarm, an ignored signal and the mask would outlive exec (execve(2)).
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn end(self) -> Result<()> {
+        nix::unistd::alarm::cancel();
+        // SAFETY: it is the action that was there before, which runs no code of ours.
+        unsafe { sigaction(Signal::SIGALRM, &self.action) }.context("restore SIGALRM")?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None).context("restore the signals")
+    }
+}
+
 /// Ends this process by SIGALRM after [`HOOK_SECONDS`], should the kernel not let go of it: every step of a hook
 /// can be its last. Returns when everything that can be waited for has to be over, a little earlier.
 pub fn bound_time() -> Result<Instant> {
@@ -34,18 +74,28 @@ pub fn bound_time() -> Result<Instant> {
     Ok(deadline)
 }
 
-/// A source that has to deliver promptly, up to its end: within 8 seconds.
+/// A source that has to deliver promptly, up to its end.
 #[derive(Debug)]
 pub struct Prompt<R> {
     source: R,
+    within: Duration,
     deadline: Instant,
 }
 
 impl<R> Prompt<R> {
-    /// The time runs from now.
+    /// The time, 8 seconds, runs from now.
     pub fn new(source: R) -> Prompt<R> {
-        let deadline = Instant::now() + PROMPTLY;
-        Prompt { source, deadline }
+        Prompt::within(source, PROMPTLY)
+    }
+
+    /// So does another time.
+    pub fn within(source: R, within: Duration) -> Prompt<R> {
+        let deadline = Instant::now() + within;
+        Prompt {
+            source,
+            within,
+            deadline,
+        }
     }
 }
 
@@ -55,7 +105,10 @@ impl<R: Read + AsFd> Read for Prompt<R> {
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         let mut watched = [PollFd::new(self.source.as_fd(), PollFlags::POLLIN)];
         if poll(&mut watched, timeout)? == 0 {
-            let message = "it did not end within 8 s: is its writing end still open?";
+            let message = format!(
+                "it did not end within {} s: is its writing end still open?",
+                self.within.as_secs()
+            );
             return Err(io::Error::new(io::ErrorKind::TimedOut, message));
         }
         self.source.read(buffer)

@@ -1,19 +1,36 @@
 //! The OCI runtime behind `pinfold-runtime`: which one it is, and whether it is fit for it.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 
 use crate::config::Runtime;
 use crate::files;
 use crate::host::Host;
+use crate::limits::Prompt;
+use crate::oci::is_container_id;
 use crate::oci_config::STAGES;
+use crate::runtime_line::RuntimeLine;
 
-/// The runtimes that are taken, the first that is there, where the configuration names none.
+/// The runtimes that are taken, the first that is there, where nothing says another.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+/// The file that each of them keeps of a container below its root (runc: libcontainer/container_linux.go; crun:
+/// src/libcrun/status.c).
+const KEPT: [(&str, &str); 2] = [("runc", "state.json"), ("crun", "status")];
+
+/// How long a runtime may take to say what it can, and how much it may say, in bytes.
+const FEATURES_WITHIN: Duration = Duration::from_secs(5);
+const MOST_FEATURES: u64 = 1 << 20;
+/// How often it is asked whether it has ended.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Runtimes that make no host process of the container's own for our hooks to confine, whatever their features say; by file
 /// name, and why (gVisor: runsc/container/container.go; Kata Containers: src/runtime/pkg/katautils/hook.go; railcar:
@@ -31,8 +48,15 @@ const UNFIT: [(&str, &str); 4] = [
     ("railcar", "runs no createRuntime hooks"),
 ];
 
-/// The runtime of the configuration, or the first that is there.
-pub fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
+/// The runtime of the configuration; else `default`, the one that the engine uses by itself; else the first that is there.
+///
+/// # Errors
+/// One that is not there, is not allowed, that others can change, or that is this program.
+pub fn runtime(
+    host: &Host,
+    config: &Runtime,
+    default: impl FnOnce() -> Option<PathBuf>,
+) -> Result<PathBuf> {
     let path = match (&config.path, &config.allow) {
         (Some(path), allow) => {
             if let Some(allow) = allow {
@@ -49,7 +73,7 @@ pub fn runtime(host: &Host, config: &Runtime) -> Result<PathBuf> {
             let there = there.context("none of the runtimes in runtime.allow of Pinfold's configuration is there: install one")?;
             there.clone()
         }
-        (None, None) => RUNTIMES.iter().find_map(|name| host.program(name)).with_context(|| {
+        (None, None) => default().or_else(|| RUNTIMES.iter().find_map(|name| host.program(name))).with_context(|| {
             format!("there is no {}: install one, or name it as runtime.path in Pinfold's configuration", RUNTIMES.join(" and no "))
         })?,
     };
@@ -77,17 +101,101 @@ pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
             );
         }
     }
-    let said = Command::new(runtime)
-        .arg("features")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("execute {}", runtime.display()))?;
+    let said = features(runtime)?;
     ensure!(
-        !said.status.success() || has_our_stages(&said.stdout),
+        said.is_none_or(|said| has_our_stages(said.as_bytes())),
         "the runtime {} runs no createRuntime or no poststop hooks: name runc or crun as runtime.path in Pinfold's configuration",
         runtime.display()
     );
     Ok(())
+}
+
+/// What a runtime says of itself; `None` where it does not know the question.
+fn features(runtime: &Path) -> Result<Option<String>> {
+    let shown = runtime.display();
+    let mut child = Command::new(runtime)
+        .arg("features")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        // A group of its own: whatever it has started ends with it.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("execute {shown}"))?;
+    let deadline = Instant::now() + FEATURES_WITHIN;
+    let said = match child.stdout.take() {
+        Some(stdout) => files::read_bounded(Prompt::within(stdout, FEATURES_WITHIN), MOST_FEATURES),
+        None => Ok(String::new()),
+    };
+    let ended = match said {
+        Ok(_) => ended_by(&mut child, deadline),
+        Err(_) => Ok(None),
+    };
+    if !matches!(ended, Ok(Some(_))) {
+        let group = Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX));
+        // It can have ended by now.
+        let _ = killpg(group, Signal::SIGKILL);
+        child.wait().with_context(|| format!("wait for {shown}"))?;
+    }
+    let said = said.with_context(|| format!("{shown} features"))?;
+    let ended = ended.with_context(|| format!("wait for {shown}"))?;
+    let ended = ended.with_context(|| {
+        let seconds = FEATURES_WITHIN.as_secs();
+        format!("{shown} features: it did not end within {seconds} s")
+    })?;
+    Ok(ended.success().then_some(said))
+}
+
+fn ended_by(
+    child: &mut Child,
+    deadline: Instant,
+) -> std::io::Result<Option<std::process::ExitStatus>> {
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || Instant::now() >= deadline {
+            return Ok(ended);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The runtime for a container that is there already: the one that made it, where `preferred` is another. What names the
+/// runtime can have changed since.
+pub fn of_made(host: &Host, line: &RuntimeLine, preferred: PathBuf) -> PathBuf {
+    let id = line.id.as_deref().filter(|id| is_container_id(id));
+    let name = preferred.file_name().and_then(OsStr::to_str);
+    let (Some(id), Some(name)) = (id, name) else {
+        return preferred;
+    };
+    let made = |(maker, file): &(&str, &str)| {
+        let root = match &line.root {
+            Some(root) => root.clone(),
+            None => own_root(host, maker),
+        };
+        root.join(id).join(file).symlink_metadata().is_ok()
+    };
+    // One of another name keeps what we do not know of.
+    if !KEPT.iter().any(|(maker, _)| *maker == name) {
+        return preferred;
+    }
+    let makers: Vec<&str> = KEPT
+        .iter()
+        .filter(|kept| made(kept))
+        .map(|(maker, _)| *maker)
+        .collect();
+    match makers[..] {
+        [maker] if maker != name => host.program(maker).unwrap_or(preferred),
+        _ => preferred,
+    }
+}
+
+/// Where a runtime keeps its containers by itself (runc(8), crun(1): `--root`).
+fn own_root(host: &Host, runtime: &str) -> PathBuf {
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !geteuid().is_root());
+    match own {
+        Some(dir) => PathBuf::from(dir).join(runtime),
+        None => host.path("/run").join(runtime),
+    }
 }
 
 /// Are the stages of our hooks among those that a runtime's features list? What lists none counts as silent.
@@ -145,6 +253,66 @@ mod tests {
     }
 
     #[test]
+    fn one_that_does_not_answer_is_not_waited_for() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        for (name, script) in [
+            ("hangs", "sleep 1000"),
+            ("leaves-a-child", "sleep 1000 &"),
+            ("closes-and-hangs", "exec >&-; sleep 1000"),
+            ("never-stops", "exec yes"),
+        ] {
+            let path = dir.path().join(name);
+            files::replace(
+                &path,
+                format!("#!/bin/sh\n{script}\n").as_bytes(),
+                0o755,
+                files::Durability::Crash,
+            )
+            .unwrap();
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+            let begun = Instant::now();
+            let error = ensure_runs_our_hooks(&path).unwrap_err();
+            assert!(begun.elapsed() < 3 * FEATURES_WITHIN, "{name}");
+            assert!(format!("{error:#}").contains("features"), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn who_made_a_container_is_asked_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        for path in [
+            "run/crun/a/status",
+            "run/runc/b/state.json",
+            "usr/bin/runc",
+            "usr/bin/crun",
+        ] {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            files::replace(&path, b"", 0o755, files::Durability::Crash).unwrap();
+        }
+        let root = dir.path().join("run/crun").display().to_string();
+        for (words, preferred, taken) in [
+            ("kill a", "/x/runc", "usr/bin/crun"),
+            ("kill b", "/x/runc", "/x/runc"),
+            ("delete -f b", "/x/crun", "usr/bin/runc"),
+            ("kill a", "/x/other", "/x/other"),
+            ("kill ../runc/b", "/x/crun", "/x/crun"),
+            ("kill c", "/x/crun", "/x/crun"),
+            ("--root ROOT state a", "/x/runc", "usr/bin/crun"),
+            ("--root ROOT state b", "/x/crun", "/x/crun"),
+        ] {
+            let words = words
+                .split_whitespace()
+                .map(|word| word.replace("ROOT", &root).into());
+            let line = RuntimeLine::parse(&words.collect::<Vec<_>>());
+            let found = of_made(&host, &line, preferred.into());
+            assert_eq!(found, dir.path().join(taken), "{line:?}");
+        }
+    }
+
+    #[test]
     fn only_a_runtime_that_is_allowed_is_taken() {
         let config = |path: Option<&str>, allow: &[&str]| Runtime {
             path: path.map(PathBuf::from),
@@ -159,7 +327,7 @@ mod tests {
             (Some("/bin/sh"), &[], Err("runtime.allow")),
             (None, &["/no/such"], Err("runtime.allow")),
         ] {
-            match (runtime(&host, &config(path, allow)), taken) {
+            match (runtime(&host, &config(path, allow), || None), taken) {
                 (Ok(path), Ok(taken)) => assert_eq!(path, Path::new(taken)),
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
                 (outcome, _) => panic!("{path:?} of {allow:?}: {outcome:?}"),

@@ -7,8 +7,29 @@ use std::path::{Path, PathBuf};
 /// A bundle's configuration (OCI runtime specification, "Filesystem Bundle").
 const CONFIG: &str = "config.json";
 
-/// The global options that take a value; all others stand alone.
-const GLOBAL_VALUES: [&str; 7] = [
+/// The verbs of runtimes (runc(8), crun(1), youki): a word behind an option that is none of them is that option's value.
+const VERBS: [&str; 18] = [
+    "checkpoint",
+    "create",
+    "delete",
+    "events",
+    "exec",
+    "features",
+    "info",
+    "kill",
+    "list",
+    "pause",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
+];
+/// The global options that take a value; `r` and `l` are youki's `root` and `log`.
+const GLOBAL_VALUES: [&str; 9] = [
     "log",
     "log-format",
     "log-level",
@@ -16,6 +37,17 @@ const GLOBAL_VALUES: [&str; 7] = [
     "criu",
     "rootless",
     "cgroup-manager",
+    "r",
+    "l",
+];
+/// The global options that stand alone. What is in neither list may take a value or not.
+const GLOBAL_FLAGS: [&str; 6] = [
+    "debug",
+    "systemd-cgroup",
+    "systemd-log",
+    "s",
+    "version",
+    "v",
 ];
 /// The same for `create`, `run` and `restore`.
 const VERB_VALUES: [&str; 15] = [
@@ -34,6 +66,23 @@ const VERB_VALUES: [&str; 15] = [
     "empty-ns",
     "lsm-profile",
     "lsm-mount-context",
+];
+/// Those of these verbs that stand alone.
+const VERB_FLAGS: [&str; 14] = [
+    "auto-dedup",
+    "d",
+    "detach",
+    "ext-unix-sk",
+    "file-locks",
+    "keep",
+    "lazy-pages",
+    "no-new-keyring",
+    "no-pivot",
+    "no-subreaper",
+    "shell-job",
+    "tcp-close",
+    "tcp-established",
+    "h",
 ];
 /// The one-letter options of these verbs that stand alone (crun): others can follow behind the same dash.
 const VERB_LETTERS: &[u8] = b"d";
@@ -55,8 +104,12 @@ pub enum CgroupManager {
 pub struct RuntimeLine {
     /// The verb; `None` where there is none.
     pub verb: Option<String>,
-    /// The container's id: the first word behind the verb that is no option.
+    /// The container's id: the first word behind the verb that is neither an option nor the value of one.
     pub id: Option<String>,
+    /// Where the runtime keeps what it knows of its containers; its own place where none is named.
+    pub root: Option<PathBuf>,
+    /// An option that is not known, where the verb depends on whether it takes a value.
+    pub in_doubt: Option<String>,
     /// Who makes the container's cgroup.
     pub cgroups: CgroupManager,
     /// Where the bundle is; the working directory where it is not named.
@@ -67,33 +120,81 @@ pub struct RuntimeLine {
     pub log: Option<PathBuf>,
     /// Is that file to have a JSON object a line?
     pub log_is_json: bool,
+    is_id_unsure: bool,
+}
+
+/// How an option is read that is not known, where a verb is behind it.
+#[derive(Debug, Clone, Copy)]
+enum Unknown {
+    Alone,
+    WithValue,
+}
+
+/// The option right before a word.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// There is none, or it is known to stand alone, or has its value.
+    #[default]
+    Known,
+    /// It may take the word for its value.
+    Unknown,
 }
 
 impl RuntimeLine {
-    /// Reads the arguments without the program's name. What is not understood is left to the runtime to refuse.
+    /// Reads the arguments without the program's name. What is not understood is left to the runtime to refuse. Where an
+    /// option is not known and the word behind it could be its value as well as a verb, a reading counts that makes a
+    /// container: nothing that asks for CPUs is to get past us.
     pub fn parse(arguments: &[OsString]) -> RuntimeLine {
+        let alone = RuntimeLine::read(arguments, Unknown::Alone);
+        let valued = RuntimeLine::read(arguments, Unknown::WithValue);
+        if valued.verb == alone.verb || !valued.has_known_verb() {
+            return RuntimeLine {
+                in_doubt: None,
+                ..alone
+            };
+        }
+        let (line, other) = match alone.makes_a_container() {
+            true => (alone, valued),
+            false => (valued, alone),
+        };
+        // Whichever it is, neither makes a container.
+        let in_doubt = other.in_doubt.filter(|_| line.makes_a_container());
+        RuntimeLine { in_doubt, ..line }
+    }
+
+    fn read(arguments: &[OsString], unknown: Unknown) -> RuntimeLine {
         let mut line = RuntimeLine::default();
         let mut arguments = arguments.iter().map(OsString::as_os_str);
+        let mut before = Before::Known;
         while let Some(argument) = arguments.next() {
-            let values: &[&str] = if line.verb.is_some() {
-                &VERB_VALUES
-            } else {
-                &GLOBAL_VALUES
+            let values: &[&str] = match line.verb {
+                Some(_) if line.makes_a_container() => &VERB_VALUES,
+                Some(_) => &[],
+                None => &GLOBAL_VALUES,
             };
+            let last = std::mem::take(&mut before);
             match Word::of(argument, values) {
                 Word::Plain if line.verb.is_none() => {
-                    line.verb = Some(argument.to_string_lossy().into_owned());
+                    let is_verb = argument.to_str().is_some_and(|word| VERBS.contains(&word));
+                    match (last, unknown) {
+                        (Before::Unknown, Unknown::Alone) if !is_verb => continue,
+                        (Before::Unknown, Unknown::WithValue) => continue,
+                        _ => line.verb = Some(argument.to_string_lossy().into_owned()),
+                    }
                 }
-                Word::Plain => {
-                    let word = || argument.to_string_lossy().into_owned();
-                    line.id.get_or_insert_with(word);
-                }
+                Word::Plain => line.name(argument, last),
                 // A runtime that is asked for help does nothing else; behind the id runc takes it for a word like others.
                 Word::Flag if line.id.is_none() && asks_for_help(argument) => {
                     line.verb = None;
                     break;
                 }
-                Word::Flag => line.flag(argument),
+                Word::Flag => {
+                    before = line.flag(argument);
+                    if before == Before::Unknown && line.verb.is_none() {
+                        line.in_doubt
+                            .get_or_insert_with(|| argument.to_string_lossy().into_owned());
+                    }
+                }
                 Word::Takes(name) => {
                     let value = arguments.next().unwrap_or_default();
                     line.take(name, value);
@@ -104,22 +205,47 @@ impl RuntimeLine {
         line
     }
 
-    fn flag(&mut self, argument: &OsStr) {
+    /// Takes a word for the id, or another that comes later where it could be the value of an option that is not known.
+    fn name(&mut self, word: &OsStr, before: Before) {
+        if self.id.is_none() || self.is_id_unsure {
+            self.id = Some(word.to_string_lossy().into_owned());
+            self.is_id_unsure = before == Before::Unknown;
+        }
+    }
+
+    fn has_known_verb(&self) -> bool {
+        let verb = self.verb.as_deref();
+        verb.is_some_and(|verb| VERBS.contains(&verb))
+    }
+
+    /// Takes an option that has no value of its own behind it; says whether it is known to have none.
+    fn flag(&mut self, argument: &OsStr) -> Before {
         let word = argument
             .to_str()
             .unwrap_or_default()
             .trim_start_matches('-');
+        let has_value = word.contains('=');
         let (name, value) = word.split_once('=').unwrap_or((word, "true"));
         // The words that Go's strconv.ParseBool takes for true.
         let is_true = matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
         if self.verb.is_none() && name == "systemd-cgroup" && is_true {
             self.cgroups = CgroupManager::Systemd;
         }
+        let known: &[&str] = match self.verb {
+            Some(_) => &VERB_FLAGS,
+            None => &GLOBAL_FLAGS,
+        };
+        // `--` ends the options.
+        match has_value || name.is_empty() || known.contains(&name) {
+            true => Before::Known,
+            false => Before::Unknown,
+        }
     }
 
     fn take(&mut self, name: &str, value: &OsStr) {
         match (name, self.verb.is_some()) {
-            ("log", false) => self.log = log_file(value),
+            ("log" | "l", false) => self.log = log_file(value),
+            ("root" | "r", false) => self.root = Some(value.into()),
             ("log-format", false) => self.log_is_json = value == "json",
             ("cgroup-manager", false) => {
                 self.cgroups = match value.to_str() {
@@ -270,6 +396,35 @@ mod tests {
                 "/x/config.json",
             ),
             ("run --config=/etc/o.json id", Some("run"), "/etc/o.json"),
+            (
+                "--newoption v create -b /x id",
+                Some("create"),
+                "/x/config.json",
+            ),
+            (
+                "--newoption=v create -b /x id",
+                Some("create"),
+                "/x/config.json",
+            ),
+            (
+                "--new-flag create -b /x id",
+                Some("create"),
+                "/x/config.json",
+            ),
+            (
+                "--one a --two b --log /l run -b /x id",
+                Some("run"),
+                "/x/config.json",
+            ),
+            (
+                "-r /r -l /l create -b /x id",
+                Some("create"),
+                "/x/config.json",
+            ),
+            ("-n v -q create -b /x id", Some("create"), "/x/config.json"),
+            ("--newoption v state id", Some("state"), "./config.json"),
+            ("--newoption v", None, "./config.json"),
+            ("delete -f create", Some("delete"), "./config.json"),
             ("--version", None, "./config.json"),
             ("", None, "./config.json"),
             (
@@ -322,6 +477,48 @@ mod tests {
                 (id, cgroups),
                 "{words:?}"
             );
+        }
+    }
+
+    #[test]
+    fn an_option_that_is_not_known_hides_neither_verb_nor_id() {
+        for (words, verb, id, in_doubt) in [
+            // Its value, or the verb? The reading that makes a container counts.
+            (
+                "--new state create -b /x id",
+                Some("create"),
+                Some("id"),
+                Some("--new"),
+            ),
+            (
+                "--new create state id",
+                Some("create"),
+                Some("state"),
+                Some("--new"),
+            ),
+            ("--new kill state id", Some("state"), Some("id"), None),
+            ("--new v create id", Some("create"), Some("id"), None),
+            ("--new create id", Some("create"), Some("id"), None),
+            ("--new state id", Some("state"), Some("id"), None),
+            ("--debug state create", Some("state"), Some("create"), None),
+            ("create --new v id", Some("create"), Some("id"), None),
+            ("create --new id", Some("create"), Some("id"), None),
+            (
+                "create --no-pivot id more",
+                Some("create"),
+                Some("id"),
+                None,
+            ),
+            ("delete -f id", Some("delete"), Some("id"), None),
+            ("delete --force id", Some("delete"), Some("id"), None),
+            ("kill id TERM", Some("kill"), Some("id"), None),
+            ("exec --process p id", Some("exec"), Some("id"), None),
+        ] {
+            let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
+            let line = RuntimeLine::parse(&words);
+            assert_eq!(line.verb.as_deref(), verb, "{words:?}");
+            assert_eq!(line.id.as_deref(), id, "{words:?}");
+            assert_eq!(line.in_doubt.as_deref(), in_doubt, "{words:?}");
         }
     }
 

@@ -181,6 +181,35 @@ fn states_that_are_none() {
     site.refuses(1, &["hook", "prestart"], b"\xff\xfe", &["UTF-8"]);
 }
 
+/// Some engines leave annotations out at the end: what is not known to have asked must not depend on our files.
+#[test]
+fn a_broken_configuration_fails_the_end_only_of_what_asked() {
+    let site = Site::new();
+    site.put("config.toml", "= = =");
+    let config = site.path("config.toml").display().to_string();
+    for (annotations, device, code) in [
+        (r#"{"pinfold.io/pool":"dp"}"#, None, 1),
+        ("{}", Some("dp"), 1),
+        ("{}", None, 0),
+        ("null", None, 0),
+        (r#"{"other":"1"}"#, None, 0),
+    ] {
+        let state = format!(
+            r#"{{"ociVersion":"1.0.2","id":"web","status":"stopped","annotations":{annotations}}}"#
+        );
+        let mut arguments = vec!["hook", "poststop", "--config", &config];
+        arguments.extend(device.iter().flat_map(|device| ["--device", device]));
+        let output = site.pinfold(&arguments, state.as_bytes());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{annotations}: {said}");
+        assert_eq!(
+            said.contains("line 1"),
+            !annotations.contains("other"),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn a_process_that_is_none() {
     let site = Site::new();

@@ -8,10 +8,10 @@ use crate::engines::{Engine, RUNTIME, crio, docker, podman};
 use crate::host::Host;
 use crate::install::{self, EngineFiles, Place, check_program};
 
-/// Has any of them the shim?
-pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> bool {
+/// Returns those that have the shim.
+pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> Vec<Engine> {
     let host = scope.host();
-    let (mut is_any, mut has_shim) = (false, false);
+    let (mut is_any, mut have_shim) = (false, Vec::new());
     for engine in Engine::ALL {
         let named = scope.places.iter().find(|(named, _)| *named == engine);
         if named.is_none() && host.program(engine.program()).is_none() {
@@ -27,7 +27,8 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> bool {
             Engine::Docker => check_docker(place, report),
         };
         match checked {
-            Ok(its_shim) => has_shim |= its_shim,
+            Ok(true) => have_shim.push(engine),
+            Ok(false) => {}
             Err(error) => report.error(engine.word(), &error),
         }
     }
@@ -37,7 +38,7 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> bool {
             "none is installed at a usual place: --engine-config ENGINE=FILE names one",
         );
     }
-    has_shim
+    have_shim
 }
 
 fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<bool> {

@@ -69,6 +69,15 @@ impl Scope<'_> {
         &self.site.host
     }
 
+    /// Where an engine's files are.
+    fn place(&self, engine: Engine) -> Place<'_> {
+        let named = self.places.iter().find(|(named, _)| *named == engine);
+        named.map_or_else(
+            || Place::default_on(self.host()),
+            |(_, place)| place.clone(),
+        )
+    }
+
     /// Are there pools of some namespaces alone? Then whoever asks has to name its engine.
     fn has_namespaces(&self) -> bool {
         self.rules.values().any(|rules| rules.namespaces.is_some())
@@ -80,8 +89,8 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     let mut report = Report::default();
     machine::check(scope.site, &mut report);
     pools::check(scope.site, &mut report);
-    let has_shim = engines::check(scope, &mut report);
-    rules::check(scope, has_shim, &mut report);
+    let have_shim = engines::check(scope, &mut report);
+    rules::check(scope, &have_shim, &mut report);
     cdi::check(scope.site, &mut report);
     report.findings
 }

@@ -1,15 +1,21 @@
 //! What the configuration says of pools, and of the runtime behind `pinfold-runtime`.
 
+use std::path::PathBuf;
+
+use anyhow::Result;
+
 use super::{Report, Scope};
 use crate::engines::Engine;
+use crate::install::default_runtime;
 use crate::low_level;
 use crate::pools::PoolDirectory;
 use crate::text::Shown;
 
-pub(super) fn check(scope: &Scope<'_>, has_shim: bool, report: &mut Report) {
+pub(super) fn check(scope: &Scope<'_>, have_shim: &[Engine], report: &mut Report) {
     pools(scope, report);
+    let has_shim = !have_shim.is_empty();
     if let Some(word) = &scope.runtime.engine {
-        if !Engine::ALL.iter().any(|engine| engine.word() == word) {
+        if Engine::by_word(word).is_none() {
             report.fault(
                 "runtime",
                 format!("the configuration has runtime.engine {}", Shown(word)),
@@ -24,8 +30,19 @@ pub(super) fn check(scope: &Scope<'_>, has_shim: bool, report: &mut Report) {
         );
     }
     // Elsewhere its runtime is not there to be asked.
-    if has_shim && scope.host().is_running_root() {
-        runtime(scope, report);
+    if !scope.host().is_running_root() {
+        return;
+    }
+    let is_named = scope.runtime.path.is_some() || scope.runtime.allow.is_some();
+    for engine in have_shim {
+        let place = scope.place(*engine);
+        let found = low_level::runtime(scope.host(), scope.runtime, || {
+            default_runtime(&place, *engine).ok()?
+        });
+        runtime(found, *engine, is_named, report);
+        if is_named {
+            break;
+        }
     }
 }
 
@@ -54,13 +71,20 @@ fn pools(scope: &Scope<'_>, report: &mut Report) {
     }
 }
 
-fn runtime(scope: &Scope<'_>, report: &mut Report) {
-    let found = low_level::runtime(scope.host(), scope.runtime);
+fn runtime(found: Result<PathBuf>, engine: Engine, is_named: bool, report: &mut Report) {
     let fit = found.and_then(|path| low_level::ensure_runs_our_hooks(&path).map(|()| path));
     match fit {
-        Ok(path) => report.ok(
+        Ok(path) if is_named => report.ok(
             "runtime",
             format!("pinfold-runtime becomes {}", path.display()),
+        ),
+        Ok(path) => report.ok(
+            "runtime",
+            format!(
+                "pinfold-runtime becomes {} for {}, whose own default it is",
+                path.display(),
+                engine.word()
+            ),
         ),
         Err(error) => report.error("runtime", &error),
     }

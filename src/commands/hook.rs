@@ -1,7 +1,7 @@
 //! `pinfold hook`: one container's start, or its end.
 
 use std::cell::LazyCell;
-use std::io;
+use std::io::{self, Write};
 
 use anyhow::{Context, Result, ensure};
 
@@ -16,6 +16,8 @@ use crate::names::{self, Ancestry, Names};
 use crate::oci::State;
 use crate::placement::{Start, pin_container, release};
 use crate::request::{self, Request};
+use crate::system_log::{self, Severity};
+use crate::text::one_line;
 
 pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
     let deadline = limits::bound_time()?;
@@ -132,17 +134,38 @@ fn end(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>) 
     if args.device.is_none() && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
-    give_back(state, settings).with_context(|| {
-        format!(
-            "cannot give back the CPUs of container {}",
-            state.shown_id()
-        )
-    })
+    let settings = match settings() {
+        Ok(settings) => settings,
+        // What asks for nothing must not depend on our files; of what did ask, the claim outlives this, and is freed later.
+        Err(error) if !asked(state, args) => {
+            let message = one_line(&format!(
+                "look whether container {} holds CPUs: {error:#}",
+                state.shown_id()
+            ));
+            let _ = writeln!(io::stderr(), "pinfold: {message}");
+            system_log::send(&Host::new("/"), Severity::Warning, &message);
+            return Ok(());
+        }
+        Err(error) => return Err(error).with_context(|| cannot_give_back(state)),
+    };
+    give_back(state, &settings).with_context(|| cannot_give_back(state))
 }
 
-fn give_back(state: &State, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
+/// Is it known that the container asked for CPUs?
+fn asked(state: &State, args: &Hook) -> bool {
+    let annotations = state.annotations(request::is_ours);
+    args.device.is_some() || args.shim || annotations.is_ok_and(|all| !all.is_empty())
+}
+
+fn cannot_give_back(state: &State) -> String {
+    format!(
+        "cannot give back the CPUs of container {}",
+        state.shown_id()
+    )
+}
+
+fn give_back(state: &State, settings: &Settings) -> Result<()> {
     let id = state.id()?;
-    let settings = settings()?;
     let outcome = release(settings.site_with_processes()?, id)?;
     for claim in outcome.freed {
         log::info!(

@@ -51,8 +51,10 @@ impl Settings {
     }
 
     /// Those of the shim, whose stderr is its runtime's, and then the container's.
-    pub(super) fn of_shim() -> Result<Settings> {
-        Settings::of_start(&Options::default(), false)
+    pub(super) fn of_shim(deadline: Instant) -> Result<Settings> {
+        let mut settings = Settings::of_start(&Options::default(), false)?;
+        settings.site.deadline = Some(deadline);
+        Ok(settings)
     }
 
     fn of_start(options: &Options, has_stderr: bool) -> Result<Settings> {

@@ -5,8 +5,9 @@
 use std::cell::LazyCell;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -14,6 +15,7 @@ use serde_json::json;
 use super::Settings;
 use super::admission::Visitor;
 use crate::bundle::Bundle;
+use crate::caller;
 use crate::cgroup::of_config;
 use crate::claims::Claim;
 use crate::config::{Door, Runtime};
@@ -21,6 +23,8 @@ use crate::cpulist::CpuSet;
 use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
+use crate::install::{Place, default_runtime};
+use crate::limits::Bound;
 use crate::low_level;
 use crate::names::{self, Ancestry, Names};
 use crate::oci::{shown_id, usable_id};
@@ -29,7 +33,7 @@ use crate::placement::{self, reserve};
 use crate::request::{self, Mems, Request};
 use crate::runtime_line::{CgroupManager, RuntimeLine};
 use crate::system_log::{self, Severity};
-use crate::text::Shown;
+use crate::text::{Shown, one_line};
 use crate::topology;
 
 /// Becomes the runtime; returns only with what went wrong before that.
@@ -39,16 +43,60 @@ use crate::topology;
 pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
     let host = Host::new("/");
-    let runtime = low_level::runtime(&host, &Runtime::load(&host)?)?;
-    let reserved = match line.makes_a_container() {
-        true => prepare(&line, &host, &runtime)?,
-        false => None,
-    };
-    let error = Command::new(&runtime).args(arguments).exec();
-    if let Some((settings, reservation)) = reserved {
-        give_up(&settings, &reservation);
+    if !line.makes_a_container() {
+        let runtime = runtime_without_request(&host)?;
+        return become_runtime(&low_level::of_made(&host, &line, runtime), arguments);
     }
+    let bound = Bound::start()?;
+    let Some(asking) = Asking::read(&line, &host)? else {
+        let runtime = runtime_without_request(&host)?;
+        bound.end()?;
+        return become_runtime(&runtime, arguments);
+    };
+    let pinned = asking.pin(&line, &host, bound.deadline)?;
+    let error = bound
+        .end()
+        .and_then(|()| become_runtime(&pinned.runtime, arguments));
+    give_up(&pinned.settings, &pinned.reservation);
+    error
+}
+
+fn become_runtime(runtime: &Path, arguments: &[OsString]) -> Result<()> {
+    let error = Command::new(runtime).args(arguments).exec();
     Err(error).with_context(|| format!("execute {}", runtime.display()))
+}
+
+/// The runtime of our configuration, or else of the engine's.
+fn configured(host: &Host, config: &Runtime) -> Result<PathBuf> {
+    low_level::runtime(host, config, || {
+        let engine = match &config.engine {
+            Some(word) => Engine::by_word(word),
+            None => caller::engine(host),
+        };
+        default_runtime(&Place::default_on(host), engine?).ok()?
+    })
+}
+
+/// The same for what asks for nothing, which must not depend on our files: where they make no sense, what can be made out
+/// of them counts, and where they name a runtime that is of no use, they are left alone. A list of what is allowed is
+/// kept to all the same.
+fn runtime_without_request(host: &Host) -> Result<PathBuf> {
+    let whole = Runtime::load(host).and_then(|config| configured(host, &config));
+    let error = match whole {
+        Ok(runtime) => return Ok(runtime),
+        Err(error) => error,
+    };
+    let config = Runtime::made_out(host);
+    let runtime = configured(host, &config).or_else(|error| match config.allow {
+        Some(_) => Err(error),
+        None => configured(host, &Runtime::default()),
+    })?;
+    let message = format!(
+        "pinfold-runtime becomes {} for what asks for no CPUs: {error:#}",
+        runtime.display()
+    );
+    system_log::send(host, Severity::Warning, &one_line(&message));
+    Ok(runtime)
 }
 
 /// Tells an engine where it looks for it, and the system log, what went wrong.
@@ -67,48 +115,96 @@ pub fn report(arguments: &[OsString], message: &str) {
     let _ = files::append_line(&log, &entry);
 }
 
-/// Reserves CPUs where the container has a request, and writes them into its configuration. Without one nothing of ours is
-/// read.
-fn prepare(line: &RuntimeLine, host: &Host, runtime: &Path) -> Result<Option<(Settings, Claim)>> {
-    let path = line.config_path();
-    let text = files::read_text_if_there(&path)?;
-    let text = text.with_context(|| format!("there is no {}", path.display()))?;
-    let config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
-    let id = line.id.as_deref().unwrap_or_default();
-    let names = LazyCell::new(|| {
-        let annotations = config.annotations(names::is_name_key).unwrap_or_default();
-        Ancestry::of_this_process(host)
-            .with_config(&path)
-            .names(id, &annotations)
-    });
-    let cannot = || format!("cannot start container {}", names.with_id(&shown_id(id)));
-    let annotations = config.annotations(request::is_ours).with_context(cannot)?;
-    let Some(request) = request::from_annotations(&annotations).with_context(cannot)? else {
-        // Its CPUs may be another's by now.
-        ensure!(
-            !config.is_of_an_earlier_start(),
-            "{}: its configuration has the CPUs of an earlier start, and no request any more: write {} anew",
-            cannot(),
-            path.display()
-        );
-        return Ok(None);
-    };
-    let pool = request.pool.clone();
-    let pin = || -> Result<(Settings, Claim)> {
-        let settings = Settings::of_shim()?;
-        let start = Start {
-            settings: &settings,
-            line,
-            runtime,
-            names: Names::clone(&names),
-            bundle: Bundle::new(path.clone(), text)?,
+/// A container with a request, and its configuration as it was read.
+struct Asking {
+    request: Request,
+    path: PathBuf,
+    text: String,
+    names: Names,
+}
+
+impl Asking {
+    /// Reads the container's configuration; `None` where it asks for nothing. Nothing of ours is read.
+    fn read(line: &RuntimeLine, host: &Host) -> Result<Option<Asking>> {
+        let path = line.config_path();
+        let text = files::read_text_if_there(&path);
+        // It may be another verb, which reads none.
+        if line.in_doubt.is_some() && !matches!(text, Ok(Some(_))) {
+            return Ok(None);
+        }
+        let text = text?.with_context(|| format!("there is no {}", path.display()))?;
+        let config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
+        let names = LazyCell::new(|| {
+            let annotations = config.annotations(names::is_name_key).unwrap_or_default();
+            Ancestry::of_this_process(host)
+                .with_config(&path)
+                .names(line.id.as_deref().unwrap_or_default(), &annotations)
+        });
+        let cannot = || cannot_start(line, &names);
+        let annotations = config.annotations(request::is_ours).with_context(cannot)?;
+        let request = request::from_annotations(&annotations).with_context(cannot)?;
+        let Some(request) = request else {
+            // Its CPUs may be another's by now.
+            ensure!(
+                !config.is_of_an_earlier_start(),
+                "{}: its configuration has the CPUs of an earlier start, and no request any more: write {} anew",
+                cannot(),
+                path.display()
+            );
+            return Ok(None);
         };
-        let reservation = start.pin(usable_id(id)?, request)?;
-        Ok((settings, reservation))
-    };
-    pin()
-        .map(Some)
-        .with_context(|| format!("{} on CPUs of pool {pool}", cannot()))
+        if let Some(option) = &line.in_doubt {
+            bail!(
+                "{}: the option {} is not known here, and what is behind it may be its value or a verb: write it as OPTION=VALUE",
+                cannot(),
+                Shown(option)
+            );
+        }
+        let names = Names::clone(&names);
+        Ok(Some(Asking {
+            request,
+            path,
+            text,
+            names,
+        }))
+    }
+
+    /// Reserves CPUs, and writes them into the configuration.
+    fn pin(self, line: &RuntimeLine, host: &Host, deadline: Instant) -> Result<Pinned> {
+        let pool = self.request.pool.clone();
+        let names = self.names.clone();
+        let pin = || -> Result<Pinned> {
+            let settings = Settings::of_shim(deadline)?;
+            let runtime = configured(host, settings.runtime())?;
+            let start = Start {
+                settings: &settings,
+                line,
+                runtime: &runtime,
+                names: self.names,
+                bundle: Bundle::new(self.path, self.text)?,
+            };
+            let id = line.id.as_deref().unwrap_or_default();
+            let reservation = start.pin(usable_id(id)?, self.request)?;
+            Ok(Pinned {
+                runtime,
+                settings,
+                reservation,
+            })
+        };
+        pin().with_context(|| format!("{} on CPUs of pool {pool}", cannot_start(line, &names)))
+    }
+}
+
+/// What is left to do: to become the runtime, or to give the reservation back.
+struct Pinned {
+    runtime: PathBuf,
+    settings: Settings,
+    reservation: Claim,
+}
+
+fn cannot_start(line: &RuntimeLine, names: &Names) -> String {
+    let id = line.id.as_deref().unwrap_or_default();
+    format!("cannot start container {}", names.with_id(&shown_id(id)))
 }
 
 /// A container with a request that is about to be made.
@@ -175,8 +271,7 @@ impl Start<'_> {
         let Some(word) = &self.settings.runtime().engine else {
             return Ok(None);
         };
-        let engine = Engine::ALL.into_iter().find(|engine| engine.word() == word);
-        let engine = engine.context(
+        let engine = Engine::by_word(word).context(
             "runtime.engine in Pinfold's configuration is none of podman, crio, containerd and docker",
         )?;
         Ok(Some(engine))

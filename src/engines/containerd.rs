@@ -20,6 +20,8 @@ const PLUGINS: [(i64, &str); 3] = [
     (2, "io.containerd.grpc.v1.cri"),
     (3, "io.containerd.cri.v1.runtime"),
 ];
+/// The handler, and the program, of pods that name none.
+const RUNC: &str = "runc";
 const NOTE: &str =
     "# By `pinfold install containerd`; `pinfold uninstall containerd` takes it out.";
 const RUNC_NOTE: &str =
@@ -194,6 +196,24 @@ fn model(files: &[ConfigFile]) -> Option<&dyn TableLike> {
             .filter_map(move |file| file.handler_table(name))
     });
     tables.find(|table| table.get("runtime_type").and_then(Item::as_str) == Some(RUNC_V2))
+}
+
+/// What containerd runs where a pod names no handler and ours is out of the question: a name or a path. `None` where that
+/// is no runtime of runc's kind.
+pub fn runtime_without_ours(files: &[ConfigFile]) -> Option<String> {
+    let latest = |name: &str| {
+        let mut newest_first = files.iter().rev();
+        newest_first.find_map(|file| file.handler_table(name))
+    };
+    let default = files.iter().rev().find_map(ConfigFile::default_handler);
+    let name = default.filter(|name| *name != RUNTIME).unwrap_or(RUNC);
+    let Some(table) = latest(name) else {
+        return (name == RUNC).then(|| RUNC.to_owned());
+    };
+    let kind = table.get("runtime_type").and_then(Item::as_str);
+    let binary = find(table, &["options", "BinaryName"]).and_then(Item::as_str);
+    let binary = binary.filter(|binary| !binary.is_empty()).unwrap_or(RUNC);
+    (kind.is_none_or(|kind| kind == RUNC_V2)).then(|| binary.to_owned())
 }
 
 /// The deciding file with our handler in it: like the handler of runc, but for the program and the annotations.

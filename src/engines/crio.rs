@@ -72,6 +72,14 @@ impl Settings {
         Ok(())
     }
 
+    /// What CRI-O runs where a pod names no handler and ours is out of the question: a name or a path, where a file says so.
+    pub fn runtime_without_ours(&self) -> Option<&str> {
+        let name = self.default_runtime.as_deref();
+        let name = name.filter(|name| *name != RUNTIME)?;
+        let path = || self.handlers.get(name)?.get("runtime_path")?.as_str();
+        Some(path().filter(|path| !path.is_empty()).unwrap_or(name))
+    }
+
     /// The program of our handler.
     pub fn shim(&self) -> Option<&str> {
         self.handlers.get(RUNTIME)?.get("runtime_path")?.as_str()

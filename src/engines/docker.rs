@@ -10,6 +10,9 @@ use super::RUNTIME;
 /// How a file is indented that is not there yet.
 const INDENT: &str = "  ";
 
+/// The runtime of containers that name none, where the file does not say (dockerd(8), `--default-runtime`).
+const DEFAULT: &str = "runc";
+
 /// What the file says of our runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wiring {
@@ -35,6 +38,20 @@ pub fn read(text: &str) -> Result<Wiring> {
         shim: shim.map(str::to_owned),
         cdi,
     })
+}
+
+/// What docker runs where a container names no runtime and ours is out of the question: a name or a path.
+///
+/// # Errors
+/// What is no JSON, or no object.
+pub fn runtime_without_ours(text: &str) -> Result<String> {
+    let daemon = parse(text)?;
+    let named = daemon.get("default-runtime").and_then(Value::as_str);
+    let name = named.filter(|name| *name != RUNTIME).unwrap_or(DEFAULT);
+    let path = daemon
+        .get("runtimes")
+        .and_then(|all| all.get(name)?.get("path")?.as_str());
+    Ok(path.unwrap_or(name).to_owned())
 }
 
 /// The file with our runtime, and with CDI devices where it does not say whether they are on.
@@ -176,6 +193,20 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(parse(&after).unwrap(), parse(kept).unwrap());
+    }
+
+    #[test]
+    fn what_docker_runs_without_ours_follows_its_file() {
+        let crun = r#"{"default-runtime":"crun","runtimes":{"crun":{"path":"/usr/bin/crun"}}}"#;
+        for (text, expected) in [
+            ("", "runc"),
+            (r#"{"default-runtime":"pinfold"}"#, "runc"),
+            (crun, "/usr/bin/crun"),
+            (r#"{"default-runtime":"crun"}"#, "crun"),
+            (r#"{"runtimes":{"crun":{"path":"/usr/bin/crun"}}}"#, "runc"),
+        ] {
+            assert_eq!(runtime_without_ours(text).unwrap(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Engine {
         }
     }
 
+    /// The engine that this word is for.
+    pub fn by_word(word: &str) -> Option<Engine> {
+        Engine::ALL.into_iter().find(|engine| engine.word() == word)
+    }
+
     /// The file name of its program.
     pub fn program(self) -> &'static str {
         match self {

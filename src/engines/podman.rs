@@ -3,6 +3,8 @@
 //! Every file's keys replace those of the files before it, and so do whole lists, unless one says `{append=true}`, which
 //! podman before 4.7 takes for an error. So the drop-in repeats what the lists had.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
@@ -20,6 +22,14 @@ const NO_CGROUPS_IN_MANUAL: &str = "runtime_supports_nocgroups";
 const JSON: [&str; 7] = ["crun", "crun-vm", "runc", "kata", "runsc", "youki", "krun"];
 const NO_CGROUPS: [&str; 3] = ["crun", "crun-vm", "krun"];
 
+/// The runtimes that podman looks for where no file names one.
+const SEARCHED: [&str; 2] = ["crun", "runc"];
+
+/// Is this our runtime, by its name in the table of runtimes or by its path?
+fn is_ours(runtime: &str) -> bool {
+    runtime == RUNTIME || runtime.rsplit('/').next() == Some(SHIM)
+}
+
 /// What a set of files comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -33,6 +43,10 @@ pub struct Settings {
     pub shim: Vec<String>,
     /// The runtime of containers that name none, where a file says so.
     pub runtime: Option<String>,
+    /// The last that a file names and that is not ours.
+    other_runtime: Option<String>,
+    /// Where runtimes are looked for, by name.
+    runtimes: BTreeMap<String, Vec<String>>,
     appends: [bool; 3],
 }
 
@@ -45,6 +59,8 @@ impl Default for Settings {
             no_cgroups: owned(&NO_CGROUPS),
             shim: Vec::new(),
             runtime: None,
+            other_runtime: None,
+            runtimes: BTreeMap::new(),
             appends: [false; 3],
         }
     }
@@ -74,17 +90,34 @@ impl Settings {
         }
         if let Some(runtime) = engine.get("runtime").and_then(Value::as_str) {
             self.runtime = Some(runtime.to_owned());
+            if !is_ours(runtime) {
+                self.other_runtime = Some(runtime.to_owned());
+            }
         }
-        if let Some(paths) = engine
-            .get("runtimes")
-            .and_then(|all| all.get(RUNTIME)?.as_array())
-        {
-            self.shim = paths
-                .iter()
-                .filter_map(|path| path.as_str().map(str::to_owned))
-                .collect();
+        let runtimes = engine.get("runtimes").and_then(Value::as_table);
+        for (name, paths) in runtimes.into_iter().flatten() {
+            let paths = paths.as_array().into_iter().flatten();
+            let paths = paths.filter_map(|path| path.as_str().map(str::to_owned));
+            self.runtimes.insert(name.clone(), paths.collect());
+        }
+        if let Some(paths) = self.runtimes.get(RUNTIME) {
+            self.shim.clone_from(paths);
         }
         Ok(())
+    }
+
+    /// What podman runs where a container names no runtime and ours is out of the question: names and paths, of which the
+    /// first that is there counts (containers/common: pkg/config/config.go, `findRuntime`).
+    pub fn runtimes_without_ours(&self) -> Vec<String> {
+        let names = match &self.other_runtime {
+            Some(name) => vec![name.as_str()],
+            None => SEARCHED.to_vec(),
+        };
+        let paths_and_name = |name: &str| {
+            let paths = self.runtimes.get(name).into_iter().flatten().cloned();
+            paths.chain([name.to_owned()]).collect::<Vec<_>>()
+        };
+        names.into_iter().flat_map(paths_and_name).collect()
     }
 
     /// Does podman take our runtime for one that can do what the others can? It goes by the name that it is given, which
@@ -197,4 +230,48 @@ fn runtime_lists(before: &Settings) -> String {
 
 fn print(names: impl Iterator<Item = String>) -> String {
     Value::Array(names.map(Value::String).collect()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_podman_runs_without_ours_follows_its_files() {
+        for (files, expected) in [
+            (&[][..], "crun runc"),
+            (&["[engine]\nruntime = 'pinfold'"], "crun runc"),
+            (
+                &["[engine]\nruntime = '/usr/local/bin/pinfold-runtime'"],
+                "crun runc",
+            ),
+            (&["[engine]\nruntime = 'runc'"], "runc"),
+            (
+                &[
+                    "[engine]\nruntime = 'runc'",
+                    "[engine]\nruntime = 'pinfold'",
+                ],
+                "runc",
+            ),
+            (
+                &["[engine]\nruntime = 'mine'\n[engine.runtimes]\nmine = ['/a', '/b']"],
+                "/a /b mine",
+            ),
+            (
+                &["[engine.runtimes]\ncrun = ['/opt/crun']"],
+                "/opt/crun crun runc",
+            ),
+            (&["[engine]\nruntime = '/opt/crun'"], "/opt/crun"),
+        ] {
+            let mut settings = Settings::default();
+            for text in files {
+                settings.read(text).unwrap();
+            }
+            assert_eq!(
+                settings.runtimes_without_ours().join(" "),
+                expected,
+                "{files:?}"
+            );
+        }
+    }
 }

@@ -119,13 +119,6 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
             found.path.display()
         ));
     }
-    let runc = configuration.files[index].handler("runc");
-    if let Some(runc) = runc.filter(|runc| !matches!(runc.binary.as_str(), "" | "runc")) {
-        plan.remarks.push(format!(
-            "the handler runc runs {}: if {RUNTIME} is to run it too, name it as the runtime in Pinfold's configuration",
-            runc.binary
-        ));
-    }
     Ok(plan)
 }
 

@@ -4,6 +4,7 @@
 mod apply;
 mod cdi;
 mod containerd;
+mod default_runtime;
 mod docker;
 mod hooked;
 
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 pub use apply::apply;
 pub use cdi::{cdi_program, plan_cdi, plan_cdi_removal, plan_refresh, refresh_cdi};
 pub use containerd::configuration as containerd_configuration;
+pub use default_runtime::default_runtime;
 pub use docker::daemon_json;
 pub use hooked::{EngineFiles, crio_files, podman_files};
 
@@ -25,7 +27,7 @@ use crate::host::Host;
 const BACKUP: &str = ".before-pinfold";
 
 /// Where the engine and our programs are. Paths are as the engine sees them, below the host's root.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Place<'a> {
     /// The machine.
     pub host: &'a Host,

@@ -5,7 +5,7 @@ use crate::bundle;
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
 use crate::engines::{Door, Driver, Engine, runtime_path};
-use crate::needs::Need;
+use crate::needs::{self, Need};
 use crate::process::{self, Ran, Running};
 use crate::world::{Kind, World, binary};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,12 @@ pub(crate) fn cases() -> Vec<Case> {
             "installed::a_device_is_enough",
             needs,
             a_device_is_enough,
+        ),
+        each(
+            engines(),
+            "installed::the_shim_follows_podmans_own_runtime",
+            needs,
+            follows_podmans_own_runtime,
         ),
         each(
             engines(),
@@ -315,4 +321,58 @@ fn podman_knows_the_shim(world: &World, engine: Engine) {
         .podman(&["rm", "-f", "-t", "0", "pinned", "full", "plain"])
         .ok();
     world.assert_all_free("after rm");
+}
+
+/// Nothing of ours names a runtime: podman's configuration does, and then nothing, which is crun for podman.
+fn follows_podmans_own_runtime(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    bundle::make_rootfs(&world.dir.join("rootfs"));
+    let machine = Machine::new(world, engine);
+    machine.run(PROGRAM, &["install", "podman"]).ok();
+    let (mine, used) = (world.dir.join("mine"), world.dir.join("used"));
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >>{}\nexec {} \"$@\"\n",
+        used.display(),
+        runtime_path(world, engine.runtime).display()
+    );
+    std::fs::write(&mine, script).expect("write a runtime");
+    let configure = "chmod 755 \"$1\"; sed -i '/^.runtime/,$d' /etc/pinfold/config.toml
+        printf '[engine]\\nruntime = \"mine\"\\n[engine.runtimes]\\nmine = [\"%s\"]\\n' \"$1\" \\
+            >/etc/containers/containers.conf.d/20-mine.conf";
+    let mut command = machine.command("sh");
+    process::run(command.args(["-ec", configure, "sh"]).arg(&mine)).ok();
+    let check = machine.run(PROGRAM, &["check"]);
+    let becomes = format!("becomes {} for podman", mine.display());
+    assert!(check.stdout.contains(&becomes), "{check}");
+
+    let shim = ["--runtime", "pinfold"];
+    for (name, request, affinity) in [
+        ("plain", &[][..], hierarchy().all_cpus()),
+        (
+            "pinned",
+            &["--annotation", "pinfold.io/pool=dp"],
+            "1".to_owned(),
+        ),
+    ] {
+        machine.start(name, &[&shim[..], request].concat()).ok();
+        assert_eq!(machine.affinity(name), affinity);
+        machine.podman(&["rm", "-f", "-t", "0", name]).ok();
+        let calls = std::fs::read_to_string(&used).expect("it was called");
+        for verb in ["create", "start", "kill", "delete"] {
+            assert!(calls.contains(verb), "{verb}: {calls}");
+        }
+        std::fs::write(&used, "").expect("begin anew");
+    }
+    world.assert_all_free("after rm");
+
+    machine
+        .run("rm", &["/etc/containers/containers.conf.d/20-mine.conf"])
+        .ok();
+    let check = machine.run(PROGRAM, &["check"]);
+    let own = if needs::find("crun").is_some() {
+        "/crun for podman"
+    } else {
+        "/runc for podman"
+    };
+    assert!(check.stdout.contains(own), "{check}");
 }

@@ -66,6 +66,7 @@ mod rootless;
 mod served;
 mod service;
 mod shim;
+mod shim_alone;
 mod site;
 mod snapshot;
 mod strace;
@@ -121,6 +122,7 @@ fn main() -> ExitCode {
         pods::cases(),
         installed::cases(),
         shim::cases(),
+        shim_alone::cases(),
         wired::cases(),
         kcm::cases(),
         pools::cases(),

@@ -281,15 +281,15 @@ fn refuses_a_read_only_bundle(world: &World, engine: Engine) {
 }
 
 /// A container's bundle, and the shim on a machine where it is installed.
-struct Scene<'w> {
+pub(crate) struct Scene<'w> {
     world: &'w World,
     engine: Engine,
-    machine: Machine<'w>,
-    bundle: PathBuf,
+    pub(crate) machine: Machine<'w>,
+    pub(crate) bundle: PathBuf,
 }
 
 impl<'w> Scene<'w> {
-    fn new(world: &'w World, engine: Engine) -> Scene<'w> {
+    pub(crate) fn new(world: &'w World, engine: Engine) -> Scene<'w> {
         Scene::of(world, engine, Plan::pinned("a", "dp"))
     }
 
@@ -302,11 +302,11 @@ impl<'w> Scene<'w> {
         }
     }
 
-    fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.bundle.join("config.json")
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         std::fs::read_to_string(self.config()).expect("read config.json")
     }
 
@@ -316,7 +316,7 @@ impl<'w> Scene<'w> {
         std::fs::write(self.config(), config.to_string()).expect("write config.json");
     }
 
-    fn shim(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn shim(&self, arguments: &[&str]) -> Ran {
         let mut command = self.machine.command(SHIM);
         command.arg("--root").arg(self.world.dir.join("state"));
         if self.engine.driver == Driver::Systemd {
@@ -325,18 +325,18 @@ impl<'w> Scene<'w> {
         process::run(command.args(arguments))
     }
 
-    fn create(&self) -> Ran {
+    pub(crate) fn create(&self) -> Ran {
         let bundle = self.bundle.to_str().expect("the path is UTF-8");
         self.shim(&["create", "-b", bundle, "a"])
     }
 
-    fn delete(&self) {
+    pub(crate) fn delete(&self) {
         self.shim(&["delete", "-f", "a"]).ok();
         self.world.assert_all_free("after delete");
     }
 
     /// The first process, which has not been started.
-    fn first_process(&self) -> i32 {
+    pub(crate) fn first_process(&self) -> i32 {
         let pid = self.world.claim_of("a")["owner"]["pid"].as_i64();
         pid.expect("a pid") as i32
     }
