@@ -122,7 +122,9 @@ pub enum Verb {
     )]
     Isolate(Isolate),
     /// Give back by hand what a container, or a command, holds
-    #[command(after_help = "Example: pinfold release 3f9ac41b")]
+    #[command(
+        after_help = "Examples:\n  pinfold release web\n  pinfold release 3f9ac41b\n  pinfold release isolate-4711 --force\n\nExit status: 1 where nobody is called so, where several are, and where the owner still runs."
+    )]
     Release(Release),
     /// Make an engine use Pinfold
     #[command(
@@ -288,8 +290,9 @@ pub struct Isolate {
 /// `pinfold release`
 #[derive(Debug, Args)]
 pub struct Release {
-    /// The container's id, or isolate-PID
-    pub id: String,
+    /// The owner: its id or the beginning of it, its name, POD/NAME, or its unit; pinfold status shows them
+    #[arg(value_name = "OWNER")]
+    pub owner: String,
     /// Take the CPUs from a live owner too, after letting it out of them
     #[arg(long)]
     pub force: bool,

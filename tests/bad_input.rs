@@ -692,7 +692,13 @@ fn command_lines() {
             &["in a pool already"],
         ),
         (&["pool", "add", "new"], 1, &["fast=2:exclusive"]),
-        (&["release", "a/b"], 1, &["no container id"]),
+        (
+            &["release", "a/b"],
+            1,
+            &["no owner is called \"a/b\"", "nobody owns"],
+        ),
+        (&["release", "\x1b[31m"], 1, &["\\u{1b}[31m"]),
+        (&["release", ""], 1, &["no owner is called \"\""]),
         (
             &["isolate", "--pool", "xx", "--", "true"],
             125,

@@ -131,12 +131,17 @@ impl Ledger {
         read(&self.cgroup_marker(inode))
     }
 
-    /// Every claim, by id.
-    pub fn all(&self) -> Result<Vec<Entry>> {
+    /// Every id that has claims, or traces of them, sorted.
+    pub fn ids(&self) -> Result<Vec<String>> {
         let mut ids = files::names_in(&self.run_dir.join("claims"))?;
         ids.sort();
+        Ok(ids)
+    }
+
+    /// Every claim, by id.
+    pub fn all(&self) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        for id in ids {
+        for id in self.ids()? {
             entries.extend(self.of_id(&id)?);
         }
         Ok(entries)

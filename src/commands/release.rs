@@ -2,40 +2,35 @@
 
 use std::io::{self, Write};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 
 use super::Settings;
+use crate::claims::Claim;
 use crate::cli::Release;
-use crate::oci::is_container_id;
-use crate::placement::{force_release, release};
-use crate::text::Shown;
+use crate::placement::{find, force_release, release};
 
 pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
-    ensure!(
-        is_container_id(&args.id),
-        "{} is no container id",
-        Shown(&args.id)
-    );
     let site = settings.site_with_processes()?;
+    let id = find(site, &args.owner)?;
     let outcome = match args.force {
-        true => force_release(site, &args.id)?,
-        false => release(site, &args.id)?,
+        true => force_release(site, &id)?,
+        false => release(site, &id)?,
     };
     let mut out = io::stdout().lock();
+    let owned = |claim: &Claim| format!("{} of pool {}", claim.cpus, claim.pool);
     for claim in &outcome.freed {
-        writeln!(out, "freed {} of pool {}", claim.cpus, claim.pool)?;
+        writeln!(out, "freed {}, which {} held", owned(claim), claim.shown())?;
     }
     if let Some(claim) = outcome.kept.first() {
         bail!(
-            "{} still runs on {} of pool {} (process {}): stop it, or take them from it with --force",
-            args.id,
-            claim.cpus,
-            claim.pool,
+            "{} still runs on {} (process {}): stop it, or take them from it with --force",
+            claim.shown(),
+            owned(claim),
             claim.processes.first().map_or(0, |process| process.pid)
         );
     }
     if outcome.freed.is_empty() {
-        writeln!(out, "{} holds nothing", args.id)?;
+        writeln!(out, "{id} has given back what it held meanwhile")?;
     }
     Ok(0)
 }

@@ -91,10 +91,14 @@ const PODMAN: &str = "podman";
 /// What the name of a systemd service ends in.
 const SERVICE: &str = ".service";
 
-/// An id as a table shows it: the first 12 of 64 hexadecimal digits, others whole.
+/// Is this an id as engines make them up: 64 hexadecimal digits?
+pub fn is_long_id(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// An id as a table shows it: the first 12 digits of a long one, others whole.
 pub fn short_id(id: &str) -> &str {
-    let is_long = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if is_long { &id[..SHORT_ID] } else { id }
+    if is_long_id(id) { &id[..SHORT_ID] } else { id }
 }
 
 /// A name that can be kept: 1 to 253 printable ASCII characters, and no blank or `/`, which joins two names.

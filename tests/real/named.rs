@@ -5,7 +5,7 @@ use crate::container::Container;
 use crate::engines::{Door, Driver, Engine};
 use crate::needs::Need;
 use crate::plan::Plan;
-use crate::process::{self, Running};
+use crate::process::{self, Ran, Running};
 use crate::service::{Client, Service, Session};
 use crate::syslog::SysLog;
 use crate::world::{Kind, World};
@@ -47,8 +47,27 @@ fn by_podman(world: &World, engine: Engine) {
     let container = Container::up(world, engine, Plan::pinned("web", "dp"));
     let claim = world.claim_of(&container.id());
     assert_eq!(claim["names"], json!({"engine": "podman", "name": "web"}));
+    // The names of engines' own commands do: here as there.
+    let refused = release(world, &["web"]).exits(1);
+    let id = &container.id()[..12];
+    let says = format!("web ({id}) still runs on 1 of pool dp");
+    assert!(refused.stderr.contains(&says), "{refused}");
+    let unknown = release(world, &["webb", "--force"]).exits(1);
+    assert!(
+        unknown.stderr.contains(&format!("web ({id}) on 1 of dp")),
+        "{unknown}"
+    );
+    let freed = release(world, &["web", "--force"]).ok();
+    assert_eq!(
+        freed.stdout,
+        format!("freed 1 of pool dp, which web ({id}) held\n")
+    );
+    world.assert_all_free("after release by name");
     container.delete_by_force().ok();
-    world.wait_until_free();
+}
+
+fn release(world: &World, arguments: &[&str]) -> Ran {
+    process::run(&mut world.pinfold(&[&["release"], arguments].concat()))
 }
 
 fn by_its_program(world: &World) {
@@ -57,6 +76,8 @@ fn by_its_program(world: &World) {
     let isolate = Running::start(&mut isolate, b"");
     let claim = process::eventually("it has a claim", || world.claims().pop());
     assert_eq!(claim["names"]["name"], "sleep");
+    let still = release(world, &["sleep"]).exits(1);
+    assert!(still.stderr.contains("sleep (isolate-"), "{still}");
     isolate.signal(libc::SIGTERM);
     world.wait_until_free();
 }
@@ -92,6 +113,15 @@ fn by_every_engine(_: &World, service: Service) {
     };
     log.lines_with(1, &["pinfold", container, "the pool is exhausted"]);
 
+    let called = match service.client {
+        Client::Cri => "telco/web/web",
+        _ => "web",
+    };
+    let still = release(world, &[called]).exits(1);
+    assert!(
+        still.stderr.contains("still runs on 1 of pool dp"),
+        "{still}"
+    );
     session.remove_by_force("web").ok();
     session.world().wait_until_free();
 }

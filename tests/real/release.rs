@@ -26,6 +26,16 @@ pub(crate) fn cases() -> Vec<Case> {
             root,
             of_a_dead_owner_and_again,
         ),
+        plain(
+            "release::by_the_beginning_of_an_id",
+            root,
+            by_the_beginning_of_an_id,
+        ),
+        plain(
+            "release::of_nobody_or_several_says_who_there_is",
+            root,
+            of_nobody_or_several,
+        ),
     ]
 }
 
@@ -114,7 +124,65 @@ fn of_a_dead_owner_and_again(world: &World) {
     release(world, &["a"]).ok();
     world.assert_all_free("after release");
     assert_eq!(cgroups::mask(&cgroup), hierarchy().unnarrowed());
-    release(world, &["a"]).ok();
-    release(world, &["never-heard-of"]).ok();
+    let again = release(world, &["a"]).exits(1);
+    assert!(again.stderr.contains("nobody owns"), "{again}");
     world.assert_all_free("after releasing again");
+    // A hook that is told of an id that nobody knows has nothing to do.
+    let unknown = json!({"id": "never-heard-of", "status": "stopped"});
+    world.hook("poststop", &unknown).ok();
+}
+
+/// Two owners on CPUs 0 and 1 of an exclusive pool, with ids as engines make them up.
+fn two_owners(world: &World) -> [(String, Standin); 2] {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    ["3f9ac41b0c22", "3f9b00000000"].map(|beginning| {
+        let id = format!("{beginning:0<64}");
+        let standin = Standin::new(world, &id);
+        let request = json!({ "pinfold.io/pool": "dp" });
+        world
+            .hook("prestart", &state(&id, standin.pid, request))
+            .ok();
+        (id, standin)
+    })
+}
+
+fn by_the_beginning_of_an_id(world: &World) {
+    let [(first, gone), (second, _lives)] = two_owners(world);
+    gone.die();
+    let freed = release(world, &["3f9a"]).ok();
+    assert!(
+        freed
+            .stdout
+            .contains(&format!("freed 0 of pool dp, which {first} held")),
+        "{freed}"
+    );
+    assert!(world.tasks("dp", "0").is_empty());
+    let refused = release(world, &[&second[..12]]).exits(1);
+    assert!(
+        refused.stderr.contains("still runs on 1 of pool dp"),
+        "{refused}"
+    );
+    release(world, &[&first]).exits(1);
+    release(world, &["3", "--force"]).ok();
+    world.assert_all_free("after both");
+}
+
+fn of_nobody_or_several(world: &World) {
+    let owners = two_owners(world);
+    let claims = world.claims();
+    for (called, said) in [
+        ("3f9", "\"3f9\" can be 2 owners"),
+        ("3f9c", "no owner is called \"3f9c\""),
+        ("f9a", "no owner is called \"f9a\""),
+    ] {
+        let refused = release(world, &[called, "--force"]).exits(1);
+        assert!(refused.stderr.contains(said), "{refused}");
+        for (id, _) in &owners {
+            assert!(
+                refused.stderr.contains(id.as_str()),
+                "names both: {refused}"
+            );
+        }
+        assert_eq!(world.claims(), claims, "{called}");
+    }
 }
