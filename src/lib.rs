@@ -10,6 +10,7 @@ pub mod claims;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod containers;
 pub mod cpulist;
 pub mod device;
 pub mod engines;

@@ -16,7 +16,7 @@ use crate::files;
 use crate::host::Host;
 
 /// A process that no other can be taken for during one boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
     /// Its number in the host's pid namespace.

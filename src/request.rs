@@ -1,11 +1,13 @@
 //! What a container asks for, read from its annotations. Pure.
 
 mod locality;
+mod near_miss;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 pub use locality::{Locality, Numa};
+pub use near_miss::meant;
 
 use crate::text::Shown;
 

@@ -260,6 +260,192 @@ fn the_pools() {
     );
 }
 
+/// Process 7 is the first of a container whose state a runtime keeps at `place`; these are its annotations.
+fn container(machine: &Machine, place: &str, annotations: &[&str]) {
+    let rest = "0 ".repeat(18);
+    machine.put("proc/7/stat", &format!("7 (sleep) S {rest}500 0 0\n"));
+    let labels: Vec<String> = annotations
+        .iter()
+        .map(|annotation| (*annotation).to_owned())
+        .chain(["bundle=/bundle".to_owned()])
+        .collect();
+    let state = serde_json::json!({
+        "init_process_pid": 7, "init_process_start": 500, "config": {"labels": labels},
+    });
+    machine.put(&format!("{place}/state.json"), &state.to_string());
+}
+
+#[test]
+fn containers_that_ask_and_have_none() {
+    let ask = ["pinfold.io/pool=dp"];
+    for (place, annotations, who, remedy) in [
+        (
+            "run/runc/web",
+            &ask[..],
+            "runc",
+            "pinfold-runtime in place of runc",
+        ),
+        (
+            "run/docker/runtime-runc/moby/web",
+            &ask,
+            "docker",
+            "`docker run --runtime pinfold`",
+        ),
+        (
+            "run/containerd/runc/k8s.io/web",
+            &ask,
+            "Kubernetes",
+            "RuntimeClass of the handler pinfold",
+        ),
+        (
+            "run/containerd/runc/default/web",
+            &ask,
+            "containerd",
+            "`ctr run --runc-binary`",
+        ),
+        (
+            "run/runc/web",
+            &["pinfold.io/pool=dp", "io.container.manager=libpod"],
+            "podman",
+            "saw it start: `podman restart web`",
+        ),
+        (
+            "run/runc/web",
+            &["pinfold.io/pool=dp", "io.container.manager=cri-o"],
+            "CRI-O",
+            "make its pod anew",
+        ),
+        (
+            "run/runc/web",
+            &["pinfold.io/pol=dp"],
+            "runc",
+            "would have been refused: unknown annotation",
+        ),
+    ] {
+        let asks = |machine: &Machine| container(machine, place, annotations);
+        broken(
+            asks,
+            &format!("fault containers: {who} container web "),
+            remedy,
+        );
+    }
+    // Who has not been told of us has to be told first.
+    let machine = Machine::new();
+    container(&machine, "run/docker/runtime-runc/moby/web", &ask);
+    machine.put("etc/docker/daemon.json", "{}");
+    let (found, _) = machine.findings(&[]);
+    let expected = ": `pinfold install docker`, `systemctl restart docker`, and make it anew with";
+    assert!(
+        found.iter().any(|line| line.contains(expected)),
+        "{found:#?}"
+    );
+    let described = machine.pinfold(&["describe"]);
+    let said = String::from_utf8(described.stderr).unwrap();
+    assert!(
+        said.contains("docker container web asks for CPUs of pool"),
+        "{said}"
+    );
+    // Those that ask for nothing, or opt out, are nobody's business.
+    for annotations in [
+        &["a=b"][..],
+        &["pinfold.io/pool=none"],
+        &["pinfold.io/pool.other=dp"],
+    ] {
+        let machine = Machine::new();
+        container(&machine, "run/runc/web", annotations);
+        assert_eq!(machine.findings(&[]), (vec![], 0));
+    }
+}
+
+#[test]
+fn keys_that_look_like_ours() {
+    let docker = "run/docker/runtime-runc/moby/web";
+    broken(
+        |m| container(m, docker, &["pinfold/pool=dp"]),
+        "warning containers: docker container web has the annotation \"pinfold/pool\"",
+        "anew with the annotation \"pinfold.io/pool\"",
+    );
+    broken(
+        |m| {
+            container(m, docker, &[]);
+            let home = m.path("docker/containers/web").display().to_string();
+            let config = serde_json::json!({"mounts": [{"source": format!("{home}/hosts")}]});
+            m.put("bundle/config.json", &config.to_string());
+            let record = r#"{"ID":"web","Name":"/front","Config":{"Labels":{"a":"b","pinfold.io/pool":"dp"}}}"#;
+            m.put("docker/containers/web/config.v2.json", record);
+        },
+        "warning containers: docker container web has the label \"pinfold.io/pool\"",
+        "--annotation pinfold.io/pool=… in place of --label",
+    );
+}
+
+#[test]
+fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
+    let group = |m: &Machine, path: &str, cpus: &str| {
+        for (file, text) in [
+            ("cpuset.cpus", cpus),
+            ("cpuset.mems", ""),
+            (
+                "cpuset.cpus.effective",
+                if cpus.is_empty() { "0-3" } else { cpus },
+            ),
+            ("cgroup.procs", "7"),
+        ] {
+            m.put(&format!("sys/fs/cgroup{path}/{file}"), &format!("{text}\n"));
+        }
+    };
+    let scope = "/machine.slice/libpod-1.scope";
+    broken(
+        |m| group(m, "/machine.slice/web.service", "1-2"),
+        "warning neighbours: the cgroup \"/machine.slice/web.service\" was given the CPUs 1-2 by others \
+         than Pinfold, among them 2 of pool \"dp\": ",
+        "AllowedCPUs= of \"web.service\"",
+    );
+    // Of a container, its own or crun's scope above it.
+    for below in ["", "/container"] {
+        let hand_kept = |m: &Machine| {
+            group(m, scope, "2-3");
+            group(m, &format!("{scope}{below}"), "2-3");
+            m.put(
+                &format!("sys/fs/cgroup{scope}/cgroup.procs"),
+                if below.is_empty() { "7" } else { "" },
+            );
+            container(m, "run/runc/web", &["io.container.manager=libpod"]);
+            m.put("proc/7/cgroup", &format!("0::{scope}{below}\n"));
+        };
+        broken(
+            hand_kept,
+            "warning neighbours: podman container web was given the CPUs 2-3 by others than Pinfold, \
+             among them 2 of pool \"dp\"; 3 of pool \"dp\": ",
+            "without --cpuset-cpus",
+        );
+    }
+    // What excludes nothing says nothing, nor does what only others have, nor a group without a process.
+    for (path, cpus, procs) in [
+        ("/machine.slice/a.scope", "0-3", "7"),
+        ("/machine.slice/a.scope", "", "7"),
+        ("/machine.slice/a.scope", "0-1", "7"),
+        ("/machine.slice/a.scope", "2-3", ""),
+    ] {
+        let machine = Machine::new();
+        group(&machine, path, cpus);
+        machine.put(&format!("sys/fs/cgroup{path}/cgroup.procs"), procs);
+        assert_eq!(machine.findings(&[]), (vec![], 0), "{cpus} {procs}");
+    }
+    let machine = Machine::new();
+    group(&machine, "/system.slice/web.service", "2-3");
+    for verb in [
+        &["explain", "--pool", "dp"][..],
+        &["init", "--dry-run", "--pool", "x=2:exclusive"],
+    ] {
+        let said = String::from_utf8(machine.pinfold(verb).stderr).unwrap();
+        assert!(
+            said.contains("\"/system.slice/web.service\" was given the CPUs 2-3"),
+            "{verb:?} {said}"
+        );
+    }
+}
+
 #[test]
 fn rules_of_the_configuration() {
     let configure = |text: &'static str| move |m: &Machine| m.put("etc/pinfold/config.toml", text);

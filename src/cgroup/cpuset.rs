@@ -162,6 +162,20 @@ pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
     })
 }
 
+/// The CPUs that a group was given, as they are written, where it has fewer for it than the group above; `None` where the
+/// controller is not enabled for it, or it is gone.
+pub fn own_cpus(group: &Group) -> Result<Option<String>> {
+    let Some(masks) = masks(group)? else {
+        return Ok(None);
+    };
+    excluding(
+        group,
+        &masks.cpus,
+        CPUS,
+        effective_cpus_file(group.version()),
+    )
+}
+
 /// A group's value where it excludes anything that the group above has: on version 1 runtimes copy that one's value, and on
 /// version 2 [`restore`] leaves all of it where the kernel empties no file.
 fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<Option<String>> {

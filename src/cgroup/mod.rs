@@ -122,6 +122,11 @@ impl Hierarchy {
         })
     }
 
+    /// The topmost group that can be seen from here.
+    pub fn top(&self) -> Result<Group> {
+        self.group(&self.root)
+    }
+
     /// The parent of all groups that we make, there or not.
     pub fn parent_of_ours(&self) -> Result<Group> {
         self.group(OUR_PARENT)

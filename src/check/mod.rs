@@ -1,11 +1,14 @@
 //! Looking at everything that a container's start depends on, and changing nothing: what `pinfold check` tells.
 
 mod cdi;
+mod containers;
 mod engines;
 mod hooks;
 mod machine;
 mod pools;
 mod rules;
+
+pub use containers::{Kept, check_neighbours, check_requests, kept, running};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -92,6 +95,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     let have_shim = engines::check(scope, &mut report);
     rules::check(scope, &have_shim, &mut report);
     cdi::check(scope.site, &mut report);
+    containers::check(scope, &mut report);
     report.findings
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::unistd::geteuid;
 
-use super::{Report, machine};
+use super::{Report, check_neighbours, kept, machine};
 use crate::cpulist::CpuSet;
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, survey};
 use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
@@ -46,6 +46,9 @@ pub(super) fn check(site: &Site, report: &mut Report) {
             }
             reach(site, &survey, report);
             exclusive(site, &survey, report);
+            report
+                .findings
+                .extend(check_neighbours(site, &kept(&survey)));
         }
         Err(error) => report.error("pools", &error),
     }

@@ -8,7 +8,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tabwriter::TabWriter;
 
-use super::Settings;
+use super::{Settings, warn_of};
+use crate::check::{Scope, check_requests};
 use crate::cli::Describe;
 use crate::placement::{ListState, Owner, Survey, SurveyedList, SurveyedPool, survey};
 use crate::pools::Kind;
@@ -27,6 +28,14 @@ pub(super) fn run(args: &Describe, settings: &Settings) -> Result<u8> {
         write_table(&mut table, &survey)?;
         out.write_all(&table.into_inner()?)?;
     }
+    out.flush()?;
+    let scope = Scope {
+        site: settings.site(),
+        places: Vec::new(),
+        rules: settings.pools(),
+        runtime: settings.runtime(),
+    };
+    check_requests(&scope).iter().for_each(warn_of);
     Ok(0)
 }
 

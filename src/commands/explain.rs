@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tabwriter::TabWriter;
 
-use super::{Settings, request};
+use super::{Settings, request, warn_of_neighbours};
+use crate::check;
 use crate::cli::Explain;
-use crate::placement::{Explanation, Taken, explain};
+use crate::placement::{Explanation, Taken, explain, survey};
 use crate::request::Request;
 
 pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
@@ -18,6 +19,9 @@ pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
     for remark in &explanation.remarks {
         log::warn!("{remark}");
     }
+    let mut kept = check::kept(&survey(settings.site())?);
+    kept.retain(|list| list.pool == request.pool);
+    warn_of_neighbours(settings.site(), &kept);
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{:#}", document(&request, &explanation))?;

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use anyhow::{Result, ensure};
 use tabwriter::TabWriter;
 
-use super::Settings;
+use super::{Settings, warn_of_neighbours};
+use crate::check::Kept;
 use crate::cli::Init;
 use crate::cpulist::CpuSet;
 use crate::install::refresh_cdi;
@@ -26,6 +27,7 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
         }
     }
     let plan = plan(&stock, &specs)?;
+    warn_of_neighbours(site, &kept(&plan));
     let mut out = io::stdout().lock();
     if args.dry_run {
         writeln!(out, "would make {}:", site.conf_dir.display())?;
@@ -48,6 +50,19 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     }
     refresh_cdi(site)?;
     print(&mut out, &plan)
+}
+
+/// What the exclusive pools keep for one owner a list.
+fn kept(plan: &[PlannedPool]) -> Vec<Kept> {
+    let pools = plan.iter().filter(|pool| pool.kind == Kind::Exclusive);
+    let kept = pools.flat_map(|pool| {
+        pool.lists.iter().map(|list| Kept {
+            cpus: list.clone(),
+            pool: pool.name.clone(),
+            owner: None,
+        })
+    });
+    kept.collect()
 }
 
 fn print(out: &mut impl Write, plan: &[PlannedPool]) -> Result<u8> {

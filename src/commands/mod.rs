@@ -21,7 +21,9 @@ use anyhow::{Error, Result};
 
 pub use settings::Settings;
 
+use crate::check::{Finding, Kept, Level, check_neighbours};
 use crate::cli::{Cli, Verb, Wanted};
+use crate::placement::Site;
 use crate::request::{Asked, BadRequest, Request};
 
 /// Has whoever reads our output gone away? `describe | head` ends when its reader does.
@@ -60,6 +62,21 @@ pub fn run(cli: &Cli) -> Result<u8> {
             install::run_removal(args, &Settings::of_command_line(&cli.options)?)
         }
     }
+}
+
+/// Warns of who else was told to run on CPUs that are kept for the owners of exclusive pools.
+fn warn_of_neighbours(site: &Site, kept: &[Kept]) {
+    let found = check_neighbours(site, kept);
+    // What could not be looked at is for `pinfold check`.
+    for finding in found.iter().filter(|one| one.level == Level::Warning) {
+        warn_of(finding);
+    }
+}
+
+fn warn_of(finding: &Finding) {
+    let remedy = finding.remedy.as_deref();
+    let remedy = remedy.map_or(String::new(), |remedy| format!(": {remedy}"));
+    log::warn!("{}{remedy}", finding.text);
 }
 
 /// The request that a command line says.

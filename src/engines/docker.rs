@@ -54,6 +54,12 @@ pub fn runtime_without_ours(text: &str) -> Result<String> {
     Ok(path.unwrap_or(name).to_owned())
 }
 
+/// Where docker keeps the state of what runs, where the file says so; none where it is no JSON object.
+pub fn exec_root(text: &str) -> Option<String> {
+    let daemon = parse(text).ok()?;
+    daemon.get("exec-root")?.as_str().map(str::to_owned)
+}
+
 /// The file with our runtime, and with CDI devices where it does not say whether they are on.
 ///
 /// docker 25 to 28.1 has them off by default, later ones have them on, and earlier ones pass over that feature.

@@ -59,8 +59,12 @@ enum Monitor {
 impl Ancestry {
     /// Looks at the processes above this one.
     pub fn of_this_process(host: &Host) -> Ancestry {
+        Ancestry::of(host, std::process::id() as i32)
+    }
+
+    /// Looks at the processes above one of a container.
+    pub fn of(host: &Host, mut pid: i32) -> Ancestry {
         let mut ancestry = Ancestry::default();
-        let mut pid = std::process::id() as i32;
         for _ in 0..MOST_ANCESTORS {
             let Some(parent) = process::parent(host, pid).filter(|parent| *parent > 1) else {
                 break;
@@ -139,8 +143,32 @@ impl Ancestry {
         }
     }
 
-    /// docker keeps a container's name in its own record alone, beside the files that it mounts into the container.
     fn name_of_docker(&self, id: &str) -> Option<String> {
+        let record = DockerRecord::of(self.config.as_deref()?, id)?;
+        Some(record.name.trim_start_matches('/').to_owned())
+    }
+}
+
+/// What docker itself keeps of a container (moby: container/container.go).
+#[derive(Debug, Deserialize)]
+pub struct DockerRecord {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Name")]
+    name: String,
+    #[serde(default, rename = "Config")]
+    config: DockerConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct DockerConfig {
+    #[serde(default, rename = "Labels")]
+    labels: Option<BTreeMap<String, String>>,
+}
+
+impl DockerRecord {
+    /// The record of the container of this configuration and id: beside the files that docker mounts into it.
+    pub fn of(config: &Path, id: &str) -> Option<DockerRecord> {
         #[derive(Deserialize)]
         struct Config {
             mounts: Vec<Mount>,
@@ -150,23 +178,21 @@ impl Ancestry {
             #[serde(default)]
             source: PathBuf,
         }
-        #[derive(Deserialize)]
-        struct Record {
-            #[serde(rename = "ID")]
-            id: String,
-            #[serde(rename = "Name")]
-            name: String,
-        }
-        let config: Config = read_json(self.config.as_deref()?)?;
+        let config: Config = read_json(config)?;
         let is_its_home =
             |home: &&Path| home.ends_with(Path::new("containers").join(id)) && home.is_absolute();
         let home = config.mounts.iter().find_map(|mount| {
             let home = mount.source.parent();
             home.filter(is_its_home)
         })?;
-        let record: Record = read_json(&home.join("config.v2.json"))?;
-        let name = record.name.trim_start_matches('/').to_owned();
-        (record.id == id).then_some(name)
+        let record: DockerRecord = read_json(&home.join("config.v2.json"))?;
+        (record.id == id).then_some(record)
+    }
+
+    /// The keys of its labels.
+    pub fn labels(self) -> Vec<String> {
+        let labels = self.config.labels.unwrap_or_default();
+        labels.into_keys().collect()
     }
 }
 

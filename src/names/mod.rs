@@ -5,7 +5,7 @@ mod found;
 
 use serde::{Deserialize, Serialize};
 
-pub use found::{Ancestry, is_name_key, of_command};
+pub use found::{Ancestry, DockerRecord, is_name_key, of_command};
 
 /// The longest name that is kept, in bytes: Kubernetes' own bound for the names of pods.
 const LONGEST: usize = 253;

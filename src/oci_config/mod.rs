@@ -46,6 +46,34 @@ impl OciConfig {
         }
     }
 
+    /// One with these annotations and hooks alone.
+    pub fn of(annotations: Map<String, Value>, hooks: Value) -> OciConfig {
+        let parts = [(ANNOTATIONS, annotations.into()), ("hooks", hooks)];
+        let parts = parts.into_iter();
+        OciConfig(parts.map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
+    /// All annotations that are text, for whoever only looks.
+    pub fn plain_annotations(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.0.get(ANNOTATIONS).and_then(Value::as_object);
+        let all = all.into_iter().flatten();
+        all.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+    }
+
+    /// What the hooks that pin this container, whoever added them, have behind their stage.
+    pub fn pinning_hooks(&self) -> Vec<Vec<&str>> {
+        let stages = ["prestart", STAGES[0]].into_iter();
+        let hooks = stages.filter_map(|stage| self.at(&["hooks", stage])?.as_array());
+        let arguments = hooks.flatten().filter_map(|hook| {
+            let arguments = hook.get("args")?.as_array()?;
+            let words: Option<Vec<&str>> = arguments.iter().map(Value::as_str).collect();
+            let words = words?;
+            let is_ours = words.starts_with(&BEGINNING) && words.len() > BEGINNING.len();
+            is_ours.then(|| words[BEGINNING.len() + 1..].to_vec())
+        });
+        arguments.collect()
+    }
+
     /// Runtimes written in Go read a key in any case (encoding/json, `Unmarshal`), others as it is: what we read and write
     /// has to be the same for all.
     ///

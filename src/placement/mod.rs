@@ -4,6 +4,7 @@
 //! This is where the pool directory, the ledger and the cgroups meet; they do not know each other.
 
 mod audit;
+mod beside;
 mod change;
 mod command;
 mod container;
@@ -21,6 +22,7 @@ mod reserve;
 mod stock;
 mod survey;
 mod take_back;
+mod unpinned;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -29,6 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 pub use audit::{Audit, audit};
+pub use beside::{Neighbour, Neighbours, neighbours};
 pub use change::{Change, Changed, change};
 pub use command::{CommandPlace, pin_command};
 pub use container::{Start, pin_container};
@@ -40,6 +43,7 @@ pub use release::{Release, force_release, release};
 pub use reserve::{give_up, reserve};
 pub use stock::stock;
 pub use survey::{ListState, Owner, Survey, SurveyedList, SurveyedPool, survey};
+pub use unpinned::{Lack, labels_meant, unpinned};
 
 use life::Life;
 

@@ -1,0 +1,299 @@
+//! The containers that run: do those that ask for CPUs have some, and who else was told to run on those of exclusive pools?
+
+use std::collections::BTreeMap;
+
+use nix::unistd::geteuid;
+
+use super::{Finding, Report, Scope, hooks};
+use crate::cgroup::Hierarchy;
+use crate::containers::{self, Container, Found, Starter};
+use crate::cpulist::CpuSet;
+use crate::engines::{Engine, RUNTIME, SHIM, docker};
+use crate::host::Host;
+use crate::install::{self, Place};
+use crate::placement::{
+    Lack, Neighbour, Site, Survey, SurveyedPool, labels_meant, neighbours, unpinned,
+};
+use crate::pools::Kind;
+use crate::request::PREFIX;
+use crate::text::Shown;
+
+/// So many groups are named; a node can have a hundred that all have the same CPUs.
+const MOST_NAMED: usize = 16;
+
+/// Some CPUs, and whose they are meant to be: a pool, and its owner if there is one.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// The CPUs of one list.
+    pub cpus: CpuSet,
+    /// The pool's name.
+    pub pool: String,
+    /// Who owns the list now.
+    pub owner: Option<String>,
+}
+
+/// The containers that run on a machine, as [`containers::running`] finds them, docker's wherever its configuration says.
+pub fn running(host: &Host) -> Found {
+    let text = install::daemon_json(&Place::default_on(host));
+    let exec_root = text.ok().and_then(|(_, text)| docker::exec_root(&text));
+    containers::running(host, exec_root.as_deref())
+}
+
+pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
+    let found = running(scope.host());
+    for remark in &found.remarks {
+        report.remark("containers", remark);
+    }
+    let before = report.findings.len();
+    match unpinned(scope.site, &found.containers) {
+        Ok(lacks) => unpinned_ones(scope, &found, &lacks, report),
+        // The pools' own check says whose claims those are.
+        Err(_) if !geteuid().is_root() => return,
+        Err(error) => return report.error("containers", &error),
+    }
+    match containers::labels(scope.host(), &found.containers) {
+        Ok(labels) => labelled_ones(scope, &found, &labels, report),
+        Err(error) => {
+            let text =
+                format!("labels that may be meant for annotations are not looked at: {error:#}");
+            report.warn("containers", text, "see what `podman ps` says");
+        }
+    }
+    if report.findings.len() == before {
+        let text = match found.containers.len() {
+            0 => "none runs that could be found".to_owned(),
+            count => format!("of those that run ({count}), each that asks for CPUs has some"),
+        };
+        report.ok("containers", text);
+    }
+}
+
+/// What `check` finds of containers that ask for CPUs and have none, but for their labels; nothing where the claims cannot
+/// be read.
+pub fn check_requests(scope: &Scope<'_>) -> Vec<Finding> {
+    let mut report = Report::default();
+    let found = running(scope.host());
+    if let Ok(lacks) = unpinned(scope.site, &found.containers) {
+        unpinned_ones(scope, &found, &lacks, &mut report);
+    }
+    report.findings
+}
+
+fn unpinned_ones(scope: &Scope<'_>, found: &Found, lacks: &[(usize, Lack)], report: &mut Report) {
+    for (place, lack) in lacks {
+        one(scope, &found.containers[*place], lack, report);
+    }
+}
+
+fn labelled_ones(
+    scope: &Scope<'_>,
+    found: &Found,
+    labels: &BTreeMap<String, Vec<String>>,
+    report: &mut Report,
+) {
+    for container in &found.containers {
+        let mut annotations = container.config.plain_annotations();
+        if annotations.any(|(key, _)| key.starts_with(PREFIX)) {
+            // Whoever wrote both has what is needed.
+            continue;
+        }
+        let keys = labels.get(&container.id).into_iter().flatten();
+        for lack in labels_meant(keys.map(String::as_str)) {
+            one(scope, container, &lack, report);
+        }
+    }
+}
+
+fn one(scope: &Scope<'_>, container: &Container, lack: &Lack, report: &mut Report) {
+    let who = container.shown();
+    match lack {
+        Lack::Unseen(pool) => report.fault(
+            "containers",
+            format!(
+                "{who} asks for CPUs of pool {} and has none: neither a hook nor {SHIM} saw it start",
+                Shown(pool)
+            ),
+            remedy(scope, container),
+        ),
+        Lack::Lost(pool) => report.fault(
+            "containers",
+            format!("{who} asks for CPUs of pool {} and has none any more", Shown(pool)),
+            "start it again, if nobody released them on purpose",
+        ),
+        Lack::Unrefused(bad) => report.fault(
+            "containers",
+            format!("{who} runs, and nothing of Pinfold's saw what would have been refused: {bad}"),
+            remedy(scope, container),
+        ),
+        Lack::Misspelt { key, meant } => report.warn(
+            "containers",
+            format!("{who} has the annotation {}, which asks for nothing", Shown(key)),
+            format!("make it anew with the annotation {}", Shown(meant)),
+        ),
+        Lack::Label { key, meant } => report.warn(
+            "containers",
+            format!("{who} has the label {}, which asks for nothing", Shown(key)),
+            format!("make it anew with --annotation {meant}=… in place of --label"),
+        ),
+    }
+}
+
+/// How whoever started it lets us see its next start.
+fn remedy(scope: &Scope<'_>, container: &Container) -> String {
+    let install = |engine: Engine, restart: &str| match knows_us(scope, engine) {
+        true => String::new(),
+        false => format!("`pinfold install {}`{restart}, and ", engine.word()),
+    };
+    match &container.starter {
+        Starter::Docker => format!(
+            "{}make it anew with `docker run --runtime {RUNTIME}`",
+            install(Engine::Docker, ", `systemctl restart docker`")
+        ),
+        Starter::Podman if container.user != 0 => {
+            "`pinfold install podman --user`, and `podman restart` it".to_owned()
+        }
+        Starter::Podman => format!(
+            "{}`podman restart {}`",
+            install(Engine::Podman, ""),
+            container.name()
+        ),
+        Starter::Crio => format!(
+            "{}make its pod anew",
+            install(Engine::Crio, ", `systemctl restart crio`")
+        ),
+        Starter::Cri => format!(
+            "{}make its pod anew with a RuntimeClass of the handler {RUNTIME}",
+            install(Engine::Containerd, ", `systemctl restart containerd`")
+        ),
+        Starter::Containerd(_) => {
+            format!("make it anew with `ctr run --runc-binary` and the path of {SHIM}")
+        }
+        Starter::Runtime(runtime) => {
+            format!("make it anew with {SHIM} in place of {runtime}")
+        }
+    }
+}
+
+/// Is an engine told of us? Where that cannot be found out, another check says why.
+fn knows_us(scope: &Scope<'_>, engine: Engine) -> bool {
+    let place = Place::default_on(scope.host());
+    match engine {
+        Engine::Podman => install::podman_files(&place).is_ok_and(|files| {
+            hooks::check(
+                scope,
+                &files.all.hooks_dirs(),
+                engine,
+                &mut Report::default(),
+            )
+        }),
+        Engine::Crio => install::crio_files(&place).is_ok_and(|files| {
+            hooks::check(scope, &files.all.hooks_dirs, engine, &mut Report::default())
+        }),
+        Engine::Containerd => install::containerd_configuration(&place)
+            .is_ok_and(|all| all.files.iter().any(|file| file.handler(RUNTIME).is_some())),
+        Engine::Docker => install::daemon_json(&place)
+            .and_then(|(_, text)| docker::read(&text))
+            .is_ok_and(|wiring| wiring.shim.is_some()),
+    }
+}
+
+/// Who else was told to run on CPUs that are kept for the owners of exclusive pools, and was not told by us.
+pub fn check_neighbours(site: &Site, kept: &[Kept]) -> Vec<Finding> {
+    let mut report = Report::default();
+    if Hierarchy::discover(&site.host).is_err() {
+        // The machine's own check says why.
+        return report.findings;
+    }
+    let mut cpus = CpuSet::new();
+    kept.iter().for_each(|list| cpus.extend(&list.cpus));
+    let running = running(&site.host).containers;
+    match neighbours(site, &cpus, &running) {
+        Ok(found) => {
+            let (named, rest) = found.groups.split_at(found.groups.len().min(MOST_NAMED));
+            for neighbour in named {
+                let container = neighbour.container.map(|place| &running[place]);
+                one_neighbour(neighbour, container, kept, &mut report);
+            }
+            if !rest.is_empty() || found.is_cut {
+                let text = match rest.len() {
+                    0 => "there are more cgroups than are looked at".to_owned(),
+                    more => format!("{more} more cgroups have CPUs of exclusive pools"),
+                };
+                report.warn("neighbours", text, "see to these first");
+            }
+        }
+        Err(_) if !geteuid().is_root() => {}
+        Err(error) => report.error("neighbours", &error),
+    }
+    report.findings
+}
+
+/// What the exclusive pools keep for one owner a list.
+pub fn kept(survey: &Survey) -> Vec<Kept> {
+    let is_exclusive = |pool: &&SurveyedPool| pool.kind == Kind::Exclusive;
+    let lists = survey.pools.iter().filter(is_exclusive).flat_map(|pool| {
+        let of_pool = move |list| (pool, list);
+        pool.lists.iter().map(of_pool)
+    });
+    let kept = lists.filter_map(|(pool, list)| {
+        let owner = list.owners.iter().find(|owner| owner.alive);
+        Some(Kept {
+            cpus: list.name.parse().ok()?,
+            pool: pool.name.clone(),
+            owner: owner.map(|owner| owner.name.clone()),
+        })
+    });
+    kept.collect()
+}
+
+fn one_neighbour(
+    neighbour: &Neighbour,
+    container: Option<&Container>,
+    kept: &[Kept],
+    report: &mut Report,
+) {
+    let touched = kept
+        .iter()
+        .filter(|list| !list.cpus.is_disjoint(&neighbour.cpus));
+    let touched: Vec<String> = touched
+        .map(|list| {
+            let pool = Shown(&list.pool);
+            match &list.owner {
+                Some(owner) => format!("{} of pool {pool}, which {} owns", list.cpus, Shown(owner)),
+                None => format!("{} of pool {pool}", list.cpus),
+            }
+        })
+        .collect();
+    let who = match container {
+        Some(container) => container.shown(),
+        None => format!("the cgroup {}", Shown(&neighbour.path)),
+    };
+    let text = format!(
+        "{who} was given the CPUs {} by others than Pinfold, among them {}",
+        neighbour.cpus,
+        touched.join("; ")
+    );
+    report.warn("neighbours", text, neighbour_remedy(neighbour, container));
+}
+
+fn neighbour_remedy(neighbour: &Neighbour, container: Option<&Container>) -> String {
+    let apart = "or leave them out of pools";
+    match container.map(|container| &container.starter) {
+        Some(Starter::Cri | Starter::Crio) => {
+            format!("keep the kubelet's CPU manager off them (reservedSystemCPUs), {apart}")
+        }
+        Some(Starter::Docker | Starter::Podman) => {
+            format!("make it anew without --cpuset-cpus, {apart}: docs/recipes.md has the way")
+        }
+        Some(_) => format!("take them out of its configuration, {apart}"),
+        None => match neighbour.path.rsplit('/').next().unwrap_or_default() {
+            unit if [".slice", ".service", ".scope"]
+                .iter()
+                .any(|end| unit.ends_with(end)) =>
+            {
+                format!("take them out of AllowedCPUs= of {}, {apart}", Shown(unit))
+            }
+            _ => format!("write others into its cpuset.cpus, {apart}"),
+        },
+    }
+}

@@ -1,0 +1,141 @@
+//! Where the state of containers is kept.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::unistd::geteuid;
+
+use crate::files;
+use crate::host::Host;
+
+/// Where OCI runtimes keep their state where nothing else is said: `--root` of runc(8), crun(1).
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+/// Directories of docker's, which has a root a runtime and, in each, a directory for its namespace of containerd.
+const DOCKERS: [&str; 2] = ["/run/docker", "/run/snap.docker"];
+
+/// Where containerd's shim has the runtime keep its state, a directory for each namespace (containerd: `runc.v2`).
+const CONTAINERD_RUNC: &str = "/run/containerd/runc";
+
+/// State directories of containerd, in which each namespace has its tasks' bundles; those of docker's own containerd are
+/// below docker's.
+const CONTAINERDS: [&str; 3] = [
+    "/run/containerd",
+    "/run/k3s/containerd",
+    "/var/snap/microk8s/common/run/containerd",
+];
+const TASKS: &str = "io.containerd.runtime.v2.task";
+
+/// Where users' runtimes keep theirs: `$XDG_RUNTIME_DIR`, as systemd sets it (pam_systemd(8)).
+const USERS: &str = "/run/user";
+
+/// So many names of a directory of directories are looked at.
+const MOST_DIRECTORIES: usize = 1024;
+
+/// What a directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The state of a container.
+    State,
+    /// The bundle of a task of containerd's.
+    Bundle,
+}
+
+/// A directory with a directory for each container.
+#[derive(Debug)]
+pub(super) struct Root {
+    pub(super) dir: PathBuf,
+    pub(super) form: Form,
+    /// containerd's name for what belongs to one client.
+    pub(super) namespace: Option<String>,
+    /// The runtime whose own directory it is, or the one that the engine takes if nobody names another.
+    pub(super) runtime: &'static str,
+    /// Whom all in there has to belong to.
+    pub(super) user: u32,
+}
+
+/// All that there are, the runtimes' own first: these know when a process started.
+pub(super) fn all(host: &Host, docker_exec_root: Option<&str>) -> Vec<Root> {
+    let mut roots = Vec::new();
+    let of_root = |dir: PathBuf, form, namespace| Root {
+        dir,
+        form,
+        namespace,
+        runtime: RUNTIMES[0],
+        user: 0,
+    };
+    for runtime in RUNTIMES {
+        let dir = host.path("/run").join(runtime);
+        roots.push(Root {
+            runtime,
+            ..of_root(dir, Form::State, None)
+        });
+    }
+    let dockers: Vec<&str> = DOCKERS.into_iter().chain(docker_exec_root).collect();
+    let mut bundles: Vec<PathBuf> = CONTAINERDS.iter().map(|dir| host.path(dir)).collect();
+    let mut states = vec![host.path(CONTAINERD_RUNC)];
+    for docker in dockers {
+        let docker = host.path(docker);
+        let runtimes = directories(&docker);
+        let runtimes = runtimes.filter(|(name, _)| name.starts_with("runtime-"));
+        states.extend(runtimes.map(|(_, dir)| dir));
+        bundles.push(docker.join("containerd/daemon"));
+    }
+    let bundles = bundles.into_iter().map(|dir| dir.join(TASKS));
+    let states = states.into_iter().map(|dir| (dir, Form::State));
+    for (dir, form) in states.chain(bundles.map(|dir| (dir, Form::Bundle))) {
+        for (namespace, dir) in directories(&dir) {
+            roots.push(of_root(dir, form, Some(namespace)));
+        }
+    }
+    for (name, dir) in directories(&host.path(USERS)) {
+        let Ok(user) = name.parse() else { continue };
+        // Root's own is the system's.
+        for runtime in RUNTIMES.into_iter().filter(|_| user != 0) {
+            roots.push(Root {
+                runtime,
+                user,
+                ..of_root(dir.join(runtime), Form::State, None)
+            });
+        }
+    }
+    roots.retain(|root| belongs_to(&root.dir, root.user));
+    roots
+}
+
+/// Is it a directory, not a link to one, that belongs to this user, to us or to root?
+pub(super) fn belongs_to(dir: &Path, user: u32) -> bool {
+    let trusted = [0, user, geteuid().as_raw()];
+    let looks = dir.symlink_metadata();
+    looks.is_ok_and(|looks| looks.is_dir() && trusted.contains(&looks.uid()))
+}
+
+/// The directories in a directory; none where it cannot be listed: nobody but root can look into many of them.
+fn directories(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
+    let mut names = names_in(dir, MOST_DIRECTORIES).unwrap_or_default();
+    names.sort();
+    let dir = dir.to_owned();
+    names.into_iter().map(move |name| {
+        let path = dir.join(&name);
+        (name, path)
+    })
+}
+
+/// At most so many names of a directory; none where it is not there.
+pub(super) fn names_in(dir: &Path, most: usize) -> Result<Vec<String>> {
+    let attempt = || -> io::Result<Vec<OsString>> {
+        let entries = std::fs::read_dir(dir)?.take(most);
+        entries.map(|entry| Ok(entry?.file_name())).collect()
+    };
+    match attempt() {
+        Err(error) if files::is_gone(&error) => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("list {}", dir.display())),
+        Ok(names) => Ok(names
+            .into_iter()
+            .filter_map(|name| name.into_string().ok())
+            .collect()),
+    }
+}

@@ -1,0 +1,154 @@
+//! Reading the state of one container: as runc keeps it, as crun does, and as containerd's task bundles have it.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::MOST_BYTES;
+use crate::files;
+use crate::host::Host;
+use crate::oci_config::OciConfig;
+
+const CONFIG: &str = "config.json";
+
+/// What is known of a container.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) pid: i32,
+    /// When the process started, in clock ticks since boot, where the runtime noted it.
+    pub(super) start: Option<u64>,
+    /// When the number was written, in seconds since the epoch.
+    pub(super) written: i64,
+    pub(super) config: OciConfig,
+    /// Where the configuration was when the container was made.
+    pub(super) config_path: PathBuf,
+}
+
+/// runc's `state.json` (runc: libcontainer/container.go, `BaseState`).
+#[derive(Deserialize)]
+struct Runc {
+    init_process_pid: i32,
+    init_process_start: u64,
+    config: RuncConfig,
+}
+
+/// Of it (libcontainer/configs/config.go): annotations are among the labels, as `key=value`.
+#[derive(Deserialize)]
+struct RuncConfig {
+    #[serde(default)]
+    labels: Vec<String>,
+    #[serde(default, rename = "Hooks")]
+    hooks: Value,
+}
+
+/// crun's `status` (crun: src/libcrun/status.c); older ones note no start.
+#[derive(Deserialize)]
+struct Crun {
+    pid: i32,
+    #[serde(default, rename = "process-start-time")]
+    start: Option<u64>,
+    #[serde(default)]
+    bundle: String,
+}
+
+/// The state in a runtime's directory of a container; `None` where there is none, or none of a known form.
+pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<State>> {
+    if let Some((text, written)) = read(&dir.join("state.json"))? {
+        // Another runtime's state can have this name too.
+        let state = serde_json::from_str::<Runc>(&text).ok();
+        return Ok(state.map(|state| State {
+            pid: state.init_process_pid,
+            start: Some(state.init_process_start),
+            written,
+            config_path: host.path(state.config.bundle()).join(CONFIG),
+            config: state.config.into_oci(),
+        }));
+    }
+    let status = dir.join("status");
+    let Some((text, written)) = read(&status)? else {
+        return Ok(None);
+    };
+    let state: Crun =
+        serde_json::from_str(&text).with_context(|| format!("read {}", status.display()))?;
+    // A copy of what the container was started with; older ones made none.
+    let bundle = host.path(&state.bundle);
+    let config = match config(dir)? {
+        None if state.bundle.starts_with('/') => config(&bundle)?,
+        copy => copy,
+    };
+    Ok(config.map(|config| State {
+        pid: state.pid,
+        start: state.start.filter(|start| *start != 0),
+        written,
+        config,
+        config_path: bundle.join(CONFIG),
+    }))
+}
+
+/// The same of a task's bundle.
+pub(super) fn of_bundle(dir: &Path) -> Result<Option<State>> {
+    let Some((pid, written)) = read(&dir.join("init.pid"))? else {
+        return Ok(None);
+    };
+    let (Ok(pid), Some(config)) = (pid.trim().parse(), config(dir)?) else {
+        return Ok(None);
+    };
+    Ok(Some(State {
+        pid,
+        start: None,
+        written,
+        config,
+        config_path: dir.join(CONFIG),
+    }))
+}
+
+fn config(dir: &Path) -> Result<Option<OciConfig>> {
+    let path = dir.join(CONFIG);
+    let Some((text, _)) = read(&path)? else {
+        return Ok(None);
+    };
+    let config = OciConfig::parse(&text).with_context(|| format!("read {}", path.display()))?;
+    Ok(Some(config))
+}
+
+/// A file's text and when it was last written; `None` where it is not there.
+fn read(path: &Path) -> Result<Option<(String, i64)>> {
+    let file = match files::open_regular(path) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        other => other?,
+    };
+    let attempt = || -> io::Result<(String, i64)> {
+        let written = file.metadata()?.mtime();
+        Ok((files::read_bounded(&file, MOST_BYTES)?, written))
+    };
+    let read = attempt().with_context(|| format!("read {}", path.display()))?;
+    Ok(Some(read))
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(files::is_gone)
+}
+
+impl RuncConfig {
+    /// The last label of this key is runc's own.
+    fn bundle(&self) -> &str {
+        let mut labels = self.labels.iter().rev();
+        let bundle = labels.find_map(|label| label.strip_prefix("bundle="));
+        bundle.unwrap_or_default()
+    }
+
+    /// What we read of a configuration, as the container had it when it was started.
+    fn into_oci(self) -> OciConfig {
+        let annotation = |label: &String| {
+            let (key, value) = label.split_once('=')?;
+            Some((key.to_owned(), Value::from(value)))
+        };
+        let annotations: Map<String, Value> = self.labels.iter().filter_map(annotation).collect();
+        OciConfig::of(annotations, self.hooks)
+    }
+}

@@ -1,0 +1,158 @@
+//! Who else was told to run on CPUs of exclusive pools: cgroups whose cpuset somebody chose by hand.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+
+use super::Site;
+use crate::cgroup::{Group, Hierarchy, cpuset};
+use crate::claims::{Entry, Ledger};
+use crate::containers::Container;
+use crate::cpulist::CpuSet;
+
+/// So many groups are looked at: whoever may make groups of its own can make any number.
+const MOST_GROUPS: usize = 20_000;
+
+/// A group, outside our books, that was given CPUs, and processes that run there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The group's path.
+    pub path: String,
+    /// The CPUs that it really has.
+    pub cpus: CpuSet,
+    /// The container whose group it is, by its place among those that were named.
+    pub container: Option<usize>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Neighbours {
+    /// The groups, from the top of the hierarchy.
+    pub groups: Vec<Neighbour>,
+    /// Were there more groups than are looked at?
+    pub is_cut: bool,
+}
+
+/// Finds the groups in which processes run on any of these CPUs because the group, and not one above it alone, says so. A
+/// group without CPUs of its own is none, nor is one that has all that the group above it has, nor an owner's.
+///
+/// # Errors
+/// No hierarchy with cpusets; claims that cannot be read.
+pub fn neighbours(site: &Site, cpus: &CpuSet, containers: &[Container]) -> Result<Neighbours> {
+    let hierarchy = Hierarchy::discover(&site.host)?;
+    let group_of = |(place, container): (usize, &Container)| {
+        let group = hierarchy.group_of(&site.host, container.process.pid);
+        Some((group.ok()??.path().to_owned(), place))
+    };
+    let mut walk = Walk {
+        cpus,
+        containers: containers.iter().enumerate().filter_map(group_of).collect(),
+        owners: owners(site)?,
+        seen: BTreeSet::new(),
+        found: Neighbours::default(),
+    };
+    walk.all(hierarchy.top()?);
+    Ok(walk.found)
+}
+
+/// The groups of owners, by path and inode.
+fn owners(site: &Site) -> Result<BTreeSet<(String, u64)>> {
+    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
+        return Ok(BTreeSet::new());
+    };
+    let entries = ledger.all()?;
+    let claims = entries.iter().filter_map(Entry::claim);
+    let groups = claims.filter_map(|claim| claim.cgroup.as_ref());
+    Ok(groups
+        .map(|group| (group.path.clone(), group.inode))
+        .collect())
+}
+
+struct Walk<'a> {
+    cpus: &'a CpuSet,
+    containers: BTreeMap<String, usize>,
+    owners: BTreeSet<(String, u64)>,
+    /// The groups that are among the found already.
+    seen: BTreeSet<String>,
+    found: Neighbours,
+}
+
+/// A group that waits to be looked at, with the nearest one, itself or above it, that has CPUs of its own.
+struct Next {
+    group: Group,
+    giver: Option<Group>,
+}
+
+impl Walk<'_> {
+    /// What cannot be looked at is gone, or of a kind that has no processes of its own.
+    fn all(&mut self, top: Group) {
+        let mut waiting = vec![Next {
+            group: top,
+            giver: None,
+        }];
+        let mut count = 0;
+        while let Some(next) = waiting.pop() {
+            count += 1;
+            if count > MOST_GROUPS {
+                self.found.is_cut = true;
+                return;
+            }
+            if self.is_owners(&next.group) {
+                continue;
+            }
+            let giver = match cpuset::own_cpus(&next.group) {
+                Ok(Some(_)) => Some(next.group.clone()),
+                _ => next.giver,
+            };
+            if let Some(giver) = &giver {
+                self.look_at(&next.group, giver);
+            }
+            let children = next.group.children().unwrap_or_default().into_iter().rev();
+            waiting.extend(children.map(|group| Next {
+                group,
+                giver: giver.clone(),
+            }));
+        }
+    }
+
+    fn is_owners(&self, group: &Group) -> bool {
+        let inode = group.inode().ok().flatten();
+        inode.is_some_and(|inode| self.owners.contains(&(group.path().to_owned(), inode)))
+    }
+
+    fn look_at(&mut self, group: &Group, giver: &Group) {
+        let Ok(Some(cpus)) = cpuset::effective_cpus(giver) else {
+            return;
+        };
+        if cpus.is_disjoint(self.cpus) || self.seen.contains(giver.path()) {
+            return;
+        }
+        if group.pids().is_ok_and(|pids| !pids.is_empty()) {
+            self.seen.insert(giver.path().to_owned());
+            self.found.groups.push(Neighbour {
+                path: giver.path().to_owned(),
+                cpus,
+                container: self.container(giver),
+            });
+        }
+    }
+
+    /// The container that a group is of: its own, one below that, or the scope that is made for it alone.
+    fn container(&self, giver: &Group) -> Option<usize> {
+        let mut above = Some(giver.clone());
+        while let Some(group) = above {
+            if let Some(place) = self.containers.get(group.path()) {
+                return Some(*place);
+            }
+            above = group.parent();
+        }
+        let mut below = self.containers.iter();
+        let is_its = |path: &str| {
+            let rest = path.strip_prefix(giver.path());
+            giver.path().ends_with(".scope") && rest.is_some_and(|rest| rest.starts_with('/'))
+        };
+        below
+            .find(|(path, _)| is_its(path))
+            .map(|(_, place)| *place)
+    }
+}

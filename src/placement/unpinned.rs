@@ -1,0 +1,116 @@
+//! Containers that run, ask for CPUs in their configuration, and were given none: whoever started them left us out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use nix::unistd::geteuid;
+
+use super::Site;
+use crate::cgroup::{Hierarchy, cpuset};
+use crate::claims::{Entry, Ledger};
+use crate::containers::Container;
+use crate::process::Process;
+use crate::request::{self, BadRequest};
+
+/// Why a container has no CPUs of its own that may be meant to have some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// It asks for CPUs of this pool, and nothing of ours saw it start.
+    Unseen(String),
+    /// It asks for CPUs of this pool, had some when it started, and nobody holds any for it now.
+    Lost(String),
+    /// Nothing of ours saw it start, which would have refused what it asks.
+    Unrefused(BadRequest),
+    /// It has an annotation that is none of ours and looks much like one.
+    Misspelt {
+        /// The annotation's key.
+        key: String,
+        /// The key that was probably meant.
+        meant: String,
+    },
+    /// It has a label, which no runtime sees, where an annotation was probably meant.
+    Label {
+        /// The label's key.
+        key: String,
+        /// The annotation's key that was probably meant.
+        meant: String,
+    },
+}
+
+/// What the containers of `all` lack that whoever runs this started: others' have books of their own. By their places in
+/// `all`.
+///
+/// # Errors
+/// The claims cannot be read, or a container's group.
+pub fn unpinned(site: &Site, all: &[Container]) -> Result<Vec<(usize, Lack)>> {
+    let mut lacks = Vec::new();
+    let mut owners = None;
+    let own = all.iter().enumerate();
+    for (place, container) in own.filter(|(_, one)| one.user == geteuid().as_raw()) {
+        for (key, _) in container.config.plain_annotations() {
+            if let Some(meant) = request::meant(key) {
+                let key = key.to_owned();
+                lacks.push((place, Lack::Misspelt { key, meant }));
+            }
+        }
+        let annotations = container.config.plain_annotations();
+        let ours = annotations.filter(|(key, _)| request::is_ours(key));
+        let ours: BTreeMap<String, String> = ours
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let asked = request::from_annotations(&ours);
+        if asked == Ok(None) {
+            continue;
+        }
+        // Nobody without a request makes us read what others own.
+        let owners = match &mut owners {
+            Some(owners) => owners,
+            none => none.insert(owners_of(site)?),
+        };
+        let has_hook = !container.config.pinning_hooks().is_empty();
+        let lack = match asked {
+            Ok(None) => None,
+            Ok(Some(_)) if owners.contains(&container.process) => None,
+            Ok(Some(request)) if !has_hook => Some(Lack::Unseen(request.pool)),
+            Ok(Some(request)) if is_free(site, container)? => Some(Lack::Lost(request.pool)),
+            // Confined, so an owner in another pool directory.
+            Ok(Some(_)) => None,
+            Err(bad) => (!has_hook).then_some(Lack::Unrefused(bad)),
+        };
+        lacks.extend(lack.map(|lack| (place, lack)));
+    }
+    Ok(lacks)
+}
+
+/// Which of its labels look like annotations of ours.
+pub fn labels_meant<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<Lack> {
+    let lack = |key: &str| {
+        let ours = key.starts_with(request::PREFIX).then(|| key.to_owned());
+        let meant = ours.or_else(|| request::meant(key))?;
+        let key = key.to_owned();
+        Some(Lack::Label { key, meant })
+    };
+    keys.filter_map(lack).collect()
+}
+
+/// The processes that stand for an owner.
+fn owners_of(site: &Site) -> Result<BTreeSet<Process>> {
+    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
+        return Ok(BTreeSet::new());
+    };
+    let entries = ledger.all()?;
+    let claims = entries.iter().filter_map(Entry::claim);
+    let owners = claims.flat_map(|claim| claim.processes.iter().chain([&claim.owner]).copied());
+    Ok(owners.collect())
+}
+
+/// May it run wherever the groups above it may?
+fn is_free(site: &Site, container: &Container) -> Result<bool> {
+    let hierarchy = Hierarchy::discover(&site.host)?;
+    let group = hierarchy.group_of(&site.host, container.process.pid)?;
+    let Some(group) = group else { return Ok(false) };
+    let Some(masks) = cpuset::masks(&group)? else {
+        return Ok(true);
+    };
+    Ok(cpuset::chosen(&group, &masks)?.cpus.is_none())
+}
