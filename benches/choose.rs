@@ -10,7 +10,7 @@ use pinfold::choose::{Offer, Reach, Situation, Want, choose, cpus_that_matter};
 use pinfold::cpulist::CpuSet;
 use pinfold::pools::Kind;
 use pinfold::request::{Numa, Size};
-use pinfold::topology::{Group, Levels};
+use pinfold::topology::{Gaps, Group, Levels};
 
 const CORES: u32 = 512;
 const RUNS: usize = 200;
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         packages: groups(256),
         caches: groups(8),
         cores: groups(1),
+        gaps: Gaps::default(),
     };
     let lists: Vec<CpuSet> = levels.cores.iter().map(|core| core.cpus.clone()).collect();
     let threads: Vec<CpuSet> = (0..CORES)

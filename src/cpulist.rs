@@ -9,6 +9,9 @@ use crate::text::Shown;
 /// The largest CPU number that is accepted: the kernel's `NR_CPUS` is at most 8192 on every architecture.
 pub const LARGEST_CPU: u32 = 8191;
 
+/// How many digits a whole group of the kernel's mask format has.
+const MASK_DIGITS: usize = 8;
+
 /// A set of CPU numbers, each from 0 to [`LARGEST_CPU`].
 ///
 /// Printed and parsed as the List Format of cpuset(7), `0-2,8-10`; strides of bitmap lists
@@ -33,6 +36,15 @@ impl fmt::Display for BadCpuList {
 }
 
 impl std::error::Error for BadCpuList {}
+
+/// What a kernel file with a list or a number says: kernels in use end some in NUL, and print `(null)` for a set that
+/// they have not made, which is then none.
+pub fn of_kernel(text: &str) -> &str {
+    match text.split('\0').next().unwrap_or_default().trim() {
+        "(null)" => "",
+        text => text,
+    }
+}
 
 impl CpuSet {
     /// The set without any CPU.
@@ -85,6 +97,11 @@ impl CpuSet {
         CpuSet(&self.0 - &other.0)
     }
 
+    /// Adds a CPU.
+    pub fn insert(&mut self, cpu: u32) {
+        self.0.insert(cpu);
+    }
+
     /// Adds the CPUs of `other`.
     pub fn extend(&mut self, other: &CpuSet) {
         self.0.extend(&other.0);
@@ -94,6 +111,29 @@ impl CpuSet {
     pub fn to_numbers(&self) -> String {
         let numbers: Vec<String> = self.iter().map(|cpu| cpu.to_string()).collect();
         numbers.join(",")
+    }
+
+    /// Parses the kernel's mask format: hexadecimal, in groups of 32 bits that commas part, the lowest CPU in the lowest
+    /// bit (cpuset(7), "Mask Format"). `None` for anything else, and for CPUs above [`LARGEST_CPU`].
+    pub fn from_hex_mask(text: &str) -> Option<CpuSet> {
+        let groups: Vec<&str> = text.split(',').collect();
+        let is_whole = |group: &&str| group.len() == MASK_DIGITS;
+        if groups[0].is_empty() || !groups[1..].iter().all(is_whole) {
+            return None;
+        }
+        let mut cpus = BTreeSet::new();
+        let digits: Vec<char> = groups.concat().chars().rev().collect();
+        for (place, digit) in digits.into_iter().enumerate() {
+            let value = digit.to_digit(16)?;
+            for bit in (0..4).filter(|bit| value >> bit & 1 == 1) {
+                let cpu = u32::try_from(place).ok()?.checked_mul(4)? + bit;
+                if cpu > LARGEST_CPU {
+                    return None;
+                }
+                cpus.insert(cpu);
+            }
+        }
+        Some(CpuSet(cpus))
     }
 
     /// Upper-case hexadecimal without prefix, the lowest CPU in the lowest bit, no leading zeros; `0` for none.
@@ -243,6 +283,43 @@ mod tests {
             ("64", "10000000000000000"),
         ] {
             assert_eq!(set(text).to_hex_mask(), mask, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn masks_of_the_kernel() {
+        for (mask, text) in [
+            ("0", Some("")),
+            ("f", Some("0-3")),
+            ("10F", Some("0-3,8")),
+            ("00000003,00000000", Some("32-33")),
+            ("1,00000000,80000001", Some("0,31,64")),
+            ("", None),
+            (",00000001", None),
+            ("1,0001", None),
+            ("0xf", None),
+            ("(null)", None),
+            ("0-3", None),
+        ] {
+            assert_eq!(CpuSet::from_hex_mask(mask), text.map(set), "{mask}");
+        }
+        let beyond = format!("1,{}", ["00000000"; 256].join(","));
+        assert_eq!(CpuSet::from_hex_mask(&beyond), None);
+        assert_eq!(CpuSet::from_hex_mask(&beyond[2..]), Some(set("")));
+    }
+
+    #[test]
+    fn what_kernels_put_around_a_list() {
+        for (text, said) in [
+            ("0-3\n", "0-3"),
+            ("0-3\0", "0-3"),
+            ("0-3\n\0", "0-3"),
+            ("0-3\0rest\n", "0-3"),
+            ("\n", ""),
+            ("\0", ""),
+            ("(null)\n", ""),
+        ] {
+            assert_eq!(of_kernel(text), said, "{text:?}");
         }
     }
 

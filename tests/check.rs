@@ -60,6 +60,29 @@ impl Machine {
         ] {
             machine.put(path, content);
         }
+        for (file, content) in [
+            ("cpu/present", "0-3\n"),
+            ("node/online", "0\n"),
+            ("node/has_cpu", "0\n"),
+            ("node/has_memory", "0\n"),
+            ("node/node0/cpulist", "0-3\n"),
+            ("node/node0/meminfo", "Node 0 MemTotal: 1048576 kB\n"),
+        ] {
+            machine.put(&format!("sys/devices/system/{file}"), content);
+        }
+        for cpu in 0..4 {
+            for (file, content) in [
+                ("topology/package_cpus_list", "0-3\n"),
+                ("topology/physical_package_id", "0\n"),
+                ("topology/core_cpus_list", &format!("{cpu}\n")),
+                ("cache/index3/shared_cpu_list", "0-3\n"),
+                ("cache/index3/level", "3\n"),
+                ("cache/index3/size", "16384K\n"),
+            ] {
+                let path = format!("sys/devices/system/cpu/cpu{cpu}/{file}");
+                machine.put(&path, content);
+            }
+        }
         machine.mode("etc/kcm/lock", 0o600);
         machine.mode("usr/local/bin/pinfold", 0o755);
         symlink("pinfold", machine.path("usr/local/bin/pinfold-runtime")).unwrap();
@@ -167,6 +190,30 @@ fn where_all_is_well_every_line_is_ok() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+}
+
+#[test]
+fn sysfs_that_does_not_tell() {
+    let cpu = |file: &str| format!("sys/devices/system/cpu/{file}");
+    broken(
+        |m| m.put(&cpu("online"), "\n"),
+        "fault topology",
+        "names no CPU",
+    );
+    broken(
+        |m| {
+            (0..4).for_each(|n| fs::remove_dir_all(m.path(&cpu(&format!("cpu{n}/cache")))).unwrap())
+        },
+        "warning topology",
+        "cpu*/cache is missing, or tells nothing (0-3)",
+    );
+    // What another file tells is no warning, and is named all the same.
+    let machine = Machine::new();
+    machine.put("sys/devices/system/node/has_cpu", "\n");
+    machine.put(&cpu("isolated"), "(null)\n");
+    assert_eq!(machine.findings(&[]).0, [""; 0]);
+    let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
+    assert!(text.contains("node/has_cpu is empty"), "{text}");
 }
 
 #[test]

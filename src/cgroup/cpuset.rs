@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 
 use super::{Group, Version};
-use crate::cpulist::CpuSet;
+use crate::cpulist::{self, CpuSet};
 use crate::files;
+use crate::text::Shown;
 
 const CPUS: &str = "cpuset.cpus";
 const MEMS: &str = "cpuset.mems";
@@ -78,7 +79,7 @@ fn read_set(group: &Group, file: &str) -> Result<Option<CpuSet>> {
     let Some(text) = files::read_if_there(&path)? else {
         return Ok(None);
     };
-    let set = text
+    let set = cpulist::of_kernel(&text)
         .parse()
         .with_context(|| format!("read {}", path.display()))?;
     Ok(Some(set))
@@ -96,8 +97,8 @@ pub fn masks(group: &Group) -> Result<Option<Masks>> {
         return Ok(None);
     };
     Ok(Some(Masks {
-        cpus: cpus.trim().to_owned(),
-        mems: mems.trim().to_owned(),
+        cpus: cpulist::of_kernel(&cpus).to_owned(),
+        mems: cpulist::of_kernel(&mems).to_owned(),
     }))
 }
 
@@ -119,6 +120,15 @@ pub fn bound(group: &Group) -> Result<Bound> {
         let cpus = effective_cpus(&group)?;
         let says = |cpus: &CpuSet| group.version() == Version::V2 || !cpus.is_empty();
         if let Some(cpus) = cpus.filter(says) {
+            ensure!(
+                !cpus.is_empty(),
+                "{} names no CPU: partitions below {} have all of them",
+                group
+                    .dir()
+                    .join(effective_cpus_file(group.version()))
+                    .display(),
+                Shown(group.path())
+            );
             return Ok(Bound {
                 cpus,
                 nearest: group,
@@ -179,7 +189,9 @@ pub fn own_cpus(group: &Group) -> Result<Option<String>> {
 /// A group's value where it excludes anything that the group above has: on version 1 runtimes copy that one's value, and on
 /// version 2 [`restore`] leaves all of it where the kernel empties no file.
 fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<Option<String>> {
-    let own: CpuSet = value.parse()?;
+    let own: CpuSet = value
+        .parse()
+        .with_context(|| format!("read {}", group.dir().join(file).display()))?;
     let file = match group.version() {
         Version::V1 => file,
         Version::V2 => effective,
@@ -200,7 +212,7 @@ pub fn scope_in_the_way(group: &Group, cpus: &CpuSet) -> Result<Option<Group>> {
     let Some(scope) = scope_above(group) else {
         return Ok(None);
     };
-    let own: CpuSet = masks(&scope)?.unwrap_or_default().cpus.parse()?;
+    let own = read_set(&scope, CPUS)?.unwrap_or_default();
     let is_in_the_way = !own.is_empty()
         && !cpus.is_subset(&own)
         && scope.pids()?.is_empty()

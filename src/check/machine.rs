@@ -5,6 +5,7 @@ use crate::cgroup::{Hierarchy, Version, cpuset};
 use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
+use crate::topology::{Topology, remarks};
 
 /// The first kernel with the cpuset controller on cgroup version 2 (kernel: 5.0's cgroup-v2.rst).
 const V2_CPUSETS: (u32, u32) = (5, 0);
@@ -33,6 +34,28 @@ pub(super) fn check(site: &Site, report: &mut Report) {
         Err(error) => report.error("cgroup", &error),
     }
     systemd(host, report);
+    sysfs(host, report);
+}
+
+/// Whatever sysfs does not tell is named: a choice that depends on it is refused, or made without it.
+fn sysfs(host: &Host, report: &mut Report) {
+    let topology = match Topology::read(host) {
+        Ok(topology) => topology,
+        Err(error) => return report.error("topology", &error),
+    };
+    let remarks = remarks(&topology);
+    for remark in &remarks {
+        match remark.is_answered {
+            true => report.ok("topology", &remark.text),
+            false => report.remark("topology", &remark.text),
+        }
+    }
+    if remarks.is_empty() {
+        report.ok(
+            "topology",
+            "the kernel tells nodes, packages, caches and cores of all CPUs",
+        );
+    }
 }
 
 fn cgroups(hierarchy: &Hierarchy, kernel: Option<(u32, u32)>, release: &str, report: &mut Report) {

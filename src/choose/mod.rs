@@ -214,20 +214,20 @@ fn choose_shared(
         )
     });
     best.map(|(index, _)| vec![*index])
-        .ok_or(Refusal::Spans(Within::of(want)))
+        .ok_or_else(|| Refusal::untold(want, map).unwrap_or(Refusal::Spans(Within::of(want))))
 }
 
 /// Does a place lie within what is strictly asked for?
 fn fits(spot: &Spot, want: &Want, map: &Map<'_>) -> bool {
     let on_nodes = match want.numa {
         Numa::Best | Numa::Spread => true,
-        Numa::Single => spot.nodes.len() == 1,
+        Numa::Single => map.is_one_node(&spot.nodes),
         Numa::Node(number) => spot
             .nodes
             .iter()
             .all(|node| map.node_number(*node) == number),
     };
-    on_nodes && (!want.one_cache || spot.caches.len() == 1)
+    on_nodes && (!want.one_cache || map.is_one_cache(&spot.caches))
 }
 
 fn pull(want: &Want, map: &Map<'_>) -> Pull {
@@ -268,6 +268,9 @@ fn choose_exclusive(
     let Some(candidates) = strictly(&free_cells, need, want, map) else {
         let all = cells(situation.units(usable, want.size, map));
         let ever = strictly(&all, need, want, map).is_some();
+        if let Some(untold) = Refusal::untold(want, map).filter(|_| !ever) {
+            return Err(untold);
+        }
         let scattered = Scattered::of(&free_cells, need, want, map);
         return Err(Refusal::Scattered(Scattered { ever, ..scattered }));
     };
@@ -322,13 +325,13 @@ fn strictly(cells: &[Cell], need: usize, want: &Want, map: &Map<'_>) -> Option<V
     if want.is_strict() {
         let fitting = cells.iter().filter(|cell| match want.numa {
             Numa::Best | Numa::Spread => true,
-            Numa::Single => cell.nodes.len() == 1,
+            Numa::Single => map.is_one_node(&cell.nodes),
             Numa::Node(number) => cell
                 .nodes
                 .iter()
                 .all(|node| map.node_number(*node) == number),
         });
-        let fitting = fitting.filter(|cell| !want.one_cache || cell.caches.len() == 1);
+        let fitting = fitting.filter(|cell| !want.one_cache || map.is_one_cache(&cell.caches));
         groups = group_by(fitting.cloned(), |cell| match (want.one_cache, want.numa) {
             (true, _) => cell.caches.clone(),
             (false, Numa::Single) => cell.nodes.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cpulist::CpuSet;
-use crate::topology::{Group, Levels};
+use crate::topology::{Gap, Gaps, Group, Levels};
 
 /// Indices of groups of one level, ascending.
 pub(super) type Groups = Vec<usize>;
@@ -60,10 +60,34 @@ impl<'a> Map<'a> {
         self.levels.nodes.get(index).map_or(0, |node| node.id)
     }
 
+    /// Are these one node that the kernel tells?
+    pub(super) fn is_one_node(&self, nodes: &[usize]) -> bool {
+        is_one(nodes, &self.levels.nodes, &self.levels.gaps.nodes)
+    }
+
+    /// Are these one last-level cache that the kernel tells?
+    pub(super) fn is_one_cache(&self, caches: &[usize]) -> bool {
+        is_one(caches, &self.levels.caches, &self.levels.gaps.caches)
+    }
+
+    /// What the kernel does not tell of NUMA nodes, or of caches.
+    pub(super) fn gaps(&self) -> &Gaps {
+        &self.levels.gaps
+    }
+
     /// The index of a node; `None` for one that has none of the CPUs that were looked at.
     pub(super) fn node_index(&self, number: u32) -> Option<usize> {
         self.levels.nodes.iter().position(|node| node.id == number)
     }
+}
+
+/// CPUs that nothing is told of make a group that says nothing of who shares what.
+fn is_one(indices: &[usize], groups: &[Group], gap: &Gap) -> bool {
+    let [index] = indices else {
+        return false;
+    };
+    let group = groups.get(*index);
+    group.is_none_or(|group| group.cpus.is_disjoint(&gap.cpus))
 }
 
 fn by_cpu(groups: &[Group]) -> Vec<Option<usize>> {

@@ -7,6 +7,7 @@ use super::Want;
 use super::fit::fewest;
 use super::place::{Cell, Map};
 use crate::request::Numa;
+use crate::topology::Gap;
 
 /// Why there is nothing to choose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,13 @@ pub enum Refusal {
     },
     /// Enough is free, but not within what was asked for.
     Scattered(Scattered),
+    /// Nothing lies within what was asked for as far as the kernel tells, and it does not tell it of all.
+    Untold {
+        /// What was asked for.
+        within: Within,
+        /// What the kernel does not tell.
+        gap: Gap,
+    },
     /// No list of a shared pool lies within what was asked for.
     Spans(Within),
     /// A shared pool gives one list, and it was asked for more.
@@ -31,6 +39,22 @@ pub enum Refusal {
     Offline,
     /// Every list that is online has a CPU that the groups above do not allow.
     NotAllowed,
+}
+
+impl Refusal {
+    /// The refusal where the kernel does not tell all that a strict request depends on.
+    pub(super) fn untold(want: &Want, map: &Map<'_>) -> Option<Refusal> {
+        let within = Within::of(want);
+        let gaps = map.gaps();
+        let mut gaps = match within {
+            Within::OneNode | Within::Node(_) => vec![&gaps.nodes],
+            Within::OneCache => vec![&gaps.caches],
+            Within::OneCacheOf(_) => vec![&gaps.caches, &gaps.nodes],
+        }
+        .into_iter();
+        let gap = gaps.find(|gap| !gap.cpus.is_empty())?.clone();
+        Some(Refusal::Untold { within, gap })
+    }
 }
 
 /// What a request has to lie within.
@@ -94,7 +118,11 @@ impl Scattered {
                 Within::OneNode | Within::Node(_) => &cell.nodes,
                 Within::OneCache | Within::OneCacheOf(_) => &cell.caches,
             };
-            if groups.len() == 1 {
+            let is_one = match within {
+                Within::OneNode | Within::Node(_) => map.is_one_node(groups),
+                Within::OneCache | Within::OneCacheOf(_) => map.is_one_cache(groups),
+            };
+            if is_one {
                 let node = map.node_number(cell.nodes[0]);
                 free.entry(groups).or_insert((0, node)).0 += cell.free;
             }

@@ -239,7 +239,7 @@ impl Start<'_> {
         let program = program.to_str();
         let program = program.context("the path of this program is no UTF-8")?;
         let site = self.settings.site_with_processes()?;
-        request.locality.rather_near = nodes_near(&site.host, &config)?;
+        request.locality.rather_near = nodes_near(&site.host, &config);
         let path = config.cgroups_path();
         let group = match self.line.cgroups {
             CgroupManager::Cgroupfs => of_config::expected(path, false),
@@ -303,10 +303,14 @@ fn refuse_chosen(config: &OciConfig, request: &Request) -> Result<()> {
 }
 
 /// The NUMA nodes of the container's devices; those that the kernel tells no node of have none.
-fn nodes_near(host: &Host, config: &OciConfig) -> Result<CpuSet> {
+fn nodes_near(host: &Host, config: &OciConfig) -> CpuSet {
     let mut nodes = CpuSet::new();
     for (is_block, major, minor) in config.devices() {
-        nodes.extend(&topology::nodes_near_number(host, is_block, major, minor)?);
+        match topology::nodes_near_number(host, is_block, major, minor) {
+            Ok(near) => nodes.extend(&near),
+            // Nobody asked to be near it.
+            Err(error) => log::warn!("the device {major}:{minor} counts for nothing: {error:#}"),
+        }
     }
-    Ok(nodes)
+    nodes
 }

@@ -12,11 +12,17 @@ use crate::cpulist::CpuSet;
 use crate::placement::Site;
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::text::one_line;
-use crate::topology::{Group, Topology};
+use crate::topology::{Group, Topology, remarks};
 
 pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
     let site = settings.site();
     let topology = Topology::read(&site.host)?;
+    for remark in remarks(&topology)
+        .iter()
+        .filter(|remark| !remark.is_answered)
+    {
+        log::warn!("{}", remark.text);
+    }
     let pools = pools(site)?;
     let mut out = io::stdout().lock();
     if args.json {
@@ -245,7 +251,9 @@ mod tests {
                 packages: groups("0-6"),
                 caches: groups("0-3 4-6"),
                 cores: groups("0-1 2-3 4 5 6"),
+                ..Levels::default()
             },
+            odd: Vec::new(),
             nodes: vec![
                 Node {
                     id: 0,

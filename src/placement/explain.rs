@@ -10,7 +10,7 @@ use crate::choose::{Offer, Reach, Situation, Want, choose};
 use crate::cpulist::CpuSet;
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::request::{Mems, Numa, Request, Size};
-use crate::topology::{self, Group, Levels};
+use crate::topology::{self, Gap, Group, Levels};
 
 /// What a request would get now.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
         .collect();
     let mut all = CpuSet::new();
     pool.lists.iter().for_each(|list| all.extend(&list.cpus));
-    let levels = Levels::of(&site.host, &all.intersection(&online))?;
+    let levels = Levels::of(&site.host, &all.intersection(&online));
     let situation = Situation {
         kind: pool.kind,
         offers: &offers,
@@ -134,15 +134,21 @@ fn taken(pool: &Pool, index: usize, levels: &Levels) -> Taken {
             .filter(|group| !group.cpus.is_disjoint(&list.cpus));
         touched.cloned().collect()
     };
+    let told = |groups: &[Group], gap: &Gap| -> Vec<Group> {
+        let mut groups = of(groups);
+        groups.retain(|group| group.cpus.is_disjoint(&gap.cpus));
+        groups
+    };
+    let gaps = &levels.gaps;
     let numbers = |groups: Vec<Group>| groups.iter().map(|group| group.id).collect();
     let mut cache = CpuSet::new();
-    of(&levels.caches)
+    told(&levels.caches, &gaps.caches)
         .iter()
         .for_each(|group| cache.extend(&group.cpus));
     Taken {
         list: list.name.clone(),
-        nodes: numbers(of(&levels.nodes)),
-        packages: numbers(of(&levels.packages)),
+        nodes: numbers(told(&levels.nodes, &gaps.nodes)),
+        packages: numbers(told(&levels.packages, &gaps.packages)),
         cache,
     }
 }
@@ -195,12 +201,16 @@ fn reasons(
             .filter(|group| !group.cpus.is_disjoint(&cpus))
             .count()
     };
-    let counted =
-        |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let gaps = &levels.gaps;
+    let counted = |groups: &[Group], gap: &Gap, what: &str| match count(groups) {
+        _ if !gap.cpus.is_disjoint(&cpus) => format!("{what}s that the kernel does not tell"),
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    };
     let places = [
-        counted(count(&levels.nodes), "NUMA node"),
-        counted(count(&levels.packages), "package"),
-        counted(count(&levels.caches), "last-level cache"),
+        counted(&levels.nodes, &gaps.nodes, "NUMA node"),
+        counted(&levels.packages, &gaps.packages, "package"),
+        counted(&levels.caches, &gaps.caches, "last-level cache"),
     ];
     why.push(match want.numa {
         Numa::Spread => format!("spread over {}", places.join(", ")),
@@ -238,7 +248,10 @@ fn by_node(lists: &[usize], offers: &[Offer<'_>], levels: &Levels) -> String {
         let here = lists
             .iter()
             .filter(|index| !offers[**index].cpus.is_disjoint(&node.cpus));
-        format!("{} on node {}", here.count(), node.id)
+        match node.id {
+            Group::UNTOLD => format!("{} on a node that the kernel does not tell", here.count()),
+            number => format!("{} on node {number}", here.count()),
+        }
     };
     let counts: Vec<String> = levels.nodes.iter().map(on).collect();
     format!(": {}", counts.join(", "))

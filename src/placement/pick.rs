@@ -92,7 +92,8 @@ impl Books<'_> {
             Ok(chosen) if !self.has_dead_pids(&pool) => {
                 return Ok(Picked { pool, chosen });
             }
-            Ok(_) | Err(Refusal::Exhausted { .. } | Refusal::Scattered(_)) => {}
+            Ok(_)
+            | Err(Refusal::Exhausted { .. } | Refusal::Scattered(_) | Refusal::Untold { .. }) => {}
             Err(refusal) => bail!(sentence(&refusal, &pool, request, Some(bound))),
         }
         self.reap_pool(&pool)?;
@@ -125,7 +126,7 @@ impl Books<'_> {
                 owners: list.tasks.len(),
             })
             .collect();
-        let levels = levels_for(self.host, &situation(pool, &offers, reach), want)?;
+        let levels = levels_for(self.host, &situation(pool, &offers, reach), want);
         loop {
             let chosen = match choose(&situation(pool, &offers, reach), want, &levels) {
                 Ok(chosen) if pool.kind == Kind::Exclusive => chosen,
@@ -175,14 +176,14 @@ fn situation<'a>(pool: &Pool, offers: &'a [Offer<'a>], reach: &'a Reach) -> Situ
 }
 
 /// Reads no more of the machine than the choice depends on. Lists of more than one CPU count as whole cores.
-fn levels_for(host: &Host, situation: &Situation<'_>, want: &Want) -> Result<Levels> {
+fn levels_for(host: &Host, situation: &Situation<'_>, want: &Want) -> Levels {
     let cpus = cpus_that_matter(situation, want);
     let may_share_cores = situation.offers.iter().any(|offer| offer.cpus.len() == 1);
     match (
         cpus.is_empty(),
         may_share_cores && situation.kind == Kind::Exclusive,
     ) {
-        (true, _) => Ok(Levels::default()),
+        (true, _) => Levels::default(),
         (false, true) => Levels::of(host, &cpus),
         (false, false) => Levels::without_cores(host, &cpus),
     }

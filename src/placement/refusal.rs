@@ -36,6 +36,12 @@ pub(super) fn sentence(
             )
         }
         Refusal::Scattered(scattered) => of_scattered(scattered, pool, size),
+        Refusal::Untold { within, gap } => format!(
+            "{size} asked for within {within}, and the kernel does not tell the {} of the CPUs {} ({gap}): drop pinfold.io/{}",
+            level(*within),
+            gap.cpus,
+            key(*within)
+        ),
         Refusal::Spans(within) => format!(
             "no CPU list of the pool that is large enough lies within {within}: drop pinfold.io/{}, or use another pool",
             key(*within)
@@ -85,6 +91,14 @@ fn of_scattered(scattered: &Scattered, pool: &Pool, size: Size) -> String {
         pool.name,
         key(*within)
     )
+}
+
+/// What it is one of.
+fn level(within: Within) -> &'static str {
+    match within {
+        Within::OneNode | Within::Node(_) => "NUMA node",
+        Within::OneCache | Within::OneCacheOf(_) => "last-level cache",
+    }
 }
 
 /// The annotation that asks for it.

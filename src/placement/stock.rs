@@ -6,7 +6,7 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::pools::carve::Core;
 use crate::pools::plan::Stock;
-use crate::topology::{Group, Levels, isolated, online};
+use crate::topology::{Gap, Group, Levels, isolated, online};
 
 /// The machine's cores, and which of them are for the host's own work: those of these CPUs, or of CPU 0.
 ///
@@ -14,15 +14,17 @@ use crate::topology::{Group, Levels, isolated, online};
 /// A machine whose topology cannot be read.
 pub fn stock(host: &Host, reserve: Option<&CpuSet>) -> Result<Stock> {
     let online = online(host)?;
-    let levels = Levels::of(host, &online)?;
-    let group_of = |groups: &[Group], cpus: &CpuSet| {
-        let found = groups.iter().find(|group| !group.cpus.is_disjoint(cpus));
-        found.map_or(0, |group| group.id)
+    let levels = Levels::of(host, &online);
+    let group_of = |groups: &[Group], gap: &Gap, cpus: &CpuSet| {
+        let mut groups = groups.iter();
+        let found = groups.find(|group| !group.cpus.is_disjoint(cpus))?;
+        gap.cpus.is_disjoint(cpus).then_some(found.id)
     };
+    let gaps = &levels.gaps;
     let core = |core: &Group| Core {
         cpus: core.cpus.clone(),
-        node: group_of(&levels.nodes, &core.cpus),
-        cache: group_of(&levels.caches, &core.cpus),
+        node: group_of(&levels.nodes, &gaps.nodes, &core.cpus),
+        cache: group_of(&levels.caches, &gaps.caches, &core.cpus),
     };
     let cores: Vec<Core> = levels.cores.iter().map(core).collect();
     // A core of which a part is isolated is none of the isolated ones.

@@ -11,10 +11,10 @@ use crate::cpulist::CpuSet;
 pub struct Core {
     /// Its CPUs that are online.
     pub cpus: CpuSet,
-    /// The number of its NUMA node.
-    pub node: u32,
-    /// The lowest CPU of its last-level cache, by which that is known.
-    pub cache: u32,
+    /// The number of its NUMA node, if the kernel tells it.
+    pub node: Option<u32>,
+    /// The lowest CPU of its last-level cache, by which that is known, if the kernel tells it.
+    pub cache: Option<u32>,
 }
 
 /// From where a pool's cores are to come.
@@ -58,7 +58,7 @@ impl Numa {
     /// May this core be taken?
     pub(super) fn has(self, core: &Core) -> bool {
         match self {
-            Numa::Node(node) => core.node == node,
+            Numa::Node(node) => core.node == Some(node),
             Numa::Any | Numa::Pack | Numa::Spread => true,
         }
     }
@@ -119,7 +119,13 @@ fn shares_of_nodes(free: &[Core], count: usize, numa: Numa) -> Result<Shares> {
             of_node.retain(|core| numa.has(core));
             match of_node.len() {
                 free if free >= count => Ok(vec![(count, of_node)]),
-                free => bail!("{free} cores are free on NUMA node {node}"),
+                on_node => {
+                    let unknown = free.iter().filter(|core| core.node.is_none()).count();
+                    bail!(
+                        "{on_node} cores are free on NUMA node {node}{}",
+                        untold(unknown, "node")
+                    )
+                }
             }
         }
     }
@@ -131,18 +137,34 @@ fn shares_of_caches(free: &[Core], count: usize, cache: Cache) -> Result<Shares>
         Cache::Any => Ok(vec![(count, free.to_vec())]),
         Cache::Pack => pack(caches, count),
         Cache::Spread => spread(caches, count),
-        Cache::Single => match fullest_that_does(&caches, count) {
-            Some(index) => Ok(vec![(count, caches[index].clone())]),
-            None => bail!(
-                "{} cores are free below one last-level cache",
-                caches.iter().map(Vec::len).max().unwrap_or(0)
-            ),
-        },
+        Cache::Single => {
+            let mut told = free.to_vec();
+            told.retain(|core| core.cache.is_some());
+            let caches = grouped(&told, |core| core.cache);
+            match fullest_that_does(&caches, count) {
+                Some(index) => Ok(vec![(count, caches[index].clone())]),
+                None => bail!(
+                    "{} cores are free below one last-level cache{}",
+                    caches.iter().map(Vec::len).max().unwrap_or(0),
+                    untold(free.len() - told.len(), "cache")
+                ),
+            }
+        }
     }
 }
 
-fn grouped(cores: &[Core], key: impl Fn(&Core) -> u32) -> Vec<Vec<Core>> {
-    let mut groups: BTreeMap<u32, Vec<Core>> = BTreeMap::new();
+/// Cores that could be there, for all that the kernel tells.
+fn untold(cores: usize, what: &str) -> String {
+    match cores {
+        0 => String::new(),
+        cores => {
+            format!(", and of {cores} the kernel does not tell the {what} (pinfold check says why)")
+        }
+    }
+}
+
+fn grouped(cores: &[Core], key: impl Fn(&Core) -> Option<u32>) -> Vec<Vec<Core>> {
+    let mut groups: BTreeMap<Option<u32>, Vec<Core>> = BTreeMap::new();
     for core in cores {
         groups.entry(key(core)).or_default().push(core.clone());
     }
@@ -203,8 +225,8 @@ mod tests {
     fn machine() -> Vec<Core> {
         let core = |number: u32| Core {
             cpus: [number, number + 8].into_iter().collect(),
-            node: number / 4,
-            cache: number / 2 * 2,
+            node: Some(number / 4),
+            cache: Some(number / 2 * 2),
         };
         (0..8).map(core).collect()
     }

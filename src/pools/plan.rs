@@ -269,8 +269,8 @@ mod tests {
     fn planned(cores: &str, isolated: &str, reserved: &str, words: &str) -> Result<String> {
         let core = |core: &str| Core {
             cpus: core.parse().unwrap(),
-            node: 0,
-            cache: 0,
+            node: Some(0),
+            cache: Some(0),
         };
         let stock = Stock {
             cores: cores.split_whitespace().map(core).collect(),

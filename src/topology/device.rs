@@ -7,10 +7,11 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use nix::sys::stat::{major, minor};
 
-use crate::cpulist::CpuSet;
+use crate::cpulist::{self, CpuSet};
 use crate::device::Device;
 use crate::files;
 use crate::host::Host;
+use crate::text::Shown;
 
 /// How far devices that are made of others are followed: a VLAN on a bond of interfaces, a mapping on an array of disks.
 const MOST_LAYERS: u32 = 8;
@@ -84,8 +85,7 @@ fn nodes_of(host: &Host, place: &Path, layer: u32) -> Result<CpuSet> {
         .ancestors()
         .take_while(|above| above.starts_with(&devices))
     {
-        let text = files::read_if_there(&above.join("numa_node"))?;
-        if let Some(Ok(node)) = text.map(|text| text.trim().parse()) {
+        if let Some(node) = node_in(&above.join("numa_node"))? {
             return Ok(CpuSet::from_iter([node]));
         }
     }
@@ -96,6 +96,26 @@ fn nodes_of(host: &Host, place: &Path, layer: u32) -> Result<CpuSet> {
         }
     }
     Ok(nodes)
+}
+
+/// The node that a device's `numa_node` names; `None` where there is no such file, or it is -1.
+///
+/// # Errors
+/// It holds something else: whoever asked for CPUs near the device is not to get any.
+fn node_in(path: &Path) -> Result<Option<u32>> {
+    let Some(text) = files::read_if_there(path)? else {
+        return Ok(None);
+    };
+    match cpulist::of_kernel(&text) {
+        "-1" => Ok(None),
+        text => text.parse().map(Some).ok().with_context(|| {
+            format!(
+                "{} holds {}, which is no NUMA node: drop pinfold.io/near",
+                path.display(),
+                Shown(text)
+            )
+        }),
+    }
 }
 
 /// What a virtual device is made of: an interface's `lower_…`, a block device's `slaves`, and the devices of the IOMMU

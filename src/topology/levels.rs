@@ -1,9 +1,12 @@
-//! The levels of a machine that a choice of CPUs looks at, read with as few files as will do.
+//! The levels of a machine that a choice of CPUs looks at, read with as few files as will do. What a file does not tell
+//! is answered from another; where none tells it, that is kept beside the level, and counts for nothing strict.
 
-use anyhow::Result;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
 
-use super::memory::nodes_with_cpus;
-use super::{read_list, read_needed_list, read_number};
+use super::nodes::nodes;
+use super::told::{Format, Oddity, Reader, Said};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 
@@ -13,14 +16,57 @@ const USUAL_LAST_INDEX: u32 = 3;
 /// CPUs that have something in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// The kernel's number of a node or a package; the lowest CPU of a cache, a core, or anything else.
+    /// The kernel's number of a node or a package; the lowest CPU of a cache, a core, or anything else;
+    /// [`Group::UNTOLD`] for CPUs whose node the kernel does not tell.
     pub id: u32,
     /// The CPUs; never empty.
     pub cpus: CpuSet,
 }
 
+impl Group {
+    /// No node has this number.
+    pub const UNTOLD: u32 = u32::MAX;
+}
+
+/// What the kernel does not tell of one level.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// The CPUs whose group is not known.
+    pub cpus: CpuSet,
+    /// The files that are missing or odd, whether others told the same or not.
+    pub odd: Vec<Oddity>,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(first) = self.odd.first() else {
+            return f.write_str("no file tells it");
+        };
+        write!(f, "{first}")?;
+        match self.odd.len() - 1 {
+            0 => Ok(()),
+            1 => write!(f, ", and another file is odd"),
+            more => write!(f, ", and {more} more files are odd"),
+        }
+    }
+}
+
+/// What the kernel does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gaps {
+    /// Of NUMA nodes.
+    pub nodes: Gap,
+    /// Of packages.
+    pub packages: Gap,
+    /// Of last-level caches.
+    pub caches: Gap,
+    /// Of cores.
+    pub cores: Gap,
+}
+
 /// Which of some CPUs share a NUMA node, a package, a last-level cache, a core. Every CPU is in one group of each
-/// level; what the kernel does not tell counts as shared by all, but a core, which is then a CPU.
+/// level. Those of which the kernel does not tell it are in `gaps`: they make one group of the node and the package that
+/// they are in, but a core, which is then a CPU.
 ///
 /// Neither packages nor nodes need lie within the other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,154 +79,257 @@ pub struct Levels {
     pub caches: Vec<Group>,
     /// Physical cores with their SMT siblings, by lowest CPU.
     pub cores: Vec<Group>,
+    /// What the kernel does not tell of them.
+    pub gaps: Gaps,
 }
 
 impl Levels {
     /// Reads where these CPUs, which are online, lie: about one file a node, a package, a cache and a core.
-    pub fn of(host: &Host, cpus: &CpuSet) -> Result<Levels> {
-        Ok(Levels {
-            cores: cores(host, cpus)?,
-            ..Levels::without_cores(host, cpus)?
-        })
+    pub fn of(host: &Host, cpus: &CpuSet) -> Levels {
+        let mut levels = Levels::without_cores(host, cpus);
+        (levels.cores, levels.gaps.cores) = cores(host, cpus).unzipped();
+        levels
     }
 
     /// The same without asking for cores, of which there are many: each CPU stands for one.
-    pub fn without_cores(host: &Host, cpus: &CpuSet) -> Result<Levels> {
-        Ok(Levels {
-            nodes: nodes(host, cpus)?,
-            packages: packages(host, cpus)?,
-            caches: caches(host, cpus)?,
-            cores: groups(cpus, |_| Ok(Some(CpuSet::new())))?,
-        })
+    pub fn without_cores(host: &Host, cpus: &CpuSet) -> Levels {
+        let (packages, packages_gap) = packages(host, cpus).unzipped();
+        let (nodes, nodes_gap) = nodes(host, cpus, &packages, &packages_gap).unzipped();
+        let (caches, caches_gap) = caches(host, cpus, &nodes, &packages).unzipped();
+        Levels {
+            nodes,
+            packages,
+            caches,
+            cores: each_alone(cpus),
+            gaps: Gaps {
+                nodes: nodes_gap,
+                packages: packages_gap,
+                caches: caches_gap,
+                cores: Gap::default(),
+            },
+        }
     }
 }
 
-fn nodes(host: &Host, cpus: &CpuSet) -> Result<Vec<Group>> {
-    let numbers = nodes_with_cpus(host)?;
-    let mut left = cpus.clone();
-    let mut nodes = Vec::new();
-    for (index, id) in numbers.iter().enumerate() {
-        // The last node has what no other has: a machine with one node needs no file.
-        let is_last = index + 1 == numbers.len();
-        let cpus = match is_last {
-            true => left.clone(),
-            false => {
-                read_needed_list(&host.sys_node(&format!("node{id}/cpulist")))?.intersection(&left)
-            }
+/// The groups of one level, and what is not told of it.
+#[derive(Debug, Default)]
+pub(super) struct Level {
+    pub(super) groups: Vec<Group>,
+    /// Those of no group yet.
+    pub(super) untold: CpuSet,
+    pub(super) odd: Vec<Oddity>,
+}
+
+impl Level {
+    /// With the rest as groups of their own: those that `key` says the same of.
+    fn with_rest<K: Ord>(mut self, id: Option<u32>, key: impl Fn(u32) -> K) -> Level {
+        let mut rest: BTreeMap<K, CpuSet> = BTreeMap::new();
+        for cpu in self.untold.iter() {
+            rest.entry(key(cpu)).or_default().insert(cpu);
+        }
+        for cpus in rest.into_values() {
+            let id = id.or(cpus.first()).unwrap_or_default();
+            self.groups.push(Group { id, cpus });
+        }
+        self.groups.sort_by_key(|group| group.cpus.first());
+        self
+    }
+
+    fn unzipped(self) -> (Vec<Group>, Gap) {
+        let gap = Gap {
+            cpus: self.untold,
+            odd: self.odd,
         };
-        left = left.difference(&cpus);
-        nodes.extend((!cpus.is_empty()).then_some(Group { id, cpus }));
+        (self.groups, gap)
     }
-    if !left.is_empty() {
-        nodes.push(Group { id: 0, cpus: left });
-    }
-    Ok(nodes)
 }
 
-fn packages(host: &Host, cpus: &CpuSet) -> Result<Vec<Group>> {
-    let mut packages = groups(cpus, |cpu| {
-        siblings(host, cpu, ["package_cpus_list", "core_siblings_list"])
-    })?;
-    for package in &mut packages {
-        let file = format!("cpu{}/topology/physical_package_id", package.id);
-        let number = read_number(&host.sys_cpu(&file))?;
-        package.id = number.and_then(|n| n.try_into().ok()).unwrap_or(0);
+fn each_alone(cpus: &CpuSet) -> Vec<Group> {
+    let alone = |cpu| Group {
+        id: cpu,
+        cpus: CpuSet::from_iter([cpu]),
+    };
+    cpus.iter().map(alone).collect()
+}
+
+/// The four files of `cpuN/topology` that can tell a set: lists came with Linux 2.6.26, and each has had two names.
+fn topology_files(host: &Host, cpu: u32, names: [&str; 2]) -> Vec<(PathBuf, Format)> {
+    let file = |name: &str, tail: &str| host.sys_cpu(&format!("cpu{cpu}/topology/{name}{tail}"));
+    let lists = names.map(|name| (file(name, "_list"), Format::List));
+    let masks = names.map(|name| (file(name, ""), Format::Mask));
+    lists.into_iter().chain(masks).collect()
+}
+
+/// The set that one of those files tells, which has to name the CPU itself.
+pub(super) fn siblings(reader: &Reader<'_>, cpu: u32, names: [&str; 2]) -> Option<CpuSet> {
+    reader.first(&topology_files(reader.host, cpu, names), Some(cpu))
+}
+
+fn packages(host: &Host, cpus: &CpuSet) -> Level {
+    let reader = Reader::new(host);
+    let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
+    let number_file = |cpu: u32| host.sys_cpu(&format!("cpu{cpu}/topology/physical_package_id"));
+    let mut level = groups(cpus, |cpu| {
+        siblings(&reader, cpu, ["package_cpus", "core_siblings"])
+    });
+    // A number tells as much; -1 is none (arm64).
+    let mut by_number: BTreeMap<u32, CpuSet> = BTreeMap::new();
+    for cpu in level.untold.iter() {
+        if let Some(number) = package_number(&reader, number_file(cpu)) {
+            by_number.entry(number).or_default().insert(cpu);
+        }
     }
-    Ok(packages)
+    for cpus in by_number.into_values() {
+        level.untold = level.untold.difference(&cpus);
+        let id = cpus.first().unwrap_or_default();
+        level.groups.push(Group { id, cpus });
+    }
+    note_missing(&reader, &level.untold, "topology");
+    let mut level = level.with_rest(None, |_| ());
+    for group in &level.groups {
+        if let Some(number) = package_number(&reader, number_file(group.id)) {
+            numbers.insert(group.id, number);
+        }
+    }
+    let is_numbered = numbers.len() == level.groups.len();
+    for (index, group) in level.groups.iter_mut().enumerate() {
+        group.id = match numbers.get(&group.id) {
+            Some(number) if is_numbered => *number,
+            _ => index as u32,
+        };
+    }
+    level.odd = reader.into_odd();
+    level
+}
+
+fn package_number(reader: &Reader<'_>, file: PathBuf) -> Option<u32> {
+    match reader.text(&file) {
+        Said::Value(text) if text == "-1" => None,
+        _ => reader.number(&file),
+    }
 }
 
 /// The CPUs, one group per physical core.
-pub(super) fn cores(host: &Host, cpus: &CpuSet) -> Result<Vec<Group>> {
-    if read_number(&host.sys_cpu("smt/active"))? == Some(0) {
-        return groups(cpus, |_| Ok(Some(CpuSet::new())));
+pub(super) fn cores(host: &Host, cpus: &CpuSet) -> Level {
+    let reader = Reader::new(host);
+    let smt = reader.text(&host.sys_cpu("smt/active")).value();
+    if smt.as_deref() == Some("0") {
+        return Level {
+            groups: each_alone(cpus),
+            ..Level::default()
+        };
     }
-    groups(cpus, |cpu| {
-        let siblings = siblings(host, cpu, ["core_cpus_list", "thread_siblings_list"])?;
-        Ok(Some(siblings.unwrap_or_default()))
-    })
+    let level = groups(cpus, |cpu| {
+        siblings(&reader, cpu, ["core_cpus", "thread_siblings"])
+    });
+    note_missing(&reader, &level.untold, "topology");
+    let mut level = level.with_rest(None, |cpu| cpu);
+    level.odd = reader.into_odd();
+    level
 }
 
-fn caches(host: &Host, cpus: &CpuSet) -> Result<Vec<Group>> {
+fn caches(host: &Host, cpus: &CpuSet, nodes: &[Group], packages: &[Group]) -> Level {
+    let reader = Reader::new(host);
     let mut index = USUAL_LAST_INDEX;
-    groups(cpus, |cpu| {
-        let found = last_level_cache(host, cpu, index)?;
-        Ok(found.map(|(found, cpus)| {
-            index = found;
-            cpus
-        }))
-    })
+    let level = groups(cpus, |cpu| {
+        let (found, cpus) = last_level_cache(&reader, cpu, index)?;
+        index = found;
+        Some(cpus)
+    });
+    note_missing(&reader, &level.untold, "cache");
+    let place = |groups: &[Group], cpu| groups.iter().position(|group| group.cpus.contains(cpu));
+    let mut level = level.with_rest(None, |cpu| (place(nodes, cpu), place(packages, cpu)));
+    level.odd = reader.into_odd();
+    level
+}
+
+/// Names the directories of CPUs that no odd file explains.
+fn note_missing(reader: &Reader<'_>, cpus: &CpuSet, directory: &str) {
+    for cpu in cpus.iter() {
+        let path = reader.host.sys_cpu(&format!("cpu{cpu}/{directory}"));
+        if !reader.has_noted_below(&path) {
+            reader.note(&path, "is missing, or tells nothing");
+        }
+    }
 }
 
 /// The index and the CPUs of the last-level cache of a CPU: the kernel numbers its caches by ascending level
 /// (kernel: Documentation/ABI/testing/sysfs-devices-system-cpu, drivers/base/cacheinfo.c). `expected` is tried first.
 pub(super) fn last_level_cache(
-    host: &Host,
+    reader: &Reader<'_>,
     cpu: u32,
     expected: u32,
-) -> Result<Option<(u32, CpuSet)>> {
-    let shared_by = |index: u32| {
-        let file = format!("cpu{cpu}/cache/index{index}/shared_cpu_list");
-        Ok::<_, anyhow::Error>(read_list(&host.sys_cpu(&file))?.map(|cpus| (index, cpus)))
+) -> Option<(u32, CpuSet)> {
+    let mut found = shared_by(reader, cpu, expected);
+    if found == Said::Missing {
+        let lower = (0..expected).rev();
+        let there = lower.map(|index| shared_by(reader, cpu, index));
+        return there
+            .into_iter()
+            .find(|said| *said != Said::Missing)?
+            .value();
+    }
+    let mut index = expected;
+    loop {
+        index += 1;
+        match shared_by(reader, cpu, index) {
+            Said::Missing => return found.value(),
+            higher => found = higher,
+        }
+    }
+}
+
+/// The index of a cache and the CPUs that share it; missing where the CPU has no cache of this index.
+fn shared_by(reader: &Reader<'_>, cpu: u32, index: u32) -> Said<(u32, CpuSet)> {
+    let file = |name: &str| {
+        reader
+            .host
+            .sys_cpu(&format!("cpu{cpu}/cache/index{index}/{name}"))
     };
-    let mut found = shared_by(expected)?;
-    match &found {
-        Some(_) => {
-            while let Some((index, _)) = found {
-                match shared_by(index + 1)? {
-                    None => break,
-                    higher => found = higher,
-                }
-            }
-        }
-        None => {
-            for index in (0..expected).rev() {
-                found = shared_by(index)?;
-                if found.is_some() {
-                    break;
-                }
-            }
+    let sets = [
+        (file("shared_cpu_list"), Format::List),
+        (file("shared_cpu_map"), Format::Mask),
+    ];
+    if let Some(cpus) = reader.first(&sets, Some(cpu)) {
+        return Said::Value((index, cpus));
+    }
+    if reader.has_noted_below(&file("")) {
+        return Said::Odd;
+    }
+    match reader.text(&file("level")) {
+        Said::Missing => Said::Missing,
+        _ => {
+            reader.note(&file("shared_cpu_list"), "is missing");
+            Said::Odd
         }
     }
-    Ok(found)
 }
 
-/// The first of these files below `cpuN/topology` that is there; files have had two names.
-fn siblings(host: &Host, cpu: u32, names: [&str; 2]) -> Result<Option<CpuSet>> {
-    for name in names {
-        let found = read_list(&host.sys_cpu(&format!("cpu{cpu}/topology/{name}")))?;
-        if found.is_some() {
-            return Ok(found);
-        }
-    }
-    Ok(None)
-}
-
-/// Divides CPUs by asking one of each group who the others are; those that nothing is known of make one group.
-pub(super) fn groups(
-    cpus: &CpuSet,
-    mut members: impl FnMut(u32) -> Result<Option<CpuSet>>,
-) -> Result<Vec<Group>> {
+/// Divides CPUs by asking one of each group who the others are. One that cannot be asked is in the group that names it.
+pub(super) fn groups(cpus: &CpuSet, mut members: impl FnMut(u32) -> Option<CpuSet>) -> Level {
     let mut left = cpus.clone();
-    let mut groups = Vec::new();
-    let mut unknown = CpuSet::new();
+    let mut level = Level::default();
+    let mut named: Vec<CpuSet> = Vec::new();
     while let Some(id) = left.first() {
-        let this = CpuSet::from_iter([id]);
-        match members(id)? {
+        let mut group = CpuSet::from_iter([id]);
+        match members(id) {
             Some(members) => {
-                let mut group = members.intersection(&left);
-                group.extend(&this);
-                left = left.difference(&group);
-                groups.push(Group { id, cpus: group });
+                group.extend(&members.intersection(&left));
+                level.groups.push(Group {
+                    id,
+                    cpus: group.clone(),
+                });
+                named.push(members);
             }
-            None => {
-                unknown.extend(&this);
-                left = left.difference(&this);
-            }
+            None => level.untold.extend(&group),
         }
+        left = left.difference(&group);
     }
-    if let Some(id) = unknown.first() {
-        groups.push(Group { id, cpus: unknown });
-        groups.sort_by_key(|group| group.id);
+    for (group, members) in level.groups.iter_mut().zip(named) {
+        let joining = level.untold.intersection(&members);
+        group.cpus.extend(&joining);
+        group.id = group.cpus.first().unwrap_or(group.id);
+        level.untold = level.untold.difference(&joining);
     }
-    Ok(groups)
+    level
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::levels::{Group, Levels, groups, last_level_cache};
-use super::{isolated, online, read_list, read_number};
+use super::levels::{Group, Levels, groups, last_level_cache, siblings};
+use super::memory::memory_of;
+use super::nodes;
+use super::told::{Format, Oddity, Reader, Said};
+use super::{isolated, online};
 use crate::cpulist::CpuSet;
-use crate::files;
 use crate::host::Host;
 
 /// Everything that sysfs tells of a machine's CPUs.
@@ -31,6 +33,8 @@ pub struct Topology {
     pub caches: Vec<Cache>,
     /// The kinds of core of a hybrid machine, largest first; empty where all are alike.
     pub kinds: Vec<CoreKind>,
+    /// The files, besides those of the levels, that are not as the kernel documents them.
+    pub odd: Vec<Oddity>,
 }
 
 /// One NUMA node.
@@ -69,82 +73,102 @@ impl Topology {
     /// Reads all of it: some ten files a CPU.
     ///
     /// # Errors
-    /// A machine whose sysfs does not say which CPUs are online, and files that are not as the kernel writes them.
+    /// A machine whose sysfs does not say which CPUs are online, and a command line of the kernel that cannot be read.
     pub fn read(host: &Host) -> Result<Topology> {
         let online = online(host)?;
-        let present = read_list(&host.sys_cpu("present"))?.unwrap_or_default();
+        let reader = Reader::new(host);
+        let present = reader.first(&[(host.sys_cpu("present"), Format::List)], None);
         let mut isolated = isolated(host)?;
-        isolated.extend(&read_list(&host.sys_cpu("isolated"))?.unwrap_or_default());
-        let levels = Levels::of(host, &online)?;
-        let known = |file: &str| -> Result<Vec<Group>> {
-            let of = |cpu| read_list(&host.sys_cpu(&format!("cpu{cpu}/topology/{file}")));
-            let found = groups(&online, of)?;
-            // One group of all may be what is left where nothing is told.
-            let is_told = online.first().map_or(Ok(None), of)?.is_some();
-            Ok(if is_told { found } else { Vec::new() })
-        };
+        // It is empty, or (null), where there are none.
+        let by_kernel = reader.set(&host.sys_cpu("isolated"), Format::List);
+        isolated.extend(&by_kernel.value().unwrap_or_default());
+        let levels = Levels::of(host, &online);
+        let nodes = nodes_of(&reader, &online, &levels);
+        let (dies, clusters) = (
+            told_groups(&reader, &online, "die_cpus"),
+            told_groups(&reader, &online, "cluster_cpus"),
+        );
+        let caches = caches(host, &reader, &levels);
+        let kinds = kinds(&reader, &online);
         Ok(Topology {
-            offline: present.difference(&online),
+            offline: present.unwrap_or_default().difference(&online),
             isolated: isolated.intersection(&online),
-            nodes: nodes(host, &online)?,
-            dies: known("die_cpus_list")?,
-            clusters: known("cluster_cpus_list")?,
-            caches: caches(host, &levels)?,
-            kinds: kinds(host, &online)?,
+            nodes,
+            dies,
+            clusters,
+            caches,
+            kinds,
+            odd: reader.into_odd(),
             levels,
             online,
         })
     }
 }
 
-fn nodes(host: &Host, online: &CpuSet) -> Result<Vec<Node>> {
-    let numbers = read_list(&host.sys_node("online"))?.unwrap_or_default();
-    let mut nodes = Vec::new();
-    for id in numbers.iter() {
-        let cpus = read_list(&host.sys_node(&format!("node{id}/cpulist")))?.unwrap_or_default();
-        let meminfo = files::read_if_there(&host.sys_node(&format!("node{id}/meminfo")))?;
-        nodes.push(Node {
-            id,
-            cpus: cpus.intersection(online),
-            memory_kib: memory_in(&meminfo.unwrap_or_default()),
-        });
+/// Dies, or clusters; none where the kernel does not tell the first CPU's.
+fn told_groups(reader: &Reader<'_>, online: &CpuSet, name: &str) -> Vec<Group> {
+    let of = |cpu| siblings(reader, cpu, [name; 2]);
+    match online.first().and_then(of) {
+        Some(_) => groups(online, of).groups,
+        None => Vec::new(),
     }
-    Ok(nodes)
 }
 
-/// The `MemTotal:` of a node's `meminfo`, in KiB; 0 where it has none.
-fn memory_in(meminfo: &str) -> u64 {
-    let value = meminfo
-        .split_once("MemTotal:")
-        .map(|(_, rest)| rest.split_whitespace().next());
-    value
-        .flatten()
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(0)
+/// All nodes that the kernel knows, with the CPUs that the levels tell.
+fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> {
+    // What is odd about these is noted with the levels.
+    let numbers = nodes::all(&Reader::new(reader.host));
+    let node = |id| {
+        let known = levels.nodes.iter().find(|node| node.id == id);
+        let cpus = known.map(|node| node.cpus.intersection(online));
+        Node {
+            id,
+            cpus: cpus.unwrap_or_default(),
+            memory_kib: memory_of(reader, id),
+        }
+    };
+    numbers.iter().map(node).collect()
 }
 
-fn caches(host: &Host, levels: &Levels) -> Result<Vec<Cache>> {
+fn caches(host: &Host, reader: &Reader<'_>, levels: &Levels) -> Vec<Cache> {
     let mut caches = Vec::new();
     for group in &levels.caches {
-        let Some((index, _)) = last_level_cache(host, group.id, 3)? else {
+        // What is odd about these is noted with the levels.
+        let Some((index, _)) = last_level_cache(&Reader::new(host), group.id, 3) else {
             continue;
         };
         let file = |name: &str| host.sys_cpu(&format!("cpu{}/cache/index{index}/{name}", group.id));
-        let size = files::read_if_there(&file("size"))?.unwrap_or_default();
         caches.push(Cache {
-            level: read_number(&file("level"))?.unwrap_or(0),
-            size_kib: size.trim().trim_end_matches('K').parse().unwrap_or(0),
+            level: reader.number(&file("level")).unwrap_or(0),
+            size_kib: size(reader, group.id, index),
             cpus: group.cpus.clone(),
         });
     }
-    Ok(caches)
+    caches
+}
+
+/// A cache's size in KiB; 0 where it is not told.
+fn size(reader: &Reader<'_>, cpu: u32, index: u32) -> u64 {
+    let path = reader
+        .host
+        .sys_cpu(&format!("cpu{cpu}/cache/index{index}/size"));
+    let Said::Value(text) = reader.text(&path) else {
+        return 0;
+    };
+    let size = text.trim_end_matches('K').parse().ok();
+    if size.is_none() {
+        reader.is_no(&path, &text, "size in KiB");
+    }
+    size.unwrap_or(0)
 }
 
 /// Intel names its kinds as devices that count events; others tell a capacity for each CPU.
-fn kinds(host: &Host, online: &CpuSet) -> Result<Vec<CoreKind>> {
+fn kinds(reader: &Reader<'_>, online: &CpuSet) -> Vec<CoreKind> {
     let mut kinds = Vec::new();
     for name in ["core", "atom", "lowpower"] {
-        if let Some(cpus) = read_list(&host.sys_device(&format!("cpu_{name}/cpus")))? {
+        let path = reader.host.sys_device(&format!("cpu_{name}/cpus"));
+        // One that is empty has none that are online.
+        if let Said::Value(cpus) = reader.set(&path, Format::List) {
             let cpus = cpus.intersection(online);
             let name = name.to_owned();
             kinds.extend((!cpus.is_empty()).then_some(CoreKind { name, cpus }));
@@ -153,11 +177,9 @@ fn kinds(host: &Host, online: &CpuSet) -> Result<Vec<CoreKind>> {
     if kinds.is_empty() {
         let mut by_capacity: BTreeMap<u64, CpuSet> = BTreeMap::new();
         for cpu in online.iter() {
-            if let Some(capacity) = read_number(&host.sys_cpu(&format!("cpu{cpu}/cpu_capacity")))? {
-                by_capacity
-                    .entry(capacity)
-                    .or_default()
-                    .extend(&CpuSet::from_iter([cpu]));
+            let path = reader.host.sys_cpu(&format!("cpu{cpu}/cpu_capacity"));
+            if let Some(capacity) = reader.number(&path) {
+                by_capacity.entry(capacity).or_default().insert(cpu);
             }
         }
         let kind = |(capacity, cpus)| CoreKind {
@@ -166,5 +188,5 @@ fn kinds(host: &Host, online: &CpuSet) -> Result<Vec<CoreKind>> {
         };
         kinds = by_capacity.into_iter().rev().map(kind).collect();
     }
-    Ok(if kinds.len() > 1 { kinds } else { Vec::new() })
+    if kinds.len() > 1 { kinds } else { Vec::new() }
 }

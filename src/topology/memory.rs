@@ -2,68 +2,93 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{read_list, read_needed_list};
+use super::levels::Levels;
+use super::nodes;
+use super::told::{Format, Reader};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
 
 /// The NUMA nodes with memory that is local to any of `cpus`. Of a node without memory those that are nearest to it
 /// (its `distance`); empty where the kernel knows no nodes.
+///
+/// # Errors
+/// The kernel knows nodes, and does not tell which of them have memory, or which of them a CPU is of.
 pub fn local_memory_nodes(host: &Host, cpus: &CpuSet) -> Result<CpuSet> {
-    let Some(with_memory) = read_list(&host.sys_node("has_memory"))? else {
+    let reader = Reader::new(host);
+    let nodes = nodes::all(&reader);
+    if nodes.is_empty() {
         return Ok(CpuSet::new());
-    };
-    let of_cpus = nodes_of(host, cpus)?;
+    }
+    let with_memory = nodes_with_memory(&reader, &nodes);
+    ensure!(
+        !with_memory.is_empty(),
+        "the kernel does not tell which NUMA nodes have memory ({} and the nodes' meminfo): drop pinfold.io/mems",
+        host.sys_node("has_memory").display()
+    );
+    let levels = Levels::without_cores(host, cpus);
+    let gap = &levels.gaps.nodes;
+    ensure!(
+        gap.cpus.is_empty(),
+        "the kernel does not tell the NUMA node of the CPUs {} ({gap}): drop pinfold.io/mems",
+        gap.cpus
+    );
+    let of_cpus: CpuSet = levels.nodes.iter().map(|node| node.id).collect();
     let mut local = of_cpus.intersection(&with_memory);
     for node in of_cpus.difference(&with_memory).iter() {
-        local.extend(&nearest(host, node, &with_memory)?);
+        local.extend(&nearest(host, node, &nodes, &with_memory)?);
     }
     Ok(if local.is_empty() { with_memory } else { local })
 }
 
-/// The NUMA nodes that any of `cpus` belongs to; empty where the kernel knows no nodes.
-fn nodes_of(host: &Host, cpus: &CpuSet) -> Result<CpuSet> {
-    let mut nodes = CpuSet::new();
-    for node in nodes_with_cpus(host)?.iter() {
-        let node_cpus = read_needed_list(&host.sys_node(&format!("node{node}/cpulist")))?;
-        if !node_cpus.is_disjoint(cpus) {
-            nodes.extend(&CpuSet::from_iter([node]));
-        }
-    }
-    Ok(nodes)
+/// Those with memory of any kind, or else with memory for any use (before Linux 3.9), or else those whose `meminfo`
+/// counts some.
+fn nodes_with_memory(reader: &Reader<'_>, nodes: &CpuSet) -> CpuSet {
+    let file = |name| (reader.host.sys_node(name), Format::List);
+    let told = reader.first(&[file("has_memory"), file("has_normal_memory")], None);
+    told.unwrap_or_else(|| {
+        let has_memory = |node: &u32| memory_of(reader, *node) > 0;
+        nodes.iter().filter(has_memory).collect()
+    })
 }
 
-/// The NUMA nodes that have CPUs; empty where the kernel knows no nodes.
-pub(super) fn nodes_with_cpus(host: &Host) -> Result<CpuSet> {
-    for file in ["has_cpu", "online"] {
-        if let Some(nodes) = read_list(&host.sys_node(file))? {
-            return Ok(nodes);
-        }
+/// The memory of a node in KiB, by the `MemTotal:` of its `meminfo`; 0 where that does not tell.
+pub(super) fn memory_of(reader: &Reader<'_>, node: u32) -> u64 {
+    let path = reader.host.sys_node(&format!("node{node}/meminfo"));
+    let text = reader.text(&path).value().unwrap_or_default();
+    let value = text.split_once("MemTotal:").and_then(|(_, rest)| {
+        let number = rest.split_whitespace().next()?;
+        number.parse().ok()
+    });
+    if value.is_none() && !reader.has_noted_below(&path) {
+        reader.note(&path, "tells no MemTotal");
     }
-    Ok(CpuSet::new())
+    value.unwrap_or(0)
 }
 
 /// Those of `others` with the least distance from a node (kernel: Documentation/ABI/stable/sysfs-devices-node:
-/// one number for each node that is online, in their order, without a unit). All of them where it is not told.
-fn nearest(host: &Host, node: u32, others: &CpuSet) -> Result<CpuSet> {
+/// one number for each node that is online, in their order, without a unit). All of them where there is no such file.
+fn nearest(host: &Host, node: u32, nodes: &CpuSet, others: &CpuSet) -> Result<CpuSet> {
     let path = host.sys_node(&format!("node{node}/distance"));
+    if others.len() == 1 {
+        return Ok(others.clone());
+    }
     let Some(text) = files::read_if_there(&path)? else {
         return Ok(others.clone());
     };
-    let online = read_needed_list(&host.sys_node("online"))?;
-    let distances: Vec<u32> = text
+    let distances: Vec<u32> = crate::cpulist::of_kernel(&text)
         .split_whitespace()
         .map(str::parse)
         .collect::<Result<_, _>>()
         .with_context(|| format!("read {}", path.display()))?;
     ensure!(
-        distances.len() == online.len(),
-        "read {}: {} distances of {} nodes",
+        distances.len() == nodes.len(),
+        "read {}: {} distances of {} nodes: drop pinfold.io/mems",
         path.display(),
         distances.len(),
-        online.len()
+        nodes.len()
     );
-    let known = || online.iter().zip(&distances);
+    let known = || nodes.iter().zip(&distances);
     let candidates = || known().filter(|(other, _)| others.contains(*other));
     let least = candidates().map(|(_, distance)| distance).min();
     Ok(candidates()

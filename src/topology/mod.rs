@@ -6,50 +6,47 @@ mod isolcpus;
 mod levels;
 mod machine;
 mod memory;
+mod nodes;
+mod remarks;
+mod told;
 
-use std::path::Path;
-
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 pub use device::{nodes_near, nodes_near_number};
 pub use isolcpus::isolated;
-pub use levels::{Group, Levels};
+pub use levels::{Gap, Gaps, Group, Levels};
 pub use machine::{Cache, CoreKind, Node, Topology};
 pub use memory::local_memory_nodes;
+pub use remarks::{Remark, remarks};
+pub use told::Oddity;
 
-use crate::cpulist::CpuSet;
+use crate::cpulist::{self, CpuSet};
 use crate::files;
 use crate::host::Host;
 
 /// The CPUs that can run something now (`/sys/devices/system/cpu/online`).
+///
+/// # Errors
+/// A file that is missing, names no CPU, or cannot be read: nothing else tells it for sure.
 pub fn online(host: &Host) -> Result<CpuSet> {
-    read_needed_list(&host.sys_cpu("online"))
+    let path = host.sys_cpu("online");
+    let text = files::read(&path)?;
+    let cpus: CpuSet = cpulist::of_kernel(&text)
+        .parse()
+        .with_context(|| format!("read {}", path.display()))?;
+    ensure!(
+        !cpus.is_empty(),
+        "read {}: it names no CPU: is this the sysfs of a running kernel?",
+        path.display()
+    );
+    Ok(cpus)
 }
 
 /// The online CPUs, one set per physical core with its SMT siblings, by first CPU. Where sysfs has no topology
 /// (a machine without it, an old capture) a CPU is a core of its own.
 pub fn cores(host: &Host) -> Result<Vec<CpuSet>> {
-    let cores = levels::cores(host, &online(host)?)?;
+    let cores = levels::cores(host, &online(host)?).groups;
     Ok(cores.into_iter().map(|core| core.cpus).collect())
-}
-
-/// A file in list format; `None` where there is none.
-fn read_list(path: &Path) -> Result<Option<CpuSet>> {
-    let text = files::read_if_there(path)?;
-    let list = text.map(|text| text.parse()).transpose();
-    list.with_context(|| format!("read {}", path.display()))
-}
-
-fn read_needed_list(path: &Path) -> Result<CpuSet> {
-    files::read(path)?
-        .parse()
-        .with_context(|| format!("read {}", path.display()))
-}
-
-/// A file with one number; `None` where there is none, or something else.
-fn read_number(path: &Path) -> Result<Option<u64>> {
-    let text = files::read_if_there(path)?;
-    Ok(text.and_then(|text| text.trim().parse().ok()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use pinfold::cpulist::CpuSet;
 use pinfold::host::Host;
-use pinfold::topology::{Group, Levels};
+use pinfold::topology::{Gaps, Group, Levels};
 
 /// A tree of sysfs that lives as long as this.
 pub(crate) struct Tree {
@@ -120,6 +120,7 @@ impl Shape {
             packages: level(|cpu| cpu.package, true),
             caches: level(|cpu| cpu.cache, false),
             cores: level(|cpu| cpu.core, false),
+            gaps: Gaps::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod kubelet;
 mod machines;
+mod odd;
 mod plans;
 mod pool;
 mod properties;

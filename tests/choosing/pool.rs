@@ -97,6 +97,7 @@ fn restricted(levels: &Levels, cpus: &CpuSet) -> Levels {
         packages: part(&levels.packages),
         caches: part(&levels.caches),
         cores: part(&levels.cores),
+        gaps: levels.gaps.clone(),
     }
 }
 

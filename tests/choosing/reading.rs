@@ -39,7 +39,7 @@ fn captured_machines_are_read_as_they_are() {
         ),
     ] {
         let tree = captured(name);
-        let levels = Levels::of(&tree.host, &online(&tree.host).unwrap()).unwrap();
+        let levels = Levels::of(&tree.host, &online(&tree.host).unwrap());
         assert_eq!(shown(&levels.packages), packages, "{name}");
         assert_eq!(shown(&levels.nodes), nodes, "{name}");
         assert_eq!(shown(&levels.caches), caches, "{name}");
@@ -106,13 +106,10 @@ fn made_up_machines_are_read_as_they_were_made() {
         Shape::regular([2, 1, 2, 3, 2]).without("3,5-6"),
     ] {
         let tree = shape.tree();
-        assert_eq!(
-            Levels::of(&tree.host, &shape.online()).unwrap(),
-            shape.levels()
-        );
+        assert_eq!(Levels::of(&tree.host, &shape.online()), shape.levels());
         // Of some CPUs alone, groups are what those have in common.
         let some: CpuSet = shape.online().iter().filter(|cpu| cpu % 3 == 0).collect();
-        let part = Levels::without_cores(&tree.host, &some).unwrap();
+        let part = Levels::without_cores(&tree.host, &some);
         let expected = shape.levels();
         assert_eq!(part.packages.len(), overlapping(&expected.packages, &some));
         assert_eq!(part.nodes.len(), overlapping(&expected.nodes, &some));

@@ -8,7 +8,7 @@ use crate::pool::{Pool, want};
 
 fn captured_levels(name: &str) -> Levels {
     let tree = captured(name);
-    Levels::of(&tree.host, &online(&tree.host).unwrap()).unwrap()
+    Levels::of(&tree.host, &online(&tree.host).unwrap())
 }
 
 /// Two cores of two threads, eight of one.

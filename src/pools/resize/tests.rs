@@ -6,9 +6,9 @@ use crate::pools::carve::Core;
 /// Two nodes of two cores, each its own cache, of two threads; `more` cores of one thread on node 1.
 fn stock(reserved: &str, isolated: &str, single: &[u32]) -> Stock {
     let core = |cpus: CpuSet, node| Core {
-        cache: cpus.first().unwrap(),
+        cache: cpus.first(),
         cpus,
-        node,
+        node: Some(node),
     };
     let pair = |first: u32| core([first, first + 4].into_iter().collect(), first / 2);
     let alone = single.iter().map(|cpu| core(CpuSet::from_iter([*cpu]), 1));

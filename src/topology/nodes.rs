@@ -1,0 +1,131 @@
+//! Which NUMA nodes there are, and which CPUs are theirs.
+
+use std::path::PathBuf;
+
+use super::levels::{Gap, Group, Level};
+use super::told::{Format, Reader, Said};
+use crate::cpulist::CpuSet;
+use crate::files;
+use crate::host::Host;
+
+/// The nodes that some CPUs are of, by number. The file `has_cpu` is empty on kernels in use: the nodes' own lists say
+/// which of them have CPUs. Where the kernel knows no nodes, packages are: its memory is one for each at best.
+pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap: &Gap) -> Level {
+    let reader = Reader::new(host);
+    let numbers = numbers(&reader);
+    let mut level = Level {
+        untold: cpus.clone(),
+        ..Level::default()
+    };
+    let take = |level: &mut Level, id: u32, cpus: &CpuSet| {
+        let cpus = level.untold.intersection(cpus);
+        level.untold = level.untold.difference(&cpus);
+        match level.groups.iter_mut().find(|group| group.id == id) {
+            Some(group) => group.cpus.extend(&cpus),
+            None if cpus.is_empty() => {}
+            None => level.groups.push(Group { id, cpus }),
+        }
+    };
+    match numbers.len() {
+        0 => {
+            let told = packages
+                .iter()
+                .filter(|package| package.cpus.is_disjoint(&packages_gap.cpus));
+            for (index, package) in told.enumerate() {
+                take(&mut level, index as u32, &package.cpus);
+            }
+        }
+        // A machine with one node needs no file more.
+        1 => take(&mut level, numbers.first().unwrap_or_default(), cpus),
+        _ => {
+            for node in numbers.iter() {
+                let of_node = cpus_of(&reader, node).unwrap_or_default();
+                take(&mut level, node, &of_node);
+            }
+            if !level.untold.is_empty() {
+                note_empty(&reader, &numbers);
+            }
+            for cpu in level.untold.clone().iter() {
+                if let Some(node) = node_of(&reader, cpu) {
+                    take(&mut level, node, &CpuSet::from_iter([cpu]));
+                }
+            }
+        }
+    }
+    if !level.untold.is_empty() {
+        level.groups.push(Group {
+            id: Group::UNTOLD,
+            cpus: level.untold.clone(),
+        });
+    }
+    level.groups.sort_by_key(|node| node.id);
+    level.odd = reader.into_odd();
+    level
+}
+
+/// The nodes that may have CPUs: those that the kernel says have some, or else all. Empty where it knows none.
+pub(super) fn numbers(reader: &Reader<'_>) -> CpuSet {
+    let has_cpu = (reader.host.sys_node("has_cpu"), Format::List);
+    reader
+        .first(&[has_cpu], None)
+        .unwrap_or_else(|| all(reader))
+}
+
+/// All nodes, those without CPUs included.
+pub(super) fn all(reader: &Reader<'_>) -> CpuSet {
+    let online = (reader.host.sys_node("online"), Format::List);
+    if let Some(nodes) = reader.first(&[online], None) {
+        return nodes;
+    }
+    let directory = reader.host.sys_node("");
+    let names = files::directories_in(&directory).unwrap_or_else(|error| {
+        reader.note(
+            &directory,
+            format!("cannot be read: {}", error.root_cause()),
+        );
+        Vec::new()
+    });
+    let nodes: CpuSet = names.iter().filter_map(|name| number_of(name)).collect();
+    if nodes.is_empty() {
+        reader.note(&directory, "is missing, or names no node");
+    }
+    nodes
+}
+
+/// The CPUs of a node; `None` where no file tells them, or it has none.
+pub(super) fn cpus_of(reader: &Reader<'_>, node: u32) -> Option<CpuSet> {
+    let list = reader.set(&cpulist(reader.host, node), Format::List);
+    let map = || {
+        reader.set(
+            &reader.host.sys_node(&format!("node{node}/cpumap")),
+            Format::Mask,
+        )
+    };
+    list.value().or_else(|| map().value())
+}
+
+/// A node of memory alone has no CPUs to tell; where CPUs are left over, one that tells none may be theirs.
+fn note_empty(reader: &Reader<'_>, nodes: &CpuSet) {
+    for node in nodes.iter() {
+        let path = cpulist(reader.host, node);
+        match reader.text(&path) {
+            Said::Missing => reader.note(&path, "is missing"),
+            Said::Nothing => reader.note(&path, "is empty"),
+            Said::Odd | Said::Value(_) => {}
+        }
+    }
+}
+
+fn cpulist(host: &Host, node: u32) -> PathBuf {
+    host.sys_node(&format!("node{node}/cpulist"))
+}
+
+/// The node to which a CPU's own directory has a link.
+fn node_of(reader: &Reader<'_>, cpu: u32) -> Option<u32> {
+    let names = files::names_in(&reader.host.sys_cpu(&format!("cpu{cpu}"))).ok()?;
+    names.iter().find_map(|name| number_of(name))
+}
+
+fn number_of(name: &str) -> Option<u32> {
+    name.strip_prefix("node")?.parse().ok()
+}

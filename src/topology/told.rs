@@ -1,0 +1,179 @@
+//! One file of sysfs at a time: what it tells, and how it is odd where it tells nothing. Kernels in use leave files
+//! empty, end lists in NUL, print `(null)` for a mask that they have not made, and older ones have masks and no lists.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::cpulist::{self, CpuSet};
+use crate::files;
+use crate::host::Host;
+use crate::text::Shown;
+
+/// The most characters of a file that are shown where it is odd.
+const MOST_SHOWN: usize = 40;
+
+/// A file of sysfs that is missing, or not as the kernel documents it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Oddity {
+    /// The file, or a directory that is not there.
+    pub path: PathBuf,
+    /// `is empty`, `is missing`, `holds "x", which is no CPU list`.
+    pub what: String,
+}
+
+impl fmt::Display for Oddity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.path.display(), self.what)
+    }
+}
+
+/// What a file with a value tells.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said<T> {
+    /// It is not there.
+    Missing,
+    /// It cannot be read, or holds something else: noted already.
+    Odd,
+    /// It is empty, or `(null)`.
+    Nothing,
+    /// The value.
+    Value(T),
+}
+
+impl<T> Said<T> {
+    pub(super) fn value(self) -> Option<T> {
+        match self {
+            Said::Value(value) => Some(value),
+            Said::Missing | Said::Odd | Said::Nothing => None,
+        }
+    }
+}
+
+/// The format of a set.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Format {
+    /// `0-3,8`.
+    List,
+    /// `00000000,0000010f`.
+    Mask,
+}
+
+/// Reads files, and notes those that are odd.
+pub(super) struct Reader<'a> {
+    pub(super) host: &'a Host,
+    odd: RefCell<BTreeSet<Oddity>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(host: &'a Host) -> Reader<'a> {
+        Reader {
+            host,
+            odd: RefCell::default(),
+        }
+    }
+
+    /// What was odd, by path.
+    pub(super) fn into_odd(self) -> Vec<Oddity> {
+        self.odd.into_inner().into_iter().collect()
+    }
+
+    pub(super) fn note(&self, path: &Path, what: impl Into<String>) {
+        self.odd.borrow_mut().insert(Oddity {
+            path: path.to_owned(),
+            what: what.into(),
+        });
+    }
+
+    /// Was something odd at this path, or below it?
+    pub(super) fn has_noted_below(&self, path: &Path) -> bool {
+        let from = Oddity {
+            path: path.to_owned(),
+            what: String::new(),
+        };
+        let odd = self.odd.borrow();
+        let next = odd.range(from..).next();
+        next.is_some_and(|oddity| oddity.path.starts_with(path))
+    }
+
+    /// The text up to a NUL, without white space around it.
+    pub(super) fn text(&self, path: &Path) -> Said<String> {
+        match files::read_if_there(path) {
+            Ok(None) => Said::Missing,
+            Ok(Some(text)) => match cpulist::of_kernel(&text) {
+                "" => Said::Nothing,
+                text => Said::Value(text.to_owned()),
+            },
+            Err(error) => {
+                self.note(path, format!("cannot be read: {}", error.root_cause()));
+                Said::Odd
+            }
+        }
+    }
+
+    pub(super) fn set(&self, path: &Path, format: Format) -> Said<CpuSet> {
+        let text = match self.text(path) {
+            Said::Value(text) => text,
+            Said::Missing => return Said::Missing,
+            Said::Odd => return Said::Odd,
+            Said::Nothing => return Said::Nothing,
+        };
+        let set = match format {
+            Format::List => text.parse().ok(),
+            Format::Mask => CpuSet::from_hex_mask(&text),
+        };
+        match set {
+            Some(set) if set.is_empty() => Said::Nothing,
+            Some(set) => Said::Value(set),
+            None => {
+                let what = match format {
+                    Format::List => "CPU list",
+                    Format::Mask => "CPU mask",
+                };
+                self.is_no(path, &text, what);
+                Said::Odd
+            }
+        }
+    }
+
+    /// A number; `None` where the file is missing, empty or odd, and what is not missing is noted.
+    pub(super) fn number<T: std::str::FromStr>(&self, path: &Path) -> Option<T> {
+        match self.text(path) {
+            Said::Missing | Said::Odd => None,
+            Said::Nothing => {
+                self.note(path, "is empty");
+                None
+            }
+            Said::Value(text) => {
+                let number = text.parse().ok();
+                if number.is_none() {
+                    self.is_no(path, &text, "number");
+                }
+                number
+            }
+        }
+    }
+
+    pub(super) fn is_no(&self, path: &Path, text: &str, what: &str) {
+        let short: String = text.chars().take(MOST_SHOWN).collect();
+        self.note(path, format!("holds {}, which is no {what}", Shown(&short)));
+    }
+
+    /// The first of these files that tells a set, with `must` in it where that is a CPU; what is odd, or empty, is noted.
+    pub(super) fn first(&self, files: &[(PathBuf, Format)], must: Option<u32>) -> Option<CpuSet> {
+        for (path, format) in files {
+            match self.set(path, *format) {
+                Said::Missing | Said::Odd => {}
+                Said::Nothing => self.note(path, "is empty"),
+                Said::Value(set) => match must {
+                    Some(cpu) if !set.contains(cpu) => {
+                        self.note(path, "does not name its own CPU");
+                    }
+                    _ => return Some(set),
+                },
+            }
+        }
+        None
+    }
+}
