@@ -315,6 +315,9 @@ pub struct Uninstall {
     /// Which engine, and where it is.
     #[command(flatten)]
     pub place: InstallPlace,
+    /// Even while containers of it own CPUs: what they own comes back later, and a restart of theirs is not pinned
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// What `install` and `uninstall` have in common. Paths are as the engine sees them, below `--host-root`.

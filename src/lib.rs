@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod caller;
 pub mod cgroup;
 pub mod check;
+pub mod child;
 pub mod choose;
 pub mod claims;
 pub mod cli;

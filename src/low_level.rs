@@ -1,20 +1,18 @@
 //! The OCI runtime behind `pinfold-runtime`: which one it is, and whether it is fit for it.
 
 use std::ffi::OsStr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 use serde_json::Value;
 
+use crate::child;
 use crate::config::Runtime;
 use crate::files;
 use crate::host::Host;
-use crate::limits::Prompt;
 use crate::oci::is_container_id;
 use crate::oci_config::STAGES;
 use crate::runtime_line::RuntimeLine;
@@ -26,11 +24,8 @@ const RUNTIMES: [&str; 2] = ["runc", "crun"];
 /// src/libcrun/status.c).
 const KEPT: [(&str, &str); 2] = [("runc", "state.json"), ("crun", "status")];
 
-/// How long a runtime may take to say what it can, and how much it may say, in bytes.
+/// How long a runtime may take to say what it can.
 const FEATURES_WITHIN: Duration = Duration::from_secs(5);
-const MOST_FEATURES: u64 = 1 << 20;
-/// How often it is asked whether it has ended.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// Runtimes that make no host process of the container's own for our hooks to confine, whatever their features say; by file
 /// name, and why (gVisor: runsc/container/container.go; Kata Containers: src/runtime/pkg/katautils/hook.go; railcar:
@@ -112,51 +107,10 @@ pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
 
 /// What a runtime says of itself; `None` where it does not know the question.
 fn features(runtime: &Path) -> Result<Option<String>> {
-    let shown = runtime.display();
-    let mut child = Command::new(runtime)
-        .arg("features")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        // A group of its own: whatever it has started ends with it.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("execute {shown}"))?;
-    let deadline = Instant::now() + FEATURES_WITHIN;
-    let said = match child.stdout.take() {
-        Some(stdout) => files::read_bounded(Prompt::within(stdout, FEATURES_WITHIN), MOST_FEATURES),
-        None => Ok(String::new()),
-    };
-    let ended = match said {
-        Ok(_) => ended_by(&mut child, deadline),
-        Err(_) => Ok(None),
-    };
-    if !matches!(ended, Ok(Some(_))) {
-        let group = Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX));
-        // It can have ended by now.
-        let _ = killpg(group, Signal::SIGKILL);
-        child.wait().with_context(|| format!("wait for {shown}"))?;
-    }
-    let said = said.with_context(|| format!("{shown} features"))?;
-    let ended = ended.with_context(|| format!("wait for {shown}"))?;
-    let ended = ended.with_context(|| {
-        let seconds = FEATURES_WITHIN.as_secs();
-        format!("{shown} features: it did not end within {seconds} s")
-    })?;
-    Ok(ended.success().then_some(said))
-}
-
-fn ended_by(
-    child: &mut Child,
-    deadline: Instant,
-) -> std::io::Result<Option<std::process::ExitStatus>> {
-    loop {
-        let ended = child.try_wait()?;
-        if ended.is_some() || Instant::now() >= deadline {
-            return Ok(ended);
-        }
-        std::thread::sleep(PAUSE);
-    }
+    let mut command = Command::new(runtime);
+    let said = child::ask(command.arg("features"), FEATURES_WITHIN)
+        .with_context(|| format!("ask {} for its features", runtime.display()))?;
+    Ok(said.status.success().then_some(said.out))
 }
 
 /// The runtime for a container that is there already: the one that made it, where `preferred` is another. What names the
@@ -271,7 +225,7 @@ mod tests {
             )
             .unwrap();
             assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o755);
-            let begun = Instant::now();
+            let begun = std::time::Instant::now();
             let error = ensure_runs_our_hooks(&path).unwrap_err();
             assert!(begun.elapsed() < 3 * FEATURES_WITHIN, "{name}");
             assert!(format!("{error:#}").contains("features"), "{error:#}");

@@ -131,6 +131,11 @@ impl Machine {
             .unwrap()
     }
 
+    fn update_devices(&self) {
+        let output = self.pinfold(&["cdi", "--bin-dir", "/usr/local/bin"]);
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// What is found besides what is well, as `level what: text: remedy`; and the exit code.
     fn findings(&self, more: &[&str]) -> (Vec<String>, i32) {
         let output = self.pinfold(&[&["check", "--json"], more].concat());
@@ -254,6 +259,52 @@ fn the_machine() {
 }
 
 #[test]
+fn the_devices() {
+    let cdi = "etc/cdi/pinfold.json";
+    broken(
+        |m| m.remove(cdi),
+        "warning cdi",
+        "which podman and docker could use: `pinfold cdi`",
+    );
+    broken(
+        |m| {
+            m.remove(cdi);
+            m.put("etc/docker/daemon.json", "{}");
+            m.remove("usr/sbin/dockerd");
+        },
+        "warning cdi",
+        "which podman could use",
+    );
+    broken(
+        |m| m.put("etc/kcm/pools/new/exclusive", "0"),
+        "warning pools",
+        "has no CPU list",
+    );
+    broken(
+        |m| fs::rename(m.path("etc/kcm/pools/cp"), m.path("etc/kcm/pools/other")).unwrap(),
+        "fault cdi",
+        "not those of the pools",
+    );
+    broken(
+        |m| m.edit(cdi, "/usr/local/bin/pinfold", "/opt/pinfold"),
+        "fault cdi",
+        "cannot be run",
+    );
+    broken(|m| m.put(cdi, "{}"), "fault cdi", "not of Pinfold");
+    // Nobody has a use for them: that is well, and is said.
+    let machine = Machine::new();
+    machine.remove(cdi);
+    machine.edit("etc/docker/daemon.json", "\"cdi\": true", "\"cdi\": false");
+    machine.pinfold(&["uninstall", "podman"]);
+    machine.remove("usr/bin/podman");
+    let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
+    assert!(
+        text.contains("there are no devices: `pinfold cdi`"),
+        "{text}"
+    );
+}
+
+#[test]
 fn the_pools() {
     broken(
         |m| fs::remove_dir_all(m.path("etc/kcm")).unwrap(),
@@ -286,7 +337,10 @@ fn the_pools() {
         "every CPU list of pool \"dp\"",
     );
     broken(
-        |m| fs::rename(m.path("etc/kcm/pools/cp"), m.path("etc/kcm/pools/none")).unwrap(),
+        |m| {
+            fs::rename(m.path("etc/kcm/pools/cp"), m.path("etc/kcm/pools/none")).unwrap();
+            m.update_devices();
+        },
         "warning pools",
         "cannot be asked for",
     );

@@ -1,33 +1,55 @@
 //! The CDI file: has it a device for each pool as they are now, and can its hooks be run?
 
 use super::Report;
-use crate::install::{Place, cdi_program, check_program, plan_refresh};
+use crate::engines::Engine;
+use crate::install::{CdiState, Place, cdi_state, check_program, plan_refresh};
 use crate::placement::Site;
+use crate::pools::PoolDirectory;
+
+const REMEDY: &str = "`pinfold cdi`";
 
 pub(super) fn check(site: &Site, report: &mut Report) {
     let place = Place::default_on(&site.host);
-    let program = match cdi_program(&place) {
-        Ok(None) => return,
-        Ok(Some(program)) => program,
+    let state = match cdi_state(&place) {
+        Ok(state) => state,
         Err(error) => return report.error("cdi", &error),
     };
-    if let Err(error) = check_program(&site.host, &program) {
-        let text = format!("devices run what cannot be run: {error:#}");
-        report.fault("cdi", text, "`pinfold cdi`");
+    if let CdiState::There(program) = &state {
+        if let Err(error) = check_program(&site.host, program) {
+            let text = format!("devices run what cannot be run: {error:#}");
+            return report.fault("cdi", text, REMEDY);
+        }
+    }
+    // What is wrong with the pools is told of already.
+    if PoolDirectory::open(&site.conf_dir).is_err() {
         return;
     }
-    match plan_refresh(site, &place) {
-        Ok(plan) if plan.changes.is_empty() => {
-            report.ok(
-                "cdi",
-                format!("there are devices for the pools, which run {program}"),
-            );
+    let is_so = match plan_refresh(site, &place) {
+        Ok(plan) => plan.changes.is_empty(),
+        Err(error) => return report.error("cdi", &error),
+    };
+    match (state, is_so) {
+        (CdiState::There(program), true) => report.ok(
+            "cdi",
+            format!("there are devices for the pools, which run {program}"),
+        ),
+        (CdiState::WithoutPools, true) => report.ok(
+            "cdi",
+            "there are no pools, and so no devices: the first pool brings them back",
+        ),
+        (CdiState::Missing(_), true) => {
+            report.ok("cdi", "there are no devices: `pinfold cdi` makes them");
         }
-        Ok(_) => report.fault(
+        (CdiState::Missing(users), false) => {
+            let users: Vec<&str> = users.into_iter().map(Engine::word).collect();
+            let users = users.join(" and ");
+            let text = format!("there are pools and no devices, which {users} could use");
+            report.warn("cdi", text, REMEDY);
+        }
+        (_, false) => report.fault(
             "cdi",
             "the devices are not those of the pools as they are now",
-            "`pinfold cdi`",
+            REMEDY,
         ),
-        Err(error) => report.error("cdi", &error),
     }
 }

@@ -2,13 +2,19 @@
 
 use std::io::{self, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use similar::TextDiff;
 
 use super::Settings;
+use crate::claims::{Claim, OwnerKind};
 use crate::cli::{Cdi, Install, InstallPlace, Options, TargetArg, Uninstall};
 use crate::engines::{Engine, Programs};
-use crate::install::{Change, Place, Plan, apply, plan, plan_cdi, plan_cdi_removal, plan_removal};
+use crate::install::{
+    Change, Place, Plan, apply, plan, plan_cdi, plan_cdi_removal, plan_engine_devices,
+    plan_engine_devices_removal, plan_removal,
+};
+use crate::placement::live_claims;
+use crate::text::Shown;
 
 pub(super) fn run(args: &Install, options: &Options, settings: &Settings) -> Result<u8> {
     let mut place = place(&args.place, settings);
@@ -16,7 +22,11 @@ pub(super) fn run(args: &Install, options: &Options, settings: &Settings) -> Res
     let plan = match args.place.target.engine() {
         Some(engine) => {
             place.hook_options = hook_options(options)?;
-            plan(engine, &place, &programs)?
+            let mut plan = plan(engine, &place, &programs)?;
+            let options = device_options(options, settings)?;
+            let site = settings.site();
+            plan.and(plan_engine_devices(site, engine, &options, &programs)?);
+            plan
         }
         None => {
             place.hook_options = device_options(options, settings)?;
@@ -51,8 +61,15 @@ pub(super) fn run_cdi(args: &Cdi, options: &Options, settings: &Settings) -> Res
 
 pub(super) fn run_removal(args: &Uninstall, settings: &Settings) -> Result<u8> {
     let place = place(&args.place, settings);
+    if !args.force {
+        ensure_no_owners(args.place.target, settings)?;
+    }
     let plan = match args.place.target.engine() {
-        Some(engine) => plan_removal(engine, &place)?,
+        Some(engine) => {
+            let mut plan = plan_removal(engine, &place)?;
+            plan.and(plan_engine_devices_removal(place.host, engine)?);
+            plan
+        }
         None => plan_cdi_removal(&place)?,
     };
     carry_out(&plan, args.place.target, args.place.dry_run)?;
@@ -63,7 +80,47 @@ pub(super) fn run_removal(args: &Uninstall, settings: &Settings) -> Result<u8> {
             word(args.place.target)
         )?;
     }
+    for remark in &plan.remarks {
+        log::warn!("{remark}");
+    }
     Ok(0)
+}
+
+/// How many owners a refusal names.
+const MOST_NAMED: usize = 4;
+
+/// Owners that the engine started: their ends would tell us nothing any more, and a restart would not pin them again.
+/// Whoever started one is not always known.
+fn ensure_no_owners(target: TargetArg, settings: &Settings) -> Result<()> {
+    let owners = live_claims(settings.site())
+        .context("look whether containers of it own CPUs (--force does without)")?;
+    let may_be_its = |claim: &&Claim| {
+        let (Some(engine), Some(its)) = (&claim.names.engine, target.engine()) else {
+            return claim.kind != OwnerKind::Process;
+        };
+        engine == its.word()
+    };
+    let owners: Vec<&Claim> = owners.iter().filter(may_be_its).collect();
+    let one = |claim: &&Claim| {
+        format!(
+            "{} on {} of {}",
+            Shown(&claim.shown()),
+            claim.cpus,
+            claim.pool
+        )
+    };
+    let named: Vec<String> = owners.iter().take(MOST_NAMED).map(one).collect();
+    let more = owners.len().saturating_sub(MOST_NAMED);
+    let and_more = match more {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    ensure!(
+        owners.is_empty(),
+        "containers own CPUs: {}{and_more}; stop them first, or say --force",
+        named.join(", ")
+    );
+    Ok(())
 }
 
 fn word(target: TargetArg) -> &'static str {

@@ -9,6 +9,10 @@ use super::hooks::TIMEOUT;
 /// The kind of our devices: `pinfold.io/pool=dataplane`.
 pub const KIND: &str = "pinfold.io/pool";
 
+/// What tells hooks of a file that the install of an engine brought. CDI takes no key that it does not know, and nothing
+/// reads this variable.
+const BY_INSTALL: &str = "PINFOLD_DEVICES=by-install";
+
 /// A pool for which there are devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Devices {
@@ -25,6 +29,20 @@ pub struct Hooks {
     pub pinfold: String,
     /// Options for it.
     pub options: Vec<String>,
+    /// Did the install of an engine bring the file? Then it goes with the engine.
+    pub by_install: bool,
+}
+
+impl Hooks {
+    /// A file that stands in while there are no pools: no file is without a device, and this is where it is read from how
+    /// its hooks were run.
+    pub fn stand_in(&self) -> String {
+        let pool = Devices {
+            pool: "POOL".to_owned(),
+            lists: 1,
+        };
+        file(&[pool], self).unwrap_or_default()
+    }
 }
 
 /// The file; `None` where there is no device, which CDI takes for an error.
@@ -47,12 +65,16 @@ fn device(pool: &str, name: &str, hooks: &Hooks) -> Value {
     let hook = |stage: &str| {
         let args = ["pinfold", "hook", stage, "--device", name].into_iter();
         let args = args.chain(hooks.options.iter().map(String::as_str));
-        json!({
+        let mut hook = json!({
             "hookName": stage,
             "path": hooks.pinfold,
             "args": args.collect::<Vec<_>>(),
             "timeout": TIMEOUT,
-        })
+        });
+        if hooks.by_install {
+            hook["env"] = json!([BY_INSTALL]);
+        }
+        hook
     };
     json!({
         "name": name,
@@ -85,6 +107,7 @@ pub fn hooks_of(text: &str) -> Result<Option<Hooks>> {
     Ok(Some(Hooks {
         pinfold,
         options: options.collect(),
+        by_install: hook["env"] == json!([BY_INSTALL]),
     }))
 }
 
@@ -97,6 +120,7 @@ mod tests {
         let hooks = Hooks {
             pinfold: "/bin/pinfold".into(),
             options: vec!["--conf-dir".into(), "/k".into()],
+            by_install: false,
         };
         let devices = |pool: &str, lists| Devices {
             pool: pool.into(),
@@ -125,6 +149,11 @@ mod tests {
             ])
         );
         assert_eq!(hooks_of(&text).unwrap(), Some(hooks.clone()));
+        let hooks = Hooks {
+            by_install: true,
+            ..hooks
+        };
+        assert_eq!(hooks_of(&hooks.stand_in()).unwrap(), Some(hooks.clone()));
         assert_eq!(hooks_of(r#"{"kind":"nvidia.com/gpu"}"#).unwrap(), None);
         assert!(hooks_of("{").is_err());
         assert_eq!(file(&[devices("dp", 0)], &hooks), None);

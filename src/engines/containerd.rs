@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
 
 use super::toml_text::{document, find, remove as remove_entry, table_at};
-use super::{ANNOTATIONS, RUNTIME};
+use super::{ANNOTATIONS, RUNTIME, is_shim};
 
 /// The newest version of the file that is known: containerd 2.3's.
 const NEWEST: i64 = 4;
@@ -94,6 +94,23 @@ impl ConfigFile {
     /// Has it the CRI plugin's table?
     pub fn has_cri(&self) -> bool {
         find(self.document.as_table(), &["plugins", self.plugin()]).is_some()
+    }
+
+    /// Our handler; `None` where there is none, or one of another program goes by our name.
+    pub fn ours(&self) -> Option<Handler> {
+        self.handler(RUNTIME)
+            .filter(|handler| is_shim(&handler.binary))
+    }
+
+    /// Does somebody else's handler go by our name?
+    pub fn has_namesake(&self) -> bool {
+        self.handler_table(RUNTIME).is_some() && self.ours().is_none()
+    }
+
+    /// Do two files say the same, however it is written?
+    pub fn says_the_same_as(&self, other: &ConfigFile) -> bool {
+        let table = |file: &ConfigFile| toml::from_str::<toml::Table>(&file.text).ok();
+        table(self) == table(other)
     }
 
     /// A handler of this name.
@@ -231,6 +248,9 @@ pub fn add(files: &[ConfigFile], shim: &str) -> Result<String> {
     }
     let mut after = file.clone();
     let handlers = table_at(after.document.as_table_mut(), &file.handlers_path())?;
+    if file.has_namesake() {
+        handlers.remove(RUNTIME);
+    }
     if handlers.get(RUNTIME).is_none() {
         handlers.insert(RUNTIME, Item::Table(handler_like(model(files))));
     }
@@ -245,13 +265,25 @@ pub fn add(files: &[ConfigFile], shim: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The file without our handler; `None` where it has none.
+/// The file without our handler, and with the one that went by our name in `original`, the file before ours; `None` where
+/// it has none of ours.
 ///
 /// # Errors
 /// Where ours is the handler of containers that name none: without it containerd would not start them.
-pub fn remove(file: &ConfigFile) -> Result<Option<String>> {
-    if file.handler_table(RUNTIME).is_none() {
+pub fn remove(file: &ConfigFile, original: Option<&ConfigFile>) -> Result<Option<String>> {
+    if file.ours().is_none() {
         return Ok(None);
+    }
+    let path = file.handlers_path();
+    let namesake = original.filter(|original| original.has_namesake());
+    let namesake = namesake.and_then(|original| {
+        let handlers = find(original.document.as_table(), &original.handlers_path())?;
+        handlers.get(RUNTIME).cloned()
+    });
+    if let Some(namesake) = namesake {
+        let mut after = file.clone();
+        table_at(after.document.as_table_mut(), &path)?.insert(RUNTIME, namesake);
+        return Ok(Some(after.document.to_string()));
     }
     if file.default_handler() == Some(RUNTIME) {
         bail!("default_runtime_name is {RUNTIME}: name another one there first");
@@ -260,7 +292,7 @@ pub fn remove(file: &ConfigFile) -> Result<Option<String>> {
         return Ok(Some(cut));
     }
     let mut after = file.clone();
-    let [plugins, plugin, containerd, runtimes] = file.handlers_path();
+    let [plugins, plugin, containerd, runtimes] = path;
     let path = [plugins, plugin, containerd, runtimes, RUNTIME];
     remove_entry(after.document.as_table_mut(), &path);
     Ok(Some(after.document.to_string()))

@@ -5,8 +5,10 @@ use serde::Serialize;
 use serde_json::ser::{PrettyFormatter, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::RUNTIME;
+use super::{RUNTIME, is_shim};
 
+/// What Windows' editors begin a file with.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 /// How a file is indented that is not there yet.
 const INDENT: &str = "  ";
 
@@ -18,6 +20,8 @@ const DEFAULT: &str = "runc";
 pub struct Wiring {
     /// The program of our runtime, where it has one.
     pub shim: Option<String>,
+    /// The program of a runtime of somebody else's that goes by our name; empty where it names none.
+    pub namesake: Option<String>,
     /// Are CDI devices turned on, or off? docker 25 to 28.1 has them off where the file does not say.
     pub cdi: Option<bool>,
 }
@@ -28,16 +32,31 @@ pub struct Wiring {
 /// What is no JSON, or no object.
 pub fn read(text: &str) -> Result<Wiring> {
     let daemon = parse(text)?;
-    let shim = daemon
-        .get("runtimes")
-        .and_then(|all| all.get(RUNTIME)?.get("path")?.as_str());
+    let runtime = daemon.get("runtimes").and_then(|all| all.get(RUNTIME));
+    let path = |runtime: &Value| {
+        let path = runtime.get("path").and_then(Value::as_str);
+        path.unwrap_or_default().to_owned()
+    };
+    let (shim, namesake) = match runtime.map(path) {
+        Some(path) if is_shim(&path) => (Some(path), None),
+        other => (None, other),
+    };
     let cdi = daemon
         .get("features")
         .and_then(|all| all.get("cdi")?.as_bool());
     Ok(Wiring {
-        shim: shim.map(str::to_owned),
+        shim,
+        namesake,
         cdi,
     })
+}
+
+/// Are there no settings in a file?
+///
+/// # Errors
+/// What is no JSON, or no object.
+pub fn is_empty(text: &str) -> Result<bool> {
+    Ok(parse(text)?.is_empty())
 }
 
 /// What docker runs where a container names no runtime and ours is out of the question: a name or a path.
@@ -69,7 +88,11 @@ pub fn exec_root(text: &str) -> Option<String> {
 pub fn add(text: &str, shim: &str) -> Result<String> {
     let mut daemon = parse(text)?;
     let before = daemon.clone();
-    let runtime = object_in(object_in(&mut daemon, "runtimes")?, RUNTIME)?;
+    let runtimes = object_in(&mut daemon, "runtimes")?;
+    if read(text)?.namesake.is_some() {
+        runtimes.insert(RUNTIME.to_owned(), json!({}));
+    }
+    let runtime = object_in(runtimes, RUNTIME)?;
     runtime.insert("path".to_owned(), json!(shim));
     object_in(&mut daemon, "features")?
         .entry("cdi")
@@ -83,7 +106,8 @@ pub fn add(text: &str, shim: &str) -> Result<String> {
 }
 
 /// The file without our runtime, and without CDI devices where `original`, the file before ours, did not have
-/// them; `None` where it has nothing of ours.
+/// them; a runtime that went by our name there is back. Where that is all that `original` had, it is `original` to the last
+/// byte. `None` where it has nothing of ours.
 ///
 /// # Errors
 /// What is no JSON; and where ours is the default runtime: without it docker would not start.
@@ -92,20 +116,31 @@ pub fn remove(text: &str, original: Option<&str>) -> Result<Option<String>> {
     if daemon.get("default-runtime") == Some(&json!(RUNTIME)) {
         bail!("default-runtime is {RUNTIME}: name another one there first");
     }
-    let original = original.map(parse).transpose()?.unwrap_or_default();
+    let original_text = original.unwrap_or_default();
+    let original = parse(original_text)?;
     let had = |object: &str, key: &str| {
         original
             .get(object)
             .is_some_and(|inner| inner.get(key).is_some())
     };
-    let has_runtime = remove_key(&mut daemon, &original, "runtimes", RUNTIME);
-    if !has_runtime {
+    if read(text)?.shim.is_none() {
         return Ok(None);
+    }
+    let namesake = original.get("runtimes").and_then(|all| all.get(RUNTIME));
+    match namesake {
+        Some(namesake) => {
+            let runtimes = object_in(&mut daemon, "runtimes")?;
+            runtimes.insert(RUNTIME.to_owned(), namesake.clone());
+        }
+        None => drop(remove_key(&mut daemon, &original, "runtimes", RUNTIME)),
     }
     if !had("features", "cdi") {
         remove_key(&mut daemon, &original, "features", "cdi");
     }
-    print(&daemon, text).map(Some)
+    match daemon == original {
+        true => Ok(Some(original_text.to_owned())),
+        false => print(&daemon, text).map(Some),
+    }
 }
 
 /// Removes a key of an inner object, and that object if it is then empty and was not there before.
@@ -127,7 +162,9 @@ fn remove_key(
 }
 
 fn parse(text: &str) -> Result<Map<String, Value>> {
-    // dockerd takes an empty file for one without settings.
+    // dockerd takes an empty file, and null, for one without settings, and a byte order mark before either (moby:
+    // daemon/config/config.go, `getConflictFreeConfiguration`).
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     if text.trim().is_empty() {
         return Ok(Map::new());
     }
@@ -135,6 +172,7 @@ fn parse(text: &str) -> Result<Map<String, Value>> {
         .context("it is no JSON, so dockerd would not start with it either: mend it first")?
     {
         Value::Object(object) => Ok(object),
+        Value::Null => Ok(Map::new()),
         _ => bail!("it is no JSON object: mend it first"),
     }
 }
@@ -144,16 +182,23 @@ fn object_in<'a>(
     key: &str,
 ) -> Result<&'a mut Map<String, Value>> {
     let value = parent.entry(key).or_insert_with(|| json!({}));
+    // No table to dockerd, as if it were not there.
+    if value.is_null() {
+        *value = json!({});
+    }
     value
         .as_object_mut()
         .with_context(|| format!("{key} is no JSON object: mend it first"))
 }
 
-/// Prints it with the indentation, and the end, that the file has.
+/// Prints it with the indentation, the byte order mark and the end that the file has.
 fn print(daemon: &Map<String, Value>, before: &str) -> Result<String> {
     let indented = before.lines().find(|line| line.starts_with([' ', '\t']));
     let indent = indented.map_or(INDENT, |line| &line[..line.len() - line.trim_start().len()]);
-    let mut out = Vec::new();
+    let mark = before
+        .strip_prefix(BYTE_ORDER_MARK)
+        .map(|_| BYTE_ORDER_MARK);
+    let mut out = mark.map(String::from).unwrap_or_default().into_bytes();
     let formatter = PrettyFormatter::with_indent(indent.as_bytes());
     daemon.serialize(&mut Serializer::with_formatter(&mut out, formatter))?;
     let mut text = String::from_utf8(out)?;
@@ -170,12 +215,12 @@ mod tests {
     #[test]
     fn other_keys_their_order_and_the_indentation_stay() {
         let before = "{\n\t\"z\": 1,\n\t\"a\": \"x\"\n}\n";
-        let after = add(before, "/s").unwrap();
+        let after = add(before, "/s/pinfold-runtime").unwrap();
         assert!(
             after
                 .starts_with("{\n\t\"z\": 1,\n\t\"a\": \"x\",\n\t\"runtimes\": {\n\t\t\"pinfold\"")
         );
-        assert_eq!(add(&after, "/s").unwrap(), after);
+        assert_eq!(add(&after, "/s/pinfold-runtime").unwrap(), after);
         assert_eq!(remove(&after, Some(before)).unwrap().unwrap(), before);
         assert_eq!(remove(before, None).unwrap(), None);
     }
@@ -186,16 +231,19 @@ mod tests {
             ("", "\"cdi\": true"),
             (r#"{"features":{"cdi":false}}"#, "\"cdi\": false"),
             (
-                r#"{"runtimes":{"pinfold":{"path":"/old","runtimeArgs":["--debug"]}}}"#,
+                r#"{"runtimes":{"pinfold":{"path":"/old/pinfold-runtime","runtimeArgs":["--debug"]}}}"#,
                 "--debug",
             ),
         ] {
-            let after = add(before, "/s").unwrap();
+            let after = add(before, "/s/pinfold-runtime").unwrap();
             assert!(after.contains(has), "{after}");
-            assert_eq!(read(&after).unwrap().shim.as_deref(), Some("/s"));
+            assert_eq!(
+                read(&after).unwrap().shim.as_deref(),
+                Some("/s/pinfold-runtime")
+            );
         }
         let kept = r#"{"features":{"cdi":true},"runtimes":{}}"#;
-        let after = remove(&add(kept, "/s").unwrap(), Some(kept))
+        let after = remove(&add(kept, "/s/pinfold-runtime").unwrap(), Some(kept))
             .unwrap()
             .unwrap();
         assert_eq!(parse(&after).unwrap(), parse(kept).unwrap());
@@ -216,6 +264,54 @@ mod tests {
     }
 
     #[test]
+    fn what_dockerd_takes_is_taken_and_comes_back() {
+        for before in [
+            "",
+            " \n",
+            "null",
+            "null\n",
+            "\u{feff}",
+            "\u{feff}{\n    \"debug\": true\n}\n",
+            "\u{feff}null",
+            r#"{"runtimes":null,"features":null}"#,
+            r#"{"runtimes":{"pinfold":{"path":"/opt/other","runtimeArgs":["--x"]}}}"#,
+            r#"{"runtimes":{"pinfold":{"runtimeType":"io.containerd.other.v1"},"a":{}}}"#,
+        ] {
+            let after = add(before, "/s/pinfold-runtime").unwrap();
+            let begins = |text: &str| text.starts_with(BYTE_ORDER_MARK);
+            assert_eq!(begins(&after), begins(before), "{before:?}");
+            assert!(
+                !after.contains("--x") && !after.contains("runtimeType"),
+                "{after}"
+            );
+            let wiring = read(&after).unwrap();
+            assert_eq!(wiring.shim.as_deref(), Some("/s/pinfold-runtime"));
+            assert_eq!(wiring.namesake, None);
+            let back = |text: &str| remove(text, Some(before)).unwrap().unwrap();
+            if !before.contains("runtimes\":null") {
+                assert_eq!(back(&after), before);
+                // Somebody has only laid it out anew.
+                let object = parse(&after).unwrap();
+                assert_eq!(back(&serde_json::to_string(&object).unwrap()), before);
+            }
+            // Somebody has added something else: that stays, and so does who went by our name.
+            let mut object = parse(&after).unwrap();
+            object.insert("ipv6".into(), json!(true));
+            let left = parse(&back(&serde_json::to_string(&object).unwrap())).unwrap();
+            assert_eq!(left["ipv6"], true);
+            let namesake =
+                |object: &Map<String, Value>| object.get("runtimes")?.get(RUNTIME).cloned();
+            assert_eq!(namesake(&left), namesake(&parse(before).unwrap()));
+        }
+        let namesake = r#"{"runtimes":{"pinfold":{"path":"/opt/other"}}}"#;
+        assert_eq!(
+            read(namesake).unwrap().namesake.as_deref(),
+            Some("/opt/other")
+        );
+        assert_eq!(remove(namesake, None).unwrap(), None);
+    }
+
+    #[test]
     fn what_cannot_be_merged_is_refused() {
         for text in [
             "{",
@@ -226,11 +322,11 @@ mod tests {
             "# {}\n{}",
             "{\"a\":1,}",
         ] {
-            assert!(add(text, "/s").is_err(), "{text}");
+            assert!(add(text, "/s/pinfold-runtime").is_err(), "{text}");
         }
         assert!(
             remove(
-                r#"{"default-runtime":"pinfold","runtimes":{"pinfold":{}}}"#,
+                r#"{"default-runtime":"pinfold","runtimes":{"pinfold":{"path":"/s/pinfold-runtime"}}}"#,
                 None
             )
             .is_err()

@@ -15,6 +15,11 @@ pub const RUNTIME: &str = "pinfold";
 /// The file name of the shim; the same program as `pinfold`, which goes by the name it is called by.
 pub const SHIM: &str = "pinfold-runtime";
 
+/// Is this program, by its path or name, the shim? Somebody else can have called a runtime as we do.
+pub fn is_shim(program: &str) -> bool {
+    program.rsplit('/').next() == Some(SHIM)
+}
+
 /// Which annotations an engine is to pass on to a container (path.Match globs of containerd).
 pub const ANNOTATIONS: &str = "pinfold.io/*";
 

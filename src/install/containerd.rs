@@ -98,8 +98,12 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     let after = add(&configuration.files, programs.shim()?)
         .with_context(|| found.path.display().to_string())?;
     let mut plan = Plan::default();
-    if configuration.files[index].handler(RUNTIME).is_none() && found.text.is_some() {
+    let file = &configuration.files[index];
+    if file.ours().is_none() && found.text.is_some() {
         plan.changes.extend(found.keep_backup()?);
+    }
+    if file.has_namesake() {
+        plan.remarks.push(found.namesake_is_kept());
     }
     plan.changes.extend(found.become_text(Some(after)));
     if configuration.files.iter().any(ConfigFile::disables_cri) {
@@ -127,22 +131,26 @@ pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
     let mut plan = Plan::default();
     for (index, found) in configuration.found.iter().enumerate() {
         let file = &configuration.files[index];
-        let without = remove(file).with_context(|| found.path.display().to_string())?;
+        let original = found.backup_text()?;
+        let parsed = original
+            .as_deref()
+            .map(|text| ConfigFile::parse(text, Some(file.version())));
+        let parsed = parsed.transpose()?;
+        let without =
+            remove(file, parsed.as_ref()).with_context(|| found.path.display().to_string())?;
         let (Some(text), Some(without)) = (&found.text, without) else {
             plan.changes.extend(found.drop_needless_backup()?);
             continue;
         };
         let shim = file.handler(RUNTIME).unwrap_or_default().binary;
-        let original = found.backup_text()?;
+        let before = parsed.unwrap_or_default();
         let mut files = configuration.files.clone();
-        files[index] = match &original {
-            Some(original) => ConfigFile::parse(original, Some(file.version()))?,
-            None => ConfigFile::new(),
-        };
+        files[index] = before.clone();
         // Only if the same file would decide, has it been ours to write.
         let is_as_we_wrote_it =
             deciding(&files) == index && add(&files, &shim).is_ok_and(|written| written == *text);
-        let after = if is_as_we_wrote_it {
+        let left = ConfigFile::parse(&without, Some(file.version()))?;
+        let after = if is_as_we_wrote_it || original.is_some() && left.says_the_same_as(&before) {
             original
         } else {
             Some(without)

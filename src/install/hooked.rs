@@ -5,9 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::{Change, Found, Place, Plan};
-use crate::engines::{Engine, Programs, RUNTIME, SHIM, crio, hooks, podman};
+use crate::engines::{Engine, Programs, RUNTIME, SHIM, crio, hooks, is_shim, podman};
 use crate::files;
 use crate::host::Host;
+use crate::text::Shown;
 
 /// podman's files, in the order in which it reads them; the directory's files come sorted.
 const PODMAN_FILES: [&str; 2] = [
@@ -155,6 +156,7 @@ pub(super) fn plan_podman(place: &Place<'_>, programs: &Programs) -> Result<Plan
         .clone()
         .unwrap_or_else(|| files.before.hooks_dir());
     let mut plan = plan_hooks(place, &hooks_dir, programs, Engine::Podman)?;
+    plan.remarks.extend(namesake(&files.before.shim));
     let text = podman::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir);
     plan.changes.extend(files.changes(text)?);
     Ok(plan)
@@ -167,6 +169,7 @@ pub(super) fn plan_crio(place: &Place<'_>, programs: &Programs) -> Result<Plan> 
         .clone()
         .unwrap_or_else(|| CRIO_HOOKS_DIR.to_owned());
     let mut plan = plan_hooks(place, &hooks_dir, programs, Engine::Crio)?;
+    plan.remarks.extend(namesake(files.before.shim()));
     let text = crio::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir)?;
     plan.changes.extend(files.changes(Some(text))?);
     Ok(plan)
@@ -196,6 +199,17 @@ pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
+/// What to know where another file names somebody else's runtime as we do.
+fn namesake<S: AsRef<str>>(programs: impl IntoIterator<Item = S>) -> Option<String> {
+    let mut others = programs.into_iter().filter(|path| !is_shim(path.as_ref()));
+    others.next().map(|path| {
+        format!(
+            "another file has a runtime {RUNTIME} that is {}: ours takes its place until `pinfold uninstall`",
+            Shown(path.as_ref())
+        )
+    })
+}
+
 fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine) -> Result<Plan> {
     let mut plan = Plan::default();
     if programs.shim.is_none() {
@@ -213,9 +227,25 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
             );
         }
         let text = hooks::file(stage, &programs.pinfold, engine, &place.hook_options);
+        // One that a package brought, or that was written by hand, comes back.
+        if found.text.is_some() && !is_by_install(&found) {
+            plan.changes.extend(found.keep_backup()?);
+        }
         plan.changes.extend(found.become_text(Some(text)));
     }
     Ok(plan)
+}
+
+/// The program of the hook files of ours that podman reads.
+pub(super) fn podman_hook(place: &Place<'_>, settings: &podman::Settings) -> Option<String> {
+    let (_, name) = hooks::FILES[0];
+    let dirs = settings.hooks_dirs().into_iter().rev();
+    let mut files = dirs.filter_map(|dir| {
+        let found = Found::at(place.host, &format!("{dir}/{name}")).ok()?;
+        let file = hooks::HookFile::parse(found.text.as_deref()?).ok()??;
+        file.is_ours().then_some(file.hook.path)
+    });
+    files.next()
 }
 
 fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) -> Result<Plan> {
@@ -223,8 +253,20 @@ fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) 
     for dir in dirs {
         for (_, name) in hooks::FILES {
             let found = Found::at(host, &format!("{dir}/{name}"))?;
-            if is_hook_of_ours(&found) && !plan.has(&found) {
-                plan.changes.extend(found.become_text(None));
+            if plan.has(&found) {
+                continue;
+            }
+            if is_by_install(&found) {
+                plan.changes.extend(found.become_text(found.backup_text()?));
+                plan.changes.extend(found.drop_backup()?);
+            } else {
+                plan.changes.extend(found.drop_needless_backup()?);
+                if is_hook_of_ours(&found) {
+                    plan.remarks.push(format!(
+                        "{} is not of `pinfold install`, and stays: containers are pinned until it is gone",
+                        found.path.display()
+                    ));
+                }
             }
         }
     }
@@ -235,6 +277,12 @@ fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) 
 fn is_hook_of_ours(found: &Found) -> bool {
     let parsed = found.text.as_deref().map(hooks::HookFile::parse);
     matches!(parsed, Some(Ok(Some(file))) if file.is_ours())
+}
+
+/// Did `pinfold install` write it? It always names the engine; the files of `make install` and of packages do not.
+fn is_by_install(found: &Found) -> bool {
+    let parsed = found.text.as_deref().map(hooks::HookFile::parse);
+    matches!(parsed, Some(Ok(Some(file))) if file.is_ours() && file.engine().is_some())
 }
 
 /// Our drop-in file, if it is ours.

@@ -13,13 +13,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 pub use apply::apply;
-pub use cdi::{cdi_program, plan_cdi, plan_cdi_removal, plan_refresh, refresh_cdi};
+pub use cdi::{
+    CdiState, cdi_state, plan_cdi, plan_cdi_removal, plan_engine_devices,
+    plan_engine_devices_removal, plan_refresh, refresh_cdi,
+};
 pub use containerd::configuration as containerd_configuration;
 pub use default_runtime::default_runtime;
 pub use docker::daemon_json;
+use docker::wiring as docker_wiring;
+use hooked::podman_hook;
 pub use hooked::{EngineFiles, crio_files, podman_files};
 
-use crate::engines::{Engine, Programs, SHIM};
+use crate::engines::{Engine, Programs, RUNTIME, SHIM};
 use crate::files;
 use crate::host::Host;
 
@@ -64,6 +69,13 @@ pub struct Change {
 }
 
 impl Plan {
+    /// Takes what is to be done besides.
+    pub fn and(&mut self, other: Plan) {
+        self.changes.extend(other.changes);
+        self.directories.extend(other.directories);
+        self.remarks.extend(other.remarks);
+    }
+
     fn has(&self, found: &Found) -> bool {
         self.changes.iter().any(|change| change.path == found.path)
     }
@@ -223,6 +235,15 @@ impl Found {
             like: Some(self.path.clone()),
         };
         Ok((change.before != change.after).then_some(change))
+    }
+
+    /// What to know where somebody else's runtime has gone by our name.
+    fn namesake_is_kept(&self) -> String {
+        format!(
+            "{} had a runtime of another kind called {RUNTIME}: ours takes its place until `pinfold uninstall`, and {} has it",
+            self.path.display(),
+            self.backup().display()
+        )
     }
 
     /// The change that removes that copy where the file is the same: an install was killed after it was made.

@@ -1,6 +1,6 @@
 //! Are the claims true? A look that changes nothing.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::Site;
 use super::life::life_of;
@@ -57,6 +57,36 @@ pub fn audit(site: &Site) -> Result<Audit> {
         audit.remarks.extend(look.unclaimed_groups(&lock)?);
     }
     Ok(audit)
+}
+
+/// The claims whose owner lives; looked at without the lock.
+///
+/// # Errors
+/// A claim that cannot be read, or of whose owner it cannot be told whether it lives.
+pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
+    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
+        return Ok(Vec::new());
+    };
+    let entries = ledger.all()?;
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let hierarchy = Hierarchy::discover(&site.host)?;
+    let boot_id = process::boot_id(&site.host)?;
+    let mut alive = Vec::new();
+    for entry in entries {
+        match entry {
+            Entry::Claim(claim) => {
+                if life_of(&claim, &site.host, &hierarchy, &boot_id)?.is_alive() {
+                    alive.push(*claim);
+                }
+            }
+            Entry::Opaque { path, reason } => {
+                bail!("the claim {} cannot be read: {reason}", path.display())
+            }
+        }
+    }
+    Ok(alive)
 }
 
 impl Audit {

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-pub use audit::{Audit, audit};
+pub use audit::{Audit, audit, live_claims};
 pub use beside::{Neighbour, Neighbours, neighbours};
 pub use change::{Change, Changed, change};
 pub use command::{CommandPlace, pin_command};

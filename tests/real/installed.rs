@@ -207,6 +207,15 @@ fn one_command_and_podman_pins(world: &World, engine: Engine) {
     assert_eq!(machine.affinity("plain"), hierarchy().all_cpus());
     assert_eq!(world.claims().len(), 1);
     machine.start("full", &request).exits(126);
+    for force in [&[][..], &["--dry-run"]] {
+        let arguments = [&["uninstall", "podman"], force].concat();
+        let refused = machine.run(PROGRAM, &arguments).exits(1);
+        for part in ["pinned", "on 1 of dp", "--force"] {
+            assert!(refused.stderr.contains(part), "{part}: {refused}");
+        }
+    }
+    let dry = ["uninstall", "podman", "--force", "--dry-run"];
+    machine.run(PROGRAM, &dry).ok();
     let check = machine.run(PROGRAM, &["check"]).ok();
     assert!(
         check.stdout.contains("all owners (1) are confined"),
@@ -286,6 +295,28 @@ fn a_device_is_enough(world: &World, engine: Engine) {
     machine.start("gone", &device).exits(126);
     machine
         .podman(&["rm", "-f", "-t", "0", "shared", "gone"])
+        .ok();
+    // The last pool takes them along, and the next brings them back.
+    machine.run(PROGRAM, &["pool", "remove", "other"]).ok();
+    let check = machine.run(PROGRAM, &["check"]);
+    assert!(check.stdout.contains("and so no devices"), "{check}");
+    machine
+        .start("nothing", &["--device", "pinfold.io/pool=other"])
+        .exits(126);
+    machine
+        .run(PROGRAM, &["pool", "add", "back:shared", "--list", "0"])
+        .ok();
+    machine
+        .start("back", &["--device", "pinfold.io/pool=back"])
+        .ok();
+    assert_eq!(machine.affinity("back"), "0");
+    let owned = machine.run(PROGRAM, &["uninstall", "cdi"]).exits(1);
+    assert!(
+        owned.stderr.contains("back") && owned.stderr.contains("--force"),
+        "{owned}"
+    );
+    machine
+        .podman(&["rm", "-f", "-t", "0", "back", "nothing"])
         .ok();
     machine.run(PROGRAM, &["uninstall", "cdi"]).ok();
     machine

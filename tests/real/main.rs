@@ -31,6 +31,7 @@ mod crowd;
 mod ctr;
 mod daemon;
 mod docker;
+mod dockerd_takes;
 mod endings;
 mod engines;
 mod hookfiles;
@@ -121,6 +122,7 @@ fn main() -> ExitCode {
         named::cases(),
         pods::cases(),
         installed::cases(),
+        dockerd_takes::cases(),
         shim::cases(),
         shim_alone::cases(),
         wired::cases(),
