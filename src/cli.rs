@@ -141,7 +141,7 @@ pub enum Verb {
     Cdi(Cdi),
     /// Look at everything that the start of a container depends on
     #[command(
-        after_help = "Examples:\n  pinfold check\n  pinfold check --json | jq '.findings[] | select(.level != \"ok\")'\n\nExit status: 1 where there is a fault: a container that asks for CPUs would not get them."
+        after_help = "Examples:\n  pinfold check\n  pinfold check --deep\n  pinfold check --json | jq '.findings[] | select(.level != \"ok\")'\n\nExit status: 1 where there is a fault: a container that asks for CPUs would not get them."
     )]
     Check(Check),
 }
@@ -343,6 +343,9 @@ pub struct Check {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Hold every claim, link, tasks file and cgroup against the others and against every live process, too
+    #[arg(long)]
+    pub deep: bool,
     /// An engine's configuration file, or our drop-in file for podman and CRI-O, as the engine sees it
     #[arg(long, value_name = "ENGINE=FILE")]
     pub engine_config: Vec<EngineFile>,

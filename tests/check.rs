@@ -865,3 +865,109 @@ fn claims() {
         "left over",
     );
 }
+
+/// The same with its link by group, and a way to give somebody else a hold on it.
+fn whole_claim(machine: &Machine) {
+    claim(machine, "this-boot", "2");
+    let group = machine.path("sys/fs/cgroup/machine.slice/web");
+    let inode = std::os::unix::fs::MetadataExt::ino(&group.metadata().unwrap());
+    let link = machine.path(&format!("run/pinfold/cgroups/{inode}"));
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    symlink(format!("../claims/web/{}", claim_file(machine)), link).unwrap();
+}
+
+fn claim_file(machine: &Machine) -> String {
+    let mut files = fs::read_dir(machine.path("run/pinfold/claims/web")).unwrap();
+    let file = files.next().unwrap().unwrap().file_name();
+    file.into_string().unwrap()
+}
+
+#[test]
+fn the_auditor() {
+    let machine = Machine::new();
+    whole_claim(&machine);
+    assert_eq!(machine.findings(&["--deep"]).0, [""; 0]);
+    let break_it = |how: &dyn Fn(&Machine), level: &str, part: &str| {
+        let machine = Machine::new();
+        whole_claim(&machine);
+        how(&machine);
+        let (found, code) = machine.findings(&["--deep"]);
+        let start = format!("{level} books");
+        let told = |line: &String| line.starts_with(&start) && line.contains(part);
+        assert!(found.iter().any(told), "{level} {part}: {found:#?}");
+        assert_eq!(code, i32::from(level == "fault"), "{part}: {found:#?}");
+    };
+    let stranger = |m: &Machine| {
+        let stat = "77 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 1 0 777 0 0";
+        m.put("proc/77/stat", stat);
+    };
+    let claim_path = |m: &Machine| format!("run/pinfold/claims/web/{}", claim_file(m));
+    break_it(
+        &|m| fs::remove_dir_all(m.path("run/pinfold/lists")).unwrap(),
+        "fault",
+        "is not found through lists/2/web@",
+    );
+    break_it(
+        &|m| fs::remove_dir_all(m.path("run/pinfold/cgroups")).unwrap(),
+        "fault",
+        "is not found through cgroups/",
+    );
+    break_it(
+        &|m| {
+            stranger(m);
+            let own = std::process::id();
+            m.put("etc/kcm/pools/dp/2/tasks", &format!("{own},77"));
+        },
+        "fault",
+        "has the owners \"web\"",
+    );
+    break_it(
+        &|m| {
+            stranger(m);
+            m.put("etc/kcm/pools/dp/3/tasks", "77");
+            let effective = "sys/fs/cgroup/machine.slice/web/cpuset.cpus.effective";
+            m.put(effective, "2-3\n");
+        },
+        "fault",
+        "process 77 owns some of them",
+    );
+    break_it(
+        &|m| m.edit(&claim_path(m), "\"web\"", "\"wex\""),
+        "fault",
+        "is the claim web/",
+    );
+    break_it(
+        &|m| m.edit(&claim_path(m), "\"version\"", "\"version"),
+        "fault",
+        "the claim",
+    );
+    break_it(
+        &|m| m.put("etc/kcm/pools/dp/2/tasks", ""),
+        "warning",
+        "is not in tasks of \"2\" of pool \"dp\"",
+    );
+    break_it(
+        &|m| m.put("etc/kcm/pools/dp/3/tasks", "78"),
+        "warning",
+        "process 78 in tasks of \"3\" of pool \"dp\" is gone",
+    );
+    break_it(
+        &|m| m.put("etc/kcm/pools/dp/3/.tasks.abcdef", "78"),
+        "warning",
+        "was never put into its place",
+    );
+    break_it(
+        &|m| m.put("run/pinfold/boot", ""),
+        "warning",
+        "the mark of this boot is not there",
+    );
+    break_it(
+        &|m| {
+            let link = m.path("run/pinfold/lists/3/web@1-1");
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink("../../claims/web/1-1.json", link).unwrap();
+        },
+        "warning",
+        "leads nowhere",
+    );
+}

@@ -2,6 +2,7 @@
 
 mod cdi;
 mod containers;
+mod deep;
 mod engines;
 mod hooks;
 mod machine;
@@ -96,6 +97,13 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     rules::check(scope, &have_shim, &mut report);
     cdi::check(scope.site, &mut report);
     containers::check(scope, &mut report);
+    report.findings
+}
+
+/// Holds everything that is recorded against everything that lives.
+pub fn check_deep(site: &Site) -> Vec<Finding> {
+    let mut report = Report::default();
+    deep::check(site, &mut report);
     report.findings
 }
 

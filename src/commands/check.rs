@@ -7,7 +7,7 @@ use serde_json::json;
 use tabwriter::TabWriter;
 
 use super::Settings;
-use crate::check::{Finding, Level, Scope, check};
+use crate::check::{Finding, Level, Scope, check, check_deep};
 use crate::cli::{Check, EngineFile};
 use crate::engines::Engine;
 use crate::install::Place;
@@ -33,12 +33,15 @@ pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
             places.push((engine, place));
         }
     }
-    let findings = check(&Scope {
+    let mut findings = check(&Scope {
         site,
         places,
         rules: settings.pools(),
         runtime: settings.runtime(),
     });
+    if args.deep {
+        findings.extend(check_deep(site));
+    }
     let faults = count(&findings, Level::Fault);
     let mut out = io::stdout().lock();
     if args.json {

@@ -90,7 +90,10 @@ impl Case {
         let trial = Trial::test(name, move || {
             let started = Instant::now();
             let record = report::Record::begin(&self);
-            (self.body)(&World::new());
+            let world = World::new();
+            (self.body)(&world);
+            world.assert_sound("at the end");
+            drop(world);
             record.passed();
             if started.elapsed() > SLOW {
                 println!(

@@ -66,7 +66,10 @@ pub(crate) fn each_point<T>(
             input.as_bytes(),
             &trace,
         ));
-        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| after(scene, number)));
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            world.assert_sound("after a kill");
+            after(scene, number)
+        }));
         if let Err(panic) = told {
             eprintln!(
                 "that was: {name}, killed at {point} ({number} of {})",

@@ -4,6 +4,8 @@ use crate::cgroups::{self, hierarchy};
 use crate::process::{self, Ran, Running};
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
+use pinfold::auditor::{self, Kind as RemarkKind, Remark, Subject};
+use pinfold::host::Host;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -157,7 +159,9 @@ impl World {
 
     /// Runs a hook verb on a state.
     pub(crate) fn hook(&self, verb: &str, state: &Value) -> Ran {
-        self.hooking(verb, state).wait()
+        let ran = self.hooking(verb, state).wait();
+        self.assert_sound(&format!("after {ran}"));
+        ran
     }
 
     pub(crate) fn hooking(&self, verb: &str, state: &Value) -> Running {
@@ -168,7 +172,9 @@ impl World {
     }
 
     pub(crate) fn reconcile(&self) -> Ran {
-        process::run(&mut self.pinfold(&["reconcile"])).ok()
+        let ran = process::run(&mut self.pinfold(&["reconcile"])).ok();
+        self.assert_settled("after reconcile");
+        ran
     }
 
     /// Holds the pool directory's lock, as another tool would.
@@ -195,6 +201,31 @@ impl World {
             .filter(|part| !part.is_empty())
             .map(pid)
             .collect()
+    }
+
+    /// What the auditor remarks.
+    pub(crate) fn remarks(&self) -> Vec<Remark> {
+        let root = self.host.get().map_or(Path::new("/"), PathBuf::as_path);
+        auditor::audit(Subject {
+            host: &Host::new(root),
+            conf_dir: &self.conf,
+            run_dir: &self.run,
+        })
+    }
+
+    /// Nothing is as it may never be, whatever died or failed.
+    #[track_caller]
+    pub(crate) fn assert_sound(&self, when: &str) {
+        let mut remarks = self.remarks();
+        remarks.retain(|remark| remark.kind == RemarkKind::Broken);
+        assert!(remarks.is_empty(), "{when}: {remarks:?}");
+    }
+
+    /// Everything that is recorded agrees with everything that lives.
+    #[track_caller]
+    pub(crate) fn assert_settled(&self, when: &str) {
+        let remarks = self.remarks();
+        assert!(remarks.is_empty(), "{when}: {remarks:?}");
     }
 
     /// All claims, in whatever order.
