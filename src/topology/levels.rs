@@ -10,6 +10,9 @@ use super::told::{Format, Oddity, Reader, Said};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 
+/// More caches than any CPU has: where none can be read, each seems to be there.
+const MOST_INDEXES: u32 = 16;
+
 /// Where a last-level cache is first looked for, the `index3` of machines with three levels.
 const USUAL_LAST_INDEX: u32 = 3;
 
@@ -269,14 +272,13 @@ pub(super) fn last_level_cache(
             .find(|said| *said != Said::Missing)?
             .value();
     }
-    let mut index = expected;
-    loop {
-        index += 1;
+    for index in expected + 1..MOST_INDEXES {
         match shared_by(reader, cpu, index) {
-            Said::Missing => return found.value(),
+            Said::Missing => break,
             higher => found = higher,
         }
     }
+    found.value()
 }
 
 /// The index of a cache and the CPUs that share it; missing where the CPU has no cache of this index.

@@ -308,6 +308,17 @@ fn caches_of_some_cpus_alone() {
     assert!(matches!(error, Refusal::Untold { .. }), "{error:?}");
 }
 
+/// A link that leads to itself: whichever cache is asked for, it cannot be read.
+#[test]
+fn caches_that_give_an_error_each_have_an_end() {
+    let tree = whole();
+    let caches = tree.host.sys_cpu("cpu0/cache");
+    fs::remove_dir_all(&caches).unwrap();
+    std::os::unix::fs::symlink("cache", &caches).unwrap();
+    let levels = Levels::of(&tree.host, &shape().online());
+    assert!(levels.caches.iter().any(|cache| cache.cpus.contains(7)));
+}
+
 /// Nodes that no list, no mask and no link tells.
 #[test]
 fn nodes_that_nothing_tells_are_no_node() {
