@@ -1,0 +1,207 @@
+//! Files that rot: bits that flip, ends that are cut off, contents swapped or old, links gone, an empty mark. Whatever is found,
+//! no list of a live owner is given away.
+
+use crate::campaign::{self, Dice, number, seed};
+use crate::cases::{Case, Need, plain};
+use crate::process::affinity;
+use crate::world::{Kind, Standin, World, state};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let needs = &[Need::Root, Need::Cpus(2)];
+    vec![plain("corruption::of_the_books", needs, of_the_books)]
+}
+
+/// What happens to a file.
+#[derive(Debug, Clone, Copy)]
+enum Rot {
+    Flip(usize),
+    Truncate(usize),
+    Vanish,
+    Empty,
+}
+
+/// Every file and link of the books, as it was.
+type Saved = BTreeMap<PathBuf, Content>;
+
+#[derive(Clone, PartialEq)]
+enum Content {
+    File(Vec<u8>),
+    Link(PathBuf),
+}
+
+/// Two owners of two lists, who live through everything, and whoever wants a list.
+struct Scene<'w> {
+    world: &'w World,
+    owners: [Standin; 2],
+    held: [String; 2],
+    rival: Standin,
+    saved: Saved,
+}
+
+impl<'w> Scene<'w> {
+    fn new(world: &'w World) -> Scene<'w> {
+        world.empty();
+        world.pool("dp", Kind::Exclusive, &["0", "1"]);
+        let owners = ["a", "b"].map(|name| {
+            let owner = Standin::new(world, name);
+            let asked = state(name, owner.pid, request());
+            world.hook("createRuntime", &asked).ok();
+            owner
+        });
+        Scene {
+            held: owners.each_ref().map(|owner| affinity(owner.pid)),
+            owners,
+            rival: Standin::new(world, "rival"),
+            saved: save(world),
+            world,
+        }
+    }
+
+    /// Somebody asks for a list, `reconcile` runs, and both again.
+    fn try_it(&self) {
+        for _ in 0..2 {
+            let asked = state("rival", self.rival.pid, request());
+            let given = self.world.hooking("createRuntime", &asked).wait();
+            assert_ne!(given.code(), Some(0), "given to two");
+            crate::process::run(&mut self.world.pinfold(&["reconcile"]));
+            let now = self.owners.each_ref().map(|owner| affinity(owner.pid));
+            assert_eq!(now, self.held, "an owner runs elsewhere");
+            let rival = affinity(self.rival.pid);
+            assert!(!self.held.contains(&rival), "confined to another's");
+        }
+    }
+}
+
+fn request() -> serde_json::Value {
+    json!({ "pinfold.io/pool": "dp" })
+}
+
+fn of_the_books(world: &World) {
+    let mut scene = Scene::new(world);
+    let mut jobs: Vec<(usize, Rot)> = Vec::new();
+    for (number, (path, content)) in scene.saved.iter().enumerate() {
+        // KCM's format has no check: a pool that says that it is shared, or another pid, cannot be told from a true one.
+        if cannot_be_told(path) {
+            continue;
+        }
+        jobs.push((number, Rot::Vanish));
+        if let Content::File(bytes) = content {
+            jobs.push((number, Rot::Empty));
+            jobs.extend((0..bytes.len() * 8).map(|bit| (number, Rot::Flip(bit))));
+            jobs.extend((1..bytes.len()).map(|length| (number, Rot::Truncate(length))));
+        }
+    }
+    let mut dice = Dice(seed());
+    for last in (1..jobs.len()).rev() {
+        jobs.swap(last, dice.below(last + 1));
+    }
+    let seconds = number("PINFOLD_TEST_FAULTS_SECONDS").unwrap_or(20) * 2;
+    let began = std::time::Instant::now();
+    let (mut tried, mut failures) = (0, Vec::new());
+    for (number, rot) in &jobs {
+        if began.elapsed().as_secs() > seconds || failures.len() >= MOST_TOLD {
+            break;
+        }
+        tried += 1;
+        let (path, content) = scene.saved.iter().nth(*number).expect("as many as before");
+        rotten(path, *rot, content);
+        let told = catch_unwind(AssertUnwindSafe(|| scene.try_it()));
+        if let Err(panic) = told {
+            let said = panic.downcast_ref::<String>().cloned();
+            let said = said.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            failures.push(format!(
+                "{} {rot:?}: {}",
+                path.display(),
+                said.unwrap_or_default()
+            ));
+            drop(scene);
+            crate::cgroups::clear(&crate::cgroups::named(&world.tag));
+            scene = Scene::new(world);
+        }
+        restore(world, &scene.saved);
+    }
+    println!("{tried} rotten files of {}, seed {}", jobs.len(), seed());
+    campaign::count_executions(tried * 4);
+    assert!(
+        failures.is_empty(),
+        "PINFOLD_TEST_FAULTS_SEED={}: lists were given away, or owners moved:\n{}",
+        seed(),
+        failures.join("\n")
+    );
+}
+
+/// The failures that are told.
+const MOST_TOLD: usize = 12;
+
+fn cannot_be_told(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    ["exclusive", "tasks", "lock"]
+        .iter()
+        .any(|kcm| name == *kcm)
+}
+
+fn rotten(path: &Path, rot: Rot, content: &Content) {
+    let Content::File(bytes) = content else {
+        std::fs::remove_file(path).expect("remove a link");
+        return;
+    };
+    let mut bytes = bytes.clone();
+    // A claim that was made anew can be a byte shorter.
+    match rot {
+        Rot::Vanish => return std::fs::remove_file(path).expect("remove a file"),
+        Rot::Flip(bit) => {
+            let place = (bit / 8).min(bytes.len() - 1);
+            bytes[place] ^= 1 << (bit % 8);
+        }
+        Rot::Truncate(length) => bytes.truncate(length),
+        Rot::Empty => bytes.clear(),
+    }
+    std::fs::write(path, bytes).expect("write a rotten file");
+}
+
+fn save(world: &World) -> Saved {
+    let mut saved = Saved::new();
+    for directory in [&world.run, &world.conf] {
+        below(directory, &mut saved);
+    }
+    saved
+}
+
+fn below(directory: &Path, saved: &mut Saved) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().expect("a kind"));
+        if kind.is_dir() {
+            below(&path, saved);
+        } else if kind.is_symlink() {
+            let target = std::fs::read_link(&path).expect("read a link");
+            saved.insert(path, Content::Link(target));
+        } else {
+            let bytes = std::fs::read(&path).expect("read a file");
+            saved.insert(path, Content::File(bytes));
+        }
+    }
+}
+
+/// As it was, and nothing besides.
+fn restore(world: &World, saved: &Saved) {
+    let now = save(world);
+    for path in now.keys().filter(|path| !saved.contains_key(*path)) {
+        std::fs::remove_file(path).expect("remove what is new");
+    }
+    for (path, content) in saved
+        .iter()
+        .filter(|(path, was)| now.get(*path) != Some(*was))
+    {
+        let _ = std::fs::remove_file(path);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("make a directory");
+        match content {
+            Content::File(bytes) => std::fs::write(path, bytes).expect("restore a file"),
+            Content::Link(target) => symlink(target, path).expect("restore a link"),
+        }
+    }
+}
