@@ -52,7 +52,7 @@ impl Cli {
 
 /// The options that every verb has. Each is also a key of the configuration file and, but for hooks, a variable of
 /// the environment; the order is option, environment, file, default.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, Clone, Args)]
 #[command(next_help_heading = "Options everywhere")]
 pub struct Options {
     /// The pool directory [default: /etc/kcm] [env: PINFOLD_CONF_DIR]
@@ -128,7 +128,7 @@ pub enum Verb {
     Release(Release),
     /// Make an engine use Pinfold
     #[command(
-        after_help = "Examples:\n  pinfold install podman\n  pinfold install containerd --dry-run\n\nA service that has to be restarted is named, never restarted."
+        after_help = "Examples:\n  pinfold install podman\n  pinfold install containerd --dry-run\n  pinfold install podman --user     # as an ordinary user\n\nA service that has to be restarted is named, never restarted."
     )]
     Install(Install),
     /// Take that back: an engine's files become what they were
@@ -332,6 +332,9 @@ pub struct InstallPlace {
     /// The directory for hook files of podman or CRI-O [default: for podman what its configuration says]
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     pub hooks_dir: Option<String>,
+    /// podman without root: in your own directories, with your own pools
+    #[arg(long)]
+    pub user: bool,
     /// Print the change and make none
     #[arg(long)]
     pub dry_run: bool,

@@ -426,6 +426,68 @@ fn without_the_copy_just_ours_is_taken_out_of_containerds_file() {
     assert!(tried > 8, "{tried}");
 }
 
+/// podman without root: in the user's own directories, over what the machine's files say, and nothing of the machine's is
+/// touched.
+#[test]
+fn a_user_installs_in_the_users_own_directories() {
+    let machine = Machine::new();
+    let config = "home/me/.config";
+    machine.put(
+        &format!("{config}/containers/containers.conf"),
+        "[engine]\nhooks_dir = [\"/home/me/hooks\"]\n",
+    );
+    machine.put(
+        "usr/share/containers/oci/hooks.d/pinfold-poststop.json",
+        "{}",
+    );
+    let before = machine.files();
+    let pinfold = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pinfold"));
+        command
+            .arg("--host-root")
+            .arg(machine.dir.path())
+            .args(words);
+        command.env("XDG_CONFIG_HOME", "/home/me/.config");
+        command
+            .env("XDG_RUNTIME_DIR", "/run/user/7")
+            .output()
+            .unwrap()
+    };
+    let install = ["install", "podman", "--user", "--bin-dir", "/usr/local/bin"];
+    fine(pinfold(&install));
+    let files = machine.files();
+    let drop_in = &files[&format!("{config}/containers/containers.conf.d/99-pinfold.conf")];
+    let expected = r#"hooks_dir = ["/home/me/hooks", "/home/me/.config/containers/oci/hooks.d"]"#;
+    assert!(drop_in.contains(expected), "{drop_in}");
+    assert!(!drop_in.contains("runtime"), "{drop_in}");
+    for stage in ["createRuntime", "poststop"] {
+        let file = &files[&format!("{config}/containers/oci/hooks.d/pinfold-{stage}.json")];
+        let file: serde_json::Value = serde_json::from_str(file).unwrap();
+        let args = file["hook"]["args"].as_array().unwrap();
+        let args: Vec<&str> = args.iter().filter_map(|arg| arg.as_str()).collect();
+        assert_eq!(
+            args[5..],
+            [
+                "--conf-dir",
+                "/home/me/.config/pinfold/kcm",
+                "--run-dir",
+                "/run/user/7/pinfold"
+            ]
+        );
+    }
+    assert_eq!(files.len(), before.len() + 3);
+    assert!(fine(pinfold(&install)).contains("knows Pinfold already"));
+    fine(pinfold(&["uninstall", "podman", "--user"]));
+    same(&machine.files(), &before, "after the uninstall");
+    refused(&pinfold(&["install", "docker", "--user"]), "podman --user");
+    let relative = Command::new(env!("CARGO_BIN_EXE_pinfold"))
+        .args(["--host-root", "/nowhere"])
+        .args(install)
+        .env("XDG_CONFIG_HOME", "config")
+        .output();
+    refused(&relative.unwrap(), "no absolute path");
+}
+
 /// The devices that an engine's install brings follow the pools and go with the last engine that uses them; those that were
 /// asked for by themselves stay.
 #[test]

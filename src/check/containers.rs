@@ -185,9 +185,10 @@ fn knows_us(scope: &Scope<'_>, engine: Engine) -> bool {
                 engine,
                 &mut Report::default(),
             )
+            .is_some()
         }),
         Engine::Crio => install::crio_files(&place).is_ok_and(|files| {
-            hooks::check(scope, &files.all.hooks_dirs, engine, &mut Report::default())
+            hooks::check(scope, &files.all.hooks_dirs, engine, &mut Report::default()).is_some()
         }),
         Engine::Containerd => install::containerd_configuration(&place)
             .is_ok_and(|all| all.files.iter().any(|file| file.handler(RUNTIME).is_some())),

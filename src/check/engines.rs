@@ -1,9 +1,13 @@
 //! The engines that are installed, and whether they know Pinfold.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
+use nix::unistd::{AccessFlags, access};
 
 use super::{Report, Scope, hooks};
 use crate::engines::containerd::{ConfigFile, deciding};
+use crate::engines::hooks::HookFile;
 use crate::engines::{Engine, RUNTIME, crio, docker, podman};
 use crate::host::Host;
 use crate::install::{self, EngineFiles, Place, check_program};
@@ -44,10 +48,34 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> Vec<Engine> {
 fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<bool> {
     let engine = Engine::Podman;
     let files = install::podman_files(place)?;
-    let has_hooks = hooks::check(scope, &files.all.hooks_dirs(), engine, report);
+    let hook = hooks::check(scope, &files.all.hooks_dirs(), engine, report);
+    let has_hooks = hook.is_some();
+    if let (Some(_), Some(hook)) = (&place.user, &hook) {
+        pools_of_user(scope, hook, report);
+    }
+    // Not a user's: it takes its settings from the machine's configuration.
     let shim = files.all.shim.first().map(String::as_str);
+    let shim = shim.filter(|_| place.user.is_none());
     if !has_hooks && shim.is_none() {
-        unknown(engine, report);
+        let again = match place.user {
+            Some(_) => "`pinfold install podman --user`",
+            None => "`pinfold install podman`",
+        };
+        let dirs = files.all.hooks_dirs().join(", ");
+        match files.drop_in() {
+            Some(_) => report.fault(
+                engine.word(),
+                format!(
+                    "no hook file of Pinfold's is in {dirs}: what asks for CPUs starts anywhere"
+                ),
+                format!("{again} again"),
+            ),
+            None => report.warn(
+                engine.word(),
+                format!("does not know Pinfold: no hook file is in {dirs}"),
+                again,
+            ),
+        }
         return Ok(false);
     }
     if !has_hooks {
@@ -77,6 +105,30 @@ fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Re
     Ok(shim.is_some())
 }
 
+/// The hooks of podman without root run as the user: are their pools the user's, and those that are looked at here?
+fn pools_of_user(scope: &Scope<'_>, hook: &HookFile, report: &mut Report) {
+    let site = scope.site;
+    let default = site.host.default_conf_dir();
+    let used = hook.option("--conf-dir").map_or(default, PathBuf::from);
+    let shown = used.display();
+    if let Err(error) = access(&used, AccessFlags::W_OK) {
+        report.fault(
+            Engine::Podman.word(),
+            format!("the hooks use the pools in {shown}, which you cannot write ({error}): what asks for CPUs is refused"),
+            "`pinfold install podman --user`, and `pinfold init` there",
+        );
+    } else if used != site.conf_dir {
+        report.warn(
+            Engine::Podman.word(),
+            format!(
+                "the hooks use the pools in {shown}, and this looks at {}",
+                site.conf_dir.display()
+            ),
+            format!("check --conf-dir {shown}"),
+        );
+    }
+}
+
 fn check_crio(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<bool> {
     let engine = Engine::Crio;
     let files = install::crio_files(place)?;
@@ -84,7 +136,7 @@ fn check_crio(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Resu
         let text = format!("{} was half-written, and CRI-O reads it", path.display());
         report.fault(engine.word(), text, "`pinfold install crio` again");
     }
-    let has_hooks = hooks::check(scope, &files.all.hooks_dirs, engine, report);
+    let has_hooks = hooks::check(scope, &files.all.hooks_dirs, engine, report).is_some();
     if !has_hooks && files.all.shim().is_none() {
         unknown(engine, report);
         return Ok(false);

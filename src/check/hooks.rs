@@ -20,13 +20,13 @@ struct Placed {
     file: HookFile,
 }
 
-/// Looks at the hook files in an engine's directories; `true` where there are some of ours.
+/// Looks at the hook files in an engine's directories; one of ours, where there are some.
 pub(super) fn check(
     scope: &Scope<'_>,
     dirs: &[String],
     engine: Engine,
     report: &mut Report,
-) -> bool {
+) -> Option<HookFile> {
     let what = engine.word();
     // The same name in a later directory wins.
     let mut by_name = BTreeMap::new();
@@ -52,7 +52,7 @@ pub(super) fn check(
         one_file(scope, hook, engine, report);
     }
     stages(&ours, engine, report);
-    !ours.is_empty()
+    ours.into_iter().next().map(|hook| hook.file)
 }
 
 type Parsed = (String, Result<Option<HookFile>>);

@@ -7,11 +7,29 @@ use serde_json::json;
 use tabwriter::TabWriter;
 
 use super::Settings;
+use super::install::with_own_directories;
 use crate::check::{Finding, Level, Scope, check, check_deep};
-use crate::cli::{Check, EngineFile};
+use crate::cli::{Check, EngineFile, Options};
 use crate::engines::Engine;
-use crate::install::Place;
+use crate::install::{Place, User};
 use crate::text::one_line;
+
+/// An ordinary user who has pools looks at these, as the user's hooks do, where nothing says others.
+pub(super) fn settings(options: &Options) -> Result<Settings> {
+    let settings = Settings::of_command_line(options)?;
+    let host = &settings.site().host;
+    if !User::is_meant(host) || settings.site().conf_dir != host.default_conf_dir() {
+        return Ok(settings);
+    }
+    let Ok(own) = with_own_directories(options) else {
+        return Ok(settings);
+    };
+    let looked = own.conf_dir.as_ref().map(|dir| dir.symlink_metadata());
+    match looked {
+        Some(Ok(_)) => Settings::of_command_line(&own),
+        _ => Ok(settings),
+    }
+}
 
 pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
     let site = settings.site();
@@ -24,11 +42,16 @@ pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
             files.next_back().map(|file| file.path.clone())
         };
         let (engine_config, hooks_dir) = (of(&args.engine_config), of(&args.hooks_dir));
-        if engine_config.is_some() || hooks_dir.is_some() {
+        let own = match engine {
+            Engine::Podman => Place::own_on(&site.host),
+            _ => Place::default_on(&site.host),
+        };
+        let is_there = own.user.is_some() && site.host.program(engine.program()).is_some();
+        if engine_config.is_some() || hooks_dir.is_some() || is_there {
             let place = Place {
                 engine_config,
                 hooks_dir,
-                ..Place::default_on(&site.host)
+                ..own
             };
             places.push((engine, place));
         }

@@ -1,31 +1,38 @@
 //! `pinfold install` and `pinfold uninstall`: telling an engine of Pinfold, and taking that back.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::geteuid;
 use similar::TextDiff;
 
 use super::Settings;
 use crate::claims::{Claim, OwnerKind};
 use crate::cli::{Cdi, Install, InstallPlace, Options, TargetArg, Uninstall};
 use crate::engines::{Engine, Programs};
+use crate::files;
 use crate::install::{
-    Change, Place, Plan, apply, plan, plan_cdi, plan_cdi_removal, plan_engine_devices,
+    Change, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal, plan_engine_devices,
     plan_engine_devices_removal, plan_removal,
 };
-use crate::placement::live_claims;
+use crate::placement::{Site, live_claims};
 use crate::text::Shown;
 
-pub(super) fn run(args: &Install, options: &Options, settings: &Settings) -> Result<u8> {
-    let mut place = place(&args.place, settings);
+pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
+    let options = &own_options(&args.place, options)?;
+    let settings = &Settings::of_command_line(options)?;
+    let mut place = place(&args.place, settings)?;
     let programs = Programs::find(place.host, args.bin_dir.as_deref())?;
-    let plan = match args.place.target.engine() {
+    let mut plan = match args.place.target.engine() {
         Some(engine) => {
             place.hook_options = hook_options(options)?;
             let mut plan = plan(engine, &place, &programs)?;
-            let options = device_options(options, settings)?;
-            let site = settings.site();
-            plan.and(plan_engine_devices(site, engine, &options, &programs)?);
+            if !args.place.user {
+                let options = device_options(options, settings)?;
+                let site = settings.site();
+                plan.and(plan_engine_devices(site, engine, &options, &programs)?);
+            }
             plan
         }
         None => {
@@ -33,6 +40,7 @@ pub(super) fn run(args: &Install, options: &Options, settings: &Settings) -> Res
             plan_cdi(settings.site(), &place, &programs)?
         }
     };
+    plan.remarks.extend(missing_pools(&place, settings.site()));
     carry_out(&plan, args.place.target, args.place.dry_run)?;
     if !args.place.dry_run && plan.changes.is_empty() {
         writeln!(
@@ -48,26 +56,30 @@ pub(super) fn run(args: &Install, options: &Options, settings: &Settings) -> Res
 }
 
 /// `pinfold cdi` is `pinfold install cdi`.
-pub(super) fn run_cdi(args: &Cdi, options: &Options, settings: &Settings) -> Result<u8> {
+pub(super) fn run_cdi(args: &Cdi, options: &Options) -> Result<u8> {
     let place = InstallPlace {
         target: TargetArg::Cdi,
         engine_config: args.output.clone(),
         hooks_dir: None,
+        user: false,
         dry_run: args.dry_run,
     };
     let bin_dir = args.bin_dir.clone();
-    run(&Install { place, bin_dir }, options, settings)
+    run(&Install { place, bin_dir }, options)
 }
 
-pub(super) fn run_removal(args: &Uninstall, settings: &Settings) -> Result<u8> {
-    let place = place(&args.place, settings);
+pub(super) fn run_removal(args: &Uninstall, options: &Options) -> Result<u8> {
+    let settings = &Settings::of_command_line(&own_options(&args.place, options)?)?;
+    let place = place(&args.place, settings)?;
     if !args.force {
         ensure_no_owners(args.place.target, settings)?;
     }
     let plan = match args.place.target.engine() {
         Some(engine) => {
             let mut plan = plan_removal(engine, &place)?;
-            plan.and(plan_engine_devices_removal(place.host, engine)?);
+            if !args.place.user {
+                plan.and(plan_engine_devices_removal(place.host, engine)?);
+            }
             plan
         }
         None => plan_cdi_removal(&place)?,
@@ -127,12 +139,64 @@ fn word(target: TargetArg) -> &'static str {
     target.engine().map_or("the CDI file", Engine::word)
 }
 
-fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Place<'a> {
-    Place {
+fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Result<Place<'a>> {
+    let host = &settings.site().host;
+    let user = args.user.then(User::of_environment).transpose()?;
+    if args.user {
+        ensure!(
+            args.target == TargetArg::Podman,
+            "--user is for podman: pinfold install podman --user"
+        );
+        ensure!(
+            !geteuid().is_root() || !host.is_running_root(),
+            "--user is for podman without root: run this as that user"
+        );
+    } else if !geteuid().is_root() && host.is_running_root() && args.engine_config.is_none() {
+        bail!(
+            "this is for the whole machine: run it as root; or, for your own podman, pinfold install podman --user"
+        );
+    }
+    Ok(Place {
         engine_config: args.engine_config.clone(),
         hooks_dir: args.hooks_dir.clone(),
-        ..Place::default_on(&settings.site().host)
+        user,
+        ..Place::default_on(host)
+    })
+}
+
+/// A user's pools are the user's own where nothing says others.
+fn own_options(args: &InstallPlace, options: &Options) -> Result<Options> {
+    match args.user {
+        true => with_own_directories(options),
+        false => Ok(options.clone()),
     }
+}
+
+/// The options with the user's own directories where neither an option nor the environment names some.
+pub(super) fn with_own_directories(options: &Options) -> Result<Options> {
+    let user = User::of_environment()?;
+    let or = |option: &Option<PathBuf>, name: &str, own: String| {
+        let named = std::env::var_os(name).filter(|value| !value.is_empty());
+        let named = option.clone().or_else(|| named.map(PathBuf::from));
+        Some(named.unwrap_or_else(|| own.into()))
+    };
+    Ok(Options {
+        conf_dir: or(&options.conf_dir, "PINFOLD_CONF_DIR", user.conf_dir()),
+        run_dir: or(&options.run_dir, "PINFOLD_RUN_DIR", user.run_dir()),
+        ..options.clone()
+    })
+}
+
+/// Where a user has no pools yet, how to make some.
+fn missing_pools(place: &Place<'_>, site: &Site) -> Option<String> {
+    place.user.as_ref()?;
+    let looked = site.conf_dir.symlink_metadata();
+    let (conf, run) = (site.conf_dir.display(), site.run_dir.display());
+    looked.is_err_and(|error| files::is_gone(&error)).then(|| {
+        format!(
+            "there are no pools yet: pinfold init --conf-dir {conf} --run-dir {run} --pool dataplane=2:exclusive"
+        )
+    })
 }
 
 /// The options of this command that hooks need as well: an engine gives them no environment.

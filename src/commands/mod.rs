@@ -47,20 +47,10 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Explain(args) => explain::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
-        Verb::Install(args) => install::run(
-            args,
-            &cli.options,
-            &Settings::of_command_line(&cli.options)?,
-        ),
-        Verb::Cdi(args) => install::run_cdi(
-            args,
-            &cli.options,
-            &Settings::of_command_line(&cli.options)?,
-        ),
-        Verb::Check(args) => check::run(args, &Settings::of_command_line(&cli.options)?),
-        Verb::Uninstall(args) => {
-            install::run_removal(args, &Settings::of_command_line(&cli.options)?)
-        }
+        Verb::Install(args) => install::run(args, &cli.options),
+        Verb::Cdi(args) => install::run_cdi(args, &cli.options),
+        Verb::Check(args) => check::run(args, &check::settings(&cli.options)?),
+        Verb::Uninstall(args) => install::run_removal(args, &cli.options),
     }
 }
 

@@ -73,7 +73,7 @@ fn configured(host: &Host, config: &Runtime) -> Result<PathBuf> {
             Some(word) => Engine::by_word(word),
             None => caller::engine(host),
         };
-        default_runtime(&Place::default_on(host), engine?).ok()?
+        default_runtime(&Place::own_on(host), engine?).ok()?
     })
 }
 

@@ -71,7 +71,12 @@ impl HookFile {
 
     /// The engine that it names.
     pub fn engine(&self) -> Option<&str> {
-        let mut args = self.hook.args.iter().skip_while(|arg| *arg != "--engine");
+        self.option("--engine")
+    }
+
+    /// The value that it gives an option.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        let mut args = self.hook.args.iter().skip_while(|arg| *arg != name);
         args.nth(1).map(String::as_str)
     }
 }

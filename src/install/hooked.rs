@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Change, Found, Place, Plan};
+use super::{Change, Found, Place, Plan, User};
 use crate::engines::{Engine, Programs, RUNTIME, SHIM, crio, hooks, is_shim, podman};
 use crate::files;
 use crate::host::Host;
@@ -68,11 +68,22 @@ impl<S> EngineFiles<S> {
 /// # Errors
 /// A file that cannot be read, or is not in podman's form.
 pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::Settings>> {
+    let mut layers = vec![Layer {
+        files: PODMAN_FILES.map(str::to_owned).to_vec(),
+        dir: PODMAN_DIR.to_owned(),
+    }];
+    layers.extend(place.user.iter().map(|user| Layer {
+        files: vec![user.containers_conf()],
+        dir: user.containers_dir(),
+    }));
+    let own = place.user.as_ref().map(|user| {
+        let (_, name) = PODMAN_DROP_IN.rsplit_once('/').unwrap_or_default();
+        format!("{}/{name}", user.containers_dir())
+    });
     let sources = Sources {
-        files: &PODMAN_FILES,
-        dir: PODMAN_DIR,
+        layers,
         suffix: ".conf",
-        drop_in: place.engine_config(PODMAN_DROP_IN),
+        drop_in: place.engine_config(own.as_deref().unwrap_or(PODMAN_DROP_IN)),
     };
     sources.read(place.host, podman::Settings::read)
 }
@@ -83,22 +94,29 @@ pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::Settings>> 
 /// A file that cannot be read, or is not in CRI-O's form.
 pub fn crio_files(place: &Place<'_>) -> Result<EngineFiles<crio::Settings>> {
     let sources = Sources {
-        files: &CRIO_FILES,
-        dir: CRIO_DIR,
+        layers: vec![Layer {
+            files: CRIO_FILES.map(str::to_owned).to_vec(),
+            dir: CRIO_DIR.to_owned(),
+        }],
         suffix: "",
         drop_in: place.engine_config(CRIO_DROP_IN),
     };
     sources.read(place.host, crio::Settings::read)
 }
 
+/// Files, and a directory of further ones that are read after them, by name.
+struct Layer {
+    files: Vec<String>,
+    dir: String,
+}
+
 /// Where an engine's configuration comes from, in the order in which it reads it.
 struct Sources<'a> {
-    files: &'a [&'a str],
-    /// The directory of further files, which are read by name.
-    dir: &'a str,
-    /// What their names end in.
+    /// The machine's, and then a user's.
+    layers: Vec<Layer>,
+    /// What the names in directories end in.
     suffix: &'a str,
-    /// Ours, in that directory or anywhere else.
+    /// Ours, in the last directory or anywhere else.
     drop_in: &'a str,
 }
 
@@ -110,54 +128,61 @@ impl Sources<'_> {
     ) -> Result<EngineFiles<S>> {
         let name = self.drop_in.rsplit('/').next().unwrap_or_default();
         let prefix = files::temporary_prefix(name);
-        let names = files::names_in(&host.resolve(self.dir)?)?;
-        let (half_written, mut names): (Vec<String>, Vec<String>) = names
-            .into_iter()
-            .partition(|name| name.starts_with(&prefix));
-        names.retain(|name| name.ends_with(self.suffix));
-        names.sort();
-        let in_dir: Vec<String> = names
-            .iter()
-            .map(|name| format!("{}/{name}", self.dir))
-            .collect();
-        let is_later = |path: &str| self.drop_in.starts_with(self.dir) && path > self.drop_in;
+        let last = self.layers.last().map_or("", |layer| &layer.dir);
+        let (mut paths, mut half_written) = (Vec::new(), Vec::new());
+        for layer in &self.layers {
+            paths.extend(layer.files.iter().cloned());
+            let mut names = files::names_in(&host.resolve(&layer.dir)?)?;
+            names.sort();
+            for name in names {
+                let path = format!("{}/{name}", layer.dir);
+                if layer.dir == last && name.starts_with(&prefix) {
+                    half_written.push(Found::at(host, &path)?);
+                } else if name.ends_with(self.suffix) {
+                    paths.push(path);
+                }
+            }
+        }
+        let is_later = |path: &str| {
+            let in_last = |path: &str| path.rsplit_once('/').is_some_and(|(dir, _)| dir == last);
+            in_last(self.drop_in) && in_last(path) && path > self.drop_in
+        };
         let take = |settings: &mut S, path: &str| match Found::at(host, path)?.text {
             Some(text) => read(settings, &text).with_context(|| path.to_owned()),
             None => Ok(()),
         };
         let mut all = S::default();
-        let files = self.files.iter().copied();
-        for path in files.chain(in_dir.iter().map(String::as_str)) {
+        for path in &paths {
             if path != self.drop_in && !is_later(path) {
                 take(&mut all, path)?;
             }
         }
         let before = all.clone();
         take(&mut all, self.drop_in)?;
-        for path in in_dir.iter().filter(|path| is_later(path)) {
+        for path in paths.iter().filter(|path| is_later(path)) {
             take(&mut all, path)?;
         }
         Ok(EngineFiles {
             before,
             all,
             drop_in: Found::at(host, self.drop_in)?,
-            leftovers: half_written
-                .iter()
-                .map(|name| Found::at(host, &format!("{}/{name}", self.dir)))
-                .collect::<Result<_>>()?,
+            leftovers: half_written,
         })
     }
 }
 
 pub(super) fn plan_podman(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     let files = podman_files(place)?;
-    let hooks_dir = place
-        .hooks_dir
-        .clone()
-        .unwrap_or_else(|| files.before.hooks_dir());
+    let own = place.user.as_ref().map(User::hooks_dir);
+    let hooks_dir = place.hooks_dir.clone().or(own);
+    let hooks_dir = hooks_dir.unwrap_or_else(|| files.before.hooks_dir());
     let mut plan = plan_hooks(place, &hooks_dir, programs, Engine::Podman)?;
-    plan.remarks.extend(namesake(&files.before.shim));
-    let text = podman::drop_in(&files.before, programs.shim.as_deref(), &hooks_dir);
+    // The shim takes its settings from the machine's configuration file, whose pools are not a user's.
+    let shim = programs.shim.as_deref().filter(|_| place.user.is_none());
+    if shim.is_some() {
+        plan.remarks.extend(namesake(&files.before.shim));
+    }
+    let text = podman::drop_in(&files.before, shim, &hooks_dir);
     plan.changes.extend(files.changes(text)?);
     Ok(plan)
 }
@@ -177,12 +202,21 @@ pub(super) fn plan_crio(place: &Place<'_>, programs: &Programs) -> Result<Plan> 
 
 pub(super) fn plan_podman_removal(place: &Place<'_>) -> Result<Plan> {
     let files = podman_files(place)?;
-    if files.all.runtime.as_deref() == Some(RUNTIME) {
+    if files.all.runtime.as_deref() == Some(RUNTIME) && place.user.is_none() {
         bail!("runtime is {RUNTIME} in podman's configuration: name another one there first");
     }
-    let mut dirs = files.all.hooks_dirs();
-    dirs.extend(place.hooks_dir.clone());
-    plan_hooked_removal(place.host, &dirs, &files)
+    let Some(user) = &place.user else {
+        let mut dirs = files.all.hooks_dirs();
+        dirs.extend(place.hooks_dir.clone());
+        return plan_hooked_removal(place.host, &dirs, &files);
+    };
+    // The machine's own stay.
+    let dirs = [Some(user.hooks_dir()), place.hooks_dir.clone()];
+    let dirs: Vec<String> = dirs.into_iter().flatten().collect();
+    let mut plan = plan_hooked_removal(place.host, &dirs, &files)?;
+    plan.directories
+        .push(place.host.resolve(&user.hooks_dir())?);
+    Ok(plan)
 }
 
 pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
@@ -212,7 +246,7 @@ fn namesake<S: AsRef<str>>(programs: impl IntoIterator<Item = S>) -> Option<Stri
 
 fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine) -> Result<Plan> {
     let mut plan = Plan::default();
-    if programs.shim.is_none() {
+    if programs.shim.is_none() && place.user.is_none() {
         plan.remarks.push(format!(
             "there is no {SHIM} beside {}: hooks pin containers, and the runtime {RUNTIME} is not set up",
             programs.pinfold

@@ -7,6 +7,7 @@ mod containerd;
 mod default_runtime;
 mod docker;
 mod hooked;
+mod user;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ pub use docker::daemon_json;
 use docker::wiring as docker_wiring;
 use hooked::podman_hook;
 pub use hooked::{EngineFiles, crio_files, podman_files};
+pub use user::User;
 
 use crate::engines::{Engine, Programs, RUNTIME, SHIM};
 use crate::files;
@@ -40,6 +42,8 @@ pub struct Place<'a> {
     pub engine_config: Option<String>,
     /// The directory for hook files, where it is to be another than the engine's configuration says.
     pub hooks_dir: Option<String>,
+    /// Whose podman it is, where it runs without root.
+    pub user: Option<User>,
     /// Options for the hooks; the shim takes its settings from the configuration file alone.
     pub hook_options: Vec<String>,
 }
@@ -179,7 +183,17 @@ impl<'a> Place<'a> {
             host,
             engine_config: None,
             hooks_dir: None,
+            user: None,
             hook_options: Vec::new(),
+        }
+    }
+
+    /// The same for whoever runs this: an ordinary user's podman reads the user's files as well.
+    pub fn own_on(host: &'a Host) -> Place<'a> {
+        let user = User::is_meant(host).then(|| User::of_environment().ok());
+        Place {
+            user: user.flatten(),
+            ..Place::default_on(host)
         }
     }
 

@@ -57,6 +57,12 @@ pub(crate) fn cases() -> Vec<Case> {
             delegated,
         ),
         each(all(), "rootless::where_it_is_not", two, not_delegated),
+        each(
+            all(),
+            "rootless::one_command_and_it_pins",
+            &[Need::Cpus(4)],
+            one_command,
+        ),
     ]
     .into_iter()
     .flatten()
@@ -124,10 +130,19 @@ impl Home {
              pinfold() {{ verb=$1; shift; {pinfold} \"$verb\" {options} \"$@\"; }}\n\
              start() {{ name=$1; shift; podman run -d --name $name --network none \
              --security-opt seccomp=unconfined --annotation pinfold.io/pool=dp --rootfs {dir}/rootfs \
-             /probe --out /out/$name \"$@\"; }}\n\
-             say() {{ until [ -s {dir}/rootfs/out/$1 ]; do sleep 0.1; done; cat {dir}/rootfs/out/$1; }}\n"
+             /probe --out /out/$name \"$@\"; }}\n"
         );
-        Home { world, script }
+        let mut home = Home { world, script };
+        home.script += &home.say();
+        home
+    }
+
+    /// Waits for what a container's probe says, and shows it.
+    fn say(&self) -> String {
+        let dir = self.world.dir.display();
+        format!(
+            "say() {{ until [ -s {dir}/rootfs/out/$1 ]; do sleep 0.1; done; cat {dir}/rootfs/out/$1; }}\n"
+        )
     }
 
     /// Runs what the user does, as the user, in a service of the user's manager.
@@ -190,4 +205,70 @@ fn not_delegated(_: &World, rootless: Rootless) {
     assert_ne!(ran.code(), Some(0), "{ran}");
     log.lines_with(1, &["cpuset", "Delegate"]);
     home.world.assert_all_free("after a refusal");
+}
+
+/// What the user types, and nothing else: `pinfold install podman --user` takes the place of all that is written by hand.
+fn one_command(_: &World, rootless: Rootless) {
+    let _delegation = Delegation::of("cpu cpuset memory pids");
+    let home = Home::prepare(rootless);
+    let world = &home.world;
+    let config = world.conf.parent().expect("it is below the user's home");
+    let xdg = config.join(format!("pinfold-test-{}-xdg", std::process::id()));
+    let bin = world.dir.join("bin");
+    for dir in [&xdg, &bin] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    std::fs::copy(binary(), bin.join("pinfold")).unwrap();
+    process::run(Command::new("chown").args(["-R", USER]).args([&xdg, &bin])).ok();
+    let (dir, runtime, xdg_dir) = (world.dir.display(), rootless.0.name(), xdg.display());
+    let user = |what: &str| {
+        let script = format!(
+            "export XDG_CONFIG_HOME={xdg_dir} PATH={dir}/bin:$PATH\n\
+             pod() {{ podman --storage-driver vfs --events-backend none --root {dir}/storage \
+             --runroot {dir}/podman --runtime {runtime} \"$@\"; }}\n\
+             launch() {{ name=$1; shift; pod run -d --name $name --network none \
+             --security-opt seccomp=unconfined --annotation pinfold.io/pool=dp --rootfs {dir}/rootfs \
+             /probe --out /out/$name \"$@\"; }}\n{what}\n"
+        );
+        let mut command = Command::new("systemd-run");
+        command.args(["--user", "--machine", &format!("{USER}@.host")]);
+        command.args(["--quiet", "--wait", "--pipe", "--collect"]);
+        command.args(["--property", "KillMode=process"]);
+        command.arg("--working-directory").arg(&world.dir);
+        process::run(command.args(["/bin/sh", "-euc", &format!("{}{script}", home.say())]))
+    };
+    let before = user("find $XDG_CONFIG_HOME -type f").ok().stdout;
+    let unknown = user("command pinfold check || true");
+    assert!(unknown.stdout.contains("podman --user"), "{unknown}");
+    let installed = user("command pinfold install podman --user").ok();
+    assert!(installed.stderr.contains("pinfold init"), "{installed}");
+    user(
+        "command pinfold init --conf-dir $XDG_CONFIG_HOME/pinfold/kcm --run-dir $XDG_RUNTIME_DIR/pinfold \
+         --pool dp=1:exclusive --reserve 0",
+    )
+    .ok();
+    let check = user("command pinfold check || true");
+    for line in [
+        "hooks.d/pinfold-createRuntime.json runs",
+        "pool \"dp\", exclusive",
+    ] {
+        assert!(check.stdout.contains(line), "{line}: {check}");
+    }
+    let first = user("launch a --wait >/dev/null; say a").ok();
+    assert!(first.stdout.contains("affinity: 2-3\n"), "{first}");
+    // A start that this podman makes by itself is pinned too: its configuration names the directory.
+    let again = user("pod stop -t 1 a; rm -f rootfs/out/a; pod start a; say a").ok();
+    assert!(again.stdout.contains("affinity: 2-3\n"), "{again}");
+    let refused = user("command pinfold uninstall podman --user").exits(1);
+    assert!(refused.stderr.contains("--force"), "{refused}");
+
+    let gone = user("rm $XDG_CONFIG_HOME/containers/oci/hooks.d/*; command pinfold check");
+    assert_ne!(gone.code(), Some(0), "{gone}");
+    assert!(gone.stdout.contains("no hook file of Pinfold's"), "{gone}");
+    user("pod rm -f -t 1 a; command pinfold install podman --user").ok();
+    user("launch b --wait >/dev/null; say b; pod rm -f -t 1 b").ok();
+    user("command pinfold uninstall podman --user; rm -r $XDG_CONFIG_HOME/pinfold").ok();
+    let after = user("find $XDG_CONFIG_HOME -type f").ok().stdout;
+    assert_eq!(after, before);
+    user("rm -rf $XDG_CONFIG_HOME $XDG_RUNTIME_DIR/pinfold").ok();
 }

@@ -73,7 +73,7 @@ fn never_depends_on_our_files(world: &World, engine: Engine) {
         std::fs::write(scene.config(), &plain).expect("write config.json");
         let begun = Instant::now();
         scene.create().ok();
-        assert!(begun.elapsed() < Duration::from_secs(8), "{breaks}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{breaks}");
         scene.shim(&["state", "a"]).ok();
         scene.shim(&["start", "a"]).ok();
         scene.shim(&["delete", "-f", "a"]).ok();
