@@ -199,7 +199,7 @@ pub struct Hook {
     #[arg(long, value_name = "POOL[.N]")]
     pub device: Option<String>,
     /// This hook was added by pinfold-runtime
-    #[arg(long, conflicts_with = "device")]
+    #[arg(long)]
     pub shim: bool,
     /// The nonce of what pinfold-runtime reserved for the container
     #[arg(long, value_name = "NONCE")]

@@ -69,7 +69,10 @@ fn names_of(state: &State) -> Names {
 
 /// What a container's annotations and its device ask for together: the same, where there are both. What annotations say
 /// beyond that counts.
-fn with_device(annotated: Option<Request>, device: Option<&str>) -> Result<Option<Request>> {
+pub(super) fn with_device(
+    annotated: Option<Request>,
+    device: Option<&str>,
+) -> Result<Option<Request>> {
     let Some(device) = device else {
         return Ok(annotated);
     };
@@ -98,12 +101,7 @@ fn pin(
     let (id, pid) = (state.id()?, state.first_process()?);
     let settings = settings()?;
     let visitor = Visitor {
-        door: match (&args.reservation, &args.device) {
-            (Some(_), _) => Door::Shim,
-            (None, Some(_)) => Door::Cdi,
-            (None, None) if args.shim => Door::Shim,
-            (None, None) => Door::Annotation,
-        },
+        door: door(state, args),
         engine: args.engine.map(Engine::from),
     };
     visitor.may_use(settings.pools().get(&request.pool), |mark| {
@@ -126,6 +124,18 @@ fn pin(
         claim.pool
     );
     Ok(())
+}
+
+/// By which way its request has come: the shim reads annotations and devices.
+fn door(state: &State, args: &Hook) -> Door {
+    let annotations = state.annotations(request::is_ours);
+    let is_annotated = annotations.is_ok_and(|all| !all.is_empty());
+    let is_by_shim = args.shim || args.reservation.is_some();
+    match (&args.device, is_annotated, is_by_shim) {
+        (Some(_), false, _) | (Some(_), true, false) => Door::Cdi,
+        (_, _, true) => Door::Shim,
+        (None, _, false) => Door::Annotation,
+    }
 }
 
 /// Keyed by the id alone: some engines give no annotations at this stage. Where there are some and none is

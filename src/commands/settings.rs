@@ -51,8 +51,8 @@ impl Settings {
     }
 
     /// Those of the shim, whose stderr is its runtime's, and then the container's.
-    pub(super) fn of_shim(deadline: Instant) -> Result<Settings> {
-        let mut settings = Settings::of_start(&Options::default(), false)?;
+    pub(super) fn of_shim(options: &Options, deadline: Instant) -> Result<Settings> {
+        let mut settings = Settings::of_start(options, false)?;
         settings.site.deadline = Some(deadline);
         Ok(settings)
     }

@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Parser;
 use serde_json::json;
 
 use super::Settings;
 use super::admission::Visitor;
+use super::hook::with_device;
 use crate::bundle::Bundle;
 use crate::caller;
 use crate::cgroup::of_config;
 use crate::claims::Claim;
+use crate::cli::{Cli, Options, Verb};
 use crate::config::{Door, Runtime};
 use crate::cpulist::CpuSet;
 use crate::engines::Engine;
@@ -121,6 +124,49 @@ struct Asking {
     path: PathBuf,
     text: String,
     names: Names,
+    /// The CDI device that asks, where annotations do not.
+    device: Option<Device>,
+}
+
+/// A CDI device that the engine has given the container, as its hooks tell.
+struct Device {
+    name: String,
+    options: Options,
+    /// The same options as words.
+    words: Vec<String>,
+}
+
+impl Device {
+    /// Of the arguments of its hook.
+    fn of(words: &[String]) -> Result<Option<Device>> {
+        let cli = Cli::try_parse_from(words).map_err(|error| {
+            anyhow!(
+                "a hook of Pinfold's in it cannot be understood: {}",
+                error.kind()
+            )
+        })?;
+        let Verb::Hook(hook) = cli.verb else {
+            return Ok(None);
+        };
+        // What names the pools; a reservation is of an earlier start.
+        let mut more = Vec::new();
+        for (option, path) in [
+            ("--conf-dir", &cli.options.conf_dir),
+            ("--run-dir", &cli.options.run_dir),
+            ("--config", &cli.options.config),
+        ] {
+            let text = path.as_ref().and_then(|path| path.to_str());
+            more.extend(
+                text.iter()
+                    .flat_map(|text| [option.to_owned(), (*text).to_owned()]),
+            );
+        }
+        Ok(hook.device.map(|name| Device {
+            name,
+            options: cli.options,
+            words: more,
+        }))
+    }
 }
 
 impl Asking {
@@ -142,8 +188,17 @@ impl Asking {
         });
         let cannot = || cannot_start(line, &names);
         let annotations = config.annotations(request::is_ours).with_context(cannot)?;
-        let request = request::from_annotations(&annotations).with_context(cannot)?;
-        let Some(request) = request else {
+        let annotated = request::from_annotations(&annotations).with_context(cannot)?;
+        let is_annotated = annotated.is_some();
+        let hooks = config.device_hooks();
+        let devices = hooks
+            .iter()
+            .filter_map(|words| Device::of(words).transpose());
+        let devices: Vec<Device> = devices.collect::<Result<_>>().with_context(cannot)?;
+        let request = devices.iter().try_fold(annotated, |request, device| {
+            with_device(request, Some(&device.name))
+        });
+        let Some(request) = request.with_context(cannot)? else {
             // Its CPUs may be another's by now.
             ensure!(
                 !config.is_of_an_earlier_start(),
@@ -166,6 +221,7 @@ impl Asking {
             path,
             text,
             names,
+            device: devices.into_iter().next().filter(|_| !is_annotated),
         }))
     }
 
@@ -174,13 +230,15 @@ impl Asking {
         let pool = self.request.pool.clone();
         let names = self.names.clone();
         let pin = || -> Result<Pinned> {
-            let settings = Settings::of_shim(deadline)?;
+            let options = self.device.as_ref().map(|device| device.options.clone());
+            let settings = Settings::of_shim(&options.unwrap_or_default(), deadline)?;
             let runtime = configured(host, settings.runtime())?;
             let start = Start {
                 settings: &settings,
                 line,
                 runtime: &runtime,
                 names: self.names,
+                device: self.device,
                 bundle: Bundle::new(self.path, self.text)?,
             };
             let id = line.id.as_deref().unwrap_or_default();
@@ -214,6 +272,7 @@ struct Start<'a> {
     runtime: &'a Path,
     names: Names,
     bundle: Bundle,
+    device: Option<Device>,
 }
 
 impl Start<'_> {
@@ -225,7 +284,10 @@ impl Start<'_> {
         let engine = self.engine()?;
         let mut config = OciConfig::parse(self.bundle.found())?;
         let visitor = Visitor {
-            door: Door::Shim,
+            door: match self.device {
+                Some(_) => Door::Cdi,
+                None => Door::Shim,
+            },
             engine,
         };
         visitor.may_use(self.settings.pools().get(&request.pool), |mark| {
@@ -251,6 +313,8 @@ impl Start<'_> {
         let pinning = Pinning {
             program,
             engine: engine.map(Engine::word),
+            device: self.device.as_ref().map(|device| device.name.as_str()),
+            options: self.device.as_ref().map_or(&[], |device| &device.words),
             nonce: reservation.nonce.as_deref().unwrap_or_default(),
             lists: &reservation.lists,
             cpus: &reservation.cpus,

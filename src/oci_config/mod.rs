@@ -21,6 +21,11 @@ const BEGINNING: [&str; 2] = ["pinfold", "hook"];
 /// What the hooks that the shim adds have next.
 const MARK: &str = "--shim";
 
+/// The stages at which a hook of ours pins a container.
+const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
+/// The option that names a CDI device.
+const DEVICE: &str = "--device";
+
 /// What tells a container which CPUs it has: KCM's variables.
 const VARIABLES: [&str; 2] = ["KCM_CPUS_ASSIGNED", "KCM_CPUS_ASSIGNED_MASK"];
 
@@ -143,6 +148,22 @@ impl OciConfig {
         numbers.take(MOST_DEVICES).collect()
     }
 
+    /// The arguments of hooks of ours by which a CDI device asks for CPUs; those that the shim added are not among them.
+    pub fn device_hooks(&self) -> Vec<Vec<String>> {
+        let at = |stage: &&str| self.at(&["hooks", stage]).and_then(Value::as_array);
+        let hooks = PINNING_STAGES.iter().filter_map(at).flatten();
+        let theirs = hooks.filter(|hook| !is_the_shims(hook));
+        let arguments = theirs.filter_map(|hook| hook["args"].as_array());
+        let ours = arguments.filter(|args| args.starts_with(&BEGINNING.map(Value::from)));
+        let words = ours.map(|args| {
+            let words = args.iter().filter_map(Value::as_str);
+            words.map(str::to_owned).collect::<Vec<_>>()
+        });
+        words
+            .filter(|words| words.iter().any(|word| word == DEVICE))
+            .collect()
+    }
+
     /// Where its cgroup is to be (`linux.cgroupsPath`); empty where it does not say.
     pub fn cgroups_path(&self) -> &str {
         let path = self.at(&["linux", "cgroupsPath"]);
@@ -238,6 +259,28 @@ mod tests {
         let config = OciConfig::parse(text).unwrap();
         assert_eq!(config.devices(), [(false, 10, 200), (true, 8, 0)]);
         assert_eq!(OciConfig::parse("{}").unwrap().devices(), []);
+    }
+
+    #[test]
+    fn devices_that_ask_are_known_by_their_hooks() {
+        let text = r#"{"hooks":{"createRuntime":[
+            {"path":"/p","args":["pinfold","hook","createRuntime","--device","dp","--conf-dir","/k"]},
+            {"path":"/p","args":["pinfold","hook","createRuntime"]},
+            {"path":"/p","args":["pinfold","hook","createRuntime","--shim","--device","old"]},
+            {"path":"/q","args":["other","--device","x"]},{"path":"/q"},7],
+            "poststop":[{"path":"/p","args":["pinfold","hook","poststop","--device","dp"]}]}}"#;
+        let config = OciConfig::parse(text).unwrap();
+        let words = [
+            "pinfold",
+            "hook",
+            "createRuntime",
+            "--device",
+            "dp",
+            "--conf-dir",
+            "/k",
+        ];
+        assert_eq!(config.device_hooks(), [words.map(str::to_owned).to_vec()]);
+        assert!(OciConfig::parse("{}").unwrap().device_hooks().is_empty());
     }
 
     #[test]

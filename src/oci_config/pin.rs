@@ -3,12 +3,11 @@
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use super::{BEGINNING, MARK, OciConfig, STAGES, VARIABLES, is_the_shims, variable};
+use super::{
+    BEGINNING, DEVICE, MARK, OciConfig, PINNING_STAGES, STAGES, VARIABLES, is_the_shims, variable,
+};
 use crate::cpulist::CpuSet;
 use crate::engines::hooks::TIMEOUT;
-
-/// The stages at which a hook of ours pins a container.
-const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
 
 /// The option that names a reservation.
 const RESERVATION: &str = "--reservation";
@@ -20,6 +19,10 @@ pub struct Pinning<'a> {
     pub program: &'a str,
     /// The engine whose marks count, for the hooks.
     pub engine: Option<&'a str>,
+    /// The CDI device that asks, where annotations do not.
+    pub device: Option<&'a str>,
+    /// The options that its hooks have, for the pools that it is of.
+    pub options: &'a [String],
     /// What tells the reservation that is to be taken over.
     pub nonce: &'a str,
     /// The directory names of the CPU lists.
@@ -81,6 +84,8 @@ impl OciConfig {
                     .iter()
                     .flat_map(|engine| ["--engine", *engine]),
             );
+            args.extend(pinning.device.iter().flat_map(|device| [DEVICE, *device]));
+            args.extend(pinning.options.iter().map(String::as_str));
             if stage == STAGES[0] {
                 args.extend([RESERVATION, pinning.nonce]);
             }
@@ -143,6 +148,8 @@ mod tests {
         config.pin(&Pinning {
             program,
             engine,
+            device: None,
+            options: &[],
             nonce: NONCE,
             lists: &["1,5".to_owned(), "2-3".to_owned()],
             cpus: &"1-3,5".parse().unwrap(),
@@ -218,6 +225,8 @@ mod tests {
             let pinning = Pinning {
                 program: "/p",
                 engine: None,
+                device: Some("dp"),
+                options: &["--conf-dir".to_owned(), "/k".to_owned()],
                 nonce: NONCE,
                 lists: &lists,
                 cpus: &cpus,
@@ -227,6 +236,12 @@ mod tests {
             config.pin(&pinning).unwrap();
             let after = config.print().unwrap();
             assert!(after.starts_with(resources), "{after}");
+            for args in [
+                r#""--shim","--device","dp","--conf-dir","/k","--reservation","11-22"]"#,
+                r#"["pinfold","hook","poststop","--shim","--device","dp","--conf-dir","/k"]"#,
+            ] {
+                assert!(after.contains(args), "{after}");
+            }
         }
     }
 

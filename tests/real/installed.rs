@@ -37,6 +37,12 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         each(
             engines(),
+            "installed::a_container_can_learn_its_cpus_by_every_door",
+            needs,
+            learns_its_cpus,
+        ),
+        each(
+            engines(),
             "installed::podman_knows_the_shim",
             needs,
             podman_knows_the_shim,
@@ -406,4 +412,76 @@ fn follows_podmans_own_runtime(world: &World, engine: Engine) {
         "/runc for podman"
     };
     assert!(check.stdout.contains(own), "{check}");
+}
+
+/// By the shim in KCM's variables, for a device as for an annotation; by the hooks alone in what the kernel shows in it.
+fn learns_its_cpus(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    bundle::make_rootfs(&world.dir.join("rootfs"));
+    let machine = Machine::new(world, engine);
+    machine.run(PROGRAM, &["install", "podman"]).ok();
+    let (shim, device) = (["--runtime", "pinfold"], ["--device", "pinfold.io/pool=dp"]);
+    let annotation = ["--annotation", "pinfold.io/pool=dp"];
+    let variables = ["KCM_CPUS_ASSIGNED=1\0", "KCM_CPUS_ASSIGNED_MASK=2\0"];
+    let close = |doors: &str| {
+        let script = "sed -i '/^.pools/,$d' /etc/pinfold/config.toml
+            printf '[pools.dp]\\ndoors = [%s]\\n' \"$1\" >>/etc/pinfold/config.toml";
+        machine.run("sh", &["-ec", script, "sh", doors]).ok();
+    };
+    for (name, options, is_told) in [
+        ("shim-device", [&shim[..], &device].concat(), true),
+        ("shim-annotation", [&shim[..], &annotation].concat(), true),
+        (
+            "shim-both",
+            [&shim[..], &device, &annotation].concat(),
+            true,
+        ),
+        ("device", device.to_vec(), false),
+        ("annotation", annotation.to_vec(), false),
+    ] {
+        machine.start(name, &options).ok();
+        assert_eq!(machine.affinity(name), "1", "{name}");
+        assert_eq!(world.claims().len(), 1, "{name}");
+        let pid = world.tasks("dp", "1")[0];
+        let environment = std::fs::read_to_string(format!("/proc/{pid}/environ"));
+        let environment = environment.expect("read its environment");
+        for variable in variables {
+            assert_eq!(
+                environment.contains(variable),
+                is_told,
+                "{name}: {variable}"
+            );
+        }
+        let pool = "PINFOLD_POOL=dp\0";
+        assert_eq!(
+            environment.contains(pool),
+            options.contains(&device[0]),
+            "{name}"
+        );
+        // As it is told in the README.
+        let file = match hierarchy().version {
+            1 => "cpuset/cpuset.cpus",
+            _ => "cpuset.cpus.effective",
+        };
+        let shown = std::fs::read_to_string(format!("/proc/{pid}/root/sys/fs/cgroup/{file}"));
+        assert_eq!(shown.expect("its cgroup is shown").trim(), "1", "{name}");
+        // Twice, for the second time the bundle has what the first wrote.
+        machine.podman(&["stop", "-t", "1", name]).ok();
+        world.wait_until_free();
+        machine.podman(&["start", name]).ok();
+        let pid = world.tasks("dp", "1")[0];
+        assert_eq!(process::affinity(pid), "1", "{name} again");
+        machine.podman(&["rm", "-f", "-t", "0", name]).ok();
+        world.assert_all_free(name);
+    }
+    // It is by its device that it asks, whoever reads that.
+    close("\"cdi\"");
+    machine.start("open", &[&shim[..], &device].concat()).ok();
+    machine.podman(&["rm", "-f", "-t", "0", "open"]).ok();
+    close("\"shim\"");
+    machine
+        .start("closed", &[&shim[..], &device].concat())
+        .exits(126);
+    machine.podman(&["rm", "-f", "-t", "0", "closed"]).ok();
+    world.assert_all_free("at the end");
 }
