@@ -10,6 +10,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::engines;
 use crate::pools::plan::PoolSpec;
+use crate::text::shell_word;
 
 /// Gives a container CPUs of its own
 #[derive(Debug, Parser)]
@@ -29,6 +30,19 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Are results, and errors, to be JSON?
+    pub fn wants_json(&self) -> bool {
+        match &self.verb {
+            Verb::Describe(args) => args.json,
+            Verb::Topology(args) => args.json,
+            Verb::Explain(args) => args.json,
+            Verb::Reconcile(args) => args.json,
+            Verb::Check(args) => args.json,
+            Verb::Pool(args) => matches!(&args.action, pool::Action::Show(show) if show.json),
+            _ => false,
+        }
+    }
+
     /// Which verb a command line means that cannot be understood as a whole.
     pub fn verb_in(arguments: &[OsString]) -> Option<&str> {
         const WITH_VALUE: [&str; 5] = [
@@ -73,6 +87,31 @@ pub struct Options {
     /// Say more; twice: even more [env: PINFOLD_LOG=info]
     #[arg(long, short, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+impl Options {
+    /// A text in which commands of ours stand in backquotes, with the directories that were named on this command line: as it
+    /// stands there it is to work.
+    pub fn repeated_in(&self, text: &str) -> String {
+        let mut named = String::new();
+        for (option, path) in [
+            ("--conf-dir", &self.conf_dir),
+            ("--run-dir", &self.run_dir),
+            ("--host-root", &self.host_root),
+            ("--config", &self.config),
+        ] {
+            if let Some(path) = path {
+                named += &format!(" {option} {}", shell_word(path));
+            }
+        }
+        let mut parts = text.split("`pinfold ");
+        let mut repeated = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (command, rest) = part.split_once('`').unwrap_or((part, ""));
+            repeated += &format!("`pinfold {command}{named}`{rest}");
+        }
+        repeated
+    }
 }
 
 /// The longest wait for the lock that can be asked for, in seconds.
@@ -374,7 +413,10 @@ impl FromStr for EngineFile {
             .split_once('=')
             .ok_or("it must be like docker=/etc/docker/daemon.json")?;
         Ok(EngineFile {
-            engine: <EngineArg as ValueEnum>::from_str(engine, false)?,
+            engine: <EngineArg as ValueEnum>::from_str(engine, false).map_err(|_| {
+                let words: Vec<&str> = engines::Engine::ALL.map(engines::Engine::word).to_vec();
+                format!("the engine must be one of {}", words.join(", "))
+            })?,
             path: absolute(path)?,
         })
     }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
 use crate::files;
 use crate::host::Host;
+use crate::refusal::{OrRefuse, Refusal};
 
 /// What the file says; every key may be missing, and an unknown one is an error.
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -87,7 +88,10 @@ impl Config {
         let path = named.unwrap_or(&default);
         let config = load(host, path)?;
         if config.is_none() && named.is_some() {
-            bail!("the configuration file {} does not exist", path.display());
+            bail!(Refusal::new(
+                format!("the configuration file {} does not exist", path.display()),
+                "make it, or name another with --config"
+            ));
         }
         Ok(config.unwrap_or_default())
     }
@@ -136,8 +140,12 @@ fn load<T: DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
         return Ok(None);
     };
     let read = parse(&text);
-    read.map(Some)
-        .with_context(|| format!("the configuration file {}", path.display()))
+    read.map(Some).or_refuse(|| {
+        Refusal::new(
+            format!("the configuration file {}", path.display()),
+            "mend it there: pinfold(8) has its keys under FILES",
+        )
+    })
 }
 
 /// The text of such a file, if nobody but root and we can have written it.

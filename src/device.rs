@@ -26,13 +26,14 @@ pub enum Device {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadDevice(String);
 
+impl BadDevice {
+    /// What names one.
+    pub const WANTED: &str = "a PCI address (0000:3b:00.0), a network interface (eth0), a block device (nvme0n1) or a path below /dev";
+}
+
 impl fmt::Display for BadDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} names no device: it must be a PCI address (0000:3b:00.0), a network interface (eth0), a block device (nvme0n1) or a path below /dev",
-            Shown(&self.0)
-        )
+        write!(f, "{} names no device", Shown(&self.0))
     }
 }
 

@@ -9,6 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 use nix::unistd::geteuid;
 
+use crate::refusal::Refusal;
+use crate::text::shell_word;
+
 /// The most that is read of any one file, in bytes; `/proc/self/mountinfo` of a busy host is the largest.
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -278,31 +281,41 @@ pub fn trusted_of_machine(
     path: &Path,
     unknown_root: impl FnOnce() -> Option<u32>,
 ) -> Result<Metadata> {
+    let shown = path.display();
     let metadata = path
         .symlink_metadata()
-        .with_context(|| format!("look at {}", path.display()))?;
+        .with_context(|| format!("look at {shown}"))?;
     ensure!(
         !metadata.is_symlink(),
-        "{} is a symbolic link, which is not followed: put the real thing there",
-        path.display()
+        Refusal::new(
+            format!("{shown} is a symbolic link, which is not followed"),
+            "put the real thing there"
+        )
     );
     ensure!(
         metadata.mode() & 0o002 == 0,
-        "{} can be written by anybody: chmod o-w {0}",
-        path.display()
+        Refusal::new(
+            format!("{shown} can be written by anybody"),
+            format!("`chmod o-w {}`", shell_word(path))
+        )
     );
     ensure!(
         metadata.mode() & 0o020 == 0 || metadata.gid() == 0,
-        "{} can be written by the group {}: chmod g-w {0}",
-        path.display(),
-        metadata.gid()
+        Refusal::new(
+            format!("{shown} can be written by the group {}", metadata.gid()),
+            format!("`chmod g-w {}`", shell_word(path))
+        )
     );
     let is_ours = metadata.uid() == 0 || metadata.uid() == geteuid().as_raw();
     ensure!(
         is_ours || unknown_root() == Some(metadata.uid()),
-        "{} belongs to uid {}: only root's, or one's own, can be trusted",
-        path.display(),
-        metadata.uid()
+        Refusal::new(
+            format!(
+                "{shown} belongs to uid {}: only root's, or one's own, can be trusted",
+                metadata.uid()
+            ),
+            format!("`chown -h {} {}`", geteuid(), shell_word(path))
+        )
     );
     Ok(metadata)
 }
@@ -315,12 +328,19 @@ pub fn open_regular(path: &Path) -> Result<File> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| match error.raw_os_error() {
-            Some(libc::ELOOP) => io::Error::other("is a symbolic link, which is not followed"),
-            _ => error,
+            Some(libc::ELOOP) => Refusal::new(
+                "is a symbolic link, which is not followed",
+                "put a real file there",
+            )
+            .into(),
+            _ => anyhow::Error::new(error),
         })
         .with_context(|| format!("open {}", path.display()))?;
     if !file.metadata()?.is_file() {
-        bail!("open {}: is not a regular file", path.display());
+        bail!(Refusal::new(
+            format!("open {}: is not a regular file", path.display()),
+            "put a real file there"
+        ));
     }
     Ok(file)
 }

@@ -27,6 +27,7 @@ pub mod oci_config;
 pub mod placement;
 pub mod pools;
 pub mod process;
+pub mod refusal;
 pub mod request;
 pub mod runtime_line;
 pub mod system_log;

@@ -11,8 +11,10 @@ use pinfold::cli::{Cli, Verb};
 use pinfold::commands::{self, Settings, shim};
 use pinfold::engines::SHIM;
 use pinfold::host::Host;
+use pinfold::refusal::Refusal;
 use pinfold::system_log::{self, Severity};
 use pinfold::text::one_line;
+use serde_json::json;
 
 /// Refused or failed.
 const FAILED: u8 = 1;
@@ -39,15 +41,38 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) if commands::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let message = one_line(&format!("{error:#}"));
-            // Whoever closed our stderr does not want to hear it.
-            let _ = writeln!(io::stderr(), "pinfold: {message}");
+            let refusal = Refusal::of(&error);
+            let code = match (failed, refusal.is_usage) {
+                (FAILED, true) => USAGE,
+                (failed, _) => failed,
+            };
+            let refusal = Refusal {
+                what: cli.options.repeated_in(&refusal.what),
+                remedy: cli.options.repeated_in(&refusal.remedy),
+                ..refusal
+            };
+            say(&refusal, code, cli.wants_json());
             if matches!(cli.verb, Verb::Hook(_)) {
-                Settings::report_failed_hook(&cli.options, &message);
+                Settings::report_failed_hook(&cli.options, &one_line(&refusal.to_string()));
             }
-            ExitCode::from(failed)
+            ExitCode::from(code)
         }
     }
+}
+
+/// Says on stderr what went wrong: a line, or a JSON object.
+fn say(refusal: &Refusal, code: u8, as_json: bool) {
+    let line = match as_json {
+        true => json!({
+            "message": refusal.what,
+            "remedy": refusal.remedy,
+            "exitCode": code,
+        })
+        .to_string(),
+        false => format!("pinfold: {}", one_line(&refusal.to_string())),
+    };
+    // Whoever closed our stderr does not want to hear it.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Becomes the runtime that stands behind this name.
@@ -55,7 +80,7 @@ fn runtime(arguments: &[OsString]) -> ExitCode {
     let Err(error) = shim::run(arguments) else {
         return ExitCode::SUCCESS;
     };
-    let message = one_line(&format!("{error:#}"));
+    let message = one_line(&Refusal::of(&error).to_string());
     let _ = writeln!(io::stderr(), "{SHIM}: {message}");
     shim::report(arguments, &message);
     ExitCode::from(FAILED)
@@ -63,16 +88,23 @@ fn runtime(arguments: &[OsString]) -> ExitCode {
 
 /// Help and version are asked for; anything else is a mistake, and `isolate` answers it as podman does.
 fn usage(error: &clap::Error) -> ExitCode {
-    // A closed pipe is the only way that printing fails.
-    let _ = error.print();
-    if matches!(
+    let is_asked_for = matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
+    );
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let verb = Cli::verb_in(&arguments);
+    // Behind `isolate` there can be another command's.
+    if !is_asked_for && verb != Some("isolate") && arguments.iter().any(|word| word == "--json") {
+        say(&of_clap(error), USAGE, true);
+    } else {
+        // A closed pipe is the only way that printing fails.
+        let _ = error.print();
+    }
+    if is_asked_for {
         return ExitCode::SUCCESS;
     }
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match Cli::verb_in(&arguments) {
+    match verb {
         Some("isolate") => ExitCode::from(ISOLATE_FAILED),
         Some("hook") => {
             let message = error.to_string();
@@ -82,4 +114,12 @@ fn usage(error: &clap::Error) -> ExitCode {
         }
         _ => ExitCode::from(USAGE),
     }
+}
+
+/// The same as a refusal: what is wrong stands in the first paragraph.
+fn of_clap(error: &clap::Error) -> Refusal {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let what = first.trim_start_matches("error: ").replace("\n", " ");
+    Refusal::usage(what.trim(), "see --help")
 }

@@ -9,6 +9,7 @@ use std::fmt;
 pub use locality::{Locality, Numa};
 pub use near_miss::meant;
 
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// What every key of ours begins with.
@@ -98,7 +99,7 @@ pub struct Asked<'a> {
 
 impl Request {
     /// The request of a device: `dataplane` is one CPU list of that pool, `dataplane.2` are two.
-    pub fn for_device(device: &str) -> Result<Request, BadRequest> {
+    pub fn for_device(device: &str) -> Result<Request, Refusal> {
         let (pool, lists) = device.split_once('.').unwrap_or((device, "1"));
         Ok(Request {
             pool: pool_name("--device", pool)?,
@@ -109,11 +110,12 @@ impl Request {
     }
 
     /// The request of a command line.
-    pub fn asked(asked: &Asked<'_>) -> Result<Request, BadRequest> {
+    pub fn asked(asked: &Asked<'_>) -> Result<Request, Refusal> {
         let size = match (asked.lists, asked.cpus) {
             (Some(_), Some(_)) => {
-                return Err(BadRequest(
-                    "--lists and --cpus exclude each other: drop one".to_owned(),
+                return Err(Refusal::new(
+                    "--lists and --cpus exclude each other",
+                    "drop one",
                 ));
             }
             (None, Some(cpus)) => Size::Cpus(cpus.into()),
@@ -132,18 +134,6 @@ impl Request {
         })
     }
 }
-
-/// Why annotations are no request: which key, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadRequest(String);
-
-impl fmt::Display for BadRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for BadRequest {}
 
 /// May a pool of this name be asked for? `[A-Za-z0-9][A-Za-z0-9_-]{0,62}`, and not `none`.
 pub fn is_pool_name(name: &str) -> bool {
@@ -165,7 +155,7 @@ pub fn is_ours(key: &str) -> bool {
 /// pod-wide `pinfold.io/KEY`; for any other container it is not there.
 pub fn from_annotations(
     annotations: &BTreeMap<String, String>,
-) -> Result<Option<Request>, BadRequest> {
+) -> Result<Option<Request>, Refusal> {
     let value_of = |keys: [&str; 2]| keys.iter().find_map(|key| annotations.get(*key));
     if value_of(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox") {
         return Ok(None);
@@ -173,10 +163,10 @@ pub fn from_annotations(
     let keys = Keys::of(annotations, value_of(CONTAINER_NAME).map(String::as_str))?;
     let Some((key, pool)) = keys.get("pool") else {
         return match keys.without_pool() {
-            Some(key) => Err(BadRequest(format!(
-                "annotation {} goes with no pool: add {PREFIX}pool",
-                Shown(key)
-            ))),
+            Some(key) => Err(Refusal::new(
+                format!("annotation {} goes with no pool", Shown(key)),
+                format!("add {PREFIX}pool"),
+            )),
             None => Ok(None),
         };
     };
@@ -185,11 +175,14 @@ pub fn from_annotations(
     }
     let size = match (keys.get("lists"), keys.get("cpus")) {
         (Some((lists, _)), Some((cpus, _))) => {
-            return Err(BadRequest(format!(
-                "annotations {} and {} exclude each other: drop one",
-                Shown(lists),
-                Shown(cpus)
-            )));
+            return Err(Refusal::new(
+                format!(
+                    "annotations {} and {} exclude each other",
+                    Shown(lists),
+                    Shown(cpus)
+                ),
+                "drop one",
+            ));
         }
         (Some((key, value)), None) => Size::Lists(number(key, value)?),
         (None, Some((key, value))) => Size::Cpus(number(key, value)?),
@@ -203,7 +196,7 @@ pub fn from_annotations(
     }))
 }
 
-fn parse_mems(given: Option<(&str, &str)>) -> Result<Mems, BadRequest> {
+fn parse_mems(given: Option<(&str, &str)>) -> Result<Mems, Refusal> {
     match given {
         None | Some((_, "inherit")) => Ok(Mems::Inherit),
         Some((_, "local")) => Ok(Mems::Local),
@@ -231,7 +224,7 @@ impl<'a> Keys<'a> {
     fn of(
         annotations: &'a BTreeMap<String, String>,
         container: Option<&str>,
-    ) -> Result<Keys<'a>, BadRequest> {
+    ) -> Result<Keys<'a>, Refusal> {
         let mut keys = Keys {
             effective: BTreeMap::new(),
             some_container_has_a_pool: false,
@@ -247,17 +240,16 @@ impl<'a> Keys<'a> {
                 None => (short, None),
             };
             if named == Some("") {
-                return Err(BadRequest(format!(
-                    "annotation {} ends in a dot: write the container's name behind it, or drop it",
-                    Shown(key)
-                )));
+                return Err(Refusal::new(
+                    format!("annotation {} ends in a dot", Shown(key)),
+                    "write the container's name behind it, or drop it",
+                ));
             }
             if !KEYS.contains(&short) {
-                return Err(BadRequest(format!(
-                    "unknown annotation {}: {PREFIX} has the keys {}",
-                    Shown(key),
-                    KEYS.join(", ")
-                )));
+                return Err(Refusal::new(
+                    format!("unknown annotation {}", Shown(key)),
+                    format!("{PREFIX} has the keys {}", KEYS.join(", ")),
+                ));
             }
             keys.some_container_has_a_pool |= short == "pool" && named.is_some();
             if named.is_none() || named == container {
@@ -288,7 +280,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-fn pool_name(key: &str, value: &str) -> Result<String, BadRequest> {
+fn pool_name(key: &str, value: &str) -> Result<String, Refusal> {
     if is_pool_name(value) {
         Ok(value.to_owned())
     } else {
@@ -300,7 +292,7 @@ fn pool_name(key: &str, value: &str) -> Result<String, BadRequest> {
     }
 }
 
-fn number(key: &str, value: &str) -> Result<usize, BadRequest> {
+fn number(key: &str, value: &str) -> Result<usize, Refusal> {
     let digits = value.bytes().all(|b| b.is_ascii_digit()) && !value.starts_with('0');
     match value.parse() {
         Ok(number) if digits && value.len() <= 4 => Ok(number),
@@ -308,12 +300,11 @@ fn number(key: &str, value: &str) -> Result<usize, BadRequest> {
     }
 }
 
-fn bad_value(key: &str, value: &str, wanted: &str) -> BadRequest {
-    BadRequest(format!(
-        "{} is {}: it must be {wanted}",
-        Shown(key),
-        Shown(value)
-    ))
+fn bad_value(key: &str, value: &str, wanted: &str) -> Refusal {
+    Refusal::new(
+        format!("{} is {}", Shown(key), Shown(value)),
+        format!("it must be {wanted}"),
+    )
 }
 
 #[cfg(test)]

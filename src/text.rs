@@ -1,6 +1,7 @@
 //! Showing text that others wrote: in quotes, escaped, and bounded.
 
 use std::fmt;
+use std::path::Path;
 
 /// The most characters that are shown of any one text.
 const MOST_SHOWN: usize = 128;
@@ -20,6 +21,16 @@ impl fmt::Display for Shown<'_> {
         }
         let rest = characters.next().map_or("", |_| "…");
         write!(f, "{rest}\"")
+    }
+}
+
+/// A path as a shell takes it for one word (POSIX, Shell Command Language, 2.2 "Quoting").
+pub fn shell_word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,=".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.into_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 
@@ -51,6 +62,18 @@ mod tests {
             assert_eq!(Shown(text).to_string(), shown);
         }
         assert_eq!(Shown(&"x".repeat(200)).to_string().chars().count(), 131);
+    }
+
+    #[test]
+    fn a_path_is_one_word_for_a_shell() {
+        for (path, word) in [
+            ("/etc/kcm/0,4", "/etc/kcm/0,4"),
+            ("/a b", "'/a b'"),
+            ("it's", r"'it'\''s'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(Path::new(path)), word);
+        }
     }
 
     #[test]

@@ -241,7 +241,7 @@ fn requests_that_cannot_be_met() {
                 "container web",
                 "no pool \"xx\"",
                 "which has dp",
-                "pinfold init",
+                "`pinfold pool add xx=1:exclusive",
             ][..],
         ),
         (
@@ -291,7 +291,7 @@ fn pool_directories_that_cannot_be_used() {
         ),
         (
             &|site| fs::remove_file(site.path("kcm/lock")).unwrap(),
-            &["half-made", "pinfold init"],
+            &["half-made", "`install -m 600 /dev/null"],
         ),
         (
             &|site| fs::remove_file(site.path("kcm/pools/dp/exclusive")).unwrap(),
@@ -320,7 +320,7 @@ fn pool_directories_that_cannot_be_used() {
                 fs::remove_dir_all(site.path("kcm/pools/dp/0")).unwrap();
                 site.put("kcm/pools/dp/0/0,4/tasks", "");
             },
-            &["sockets", "pinfold init"],
+            &["sockets", "`rm -r "],
         ),
         (
             &|site| site.put("kcm/pools/dp/0/tasks", "12;13"),
@@ -672,7 +672,7 @@ fn command_lines() {
     for (arguments, code, parts) in [
         (
             &["init", "--pool", "dp=1:shared", "--pool", "dp=1:shared"][..],
-            1,
+            2,
             &["asked for twice"][..],
         ),
         (
@@ -687,11 +687,10 @@ fn command_lines() {
             &["not online"],
         ),
         (
-            &["pool", "add", "new:exclusive", "--list", "0", "--list", "0"],
+            &["pool", "add", "new:exclusive", "--list", "0"],
             1,
-            &["in a pool already"],
+            &["CPU 0 is in list 0 of pool dp"],
         ),
-        (&["pool", "add", "new"], 1, &["fast=2:exclusive"]),
         (
             &["release", "a/b"],
             1,
@@ -699,6 +698,46 @@ fn command_lines() {
         ),
         (&["release", "\x1b[31m"], 1, &["\\u{1b}[31m"]),
         (&["release", ""], 1, &["no owner is called \"\""]),
+        (
+            &["pool", "add", "new:exclusive", "--list", "7", "--list", "7"],
+            2,
+            &["CPU 7 is in two of the lists"],
+        ),
+        (
+            &["pool", "add", "new=1:exclusive", "--list", "7"],
+            2,
+            &["drop =1:", "as in new:exclusive"],
+        ),
+        (
+            &["pool", "add", "new:exclusive,numa=0", "--list", "7"],
+            2,
+            &["drop numa="],
+        ),
+        (
+            &["pool", "add", "new:exclusive", "--list", ""],
+            2,
+            &["--list has no CPU"],
+        ),
+        (&["pool", "add", "new"], 2, &["fast=2:exclusive"]),
+        (
+            &["pool", "resize", "dp", "2", "--numa", "x"],
+            2,
+            &["--numa"],
+        ),
+        (&["explain", "--pool", "dp", "--numa", "x"], 2, &["--numa"]),
+        (&["explain", "--pool", "../x"], 2, &["--pool"]),
+        (&["explain", "--pool", "xx"], 1, &["no pool \"xx\""]),
+        (
+            &["check", "--engine-config", "dcker=/x"],
+            2,
+            &["podman, crio, containerd, docker"],
+        ),
+        (
+            &["check", "--hooks-dir", "/x"],
+            2,
+            &["docker=/etc/docker/daemon.json"],
+        ),
+        (&["pool", "remove", "xx"], 1, &["no pool \"xx\""]),
         (
             &["isolate", "--pool", "xx", "--", "true"],
             125,
@@ -715,6 +754,70 @@ fn command_lines() {
     }
 }
 
+/// What a script has to work on is an object of JSON, whatever is wrong.
+#[test]
+fn errors_of_a_verb_with_json_are_objects() {
+    let site = Site::new();
+    site.put("broken.toml", "colour = 1\n");
+    let broken = site.path("broken.toml").display().to_string();
+    for (arguments, code, message, remedy) in [
+        (
+            &["explain", "--pool", "xx", "--json"][..],
+            1,
+            "there is no pool \"xx\"",
+            "`pinfold pool add xx=1:exclusive --conf-dir",
+        ),
+        (
+            &["explain", "--pool", "dp", "--numa", "x", "--json"],
+            2,
+            "\"--numa\" is \"x\"",
+            "it must be best",
+        ),
+        (
+            &["pool", "show", "xx", "--json"],
+            1,
+            "no pool",
+            "pinfold pool show",
+        ),
+        (
+            &["pool", "show", "--json", "--bogus"],
+            2,
+            "--bogus",
+            "--help",
+        ),
+        (
+            &["describe", "--json", "--config", &broken],
+            1,
+            "broken.toml: line 1: unknown field `colour`",
+            "pinfold(8)",
+        ),
+        (
+            &["topology", "--json", "--lock-timeout", "x"],
+            2,
+            "--lock-timeout",
+            "--help",
+        ),
+    ] {
+        let output = site.pinfold(arguments, b"");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(said["exitCode"], code, "{said}");
+        for (key, part) in [("message", message), ("remedy", remedy)] {
+            let text = said[key].as_str().unwrap();
+            assert!(text.contains(part), "{arguments:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_pool_that_is_not_there_is_removed_for_scripts_alone() {
+    let site = Site::new();
+    site.refuses(1, &["pool", "remove", "xx"], b"", &["no pool \"xx\"", "dp"]);
+    let output = site.pinfold(&["pool", "remove", "xx", "--if-exists"], b"");
+    assert!(output.status.success());
+}
+
 #[test]
 fn a_root_whose_processes_are_not_ours() {
     let site = Site::new();
@@ -723,10 +826,10 @@ fn a_root_whose_processes_are_not_ours() {
     for verb in [&["reconcile"][..], &["release", "web"]] {
         let mut arguments = verb.to_vec();
         arguments.extend(["--host-root", root.to_str().unwrap()]);
-        site.refuses(1, &arguments, b"", &["pid namespace"]);
+        site.refuses(2, &arguments, b"", &["pid namespace"]);
     }
     let hook = ["hook", "prestart", "--host-root", root.to_str().unwrap()];
-    site.refuses(1, &hook, site.request().as_bytes(), &["pid namespace"]);
+    site.refuses(2, &hook, site.request().as_bytes(), &["pid namespace"]);
 }
 
 #[test]
@@ -863,16 +966,16 @@ fn a_reservation_for_what_asks_for_nothing_is_refused() {
 #[test]
 fn a_device_and_annotations_that_disagree_and_devices_that_are_none() {
     let site = Site::new();
-    for (device, annotations, part) in [
-        ("dp.2", r#""pinfold.io/pool":"dp""#, "ask once"),
-        ("cp", r#""pinfold.io/pool":"dp""#, "ask once"),
-        ("dp.0", "", "from 1 to 9999"),
-        ("none", "", "a pool's name"),
-        ("../x", "", "a pool's name"),
-        ("gone", "", "there is no pool"),
+    for (device, annotations, code, part) in [
+        ("dp.2", r#""pinfold.io/pool":"dp""#, 1, "ask once"),
+        ("cp", r#""pinfold.io/pool":"dp""#, 1, "ask once"),
+        ("dp.0", "", 2, "from 1 to 9999"),
+        ("none", "", 2, "a pool's name"),
+        ("../x", "", 2, "a pool's name"),
+        ("gone", "", 1, "there is no pool"),
     ] {
         let state = site.state(annotations);
         let arguments = ["hook", "createRuntime", "--device", device];
-        site.refuses(1, &arguments, state.as_bytes(), &[part]);
+        site.refuses(code, &arguments, state.as_bytes(), &[part]);
     }
 }

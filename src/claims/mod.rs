@@ -20,6 +20,8 @@ use nix::unistd::geteuid;
 pub use record::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 
 use crate::files::{self, Durability};
+use crate::refusal::Refusal;
+use crate::text::shell_word;
 
 /// What was found where a claim should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,15 +60,23 @@ impl Ledger {
             Err(error) if files::is_gone(&error) => return Ok(None),
             other => other.with_context(|| format!("look at {}", run_dir.display()))?,
         };
+        let word = shell_word(run_dir);
         ensure!(
             metadata.is_dir(),
-            "{} is not a directory: Pinfold keeps its claims there",
-            run_dir.display()
+            Refusal::new(
+                format!(
+                    "{} is not a directory, and Pinfold keeps its claims there",
+                    run_dir.display()
+                ),
+                format!("move it away: `mv {word} {word}.old`")
+            )
         );
         ensure!(
             metadata.mode() & 0o022 == 0 && [0, geteuid().as_raw()].contains(&metadata.uid()),
-            "{} can be written by others: chown root {0} && chmod 700 {0}",
-            run_dir.display()
+            Refusal::new(
+                format!("{} can be written by others", run_dir.display()),
+                format!("`chown {} {word} && chmod 700 {word}`", geteuid())
+            )
         );
         Ok(Some(Ledger {
             run_dir: run_dir.to_owned(),

@@ -31,7 +31,9 @@ pub enum Action {
     )]
     Add(Add),
     /// Remove a pool that has no owners
-    #[command(after_help = "Example: pinfold pool remove fast")]
+    #[command(
+        after_help = "Examples:\n  pinfold pool remove fast\n  pinfold pool remove fast --if-exists"
+    )]
     Remove(Remove),
     /// Give a pool more cores, out of CPUs that are in none, or fewer
     #[command(
@@ -73,6 +75,9 @@ pub struct Remove {
     /// The pool's name
     #[arg(value_parser = name)]
     pub name: String,
+    /// For scripts: a pool that is not there is success
+    #[arg(long)]
+    pub if_exists: bool,
     /// Print what would be done and change nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -15,6 +15,7 @@ use crate::limits;
 use crate::names::{self, Ancestry, Names};
 use crate::oci::State;
 use crate::placement::{Start, pin_container, release};
+use crate::refusal::Refusal;
 use crate::request::{self, Request};
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
@@ -47,10 +48,15 @@ fn start(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>
         })?;
     let Some(request) = request else {
         // Whoever took the request away has not taken the CPUs out of the configuration.
+        let what = || {
+            let id = names.with_id(&state.shown_id());
+            format!(
+                "cannot start container {id}: pinfold-runtime reserved CPUs for it, and now it asks for none"
+            )
+        };
         ensure!(
             args.reservation.is_none(),
-            "cannot start container {}: pinfold-runtime reserved CPUs for it, and now it asks for none: start it anew",
-            names.with_id(&state.shown_id())
+            Refusal::new(what(), "start it anew")
         );
         return Ok(());
     };
@@ -76,17 +82,20 @@ pub(super) fn with_device(
     let Some(device) = device else {
         return Ok(annotated);
     };
-    let of_device = Request::for_device(device)?;
+    let of_device = Request::for_device(device)
+        .map_err(|refusal| Refusal::usage(refusal.what, refusal.remedy))?;
     let Some(annotated) = annotated else {
         return Ok(Some(of_device));
     };
     ensure!(
         (&annotated.pool, annotated.size) == (&of_device.pool, of_device.size),
-        "its annotations ask for {} of pool {}, and its device for {} of pool {}: ask once",
-        annotated.size,
-        annotated.pool,
-        of_device.size,
-        of_device.pool
+        Refusal::new(
+            format!(
+                "its annotations ask for {} of pool {}, and its device for {} of pool {}",
+                annotated.size, annotated.pool, of_device.size, of_device.pool
+            ),
+            "ask once"
+        )
     );
     Ok(Some(annotated))
 }

@@ -14,6 +14,7 @@ use crate::placement::{Existing, Made, init, stock};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Unit, list_name, plan};
+use crate::refusal::Refusal;
 
 pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     let site = settings.site();
@@ -95,8 +96,10 @@ fn specs(args: &Init) -> Result<Vec<PoolSpec>> {
         let is_repeated = specs[..index].iter().any(|other| other.name == spec.name);
         ensure!(
             !is_repeated,
-            "pool {} is asked for twice: give each a name of its own",
-            spec.name
+            Refusal::usage(
+                format!("pool {} is asked for twice", spec.name),
+                "give each a name of its own"
+            )
         );
     }
     Ok(specs)

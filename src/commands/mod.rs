@@ -24,7 +24,8 @@ pub use settings::Settings;
 use crate::check::{Finding, Kept, Level, check_neighbours};
 use crate::cli::{Cli, Verb, Wanted};
 use crate::placement::Site;
-use crate::request::{Asked, BadRequest, Request};
+use crate::refusal::Refusal;
+use crate::request::{Asked, Request};
 
 /// Has whoever reads our output gone away? `describe | head` ends when its reader does.
 pub fn is_closed_pipe(error: &Error) -> bool {
@@ -70,8 +71,8 @@ fn warn_of(finding: &Finding) {
 }
 
 /// The request that a command line says.
-fn request(wanted: &Wanted) -> Result<Request, BadRequest> {
-    Request::asked(&Asked {
+fn request(wanted: &Wanted) -> Result<Request, Refusal> {
+    let request = Request::asked(&Asked {
         pool: &wanted.pool,
         lists: wanted.lists,
         cpus: wanted.cpus,
@@ -79,5 +80,6 @@ fn request(wanted: &Wanted) -> Result<Request, BadRequest> {
         cache: wanted.cache.as_deref(),
         near: wanted.near.as_deref(),
         mems: wanted.mems.as_deref(),
-    })
+    });
+    request.map_err(|refusal| Refusal::usage(refusal.what, refusal.remedy))
 }

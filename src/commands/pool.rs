@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 use tabwriter::TabWriter;
 
@@ -14,6 +14,7 @@ use crate::placement::{Change, Changed, ListState, SurveyedPool, change, stock, 
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit, list_name};
+use crate::refusal::Refusal;
 use crate::text::Shown;
 use crate::topology;
 
@@ -41,8 +42,10 @@ fn show(args: &Show, settings: &Settings) -> Result<u8> {
         pools.retain(|pool| pool.name == *name);
         ensure!(
             !pools.is_empty(),
-            "there is no pool {}: see pinfold pool show",
-            Shown(name)
+            Refusal::new(
+                format!("there is no pool {}", Shown(name)),
+                "`pinfold pool show` shows those there are"
+            )
         );
     }
     let mut out = io::stdout().lock();
@@ -98,15 +101,9 @@ fn cpus_of(pool: &SurveyedPool) -> Result<CpuSet> {
 
 fn add(args: &Add, settings: &Settings) -> Result<u8> {
     let wanted = if args.list.is_empty() {
-        Change::Add(spec(&args.pool).map_err(anyhow::Error::msg)?)
+        Change::Add(spec(&args.pool).map_err(|remedy| ill_written(&args.pool, remedy))?)
     } else {
-        let spec = listed(&args.pool).map_err(|error| match error {
-            Form::Whole => anyhow::anyhow!("with --list a pool is written like fast:exclusive"),
-            Form::Part(error) => anyhow::Error::msg(error),
-        })?;
-        if spec.cut != Cut::default() || spec.unit != Unit::Core {
-            bail!("--list says which CPUs: leave numa=, cache= and cores= out");
-        }
+        let spec = listed_pool(args)?;
         Change::AddLists(PlannedPool {
             name: spec.name,
             kind: spec.kind,
@@ -117,9 +114,59 @@ fn add(args: &Add, settings: &Settings) -> Result<u8> {
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 
+/// A pool whose CPU lists are given beside it.
+fn listed_pool(args: &Add) -> Result<PoolSpec> {
+    let spec = listed(&args.pool).map_err(|error| {
+        let sized = args
+            .pool
+            .split_once('=')
+            .filter(|_| spec(&args.pool).is_ok());
+        let remedy = match (sized, error) {
+            (Some((name, rest)), _) => {
+                let (size, _) = rest.split_once(':').unwrap_or((rest, ""));
+                format!("drop ={size}: --list says how many there are, as in {name}:exclusive")
+            }
+            (None, Form::Part(error)) => error,
+            (None, Form::Whole) => "with --list it is written like fast:exclusive".to_owned(),
+        };
+        ill_written(&args.pool, remedy)
+    })?;
+    ensure!(
+        spec.cut == Cut::default() && spec.unit == Unit::Core,
+        Refusal::usage(
+            "--list says which CPUs",
+            "drop numa=, cache= and cores=, or --list"
+        )
+    );
+    let mut seen = CpuSet::new();
+    for list in &args.list {
+        ensure!(
+            !list.is_empty(),
+            Refusal::usage("--list has no CPU", "drop it, or name its CPUs, as 4,12")
+        );
+        let twice = seen.intersection(list);
+        ensure!(
+            twice.is_empty(),
+            Refusal::usage(
+                format!("CPU {twice} is in two of the lists"),
+                "give each CPU to one list"
+            )
+        );
+        seen.extend(list);
+    }
+    Ok(spec)
+}
+
+fn ill_written(pool: &str, remedy: String) -> Refusal {
+    Refusal::usage(format!("the pool is written as {}", Shown(pool)), remedy)
+}
+
 fn remove(args: &Remove, settings: &Settings) -> Result<u8> {
     let stock = stock(&settings.site().host, None)?;
-    let wanted = Change::Remove(args.name.clone());
+    let wanted = match args.if_exists {
+        true => Change::RemoveIfThere(args.name.clone()),
+        false => Change::Remove(args.name.clone()),
+    };
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 
@@ -127,7 +174,8 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
     let mut cut = Cut::default();
     for (key, value) in [("numa", &args.numa), ("cache", &args.cache)] {
         if let Some(value) = value {
-            cut.set(key, value).map_err(anyhow::Error::msg)?;
+            cut.set(key, value)
+                .map_err(|remedy| Refusal::usage(format!("--{key} is {}", Shown(value)), remedy))?;
         }
     }
     let wanted = Change::Resize(PoolSpec {
@@ -153,15 +201,6 @@ fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool)
         refresh_cdi(settings.site())?;
     }
     let mut out = io::stdout().lock();
-    if changed.is_unknown {
-        writeln!(
-            out,
-            "there is no pool {} in {}: see pinfold pool show",
-            wanted.name(),
-            settings.site().conf_dir.display()
-        )?;
-        return Ok(0);
-    }
     say(&mut out, &changed, is_trial)
 }
 

@@ -8,6 +8,7 @@ use super::Settings;
 use crate::claims::Claim;
 use crate::cli::Release;
 use crate::placement::{find, force_release, release};
+use crate::refusal::Refusal;
 
 pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
@@ -22,12 +23,15 @@ pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
         writeln!(out, "freed {}, which {} held", owned(claim), claim.shown())?;
     }
     if let Some(claim) = outcome.kept.first() {
-        bail!(
-            "{} still runs on {} (process {}): stop it, or take them from it with --force",
-            claim.shown(),
-            owned(claim),
-            claim.processes.first().map_or(0, |process| process.pid)
-        );
+        bail!(Refusal::new(
+            format!(
+                "{} still runs on {} (process {})",
+                claim.shown(),
+                owned(claim),
+                claim.processes.first().map_or(0, |process| process.pid)
+            ),
+            format!("stop it, or take them from it: `pinfold release {id} --force`")
+        ));
     }
     if outcome.freed.is_empty() {
         writeln!(out, "{id} has given back what it held meanwhile")?;

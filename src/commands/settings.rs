@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
@@ -14,6 +14,7 @@ use crate::cli::{self, MOST_SECONDS, Options};
 use crate::config::{Config, PoolRules, Runtime};
 use crate::host::Host;
 use crate::placement::Site;
+use crate::refusal::Refusal;
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
@@ -90,7 +91,10 @@ impl Settings {
         let host = &self.site.host;
         ensure!(
             host.is_running_root() || host.shares_our_processes(),
-            "--host-root is for looking at a captured or mounted tree: its /proc is not of our own pid namespace, and this would act on other processes"
+            Refusal::usage(
+                "--host-root is for looking at a captured or mounted tree: its /proc is not of our own pid namespace, and this would act on other processes",
+                "run this without --host-root, on the machine itself"
+            )
         );
         Ok(&self.site)
     }
@@ -121,16 +125,20 @@ impl Settings {
         };
         let seconds = match (options.lock_timeout, environment("PINFOLD_LOCK_TIMEOUT")) {
             (Some(seconds), _) => Some(seconds),
-            (None, Some(text)) => Some(
-                cli::seconds(&text.to_string_lossy())
-                    .map_err(|error| anyhow!("PINFOLD_LOCK_TIMEOUT: {error}"))?,
-            ),
+            (None, Some(text)) => {
+                Some(cli::seconds(&text.to_string_lossy()).map_err(|remedy| {
+                    Refusal::new("PINFOLD_LOCK_TIMEOUT is no such time", remedy)
+                })?)
+            }
             (None, None) => config.lock_timeout,
         };
         let seconds = seconds.unwrap_or(patience);
         ensure!(
             (0.0..=MOST_SECONDS).contains(&seconds),
-            "lock-timeout is {seconds}: it must be from 0 to {MOST_SECONDS} seconds"
+            Refusal::new(
+                format!("lock-timeout is {seconds}"),
+                format!("it must be from 0 to {MOST_SECONDS} seconds")
+            )
         );
         let conf_dir = path(&options.conf_dir, "PINFOLD_CONF_DIR").or(config.conf_dir);
         let run_dir = path(&options.run_dir, "PINFOLD_RUN_DIR").or(config.run_dir);

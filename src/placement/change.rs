@@ -3,14 +3,20 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::life::Life;
+use super::refusal::unreadable;
 use super::{Books, Site};
 use crate::cgroup::Hierarchy;
 use crate::claims::Entry;
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
 use crate::pools::resize::{Standing, cpus_of, resize};
-use crate::pools::{CpuList, Kind};
+use crate::pools::{CpuList, Kind, Pool};
+use crate::refusal::Refusal;
 use crate::topology;
+
+/// What to do where CPUs are somebody's.
+const OTHERS: &str = "name CPUs that are in no pool (`pinfold pool show` shows them)";
 
 /// What is to become of the pools.
 #[derive(Debug)]
@@ -21,6 +27,8 @@ pub enum Change {
     AddLists(PlannedPool),
     /// A pool less.
     Remove(String),
+    /// The same, where it is there.
+    RemoveIfThere(String),
     /// A pool of another size: so many lists, or cores of its one shared list. The name and the size are used, and how
     /// more is to be cut.
     Resize(PoolSpec),
@@ -31,8 +39,6 @@ pub enum Change {
 pub struct Changed {
     /// The pool is new.
     pub is_new: bool,
-    /// The pool that was to be removed is not there.
-    pub is_unknown: bool,
     /// Lists that it got.
     pub added: Vec<CpuSet>,
     /// Lists that it lost.
@@ -64,7 +70,8 @@ pub fn change(site: &Site, stock: Stock, change: &Change, is_trial: bool) -> Res
     let steps = match change {
         Change::Add(spec) => books.adding(spec, &stock)?,
         Change::AddLists(pool) => books.adding_lists(pool)?,
-        Change::Remove(name) => books.removing(name)?,
+        Change::RemoveIfThere(name) if !books.has_pool(name)? => Changed::default(),
+        Change::Remove(name) | Change::RemoveIfThere(name) => books.removing(name)?,
         Change::Resize(spec) => books.resizing(spec, &stock)?,
     };
     if !is_trial {
@@ -79,7 +86,7 @@ impl Change {
         match self {
             Change::Add(spec) | Change::Resize(spec) => &spec.name,
             Change::AddLists(pool) => &pool.name,
-            Change::Remove(name) => name,
+            Change::Remove(name) | Change::RemoveIfThere(name) => name,
         }
     }
 }
@@ -100,12 +107,18 @@ impl Books<'_> {
             };
             ensure!(
                 has_all && pool.kind == spec.kind && pool.lists.len() == lists,
-                "there is a pool {} already: see pinfold pool show, and pinfold pool resize",
-                spec.name
+                Refusal::new(
+                    format!("there is a pool {} already, and it is another", spec.name),
+                    self.to_become(&pool, spec)
+                )
             );
             return Ok(Changed::default());
         }
-        let planned = plan(&stock.without(&self.taken()?), std::slice::from_ref(spec))?;
+        let specs = std::slice::from_ref(spec);
+        let cut = |taken: &CpuSet| plan(&stock.without(taken), specs);
+        let planned = cut(&self.taken()?).map_err(|refused| {
+            self.with_room(refused, &spec.name, stock, |taken| cut(taken).is_ok())
+        })?;
         Ok(Changed {
             is_new: true,
             added: planned.into_iter().flat_map(|pool| pool.lists).collect(),
@@ -122,25 +135,29 @@ impl Books<'_> {
             let there: Vec<CpuSet> = pool.lists.iter().map(|list| list.cpus.clone()).collect();
             ensure!(
                 pool.kind == *kind && there == wanted,
-                "there is a pool {name} already, with other lists: see pinfold pool show"
+                Refusal::new(
+                    format!("there is a pool {name} already, with other lists"),
+                    format!(
+                        "name the new one otherwise, or remove the old one: `pinfold pool remove {name}`"
+                    )
+                )
             );
             return Ok(Changed::default());
         }
         let online = topology::online(self.host)?;
-        let mut taken = self.taken()?;
+        self.taken()?;
         for list in lists {
-            ensure!(!list.is_empty(), "a CPU list without a CPU: leave it out");
             let offline = list.difference(&online);
             ensure!(
                 offline.is_empty(),
-                "CPU {offline} is not online: put it online first"
+                Refusal::new(
+                    format!("CPU {offline} is not online"),
+                    "put it online in /sys/devices/system/cpu first, or leave it out"
+                )
             );
-            let common = taken.intersection(list);
-            ensure!(
-                common.is_empty(),
-                "CPU {common} is in a pool already, or owned: see pinfold pool show"
-            );
-            taken.extend(list);
+            if let Some(refusal) = self.who_has(list)? {
+                bail!(refusal);
+            }
         }
         Ok(Changed {
             is_new: true,
@@ -150,20 +167,15 @@ impl Books<'_> {
     }
 
     fn removing(&self, name: &str) -> Result<Changed> {
-        if !self.has_pool(name)? {
-            return Ok(Changed {
-                is_unknown: true,
-                ..Changed::default()
-            });
-        }
-        let pool = self.directory.sound_pool(name)?;
+        // One that overlaps another can be removed: that may be what mends it.
+        let pool = self.directory.pool(name)?;
         let mut lists = Vec::new();
         for list in &pool.lists {
             if let Some(owner) = self.owner_of(list)? {
-                bail!(
-                    "{owner} owns {} of pool {name}: stop it first (pinfold describe)",
-                    list.name
-                );
+                bail!(Refusal::new(
+                    format!("{owner} owns {} of pool {name}", list.name),
+                    "stop it first (`pinfold describe` shows it)"
+                ));
             }
             lists.push(list.cpus.clone());
         }
@@ -176,13 +188,21 @@ impl Books<'_> {
     fn resizing(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
         let pool = self.directory.sound_pool(&spec.name)?;
         let owners = pool.lists.iter().map(|list| self.owner_of(list));
-        let standing = Standing {
-            pool: &pool,
-            owners: &owners.collect::<Result<Vec<_>>>()?,
-            stock,
-            taken: &self.taken()?,
+        let owners = owners.collect::<Result<Vec<_>>>()?;
+        let with = |taken: &CpuSet| {
+            let standing = Standing {
+                pool: &pool,
+                owners: &owners,
+                stock,
+                taken,
+            };
+            let is_more = matches!(spec.cores, Cores::Count(count) if count > standing.size());
+            resize(&standing, spec.cores, spec.cut).map_err(|refused| (refused, is_more))
         };
-        let resized = resize(&standing, spec.cores, spec.cut)?;
+        let resized = with(&self.taken()?).map_err(|(refused, is_more)| match is_more {
+            true => self.with_room(refused, &spec.name, stock, |taken| with(taken).is_ok()),
+            false => refused,
+        })?;
         let mut changed = Changed {
             added: resized.added,
             removed: resized.removed,
@@ -211,7 +231,7 @@ impl Books<'_> {
             let kind = match change {
                 Change::Add(spec) | Change::Resize(spec) => spec.kind,
                 Change::AddLists(pool) => pool.kind,
-                Change::Remove(_) => return Ok(()),
+                Change::Remove(_) | Change::RemoveIfThere(_) => return Ok(()),
             };
             let pool = PlannedPool {
                 name: name.to_owned(),
@@ -231,7 +251,7 @@ impl Books<'_> {
             .chain(steps.removed.clone())
             .collect();
         self.clear(name, &given_up)?;
-        if let Change::Remove(_) = change {
+        if let Change::Remove(_) | Change::RemoveIfThere(_) = change {
             return self.directory.remove_pool(&self.lock, name);
         }
         for cpus in &steps.added {
@@ -262,7 +282,7 @@ impl Books<'_> {
     }
 
     /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its number.
-    fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
+    pub(super) fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
         for entry in self.ledger.on_list(&list.name)? {
             match entry {
                 Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
@@ -286,15 +306,17 @@ impl Books<'_> {
             let is_held = !list.tasks.is_empty() || !self.ledger.on_list(&list.name)?.is_empty();
             ensure!(
                 !is_held,
-                "what a dead owner held of {} could not be freed: see pinfold reconcile",
-                list.name
+                Refusal::new(
+                    format!("what a dead owner held of {} could not be freed", list.name),
+                    "`pinfold reconcile` says why"
+                )
             );
         }
         Ok(())
     }
 
     /// The CPUs that are in any pool, or that anybody owns.
-    fn taken(&self) -> Result<CpuSet> {
+    pub(super) fn taken(&self) -> Result<CpuSet> {
         let mut taken = CpuSet::new();
         for name in self.directory.pool_names()? {
             let pool = self.directory.pool(&name);
@@ -307,11 +329,63 @@ impl Books<'_> {
                     taken.extend(&claim.cpus)
                 }
                 Entry::Claim(_) => {}
-                Entry::Opaque { path, reason } => {
-                    bail!("the claim {} counts as held: {reason}", path.display())
-                }
+                Entry::Opaque { path, reason } => bail!(unreadable(&path, &reason)),
             }
         }
         Ok(taken)
+    }
+
+    /// Who has any of these CPUs: a list of a pool, or an owner without one.
+    fn who_has(&self, cpus: &CpuSet) -> Result<Option<Refusal>> {
+        for name in self.directory.pool_names()? {
+            let pool = self.directory.pool(&name)?;
+            let Some(list) = pool.lists.iter().find(|list| !list.cpus.is_disjoint(cpus)) else {
+                continue;
+            };
+            let common = list.cpus.intersection(cpus);
+            let what = format!("CPU {common} is in list {} of pool {name}", list.name);
+            let mut is_free = true;
+            for other in &pool.lists {
+                is_free &= self.owner_of(other)?.is_none();
+            }
+            let remedy = match (self.owner_of(list)?, is_free) {
+                (Some(owner), _) => {
+                    let what = format!("{what}, which {owner} owns");
+                    return Ok(Some(Refusal::new(what, OTHERS)));
+                }
+                (None, true) => {
+                    format!("{OTHERS}, or remove that pool: `pinfold pool remove {name}`")
+                }
+                (None, false) => OTHERS.to_owned(),
+            };
+            return Ok(Some(Refusal::new(what, remedy)));
+        }
+        let owners = self.ledger.all()?;
+        let owner = owners.iter().filter_map(Entry::claim).find(|claim| {
+            !claim.cpus.is_disjoint(cpus) && self.life_of(claim).map_or(true, Life::is_alive)
+        });
+        Ok(owner.map(|claim| {
+            let common = claim.cpus.intersection(cpus);
+            Refusal::new(
+                format!("CPU {common} is in no pool, and {} owns it", claim.shown()),
+                OTHERS,
+            )
+        }))
+    }
+
+    /// What makes a pool that is there what was asked for.
+    fn to_become(&self, pool: &Pool, spec: &PoolSpec) -> String {
+        let name = &spec.name;
+        let size = match spec.cores {
+            Cores::Count(count) => count.to_string(),
+            Cores::Rest => "rest".to_owned(),
+        };
+        match pool.kind == spec.kind && spec.unit == Unit::Core {
+            true => format!("give it its new size: `pinfold pool resize {name} {size}`"),
+            false => format!(
+                "it is {}: name the new one otherwise, or remove the old one: `pinfold pool remove {name}`",
+                pool.kind.word()
+            ),
+        }
     }
 }

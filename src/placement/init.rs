@@ -2,12 +2,14 @@
 
 use anyhow::{Result, bail};
 
+use super::refusal::unreadable;
 use super::{Books, Site};
 use crate::cgroup::Hierarchy;
 use crate::claims::{Entry, Ledger};
-use crate::pools::PoolDirectory;
 use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
 use crate::pools::plan::PlannedPool;
+use crate::pools::{Pool, PoolDirectory};
+use crate::refusal::Refusal;
 
 /// What making the pool directory came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +47,18 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
         Found::Pools(pools) if has_planned_kinds(&pools, plan) && directory.is_part_of(plan)? => {
             Made::Completed("some of its pools or CPU lists are missing".to_owned())
         }
-        Found::Pools(_) if existing == Existing::Keep => bail!(
-            "{path} has other pools already (pinfold describe): keep them, or replace them with --force"
-        ),
+        Found::Pools(pools) if existing == Existing::Keep => bail!(Refusal::new(
+            format!("{path} has other pools already: {}", names(&pools)),
+            "change them while containers run with `pinfold pool add`, `pinfold pool resize` and `pinfold pool remove`, or replace them all: add --force"
+        )),
         Found::Pools(_) => Made::Replaced,
         Found::HalfMade(reason) if existing == Existing::Keep && !directory.is_part_of(plan)? => {
-            bail!(
-                "{path} cannot be used, and is not just a part of what was asked for: {reason}; replace it with --force"
-            )
+            bail!(Refusal::new(
+                format!(
+                    "{path} cannot be used, and is not just a part of what was asked for: {reason}"
+                ),
+                "replace it: add --force"
+            ))
         }
         Found::HalfMade(reason) => Made::Completed(reason),
     };
@@ -65,26 +71,33 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
     Ok(made)
 }
 
+fn names(pools: &[Pool]) -> String {
+    let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
+    names.join(", ")
+}
+
+fn owned(owner: &str, path: &str) -> Refusal {
+    Refusal::new(
+        format!("{owner} owns CPUs in {path}"),
+        "stop it first (`pinfold describe` shows it), or change the pools around it with `pinfold pool`",
+    )
+}
+
 impl Books<'_> {
     fn refuse_live_owners(&self) -> Result<()> {
         let path = self.directory.path().display();
         for pid in self.directory.all_numbers_in_tasks()? {
             if self.is_pid_alive(pid) {
-                bail!("process {pid} owns CPUs in {path}: stop it first (pinfold describe)");
+                bail!(owned(&format!("process {pid}"), &path.to_string()));
             }
         }
         for entry in self.ledger.all()? {
             match entry {
                 Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
-                    bail!(
-                        "{} owns CPUs in {path}: stop it first (pinfold describe)",
-                        claim.shown()
-                    );
+                    bail!(owned(&claim.shown(), &path.to_string()));
                 }
                 Entry::Claim(_) => {}
-                Entry::Opaque { path, reason } => {
-                    bail!("the claim {} counts as held: {reason}", path.display());
-                }
+                Entry::Opaque { path, reason } => bail!(unreadable(&path, &reason)),
             }
         }
         Ok(())

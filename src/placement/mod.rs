@@ -19,6 +19,7 @@ mod reconcile;
 mod refusal;
 mod release;
 mod reserve;
+mod room;
 mod stock;
 mod survey;
 mod take_back;

@@ -1,5 +1,7 @@
 //! A refused choice as a sentence.
 
+use std::path::Path;
+
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{Refusal, Scattered, Within};
 use crate::pools::{Kind, Pool};
@@ -99,6 +101,14 @@ fn level(within: Within) -> &'static str {
         Within::OneNode | Within::Node(_) => "NUMA node",
         Within::OneCache | Within::OneCacheOf(_) => "last-level cache",
     }
+}
+
+/// A claim that cannot be read is in the way.
+pub(super) fn unreadable(path: &Path, reason: &str) -> crate::refusal::Refusal {
+    crate::refusal::Refusal::new(
+        format!("the claim {} counts as held: {reason}", path.display()),
+        "`pinfold reconcile` frees it once its owner is gone, and says who that is",
+    )
 }
 
 /// The annotation that asks for it.

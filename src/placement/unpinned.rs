@@ -10,7 +10,8 @@ use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Entry, Ledger};
 use crate::containers::Container;
 use crate::process::Process;
-use crate::request::{self, BadRequest};
+use crate::refusal::Refusal;
+use crate::request;
 
 /// Why a container has no CPUs of its own that may be meant to have some.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub enum Lack {
     /// It asks for CPUs of this pool, had some when it started, and nobody holds any for it now.
     Lost(String),
     /// Nothing of ours saw it start, which would have refused what it asks.
-    Unrefused(BadRequest),
+    Unrefused(Refusal),
     /// It has an annotation that is none of ours and looks much like one.
     Misspelt {
         /// The annotation's key.

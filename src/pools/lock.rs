@@ -12,7 +12,8 @@ use nix::sys::stat::{major, minor};
 use super::PoolDirectory;
 use crate::files;
 use crate::host::Host;
-use crate::text::Shown;
+use crate::refusal::{OrRefuse, Refusal};
+use crate::text::{Shown, shell_word};
 
 /// The longest pause between two tries. Short beside a start, long beside the work under the lock.
 const LONGEST_PAUSE: Duration = Duration::from_millis(2);
@@ -49,11 +50,13 @@ impl PoolDirectory {
         let file = files::open_regular(&path).map_err(|error| {
             let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
             if kind == Some(io::ErrorKind::PermissionDenied) {
-                LockError::Denied(error.context(
-                    "only its owner may lock the pool directory: be that user, or name a pool directory and a run directory of your own (--conf-dir, --run-dir)",
-                ))
+                LockError::Denied(self.denied(error))
             } else {
-                LockError::Unusable(error.context(self.half_made()))
+                let half_made = Err::<File, _>(error).or_refuse(|| {
+                    let word = shell_word(&path);
+                    self.half_made(format!("make its lock: `install -m 600 /dev/null {word}`"))
+                });
+                LockError::Unusable(half_made.expect_err("it was an error"))
             }
         })?;
         let started = Instant::now();
@@ -74,12 +77,24 @@ impl PoolDirectory {
             }
             let waited = started.elapsed();
             if waited >= patience {
-                return Err(LockError::Held(anyhow::anyhow!(
-                    "the lock {} is held by {}; gave up after {:.1} s: let that finish, or wait longer with --lock-timeout",
+                let (who, remedy) = match holder(host, &file) {
+                    Some((pid, who)) => (
+                        who,
+                        format!(
+                            "let that finish, or end it (`kill {pid}`), or wait longer with --lock-timeout"
+                        ),
+                    ),
+                    None => (
+                        "somebody else".to_owned(),
+                        "let that finish, or wait longer with --lock-timeout".to_owned(),
+                    ),
+                };
+                let what = format!(
+                    "the lock {} is held by {who}; gave up after {:.1} s",
                     path.display(),
-                    holder(host, &file).unwrap_or_else(|| "somebody else".to_owned()),
                     waited.as_secs_f64()
-                )));
+                );
+                return Err(LockError::Held(Refusal::new(what, remedy).into()));
             }
             sleep(pause.min(patience - waited));
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -89,6 +104,19 @@ impl PoolDirectory {
             log::info!("waited {:.1} ms for the lock", waited.as_secs_f64() * 1e3);
         }
         Ok(Lock { file })
+    }
+
+    fn denied(&self, error: anyhow::Error) -> anyhow::Error {
+        let owner = self.lock_path().symlink_metadata().map(|lock| lock.uid());
+        let remedy = match owner {
+            Ok(uid) if uid != 0 => format!("run this as the user with the uid {uid}"),
+            _ => "run this as root".to_owned(),
+        };
+        let remedy = remedy
+            + ", or name a pool directory and a run directory of your own (--conf-dir, --run-dir)";
+        let what = "only its owner may lock the pool directory";
+        let denied = Err::<File, _>(error).or_refuse(|| Refusal::new(what, remedy));
+        denied.expect_err("it was an error")
     }
 }
 
@@ -108,14 +136,14 @@ impl Drop for Lock {
     }
 }
 
-/// Who holds the flock on this file, from `/proc/locks` (proc_locks(5)): a name and a pid.
-fn holder(host: &Host, file: &File) -> Option<String> {
+/// Who holds the flock on this file, from `/proc/locks` (proc_locks(5)): a pid, and how to show it.
+fn holder(host: &Host, file: &File) -> Option<(i32, String)> {
     let metadata = file.metadata().ok()?;
     let locks = files::read_if_there(&host.proc_locks()).ok()??;
     let pid = holder_in(&locks, metadata.dev(), metadata.ino())?;
     let name = files::read_if_there(&host.proc_pid(pid, "comm")).ok()?;
     let name = name.unwrap_or_default();
-    Some(format!("process {pid} {}", Shown(name.trim_end())))
+    Some((pid, format!("process {pid} {}", Shown(name.trim_end()))))
 }
 
 fn holder_in(locks: &str, device: u64, inode: u64) -> Option<i32> {

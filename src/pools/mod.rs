@@ -12,14 +12,15 @@ mod tasks;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 pub use lock::{Lock, LockError};
 pub use owners::TasksChange;
 
 use crate::cpulist::CpuSet;
 use crate::files::{self, trusted};
-use crate::text::Shown;
+use crate::refusal::{OrRefuse, Refusal};
+use crate::text::{Shown, shell_word};
 
 /// The mode of directories in a pool directory.
 pub const DIRECTORY_MODE: u32 = 0o755;
@@ -28,8 +29,9 @@ pub const FILE_MODE: u32 = 0o644;
 /// The mode of `lock`: whoever can open it can hold it, and stop every start.
 pub const LOCK_MODE: u32 = 0o600;
 
-/// What to do about a directory that cannot be used.
-const REMEDY: &str = "see `pinfold init --help`";
+/// What to do where there is no pool directory, or no pool in it.
+const MAKE: &str =
+    "make it: `pinfold init` (`pinfold init --help` says how the CPUs can be divided)";
 
 /// May a list of this pool have one owner, or many?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +93,10 @@ impl PoolDirectory {
     pub fn open(path: &Path) -> Result<PoolDirectory> {
         let path = match path.canonicalize() {
             Err(error) if files::is_gone(&error) => {
-                bail!(
-                    "the pool directory {} does not exist: {REMEDY}",
-                    path.display()
-                )
+                bail!(Refusal::new(
+                    format!("the pool directory {} does not exist", path.display()),
+                    MAKE
+                ))
             }
             other => {
                 other.with_context(|| format!("open the pool directory {}", path.display()))?
@@ -102,7 +104,7 @@ impl PoolDirectory {
         };
         let directory = PoolDirectory { path };
         trusted_directory(&directory.path)?;
-        trusted_directory(&directory.pools()).with_context(|| directory.half_made())?;
+        trusted_directory(&directory.pools()).or_refuse(|| directory.half_made(MAKE))?;
         Ok(directory)
     }
 
@@ -124,16 +126,19 @@ impl PoolDirectory {
         self.pools().join(pool).join(list)
     }
 
+    /// The directory of a list, as a message shows it and a shell takes it.
+    fn list_word(&self, pool: &str, list: &str) -> String {
+        shell_word(&self.list_path(pool, list))
+    }
+
     /// Is there a list of this name?
     pub fn has_list(&self, pool: &str, list: &str) -> bool {
         self.list_path(pool, list).is_dir()
     }
 
-    fn half_made(&self) -> String {
-        format!(
-            "the pool directory {} is half-made: {REMEDY}",
-            self.path.display()
-        )
+    fn half_made(&self, remedy: impl Into<String>) -> Refusal {
+        let path = self.path.display();
+        Refusal::new(format!("the pool directory {path} is half-made"), remedy)
     }
 
     /// The names of the pools, in lexical order; whatever is not a directory is passed over.
@@ -148,16 +153,23 @@ impl PoolDirectory {
         let path = self.pools().join(name);
         if !path.exists() {
             let known = self.pool_names()?;
-            bail!(
-                "there is no pool {} in {}, which has {}: ask for one of those, or make it, {REMEDY}",
-                Shown(name),
-                self.path.display(),
-                if known.is_empty() {
-                    "none".to_owned()
-                } else {
-                    known.join(", ")
-                }
-            );
+            let path = self.path.display();
+            let name = Shown(name);
+            let (has, remedy) = match (known.is_empty(), is_word(name.0)) {
+                (true, _) => ("none".to_owned(), MAKE.to_owned()),
+                (false, true) => (
+                    known.join(", "),
+                    format!(
+                        "ask for one of those, or make it: `pinfold pool add {}=1:exclusive`",
+                        name.0
+                    ),
+                ),
+                (false, false) => (known.join(", "), "ask for one of those".to_owned()),
+            };
+            bail!(Refusal::new(
+                format!("there is no pool {name} in {path}, which has {has}"),
+                remedy
+            ));
         }
         trusted_directory(&path)?;
         let mut lists = subdirectories(&path)?
@@ -188,13 +200,19 @@ impl PoolDirectory {
         for list in &pool.lists {
             let overlaps = |(_, _, cpus): &&(_, _, CpuSet)| !cpus.is_disjoint(&list.cpus);
             if let Some((other, overlapping, cpus)) = seen.iter().find(overlaps) {
-                bail!(
-                    "CPU list {} of pool {name} overlaps {} of pool {} in CPU {}: give each CPU to one list",
-                    list.name,
-                    Shown(overlapping),
-                    Shown(other),
-                    cpus.intersection(&list.cpus)
-                );
+                bail!(Refusal::new(
+                    format!(
+                        "CPU list {} of pool {name} overlaps {} of pool {} in CPU {}",
+                        list.name,
+                        Shown(overlapping),
+                        Shown(other),
+                        cpus.intersection(&list.cpus)
+                    ),
+                    format!(
+                        "give each CPU to one list: once nobody owns it, `rm -r {}`",
+                        self.list_word(other, overlapping)
+                    )
+                ));
             }
             seen.push((name.to_owned(), list.name.clone(), list.cpus.clone()));
         }
@@ -203,11 +221,20 @@ impl PoolDirectory {
 
     fn kind(&self, pool: &str) -> Result<Kind> {
         let path = self.pools().join(pool).join("exclusive");
-        let metadata = trusted(&path).with_context(|| self.half_made())?;
+        let word = shell_word(&path);
+        let metadata = trusted(&path).or_refuse(|| {
+            self.half_made(format!(
+                "say whether each list has one owner, `printf 1 > {word}`, or many, `printf 0 > {word}`"
+            ))
+        })?;
         ensure!(
             metadata.is_file(),
-            "{} is not a regular file",
-            path.display()
+            Refusal::new(
+                format!("{} is not a regular file", path.display()),
+                format!(
+                    "put one there: `rm -r {word} && printf 1 > {word}`, or 0 for a shared pool"
+                )
+            )
         );
         Ok(match files::read(&path)?.as_bytes().first() {
             Some(b'1') => Kind::Exclusive,
@@ -216,13 +243,30 @@ impl PoolDirectory {
     }
 
     fn list(&self, pool: &str, name: String) -> Result<CpuList> {
-        let cpus: CpuSet = name
-            .parse()
-            .with_context(|| format!("pool {} has a directory {}", Shown(pool), Shown(&name)))?;
+        let cpus: CpuSet = name.parse().or_refuse(|| {
+            Refusal::new(
+                format!("pool {} has a directory {}", Shown(pool), Shown(&name)),
+                format!(
+                    "take it out of the pool: `mv {} {}`",
+                    self.list_word(pool, &name),
+                    shell_word(&self.path)
+                ),
+            )
+        })?;
         ensure!(
             !cpus.is_empty(),
-            "pool {pool} has a CPU list without a CPU: {}",
-            Shown(&name)
+            Refusal::new(
+                format!(
+                    "pool {} has a CPU list without a CPU: {}",
+                    Shown(pool),
+                    Shown(&name)
+                ),
+                format!(
+                    "take it out of the pool: `mv {} {}`",
+                    self.list_word(pool, &name),
+                    shell_word(&self.path)
+                )
+            )
         );
         let tasks = self.tasks(pool, &name)?;
         Ok(CpuList { name, cpus, tasks })
@@ -238,12 +282,23 @@ fn subdirectories(path: &Path) -> Result<Vec<String>> {
         let entry = entry.with_context(|| format!("list {}", path.display()))?;
         let kind = entry.file_type()?;
         let name = entry.file_name().into_string().map_err(|name| {
-            anyhow!("{} has an entry {name:?} that is not UTF-8", path.display())
+            Refusal::new(
+                format!("{} has an entry {name:?} that is not UTF-8", path.display()),
+                "move it away",
+            )
         })?;
         ensure!(
             !kind.is_symlink(),
-            "{} is a symbolic link, which is not followed: put a real directory there",
-            path.join(&name).display()
+            Refusal::new(
+                format!(
+                    "{} is a symbolic link, which is not followed",
+                    path.join(&name).display()
+                ),
+                format!(
+                    "put a real directory there, or take it away: `rm {}`",
+                    shell_word(&path.join(&name))
+                )
+            )
         );
         if kind.is_dir() {
             names.push(name);
@@ -253,11 +308,18 @@ fn subdirectories(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Can a name stand in a command as it is?
+fn is_word(name: &str) -> bool {
+    !name.starts_with('-') && shell_word(Path::new(name)) == name
+}
+
 fn trusted_directory(path: &Path) -> Result<()> {
     ensure!(
         trusted(path)?.is_dir(),
-        "{} is not a directory",
-        path.display()
+        Refusal::new(
+            format!("{} is not a directory", path.display()),
+            "put a directory there"
+        )
     );
     Ok(())
 }

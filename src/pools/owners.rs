@@ -6,8 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{FILE_MODE, Lock, Pool, PoolDirectory, REMEDY, subdirectories, tasks};
+use super::{FILE_MODE, Lock, Pool, PoolDirectory, subdirectories, tasks};
 use crate::files::{self, Durability, trusted};
+use crate::refusal::{OrRefuse, Refusal};
+use crate::text::shell_word;
 
 impl PoolDirectory {
     /// The owners of one list now.
@@ -18,12 +20,22 @@ impl PoolDirectory {
             Err(_)
                 if !subdirectories(&self.list_path(pool, list))?.is_empty() && !path.exists() =>
             {
-                bail!(
-                    "the pool directory {} has a level for sockets, which is not supported: make a flat one, {REMEDY}",
-                    self.path.display()
-                )
+                bail!(Refusal::new(
+                    format!(
+                        "the pool directory {} has a level for sockets, which is not supported",
+                        self.path.display()
+                    ),
+                    format!(
+                        "once nobody owns anything in it, take the pool away: `rm -r {}`",
+                        shell_word(&self.pools().join(pool))
+                    )
+                ))
             }
-            Err(error) => return Err(error).with_context(|| self.half_made()),
+            Err(error) => {
+                let word = shell_word(&path);
+                let remedy = format!("put an empty file there: `install -m 644 /dev/null {word}`");
+                return Err(error).or_refuse(|| self.half_made(remedy));
+            }
         };
         // Most lists have no owner: then the size says it all.
         if metadata.len() == 0 {

@@ -1,10 +1,11 @@
 //! Dividing a machine's cores among pools. Pure.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::Kind;
 use super::carve::{Core, Cut, Numa, take};
 use crate::cpulist::CpuSet;
+use crate::refusal::{OrRefuse, Refusal};
 
 /// The longest name of a directory, in bytes (`NAME_MAX`, limits.h).
 const LONGEST_NAME: usize = 255;
@@ -155,11 +156,11 @@ impl Stock {
             (Cores::Rest, numa) => free.iter().filter(|core| numa.has(core)).count().max(1),
         };
         let taken = take(&mut free, count, spec.cut);
-        let taken = taken.with_context(|| {
+        let taken = taken.or_refuse(|| {
             let which = self.which(spec);
-            format!(
-                "pool {}: {count} {which} asked for: ask for fewer, or cut them elsewhere",
-                spec.name
+            Refusal::new(
+                format!("pool {}: {count} {which} asked for", spec.name),
+                "ask for fewer, or cut them elsewhere",
             )
         })?;
         self.cores.retain(|core| !taken.contains(&core.cpus));
@@ -187,7 +188,10 @@ impl Stock {
         let what = self.which(first);
         ensure!(
             rests.count() <= 1,
-            "two pools are to get the rest of the {what}: give one a number"
+            Refusal::new(
+                format!("two pools are to get the rest of the {what}"),
+                "give one a number"
+            )
         );
         wanted.sort_by_key(|spec| spec.kind == Kind::Shared);
         // First the exclusive ones, which have fewer cores to come from; then all together.
@@ -230,10 +234,18 @@ impl Stock {
             Kind::Exclusive => self.reservation(),
             Kind::Shared => String::new(),
         };
-        bail!(
-            "too few {what}: {asked} asked for ({}), and there are {there}{kept}: ask for fewer",
-            each.join(", ")
-        );
+        let remedy = match (there, kept.is_empty()) {
+            (1.., _) => format!("ask for {there} at most"),
+            (_, false) => "give it those too: --reserve none".to_owned(),
+            (_, true) => "take some from another pool first (`pinfold pool show`)".to_owned(),
+        };
+        bail!(Refusal::new(
+            format!(
+                "too few {what}: {asked} asked for ({}), and there are {there}{kept}",
+                each.join(", ")
+            ),
+            remedy
+        ));
     }
 }
 

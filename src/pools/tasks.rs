@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// The largest `tasks` that is read, in bytes: every pid of the largest `pid_max` (proc_sys_kernel(5)) fits.
@@ -17,10 +18,10 @@ pub(super) fn parse(text: &str) -> Result<Vec<i32>> {
     {
         match part.parse() {
             Ok(pid) if pid > 0 && part.bytes().all(|b| b.is_ascii_digit()) => pids.push(pid),
-            _ => bail!(
-                "{} is no pid: correct the file by hand, it has to hold pids joined by commas",
-                Shown(part)
-            ),
+            _ => bail!(Refusal::new(
+                format!("{} is no pid", Shown(part)),
+                "correct the file by hand: it has to hold pids joined by commas, or be empty"
+            )),
         }
     }
     Ok(pids)

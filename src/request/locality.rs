@@ -1,8 +1,9 @@
 //! Where on the machine CPUs are asked for. Pure.
 
-use super::{BadRequest, bad_value};
+use super::bad_value;
 use crate::cpulist::CpuSet;
-use crate::device::Device;
+use crate::device::{BadDevice, Device};
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// Where on the machine: wherever it fits best, if not said otherwise.
@@ -36,7 +37,7 @@ impl Locality {
     /// Reads the values of `numa`, `cache` and `near`, each with the key that an error names.
     pub(super) fn parse<'a>(
         get: impl Fn(&str) -> Option<(&'a str, &'a str)>,
-    ) -> Result<Locality, BadRequest> {
+    ) -> Result<Locality, Refusal> {
         let numa = match get("numa") {
             None => Numa::Best,
             Some((key, value)) => parse_numa(value).ok_or_else(|| {
@@ -55,18 +56,24 @@ impl Locality {
         if let (Numa::Spread, true, Some((numa, _)), Some((cache, _))) =
             (numa, one_cache, get("numa"), get("cache"))
         {
-            return Err(BadRequest(format!(
-                "{} spread and {} single exclude each other: drop one",
-                Shown(numa),
-                Shown(cache)
-            )));
+            return Err(Refusal::new(
+                format!(
+                    "{} spread and {} single exclude each other",
+                    Shown(numa),
+                    Shown(cache)
+                ),
+                "drop one",
+            ));
         }
         let near = match get("near") {
             None => None,
             Some((key, value)) => {
-                let device = value
-                    .parse()
-                    .map_err(|error| BadRequest(format!("{}: {error}", Shown(key))))?;
+                let device = value.parse().map_err(|error: BadDevice| {
+                    Refusal::new(
+                        format!("{}: {error}", Shown(key)),
+                        format!("it must be {}", BadDevice::WANTED),
+                    )
+                })?;
                 Some(device)
             }
         };

@@ -80,13 +80,13 @@ fn pools_of_eight_nodes_of_four_caches() {
             (
                 "dp=9:exclusive,numa=3",
                 "",
-                "pool dp: 9 cores asked for: ask for fewer, or cut them elsewhere: 8 cores are free on NUMA node 3",
+                "pool dp: 9 cores asked for: 8 cores are free on NUMA node 3: ask for fewer, or cut them elsewhere",
             ),
             ("dp=2:exclusive,cache=single", "", "dp=4-5/6-7"),
             (
                 "dp=3:exclusive,cache=single",
                 "",
-                "pool dp: 3 cores asked for: ask for fewer, or cut them elsewhere: 2 cores are free below one last-level cache",
+                "pool dp: 3 cores asked for: 2 cores are free below one last-level cache: ask for fewer, or cut them elsewhere",
             ),
             ("dp=3:exclusive,cache=pack", "", "dp=2-3/4-5/6-7"),
             (
@@ -107,12 +107,12 @@ fn pools_of_eight_nodes_of_four_caches() {
             (
                 "a=8:exclusive,numa=0 b=rest:shared,numa=0",
                 "none",
-                "pool b: 1 cores asked for: ask for fewer, or cut them elsewhere: 0 cores are free on NUMA node 0",
+                "pool b: 1 cores asked for: 0 cores are free on NUMA node 0: ask for fewer, or cut them elsewhere",
             ),
             (
                 "a=8:exclusive,numa=0",
                 "",
-                "pool a: 8 cores asked for: ask for fewer, or cut them elsewhere: 7 cores are free on NUMA node 0",
+                "pool a: 8 cores asked for: 7 cores are free on NUMA node 0: ask for fewer, or cut them elsewhere",
             ),
             (
                 "a=1:exclusive,numa=spread c=rest:shared,numa=7",
@@ -156,7 +156,7 @@ fn pools_of_four_nodes() {
             (
                 "dp=16:exclusive common=rest:shared",
                 "",
-                "too few cores: 16 asked for (16 for dp), and there are 15, without those of the host's own work, CPUs 0 (--reserve): ask for fewer",
+                "too few cores: 16 asked for (16 for dp), and there are 15, without those of the host's own work, CPUs 0 (--reserve): ask for 15 at most",
             ),
             (
                 "dp=rest:exclusive,numa=1 common=rest:shared",
@@ -210,7 +210,7 @@ fn pools_without_smt() {
             (
                 "dp=4:exclusive,numa=0 common=rest:shared",
                 "",
-                "pool dp: 4 cores asked for: ask for fewer, or cut them elsewhere: 3 cores are free on NUMA node 0",
+                "pool dp: 4 cores asked for: 3 cores are free on NUMA node 0: ask for fewer, or cut them elsewhere",
             ),
             ("dp=rest:exclusive", "0-1", "dp=2/3/4/5/6/7"),
         ],
@@ -243,7 +243,7 @@ fn pools_of_what_is_online() {
             (
                 "dp=3:exclusive,numa=1",
                 "",
-                "pool dp: 3 cores asked for: ask for fewer, or cut them elsewhere: 2 cores are free on NUMA node 1",
+                "pool dp: 3 cores asked for: 2 cores are free on NUMA node 1: ask for fewer, or cut them elsewhere",
             ),
             ("dp=2:exclusive", "5", "dp=0-1/2"),
         ],
@@ -278,7 +278,7 @@ fn pools_of_small_machines() {
             (
                 "dp=1:exclusive,numa=1",
                 "",
-                "pool dp: 1 cores asked for: ask for fewer, or cut them elsewhere: 0 cores are free on NUMA node 1",
+                "pool dp: 1 cores asked for: 0 cores are free on NUMA node 1: ask for fewer, or cut them elsewhere",
             ),
         ],
     );

@@ -254,16 +254,15 @@ fn by_lists(world: &World) {
 /// Removal is done twice all the same.
 fn not_there(world: &World) {
     world.pool("dp", Kind::Exclusive, &["0"]);
-    let told = format!(
-        "there is no pool dq in {}: see pinfold pool show\n",
-        world.conf.display()
-    );
     for arguments in [&["remove", "dq", "--dry-run"][..], &["remove", "dq"]] {
-        assert_eq!(pool(world, arguments).ok().stdout, told);
+        let refused = pool(world, arguments).exits(1);
+        assert!(refused.stderr.contains("there is no pool \"dq\" in"));
+        let scripted = [arguments, &["--if-exists"]].concat();
+        assert_eq!(pool(world, &scripted).ok().stdout, "it is so already\n");
     }
     pool(world, &["remove", "dp"]).ok();
-    let again = pool(world, &["remove", "dp"]).ok().stdout;
-    assert!(again.starts_with("there is no pool dp in"), "{again}");
+    let again = pool(world, &["remove", "dp"]).exits(1);
+    assert!(again.stderr.contains("there is no pool \"dp\" in"));
 }
 
 fn start_over(world: &World, name: &str, kind: Kind, lists: &[&str]) {

@@ -1,12 +1,13 @@
 //! More for a pool.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use super::{Resized, Standing, cpus_of};
 use crate::cpulist::CpuSet;
 use crate::pools::carve::{Cache, Cut, Numa};
 use crate::pools::plan::{Cores, Stock, Unit, list_name, plan};
 use crate::pools::{CpuList, Kind};
+use crate::refusal::Refusal;
 
 impl Standing<'_> {
     /// The lists that a pool can get so many of; of a shared one the one list.
@@ -145,17 +146,15 @@ impl Standing<'_> {
             false => String::new(),
         };
         let remedy = most.map_or_else(
-            || "make another pool smaller first".to_owned(),
-            |more| {
-                let all = there + more;
-                format!("ask for {all} at most, or make another pool smaller first")
-            },
+            || "take some from another pool first (`pinfold pool show`)".to_owned(),
+            |more| format!("ask for {} at most", there + more),
         );
-        anyhow!(
-            "pool {name} cannot have {wanted} {}: it has {there}, and the free {}{place}{kept} make {} more: {remedy}",
+        let what = format!(
+            "pool {name} cannot have {wanted} {}: it has {there}, and the free {}{place}{kept} make {} more",
             self.counted(),
             free.which(&spec),
             most.unwrap_or(0)
-        )
+        );
+        Refusal::new(what, remedy).into()
     }
 }

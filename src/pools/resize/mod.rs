@@ -65,7 +65,7 @@ pub fn resize(standing: &Standing<'_>, cores: Cores, cut: Cut) -> Result<Resized
 
 impl Standing<'_> {
     /// The lists of an exclusive pool; the cores of a shared one.
-    fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         let lists = self.pool.lists.iter();
         match self.pool.kind {
             Kind::Exclusive => lists.len(),

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::{Resized, Standing};
 use crate::cpulist::CpuSet;
 use crate::pools::{CpuList, Kind};
+use crate::refusal::Refusal;
 
 impl Standing<'_> {
     pub(super) fn smaller(&self, wanted: usize) -> Result<Resized> {
@@ -21,11 +22,16 @@ impl Standing<'_> {
             .collect();
         ensure!(
             left == 0,
-            "pool {} cannot have {wanted} {}, but {} at least, for lists with owners stay as they are: {}: stop them first (pinfold describe)",
-            self.pool.name,
-            self.counted(),
-            wanted + left,
-            owned.join(", ")
+            Refusal::new(
+                format!(
+                    "pool {} cannot have {wanted} {}, but {} at least, for lists with owners stay as they are: {}",
+                    self.pool.name,
+                    self.counted(),
+                    wanted + left,
+                    owned.join(", ")
+                ),
+                "stop them first (`pinfold describe` shows them)"
+            )
         );
         Ok(smaller)
     }

@@ -169,7 +169,7 @@ fn isolated_cores_stay_apart_even_when_they_are_used_up() {
     let error = resized(&stock("0", "2-3,6-7", &[]), "2,6 3,7", "", "3").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "pool p cannot have 3 lists: it has 2, and the free isolated cores make 0 more: make another pool smaller first"
+        "pool p cannot have 3 lists: it has 2, and the free isolated cores make 0 more: take some from another pool first (`pinfold pool show`)"
     );
 }
 
@@ -180,55 +180,55 @@ fn a_refusal_counts_what_was_asked_for() {
             "1,5",
             "3",
             "9",
-            "pool p cannot have 9 lists: it has 1, and the free cores, without those of the host's own work, CPUs 0 (--reserve), make 1 more: ask for 2 at most, or make another pool smaller first",
+            "pool p cannot have 9 lists: it has 1, and the free cores, without those of the host's own work, CPUs 0 (--reserve), make 1 more: ask for 2 at most",
         ),
         (
             "1,5",
             "",
             "5 numa=1",
-            "pool p cannot have 5 lists: it has 1, and the free cores of NUMA node 1 make 2 more: ask for 3 at most, or make another pool smaller first",
+            "pool p cannot have 5 lists: it has 1, and the free cores of NUMA node 1 make 2 more: ask for 3 at most",
         ),
         (
             "1,5",
             "0",
             "3 cache=single",
-            "pool p cannot have 3 lists: it has 1, and the free cores of one last-level cache make 1 more: ask for 2 at most, or make another pool smaller first",
+            "pool p cannot have 3 lists: it has 1, and the free cores of one last-level cache make 1 more: ask for 2 at most",
         ),
         (
             "1 5",
             "0,2",
             "9",
-            "pool p cannot have 9 lists: it has 2, and the free cores make 2 more: ask for 4 at most, or make another pool smaller first",
+            "pool p cannot have 9 lists: it has 2, and the free cores make 2 more: ask for 4 at most",
         ),
         (
             "s:0,4",
             "3",
             "9999",
-            "pool p cannot have 9999 cores: it has 1, and the free cores make 2 more: ask for 3 at most, or make another pool smaller first",
+            "pool p cannot have 9999 cores: it has 1, and the free cores make 2 more: ask for 3 at most",
         ),
         (
             "s:0,4",
             "1-3",
             "2",
-            "pool p cannot have 2 cores: it has 1, and the free cores make 0 more: make another pool smaller first",
+            "pool p cannot have 2 cores: it has 1, and the free cores make 0 more: take some from another pool first (`pinfold pool show`)",
         ),
         (
             "1,5! 2,6! 3,7",
             "",
             "1",
-            "pool p cannot have 1 lists, but 2 at least, for lists with owners stay as they are: somebody owns 1,5, somebody owns 2,6: stop them first (pinfold describe)",
+            "pool p cannot have 1 lists, but 2 at least, for lists with owners stay as they are: somebody owns 1,5, somebody owns 2,6: stop them first (`pinfold describe` shows them)",
         ),
         (
             "s:0,1,4,5!",
             "",
             "1",
-            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: somebody owns 0,1,4,5: stop them first (pinfold describe)",
+            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: somebody owns 0,1,4,5: stop them first (`pinfold describe` shows them)",
         ),
         (
             "s:0,1,4,5! 2,6",
             "",
             "1",
-            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: somebody owns 0,1,4,5: stop them first (pinfold describe)",
+            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: somebody owns 0,1,4,5: stop them first (`pinfold describe` shows them)",
         ),
     ] {
         let error = resized(&stock("0", "", &[]), words, others, size).unwrap_err();

@@ -1,0 +1,99 @@
+//! Where cores are missing: which pool could give up enough of them.
+
+use anyhow::Result;
+
+use super::Books;
+use crate::cpulist::CpuSet;
+use crate::pools::carve::Cut;
+use crate::pools::plan::{Cores, Stock};
+use crate::pools::resize::{Standing, cpus_of, resize};
+use crate::pools::{Kind, Pool};
+use crate::refusal::Refusal;
+use crate::request::is_pool_name;
+
+/// What says that there is less to be had.
+const ASK: &str = "ask for ";
+
+impl Books<'_> {
+    /// What to do about cores that are missing for a pool: besides asking for fewer, which other pool has to give up how
+    /// much. `fits` tells whether it would do that just these CPUs were taken.
+    pub(super) fn with_room(
+        &self,
+        refused: anyhow::Error,
+        wanted_for: &str,
+        stock: &Stock,
+        fits: impl Fn(&CpuSet) -> bool,
+    ) -> anyhow::Error {
+        let mut refusal = Refusal::of(&refused);
+        match self.room(wanted_for, stock, fits) {
+            Ok(Some(command)) if refusal.remedy.starts_with(ASK) => {
+                refusal.remedy += &format!(", or make room first: {command}");
+            }
+            Ok(Some(command)) => refusal.remedy = format!("make room first: {command}"),
+            Ok(None) => {}
+            Err(error) => log::info!("look for room: {error:#}"),
+        }
+        refusal.into()
+    }
+
+    /// The command that makes room: a shared pool gives first, and nobody more than it takes.
+    fn room(
+        &self,
+        wanted_for: &str,
+        stock: &Stock,
+        fits: impl Fn(&CpuSet) -> bool,
+    ) -> Result<Option<String>> {
+        let taken = self.taken()?;
+        let mut pools = Vec::new();
+        for name in self.directory.pool_names()? {
+            if name != wanted_for && is_pool_name(&name) {
+                pools.push(self.directory.pool(&name)?);
+            }
+        }
+        pools.sort_by_key(|pool| pool.kind == Kind::Exclusive);
+        let mut found: Vec<(usize, String)> = Vec::new();
+        for pool in &pools {
+            found.extend(self.smaller_pool(pool, stock, &taken, &fits)?);
+        }
+        // Of those that lose as much the first.
+        found.sort_by_key(|(loss, _)| *loss);
+        Ok(found.into_iter().next().map(|(_, command)| command))
+    }
+
+    /// How many CPUs a pool would lose, and by which command.
+    fn smaller_pool(
+        &self,
+        pool: &Pool,
+        stock: &Stock,
+        taken: &CpuSet,
+        fits: impl Fn(&CpuSet) -> bool,
+    ) -> Result<Option<(usize, String)>> {
+        let owners = pool.lists.iter().map(|list| self.owner_of(list));
+        let owners = owners.collect::<Result<Vec<_>>>()?;
+        let standing = Standing {
+            pool,
+            owners: &owners,
+            stock,
+            taken,
+        };
+        for size in (1..standing.size()).rev() {
+            let Ok(smaller) = resize(&standing, Cores::Count(size), Cut::default()) else {
+                break;
+            };
+            let mut lost: CpuSet = smaller.removed.iter().flat_map(CpuSet::iter).collect();
+            if let Some((from, to)) = &smaller.renamed {
+                lost.extend(&from.difference(to));
+            }
+            if fits(&taken.difference(&lost)) {
+                let command = format!("`pinfold pool resize {} {size}`", pool.name);
+                return Ok(Some((lost.len(), command)));
+            }
+        }
+        let all = cpus_of(&pool.lists);
+        if owners.iter().all(Option::is_none) && fits(&taken.difference(&all)) {
+            let command = format!("`pinfold pool remove {}`", pool.name);
+            return Ok(Some((all.len(), command)));
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,174 @@
+//! A refusal is a value: what is not done and why, and what to do about it. Neither can be left out.
+//!
+//! A command that is to be run stands in backquotes: `` `pinfold reconcile` ``.
+
+use std::fmt;
+use std::io;
+
+use anyhow::{Error, Result};
+use nix::libc;
+use nix::unistd::geteuid;
+
+/// What to do where nothing better is known.
+const LOOK: &str = "mend what it names, and try again; `pinfold check` looks at everything else";
+
+/// Something that is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is not done, and why.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// Was a value wrong on the command line, whatever the machine is like?
+    pub is_usage: bool,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+        Refusal {
+            what: what.into(),
+            remedy: remedy.into(),
+            is_usage: false,
+        }
+    }
+
+    /// One of a command line that says what cannot be, on any machine.
+    pub fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+        Refusal {
+            is_usage: true,
+            ..Refusal::new(what, remedy)
+        }
+    }
+
+    /// Any error as a refusal. One that has no remedy of its own gets the one for what the kernel said.
+    pub fn of(error: &Error) -> Refusal {
+        let text = format!("{error:#}");
+        let own = error
+            .chain()
+            .find_map(|cause| cause.downcast_ref::<Refusal>());
+        let Some(own) = own else {
+            return Refusal::new(text, of_kernel(error));
+        };
+        let what = text.strip_suffix(&format!(": {}", own.remedy));
+        Refusal {
+            what: what.unwrap_or(&own.what).to_owned(),
+            ..own.clone()
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        // What is said of everything says nothing in a sentence.
+        match self.remedy == LOOK {
+            true => Ok(()),
+            false => write!(f, ": {}", self.remedy),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Saying what to do about an error that somebody else found.
+pub trait OrRefuse<T> {
+    /// Turns an error into a refusal: what was to be done, what went wrong, and what to do. Where the error says what to do
+    /// by itself, that is better than what is said here.
+    fn or_refuse(self, refusal: impl FnOnce() -> Refusal) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> OrRefuse<T> for Result<T, E> {
+    fn or_refuse(self, refusal: impl FnOnce() -> Refusal) -> Result<T> {
+        self.map_err(|error| {
+            let error = error.into();
+            let mut refusal = refusal();
+            let has_own = error.chain().any(|cause| cause.is::<Refusal>());
+            let inner = Refusal::of(&error);
+            if has_own {
+                refusal.remedy = inner.remedy;
+            }
+            refusal.what = format!("{}: {}", refusal.what, inner.what);
+            refusal.into()
+        })
+    }
+}
+
+/// What to do about an error that the kernel gave (errno(3)).
+fn of_kernel(error: &Error) -> &'static str {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    match causes.find_map(io::Error::raw_os_error) {
+        Some(libc::EACCES | libc::EPERM) if !geteuid().is_root() => "run this as root",
+        Some(libc::EACCES | libc::EPERM) => {
+            "let root do that: see whether a mount, an attribute (lsattr) or a security module forbids it"
+        }
+        Some(libc::EROFS) => "mount that file system read-write, or name a directory elsewhere",
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            "make room on that file system, for bytes (df) and for files (df -i)"
+        }
+        Some(libc::ENOENT | libc::ENOTDIR) => "see that it is there, and is named right",
+        Some(libc::ELOOP) => "put the real thing there: it is not followed through links",
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => {
+            "try again once the machine has more to give"
+        }
+        Some(libc::EIO | libc::ESTALE | libc::EUCLEAN) => {
+            "see the kernel's log (dmesg): the file system or its disk fails"
+        }
+        _ => LOOK,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow, bail};
+
+    #[test]
+    fn what_and_remedy_are_told_apart_whatever_was_added() {
+        let fails = || -> Result<()> { bail!(Refusal::new("no pool x", "`pinfold init`")) };
+        let error = fails().context("explain a request").unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "explain a request: no pool x: `pinfold init`"
+        );
+        let refusal = Refusal::of(&error);
+        assert_eq!(refusal.what, "explain a request: no pool x");
+        assert_eq!(refusal.remedy, "`pinfold init`");
+        assert!(!refusal.is_usage && Refusal::usage("", "").is_usage);
+    }
+
+    #[test]
+    fn the_innermost_remedy_counts() {
+        let half_made = || Refusal::new("it is half-made", "`pinfold init`");
+        for (error, text) in [
+            (
+                anyhow!("tasks is missing"),
+                "it is half-made: tasks is missing: `pinfold init`",
+            ),
+            (
+                Refusal::new("tasks is anybody's", "chmod it").into(),
+                "it is half-made: tasks is anybody's: chmod it",
+            ),
+        ] {
+            let refused: Result<()> = Err::<(), Error>(error).or_refuse(half_made);
+            assert_eq!(format!("{:#}", refused.unwrap_err()), text);
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_says_has_a_remedy() {
+        for (errno, part) in [
+            (libc::EROFS, "read-write"),
+            (libc::ENOSPC, "df -i"),
+            (libc::EIO, "dmesg"),
+            (libc::EINVAL, "pinfold check"),
+        ] {
+            let error = Error::new(io::Error::from_raw_os_error(errno)).context("replace x");
+            let refusal = Refusal::of(&error);
+            assert!(refusal.remedy.contains(part), "{errno}: {refusal}");
+            assert!(refusal.what.starts_with("replace x: "), "{refusal}");
+        }
+    }
+}
