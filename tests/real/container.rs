@@ -78,6 +78,11 @@ impl<'w> Container<'w> {
         }
     }
 
+    /// The directory of its configuration.
+    pub(crate) fn bundle(&self) -> &Path {
+        &self.dir
+    }
+
     /// Prepares and launches in one go; the launch must succeed.
     #[track_caller]
     pub(crate) fn up(world: &'w World, engine: Engine, plan: Plan) -> Container<'w> {

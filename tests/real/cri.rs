@@ -140,6 +140,13 @@ impl Cri {
     }
 }
 
+impl Cri {
+    /// containerd's own client, in a namespace of containerd's.
+    pub(crate) fn ctr(&self, namespace: &str) -> Command {
+        self.containerd.ctr(namespace)
+    }
+}
+
 impl Served for Cri {
     fn daemon(&self) -> &Daemon {
         &self.containerd.daemon

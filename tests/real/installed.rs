@@ -124,7 +124,7 @@ impl<'w> Machine<'w> {
         self.podman(&arguments).code() == Some(0)
     }
 
-    fn podman(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn podman(&self, arguments: &[&str]) -> Ran {
         let state = self.world.dir.join("state");
         let mut command = self.command("podman");
         command.args(["--storage-driver", "vfs", "--events-backend", "none"]);
@@ -140,7 +140,22 @@ impl<'w> Machine<'w> {
         process::run(command.args(arguments))
     }
 
-    fn start(&self, name: &str, more: &[&str]) -> Ran {
+    /// From now on `podman` without any option means the podman of this test.
+    pub(crate) fn let_podman_find_its_storage(&self) {
+        let state = self.world.dir.join("state").display().to_string();
+        let script = "printf '[storage]\\ndriver = \"vfs\"\\ngraphroot = \"%s/storage\"\\nrunroot = \"%s/run\"\\n' \"$0\" \"$0\" \\
+                >/etc/containers/storage.conf
+            printf '[engine]\\ntmp_dir = \"%s/tmp\"\\nevents_logger = \"none\"\\n' \"$0\" \\
+                >/etc/containers/containers.conf.d/20-storage.conf";
+        self.run("sh", &["-ec", script, &state]).ok();
+    }
+
+    pub(crate) fn start(&self, name: &str, more: &[&str]) -> Ran {
+        self.start_with(&[], name, more)
+    }
+
+    /// The same with options of podman itself.
+    pub(crate) fn start_with(&self, options: &[&str], name: &str, more: &[&str]) -> Ran {
         let parent = match self.engine.driver {
             Driver::Cgroupfs => format!("/{}", self.world.tag),
             Driver::Systemd => format!("{}.slice", self.world.tag),
@@ -148,7 +163,8 @@ impl<'w> Machine<'w> {
         let rootfs = self.world.dir.join("rootfs");
         let rootfs = rootfs.to_str().expect("the path is UTF-8");
         let out = format!("/out/{name}");
-        let mut arguments = vec!["run", "-d", "--name", name, "--network", "none"];
+        let mut arguments = options.to_vec();
+        arguments.extend(["run", "-d", "--name", name, "--network", "none"]);
         arguments.extend([
             "--ulimit",
             "nofile=1024:1024",

@@ -72,6 +72,7 @@ mod site;
 mod snapshot;
 mod strace;
 mod syslog;
+mod unpinned;
 mod untouched;
 mod unusual;
 mod wired;
@@ -124,6 +125,7 @@ fn main() -> ExitCode {
         installed::cases(),
         dockerd_takes::cases(),
         shim::cases(),
+        unpinned::cases(),
         shim_alone::cases(),
         wired::cases(),
         kcm::cases(),

@@ -223,6 +223,13 @@ impl Session {
         }
     }
 
+    pub(crate) fn docker(&self) -> &Docker {
+        match self.server() {
+            Server::Docker(docker) => docker,
+            _ => panic!("{} is not docker", self.service),
+        }
+    }
+
     pub(crate) fn world(&self) -> &World {
         &self.daemon().world
     }
