@@ -288,7 +288,13 @@ pub fn remove(file: &ConfigFile, original: Option<&ConfigFile>) -> Result<Option
     if file.default_handler() == Some(RUNTIME) {
         bail!("default_runtime_name is {RUNTIME}: name another one there first");
     }
-    if let Some(cut) = without_block(&file.text).filter(|cut| file.is_kept_by(cut)) {
+    // A comment of somebody's can begin as our note does: what is cut out has to be our handler.
+    let is_without = |cut: &str| {
+        let cut = ConfigFile::parse(cut, Some(file.version));
+        cut.is_ok_and(|cut| cut.handler_table(RUNTIME).is_none())
+    };
+    let mut cuts = without_block(&file.text);
+    if let Some(cut) = cuts.find(|cut| is_without(cut) && file.is_kept_by(cut)) {
         return Ok(Some(cut));
     }
     let mut after = file.clone();
@@ -320,12 +326,21 @@ fn block(file: &ConfigFile, model: Option<&dyn TableLike>, shim: &str) -> Result
     })
 }
 
-/// Cuts that out again, as it may look by now: from our note to the next comment or table that is not ours.
-fn without_block(text: &str) -> Option<String> {
-    let start = [RUNC_NOTE, NOTE]
+/// Cuts that out again, as it may look by now: from one of our notes to the next comment or table that is not ours. A
+/// text for each note, the first first.
+fn without_block(text: &str) -> impl Iterator<Item = String> {
+    let mut starts: Vec<usize> = [RUNC_NOTE, NOTE]
         .iter()
-        .filter_map(|note| text.find(note))
-        .min()?;
+        .flat_map(|note| text.match_indices(note))
+        .map(|(start, _)| start)
+        .collect();
+    starts.sort_unstable();
+    starts
+        .into_iter()
+        .map(|start| without_block_at(text, start))
+}
+
+fn without_block_at(text: &str, start: usize) -> String {
     let ours = |line: &str| {
         let line = line.trim();
         let is_header = line.starts_with('[') && line.contains(&format!("runtimes.{RUNTIME}"));
@@ -338,11 +353,11 @@ fn without_block(text: &str) -> Option<String> {
     let end = start + lines.map(str::len).sum::<usize>();
     let before = text[..start].trim_end_matches('\n');
     let rest = text[end..].trim_start_matches('\n');
-    Some(match (before, rest) {
+    match (before, rest) {
         ("", rest) => rest.to_owned(),
         (before, "") => format!("{before}\n"),
         (before, rest) => format!("{before}\n\n{rest}"),
-    })
+    }
 }
 
 /// A new handler like another one; keys with their values, but without comments.

@@ -194,7 +194,10 @@ fn object_in<'a>(
 /// Prints it with the indentation, the byte order mark and the end that the file has.
 fn print(daemon: &Map<String, Value>, before: &str) -> Result<String> {
     let indented = before.lines().find(|line| line.starts_with([' ', '\t']));
-    let indent = indented.map_or(INDENT, |line| &line[..line.len() - line.trim_start().len()]);
+    // Other white space is none of JSON's (RFC 8259, section 2).
+    let is_white = |letter| [' ', '\t'].contains(&letter);
+    let blanks = |line: &str| line.len() - line.trim_start_matches(is_white).len();
+    let indent = indented.map_or(INDENT, |line| &line[..blanks(line)]);
     let mark = before
         .strip_prefix(BYTE_ORDER_MARK)
         .map(|_| BYTE_ORDER_MARK);
@@ -211,6 +214,18 @@ fn print(daemon: &Map<String, Value>, before: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_blanks_is_one_without_settings() {
+        for blank in ["", "\n", "\t\u{b}\n", " \u{a0}\n"] {
+            let after = add(blank, "/s").unwrap();
+            assert_eq!(
+                read(&after).unwrap().shim.as_deref(),
+                Some("/bin/pinfold-runtime"),
+                "{blank:?}"
+            );
+        }
+    }
 
     #[test]
     fn other_keys_their_order_and_the_indentation_stay() {
