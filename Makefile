@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak test-suites bench test-vm vm-shell support install uninstall clean
+.PHONY: build demo test test-faults soak fuzz test-suites bench test-vm vm-shell support install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -40,6 +40,11 @@ soak:
 # The test suites of runc and crun, directly and through pinfold-runtime: what they find has to be the same.
 test-suites:
 	tests/suites/run
+
+# Random inputs for all that parses what others write, for so many seconds each. cargo-fuzz is installed below fuzz/target.
+FUZZ_SECONDS ?= 60
+fuzz:
+	fuzz/run $(FUZZ_SECONDS)
 
 # How long a choice among 512 CPU lists takes.
 bench:
