@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn a_file_of_blanks_is_one_without_settings() {
         for blank in ["", "\n", "\t\u{b}\n", " \u{a0}\n"] {
-            let after = add(blank, "/s").unwrap();
+            let after = add(blank, "/bin/pinfold-runtime").unwrap();
             assert_eq!(
                 read(&after).unwrap().shim.as_deref(),
                 Some("/bin/pinfold-runtime"),
