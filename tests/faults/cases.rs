@@ -2,11 +2,13 @@
 
 use crate::world::World;
 use libtest_mimic::Trial;
+use std::process::Command;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     Root,
     Cpus(usize),
+    Program(&'static str),
 }
 
 impl Need {
@@ -15,6 +17,7 @@ impl Need {
         match self {
             Need::Root => nix::unistd::geteuid().is_root(),
             Need::Cpus(count) => cpus() >= count,
+            Need::Program(name) => Command::new(name).arg("--version").output().is_ok(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Whatever fails: each system call of each verb with each of its errors, two of them, files that rot, storms and sizes.
+//! Whatever fails: each system call of each verb with each of its errors, two of them, files that rot, storms and sizes;
+//! and what is not seen to fail: command lines of runtimes that are read in another way than they read them.
 //! The auditor judges, and exit codes have to agree with the books.
 //!
 //! - `PINFOLD_TEST_FAULTS_SEED`, `_ONLY`, `_SECONDS`: see `campaign`
@@ -14,6 +15,7 @@
 )]
 
 mod campaign;
+mod command_lines;
 mod corruption;
 mod errors;
 mod soak;
@@ -38,10 +40,15 @@ fn main() -> ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     // The tests share the machine's CPUs: one at a time.
     arguments.test_threads = Some(1);
-    let cases: Vec<cases::Case> = [verbs::cases(), corruption::cases(), soak::cases()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let cases: Vec<cases::Case> = [
+        verbs::cases(),
+        corruption::cases(),
+        command_lines::cases(),
+        soak::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let skipped: Vec<String> = cases.iter().filter_map(cases::Case::skipped).collect();
     let trials = cases.into_iter().map(cases::Case::into_trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
