@@ -133,8 +133,15 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
     )]
     Init(Init),
-    /// Show the pools, their CPU lists and who owns them
-    #[command(after_help = "Example: pinfold describe --json")]
+    /// Show the pools, who owns what in them, and how each owner is
+    #[command(
+        after_help = "Examples:\n  pinfold status\n  pinfold status --json | jq '.owners[] | select(.state == \"moved\")'\n\nStates: running; starting; moved (it runs on other CPUs than it owns: pinfold reconcile mends\nthat); offline (CPUs of it are); gone (freed when the pool is next needed); unreadable (its\nclaim); unknown.\n\nExit status: 1 where a pool could not be read."
+    )]
+    Status(Status),
+    /// The same under KCM's name, and KCM's JSON document
+    #[command(
+        after_help = "Example: pinfold describe --json\n\nExit status: 1 where a pool could not be read."
+    )]
     Describe(Describe),
     /// Add pools, remove them, change their size; owners are never touched
     #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
@@ -209,12 +216,46 @@ pub struct Init {
     pub dry_run: bool,
 }
 
+/// `pinfold status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON, as -o json does
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+    /// How it is shown.
+    #[command(flatten)]
+    pub look: Look,
+}
+
 /// `pinfold describe`
 #[derive(Debug, Args)]
 pub struct Describe {
     /// Print KCM's JSON document
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output")]
     pub json: bool,
+    /// How it is shown.
+    #[command(flatten)]
+    pub look: Look,
+}
+
+/// How owners are shown.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Look {
+    /// wide: all columns, whole; json: Pinfold's JSON document
+    #[arg(long, short, value_enum, value_name = "FORM")]
+    pub output: Option<Form>,
+    /// Shorten nothing to fit the line
+    #[arg(long)]
+    pub no_trunc: bool,
+}
+
+/// A form of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// All columns, whole
+    Wide,
+    /// Pinfold's JSON document
+    Json,
 }
 
 /// `pinfold topology`

@@ -80,6 +80,15 @@ pub fn name(host: &Host, pid: i32) -> Option<String> {
     Some(name.trim_end().to_owned())
 }
 
+/// The CPUs that a process's first thread may use, as `/proc` tells them (proc_pid_status(5), `Cpus_allowed_list`): also of
+/// a captured machine. `None` where it is gone, or that cannot be read.
+pub fn allowed_cpus(host: &Host, pid: i32) -> Option<CpuSet> {
+    let status = files::read_if_there(&host.proc_pid(pid, "status")).ok()??;
+    let mut lines = status.lines();
+    let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    list.trim().parse().ok()
+}
+
 /// The signals that this process ignores, signal 1 in the lowest bit (proc_pid_status(5), `SigIgn`); none where
 /// that cannot be read.
 pub fn ignored_signals(host: &Host) -> u64 {

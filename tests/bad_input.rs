@@ -472,7 +472,7 @@ fn numbers_from_before_the_boot_are_nobodys() {
     tasks.set_modified(std::time::UNIX_EPOCH).unwrap();
     let table = String::from_utf8(site.pinfold(&["describe"], b"").stdout).unwrap();
     assert!(
-        table.contains("dead") && !table.contains("owned"),
+        table.contains(" gone ") && !table.contains("running"),
         "{table}"
     );
     let output = site.pinfold(&["init", "--pool", "only=rest:shared", "--force"], b"");
@@ -843,6 +843,7 @@ fn every_verb_has_help_with_an_example_and_a_place_in_the_manual() {
         "pool remove",
         "pool resize",
         "pool show",
+        "status",
         "describe",
         "hook",
         "reconcile",

@@ -12,7 +12,7 @@ use crate::engines::{Engine, RUNTIME, SHIM, docker};
 use crate::host::Host;
 use crate::install::{self, Place};
 use crate::placement::{
-    Lack, Neighbour, Site, Survey, SurveyedPool, labels_meant, neighbours, unpinned,
+    Lack, Neighbour, Owner, Site, Survey, SurveyedPool, labels_meant, neighbours, unpinned,
 };
 use crate::pools::Kind;
 use crate::request::PREFIX;
@@ -236,13 +236,14 @@ pub fn kept(survey: &Survey) -> Vec<Kept> {
         let of_pool = move |list| (pool, list);
         pool.lists.iter().map(of_pool)
     });
-    let kept = lists.filter_map(|(pool, list)| {
-        let owner = list.owners.iter().find(|owner| owner.alive);
-        Some(Kept {
-            cpus: list.name.parse().ok()?,
+    let kept = lists.map(|(pool, list)| {
+        let mut owners = survey.owners.iter();
+        let owner = owners.find(|owner| owner.is_alive() && owner.holds(&pool.name, &list.name));
+        Kept {
+            cpus: list.cpus.clone(),
             pool: pool.name.clone(),
-            owner: owner.map(|owner| owner.name.clone()),
-        })
+            owner: owner.map(Owner::shown),
+        }
     });
     kept.collect()
 }

@@ -2,12 +2,14 @@
 
 use std::io::{self, Write};
 
+use anstyle::Style;
 use anyhow::Result;
 use serde_json::json;
-use tabwriter::TabWriter;
+use textwrap::WordSplitter;
 
 use super::Settings;
 use super::install::with_own_directories;
+use super::screen::{self, BAD, GOOD, ODD};
 use crate::check::{Finding, Level, Scope, check, check_deep};
 use crate::cli::{Check, EngineFile, Options};
 use crate::engines::Engine;
@@ -66,15 +68,19 @@ pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
         findings.extend(check_deep(site));
     }
     let faults = count(&findings, Level::Fault);
-    let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{:#}", document(&findings))?;
+        writeln!(io::stdout().lock(), "{:#}", document(&findings))?;
     } else {
-        let mut table = TabWriter::new(vec![]);
+        let mut out = anstream::AutoStream::auto(io::stdout().lock());
+        let widest = findings.iter().map(|finding| finding.what.len()).max();
+        let shown = Findings {
+            what_width: widest.unwrap_or_default(),
+            width: screen::terminal_width(),
+        };
         for finding in &findings {
-            writeln!(table, "{}", line(finding))?;
+            shown.write(&mut out, finding)?;
         }
-        out.write_all(&table.into_inner()?)?;
+        out.flush()?;
     }
     Ok(u8::from(faults > 0))
 }
@@ -86,11 +92,62 @@ fn count(findings: &[Finding], level: Level) -> usize {
         .count()
 }
 
-fn line(finding: &Finding) -> String {
+/// How wide the level of a finding is, with what is behind it, in columns.
+const LEVEL_WIDTH: usize = 9;
+/// The narrowest that a sentence is broken to, in columns.
+const NARROWEST: usize = 20;
+
+/// Findings below each other: the level in colour, what it is about, and a sentence that on a terminal goes on below
+/// where it began.
+struct Findings {
+    what_width: usize,
+    /// The terminal's, in columns.
+    width: Option<usize>,
+}
+
+impl Findings {
+    fn write(&self, out: &mut impl Write, finding: &Finding) -> io::Result<()> {
+        let (level, what, what_width) = (finding.level, finding.what, self.what_width);
+        let indent = LEVEL_WIDTH + what_width + screen::GAP;
+        let sentence = sentence(finding);
+        let room = self.width.map(|width| width.saturating_sub(indent));
+        let lines = match room.filter(|room| *room >= NARROWEST) {
+            Some(room) => textwrap::wrap(&sentence, wrapping(room)),
+            None => vec![sentence.as_str().into()],
+        };
+        for (index, line) in lines.iter().enumerate() {
+            if index == 0 {
+                let (style, word) = (colour(level), level.word());
+                let blanks = LEVEL_WIDTH.saturating_sub(word.len());
+                write!(out, "{style}{word}{style:#}{:blanks$}", "")?;
+                writeln!(out, "{what:what_width$}  {line}")?;
+            } else {
+                writeln!(out, "{:indent$}{line}", "")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Nothing is broken that somebody may want to copy: a path, an option, a command's name.
+fn wrapping(width: usize) -> textwrap::Options<'static> {
+    let options = textwrap::Options::new(width).break_words(false);
+    options.word_splitter(WordSplitter::NoHyphenation)
+}
+
+fn colour(level: Level) -> Style {
+    match level {
+        Level::Ok => GOOD,
+        Level::Warning => ODD,
+        Level::Fault => BAD,
+    }
+}
+
+fn sentence(finding: &Finding) -> String {
     let text = one_line(&finding.text);
     let remedy = finding.remedy.as_ref();
     let remedy = remedy.map_or(String::new(), |remedy| format!(": {}", one_line(remedy)));
-    format!("{}\t{}\t{text}{remedy}", finding.level.word(), finding.what)
+    format!("{text}{remedy}")
 }
 
 fn document(findings: &[Finding]) -> serde_json::Value {

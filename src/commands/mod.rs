@@ -11,8 +11,10 @@ mod isolate;
 mod pool;
 mod reconcile;
 mod release;
+mod screen;
 mod settings;
 pub mod shim;
+mod status;
 mod topology;
 
 use std::io;
@@ -42,6 +44,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Hook(args) => hook::run(args, &cli.options),
         Verb::Isolate(args) => isolate::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Init(args) => init::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Status(args) => status::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Pool(args) => pool::run(args, &Settings::of_command_line(&cli.options)?),

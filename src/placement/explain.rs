@@ -121,7 +121,7 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
 
 fn owners(list: &SurveyedList) -> usize {
     match list.state {
-        ListState::Owned => list.owners.len().max(1),
+        ListState::Owned => list.owners.max(1),
         ListState::Free | ListState::Dead => 0,
     }
 }

@@ -43,7 +43,7 @@ pub use reconcile::{Reclaimed, Report, reconcile};
 pub use release::{Release, force_release, release};
 pub use reserve::{give_up, reserve};
 pub use stock::stock;
-pub use survey::{ListState, Owner, Survey, SurveyedList, SurveyedPool, survey};
+pub use survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
 pub use unpinned::{Lack, labels_meant, unpinned};
 
 use life::Life;

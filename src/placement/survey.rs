@@ -1,14 +1,15 @@
-//! A look at the whole site without changing anything: what `describe` shows.
+//! A look at the whole site without changing anything: what `status` and `describe` show.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::Site;
 use super::life::{Life, life_of};
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
+use crate::names::Names;
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
 use crate::topology;
@@ -18,10 +19,16 @@ use crate::topology;
 pub struct Survey {
     /// The pool directory, with symbolic links resolved.
     pub path: PathBuf,
-    /// The pools in lexical order.
+    /// The pools in lexical order, with what can be read of them.
     pub pools: Vec<SurveyedPool>,
+    /// Who owns what, by pool and first CPU.
+    pub owners: Vec<Owner>,
+    /// Was every pool read whole?
+    pub is_whole: bool,
     /// What was seen but cannot be right, or could not be looked at: a sentence each.
     pub remarks: Vec<String>,
+    /// The same about single owners, which [`super::audit`] looks at more closely.
+    pub about_owners: Vec<String>,
 }
 
 /// One pool.
@@ -40,14 +47,16 @@ pub struct SurveyedPool {
 pub struct SurveyedList {
     /// Its directory's name.
     pub name: String,
+    /// The CPUs that the name means.
+    pub cpus: CpuSet,
     /// The pids in its `tasks`.
     pub tasks: Vec<i32>,
     /// Is it free, and can it be given?
     pub state: ListState,
     /// Those of its CPUs that are offline.
     pub offline: CpuSet,
-    /// Who holds it.
-    pub owners: Vec<Owner>,
+    /// How many owners hold it.
+    pub owners: usize,
 }
 
 /// Whether a CPU list is free.
@@ -61,17 +70,92 @@ pub enum ListState {
     Dead,
 }
 
-/// One owner of a list.
+impl ListState {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            ListState::Free => "free",
+            ListState::Owned => "owned",
+            ListState::Dead => "dead",
+        }
+    }
+}
+
+/// One owner, with all that it holds.
 #[derive(Debug)]
 pub struct Owner {
-    /// The container's id, or the process's name: text of others.
-    pub name: String,
+    /// The id that `release` takes; a process that another tool recorded has none.
+    pub id: Option<String>,
+    /// What people call it: text of others.
+    pub names: Names,
     /// The process that stands for it.
     pub pid: i32,
+    /// The pool; empty where its claim cannot be read.
+    pub pool: String,
+    /// The directory names of its lists.
+    pub lists: Vec<String>,
+    /// The CPUs that it owns.
+    pub cpus: CpuSet,
+    /// The CPUs that it may run on, where that can be told.
+    pub runs_on: Option<CpuSet>,
+    /// How it is.
+    pub state: OwnerState,
     /// Since when, in seconds since the epoch.
     pub since: Option<i64>,
-    /// Does it live?
-    pub alive: bool,
+}
+
+impl Owner {
+    /// Does it hold this list?
+    pub fn holds(&self, pool: &str, list: &str) -> bool {
+        self.pool == pool && self.lists.iter().any(|other| other == list)
+    }
+
+    /// Does it live, as far as can be told?
+    pub fn is_alive(&self) -> bool {
+        self.state != OwnerState::Gone
+    }
+
+    /// The owner as a sentence calls it.
+    pub fn shown(&self) -> String {
+        match &self.id {
+            Some(id) => self.names.with_id(id),
+            None => self.names.with_id(&format!("process {}", self.pid)),
+        }
+    }
+}
+
+/// How an owner is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnerState {
+    /// It runs on its CPUs.
+    Running,
+    /// A runtime is about to make it.
+    Starting,
+    /// It runs on other CPUs than it owns, or not on all of them: another tool has changed that.
+    Moved,
+    /// CPUs that it owns are offline.
+    Offline,
+    /// It is dead: what it holds is freed when the pool is next needed, or by `reconcile`.
+    Gone,
+    /// Its claim cannot be read: it counts as held.
+    Unreadable,
+    /// Whether it lives cannot be told.
+    Unknown,
+}
+
+impl OwnerState {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            OwnerState::Running => "running",
+            OwnerState::Starting => "starting",
+            OwnerState::Moved => "moved",
+            OwnerState::Offline => "offline",
+            OwnerState::Gone => "gone",
+            OwnerState::Unreadable => "unreadable",
+            OwnerState::Unknown => "unknown",
+        }
+    }
 }
 
 /// Looks at everything; under the lock where we may take it, and without it, saying so, where we may not.
@@ -92,35 +176,53 @@ pub fn survey(site: &Site) -> Result<Survey> {
         }
         Err(error) => return Err(error.into()),
     };
+    let ledger = Ledger::open_if_there(&site.run_dir)?;
+    let entries = match ledger.as_ref().map(Ledger::all) {
+        Some(Ok(entries)) => entries,
+        Some(Err(_)) => {
+            remarks
+                .push("the claims cannot be read: owners are told by their pids alone".to_owned());
+            Vec::new()
+        }
+        None => Vec::new(),
+    };
     let look = Look {
         site,
-        ledger: Ledger::open_if_there(&site.run_dir)?,
+        entries,
+        ledger,
         online: topology::online(&site.host).ok(),
         hierarchy: Hierarchy::discover(&site.host).ok(),
         boot_id: process::boot_id(&site.host).unwrap_or_default(),
         boot_time: process::boot_time(&site.host).ok(),
         directory: &directory,
     };
-    let mut pools = Vec::new();
-    for name in directory.pool_names()? {
-        match directory.pool(&name) {
-            Ok(pool) => pools.push(look.at_pool(&pool, &mut remarks)),
-            Err(error) => remarks.push(format!("{error:#}")),
-        }
-        if let Err(error) = directory.sound_pool(&name) {
-            remarks.push(format!("{error:#}"));
-        }
-    }
-    remarks.dedup();
-    Ok(Survey {
+    let mut survey = Survey {
         path: directory.path().to_owned(),
-        pools,
+        pools: Vec::new(),
+        owners: look
+            .entries
+            .iter()
+            .map(|entry| look.at_entry(entry))
+            .collect(),
+        is_whole: true,
         remarks,
-    })
+        about_owners: Vec::new(),
+    };
+    look.remark_on_owners(&mut survey);
+    for name in directory.pool_names()? {
+        look.at_pool(&name, &mut survey);
+    }
+    let first = |owner: &Owner| owner.cpus.first();
+    survey
+        .owners
+        .sort_by(|one, other| (&one.pool, first(one)).cmp(&(&other.pool, first(other))));
+    survey.remarks.dedup();
+    Ok(survey)
 }
 
 struct Look<'a> {
     site: &'a Site,
+    entries: Vec<Entry>,
     ledger: Option<Ledger>,
     online: Option<CpuSet>,
     hierarchy: Option<Hierarchy>,
@@ -130,75 +232,116 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn at_pool(&self, pool: &Pool, remarks: &mut Vec<String>) -> SurveyedPool {
-        let lists = pool
-            .lists
-            .iter()
-            .map(|list| self.at_list(&pool.name, list, remarks))
-            .collect();
-        SurveyedPool {
+    /// What can be read of a pool is shown, whatever else is in it.
+    fn at_pool(&self, name: &str, survey: &mut Survey) {
+        let (pool, problems) = match self.directory.readable_part(name) {
+            Ok(read) => read,
+            Err(error) => {
+                survey.is_whole = false;
+                survey.remarks.push(format!("{error:#}"));
+                return;
+            }
+        };
+        survey.is_whole &= problems.is_empty();
+        let is_sound = problems.is_empty();
+        survey
+            .remarks
+            .extend(problems.iter().map(|problem| format!("{problem:#}")));
+        if let (true, Err(error)) = (is_sound, self.directory.sound_pool(name)) {
+            survey.remarks.push(format!("{error:#}"));
+        }
+        let lists = pool.lists.iter();
+        let lists = lists.map(|list| self.at_list(&pool, list, &mut survey.owners));
+        survey.pools.push(SurveyedPool {
             name: pool.name.clone(),
             kind: pool.kind,
-            lists,
+            lists: lists.collect(),
+        });
+    }
+
+    fn at_list(&self, pool: &Pool, list: &CpuList, owners: &mut Vec<Owner>) -> SurveyedList {
+        let claims = self.entries.iter().filter_map(Entry::claim);
+        let claims =
+            claims.filter(|claim| claim.pool == pool.name && claim.lists.contains(&list.name));
+        let claimed: Vec<i32> = claims.flat_map(Claim::pids).collect();
+        let unclaimed = list.tasks.iter().filter(|pid| !claimed.contains(pid));
+        let is_void = self.is_void(&pool.name, list);
+        for pid in unclaimed {
+            self.add_stranger(*pid, is_void, pool, list, owners);
+        }
+        let holders = || {
+            owners
+                .iter()
+                .filter(|owner| owner.holds(&pool.name, &list.name))
+        };
+        let is_opaque = self.has_unreadable_claim(&list.name);
+        let state = match holders().any(Owner::is_alive) {
+            true => ListState::Owned,
+            false if is_opaque => ListState::Owned,
+            false if holders().next().is_none() => ListState::Free,
+            false => ListState::Dead,
+        };
+        SurveyedList {
+            name: list.name.clone(),
+            cpus: list.cpus.clone(),
+            tasks: list.tasks.clone(),
+            state,
+            offline: self.offline(&list.cpus),
+            owners: holders().count(),
         }
     }
 
-    fn at_list(&self, pool: &str, list: &CpuList, remarks: &mut Vec<String>) -> SurveyedList {
-        let entries = match self
-            .ledger
-            .as_ref()
-            .map(|ledger| ledger.on_list(&list.name))
-        {
-            Some(Ok(entries)) => entries,
-            Some(Err(_)) => {
-                let remark = "the claims cannot be read: owners are told by their pids alone";
-                if !remarks.iter().any(|other| other == remark) {
-                    remarks.push(remark.to_owned());
-                }
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
-        let mut owners = Vec::new();
-        let mut claimed = Vec::new();
-        for entry in &entries {
-            match entry {
-                Entry::Claim(claim) => {
-                    owners.push(self.claimant(claim));
-                    claimed.extend(claim.pids());
-                }
-                Entry::Opaque { path, reason } => remarks.push(format!(
-                    "the claim {} counts as held: {reason}",
-                    path.display()
-                )),
+    fn has_unreadable_claim(&self, list: &str) -> bool {
+        let entries = self.ledger.as_ref().map(|ledger| ledger.on_list(list));
+        let entries = entries.and_then(Result::ok).unwrap_or_default();
+        entries.iter().any(|entry| entry.claim().is_none())
+    }
+
+    fn offline(&self, cpus: &CpuSet) -> CpuSet {
+        let online = self.online.as_ref();
+        online.map_or_else(CpuSet::new, |online| cpus.difference(online))
+    }
+
+    fn at_entry(&self, entry: &Entry) -> Owner {
+        match entry {
+            Entry::Claim(claim) => self.claimant(claim),
+            Entry::Opaque { path, .. } => unreadable(path),
+        }
+    }
+
+    fn remark_on_owners(&self, survey: &mut Survey) {
+        for entry in &self.entries {
+            if let Entry::Opaque { path, reason } = entry {
+                let path = path.display();
+                survey
+                    .about_owners
+                    .push(format!("the claim {path} counts as held: {reason}"));
             }
         }
-        let unclaimed = list.tasks.iter().filter(|pid| !claimed.contains(pid));
-        let is_void = self.is_void(pool, list);
-        owners.extend(unclaimed.map(|pid| self.stranger(*pid, is_void)));
-        let is_opaque = entries.iter().any(|entry| entry.claim().is_none());
-        let state = match owners.iter().any(|owner| owner.alive) {
-            true => ListState::Owned,
-            false if is_opaque => ListState::Owned,
-            false if owners.is_empty() => ListState::Free,
-            false => ListState::Dead,
-        };
-        let online = self.online.as_ref();
-        SurveyedList {
-            name: list.name.clone(),
-            tasks: list.tasks.clone(),
-            state,
-            offline: online.map_or_else(CpuSet::new, |online| list.cpus.difference(online)),
-            owners,
+        for owner in &survey.owners {
+            let runs_on = match &owner.runs_on {
+                Some(cpus) => format!("runs on {cpus}"),
+                None => "runs elsewhere".to_owned(),
+            };
+            let (shown, cpus) = (owner.shown(), &owner.cpus);
+            match owner.state {
+                OwnerState::Moved => survey.about_owners.push(format!(
+                    "{shown} owns {cpus} and {runs_on}, for another tool has changed that: pinfold reconcile confines it again"
+                )),
+                OwnerState::Offline => survey.about_owners.push(format!(
+                    "{shown} owns {cpus} and {runs_on}, for {} is offline: put it online",
+                    self.offline(cpus)
+                )),
+                _ => {}
+            }
         }
     }
 
     fn claimant(&self, claim: &Claim) -> Owner {
         let host = &self.site.host;
-        let life = match &self.hierarchy {
-            Some(hierarchy) => life_of(claim, host, hierarchy, &self.boot_id).ok(),
-            None => None,
-        };
+        let hierarchy = self.hierarchy.as_ref().filter(|_| !self.boot_id.is_empty());
+        let life =
+            hierarchy.and_then(|hierarchy| life_of(claim, host, hierarchy, &self.boot_id).ok());
         let is_alive = |process: &&Process| process.is_alive(host).unwrap_or(true);
         // Of a command that `isolate` runs, the last one recorded is the command's own.
         let process = match life {
@@ -210,18 +353,51 @@ impl Look<'_> {
                 .find(is_alive)
                 .unwrap_or(&claim.owner),
         };
-        let name = match claim.kind {
-            OwnerKind::Container | OwnerKind::Reservation => claim.id.clone(),
-            OwnerKind::Process => {
-                process::name(host, process.pid).unwrap_or_else(|| claim.id.clone())
+        let mut owner = Owner {
+            id: Some(claim.id.clone()),
+            names: claim.names.clone(),
+            pid: process.pid,
+            pool: claim.pool.clone(),
+            lists: claim.lists.clone(),
+            cpus: claim.cpus.clone(),
+            runs_on: None,
+            state: OwnerState::Running,
+            since: i64::try_from(claim.since).ok(),
+        };
+        owner.state = match life {
+            None => OwnerState::Unknown,
+            Some(Life::Gone) => OwnerState::Gone,
+            Some(_) if claim.kind == OwnerKind::Reservation => OwnerState::Starting,
+            Some(_) => {
+                let group = self.mask_of_group(claim);
+                let own = process::allowed_cpus(host, process.pid);
+                let own = own.filter(|_| !claim.is_beside(process));
+                let is_as_claimed = match &claim.confining_group() {
+                    Some(_) => {
+                        group.as_ref().is_none_or(|mask| *mask == claim.cpus)
+                            && own.as_ref().is_none_or(|own| own.is_subset(&claim.cpus))
+                    }
+                    None => true,
+                };
+                owner.runs_on = union(group, own);
+                match is_as_claimed {
+                    _ if !self.offline(&claim.cpus).is_empty() => OwnerState::Offline,
+                    true => OwnerState::Running,
+                    false => OwnerState::Moved,
+                }
             }
         };
-        Owner {
-            name,
-            pid: process.pid,
-            since: i64::try_from(claim.since).ok(),
-            alive: life.is_none_or(Life::is_alive),
-        }
+        owner
+    }
+
+    /// The CPUs of the group that confines an owner, if it is still the same.
+    fn mask_of_group(&self, claim: &Claim) -> Option<CpuSet> {
+        let claimed = claim.confining_group()?;
+        let group = self.hierarchy.as_ref()?.group(&claimed.path).ok()?;
+        let is_same = group.inode().ok()? == Some(claimed.inode);
+        is_same
+            .then(|| cpuset::effective_cpus(&group).ok()?)
+            .flatten()
     }
 
     /// Were a list's owners written before this boot, and not looked at since? Then the numbers mean nothing.
@@ -235,18 +411,80 @@ impl Look<'_> {
         !is_swept && self.boot_time.is_some_and(is_old)
     }
 
-    /// A process that another tool wrote into `tasks`; its own start is the best that is known of when.
-    fn stranger(&self, pid: i32, is_void: bool) -> Owner {
+    /// A process that another tool wrote into `tasks`; its own start is the best that is known of when. What it is in for
+    /// several lists is one owner.
+    fn add_stranger(
+        &self,
+        pid: i32,
+        is_void: bool,
+        pool: &Pool,
+        list: &CpuList,
+        owners: &mut Vec<Owner>,
+    ) {
+        let mut known = owners.iter_mut();
+        let known =
+            known.find(|owner| owner.id.is_none() && owner.pid == pid && owner.pool == pool.name);
+        if let Some(owner) = known {
+            if !owner.lists.contains(&list.name) {
+                owner.lists.push(list.name.clone());
+                owner.cpus.extend(&list.cpus);
+            }
+            return;
+        }
         let host = &self.site.host;
         let process = Process::with_pid(host, pid).unwrap_or_default();
         let since = process.and_then(|process| process.started_at(self.boot_time?));
-        Owner {
-            name: process::name(host, pid)
-                .filter(|_| !is_void)
-                .unwrap_or_default(),
+        let is_alive = !is_void && process::pid_is_alive(host, pid).unwrap_or(true);
+        // A captured machine may not say.
+        let is_unknown = self.hierarchy.is_none() || self.boot_id.is_empty();
+        let name = process::name(host, pid).filter(|_| is_alive);
+        owners.push(Owner {
+            id: None,
+            names: Names {
+                name,
+                ..Names::default()
+            },
             pid,
+            pool: pool.name.clone(),
+            lists: vec![list.name.clone()],
+            cpus: list.cpus.clone(),
+            runs_on: process::allowed_cpus(host, pid).filter(|_| is_alive),
+            state: match is_alive {
+                _ if is_unknown => OwnerState::Unknown,
+                true => OwnerState::Running,
+                false => OwnerState::Gone,
+            },
             since: since.filter(|_| !is_void),
-            alive: !is_void && process::pid_is_alive(host, pid).unwrap_or(true),
+        });
+    }
+}
+
+/// Its id names its directory, and its file the process.
+fn unreadable(path: &Path) -> Owner {
+    let id = path.parent().and_then(Path::file_name);
+    let process = path.file_stem().unwrap_or_default().to_string_lossy();
+    let pid = process
+        .split_once('-')
+        .and_then(|(pid, _)| pid.parse().ok());
+    Owner {
+        id: id.map(|id| id.to_string_lossy().into_owned()),
+        names: Names::default(),
+        pid: pid.unwrap_or_default(),
+        pool: String::new(),
+        lists: Vec::new(),
+        cpus: CpuSet::new(),
+        runs_on: None,
+        state: OwnerState::Unreadable,
+        since: None,
+    }
+}
+
+fn union(one: Option<CpuSet>, other: Option<CpuSet>) -> Option<CpuSet> {
+    match (one, other) {
+        (Some(mut one), Some(other)) => {
+            one.extend(&other);
+            Some(one)
         }
+        (one, other) => one.or(other),
     }
 }

@@ -12,7 +12,7 @@ mod tasks;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 
 pub use lock::{Lock, LockError};
 pub use owners::TasksChange;
@@ -171,17 +171,35 @@ impl PoolDirectory {
                 remedy
             ));
         }
+        let (pool, problems) = self.readable_part(name)?;
+        match problems.into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(pool),
+        }
+    }
+
+    /// Reads what can be read of one pool, and says what cannot: something that does not belong there hides nothing else.
+    ///
+    /// # Errors
+    /// A directory that cannot be listed, or whose kind cannot be told.
+    pub fn readable_part(&self, name: &str) -> Result<(Pool, Vec<Error>)> {
+        let path = self.pools().join(name);
         trusted_directory(&path)?;
-        let mut lists = subdirectories(&path)?
-            .into_iter()
-            .map(|list| self.list(name, list))
-            .collect::<Result<Vec<_>>>()?;
+        let mut lists = Vec::new();
+        let mut problems = Vec::new();
+        for list in entries(&path)? {
+            match list.and_then(|list| list.map(|list| self.list(name, list)).transpose()) {
+                Ok(list) => lists.extend(list),
+                Err(problem) => problems.push(problem),
+            }
+        }
         lists.sort_by(|a, b| a.cpus.cmp(&b.cpus));
-        Ok(Pool {
+        let pool = Pool {
             name: name.to_owned(),
             kind: self.kind(name)?,
             lists,
-        })
+        };
+        Ok((pool, problems))
     }
 
     /// Reads one pool and makes sure that it can be given from: no two of its lists overlap, nor one
@@ -276,10 +294,16 @@ impl PoolDirectory {
 /// The names of the directories in a directory, in lexical order. A symbolic link is an error: where
 /// it leads is not part of the pool directory.
 fn subdirectories(path: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
+    let names = entries(path)?.into_iter().filter_map(Result::transpose);
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// What is in a directory: the name of each directory, nothing for another file, an error for what is not part of it.
+fn entries(path: &Path) -> Result<Vec<Result<Option<String>>>> {
     let entries = std::fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
-    for entry in entries {
-        let entry = entry.with_context(|| format!("list {}", path.display()))?;
+    let one = |entry: std::fs::DirEntry| -> Result<Option<String>> {
         let kind = entry.file_type()?;
         let name = entry.file_name().into_string().map_err(|name| {
             Refusal::new(
@@ -300,12 +324,15 @@ fn subdirectories(path: &Path) -> Result<Vec<String>> {
                 )
             )
         );
-        if kind.is_dir() {
-            names.push(name);
-        }
+        Ok(kind.is_dir().then_some(name))
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.push(one(
+            entry.with_context(|| format!("list {}", path.display()))?
+        ));
     }
-    names.sort();
-    Ok(names)
+    Ok(found)
 }
 
 /// Can a name stand in a command as it is?

@@ -8,7 +8,7 @@ use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, affinity};
 use crate::world::{Kind, Standin, World, state};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Neither the first, which cannot go offline, nor its sibling.
 const CPU: &str = "5";
@@ -55,12 +55,22 @@ fn switch(value: &str) -> std::io::Result<()> {
     std::fs::write(format!("/sys/devices/system/cpu/cpu{CPU}/online"), value)
 }
 
-/// `describe` says it in the line of the list.
+/// `status` says it of the list, and of its owner.
 #[track_caller]
 fn assert_described(world: &World, state: &str) {
-    let described = process::run(&mut world.pinfold(&["describe"])).ok();
-    let says = |line: &str| line.contains(&format!("{state}, {CPU} offline"));
-    assert!(described.stdout.lines().any(says), "{described}");
+    let status = process::run(&mut world.pinfold(&["status", "--json"])).ok();
+    let document: Value = serde_json::from_str(&status.stdout).expect("it is JSON");
+    let list = &document["pools"][0]["lists"][0];
+    assert_eq!(
+        (&list["state"], &list["offline"]),
+        (&json!(state), &json!(CPU))
+    );
+    let owners = document["owners"].as_array().expect("there are owners");
+    let are_offline = owners.iter().all(|owner| owner["state"] == "offline");
+    assert!(
+        are_offline && owners.is_empty() == (state == "free"),
+        "{status}"
+    );
 }
 
 fn before_use(world: &World, engine: Engine) {

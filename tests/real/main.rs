@@ -70,6 +70,7 @@ mod shim;
 mod shim_alone;
 mod site;
 mod snapshot;
+mod status;
 mod strace;
 mod syslog;
 mod unpinned;
@@ -121,6 +122,7 @@ fn main() -> ExitCode {
         hookfiles::cases(),
         served::cases(),
         named::cases(),
+        status::cases(),
         pods::cases(),
         installed::cases(),
         dockerd_takes::cases(),

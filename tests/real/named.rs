@@ -74,7 +74,11 @@ fn by_its_program(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let mut isolate = world.pinfold(&["isolate", "--pool", "dp", "--", "/bin/sleep", "1000"]);
     let isolate = Running::start(&mut isolate, b"");
-    let claim = process::eventually("it has a claim", || world.claims().pop());
+    // Before its command is there, a signal would end it as it ends any program.
+    let claim = process::eventually("it has a claim, and its command", || {
+        let claim = world.claims().pop()?;
+        (claim["processes"].as_array()?.len() == 2).then_some(claim)
+    });
     assert_eq!(claim["names"]["name"], "sleep");
     let still = release(world, &["sleep"]).exits(1);
     assert!(still.stderr.contains("sleep (isolate-"), "{still}");

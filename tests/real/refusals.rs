@@ -72,7 +72,7 @@ fn somebody_elses(world: &World) {
         assert!(refused.stderr.contains(words), "{refused}");
     }
     let described = as_nobody("describe").ok();
-    assert!(described.stdout.contains("free"), "{described}");
+    assert!(described.stdout.contains("Nobody owns"), "{described}");
     assert!(described.stderr.contains("without the lock"), "{described}");
 }
 

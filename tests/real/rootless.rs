@@ -177,7 +177,7 @@ fn delegated(_: &World, rootless: Rootless) {
     let owner = world.tasks("dp", "1");
     assert_eq!(owner.len(), 1, "the books have it: {owner:?}");
     assert_eq!(process::affinity(owner[0]), "1");
-    let described = home.run("pinfold describe\n").ok();
+    let described = home.run("pinfold status -o wide\n").ok();
     assert!(
         described.stdout.contains(&owner[0].to_string()),
         "{described}"

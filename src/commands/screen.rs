@@ -1,0 +1,173 @@
+//! How verbs show things to people: tables that fit the line, and words in colour. Colours are for terminals alone, and for
+//! none where `NO_COLOR` is set (no-color.org).
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use rustix::termios::tcgetwinsize;
+
+use crate::text::one_line;
+
+/// As it should be.
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+/// Worth a look.
+pub(super) const ODD: Style = AnsiColor::Yellow.on_default();
+/// Wrong.
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
+/// Just text.
+pub(super) const PLAIN: Style = Style::new();
+
+/// How wide a line is where nobody says, in columns.
+const USUAL_WIDTH: usize = 80;
+/// What is between two columns of a table.
+pub(super) const GAP: usize = 2;
+
+/// The width of the terminal that standard output is, in columns; `None` where it is none. One that was never told its
+/// size has `COLUMNS`, or 80.
+pub(super) fn terminal_width() -> Option<usize> {
+    let size = tcgetwinsize(io::stdout()).ok()?;
+    let columns = Some(usize::from(size.ws_col)).filter(|columns| *columns > 0);
+    Some(columns.unwrap_or_else(said_width))
+}
+
+/// How wide a table may be, in columns: the terminal's width, `COLUMNS`, or 80.
+pub(super) fn table_width() -> usize {
+    terminal_width().unwrap_or_else(said_width)
+}
+
+fn said_width() -> usize {
+    let columns = std::env::var("COLUMNS").ok();
+    let columns = columns.and_then(|columns| columns.parse().ok());
+    columns
+        .filter(|columns| *columns > 0)
+        .unwrap_or(USUAL_WIDTH)
+}
+
+/// A table whose columns line up.
+pub(super) struct Table {
+    /// Of each column: its heading, and the fewest characters that it is shortened to; 0 for never.
+    columns: Vec<(&'static str, usize)>,
+    rows: Vec<Vec<(String, Style)>>,
+}
+
+impl Table {
+    pub(super) fn new(columns: &[(&'static str, usize)]) -> Table {
+        Table {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds a row; what others wrote is shown escaped, and nothing as a dash.
+    pub(super) fn row(&mut self, cells: Vec<(String, Style)>) {
+        let shown = |(text, style): (String, Style)| match one_line(&text) {
+            text if text.is_empty() => ("-".to_owned(), PLAIN),
+            text => (text, style),
+        };
+        self.rows.push(cells.into_iter().map(shown).collect());
+    }
+
+    /// Writes it, each row in a line of `most` columns where shortening can do that; whole, where there is no such
+    /// number.
+    pub(super) fn write(&self, out: &mut impl Write, most: Option<usize>) -> io::Result<()> {
+        let mut widths: Vec<usize> = self.columns.iter().map(|(name, _)| name.len()).collect();
+        for row in &self.rows {
+            for (width, (text, _)) in widths.iter_mut().zip(row) {
+                *width = (*width).max(text.chars().count());
+            }
+        }
+        if let Some(most) = most {
+            let least: Vec<usize> = self.columns.iter().map(|(_, least)| *least).collect();
+            fit(&mut widths, &least, most);
+        }
+        let headings = self.columns.iter().map(|(name, _)| (*name, PLAIN));
+        write_line(out, headings, &widths)?;
+        for row in &self.rows {
+            let cells = row.iter().map(|(text, style)| (text.as_str(), *style));
+            write_line(out, cells, &widths)?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes from the widest column that can be shortened until all fit, or none can be.
+fn fit(widths: &mut [usize], least: &[usize], most: usize) {
+    let gaps = GAP * widths.len().saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > most {
+        let can = |index: &usize| least[*index] > 0 && widths[*index] > least[*index];
+        let widest = (0..widths.len())
+            .filter(can)
+            .max_by_key(|index| widths[*index]);
+        match widest {
+            Some(index) => widths[index] -= 1,
+            None => return,
+        }
+    }
+}
+
+fn write_line<'a>(
+    out: &mut impl Write,
+    cells: impl Iterator<Item = (&'a str, Style)>,
+    widths: &[usize],
+) -> io::Result<()> {
+    for (index, ((text, style), width)) in cells.zip(widths).enumerate() {
+        let text = shortened(text, *width);
+        write!(out, "{style}{text}{style:#}")?;
+        if index + 1 < widths.len() {
+            let blanks = width - text.chars().count() + GAP;
+            write!(out, "{:blanks$}", "")?;
+        }
+    }
+    writeln!(out)
+}
+
+/// A text of so many characters at most; what is left out is shown as `…`.
+fn shortened(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let begin = text.chars().take(most.saturating_sub(1));
+    begin.chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(rows: &[[&str; 3]]) -> Table {
+        let mut table = Table::new(&[("ID", 12), ("NAME", 4), ("STATE", 0)]);
+        for row in rows {
+            let cells = row.map(|text| (text.to_owned(), PLAIN));
+            table.row(cells.to_vec());
+        }
+        table
+    }
+
+    fn written(table: &Table, most: Option<usize>) -> String {
+        let mut out = Vec::new();
+        table.write(&mut out, most).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_table_is_cut_where_it_can_be() {
+        let table = table(&[["3f9", "a-long-name", "running"], ["7", "", "gone"]]);
+        assert_eq!(
+            written(&table, None),
+            "ID   NAME         STATE\n3f9  a-long-name  running\n7    -            gone\n"
+        );
+        assert_eq!(
+            written(&table, Some(20)),
+            "ID   NAME    STATE\n3f9  a-lon…  running\n7    -       gone\n"
+        );
+        // No narrower than it can be.
+        assert!(written(&table, Some(3)).contains("3f9  a-l…  running\n"));
+    }
+
+    #[test]
+    fn what_others_named_is_escaped() {
+        let text = written(&table(&[["a\x1b[31m", "ä\n", "\u{7f}"]]), None);
+        assert!(!text.contains(['\x1b', '\u{7f}']), "{text:?}");
+        assert_eq!(text.lines().count(), 2);
+    }
+}

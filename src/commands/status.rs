@@ -1,0 +1,268 @@
+//! `pinfold status`: the pools, who owns what, and how each owner is. `pinfold describe` shows the same.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anstyle::Style;
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::screen::{self, BAD, GOOD, ODD, PLAIN, Table};
+use super::{Settings, warn_of};
+use crate::check::{Scope, check_requests};
+use crate::cli::{Form, Look, Status};
+use crate::cpulist::CpuSet;
+use crate::names::short_id;
+use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, survey};
+use crate::pools::Kind;
+
+pub(super) fn run(args: &Status, settings: &Settings) -> Result<u8> {
+    let look = match args.json {
+        true => Look {
+            output: Some(Form::Json),
+            ..args.look
+        },
+        false => args.look,
+    };
+    let survey = survey(settings.site())?;
+    show(&survey, look)?;
+    warn(&survey, settings);
+    Ok(code(&survey))
+}
+
+/// Was everything read that was to be shown?
+pub(super) fn code(survey: &Survey) -> u8 {
+    u8::from(!survey.is_whole)
+}
+
+/// Shows it in the form that is asked for.
+pub(super) fn show(survey: &Survey, look: Look) -> Result<()> {
+    if look.output == Some(Form::Json) {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{:#}", document(survey))?;
+    } else {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_secs());
+        let mut out = anstream::AutoStream::auto(io::stdout().lock());
+        let sheet = Sheet {
+            is_wide: look.output == Some(Form::Wide),
+            is_whole: look.no_trunc || look.output == Some(Form::Wide),
+            now: i64::try_from(now).unwrap_or(i64::MAX),
+            width: screen::table_width(),
+        };
+        sheet.write(&mut out, survey)?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// What is wrong, a sentence each.
+fn remarks(survey: &Survey) -> impl Iterator<Item = &String> {
+    survey.remarks.iter().chain(&survey.about_owners)
+}
+
+/// Says what is wrong, and which running containers ask for CPUs and own none.
+pub(super) fn warn(survey: &Survey, settings: &Settings) {
+    for remark in remarks(survey) {
+        log::warn!("{remark}");
+    }
+    let scope = Scope {
+        site: settings.site(),
+        places: Vec::new(),
+        rules: settings.pools(),
+        runtime: settings.runtime(),
+    };
+    check_requests(&scope).iter().for_each(warn_of);
+}
+
+/// How the tables are drawn.
+struct Sheet {
+    is_wide: bool,
+    is_whole: bool,
+    /// Seconds since the epoch.
+    now: i64,
+    /// In columns.
+    width: usize,
+}
+
+impl Sheet {
+    fn write(&self, out: &mut impl Write, survey: &Survey) -> io::Result<()> {
+        let most = (!self.is_whole).then_some(self.width);
+        self.pools(survey).write(out, most)?;
+        writeln!(out)?;
+        if survey.owners.is_empty() {
+            return writeln!(out, "Nobody owns any CPUs.");
+        }
+        self.owners(survey).write(out, most)
+    }
+
+    fn pools(&self, survey: &Survey) -> Table {
+        let mut table = Table::new(&[
+            ("POOL", 8),
+            ("KIND", 0),
+            ("CPUS", 8),
+            ("LISTS", 0),
+            ("OWNERS", 0),
+            ("FREE", 8),
+        ]);
+        for pool in &survey.pools {
+            let owners = survey.owners.iter().filter(|owner| owner.pool == pool.name);
+            table.row(vec![
+                (pool.name.clone(), PLAIN),
+                (pool.kind.word().to_owned(), PLAIN),
+                (all_cpus(pool).to_string(), PLAIN),
+                (pool.lists.len().to_string(), PLAIN),
+                (owners.count().to_string(), PLAIN),
+                (free(pool), GOOD),
+            ]);
+        }
+        table
+    }
+
+    fn owners(&self, survey: &Survey) -> Table {
+        let mut columns = vec![
+            ("ID", 12),
+            ("NAME", 12),
+            ("ENGINE", 6),
+            ("POOL", 8),
+            ("CPUS", 8),
+        ];
+        if self.is_wide {
+            columns.extend([("RUNS-ON", 0), ("PID", 0)]);
+        }
+        columns.extend([("STATE", 0), ("SINCE", 0)]);
+        let mut table = Table::new(&columns);
+        for owner in &survey.owners {
+            let mut row = vec![
+                self.id(owner),
+                owner.names.title().unwrap_or_default(),
+                owner.names.engine.clone().unwrap_or_default(),
+                owner.pool.clone(),
+                owner.lists.join(","),
+            ];
+            if self.is_wide {
+                let runs_on = owner.runs_on.as_ref().map(CpuSet::to_string);
+                row.extend([runs_on.unwrap_or_default(), owner.pid.to_string()]);
+            }
+            let mut row: Vec<_> = row.into_iter().map(|text| (text, PLAIN)).collect();
+            row.push((owner.state.word().to_owned(), colour(owner.state)));
+            row.push((self.since(owner), PLAIN));
+            table.row(row);
+        }
+        table
+    }
+
+    /// What another tool recorded has no id that `release` takes.
+    fn id(&self, owner: &Owner) -> String {
+        match &owner.id {
+            Some(id) if self.is_whole => id.clone(),
+            Some(id) => short_id(id).to_owned(),
+            None => format!("pid:{}", owner.pid),
+        }
+    }
+
+    fn since(&self, owner: &Owner) -> String {
+        match (owner.since, self.is_wide) {
+            (None, _) => String::new(),
+            (Some(since), true) => timestamp(since).unwrap_or_default(),
+            (Some(since), false) => age(self.now.saturating_sub(since)),
+        }
+    }
+}
+
+fn all_cpus(pool: &SurveyedPool) -> CpuSet {
+    let mut all = CpuSet::new();
+    pool.lists.iter().for_each(|list| all.extend(&list.cpus));
+    all
+}
+
+/// The lists that the next owner can get; a shared one is never taken.
+fn free(pool: &SurveyedPool) -> String {
+    if pool.kind == Kind::Shared {
+        return "shared".to_owned();
+    }
+    let free = pool
+        .lists
+        .iter()
+        .filter(|list| list.state == ListState::Free);
+    let names = free.map(|list| match list.offline.is_empty() {
+        true => list.name.clone(),
+        false => format!("{}(offline)", list.name),
+    });
+    names.collect::<Vec<_>>().join(" ")
+}
+
+fn colour(state: OwnerState) -> Style {
+    match state {
+        OwnerState::Running => GOOD,
+        OwnerState::Starting | OwnerState::Offline | OwnerState::Gone | OwnerState::Unknown => ODD,
+        OwnerState::Moved | OwnerState::Unreadable => BAD,
+    }
+}
+
+/// A time ago, in its largest unit.
+fn age(seconds: i64) -> String {
+    const UNITS: [(i64, char); 3] = [(86400, 'd'), (3600, 'h'), (60, 'm')];
+    let seconds = seconds.max(0);
+    let unit = UNITS.into_iter().find(|(length, _)| seconds >= *length);
+    let (length, letter) = unit.unwrap_or((1, 's'));
+    format!("{}{letter}", seconds / length)
+}
+
+/// A time in UTC (RFC 3339).
+fn timestamp(seconds: i64) -> Option<String> {
+    let since_epoch = Duration::from_secs(u64::try_from(seconds).ok()?);
+    let time = UNIX_EPOCH.checked_add(since_epoch)?;
+    // What is beyond the year 9999 has no such form.
+    (seconds < 253_402_300_800).then(|| humantime::format_rfc3339_seconds(time).to_string())
+}
+
+/// Pinfold's own document: keys sorted, indented by two.
+fn document(survey: &Survey) -> Value {
+    let pool = |pool: &SurveyedPool| {
+        let list = |list: &crate::placement::SurveyedList| {
+            json!({
+                "cpus": list.name,
+                "offline": list.offline.to_string(),
+                "owners": list.owners,
+                "state": list.state.word(),
+            })
+        };
+        json!({
+            "cpus": all_cpus(pool).to_string(),
+            "exclusive": pool.kind == Kind::Exclusive,
+            "lists": pool.lists.iter().map(list).collect::<Vec<_>>(),
+            "name": pool.name,
+        })
+    };
+    let owner = |owner: &Owner| {
+        let names = &owner.names;
+        let parts: BTreeMap<&str, Value> = BTreeMap::from([
+            ("cpus", json!(owner.cpus.to_string())),
+            ("engine", json!(names.engine)),
+            ("id", json!(owner.id)),
+            ("lists", json!(owner.lists)),
+            ("name", json!(names.name)),
+            ("namespace", json!(names.namespace)),
+            ("pid", json!(owner.pid)),
+            ("pod", json!(names.pod)),
+            ("pool", json!(owner.pool)),
+            (
+                "runsOn",
+                json!(owner.runs_on.as_ref().map(CpuSet::to_string)),
+            ),
+            ("since", json!(owner.since.and_then(timestamp))),
+            ("state", json!(owner.state.word())),
+            ("unit", json!(names.unit)),
+        ]);
+        json!(parts)
+    };
+    json!({
+        "isWhole": survey.is_whole,
+        "owners": survey.owners.iter().map(owner).collect::<Vec<_>>(),
+        "path": survey.path.to_string_lossy(),
+        "pools": survey.pools.iter().map(pool).collect::<Vec<_>>(),
+        "remarks": remarks(survey).collect::<Vec<_>>(),
+    })
+}
