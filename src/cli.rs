@@ -1,11 +1,13 @@
 //! The command line: types only.
 
 pub mod pool;
+mod tips;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::engines;
@@ -61,6 +63,25 @@ impl Cli {
             }
         }
         None
+    }
+
+    /// Parses a command line; a word that is no verb and that other tools have for one gets a tip which verb it means.
+    pub fn parse_with_tips(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+        let name = OsString::from("pinfold");
+        Cli::try_parse_from([name].iter().chain(arguments)).map_err(|mut error| {
+            let word = match error.get(ContextKind::InvalidSubcommand) {
+                Some(ContextValue::String(word)) => word.clone(),
+                _ => return error,
+            };
+            let above = Cli::verb_in(arguments).filter(|verb| *verb != word);
+            let words: Vec<&str> = above.into_iter().chain([word.as_str()]).collect();
+            if let Some(tip) = tips::tip(&words) {
+                error.remove(ContextKind::SuggestedSubcommand);
+                let tip = ContextValue::StyledStrs(vec![tip.into()]);
+                error.insert(ContextKind::Suggested, tip);
+            }
+            error
+        })
     }
 }
 

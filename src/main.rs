@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use pinfold::cli::{Cli, Verb};
 use pinfold::commands::{self, Settings, shim};
@@ -29,9 +28,10 @@ fn main() -> ExitCode {
     if Path::new(&name).file_name() == Some(OsStr::new(SHIM)) {
         return runtime(&arguments.collect::<Vec<_>>());
     }
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<OsString> = arguments.collect();
+    let cli = match Cli::parse_with_tips(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, &arguments),
     };
     let failed = match cli.verb {
         Verb::Isolate(_) => ISOLATE_FAILED,
@@ -87,13 +87,12 @@ fn runtime(arguments: &[OsString]) -> ExitCode {
 }
 
 /// Help and version are asked for; anything else is a mistake, and `isolate` answers it as podman does.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     let is_asked_for = matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let verb = Cli::verb_in(&arguments);
+    let verb = Cli::verb_in(arguments);
     // Behind `isolate` there can be another command's.
     if !is_asked_for && verb != Some("isolate") && arguments.iter().any(|word| word == "--json") {
         say(&of_clap(error), USAGE, true);

@@ -819,6 +819,42 @@ fn a_pool_that_is_not_there_is_removed_for_scripts_alone() {
 }
 
 #[test]
+fn a_verb_of_other_tools_gets_a_tip() {
+    let site = Site::new();
+    for (words, tip) in [
+        (&["ls"][..], "pinfold status"),
+        (&["list", "--all"], "pinfold status"),
+        (&["ps", "-a"], "pinfold status"),
+        (&["create", "dp"], "pinfold pool add"),
+        (&["rm", "web"], "pinfold release"),
+        (&["remove", "dp"], "pinfold pool remove"),
+        (&["pool", "ls"], "pinfold pool show"),
+        (&["pool", "delete", "dp"], "pinfold pool remove"),
+        (&["-v", "doctor"], "pinfold check"),
+    ] {
+        let output = site.pinfold(words, b"");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {said}");
+        assert!(
+            said.contains(&format!("tip: {tip}")) || said.contains(tip),
+            "{words:?}: {said}"
+        );
+        let misled = said.contains("similar subcommand");
+        assert!(
+            !misled && said.matches("tip:").count() == 1,
+            "{words:?}: {said}"
+        );
+    }
+    // What nobody means anything by has clap's own words.
+    let output = site.pinfold(&["statsu"], b"");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(2) && said.contains("status"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_root_whose_processes_are_not_ours() {
     let site = Site::new();
     fs::create_dir(site.path("captured")).unwrap();
