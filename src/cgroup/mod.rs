@@ -51,6 +51,15 @@ pub struct Group {
 }
 
 impl Hierarchy {
+    /// Where it is on most machines: for a captured one that does not say.
+    pub fn usual(host: &Host) -> Hierarchy {
+        Hierarchy {
+            version: Version::V2,
+            mount: host.path("/sys/fs/cgroup"),
+            root: "/".to_owned(),
+        }
+    }
+
     /// Finds it among the mounts. Version 1 comes first: on a hybrid machine the controller is bound there.
     pub fn discover(host: &Host) -> Result<Hierarchy> {
         let path = host.mountinfo();

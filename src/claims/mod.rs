@@ -96,6 +96,14 @@ impl Ledger {
         Ledger::open_if_there(run_dir)?.with_context(|| format!("{} vanished", run_dir.display()))
     }
 
+    /// The directory for one who only looks: where it is not there it has no claims.
+    pub fn to_look(run_dir: &Path) -> Result<Ledger> {
+        let there = Ledger::open_if_there(run_dir)?;
+        Ok(there.unwrap_or_else(|| Ledger {
+            run_dir: run_dir.to_owned(),
+        }))
+    }
+
     /// Has this id any claim, or traces of one? The one question that is asked without the lock.
     pub fn knows(&self, id: &str) -> Result<bool> {
         let home = self.run_dir.join("claims").join(id);

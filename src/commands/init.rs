@@ -10,7 +10,7 @@ use crate::check::Kept;
 use crate::cli::Init;
 use crate::cpulist::CpuSet;
 use crate::install::refresh_cdi;
-use crate::placement::{Existing, Made, init, stock};
+use crate::placement::{Existing, Made, init, stock, try_init};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Unit, list_name, plan};
@@ -30,16 +30,24 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     let plan = plan(&stock, &specs)?;
     warn_of_neighbours(site, &kept(&plan));
     let mut out = io::stdout().lock();
-    if args.dry_run {
-        writeln!(out, "would make {}:", site.conf_dir.display())?;
-        return print(&mut out, &plan);
-    }
     let existing = if args.force {
         Existing::Replace
     } else {
         Existing::Keep
     };
     let path = site.conf_dir.display();
+    if args.dry_run {
+        match try_init(site, &plan, existing)? {
+            Made::New => writeln!(out, "would make {path}:")?,
+            Made::AlreadyThere => writeln!(out, "{path} is so already:")?,
+            Made::Completed(reason) => {
+                log::warn!("{path} is half-made: {reason}");
+                writeln!(out, "would complete {path}:")?;
+            }
+            Made::Replaced => writeln!(out, "would make {path} in place of other pools:")?,
+        }
+        return print(&mut out, &plan);
+    }
     match init(site, &plan, existing)? {
         Made::New => writeln!(out, "made {path}:")?,
         Made::AlreadyThere => writeln!(out, "{path} is so already:")?,

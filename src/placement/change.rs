@@ -11,7 +11,7 @@ use crate::claims::Entry;
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
 use crate::pools::resize::{Standing, cpus_of, resize};
-use crate::pools::{CpuList, Kind, Pool};
+use crate::pools::{CpuList, Kind, Pool, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::topology;
 
@@ -66,7 +66,14 @@ impl Changed {
 /// # Errors
 /// An owner in the way, by name; too few free cores; CPUs that are in a pool already, or offline.
 pub fn change(site: &Site, stock: Stock, change: &Change, is_trial: bool) -> Result<Changed> {
-    let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+    let books = match is_trial {
+        true => {
+            let directory = PoolDirectory::open(&site.conf_dir)?;
+            let lock = directory.lock(&site.host, site.patience)?;
+            site.books_to_look(directory, lock)?
+        }
+        false => site.open_books(Hierarchy::discover(&site.host)?)?,
+    };
     let steps = match change {
         Change::Add(spec) => books.adding(spec, &stock)?,
         Change::AddLists(pool) => books.adding_lists(pool)?,

@@ -40,10 +40,47 @@ pub enum Existing {
 pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let directory = PoolDirectory::begin(&site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
-    let path = directory.path().display().to_string();
-    let made = match directory.found()? {
+    let made = decide(&directory, plan, existing)?;
+    if made == Made::AlreadyThere {
+        return Ok(made);
+    }
+    if made == Made::New && Ledger::open_if_there(&site.run_dir)?.is_none() {
+        return directory.put_pools(&lock, plan).map(|()| made);
+    }
+    let books = site.books(directory, lock, Hierarchy::discover(&site.host)?)?;
+    books.refuse_live_owners()?;
+    books.directory.put_pools(&books.lock, plan)?;
+    Ok(made)
+}
+
+/// What [`init`] would come to; nothing is changed.
+///
+/// # Errors
+/// Those of [`init`]. That a captured tree cannot be written is none.
+pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
+    let Some(directory) = PoolDirectory::begun(&site.conf_dir)? else {
+        if site.host.is_running_root() {
+            PoolDirectory::can_begin(&site.conf_dir)?;
+        }
+        return Ok(Made::New);
+    };
+    let lock = directory.lock_to_look(&site.host, site.patience)?;
+    let made = decide(&directory, plan, existing)?;
+    let has_claims = Ledger::open_if_there(&site.run_dir)?.is_some();
+    if made != Made::AlreadyThere && (made != Made::New || has_claims) {
+        site.books_to_look(directory, lock)?.refuse_live_owners()?;
+    }
+    if site.host.is_running_root() && made != Made::AlreadyThere {
+        PoolDirectory::can_begin(&site.conf_dir)?;
+    }
+    Ok(made)
+}
+
+fn decide(directory: &PoolDirectory, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
+    let path = directory.path().display();
+    Ok(match directory.found()? {
         Found::Nothing => Made::New,
-        Found::Pools(pools) if is_as_planned(&pools, plan) => return Ok(Made::AlreadyThere),
+        Found::Pools(pools) if is_as_planned(&pools, plan) => Made::AlreadyThere,
         Found::Pools(pools) if has_planned_kinds(&pools, plan) && directory.is_part_of(plan)? => {
             Made::Completed("some of its pools or CPU lists are missing".to_owned())
         }
@@ -61,14 +98,7 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
             ))
         }
         Found::HalfMade(reason) => Made::Completed(reason),
-    };
-    if made == Made::New && Ledger::open_if_there(&site.run_dir)?.is_none() {
-        return directory.put_pools(&lock, plan).map(|()| made);
-    }
-    let books = site.books(directory, lock, Hierarchy::discover(&site.host)?)?;
-    books.refuse_live_owners()?;
-    books.directory.put_pools(&books.lock, plan)?;
-    Ok(made)
+    })
 }
 
 fn names(pools: &[Pool]) -> String {

@@ -38,7 +38,7 @@ pub use command::{CommandPlace, pin_command};
 pub use container::{Start, pin_container};
 pub use explain::{Explanation, Taken, explain};
 pub use find::find;
-pub use init::{Existing, Made, init};
+pub use init::{Existing, Made, init, try_init};
 pub use reconcile::{Reclaimed, Report, reconcile};
 pub use release::{Release, force_release, release};
 pub use reserve::{give_up, reserve};
@@ -78,6 +78,8 @@ struct Books<'a> {
     hierarchy: Hierarchy,
     boot_id: String,
     deadline: Option<Instant>,
+    /// Does the machine say who lives? A captured one may not: then every owner counts as alive.
+    tells_lives: bool,
     // Dropped last: whatever the other fields' users do is done under it.
     lock: Lock,
 }
@@ -109,11 +111,36 @@ impl Site {
             hierarchy,
             boot_id: process::boot_id(&self.host)?,
             deadline: self.deadline,
+            tells_lives: true,
             directory,
             lock,
         };
         books.begin_boot(self)?;
         Ok(books)
+    }
+
+    /// The books for a trial, which changes nothing, not even what an earlier boot left.
+    fn books_to_look(&self, directory: PoolDirectory, lock: Lock) -> Result<Books<'_>> {
+        let (hierarchy, boot_id) = match self.host.is_running_root() {
+            true => (
+                Some(Hierarchy::discover(&self.host)?),
+                Some(process::boot_id(&self.host)?),
+            ),
+            false => (
+                Hierarchy::discover(&self.host).ok(),
+                process::boot_id(&self.host).ok(),
+            ),
+        };
+        Ok(Books {
+            host: &self.host,
+            ledger: Ledger::to_look(&self.run_dir)?,
+            tells_lives: hierarchy.is_some() && boot_id.is_some(),
+            hierarchy: hierarchy.unwrap_or_else(|| Hierarchy::usual(&self.host)),
+            boot_id: boot_id.unwrap_or_default(),
+            deadline: self.deadline,
+            directory,
+            lock,
+        })
     }
 }
 

@@ -76,6 +76,8 @@ pub fn reconcile(site: &Site) -> Result<Report> {
     report.note(books.remove_unclaimed_groups());
     report.reclaimed.sort();
     report.reclaimed.dedup();
+    // KCM's order.
+    report.reclaimed.sort_by_key(|one| one.pid);
     Ok(report)
 }
 

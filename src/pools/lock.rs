@@ -44,6 +44,18 @@ impl From<LockError> for anyhow::Error {
 }
 
 impl PoolDirectory {
+    /// The lock for one who only looks: where it has not been made yet nobody can hold it, and the directory itself
+    /// stands for it.
+    pub fn lock_to_look(&self, host: &Host, patience: Duration) -> Result<Lock, LockError> {
+        match self.lock_path().symlink_metadata() {
+            Err(error) if files::is_gone(&error) => File::open(&self.path)
+                .map(|file| Lock { file })
+                .context("open the pool directory")
+                .map_err(LockError::Unusable),
+            _ => self.lock(host, patience),
+        }
+    }
+
     /// Takes the lock, waiting at most `patience`; with none it is tried once.
     pub fn lock(&self, host: &Host, patience: Duration) -> Result<Lock, LockError> {
         let path = self.lock_path();

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::unistd::{AccessFlags, access};
 
 use super::plan::{PlannedPool, list_name};
 use super::{
@@ -59,6 +60,35 @@ impl PoolDirectory {
         };
         attempt().with_context(|| format!("make {}", lock.display()))?;
         Ok(directory)
+    }
+
+    /// The directory as [`PoolDirectory::begin`] gives it, where it is there; nothing is made.
+    pub fn begun(path: &Path) -> Result<Option<PoolDirectory>> {
+        let path = match path.canonicalize() {
+            Err(error) if files::is_gone(&error) => return Ok(None),
+            other => other.with_context(|| format!("open {}", path.display()))?,
+        };
+        trusted_directory(&path)?;
+        Ok(Some(PoolDirectory { path }))
+    }
+
+    /// Could we make something there, or make the directory itself?
+    ///
+    /// # Errors
+    /// What [`PoolDirectory::begin`] would say.
+    pub fn can_begin(path: &Path) -> Result<()> {
+        let there = path
+            .ancestors()
+            .find(|path| path.symlink_metadata().is_ok());
+        let there = there.filter(|path| !path.as_os_str().is_empty());
+        let there = there.unwrap_or(Path::new("."));
+        access(there, AccessFlags::W_OK | AccessFlags::X_OK)
+            .map_err(io::Error::from)
+            .and_then(|()| match there.metadata()?.is_dir() {
+                true => Ok(()),
+                false => Err(io::ErrorKind::NotADirectory.into()),
+            })
+            .with_context(|| format!("make {}", path.display()))
     }
 
     /// What is there.
