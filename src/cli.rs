@@ -35,7 +35,8 @@ impl Cli {
     /// Are results, and errors, to be JSON?
     pub fn wants_json(&self) -> bool {
         match &self.verb {
-            Verb::Describe(args) => args.json,
+            Verb::Status(args) => args.json || args.look.output == Some(Form::Json),
+            Verb::Describe(args) => args.json || args.look.output == Some(Form::Json),
             Verb::Topology(args) => args.json,
             Verb::Explain(args) => args.json,
             Verb::Reconcile(args) => args.json,

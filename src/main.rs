@@ -120,5 +120,8 @@ fn of_clap(error: &clap::Error) -> Refusal {
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let what = first.trim_start_matches("error: ").replace("\n", " ");
-    Refusal::usage(what.trim(), "see --help")
+    let mut lines = text.lines().map(str::trim);
+    let tip = lines.find_map(|line| line.strip_prefix("tip: "));
+    let tip = tip.filter(|_| error.kind() == ErrorKind::InvalidSubcommand);
+    Refusal::usage(what.trim(), tip.unwrap_or("see --help"))
 }

@@ -462,6 +462,29 @@ fn what_a_killed_maker_left_is_completed() {
 }
 
 #[test]
+fn reconcile_goes_by_pid_over_all_pools() {
+    let site = Site::new();
+    // No process has these numbers: they are above the kernel's own limit (proc_sys_kernel(5), pid_max).
+    site.put("kcm/pools/dp/0/tasks", "4194310");
+    site.put("kcm/pools/dp/1/tasks", "4194308");
+    site.put("kcm/pools/other/exclusive", "1");
+    site.put("kcm/pools/other/2/tasks", "4194309");
+    let output = site.pinfold(&["reconcile", "--json"], b"");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let entry = |cpus, pid, pool| serde_json::json!({"cpus": cpus, "pid": pid, "pool": pool});
+    let expected = [
+        entry("1", 4_194_308, "dp"),
+        entry("2", 4_194_309, "other"),
+        entry("0", 4_194_310, "dp"),
+    ];
+    assert_eq!(
+        report["reclaimedCpuLists"],
+        serde_json::json!(expected),
+        "{output:?}"
+    );
+}
+
+#[test]
 fn numbers_from_before_the_boot_are_nobodys() {
     let site = Site::new();
     site.put("kcm/pools/dp/0/tasks", &site.waiting.id().to_string());

@@ -133,7 +133,7 @@ fn every_trial_works() {
     let output = tree.run(&add);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
-        output.status.code() == Some(1) && said.contains("in a pool already"),
+        output.status.code() == Some(1) && said.contains("of pool dp"),
         "{said}"
     );
     fs::remove_dir_all(tree.path("etc/kcm/pools/cp")).unwrap();

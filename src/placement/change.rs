@@ -7,7 +7,7 @@ use super::life::Life;
 use super::refusal::unreadable;
 use super::{Books, Site};
 use crate::cgroup::Hierarchy;
-use crate::claims::Entry;
+use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
 use crate::pools::resize::{Standing, cpus_of, resize};
@@ -45,7 +45,7 @@ pub struct Changed {
     pub removed: Vec<CpuSet>,
     /// A shared list that became another.
     pub renamed: Option<(CpuSet, CpuSet)>,
-    /// The ids of the owners who were given other CPUs.
+    /// The owners who were given other CPUs, as a sentence calls them.
     pub owners: Vec<String>,
     /// The processes that another tool put into the list that became another: they keep the CPUs that they have.
     pub strangers: Vec<i32>,
@@ -221,9 +221,7 @@ impl Books<'_> {
             for list in &pool.lists {
                 let to = changed.becomes(&list.cpus).clone();
                 let claims = self.claims_to_follow(&pool, &list.name, &to)?;
-                changed
-                    .owners
-                    .extend(claims.into_iter().map(|claim| claim.id));
+                changed.owners.extend(claims.iter().map(Claim::shown));
                 if to != list.cpus {
                     changed.strangers.extend(self.strangers_in(list)?);
                 }

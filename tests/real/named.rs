@@ -8,9 +8,10 @@ use crate::plan::Plan;
 use crate::process::{self, Ran, Running};
 use crate::service::{Client, Service, Session};
 use crate::syslog::SysLog;
-use crate::world::{Kind, World};
+use crate::world::{Kind, World, binary};
 use nix::libc;
 use serde_json::{Value, json};
+use std::process::Command;
 
 pub(crate) fn cases() -> Vec<Case> {
     let two = &[Need::Cpus(2)];
@@ -32,13 +33,22 @@ pub(crate) fn cases() -> Vec<Case> {
     let by_services =
         groups.flat_map(|services| each(services, "named::by_every_engine", two, by_every_engine));
     let root = &[Need::Root, Need::Cpus(2)];
+    let systemd = [&root[..], &[Need::Systemd]].concat();
     by_services
         .chain(each(Engine::podman(), "named::by_podman", two, by_podman))
-        .chain([plain(
-            "named::a_command_by_its_program",
-            root,
-            by_its_program,
-        )])
+        .chain([
+            plain("named::a_command_by_its_program", root, by_its_program),
+            plain("named::a_command_by_its_unit", &systemd, by_its_unit),
+        ])
+        .chain(each(
+            Engine::podman()
+                .into_iter()
+                .filter(|engine| engine.driver == Driver::Systemd)
+                .collect(),
+            "named::a_container_in_the_group_of_its_unit",
+            &[Need::V2, Need::Cpus(2)],
+            in_the_group_of_its_unit,
+        ))
         .collect()
 }
 
@@ -66,6 +76,42 @@ fn by_podman(world: &World, engine: Engine) {
     container.delete_by_force().ok();
 }
 
+/// As a Quadlet does it: `--cgroups=split`.
+fn in_the_group_of_its_unit(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let container = Container::prepare(world, engine, Plan::pinned("web", "dp"));
+    let unit = format!("{}.service", world.tag);
+    let podman = container.podman();
+    let mut run = Command::new("systemd-run");
+    run.args([
+        "--quiet",
+        "--collect",
+        "--unit",
+        &unit,
+        "-p",
+        "Delegate=yes",
+    ]);
+    for (name, value) in podman.get_envs() {
+        let value = value.unwrap_or_default().to_string_lossy();
+        run.arg(format!("--setenv={}={value}", name.to_string_lossy()));
+    }
+    run.arg("--")
+        .arg(podman.get_program())
+        .args(podman.get_args());
+    run.args(["run", "--cgroups=split", "--network=none", "--name=web"]);
+    run.args(["--annotation", "pinfold.io/pool=dp", "--rootfs"]);
+    run.arg(world.dir.join("rootfs")).args(["/probe", "--wait"]);
+    process::run(&mut run).ok();
+    let claim = process::eventually("it has a claim", || world.claims().pop());
+    let names = json!({"engine": "podman", "name": "web", "unit": unit});
+    assert_eq!(claim["names"], names);
+    let still = release(world, &[&unit]).exits(1);
+    assert!(still.stderr.contains("web ("), "{still}");
+    process::run(Command::new("systemctl").args(["stop", &unit])).ok();
+    container.delete_by_force();
+    world.wait_until_free();
+}
+
 fn release(world: &World, arguments: &[&str]) -> Ran {
     process::run(&mut world.pinfold(&[&["release"], arguments].concat()))
 }
@@ -84,6 +130,28 @@ fn by_its_program(world: &World) {
     assert!(still.stderr.contains("sleep (isolate-"), "{still}");
     isolate.signal(libc::SIGTERM);
     world.wait_until_free();
+}
+
+fn by_its_unit(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let unit = format!("{}.service", world.tag);
+    let mut run = Command::new("systemd-run");
+    run.args(["--quiet", "--collect", "--unit", &unit, "--"]);
+    run.arg(binary()).arg("isolate").args(world.options());
+    process::run(run.args(["--pool", "dp", "--", "/bin/sleep", "1000"])).ok();
+    let claim = process::eventually("it has a claim", || world.claims().pop());
+    assert_eq!(claim["names"], json!({"name": "sleep", "unit": unit}));
+    let status = process::run(&mut world.pinfold(&["status", "--no-trunc"])).ok();
+    let row = status.stdout.lines().find(|line| line.contains(&unit));
+    assert!(row.is_some_and(|row| row.contains(" dp ")), "{status}");
+    let still = release(world, &[&world.tag]).exits(1);
+    assert!(
+        still.stderr.contains("still runs on 1 of pool dp"),
+        "{still}"
+    );
+    process::run(Command::new("systemctl").args(["stop", &unit])).ok();
+    world.reconcile();
+    world.assert_all_free("after the unit");
 }
 
 /// What the claim of a container `web` says of its names.
