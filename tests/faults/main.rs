@@ -17,7 +17,9 @@
 mod campaign;
 mod command_lines;
 mod corruption;
+mod disks;
 mod errors;
+mod shim;
 mod soak;
 mod supervisor;
 mod verbs;
@@ -42,8 +44,10 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let cases: Vec<cases::Case> = [
         verbs::cases(),
+        shim::cases(),
         corruption::cases(),
         command_lines::cases(),
+        disks::cases(),
         soak::cases(),
     ]
     .into_iter()

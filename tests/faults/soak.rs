@@ -138,6 +138,17 @@ fn container(
     watched.ran.took
 }
 
+/// Does something, and gives the longest time for which anybody held the lock meanwhile.
+pub(crate) fn watched<T>(world: &World, act: impl FnOnce() -> T) -> (T, Duration) {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watchdog = scope.spawn(|| watch(world, &is_over));
+        let done = act();
+        is_over.store(true, Ordering::Relaxed);
+        (done, watchdog.join().unwrap())
+    })
+}
+
 /// The longest time for which one process held the lock, as `/proc/locks` shows it.
 fn watch(world: &World, is_over: &AtomicBool) -> Duration {
     use std::os::unix::fs::MetadataExt;

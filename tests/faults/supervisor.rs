@@ -6,9 +6,10 @@
 use crate::errors::Call;
 use crate::process::{Ran, Running};
 use nix::libc;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -41,6 +42,8 @@ pub(crate) struct Watched {
     pub(crate) calls: Vec<Call>,
     /// How many injections it came to.
     pub(crate) done: usize,
+    /// The inodes of files that it had synced.
+    pub(crate) synced: BTreeSet<u64>,
     pub(crate) ran: Ran,
 }
 
@@ -83,6 +86,7 @@ struct Seen {
     calls: Vec<Call>,
     done: usize,
     fail_all: Option<i32>,
+    synced: BTreeSet<u64>,
 }
 
 /// Runs a command to its end, with what is to happen to its own calls after its exec.
@@ -107,6 +111,7 @@ pub(crate) fn run(command: &mut Command, input: &[u8], injections: &[Injection])
     Watched {
         calls: std::mem::take(&mut seen.calls),
         done: seen.done,
+        synced: std::mem::take(&mut seen.synced),
         ran,
     }
 }
@@ -286,6 +291,11 @@ fn decide(asked: &libc::seccomp_notif, injections: &[Injection], seen: &mut Seen
         seen.fail_all = Some(errno);
     }
     seen.done += usize::from(of_now.is_some());
+    if deed.is_none() && [libc::SYS_fsync, libc::SYS_fdatasync].contains(&number) {
+        let file = format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0]);
+        seen.synced
+            .extend(std::fs::metadata(file).map(|file| file.ino()));
+    }
     deed
 }
 

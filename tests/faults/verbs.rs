@@ -328,7 +328,7 @@ fn change(world: &World, name: &str, line: &'static [&'static str], arrange: fn(
 }
 
 /// The pool directory's files and their contents.
-fn layout(world: &World) -> Vec<(PathBuf, Vec<u8>)> {
+pub(crate) fn layout(world: &World) -> Vec<(PathBuf, Vec<u8>)> {
     let files = crate::world::files_below(&world.conf.join("pools"));
     let mut files: Vec<_> = files
         .into_iter()
