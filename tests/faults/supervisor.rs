@@ -83,6 +83,7 @@ const PASSED: &[libc::c_long] = &[
 struct Seen {
     first: Option<u32>,
     is_begun: bool,
+    is_over: bool,
     calls: Vec<Call>,
     done: usize,
     fail_all: Option<i32>,
@@ -271,7 +272,7 @@ fn supervise(ours: OwnedFd, injections: Vec<Injection>, seen: Arc<Mutex<Seen>>) 
 /// What becomes of this call; the first process's own count, from its exec on.
 fn decide(asked: &libc::seccomp_notif, injections: &[Injection], seen: &mut Seen) -> Option<Deed> {
     let first = *seen.first.get_or_insert(asked.pid);
-    if asked.pid != first {
+    if asked.pid != first || seen.is_over {
         return None;
     }
     let number = libc::c_long::from(asked.data.nr);
@@ -291,6 +292,8 @@ fn decide(asked: &libc::seccomp_notif, injections: &[Injection], seen: &mut Seen
         seen.fail_all = Some(errno);
     }
     seen.done += usize::from(of_now.is_some());
+    // What it becomes is another program.
+    seen.is_over = deed.is_none() && number == libc::SYS_execve;
     if deed.is_none() && [libc::SYS_fsync, libc::SYS_fdatasync].contains(&number) {
         let file = format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0]);
         seen.synced
