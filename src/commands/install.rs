@@ -151,10 +151,17 @@ fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Result<Place<'a>> {
             !geteuid().is_root() || !host.is_running_root(),
             "--user is for podman without root: run this as that user"
         );
-    } else if !geteuid().is_root() && host.is_running_root() && args.engine_config.is_none() {
-        bail!(
-            "this is for the whole machine: run it as root; or, for your own podman, pinfold install podman --user"
-        );
+    } else if !geteuid().is_root()
+        && host.is_running_root()
+        && args.engine_config.is_none()
+        && !args.dry_run
+    {
+        match args.target {
+            TargetArg::Podman => bail!(
+                "this is for the whole machine: run it as root; or, for your own podman, say --user"
+            ),
+            _ => bail!("this is for the whole machine: run it as root"),
+        }
     }
     Ok(Place {
         engine_config: args.engine_config.clone(),
