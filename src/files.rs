@@ -74,6 +74,11 @@ pub fn is_gone(error: &io::Error) -> bool {
     )
 }
 
+/// The same of an error with context.
+pub fn says_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(is_gone)
+}
+
 /// Reads to the end, but refuses input of more than `most` bytes and input that is not UTF-8.
 pub fn read_bounded(source: impl Read, most: u64) -> io::Result<String> {
     let bytes = read_bytes(source, most)?;

@@ -12,7 +12,7 @@ use pinfold::engines::SHIM;
 use pinfold::host::Host;
 use pinfold::refusal::Refusal;
 use pinfold::system_log::{self, Severity};
-use pinfold::text::one_line;
+use pinfold::text::{json_line, lines, one_line};
 use serde_json::json;
 
 /// Refused or failed.
@@ -39,7 +39,6 @@ fn main() -> ExitCode {
     };
     match commands::run(&cli) {
         Ok(code) => ExitCode::from(code),
-        Err(error) if commands::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let refusal = Refusal::of(&error);
             let code = match (failed, refusal.is_usage) {
@@ -63,12 +62,11 @@ fn main() -> ExitCode {
 /// Says on stderr what went wrong: a line, or a JSON object.
 fn say(refusal: &Refusal, code: u8, as_json: bool) {
     let line = match as_json {
-        true => json!({
+        true => json_line(&json!({
             "message": refusal.what,
             "remedy": refusal.remedy,
             "exitCode": code,
-        })
-        .to_string(),
+        })),
         false => format!("pinfold: {}", one_line(&refusal.to_string())),
     };
     // Whoever closed our stderr does not want to hear it.
@@ -96,9 +94,12 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     // Behind `isolate` there can be another command's.
     if !is_asked_for && verb != Some("isolate") && arguments.iter().any(|word| word == "--json") {
         say(&of_clap(error), USAGE, true);
-    } else {
-        // A closed pipe is the only way that printing fails.
+    } else if is_asked_for {
+        // Whoever asked is not there any more, or has no room for the answer.
         let _ = error.print();
+    } else {
+        // What was asked for may be text of others, and it is in there.
+        let _ = write!(io::stderr(), "{}", lines(&error.render().to_string()));
     }
     if is_asked_for {
         return ExitCode::SUCCESS;

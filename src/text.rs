@@ -1,12 +1,23 @@
-//! Showing text that others wrote: in quotes, escaped, and bounded.
+//! Showing text that others wrote: escaped, so that it stands in its place and says what it is.
+//!
+//! Nothing of theirs reaches a terminal or a log but what can be seen and takes a column. All else is shown by its number:
+//! controls, format characters (U+202E turns the rest of a line around), line and paragraph separators, spaces other than the
+//! usual one, what Unicode leaves unassigned or to private use, and whatever takes no width.
 
 use std::fmt;
 use std::path::Path;
 
+use serde_json::Value;
+use unicode_width::UnicodeWidthChar;
+
 /// The most characters that are shown of any one text.
 const MOST_SHOWN: usize = 128;
 
-/// A text of others as it may stand in a message: quoted, control characters escaped, cut after 128 characters.
+/// Letters that look like nothing, though they are letters (Unicode, `Default_Ignorable_Code_Point`), and the empty Braille
+/// pattern.
+const BLANK: [char; 5] = ['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}', '\u{2800}'];
+
+/// A text of others as it may stand in a message: quoted, escaped, cut after 128 characters.
 pub struct Shown<'a>(pub &'a str);
 
 impl fmt::Display for Shown<'_> {
@@ -16,7 +27,9 @@ impl fmt::Display for Shown<'_> {
         for character in characters.by_ref().take(MOST_SHOWN) {
             match character {
                 '\'' => f.write_str("'")?,
-                _ => write!(f, "{}", character.escape_debug())?,
+                '"' | '\\' => write!(f, "\\{character}")?,
+                _ if is_visible(character) => write!(f, "{character}")?,
+                _ => write!(f, "{}", Escaped(character))?,
             }
         }
         let rest = characters.next().map_or("", |_| "…");
@@ -34,29 +47,105 @@ pub fn shell_word(path: &Path) -> String {
     }
 }
 
-/// A whole message on one line: whatever control character is left in it is escaped.
+/// A whole message on one line, or a table's cell: whatever cannot be seen in it is escaped.
 pub fn one_line(message: &str) -> String {
-    let mut line = String::with_capacity(message.len());
-    for character in message.chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
+    escape(message, is_visible)
+}
+
+/// A text of several lines: the same, but for the ends of lines and tabs.
+pub fn lines(text: &str) -> String {
+    escape(text, |character| {
+        is_visible(character) || matches!(character, '\n' | '\t')
+    })
+}
+
+/// A JSON document, indented by two. Readers get the same text, and terminals none that they act on: what cannot be seen is
+/// written by its number, as JSON has it (RFC 8259, section 7).
+pub fn json(document: &Value) -> String {
+    escape_json(&format!("{document:#}"))
+}
+
+/// The same on one line.
+pub fn json_line(document: &Value) -> String {
+    escape_json(&document.to_string())
+}
+
+fn escape_json(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut units = [0; 2];
+    for character in text.chars() {
+        // Outside of strings a document has no other control character.
+        if is_visible(character) || character == '\n' {
+            shown.push(character);
         } else {
-            line.push(character);
+            for unit in character.encode_utf16(&mut units) {
+                shown.push_str(&format!("\\u{unit:04x}"));
+            }
         }
     }
-    line
+    shown
+}
+
+fn escape(text: &str, stays: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if stays(character) {
+            shown.push(character);
+        } else {
+            shown.push_str(&Escaped(character).to_string());
+        }
+    }
+    shown
+}
+
+/// Can it be seen, in columns of its own? The general categories are those of the standard library
+/// ([`char::escape_debug`]: Cc, Cf, Cn, Co, Cs, Zl, Zp, and Zs but for the space).
+fn is_visible(character: char) -> bool {
+    let is_quote = matches!(character, '\'' | '"' | '\\');
+    let is_printable = is_quote || character.escape_debug().len() == 1;
+    let takes_width = character.width().is_some_and(|width| width > 0);
+    is_printable && takes_width && !BLANK.contains(&character)
+}
+
+/// A character by its number, or by the letter that everybody knows it by.
+struct Escaped(char);
+
+impl fmt::Display for Escaped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            '\n' => f.write_str("\\n"),
+            '\r' => f.write_str("\\r"),
+            '\t' => f.write_str("\\t"),
+            other => write!(f, "{}", other.escape_unicode()),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// One of each kind that a terminal acts on, hides, or draws over its neighbours.
+    const UNSEEN: &str = concat!(
+        "\0\x07\x08\x1b\x7f",                                            // Cc, C0
+        "\u{80}\u{9b}\u{9d}", // Cc, C1: 0x9b is CSI where a terminal takes eight bits
+        "\u{ad}\u{61c}\u{180e}\u{200b}\u{200c}\u{200d}\u{200e}\u{200f}", // Cf
+        "\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2060}\u{2066}\u{2069}\u{feff}", // Cf
+        "\u{fff9}\u{e0001}\u{e0041}", // Cf: annotations, tags
+        "\u{2028}\u{2029}",   // Zl, Zp
+        "\u{a0}\u{2003}\u{3000}", // Zs
+        "\u{e000}\u{f8ff}\u{10fffd}", // Co
+        "\u{378}\u{ffff}",    // Cn
+        "\u{301}\u{34f}\u{20dd}\u{fe0f}\u{e0100}", // Mn, Me: no width
+        "\u{115f}\u{1160}\u{3164}\u{ffa0}\u{2800}", // letters, and a pattern, that look like nothing
+    );
+
     #[test]
     fn shows_nothing_raw() {
         for (text, shown) in [
             ("web", "\"web\""),
             ("it's", "\"it's\""),
-            ("a\x1b[31m\n\"", r#""a\u{1b}[31m\n\"""#),
+            ("a\x1b[31m\n\"\\", r#""a\u{1b}[31m\n\"\\""#),
             ("\u{202e}x", r#""\u{202e}x""#),
         ] {
             assert_eq!(Shown(text).to_string(), shown);
@@ -77,7 +166,38 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_seen_is_shown_by_its_number_everywhere() {
+        for character in UNSEEN.chars() {
+            let number = format!("\\u{{{:x}}}", character as u32);
+            assert_eq!(one_line(&character.to_string()), number);
+            assert_eq!(
+                lines(&format!("a\t{character}\n")),
+                format!("a\t{number}\n")
+            );
+            assert_eq!(
+                Shown(&character.to_string()).to_string().len(),
+                number.len() + 2
+            );
+            let document = json(&Value::from(format!("a{character}b")));
+            assert!(
+                document.is_ascii() && !document.contains(char::is_control),
+                "{document}"
+            );
+            let back: Value = serde_json::from_str(&document).unwrap();
+            assert_eq!(back, format!("a{character}b"));
+        }
+    }
+
+    #[test]
+    fn what_can_be_seen_stays() {
+        for text in ["a b", "é", "日本", "דג", "\\\"'", "🐟", "€—…"] {
+            assert_eq!(one_line(text), text);
+            assert_eq!(json(&Value::from(text)), Value::from(text).to_string());
+        }
+    }
+
+    #[test]
     fn a_message_is_one_line() {
-        assert_eq!(one_line("a\nb\x07 é"), "a\\nb\\u{7} é");
+        assert_eq!(one_line("a\nb\r\t\x07 é"), "a\\nb\\r\\t\\u{7} é");
     }
 }

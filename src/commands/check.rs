@@ -9,6 +9,7 @@ use textwrap::WordSplitter;
 
 use super::Settings;
 use super::install::with_own_directories;
+use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD};
 use crate::check::{Finding, Level, Scope, check, check_deep};
 use crate::cli::{Check, EngineFile, Options};
@@ -68,19 +69,19 @@ pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
         findings.extend(check_deep(site));
     }
     let faults = count(&findings, Level::Fault);
+    let mut out = Output::product();
     if args.json {
-        writeln!(io::stdout().lock(), "{:#}", document(&findings))?;
+        out.json(&document(&findings))?;
     } else {
-        let mut out = anstream::AutoStream::auto(io::stdout().lock());
         let widest = findings.iter().map(|finding| finding.what.len()).max();
         let shown = Findings {
             what_width: widest.unwrap_or_default(),
             width: screen::terminal_width(),
         };
-        for finding in &findings {
-            shown.write(&mut out, finding)?;
-        }
-        out.flush()?;
+        out.coloured(|out| {
+            let mut findings = findings.iter();
+            findings.try_for_each(|finding| shown.write(out, finding))
+        })?;
     }
     Ok(u8::from(faults > 0))
 }

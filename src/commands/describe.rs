@@ -1,11 +1,11 @@
 //! `pinfold describe`: KCM's verb. With `--json` its document; else what `pinfold status` shows.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::output::Output;
 use super::{Settings, status};
 use crate::cli::Describe;
 use crate::placement::{Survey, SurveyedList, SurveyedPool, survey};
@@ -14,7 +14,7 @@ use crate::pools::Kind;
 pub(super) fn run(args: &Describe, settings: &Settings) -> Result<u8> {
     let survey = survey(settings.site())?;
     if args.json {
-        writeln!(io::stdout().lock(), "{:#}", document(&survey))?;
+        Output::product().json(&document(&survey))?;
     } else {
         status::show(&survey, args.look)?;
     }

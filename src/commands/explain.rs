@@ -1,16 +1,18 @@
 //! `pinfold explain`: what a request would get now, and why.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tabwriter::TabWriter;
 
+use super::output::Output;
 use super::{Settings, request, warn_of_neighbours};
 use crate::check;
 use crate::cli::Explain;
 use crate::placement::{Explanation, Taken, explain, survey};
 use crate::request::Request;
+use crate::text::one_line;
 
 pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
     let request = request(&args.wanted)?;
@@ -22,9 +24,9 @@ pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
     let mut kept = check::kept(&survey(settings.site())?);
     kept.retain(|list| list.pool == request.pool);
     warn_of_neighbours(settings.site(), &kept);
-    let mut out = io::stdout().lock();
+    let mut out = Output::product();
     if args.json {
-        writeln!(out, "{:#}", document(&request, &explanation))?;
+        out.json(&document(&request, &explanation))?;
         return Ok(explanation.taken.is_err().into());
     }
     match &explanation.taken {
@@ -32,7 +34,7 @@ pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
         Err(_) => writeln!(out, "{} of pool {}: refused", request.size, request.pool)?,
     }
     for reason in &explanation.why {
-        writeln!(out, "- {reason}")?;
+        writeln!(out, "- {}", one_line(reason))?;
     }
     match &explanation.taken {
         Ok(_) => Ok(0),
@@ -53,7 +55,10 @@ fn write_table(
         writeln!(
             table,
             "{}\t{}\t{}\t{}",
-            list.list, list.nodes, list.packages, list.cache
+            one_line(&list.list),
+            list.nodes,
+            list.packages,
+            list.cache
         )?;
     }
     out.write_all(&table.into_inner()?)?;

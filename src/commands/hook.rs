@@ -202,5 +202,10 @@ fn give_back(state: &State, settings: &Settings) -> Result<()> {
             claim.pool
         );
     }
+    ensure!(
+        outcome.problems.is_empty(),
+        "{}",
+        outcome.problems.join("; ")
+    );
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `pinfold init`: making the pool directory.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::{Result, ensure};
 use tabwriter::TabWriter;
 
+use super::output::Output;
 use super::{Settings, warn_of_neighbours};
 use crate::check::Kept;
 use crate::cli::Init;
@@ -15,6 +16,7 @@ use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Unit, list_name, plan};
 use crate::refusal::Refusal;
+use crate::text::one_line;
 
 pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     let site = settings.site();
@@ -29,14 +31,14 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     }
     let plan = plan(&stock, &specs)?;
     warn_of_neighbours(site, &kept(&plan));
-    let mut out = io::stdout().lock();
     let existing = if args.force {
         Existing::Replace
     } else {
         Existing::Keep
     };
-    let path = site.conf_dir.display();
+    let path = one_line(&site.conf_dir.display().to_string());
     if args.dry_run {
+        let mut out = Output::product();
         match try_init(site, &plan, existing)? {
             Made::New => writeln!(out, "would make {path}:")?,
             Made::AlreadyThere => writeln!(out, "{path} is so already:")?,
@@ -46,8 +48,9 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
             }
             Made::Replaced => writeln!(out, "would make {path} in place of other pools:")?,
         }
-        return print(&mut out, &plan);
+        return print(&mut out, &plan).map(|()| 0);
     }
+    let mut out = Output::account();
     match init(site, &plan, existing)? {
         Made::New => writeln!(out, "made {path}:")?,
         Made::AlreadyThere => writeln!(out, "{path} is so already:")?,
@@ -57,8 +60,9 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
         }
         Made::Replaced => writeln!(out, "made {path} in place of other pools:")?,
     }
+    print(&mut out, &plan)?;
     refresh_cdi(site)?;
-    print(&mut out, &plan)
+    Ok(0)
 }
 
 /// What the exclusive pools keep for one owner a list.
@@ -74,7 +78,7 @@ fn kept(plan: &[PlannedPool]) -> Vec<Kept> {
     kept.collect()
 }
 
-fn print(out: &mut impl Write, plan: &[PlannedPool]) -> Result<u8> {
+fn print(out: &mut Output, plan: &[PlannedPool]) -> Result<()> {
     let mut table = TabWriter::new(vec![]);
     writeln!(table, "POOL\tKIND\tCPUS")?;
     for pool in plan {
@@ -88,8 +92,7 @@ fn print(out: &mut impl Write, plan: &[PlannedPool]) -> Result<u8> {
             )?;
         }
     }
-    out.write_all(&table.into_inner()?)?;
-    Ok(0)
+    Ok(out.write_all(&table.into_inner()?)?)
 }
 
 fn specs(args: &Init) -> Result<Vec<PoolSpec>> {

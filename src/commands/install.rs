@@ -1,6 +1,6 @@
 //! `pinfold install` and `pinfold uninstall`: telling an engine of Pinfold, and taking that back.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,6 +8,7 @@ use nix::unistd::geteuid;
 use similar::TextDiff;
 
 use super::Settings;
+use super::output::Output;
 use crate::claims::{Claim, OwnerKind};
 use crate::cli::{Cdi, Install, InstallPlace, Options, TargetArg, Uninstall};
 use crate::engines::{Engine, Programs};
@@ -17,7 +18,7 @@ use crate::install::{
     plan_engine_devices_removal, plan_removal,
 };
 use crate::placement::{Site, live_claims};
-use crate::text::Shown;
+use crate::text::{Shown, lines, one_line};
 
 pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
     let options = &own_options(&args.place, options)?;
@@ -44,7 +45,7 @@ pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
     carry_out(&plan, args.place.target, args.place.dry_run)?;
     if !args.place.dry_run && plan.changes.is_empty() {
         writeln!(
-            io::stdout(),
+            Output::account(),
             "{} knows Pinfold already",
             word(args.place.target)
         )?;
@@ -87,7 +88,7 @@ pub(super) fn run_removal(args: &Uninstall, options: &Options) -> Result<u8> {
     carry_out(&plan, args.place.target, args.place.dry_run)?;
     if !args.place.dry_run && plan.changes.is_empty() {
         writeln!(
-            io::stdout(),
+            Output::account(),
             "{} has nothing of Pinfold's",
             word(args.place.target)
         )?;
@@ -237,21 +238,23 @@ fn device_options(options: &Options, settings: &Settings) -> Result<Vec<String>>
 
 /// Prints the changes, or makes them and says what is left to do.
 fn carry_out(plan: &Plan, target: TargetArg, is_dry_run: bool) -> Result<()> {
-    let mut out = io::stdout().lock();
     if is_dry_run {
+        let mut out = Output::product();
         for change in &plan.changes {
-            out.write_all(diff(change).as_bytes())?;
+            out.write_all(lines(&diff(change)).as_bytes())?;
         }
         return Ok(());
     }
     apply(plan)?;
+    let mut out = Output::account();
     for change in &plan.changes {
         let verb = match (&change.before, &change.after) {
             (None, _) => "made",
             (_, None) => "removed",
             _ => "changed",
         };
-        writeln!(out, "{verb} {}", change.path.display())?;
+        let path = change.path.display().to_string();
+        writeln!(out, "{verb} {}", one_line(&path))?;
     }
     if plan.changes.is_empty() {
         return Ok(());

@@ -8,6 +8,7 @@ mod hook;
 mod init;
 mod install;
 mod isolate;
+mod output;
 mod pool;
 mod reconcile;
 mod release;
@@ -17,9 +18,7 @@ pub mod shim;
 mod status;
 mod topology;
 
-use std::io;
-
-use anyhow::{Error, Result};
+use anyhow::Result;
 
 pub use settings::Settings;
 
@@ -28,12 +27,6 @@ use crate::cli::{Cli, Verb, Wanted};
 use crate::placement::Site;
 use crate::refusal::Refusal;
 use crate::request::{Asked, Request};
-
-/// Has whoever reads our output gone away? `describe | head` ends when its reader does.
-pub fn is_closed_pipe(error: &Error) -> bool {
-    let io_error = error.downcast_ref::<io::Error>();
-    io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
 
 /// Does what the command line says; the exit code of what went well is 0, or that of the command that `isolate` ran.
 ///

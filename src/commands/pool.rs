@@ -1,12 +1,13 @@
 //! `pinfold pool`: the pools, and changing them while containers run.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 use tabwriter::TabWriter;
 
 use super::Settings;
+use super::output::Output;
 use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
 use crate::cpulist::CpuSet;
 use crate::install::refresh_cdi;
@@ -48,9 +49,9 @@ fn show(args: &Show, settings: &Settings) -> Result<u8> {
             )
         );
     }
-    let mut out = io::stdout().lock();
+    let mut out = Output::product();
     if args.json {
-        writeln!(out, "{:#}", document(&pools, &in_none)?)?;
+        out.json(&document(&pools, &in_none)?)?;
         return Ok(0);
     }
     let mut table = TabWriter::new(vec![]);
@@ -197,17 +198,26 @@ fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool)
         false => settings.site_with_processes()?,
     };
     let changed = change(site, stock, wanted, is_trial)?;
+    // It is done, and said, whatever becomes of the devices.
+    tell(&changed, is_trial)?;
     if !is_trial {
         refresh_cdi(settings.site())?;
     }
-    let mut out = io::stdout().lock();
-    say(&mut out, &changed, is_trial)
+    Ok(0)
 }
 
-fn say(out: &mut impl Write, changed: &Changed, is_trial: bool) -> Result<u8> {
+fn tell(changed: &Changed, is_trial: bool) -> Result<()> {
+    let mut out = match is_trial {
+        true => Output::product(),
+        false => Output::account(),
+    };
+    say(&mut out, changed, is_trial)
+}
+
+fn say(out: &mut impl Write, changed: &Changed, is_trial: bool) -> Result<()> {
     if *changed == Changed::default() {
         writeln!(out, "it is so already")?;
-        return Ok(0);
+        return Ok(());
     }
     let (add, remove, give) = match is_trial {
         true => ("would add", "would remove", "would give"),
@@ -251,5 +261,5 @@ fn say(out: &mut impl Write, changed: &Changed, is_trial: bool) -> Result<u8> {
             changed.siblings
         )?,
     }
-    Ok(0)
+    Ok(())
 }

@@ -1,35 +1,38 @@
 //! `pinfold reconcile`: freeing what dead owners hold.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::{Settings, is_closed_pipe};
+use super::Settings;
+use super::output::Output;
 use crate::cli::Reconcile;
 use crate::placement::{Report, reconcile};
+use crate::text::one_line;
 
 pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     loop {
-        let outcome = reconcile(site).and_then(|report| print(&report, args.json));
+        let mut out = Output::account();
+        let outcome = reconcile(site).and_then(|report| tell(&report, args.json, &mut out));
         let Some(seconds) = args.interval else {
             return outcome.map(|()| 0);
         };
+        // What is done for a reader that is gone is done for nobody.
+        if out.is_closed() {
+            return outcome.map(|()| 0);
+        }
         if let Err(error) = outcome {
-            if is_closed_pipe(&error) {
-                return Err(error);
-            }
             log::error!("{error:#}");
         }
         sleep(Duration::from_secs(seconds));
     }
 }
 
-fn print(report: &Report, json: bool) -> Result<()> {
-    let mut out = io::stdout().lock();
+fn tell(report: &Report, json: bool, out: &mut Output) -> Result<()> {
     if json {
         let entries: Vec<_> = report
             .reclaimed
@@ -37,20 +40,21 @@ fn print(report: &Report, json: bool) -> Result<()> {
             .map(|one| json!({"cpus": one.cpus, "pid": one.pid, "pool": one.pool}))
             .collect();
         let document = json!({ "reclaimedCpuLists": entries });
-        writeln!(out, "{document:#}")?;
+        out.json(&document)?;
     } else {
         for one in &report.reclaimed {
             writeln!(
                 out,
                 "freed {} of pool {}, which process {} held",
-                one.cpus, one.pool, one.pid
+                one_line(&one.cpus),
+                one_line(&one.pool),
+                one.pid
             )?;
         }
         if report.reclaimed.is_empty() {
             writeln!(out, "nothing to free")?;
         }
     }
-    out.flush()?;
     if !report.problems.is_empty() {
         bail!("{}", report.problems.join("; "));
     }

@@ -1,14 +1,16 @@
 //! `pinfold release`: giving back by hand.
 
-use std::io::{self, Write};
+use std::io::Write;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::Settings;
+use super::output::Output;
 use crate::claims::Claim;
 use crate::cli::Release;
 use crate::placement::{find, force_release, release};
 use crate::refusal::Refusal;
+use crate::text::one_line;
 
 pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
@@ -17,11 +19,16 @@ pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
         true => force_release(site, &id)?,
         false => release(site, &id)?,
     };
-    let mut out = io::stdout().lock();
-    let owned = |claim: &Claim| format!("{} of pool {}", claim.cpus, claim.pool);
+    let mut out = Output::account();
+    let owned = |claim: &Claim| format!("{} of pool {}", claim.cpus, one_line(&claim.pool));
     for claim in &outcome.freed {
         writeln!(out, "freed {}, which {} held", owned(claim), claim.shown())?;
     }
+    ensure!(
+        outcome.problems.is_empty(),
+        "{}",
+        outcome.problems.join("; ")
+    );
     if let Some(claim) = outcome.kept.first() {
         bail!(Refusal::new(
             format!(

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 use rustix::termios::tcgetwinsize;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::text::one_line;
 
@@ -73,7 +74,7 @@ impl Table {
         let mut widths: Vec<usize> = self.columns.iter().map(|(name, _)| name.len()).collect();
         for row in &self.rows {
             for (width, (text, _)) in widths.iter_mut().zip(row) {
-                *width = (*width).max(text.chars().count());
+                *width = (*width).max(text.width());
             }
         }
         if let Some(most) = most {
@@ -114,19 +115,23 @@ fn write_line<'a>(
         let text = shortened(text, *width);
         write!(out, "{style}{text}{style:#}")?;
         if index + 1 < widths.len() {
-            let blanks = width - text.chars().count() + GAP;
+            let blanks = width - text.width() + GAP;
             write!(out, "{:blanks$}", "")?;
         }
     }
     writeln!(out)
 }
 
-/// A text of so many characters at most; what is left out is shown as `…`.
+/// A text of so many columns at most; what is left out is shown as `…`.
 fn shortened(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
+    if text.width() <= most {
         return text.to_owned();
     }
-    let begin = text.chars().take(most.saturating_sub(1));
+    let mut width = 0;
+    let begin = text.chars().take_while(|character| {
+        width += character.width().unwrap_or_default();
+        width < most
+    });
     begin.chain(['…']).collect()
 }
 
@@ -162,6 +167,16 @@ mod tests {
         );
         // No narrower than it can be.
         assert!(written(&table, Some(3)).contains("3f9  a-l…  running\n"));
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        let table = table(&[["3f9", "日本日本", "running"], ["7", "web", "gone"]]);
+        assert_eq!(
+            written(&table, None),
+            "ID   NAME      STATE\n3f9  日本日本  running\n7    web       gone\n"
+        );
+        assert!(written(&table, Some(18)).contains("3f9  日…   running\n"));
     }
 
     #[test]

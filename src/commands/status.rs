@@ -8,6 +8,7 @@ use anstyle::Style;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD, PLAIN, Table};
 use super::{Settings, warn_of};
 use crate::check::{Scope, check_requests};
@@ -39,20 +40,17 @@ pub(super) fn code(survey: &Survey) -> u8 {
 /// Shows it in the form that is asked for.
 pub(super) fn show(survey: &Survey, look: Look) -> Result<()> {
     if look.output == Some(Form::Json) {
-        let mut out = io::stdout().lock();
-        writeln!(out, "{:#}", document(survey))?;
+        Output::product().json(&document(survey))?;
     } else {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| now.as_secs());
-        let mut out = anstream::AutoStream::auto(io::stdout().lock());
         let sheet = Sheet {
             is_wide: look.output == Some(Form::Wide),
             is_whole: look.no_trunc || look.output == Some(Form::Wide),
             now: i64::try_from(now).unwrap_or(i64::MAX),
             width: screen::table_width(),
         };
-        sheet.write(&mut out, survey)?;
-        out.flush()?;
+        Output::product().coloured(|out| sheet.write(out, survey))?;
     }
     Ok(())
 }

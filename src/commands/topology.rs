@@ -1,12 +1,13 @@
 //! `pinfold topology`: what the machine is made of, and which pool each core is in.
 
 use std::cmp::Reverse;
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::Settings;
+use super::output::Output;
 use crate::cli::Topology as Args;
 use crate::cpulist::CpuSet;
 use crate::placement::Site;
@@ -24,9 +25,9 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
         log::warn!("{}", remark.text);
     }
     let pools = pools(site)?;
-    let mut out = io::stdout().lock();
+    let mut out = Output::product();
     if args.json {
-        writeln!(out, "{:#}", document(&topology, &pools))?;
+        out.json(&document(&topology, &pools))?;
     } else {
         out.write_all(drawing(&topology, &pools).as_bytes())?;
     }

@@ -122,7 +122,8 @@ impl Look<'_> {
             let group = self.hierarchy.group(&claimed.path)?;
             if group.inode()? == Some(claimed.inode) {
                 let cpus = cpuset::effective_cpus(&group)?.unwrap_or_default();
-                if cpus != claim.cpus {
+                // It may have ended since it was looked for.
+                if cpus != claim.cpus && group.inode()? == Some(claimed.inode) {
                     return Ok(Some(format!(
                         "{id} holds the CPUs {} and may run on {cpus}",
                         claim.cpus

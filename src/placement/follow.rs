@@ -35,6 +35,10 @@ impl Books<'_> {
             let claim = entry.claim().filter(|claim| claim.pool == pool.name);
             if let Some(claim) = claim {
                 let given = self.give_list(claim, &name, to);
+                // What an owner that has ended meanwhile did not get, nobody lacks.
+                if given.is_err() && self.free_if_gone(claim)? {
+                    continue;
+                }
                 errors.extend(
                     given
                         .err()

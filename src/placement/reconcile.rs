@@ -8,6 +8,7 @@ use super::life::Life;
 use super::{Books, Site};
 use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
+use crate::files;
 use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::{self, Process};
 use crate::topology;
@@ -60,9 +61,9 @@ pub fn reconcile(site: &Site) -> Result<Report> {
     // Claims on pools or lists that are no longer in the directory are seen here alone.
     for entry in books.ledger.all()? {
         match entry {
-            Entry::Claim(claim) => match books.settle(&claim) {
+            Entry::Claim(claim) => match books.settle_confined(&claim) {
                 Ok(None) => report.reclaimed.extend(reclaimed(&claim)),
-                Ok(Some(kept)) => report.note(books.keep_confined(&kept)),
+                Ok(Some(_)) => {}
                 Err(error) => report.note(Err(error)),
             },
             Entry::Opaque { path, reason } => report.problems.push(format!(
@@ -82,6 +83,18 @@ pub fn reconcile(site: &Site) -> Result<Report> {
 }
 
 impl Books<'_> {
+    /// Settles a claim, and confines its owner again where it lives and is not. One that ends meanwhile is gone, whatever
+    /// its end made fail.
+    fn settle_confined(&self, claim: &Claim) -> Result<Option<Claim>> {
+        let Some(kept) = self.settle(claim)? else {
+            return Ok(None);
+        };
+        match self.keep_confined(&kept) {
+            Err(_) if !self.life_of(&kept)?.is_alive() => self.settle(&kept),
+            confined => confined.map(|()| Some(kept)),
+        }
+    }
+
     /// Brings a claim up to date with its owner: gives back what a dead one holds, `None`; otherwise lets those of
     /// its processes that live stand for it in `tasks`, or one of the others in its group, so that other tools
     /// see the owner too.
@@ -216,13 +229,12 @@ impl Books<'_> {
             if !process.is_alive(self.host)? {
                 continue;
             }
-            group.adopt(process.pid)?;
+            adopt_if_there(group, process.pid)?;
             for pid in above.pids()? {
-                // It may end in this moment.
                 if self.belongs(pid, process.pid, group)?
                     && Process::with_pid(self.host, pid)?.is_some()
                 {
-                    group.adopt(pid)?;
+                    adopt_if_there(group, pid)?;
                 }
             }
         }
@@ -252,6 +264,14 @@ impl Books<'_> {
             parent.remove()?;
         }
         Ok(())
+    }
+}
+
+/// Moves a process into a group, unless one of them has ended in this moment.
+fn adopt_if_there(group: &Group, pid: i32) -> Result<()> {
+    match group.adopt(pid) {
+        Err(error) if files::says_gone(&error) => Ok(()),
+        adopted => adopted,
     }
 }
 

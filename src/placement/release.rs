@@ -1,12 +1,13 @@
 //! Taking CPU lists back, by container id.
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::life::awaited_group;
 use super::{Books, Site};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
+use crate::files;
 use crate::pools::Kind;
 use crate::process::{self, Process};
 
@@ -17,48 +18,43 @@ pub struct Release {
     pub freed: Vec<Claim>,
     /// Claims that stay, because their owner lives.
     pub kept: Vec<Claim>,
+    /// What could not be given back, or looked at, a sentence each.
+    pub problems: Vec<String>,
 }
 
 /// Gives back what every dead owner of this id holds. An unknown id, and a live owner, is success: a second
 /// create of a running id fails, and its poststop must not free the running one.
 ///
 /// # Errors
-/// What could not be given back, after everything else was; claims that cannot be read.
+/// What keeps it from beginning: the pool directory, the lock, the ledger.
 pub fn release(site: &Site, id: &str) -> Result<Release> {
     let Some(books) = books_if_known(site, id)? else {
         return Ok(Release::default());
     };
     let mut outcome = Release::default();
-    let mut errors = Vec::new();
     for entry in books.ledger.of_id(id)? {
         match entry {
             Entry::Claim(claim) => match books.settle(&claim) {
                 Ok(None) => outcome.freed.push(*claim),
                 Ok(Some(kept)) => outcome.kept.push(kept),
-                Err(error) => errors.push(error),
+                Err(error) => outcome.problems.push(format!("{error:#}")),
             },
-            Entry::Opaque { path, reason } => {
-                errors.push(anyhow!(
-                    "the claim {} cannot be read and is kept: {reason}",
-                    path.display()
-                ));
-            }
+            Entry::Opaque { path, reason } => outcome.problems.push(format!(
+                "the claim {} cannot be read and is kept: {reason}",
+                path.display()
+            )),
         }
     }
-    match errors
-        .into_iter()
-        .reduce(|first, next| anyhow!("{first:#}; {next:#}"))
-    {
-        Some(error) => Err(error),
-        None => Ok(outcome),
-    }
+    Ok(outcome)
 }
 
 /// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become all that its
 /// parents allow, without those of exclusive pools; where that leaves none, without those that anybody owns.
 ///
+/// An owner that has nowhere else to run, or whose group cannot be changed, is a problem, and keeps its lists.
+///
 /// # Errors
-/// An owner that has nowhere else to run, or whose group cannot be changed; its lists stay its own.
+/// As [`release`].
 pub fn force_release(site: &Site, id: &str) -> Result<Release> {
     let Some(books) = books_if_known(site, id)? else {
         return Ok(Release::default());
@@ -66,18 +62,14 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
     let mut outcome = Release::default();
     for entry in books.ledger.of_id(id)? {
         match entry {
-            Entry::Claim(claim) => {
-                if let Some(kept) = books.settle(&claim)? {
-                    books.let_out(&kept)?;
-                    books.ensure_out(&kept)?;
-                    books.drop_record(&kept)?;
-                }
-                outcome.freed.push(*claim);
-            }
-            Entry::Opaque { path, reason } => bail!(
+            Entry::Claim(claim) => match books.take_from(&claim) {
+                Ok(()) => outcome.freed.push(*claim),
+                Err(error) => outcome.problems.push(format!("{error:#}")),
+            },
+            Entry::Opaque { path, reason } => outcome.problems.push(format!(
                 "the claim {} cannot be read: {reason}; remove it by hand once its container is gone",
                 path.display()
-            ),
+            )),
         }
     }
     Ok(outcome)
@@ -94,6 +86,19 @@ fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
 }
 
 impl Books<'_> {
+    /// Frees a claim, whether its owner lives or not.
+    fn take_from(&self, claim: &Claim) -> Result<()> {
+        let Some(kept) = self.settle(claim)? else {
+            return Ok(());
+        };
+        let is_out = self.let_out(&kept).and_then(|()| self.ensure_out(&kept));
+        // It may have ended meanwhile, and that be all that failed.
+        if is_out.is_err() && self.free_if_gone(&kept)? {
+            return Ok(());
+        }
+        is_out.and_then(|()| self.drop_record(&kept))
+    }
+
     fn let_out(&self, claim: &Claim) -> Result<()> {
         let group = match self.group_of(claim)? {
             Some((group, _)) => Some(group),
@@ -128,8 +133,12 @@ impl Books<'_> {
         let is_inside = |process: &&Process| !claim.is_beside(**process);
         for process in claim.processes.iter().filter(is_inside) {
             if process.is_alive(self.host)? {
-                let affinity = process::affinity(process.pid)
-                    .with_context(|| format!("read the CPU affinity of process {}", process.pid))?;
+                let affinity = match process::affinity(process.pid) {
+                    Err(error) if files::is_gone(&error) => continue,
+                    other => other.with_context(|| {
+                        format!("read the CPU affinity of process {}", process.pid)
+                    })?,
+                };
                 ensure!(
                     affinity.is_disjoint(&claim.cpus),
                     "process {} of {} may still run on {affinity}: stop it instead",

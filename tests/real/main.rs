@@ -50,6 +50,7 @@ mod masks;
 mod named;
 mod nearness;
 mod needs;
+mod outputs;
 mod owners;
 mod pinned;
 mod plan;
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
         release::cases(),
         books::cases(),
         refusals::cases(),
+        outputs::cases(),
         hookfiles::cases(),
         served::cases(),
         named::cases(),

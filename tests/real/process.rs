@@ -85,6 +85,10 @@ impl Running {
     /// Starts `command` with `input` on its standard input. Output goes to nameless files, not pipes, so that a
     /// descendant that keeps them open holds nobody up.
     pub(crate) fn start(command: &mut Command, input: &[u8]) -> Running {
+        Running::begin(command, input, None)
+    }
+
+    fn begin(command: &mut Command, input: &[u8], elsewhere: Option<Stdio>) -> Running {
         let mut stdin = tempfile::tempfile().expect("make a file for stdin");
         stdin.write_all(input).expect("write stdin");
         stdin.rewind().expect("rewind stdin");
@@ -93,7 +97,7 @@ impl Running {
         let what = format!("{command:?}");
         command
             .stdin(stdin)
-            .stdout(same_file(&stdout))
+            .stdout(elsewhere.unwrap_or_else(|| same_file(&stdout)))
             .stderr(same_file(&stderr));
         let started = Instant::now();
         let child = command
@@ -177,6 +181,12 @@ impl Drop for Running {
 #[track_caller]
 pub(crate) fn run(command: &mut Command) -> Ran {
     Running::start(command, b"").wait()
+}
+
+/// The same with its standard output elsewhere.
+#[track_caller]
+pub(crate) fn run_into(command: &mut Command, stdout: impl Into<Stdio>) -> Ran {
+    Running::begin(command, b"", Some(stdout.into())).wait()
 }
 
 /// Runs `command` to its end or to the bound, whatever comes of it: for cleaning up, where a failure must not hide
