@@ -6,6 +6,7 @@ mod tips;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -194,6 +195,11 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold release web\n  pinfold release 3f9ac41b\n  pinfold release isolate-4711 --force\n\nExit status: 1 where nobody is called so, where several are, and where the owner still runs."
     )]
     Release(Release),
+    /// Say why containers were refused their CPUs, the last one last
+    #[command(
+        after_help = "Examples:\n  pinfold why\n  pinfold why web\n  pinfold why --since 10m --json\n\nWhat was refused since the machine started, as much as is kept; `journalctl -t pinfold` has it for longer.\nExit status: 1 where a container is named of which no refusal is kept."
+    )]
+    Why(Why),
     /// Make an engine use Pinfold
     #[command(
         after_help = "Examples:\n  pinfold install podman\n  pinfold install containerd --dry-run\n  pinfold install podman --user     # as an ordinary user\n\nA service that has to be restarted is named, never restarted."
@@ -398,6 +404,19 @@ pub struct Release {
     /// Take the CPUs from a live owner too, after letting it out of them
     #[arg(long)]
     pub force: bool,
+}
+
+/// `pinfold why`
+#[derive(Debug, Args)]
+pub struct Why {
+    /// Only of this container: its name, or the beginning of its id
+    pub container: Option<String>,
+    /// Only what is not older than this, such as 10m or 2h
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub since: Option<Duration>,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pinfold install`

@@ -60,12 +60,6 @@ pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Adds a line to a file that is there or not: a log.
-pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(path)?;
-    file.write_all(format!("{line}\n").as_bytes())
-}
-
 /// Does this error say that the file, or the process or device behind it, is not there (any more)?
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(

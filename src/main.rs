@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use pinfold::cli::{Cli, Verb};
-use pinfold::commands::{self, Settings, shim};
+use pinfold::commands::{self, shim};
 use pinfold::engines::SHIM;
 use pinfold::host::Host;
 use pinfold::refusal::Refusal;
@@ -51,9 +51,6 @@ fn main() -> ExitCode {
                 ..refusal
             };
             say(&refusal, code, cli.wants_json());
-            if matches!(cli.verb, Verb::Hook(_)) {
-                Settings::report_failed_hook(&cli.options, &one_line(&refusal.to_string()));
-            }
             ExitCode::from(code)
         }
     }

@@ -227,7 +227,7 @@ fn a_process_that_is_none() {
         let without_request = state.replace("pinfold.io/pool", "example.com/pool");
         let output = site.pinfold(&["hook", "prestart"], without_request.as_bytes());
         assert!(output.status.success(), "{replacement} without a request");
-        assert!(!site.path("run").exists());
+        assert!(!site.path("run/claims").exists());
     }
 }
 

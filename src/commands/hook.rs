@@ -2,6 +2,7 @@
 
 use std::cell::LazyCell;
 use std::io::{self, Write};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,26 +12,48 @@ use crate::cli::{Hook, Options, Stage};
 use crate::config::Door;
 use crate::engines::Engine;
 use crate::host::Host;
+use crate::last_words;
 use crate::limits;
 use crate::names::{self, Ancestry, Names};
 use crate::oci::State;
 use crate::placement::{Start, pin_container, release};
 use crate::refusal::Refusal;
 use crate::request::{self, Request};
+use crate::runtime_log::DeafRuntime;
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
 pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
-    let deadline = limits::bound_time()?;
+    let root = options.host_root.clone().unwrap_or_else(|| "/".into());
+    let host = Host::new(root);
+    let bound = limits::bound_time();
+    // Its stderr is out of reach once capabilities are dropped.
+    let runtime = DeafRuntime::above(&host);
+    let mut container = String::new();
+    let done = bound.and_then(|deadline| serve(args, options, deadline, &mut container));
+    if let Err(error) = &done {
+        let refusal = Refusal::of(error);
+        let message = one_line(&options.repeated_in(&refusal.to_string()));
+        system_log::send(&host, Severity::Error, &message);
+        if let Some(runtime) = runtime {
+            runtime.tell(&host, &format!("pinfold: {message}"));
+        }
+        Settings::keep_refusal(options, &container, &message);
+    }
+    done.map(|()| 0)
+}
+
+/// Leaves the container's id, as soon as it is known, for whoever has to tell what went wrong.
+fn serve(args: &Hook, options: &Options, deadline: Instant, container: &mut String) -> Result<()> {
     limits::drop_capabilities()?;
     let state = State::read(limits::Prompt::new(io::stdin().lock()))?;
+    *container = state.shown_id();
     // Read where they are needed, which for most containers is never.
     let settings = || Settings::of_hook(options, deadline);
     match args.stage {
-        Stage::Prestart | Stage::CreateRuntime => start(&state, args, settings)?,
-        Stage::Poststop => end(&state, args, settings)?,
+        Stage::Prestart | Stage::CreateRuntime => start(&state, args, settings),
+        Stage::Poststop => end(&state, args, settings),
     }
-    Ok(0)
 }
 
 /// Without a request nothing is read beyond the state, not even the configuration; nor is the rest of the state judged.
@@ -108,6 +131,12 @@ fn pin(
     settings: impl FnOnce() -> Result<Settings>,
 ) -> Result<()> {
     let (id, pid) = (state.id()?, state.first_process()?);
+    let who = format!(
+        "the start of container {} on CPUs of its own",
+        names.with_id(id)
+    );
+    last_words::arrange(&Host::new("/"), &who)?;
+    limits::leave_nothing_inherited();
     let settings = settings()?;
     let visitor = Visitor {
         door: door(state, args),
@@ -185,6 +214,9 @@ fn cannot_give_back(state: &State) -> String {
 
 fn give_back(state: &State, settings: &Settings) -> Result<()> {
     let id = state.id()?;
+    let who = format!("giving back the CPUs of container {id}");
+    last_words::arrange(&Host::new("/"), &who)?;
+    limits::leave_nothing_inherited();
     let outcome = release(settings.site_with_processes()?, id)?;
     for claim in outcome.freed {
         log::info!(

@@ -272,6 +272,10 @@ fn carry_out(plan: &Plan, target: TargetArg, is_dry_run: bool) -> Result<()> {
             "it counts from podman's next start; for podman.service, if you use it, from its restart"
         )?,
     }
+    writeln!(
+        out,
+        "why a container is refused: pinfold why, or journalctl -t pinfold"
+    )?;
     Ok(())
 }
 

@@ -17,10 +17,11 @@ mod settings;
 pub mod shim;
 mod status;
 mod topology;
+mod why;
 
 use anyhow::Result;
 
-pub use settings::Settings;
+use settings::Settings;
 
 use crate::check::{Finding, Kept, Level, check_neighbours};
 use crate::cli::{Cli, Verb, Wanted};
@@ -43,6 +44,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Pool(args) => pool::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Explain(args) => explain::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Why(args) => why::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Install(args) => install::run(args, &cli.options),
         Verb::Cdi(args) => install::run_cdi(args, &cli.options),

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
+use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
 use crate::config::{Config, PoolRules, Runtime};
 use crate::host::Host;
+use crate::last_words;
 use crate::placement::Site;
 use crate::refusal::Refusal;
+use crate::refusals::{self, Refused};
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
@@ -25,7 +28,7 @@ const HOOK_PATIENCE: f64 = 10.0;
 
 /// What a verb works on.
 #[derive(Debug)]
-pub struct Settings {
+pub(super) struct Settings {
     site: Site,
     pools: BTreeMap<String, PoolRules>,
     runtime: Runtime,
@@ -41,6 +44,7 @@ impl Settings {
             |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
         start_log(options, log, Target::Stderr);
+        last_words::survive_file_limit()?;
         Ok(settings)
     }
 
@@ -99,10 +103,22 @@ impl Settings {
         Ok(&self.site)
     }
 
-    /// Sends a failed hook's reason to the system log of the machine.
-    pub fn report_failed_hook(options: &Options, message: &str) {
-        let root = options.host_root.clone().unwrap_or_else(|| "/".into());
-        system_log::send(&Host::new(root), Severity::Error, message);
+    /// Keeps a refusal where `pinfold why` looks for it. One that cannot be kept is in the system log all the same.
+    pub(super) fn keep_refusal(options: &Options, container: &str, message: &str) {
+        let run_dir = match Settings::resolve(options, |_| None, HOOK_PATIENCE) {
+            Ok((settings, _)) => settings.site.run_dir,
+            Err(_) => Host::new("/").default_run_dir(),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let refusal = Refused {
+            at: now.map_or(0, |now| now.as_secs()),
+            container: container.to_owned(),
+            message: message.to_owned(),
+        };
+        let kept = Ledger::open(&run_dir).and_then(|_| refusals::record(&run_dir, &refusal));
+        if let Err(error) = kept {
+            log::info!("{error:#}");
+        }
     }
 
     fn resolve(

@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
-use serde_json::json;
 
 use super::Settings;
 use super::admission::Visitor;
@@ -27,6 +26,7 @@ use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
 use crate::install::{Place, default_runtime};
+use crate::last_words;
 use crate::limits::Bound;
 use crate::low_level;
 use crate::names::{self, Ancestry, Names};
@@ -35,6 +35,7 @@ use crate::oci_config::{OciConfig, Pinning};
 use crate::placement::{self, reserve};
 use crate::request::{self, Mems, Request};
 use crate::runtime_line::{CgroupManager, RuntimeLine};
+use crate::runtime_log;
 use crate::system_log::{self, Severity};
 use crate::text::{Shown, one_line};
 use crate::topology;
@@ -106,16 +107,10 @@ fn runtime_without_request(host: &Host) -> Result<PathBuf> {
 pub fn report(arguments: &[OsString], message: &str) {
     system_log::send(&Host::new("/"), Severity::Error, message);
     let line = RuntimeLine::parse(arguments);
-    let Some(log) = line.log else {
-        return;
-    };
-    let entry = if line.log_is_json {
-        json!({"level": "error", "msg": message}).to_string()
-    } else {
-        format!("level=error msg={message:?}")
-    };
     // An engine that gave a log that cannot be written reads stderr.
-    let _ = files::append_line(&log, &entry);
+    let _ = runtime_log::tell(&line, message);
+    let id = line.id.as_deref().unwrap_or_default();
+    Settings::keep_refusal(&Options::default(), id, message);
 }
 
 /// A container with a request, and its configuration as it was read.
@@ -229,6 +224,12 @@ impl Asking {
     fn pin(self, line: &RuntimeLine, host: &Host, deadline: Instant) -> Result<Pinned> {
         let pool = self.request.pool.clone();
         let names = self.names.clone();
+        let id = line.id.as_deref().unwrap_or_default();
+        let who = format!(
+            "the start of container {} on CPUs of its own",
+            names.with_id(&shown_id(id))
+        );
+        last_words::arrange(host, &who)?;
         let pin = || -> Result<Pinned> {
             let options = self.device.as_ref().map(|device| device.options.clone());
             let settings = Settings::of_shim(&options.unwrap_or_default(), deadline)?;

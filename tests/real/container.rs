@@ -382,13 +382,14 @@ impl<'w> Container<'w> {
         command
     }
 
-    /// It cannot start, for this reason: from where the engine shows it, and the log. crun throws away what a hook says.
+    /// It cannot start, for this reason: from where the engine shows it, and the log. crun alone has a file for its stderr here,
+    /// which only it writes to.
     #[track_caller]
     pub(crate) fn assert_refused(&self, words: &[&str]) {
         let mut log = SysLog::mark();
         let ran = self.launch();
         assert_ne!(ran.code(), Some(0), "{ran}");
-        if self.engine.runtime == Runtime::Runc && self.engine.front == Front::Direct {
+        if self.engine.runtime == Runtime::Runc || self.engine.front == Front::Podman {
             assert!(words.iter().all(|word| ran.stderr.contains(word)), "{ran}");
         }
         log.lines_with(1, words);

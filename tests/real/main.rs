@@ -34,6 +34,7 @@ mod docker;
 mod dockerd_takes;
 mod endings;
 mod engines;
+mod hook_process;
 mod hookfiles;
 mod hotplug;
 mod image;
@@ -121,6 +122,7 @@ fn main() -> ExitCode {
         books::cases(),
         refusals::cases(),
         outputs::cases(),
+        hook_process::cases(),
         hookfiles::cases(),
         served::cases(),
         named::cases(),

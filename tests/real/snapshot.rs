@@ -54,6 +54,12 @@ impl Snapshot {
     }
 }
 
+/// What is kept of a refusal for `pinfold why` is no part of the books.
+fn is_of_refusals(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("refusals"))
+}
+
 fn look(path: &Path, seen: &mut BTreeMap<PathBuf, Seen>) -> io::Result<()> {
     let meta = std::fs::symlink_metadata(path)?;
     let content = match meta.file_type() {
@@ -63,8 +69,14 @@ fn look(path: &Path, seen: &mut BTreeMap<PathBuf, Seen>) -> io::Result<()> {
             .into_encoded_bytes(),
         _ => Vec::new(),
     };
-    let modified = (meta.mtime(), meta.mtime_nsec());
-    let changed = (meta.ctime(), meta.ctime_nsec());
+    let name = path.file_name().unwrap_or_default();
+    let keeps_refusals = meta.is_dir() && (name == "run" || name == "pinfold");
+    let times = |seconds, nanoseconds| match keeps_refusals {
+        true => (0, 0),
+        false => (seconds, nanoseconds),
+    };
+    let modified = times(meta.mtime(), meta.mtime_nsec());
+    let changed = times(meta.ctime(), meta.ctime_nsec());
     seen.insert(
         path.into(),
         Seen {
@@ -77,7 +89,10 @@ fn look(path: &Path, seen: &mut BTreeMap<PathBuf, Seen>) -> io::Result<()> {
     );
     if meta.is_dir() {
         for entry in std::fs::read_dir(path)? {
-            look(&entry?.path(), seen)?;
+            let entry = entry?.path();
+            if !is_of_refusals(&entry) {
+                look(&entry, seen)?;
+            }
         }
     }
     Ok(())

@@ -1,0 +1,230 @@
+//! What a process says when a signal ends it: the alarm that bounds its time, a limit of its resources, whoever stops it.
+//! Without that a container fails with a signal's number, and nobody knows whose.
+
+use std::ffi::{CString, c_int};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result};
+use nix::libc;
+use nix::sys::signal::{
+    SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, SigmaskHow, Signal, raise,
+    sigaction, sigprocmask,
+};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
+
+use crate::host::Host;
+use crate::limits::HOOK_SECONDS;
+use crate::system_log::{self, Severity};
+use crate::text::one_line;
+
+/// What ends a process by default and comes from outside (signal(7)). What nobody can say anything after, such as SIGKILL
+/// and SIGSEGV, is left out.
+const ENDING: [Signal; 9] = [
+    Signal::SIGALRM,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGXCPU,
+    Signal::SIGVTALRM,
+];
+
+/// So many seconds after the alarm the kernel ends a process in which its handler does not get to run: one that waits for a
+/// disk cannot be interrupted by anything that is handled.
+const BACKSTOP: i64 = 2;
+
+/// The most bytes of a message.
+const MOST_BYTES: usize = 600;
+
+/// All that the handler needs, made before it runs: it may not allocate (signal-safety(7)).
+struct Words {
+    who: String,
+    socket: libc::sockaddr_un,
+    kernel: CString,
+}
+
+static WORDS: OnceLock<Words> = OnceLock::new();
+
+/// From now on a signal that ends this process is told, with what `who` says of it, on stderr and in the system log; so is
+/// a panic. A limit on the size of files becomes an error of the write (setrlimit(2), `RLIMIT_FSIZE`). What was to be
+/// ignored still is. The alarm has a backstop.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn arrange(host: &Host, who: &str) -> Result<()> {
+    survive_file_limit()?;
+    let (socket, kernel) = host.system_logs();
+    let words = Words {
+        who: one_line(who),
+        socket: address(&socket),
+        kernel: CString::new(kernel.as_os_str().as_bytes()).unwrap_or_default(),
+    };
+    if WORDS.set(words).is_err() {
+        return Ok(());
+    }
+    let mut handled = SigSet::empty();
+    for signal in ENDING {
+        handle(signal, say_and_end, SaFlags::SA_RESETHAND)?;
+        handled.add(signal);
+    }
+    // An engine may have left some of them blocked.
+    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&handled), None).context("unblock signals")?;
+    tell_of_panics(host.clone());
+    back_the_alarm()
+}
+
+/// A write beyond the limit on the size of files fails, instead of ending the process; a program that this one becomes, or
+/// starts, has the default action again (execve(2)).
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn survive_file_limit() -> Result<()> {
+    handle(Signal::SIGXFSZ, do_nothing, SaFlags::SA_RESTART)
+}
+
+/// Sets a handler, unless the signal is ignored.
+fn handle(signal: Signal, handler: extern "C" fn(c_int), flags: SaFlags) -> Result<()> {
+    let context = || format!("handle {signal}");
+    let action = SigAction::new(SigHandler::Handler(handler), flags, SigSet::all());
+    // SAFETY: the handlers of this file make async-signal-safe calls alone.
+    let before = unsafe { sigaction(signal, &action) }.with_context(context)?;
+    if matches!(before.handler(), SigHandler::SigIgn) {
+        // SAFETY: it is the action that was there, which runs no code.
+        unsafe { sigaction(signal, &before) }.with_context(context)?;
+    }
+    Ok(())
+}
+
+extern "C" fn do_nothing(_: c_int) {}
+
+extern "C" fn say_and_end(number: c_int) {
+    if let Some(words) = WORDS.get() {
+        let mut line = Line::default();
+        // The facility daemon, and an error (syslog(3)).
+        line.push(b"<27>pinfold: ");
+        line.push(words.who.as_bytes());
+        line.push(b" was ended by ");
+        let signal = Signal::try_from(number);
+        line.push(signal.map_or("a signal", Signal::as_str).as_bytes());
+        if signal == Ok(Signal::SIGALRM) {
+            line.push(AFTER.as_bytes());
+        }
+        line.push(
+            b"; what it left is taken back when the pool is next needed, or by pinfold reconcile\n",
+        );
+        words.log(line.bytes());
+        // Last, for whoever holds the other end may not read: the backstop ends that.
+        write(libc::STDERR_FILENO, &line.bytes()[4..]);
+    }
+    // The default action, which is back, comes when this returns.
+    let _ = raise(Signal::try_from(number).unwrap_or(Signal::SIGKILL));
+}
+
+/// What is known of an alarm.
+const AFTER: &str = " after 20 s: something that it waited for hangs";
+const _: () = assert!(HOOK_SECONDS == 20);
+
+impl Words {
+    fn log(&self, line: &[u8]) {
+        // SAFETY: socket(2), sendto(2), open(2), write(2) and close(2) are async-signal-safe; each gets memory that lives
+        // through the call, with its size.
+        unsafe {
+            let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+            let socket = libc::socket(libc::AF_UNIX, kind, 0);
+            let sent = libc::sendto(
+                socket,
+                line.as_ptr().cast(),
+                line.len(),
+                0,
+                (&raw const self.socket).cast(),
+                size_of::<libc::sockaddr_un>() as libc::socklen_t,
+            );
+            libc::close(socket);
+            if sent < 0 {
+                let flags = libc::O_WRONLY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+                let kernel = libc::open(self.kernel.as_ptr(), flags);
+                write(kernel, line);
+                libc::close(kernel);
+            }
+        }
+    }
+}
+
+fn write(to: c_int, line: &[u8]) {
+    // SAFETY: write(2) is async-signal-safe, and the line lives through the call.
+    unsafe { libc::write(to, line.as_ptr().cast(), line.len()) };
+}
+
+/// A socket's address; an empty one, which nobody listens at, where the path is too long.
+fn address(path: &Path) -> libc::sockaddr_un {
+    // SAFETY: an address is plain bytes, for which zero is valid.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() < address.sun_path.len() {
+        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+            *to = *from as libc::c_char;
+        }
+    }
+    address
+}
+
+/// A line that is put together without allocating.
+struct Line {
+    bytes: [u8; MOST_BYTES],
+    length: usize,
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line {
+            bytes: [0; MOST_BYTES],
+            length: 0,
+        }
+    }
+}
+
+impl Line {
+    /// What does not fit is cut off.
+    fn push(&mut self, text: &[u8]) {
+        let free = &mut self.bytes[self.length..];
+        let count = text.len().min(free.len());
+        free[..count].copy_from_slice(&text[..count]);
+        self.length += count;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+fn tell_of_panics(host: Host) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        let message = one_line(&format!("this is a bug of Pinfold's: {panic}"));
+        system_log::send(&host, Severity::Error, &message);
+    }));
+}
+
+fn back_the_alarm() -> Result<()> {
+    let context = "set a timer behind the alarm";
+    let signal = SigevNotify::SigevSignal {
+        signal: Signal::SIGKILL,
+        si_value: 0,
+    };
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(signal)).context(context)?;
+    let at = TimeSpec::new(i64::from(HOOK_SECONDS) + BACKSTOP, 0);
+    timer
+        .set(Expiration::OneShot(at), TimerSetTimeFlags::empty())
+        .context(context)?;
+    // It runs until the process ends, or becomes another program (timer_create(2)).
+    std::mem::forget(timer);
+    Ok(())
+}
