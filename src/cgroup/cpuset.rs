@@ -45,6 +45,23 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// The same where a group has CPUs of its own besides, which whoever made it chose; empty for none.
+    ///
+    /// # Errors
+    /// They are no CPU list.
+    pub fn within(self, group: &Group, cpus: &str) -> Result<Bound> {
+        let own: CpuSet = cpus
+            .parse()
+            .with_context(|| format!("read {}", group.dir().join(CPUS).display()))?;
+        Ok(match own.is_empty() {
+            true => self,
+            false => Bound {
+                cpus: self.cpus.intersection(&own),
+                nearest: group.clone(),
+            },
+        })
+    }
+
     /// The path of the topmost group that has no more than these CPUs: those below inherit them from it.
     pub fn group(&self) -> String {
         let mut origin = self.nearest.clone();

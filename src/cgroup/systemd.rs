@@ -5,6 +5,7 @@
 //! container would run everywhere.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,11 +17,11 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::text::one_line;
 
-/// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the group is a scope's own;
-/// an empty set is what its parents have. Was there anything to tell? Elsewhere, in a container's group below its scope
+/// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the group is a scope's or a
+/// service's own; an empty set is what its parents have. Was there anything to tell? Elsewhere, in a container's group below its scope
 /// too, nothing is asked.
 ///
-/// A container with a scope's name need not have that scope: systemd says which group it has. A scope of a user's manager
+/// A container with a unit's name need not have that unit: systemd says which group it has. A unit of a user's manager
 /// is left alone, for that is not reached from a hook; so is everything on a machine that is not the running one.
 ///
 /// # Errors
@@ -33,41 +34,98 @@ pub fn tell(
     patience: Duration,
 ) -> Result<bool> {
     let deadline = Instant::now() + patience;
-    let is_here = host.is_running_root() && host.systemd_mark().exists();
-    let Some(scope) = scope_of(group).filter(|_| is_here) else {
+    let Some(unit) = Unit::of(host, group)? else {
         return Ok(false);
     };
-    let systemctl = host.program("systemctl").context("find systemctl")?;
-    let systemctl = || Command::new(&systemctl);
-    let mut question = systemctl();
-    question.args(["show", "--property=ControlGroup", "--value", "--", scope]);
-    let shown = answer(&mut question, deadline);
-    let shown = shown.with_context(|| format!("ask systemd for the cgroup of {scope}"))?;
-    if shown.trim() != group.path() {
+    if unit.shown("ControlGroup", deadline)? != group.path() {
         return Ok(false);
     }
-    let mut setting = systemctl();
-    setting
-        .args([
-            "--runtime",
-            "--no-ask-password",
-            "set-property",
-            "--",
-            scope,
-        ])
-        .arg(format!("AllowedCPUs={cpus}"))
-        .args(mems.map(|mems| format!("AllowedMemoryNodes={mems}")));
-    answer(&mut setting, deadline)
-        .with_context(|| format!("tell systemd of the CPUs {cpus} of {scope}"))?;
+    unit.set(cpus, mems, deadline)?;
     Ok(true)
 }
 
-/// The scope whose own group this may be: runtimes run containers in scopes. Version 1 cpusets are nothing that systemd
-/// knows.
-fn scope_of(group: &Group) -> Option<&str> {
+/// Tells systemd the CPUs of a service as they are without us, though its group may be gone: it keeps them for the
+/// service's next start.
+///
+/// # Errors
+/// As above; that the unit is gone altogether is one of them.
+pub fn tell_for_later(
+    host: &Host,
+    group: &Group,
+    cpus: &CpuSet,
+    mems: Option<&CpuSet>,
+    patience: Duration,
+) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    match Unit::of(host, group)? {
+        Some(unit) if unit.name.ends_with(".service") => unit.set(cpus, mems, deadline),
+        _ => Ok(()),
+    }
+}
+
+/// Is it a unit's own group, which the unit's processes are to divide themselves (`Delegate=`,
+/// systemd.resource-control(5))?
+///
+/// # Errors
+/// systemd has not answered after `patience`.
+pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bool> {
+    let deadline = Instant::now() + patience;
+    let Some(unit) = Unit::of(host, group)? else {
+        return Ok(false);
+    };
+    Ok(unit.shown("ControlGroup", deadline)? == group.path()
+        && unit.shown("Delegate", deadline)? == "yes")
+}
+
+/// A unit of the system's manager, and the program that speaks for it.
+struct Unit<'a> {
+    name: &'a str,
+    systemctl: PathBuf,
+}
+
+impl<'a> Unit<'a> {
+    /// The unit whose own group this may be, on the running machine.
+    fn of(host: &Host, group: &'a Group) -> Result<Option<Unit<'a>>> {
+        let Some(name) = unit_of(group).filter(|_| host.is_running_root()) else {
+            return Ok(None);
+        };
+        let mark = host.systemd_mark();
+        let is_systemd = mark.try_exists();
+        if !is_systemd.with_context(|| format!("look at {}", mark.display()))? {
+            return Ok(None);
+        }
+        let systemctl = host.program("systemctl").context("find systemctl")?;
+        Ok(Some(Unit { name, systemctl }))
+    }
+
+    fn shown(&self, property: &str, deadline: Instant) -> Result<String> {
+        let mut question = Command::new(&self.systemctl);
+        question.args(["show", "--value", "--property", property, "--", self.name]);
+        let shown = answer(&mut question, deadline);
+        let shown =
+            shown.with_context(|| format!("ask systemd for {property} of {}", self.name))?;
+        Ok(shown.trim().to_owned())
+    }
+
+    fn set(&self, cpus: &CpuSet, mems: Option<&CpuSet>, deadline: Instant) -> Result<()> {
+        let mut setting = Command::new(&self.systemctl);
+        setting
+            .args(["--runtime", "--no-ask-password", "set-property", "--"])
+            .args([self.name, &format!("AllowedCPUs={cpus}")])
+            .args(mems.map(|mems| format!("AllowedMemoryNodes={mems}")));
+        answer(&mut setting, deadline)
+            .with_context(|| format!("tell systemd of the CPUs {cpus} of {}", self.name))?;
+        Ok(())
+    }
+}
+
+/// The scope or the service whose own group this may be: runtimes run containers in scopes, and services run `isolate`.
+/// Version 1 cpusets are nothing that systemd knows.
+fn unit_of(group: &Group) -> Option<&str> {
     let is_of_user = group.path().contains("/user@");
     let name = group.path().rsplit('/').next()?;
-    (group.version() == Version::V2 && name.ends_with(".scope") && !is_of_user).then_some(name)
+    let is_unit = name.ends_with(".scope") || name.ends_with(".service");
+    (group.version() == Version::V2 && is_unit && !is_of_user).then_some(name)
 }
 
 /// What systemctl prints; what it says of a failure is the error.
@@ -117,7 +175,7 @@ mod tests {
     use crate::cgroup::Hierarchy;
 
     #[test]
-    fn only_a_scopes_own_group_is_systemds() {
+    fn only_a_units_own_group_is_systemds() {
         let hierarchy = |version| Hierarchy {
             version,
             mount: "/sys/fs/cgroup".into(),
@@ -129,7 +187,12 @@ mod tests {
                 "/machine.slice/libpod-1.scope",
                 Some("libpod-1.scope"),
             ),
-            (Version::V2, "/default/sshd.service", None),
+            (
+                Version::V2,
+                "/system.slice/forwarder.service",
+                Some("forwarder.service"),
+            ),
+            (Version::V2, "/system.slice/forwarder.service/below", None),
             (Version::V2, "/machine.slice/libpod-1.scope/container", None),
             (Version::V2, "/machine.slice", None),
             (
@@ -140,7 +203,7 @@ mod tests {
             (Version::V1, "/machine.slice/libpod-1.scope", None),
         ] {
             let group = hierarchy(version).group(path).unwrap();
-            assert_eq!(scope_of(&group), unit, "{path}");
+            assert_eq!(unit_of(&group), unit, "{path}");
         }
     }
 }

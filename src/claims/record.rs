@@ -104,6 +104,12 @@ impl Claim {
         self.cgroup.as_ref().filter(|group| group.confined)
     }
 
+    /// Is it a command in the group of its supervisor, a unit?
+    pub fn is_supervised(&self) -> bool {
+        let group = self.cgroup.as_ref();
+        self.kind == OwnerKind::Process && group.is_some_and(|group| !group.made)
+    }
+
     /// Does a process that stands for the owner run elsewhere, by design? `isolate` does, beside its command, and a
     /// runtime that holds a reservation.
     pub fn is_beside(&self, process: Process) -> bool {

@@ -89,7 +89,10 @@ fn start(
         .filter_map(|signal| Signal::try_from(*signal).ok())
         .collect();
     sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&awaited), None)?;
-    let procs = OpenOptions::new().write(true).open(&place.procs_file)?;
+    let procs = match &place.procs_file {
+        Some(path) => Some(OpenOptions::new().write(true).open(path)?),
+        None => None,
+    };
     let confined = !args.no_affinity;
     let mut command = Command::new(&args.command[0]);
     command
@@ -97,7 +100,9 @@ fn start(
         .env("KCM_CPUS_ASSIGNED", place.lists.join(","))
         .env("KCM_CPUS_ASSIGNED_MASK", place.cpus.to_hex_mask());
     let enter = move || {
-        (&procs).write_all(b"0")?;
+        if let Some(mut procs) = procs.as_ref() {
+            procs.write_all(b"0")?;
+        }
         if confined {
             process::reset_affinity(0)?;
         }

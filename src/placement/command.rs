@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::container::TOLD;
 use super::give::{Applicant, Place};
 use super::life::Life;
 use super::pick::Wish;
-use super::{Books, Site};
-use crate::cgroup::Hierarchy;
+use super::{Books, Site, at_most};
+use crate::cgroup::cpuset::{self, Masks};
+use crate::cgroup::{Group, Hierarchy, Version, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::names;
@@ -19,6 +21,9 @@ use crate::request::Request;
 /// How long recording a command's process waits for the lock.
 const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The group of `isolate` itself beside its command's, in a unit that leaves its own to be divided.
+const SUPERVISOR: &str = "pinfold-supervisor";
+
 /// Where a command is to run.
 #[derive(Debug)]
 pub struct CommandPlace {
@@ -26,8 +31,8 @@ pub struct CommandPlace {
     pub cpus: CpuSet,
     /// The directory names of its CPU lists, by first CPU.
     pub lists: Vec<String>,
-    /// The file into which the command's process writes `0` to enter its group.
-    pub procs_file: PathBuf,
+    /// The file into which the command's process writes `0` to enter its group; none where it is in it already.
+    pub procs_file: Option<PathBuf>,
     claim: Claim,
 }
 
@@ -48,18 +53,38 @@ pub fn pin_command(
     let id = format!("isolate-{pid}");
     let hierarchy = Hierarchy::discover(host)?;
     let wish = Wish::of(host, request)?;
-    let books = site.open_books(hierarchy)?;
-    let group = books.new_group(&id, process)?;
-    let procs_file = group.procs_file();
-    let place = Place::Entered { group, confined };
+    let names = names::of_command(host, program);
+    let books = site.open_books(hierarchy.clone())?;
+    let place = books.place_of_command(&id, process, confined)?;
     let applicant = Applicant {
         id: &id,
         kind: OwnerKind::Process,
-        names: &names::of_command(host, program),
+        names: &names,
         process,
         place,
     };
     let claim = books.give(&applicant, &wish)?;
+    // systemd takes its time, and nobody else has to wait for it.
+    drop(books);
+    let (claim, procs_file) = match &applicant.place {
+        Place::Supervised {
+            group,
+            confined: true,
+            ..
+        } => {
+            let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
+            let told = systemd::tell(host, group, &claim.cpus, mems, at_most(TOLD, site.deadline));
+            let claim = match told {
+                Ok(false) => claim,
+                told => site
+                    .open_books(hierarchy)?
+                    .agree(&claim, group, group, told)?,
+            };
+            (claim, None)
+        }
+        Place::Supervised { .. } => (claim, None),
+        place => (claim, Some(place.group().procs_file())),
+    };
     Ok(CommandPlace {
         cpus: claim.cpus.clone(),
         lists: claim.lists.clone(),
@@ -98,8 +123,14 @@ impl CommandPlace {
     pub fn finish(self, site: &Site) -> Result<()> {
         let books = site.open_books(Hierarchy::discover(&site.host)?)?;
         let Some(claim) = books.current(&self.claim)? else {
-            return Ok(());
+            return match self.claim.is_supervised() {
+                true => books.restore_group(&self.claim),
+                false => Ok(()),
+            };
         };
+        if claim.is_supervised() {
+            return books.finish_supervised(&claim);
+        }
         let mut rest = claim.clone();
         rest.processes.retain(|process| *process != claim.owner);
         if books.life_of(&rest)? == Life::Gone && books.give_back(&claim)? {
@@ -112,6 +143,83 @@ impl CommandPlace {
 }
 
 impl Books<'_> {
+    /// Where a command is to run: in the group that we are in where its supervisor, a unit, has nobody else in it, so that
+    /// the unit's limits and its end reach the command; below it where the unit leaves it to us to divide; elsewhere in a
+    /// group of ours. On version 1 a supervisor knows nothing of cpusets.
+    fn place_of_command(&self, id: &str, process: Process, confined: bool) -> Result<Place> {
+        let pid = process.pid;
+        let own = self.hierarchy.group_of(self.host, pid)?;
+        let is_supervisors = |group: &Group| {
+            group.version() == Version::V2
+                && group.parent().is_some()
+                && group.all_pids().is_ok_and(|pids| pids == [pid])
+        };
+        let Some(group) = own.filter(is_supervisors) else {
+            let group = self.new_group(id, process)?;
+            return Ok(Place::Entered { group, confined });
+        };
+        if systemd::is_delegated(self.host, &group, self.told_at_most())? {
+            // A group that has processes gives no controller to those below it (kernel: cgroup-v2.rst, "No Internal
+            // Process Constraint").
+            let supervisor = group.child(SUPERVISOR);
+            supervisor.make()?;
+            supervisor.adopt(pid)?;
+            let group = group.child(&format!("{id}-{}-{}", pid, process.start));
+            return Ok(Place::Entered { group, confined });
+        }
+        let before = match self.supersede_supervised(&group, process)? {
+            Some(before) => before,
+            None => cpuset::masks(&group)?.unwrap_or_default(),
+        };
+        Ok(Place::Supervised {
+            group,
+            before,
+            confined,
+        })
+    }
+
+    /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was claimed there is free.
+    /// Returns what the unit had before.
+    fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Option<Masks>> {
+        let mut before = None;
+        for entry in self.ledger.all()? {
+            let claim = entry.claim().filter(|claim| {
+                let of_group = claim.cgroup.as_ref().map(|claimed| claimed.path.as_str());
+                claim.is_supervised()
+                    && claim.owner != process
+                    && claim.boot_id == self.boot_id
+                    && of_group == Some(group.path())
+            });
+            let Some(claim) = claim else {
+                continue;
+            };
+            let found = claim.cgroup.as_ref().map(|claimed| &claimed.before);
+            before = found.map(|found| Masks {
+                cpus: found.cpus.clone(),
+                mems: found.mems.clone(),
+            });
+            self.take_back(claim)?;
+        }
+        Ok(before)
+    }
+
+    /// The end of a command in its supervisor's group, which we are in ourselves.
+    fn finish_supervised(&self, claim: &Claim) -> Result<()> {
+        let Some((group, _)) = self.group_of(claim)? else {
+            return self.take_back(claim);
+        };
+        let others = group.all_pids()?.into_iter();
+        let mut others = others.filter(|pid| *pid != claim.owner.pid);
+        let survivor = others.find_map(|pid| Process::with_pid(self.host, pid).transpose());
+        let Some(survivor) = survivor.transpose()? else {
+            return self.take_back(claim);
+        };
+        let mut rest = claim.clone();
+        rest.processes = vec![survivor];
+        self.ledger.write(&rest)?;
+        self.record_instead_of(&claim.pids(), &rest)
+    }
+
     /// A claim as it is now: somebody may have released it by force since.
     pub(super) fn current(&self, claim: &Claim) -> Result<Option<Claim>> {
         match self.ledger.current(claim) {

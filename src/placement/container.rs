@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::request::{Request, Size};
 
 /// How long systemd may take where nobody else waits: it can be busy with many starts.
-const TOLD: Duration = Duration::from_secs(15);
+pub(super) const TOLD: Duration = Duration::from_secs(15);
 
 /// A container that is about to start.
 #[derive(Debug, Clone)]
@@ -112,7 +112,7 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
 
 impl Books<'_> {
     /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be what the claim says now.
-    fn agree(
+    pub(super) fn agree(
         &self,
         claim: &Claim,
         group: &Group,

@@ -44,14 +44,21 @@ pub(super) enum Place {
     Moved { to: Group, from: Group },
     /// In a group that we make, which its processes enter by themselves; confined there, or only kept together.
     Entered { group: Group, confined: bool },
+    /// In the group of its supervisor, a unit that holds nobody else; what that had chosen for it stays its bound.
+    Supervised {
+        group: Group,
+        before: Masks,
+        confined: bool,
+    },
 }
 
 impl Place {
     pub(super) fn group(&self) -> &Group {
         match self {
-            Place::Own(group) | Place::Moved { to: group, .. } | Place::Entered { group, .. } => {
-                group
-            }
+            Place::Own(group)
+            | Place::Moved { to: group, .. }
+            | Place::Entered { group, .. }
+            | Place::Supervised { group, .. } => group,
         }
     }
 }
@@ -61,11 +68,22 @@ impl Books<'_> {
     pub(super) fn give(&self, applicant: &Applicant<'_>, wish: &Wish<'_>) -> Result<Claim> {
         let group = applicant.place.group();
         let bound = match &applicant.place {
-            Place::Own(group) => cpuset::bound(group)?,
+            Place::Supervised { group, before, .. } => {
+                cpuset::bound(group)?.within(group, &before.cpus)?
+            }
             // What our own parents have now is theirs for no longer than until this group is made.
-            _ => cpuset::bound(&self.hierarchy.parent_of_ours()?)?,
+            _ if group
+                .parent()
+                .is_some_and(|above| above.is_parent_of_ours()) =>
+            {
+                cpuset::bound(&self.hierarchy.parent_of_ours()?)?
+            }
+            _ => cpuset::bound(group)?,
         };
-        let before = cpuset::masks(group)?.unwrap_or_default();
+        let before = match &applicant.place {
+            Place::Supervised { before, .. } => before.clone(),
+            _ => cpuset::masks(group)?.unwrap_or_default(),
+        };
         if let Place::Own(group) = &applicant.place {
             refuse_chosen_cpus(group, &before, wish.request)?;
         }
@@ -100,7 +118,7 @@ impl Books<'_> {
     ) -> Result<Claim> {
         let place = &applicant.place;
         let group = place.group();
-        let made = !matches!(place, Place::Own(_));
+        let made = !matches!(place, Place::Own(_) | Place::Supervised { .. });
         if made {
             group.make()?;
         }
@@ -112,6 +130,9 @@ impl Books<'_> {
             confined: !matches!(
                 place,
                 Place::Entered {
+                    confined: false,
+                    ..
+                } | Place::Supervised {
                     confined: false,
                     ..
                 }
@@ -233,7 +254,8 @@ impl Books<'_> {
         }
         let pid = claim.owner.pid;
         match place {
-            Place::Entered { .. } => return Ok(()),
+            // The command resets its own affinity before it begins.
+            Place::Entered { .. } | Place::Supervised { .. } => return Ok(()),
             Place::Moved { to, .. } => to.adopt(pid)?,
             Place::Own(_) => {}
         }

@@ -86,8 +86,9 @@ impl Books<'_> {
         Ok(found.and_then(|(group, claimed)| claimed.confined.then_some(group)))
     }
 
-    fn restore_group(&self, claim: &Claim) -> Result<()> {
+    pub(super) fn restore_group(&self, claim: &Claim) -> Result<()> {
         let Some((group, claimed)) = self.group_of(claim)? else {
+            self.forget_supervised(claim);
             return self.restore_awaited(claim);
         };
         if claimed.made {
@@ -98,7 +99,10 @@ impl Books<'_> {
         let Before { cpus, mems } = &claimed.before;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
         // The unit may be gone already.
-        let none = CpuSet::new();
+        let none = match claim.is_supervised() {
+            true => cpus.parse()?,
+            false => CpuSet::new(),
+        };
         if let Err(error) = systemd::tell(
             self.host,
             &group,
@@ -109,6 +113,24 @@ impl Books<'_> {
             log::info!("{error:#}");
         }
         cpuset::restore(&group, cpus, mems)
+    }
+
+    /// systemd keeps a service's CPUs for its next start, which is not to be confined to what its last one owned.
+    fn forget_supervised(&self, claim: &Claim) {
+        let supervised = claim.cgroup.as_ref().filter(|_| claim.is_supervised());
+        let is_of_this_boot = claim.boot_id == self.boot_id;
+        let Some(claimed) = supervised.filter(|_| is_of_this_boot) else {
+            return;
+        };
+        let told = self.hierarchy.group(&claimed.path).and_then(|group| {
+            let cpus = claimed.before.cpus.parse()?;
+            let mems: CpuSet = claimed.before.mems.parse()?;
+            let mems = Some(&mems).filter(|_| !claim.mems.is_empty());
+            systemd::tell_for_later(self.host, &group, &cpus, mems, self.told_at_most())
+        });
+        if let Err(error) = told {
+            log::info!("{error:#}");
+        }
     }
 
     /// The group that a runtime confined for a reservation and left, unless another owner has it by now.

@@ -74,6 +74,7 @@ mod site;
 mod snapshot;
 mod status;
 mod strace;
+mod supervised;
 mod syslog;
 mod unpinned;
 mod untouched;
@@ -118,6 +119,7 @@ fn main() -> ExitCode {
         wreckage::cases(),
         owners::cases(),
         isolate::cases(),
+        supervised::cases(),
         release::cases(),
         books::cases(),
         refusals::cases(),

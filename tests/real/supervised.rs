@@ -1,0 +1,238 @@
+//! `pinfold isolate` as the command of a systemd unit: the unit's limits, its end and its restart reach what it runs.
+
+use crate::cases::{Case, plain};
+use crate::cgroups::{hierarchy, mask, processes};
+use crate::needs::Need;
+use crate::process::{affinity, eventually, is_alive, run, send};
+use crate::world::{Kind, World};
+use nix::libc;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let needs = &[Need::Root, Need::V2, Need::Systemd, Need::Cpus(2)];
+    vec![
+        plain(
+            "supervised::the_units_group_is_the_owners",
+            needs,
+            the_units_group_is_the_owners,
+        ),
+        plain(
+            "supervised::stopping_leaves_nobody",
+            needs,
+            stopping_leaves_nobody,
+        ),
+        plain(
+            "supervised::killed_and_restarted_runs_once",
+            needs,
+            killed_and_restarted_runs_once,
+        ),
+        plain(
+            "supervised::a_delegated_unit_has_it_below",
+            needs,
+            a_delegated_unit_has_it_below,
+        ),
+        plain(
+            "supervised::the_units_own_cpus_bound_it",
+            needs,
+            the_units_own_cpus_bound_it,
+        ),
+        plain(
+            "supervised::beside_others_it_has_a_group_of_ours",
+            needs,
+            beside_others_it_has_a_group_of_ours,
+        ),
+    ]
+}
+
+/// A service that is gone at the end of its test.
+struct Unit {
+    name: String,
+}
+
+impl Unit {
+    /// Starts a service with `isolate` in pool `dp` as its command, and these further lines.
+    fn start(world: &World, name: &str, lines: &str, command: &str) -> Unit {
+        let isolate = world.pinfold(&["isolate", "--pool", "dp", "--"]);
+        let words = std::iter::once(isolate.get_program()).chain(isolate.get_args());
+        let words: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+        Unit::of_line(name, lines, &format!("{} {command}", words.join(" ")))
+    }
+
+    fn of_line(name: &str, lines: &str, line: &str) -> Unit {
+        let unit = Unit {
+            name: format!("pinfoldtest-{name}.service"),
+        };
+        let text = format!(
+            "[Service]\nMemoryMax=100M\nTimeoutStopSec=20\nRestartSec=0\n{lines}\nExecStart={line}\n"
+        );
+        std::fs::write(unit.file(), text).unwrap();
+        systemctl(&["daemon-reload"]);
+        systemctl(&["start", &unit.name]);
+        unit
+    }
+
+    fn file(&self) -> PathBuf {
+        Path::new("/run/systemd/system").join(&self.name)
+    }
+
+    fn group(&self) -> PathBuf {
+        hierarchy().root.join("system.slice").join(&self.name)
+    }
+
+    fn main_pid(&self) -> i32 {
+        let mut show = Command::new("systemctl");
+        show.args(["show", "--value", "--property=MainPID", &self.name]);
+        run(&mut show).stdout.trim().parse().unwrap()
+    }
+
+    /// The `sleep`s in a group of the unit, once there are so many.
+    #[track_caller]
+    fn sleeping(&self, group: &Path, count: usize) -> Vec<i32> {
+        eventually("the commands run in their group", || {
+            let mut pids = processes(group);
+            pids.retain(|pid| name_of(*pid) == "sleep");
+            (pids.len() == count).then_some(pids)
+        })
+    }
+
+    fn stop(&self) {
+        systemctl(&["stop", &self.name]);
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        let mut stop = Command::new("systemctl");
+        let _ = stop.args(["stop", &self.name]).status();
+        let _ = std::fs::remove_file(self.file());
+        let mut reload = Command::new("systemctl");
+        let _ = reload.arg("daemon-reload").status();
+    }
+}
+
+fn systemctl(arguments: &[&str]) {
+    run(Command::new("systemctl").args(arguments)).ok();
+}
+
+fn name_of(pid: i32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.unwrap_or_default().trim().to_owned()
+}
+
+fn allowed_cpus(unit: &Unit) -> String {
+    let mut show = Command::new("systemctl");
+    show.args(["show", "--value", "--property=AllowedCPUs", &unit.name]);
+    run(&mut show).stdout.trim().to_owned()
+}
+
+/// Two forking children and all: they count for the unit's limits, and no reload widens them.
+fn the_units_group_is_the_owners(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let script = "/bin/sh -c 'sleep 600 & sleep 600 & wait'";
+    let unit = Unit::start(world, "own", "", script);
+    let group = unit.group();
+    let pids = unit.sleeping(&group, 2);
+    systemctl(&["daemon-reload"]);
+    for pid in pids {
+        assert_eq!(affinity(pid), "1");
+    }
+    assert_eq!(mask(&group), "1");
+    assert_eq!(allowed_cpus(&unit), "1");
+    let most = std::fs::read_to_string(group.join("memory.max")).unwrap();
+    assert_eq!(most.trim(), (100 << 20).to_string());
+    let claims = world.claims();
+    assert!(
+        claims[0]["cgroup"]["path"]
+            .as_str()
+            .unwrap()
+            .ends_with(&unit.name),
+        "{claims:?}"
+    );
+    unit.stop();
+    world.wait_until_free();
+    assert_eq!(allowed_cpus(&unit), "");
+}
+
+/// A grandchild in a session of its own ends with the unit, and its list is free.
+fn stopping_leaves_nobody(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let script = "/bin/sh -c 'setsid sleep 600 & exec sleep 600'";
+    let unit = Unit::start(world, "stop", "", script);
+    let pids = unit.sleeping(&unit.group(), 2);
+    unit.stop();
+    assert!(pids.iter().all(|pid| !is_alive(*pid)), "{pids:?}");
+    world.reconcile().ok();
+    world.assert_all_free("after the unit was stopped");
+}
+
+fn killed_and_restarted_runs_once(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let unit = Unit::start(world, "again", "Restart=always", "/bin/sleep 600");
+    for round in 0..3 {
+        let pids = unit.sleeping(&unit.group(), 1);
+        let before = unit.main_pid();
+        // What the first was given is nothing that the next one is bound to.
+        assert_eq!(world.claims().len(), 1, "round {round}");
+        send(before, libc::SIGKILL);
+        eventually("the command of before is gone", || {
+            (!is_alive(pids[0])).then_some(())
+        });
+        eventually("another one is there", || {
+            let now = unit.main_pid();
+            (now != 0 && now != before).then_some(())
+        });
+    }
+    let pids = unit.sleeping(&unit.group(), 1);
+    let claims = world.claims();
+    assert_eq!(claims.len(), 1, "{claims:?}");
+    assert_eq!(affinity(pids[0]), claims[0]["cpus"].as_str().unwrap());
+    unit.stop();
+    world.reconcile().ok();
+    world.assert_all_free("after the unit was stopped");
+}
+
+fn a_delegated_unit_has_it_below(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let unit = Unit::start(world, "delegated", "Delegate=yes", "/bin/sleep 600");
+    let group = eventually("the owner's group", || {
+        let claim = world.claims().into_iter().next()?;
+        let path = claim["cgroup"]["path"].as_str()?.to_owned();
+        Some(crate::world::claimed_cgroup(&path))
+    });
+    assert_eq!(group.parent().unwrap(), unit.group());
+    let pids = unit.sleeping(&group, 1);
+    systemctl(&["daemon-reload"]);
+    assert_eq!(affinity(pids[0]), "1");
+    unit.stop();
+    assert!(!is_alive(pids[0]));
+    world.reconcile().ok();
+    world.assert_all_free("after the unit was stopped");
+}
+
+/// AllowedCPUs= of the unit is a limit like its others, and is as it was at the end.
+fn the_units_own_cpus_bound_it(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let unit = Unit::start(world, "bound", "AllowedCPUs=1", "/bin/sleep 600");
+    let pids = unit.sleeping(&unit.group(), 1);
+    assert_eq!(affinity(pids[0]), "1");
+    unit.stop();
+    world.wait_until_free();
+    assert_eq!(allowed_cpus(&unit), "1");
+}
+
+fn beside_others_it_has_a_group_of_ours(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let isolate = world.pinfold(&["isolate", "--pool", "dp", "--", "/bin/sleep", "600"]);
+    let words = std::iter::once(isolate.get_program()).chain(isolate.get_args());
+    let words: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    let line = format!("/bin/sh -c 'sleep 600 & {}; true'", words.join(" "));
+    let unit = Unit::of_line("beside", "", &line);
+    let group = eventually("the owner's group", || {
+        let claim = world.claims().into_iter().next()?;
+        Some(claim["cgroup"]["path"].as_str()?.to_owned())
+    });
+    assert!(group.starts_with("/pinfold/"), "{group}");
+    unit.stop();
+    world.reconcile().ok();
+}
