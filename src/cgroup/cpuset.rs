@@ -62,6 +62,16 @@ impl Bound {
         })
     }
 
+    /// The slices that are partitions and so keep their CPUs from everybody outside, this group too; none that cannot be
+    /// read.
+    pub fn partitions(&self) -> Vec<(Group, CpuSet)> {
+        let mut top = self.nearest.clone();
+        while let Some(above) = top.parent() {
+            top = above;
+        }
+        partitions(&top).unwrap_or_default()
+    }
+
     /// The path of the topmost group that has no more than these CPUs: those below inherit them from it.
     pub fn group(&self) -> String {
         let mut origin = self.nearest.clone();
@@ -157,6 +167,39 @@ pub fn bound(group: &Group) -> Result<Bound> {
         "no group above {} has the cpuset controller: enable it in the kernel",
         group.dir().display()
     )
+}
+
+/// What bounds every group that can be seen here; `None` where that is the machine itself. In a container the topmost group
+/// is the container's own.
+pub fn ceiling(top: &Group) -> Result<Option<CpuSet>> {
+    // The root of version 2 has no such file (kernel: cgroup-v2.rst, "Cpuset Interface Files"); on version 1 the root's
+    // names all CPUs.
+    match read_set(top, CPUS)? {
+        None => Ok(None),
+        Some(_) => effective_cpus(top),
+    }
+}
+
+/// The slices that are a partition of their own, `root` or `isolated`, with their CPUs, which nobody outside has (kernel:
+/// cgroup-v2.rst, "cpuset.cpus.partition"). One that the kernel calls invalid is none.
+pub fn partitions(top: &Group) -> Result<Vec<(Group, CpuSet)>> {
+    let mut found = Vec::new();
+    if top.version() == Version::V1 {
+        return Ok(found);
+    }
+    for slice in top.children()? {
+        if !slice.path().ends_with(".slice") {
+            continue;
+        }
+        let kind = files::read_if_there(&slice.dir().join("cpuset.cpus.partition"))?;
+        let kind = kind.unwrap_or_default();
+        if matches!(kind.trim(), "root" | "isolated") {
+            let cpus = effective_cpus(&slice)?.unwrap_or_default();
+            found.push((slice.clone(), cpus));
+        }
+        found.extend(partitions(&slice)?);
+    }
+    Ok(found)
 }
 
 /// The values that whoever made a group chose for it; those that it inherits are left out.

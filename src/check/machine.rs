@@ -1,7 +1,8 @@
 //! The machine: kernel, cgroups, systemd.
 
 use super::Report;
-use crate::cgroup::{Hierarchy, Version, cpuset};
+use crate::cgroup::{Group, Hierarchy, Version, cpuset};
+use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
@@ -125,10 +126,7 @@ fn cgroups(hierarchy: &Hierarchy, kernel: Option<(u32, u32)>, release: &str, rep
 }
 
 /// Which groups that engines use do not allow all of these CPUs: their paths, and what they lack.
-pub(super) fn narrow_parents(
-    site: &Site,
-    cpus: &crate::cpulist::CpuSet,
-) -> Vec<(String, crate::cpulist::CpuSet)> {
+pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet)> {
     let Ok(hierarchy) = Hierarchy::discover(&site.host) else {
         return Vec::new();
     };
@@ -139,6 +137,14 @@ pub(super) fn narrow_parents(
         (!lacks.is_empty()).then(|| (group.path().to_owned(), lacks))
     });
     lacking.collect()
+}
+
+/// The slices that are partitions of the operator's own, and their CPUs.
+pub(super) fn partitions(site: &Site) -> Vec<(String, CpuSet)> {
+    let top = Hierarchy::discover(&site.host).and_then(|hierarchy| hierarchy.top());
+    let found = top.and_then(|top| cpuset::partitions(&top));
+    let named = |(group, cpus): (Group, CpuSet)| (group.path().to_owned(), cpus);
+    found.unwrap_or_default().into_iter().map(named).collect()
 }
 
 fn systemd(host: &Host, report: &mut Report) {

@@ -138,6 +138,19 @@ fn reach(site: &Site, survey: &Survey, report: &mut Report) {
     let mut all = CpuSet::new();
     cpus.iter().for_each(|list| all.extend(list));
     let online = topology::online(&site.host).unwrap_or_default();
+    let mut elsewhere = CpuSet::new();
+    for (path, cpus) in machine::partitions(site) {
+        let ours = all.intersection(&cpus);
+        let slice = path.rsplit('/').next().unwrap_or(&path);
+        if !ours.is_empty() {
+            report.ok(
+                "pools",
+                format!("the CPUs {ours} of pools are a partition of {path}: containers there have them (--cgroup-parent {slice}), and no others"),
+            );
+        }
+        elsewhere.extend(&ours);
+    }
+    let online = online.difference(&elsewhere);
     for (path, lacks) in machine::narrow_parents(site, &all.intersection(&online)) {
         report.warn(
             "pools",
@@ -166,11 +179,15 @@ fn exclusive(site: &Site, survey: &Survey, report: &mut Report) {
         Ok(isolated) => isolated,
         Err(error) => return report.error("isolation", &error),
     };
-    let open = cpus.difference(&isolated);
+    let mut kept = isolated;
+    for (_, partition) in machine::partitions(site) {
+        kept.extend(&partition);
+    }
+    let open = cpus.difference(&kept);
     if cpus.is_empty() || open.is_empty() {
         report.ok(
             "isolation",
-            "the kernel keeps others off the CPUs of exclusive pools (isolcpus=)",
+            "the kernel keeps others off the CPUs of exclusive pools (isolcpus=, or a partition)",
         );
     } else {
         report.warn(

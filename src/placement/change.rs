@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::life::Life;
 use super::refusal::unreadable;
+use super::stock::givable;
 use super::{Books, Site};
 use crate::cgroup::Hierarchy;
 use crate::claims::{Claim, Entry};
@@ -152,8 +153,14 @@ impl Books<'_> {
             return Ok(Changed::default());
         }
         let online = topology::online(self.host)?;
+        let givable = givable(self.host)?;
         self.taken()?;
         for list in lists {
+            let lacking = list.intersection(&online).difference(&givable);
+            ensure!(
+                lacking.is_empty(),
+                "no cgroup here allows CPU {lacking}: run this on the host itself"
+            );
             let offline = list.difference(&online);
             ensure!(
                 offline.is_empty(),

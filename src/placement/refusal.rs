@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{Refusal, Scattered, Within};
+use crate::cpulist::CpuSet;
 use crate::pools::{Kind, Pool};
 use crate::request::{Request, Size};
 
@@ -55,9 +56,24 @@ pub(super) fn sentence(
             "every CPU list of the pool has a CPU that is offline: put CPUs online in /sys/devices/system/cpu, or change the pool".to_owned()
         }
         Refusal::NotAllowed => format!(
-            "the cgroup {group} allows only the CPUs {}, which hold no CPU list of the pool: widen that, or use another pool",
-            bound.map_or_else(String::new, |bound| bound.cpus.to_string())
+            "the cgroup {group} allows only the CPUs {}, which hold no CPU list of the pool: {}, or use another pool",
+            bound.map_or_else(String::new, |bound| bound.cpus.to_string()),
+            way_in(pool, bound)
         ),
+    }
+}
+
+/// Where the pool's CPUs are a partition's, nobody outside it can have them, whatever is widened.
+fn way_in(pool: &Pool, bound: Option<&Bound>) -> String {
+    let partitions = bound.map(Bound::partitions).unwrap_or_default();
+    let has_some = |cpus: &CpuSet| pool.lists.iter().any(|list| list.cpus.is_subset(cpus));
+    match partitions.iter().find(|(_, cpus)| has_some(cpus)) {
+        Some((slice, _)) => format!(
+            "those are a partition of {}, so start it there (--cgroup-parent {})",
+            slice.path(),
+            slice.path().rsplit('/').next().unwrap_or_default()
+        ),
+        None => "widen that".to_owned(),
     }
 }
 

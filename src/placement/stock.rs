@@ -1,19 +1,49 @@
 //! The cores that pools are cut from.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
+use crate::cgroup::{Hierarchy, cpuset};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::pools::carve::Core;
 use crate::pools::plan::Stock;
 use crate::topology::{Gap, Group, Levels, isolated, online};
 
+/// The CPUs that are online, and that containers here can be given. In a container, or wherever else the topmost cgroup
+/// that is seen has a part of the machine alone, pools of other CPUs could never be given.
+pub(super) fn givable(host: &Host) -> Result<CpuSet> {
+    let online = online(host)?;
+    // A captured tree has no cgroups.
+    let top = Hierarchy::discover(host).and_then(|hierarchy| hierarchy.top());
+    let Ok(top) = top else {
+        return Ok(online);
+    };
+    let ceiling = cpuset::ceiling(&top)?;
+    Ok(ceiling.map_or(online.clone(), |ceiling| online.intersection(&ceiling)))
+}
+
+/// The same for somebody who makes pools, and is told.
+fn givable_and_told(host: &Host) -> Result<CpuSet> {
+    let (online, givable) = (online(host)?, givable(host)?);
+    let lacking = online.difference(&givable);
+    ensure!(
+        !givable.is_empty(),
+        "the topmost cgroup here allows none of the CPUs {online}: run this on the host itself"
+    );
+    if !lacking.is_empty() {
+        log::warn!(
+            "the topmost cgroup here allows the CPUs {givable} alone, and pools are cut from those: for {lacking} run this on the host itself"
+        );
+    }
+    Ok(givable)
+}
+
 /// The machine's cores, and which of them are for the host's own work: those of these CPUs, or of CPU 0.
 ///
 /// # Errors
 /// A machine whose topology cannot be read.
 pub fn stock(host: &Host, reserve: Option<&CpuSet>) -> Result<Stock> {
-    let online = online(host)?;
+    let online = givable_and_told(host)?;
     let levels = Levels::of(host, &online);
     let group_of = |groups: &[Group], gap: &Gap, cpus: &CpuSet| {
         let mut groups = groups.iter();

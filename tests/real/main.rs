@@ -38,7 +38,9 @@ mod hook_process;
 mod hookfiles;
 mod hotplug;
 mod image;
+mod inside;
 mod installed;
+mod intervals;
 mod isolate;
 mod kcm;
 mod killpoints;
@@ -53,6 +55,7 @@ mod nearness;
 mod needs;
 mod outputs;
 mod owners;
+mod partition;
 mod pinned;
 mod plan;
 mod podman;
@@ -120,6 +123,9 @@ fn main() -> ExitCode {
         owners::cases(),
         isolate::cases(),
         supervised::cases(),
+        partition::cases(),
+        inside::cases(),
+        intervals::cases(),
         release::cases(),
         books::cases(),
         refusals::cases(),
