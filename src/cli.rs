@@ -153,7 +153,7 @@ pub fn seconds(text: &str) -> Result<f64, String> {
 pub enum Verb {
     /// Make the pool directory
     #[command(
-        after_help = "Examples:\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
+        after_help = "Examples:\n  pinfold init\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
     )]
     Init(Init),
     /// Show the pools, who owns what in them, and how each owner is
@@ -223,13 +223,16 @@ pub enum Verb {
 /// `pinfold init`
 #[derive(Debug, Args)]
 pub struct Init {
-    /// So many physical cores for the exclusive pool dataplane [default: 4]
+    /// KCM's form: so many physical cores, by number and from CPU 0 on, for the exclusive pool dataplane; 4 where only
+    /// the other is given
     #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub num_dp_cores: Option<u16>,
-    /// So many physical cores for the shared pool controlplane; all others go to the shared pool infra [default: 1]
+    /// KCM's form: so many for the shared pool controlplane, 1 where only the other is given; all others go to the shared
+    /// pool infra
     #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub num_cp_cores: Option<u16>,
-    /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive), or one list (shared); behind that
+    /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive, of few NUMA nodes), or one list
+    /// (shared); without any of these options, pools that fit the machine; behind that
     /// ,numa=pack|spread|NODE ,cache=pack|spread|single ,cores=whole|threads
     #[arg(long, value_name = "NAME=N|rest:exclusive|shared[,…]", value_parser = pool::spec)]
     pub pool: Vec<PoolSpec>,

@@ -209,6 +209,11 @@ impl Host {
         self.root.join("etc/kcm")
     }
 
+    /// The pool directory of KCM's older releases, which called themselves CMK.
+    pub fn older_conf_dir(&self) -> PathBuf {
+        self.root.join("etc/cmk")
+    }
+
     /// The directory of our records where none is named. It must not outlive a boot.
     pub fn default_run_dir(&self) -> PathBuf {
         self.root.join("run/pinfold")

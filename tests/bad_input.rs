@@ -1039,3 +1039,55 @@ fn a_device_and_annotations_that_disagree_and_devices_that_are_none() {
         site.refuses(code, &arguments, state.as_bytes(), &[part]);
     }
 }
+
+#[test]
+fn a_file_is_put_where_its_directory_is() {
+    let site = Site::new();
+    for arguments in [
+        &["cdi", "--output", "/none/x.json"][..],
+        &["install", "docker", "--engine-config", "/none/x.json"],
+    ] {
+        let output = site.pinfold(arguments, b"");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("No such file"), "{arguments:?}: {said}");
+    }
+}
+
+/// Whoever reads it later does so from elsewhere.
+#[test]
+fn a_relative_pool_directory_is_made_absolute_and_refused_in_the_file() {
+    let site = Site::new();
+    let pinfold = || {
+        let mut pinfold = Command::new(env!("CARGO_BIN_EXE_pinfold"));
+        pinfold.current_dir(site.path(""));
+        pinfold
+    };
+    let output = pinfold()
+        .args([
+            "--conf-dir",
+            "new",
+            "init",
+            "--dry-run",
+            "--pool",
+            "a=rest:shared",
+        ])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let whole = site.path("new");
+    assert!(said.contains(whole.to_str().unwrap()), "{output:?}");
+    site.put("config.toml", "conf-dir = 'kcm'\n");
+    let output = pinfold()
+        .arg("--config")
+        .arg(site.path("config.toml"))
+        .arg("describe")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("conf-dir in the configuration file is relative"),
+        "{said}"
+    );
+}

@@ -198,6 +198,72 @@ fn where_all_is_well_every_line_is_ok() {
 }
 
 #[test]
+fn other_pools_of_the_same_cpus() {
+    broken(
+        |m| {
+            m.put("etc/cmk/pools/dp/exclusive", "1");
+            m.put("etc/cmk/pools/dp/3/tasks", "");
+            m.put("etc/cmk/lock", "");
+        },
+        "warning pools",
+        "etc/cmk has the CPUs 3 in exclusive pools, too",
+    );
+    // One that has others is nobody's trouble, and so is one that cannot be read.
+    for list in ["1", "no list"] {
+        let machine = Machine::new();
+        machine.put("etc/cmk/pools/dp/exclusive", "1");
+        machine.put(&format!("etc/cmk/pools/dp/{list}/tasks"), "");
+        assert_eq!(machine.findings(&[]).0, [""; 0], "{list}");
+    }
+}
+
+#[test]
+fn a_partition_of_the_operators_own() {
+    let machine = Machine::new();
+    machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-1\n");
+    machine.put("sys/fs/cgroup/fast.slice/cpuset.cpus.effective", "2-3\n");
+    let kind = "sys/fs/cgroup/fast.slice/cpuset.cpus.partition";
+    for (text, is_one) in [("root\n", true), ("isolated\n", true), ("member\n", false)] {
+        machine.put(kind, text);
+        let (found, _) = machine.findings(&[]);
+        assert_eq!(found.is_empty(), is_one, "{text}: {found:#?}");
+    }
+    machine.put(
+        kind,
+        "root invalid (Cpu list in cpuset.cpus not exclusive)\n",
+    );
+    assert_eq!(machine.findings(&[]).0.len(), 1);
+    machine.put(kind, "root\n");
+    let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
+    assert!(text.contains("--cgroup-parent fast.slice"), "{text}");
+}
+
+/// A container's topmost cgroup is its own.
+#[test]
+fn init_in_a_container() {
+    let machine = Machine::new();
+    machine.put("sys/fs/cgroup/cpuset.cpus", "1-2\n");
+    machine.put("sys/fs/cgroup/cpuset.cpus.effective", "1-2\n");
+    let pools = machine.path("pools");
+    let pools = pools.to_str().unwrap();
+    let init = [
+        "init",
+        "--conf-dir",
+        pools,
+        "--dry-run",
+        "--pool",
+        "all=rest:shared",
+    ];
+    let ran = machine.pinfold(&init);
+    let (said, warned) = (
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr),
+    );
+    assert!(said.contains("shared  1      1\n"), "{said} {warned}");
+    assert!(warned.contains("allows the CPUs 1-2 alone"), "{warned}");
+}
+
+#[test]
 fn sysfs_that_does_not_tell() {
     let cpu = |file: &str| format!("sys/devices/system/cpu/{file}");
     broken(

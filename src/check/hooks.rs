@@ -1,6 +1,7 @@
 //! The hook files that an engine reads.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -50,9 +51,19 @@ pub(super) fn check(
     }
     for hook in &ours {
         one_file(scope, hook, engine, report);
+        report
+            .other_pools
+            .extend(pool_directory(scope.host(), hook));
     }
     stages(&ours, engine, report);
     ours.into_iter().next().map(|hook| hook.file)
+}
+
+/// The pool directory that a hook is led to, where it is led to one.
+fn pool_directory(host: &Host, hook: &Placed) -> Option<PathBuf> {
+    let args = &hook.file.hook.args;
+    let place = args.iter().position(|arg| arg == "--conf-dir")?;
+    Some(host.path(args.get(place + 1)?))
 }
 
 type Parsed = (String, Result<Option<HookFile>>);

@@ -8,11 +8,13 @@ mod hooks;
 mod machine;
 mod pools;
 mod rules;
+mod twins;
 
 pub use containers::{Kept, check_neighbours, check_requests, kept, running};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 
 use crate::config::{PoolRules, Runtime};
 use crate::engines::Engine;
@@ -97,6 +99,8 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     rules::check(scope, &have_shim, &mut report);
     cdi::check(scope.site, &mut report);
     containers::check(scope, &mut report);
+    let named = std::mem::take(&mut report.other_pools);
+    twins::check(scope, named, &mut report);
     report.findings
 }
 
@@ -111,6 +115,8 @@ pub fn check_deep(site: &Site) -> Vec<Finding> {
 #[derive(Debug, Default)]
 struct Report {
     findings: Vec<Finding>,
+    /// The pool directories that hooks are led to.
+    other_pools: BTreeSet<PathBuf>,
 }
 
 impl Report {

@@ -13,22 +13,23 @@ use crate::cpulist::CpuSet;
 use crate::install::refresh_cdi;
 use crate::placement::{Existing, Made, init, stock, try_init};
 use crate::pools::Kind;
-use crate::pools::carve::Cut;
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Unit, list_name, plan};
+use crate::pools::carve::{Cut, Numa};
+use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
 use crate::refusal::Refusal;
 use crate::text::one_line;
 
 pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     let site = settings.site();
-    let specs = specs(args)?;
     let mut stock = stock(&site.host, args.housekeeping.reserve.as_ref())?;
+    let is_kcms = args.num_dp_cores.is_some() || args.num_cp_cores.is_some();
     if args.pool.is_empty() {
         stock.shared_isolated = Some(CONTROLPLANE.to_owned());
-        // KCM knows no housekeeping CPUs.
-        if args.housekeeping.reserve.is_none() {
-            stock.reserved = CpuSet::new();
-        }
     }
+    // KCM knows no housekeeping CPUs.
+    if is_kcms && args.housekeeping.reserve.is_none() {
+        stock.reserved = CpuSet::new();
+    }
+    let specs = specs(args, &stock)?;
     let plan = plan(&stock, &specs)?;
     warn_of_neighbours(site, &kept(&plan));
     let existing = if args.force {
@@ -80,27 +81,29 @@ fn kept(plan: &[PlannedPool]) -> Vec<Kept> {
 
 fn print(out: &mut Output, plan: &[PlannedPool]) -> Result<()> {
     let mut table = TabWriter::new(vec![]);
-    writeln!(table, "POOL\tKIND\tCPUS")?;
+    writeln!(table, "POOL\tKIND\tLISTS\tCPUS")?;
     for pool in plan {
-        for list in &pool.lists {
-            writeln!(
-                table,
-                "{}\t{}\t{}",
-                pool.name,
-                pool.kind.word(),
-                list_name(list)
-            )?;
-        }
+        let lists: Vec<String> = pool.lists.iter().map(list_name).collect();
+        writeln!(
+            table,
+            "{}\t{}\t{}\t{}",
+            pool.name,
+            pool.kind.word(),
+            lists.len(),
+            lists.join(" ")
+        )?;
     }
     Ok(out.write_all(&table.into_inner()?)?)
 }
 
-fn specs(args: &Init) -> Result<Vec<PoolSpec>> {
-    if args.pool.is_empty() {
-        return Ok(kcm_specs(
-            args.num_dp_cores.unwrap_or(4).into(),
-            args.num_cp_cores.unwrap_or(1).into(),
-        ));
+fn specs(args: &Init, stock: &Stock) -> Result<Vec<PoolSpec>> {
+    match (args.num_dp_cores, args.num_cp_cores) {
+        _ if !args.pool.is_empty() => {}
+        (None, None) => return Ok(specs_that_fit(stock)),
+        (dataplane, controlplane) => {
+            let dataplane = dataplane.map_or(MOST_DATAPLANE, usize::from);
+            return Ok(kcm_specs(dataplane, controlplane.unwrap_or(1).into()));
+        }
     }
     let specs = args.pool.clone();
     for (index, spec) in specs.iter().enumerate() {
@@ -119,18 +122,99 @@ fn specs(args: &Init) -> Result<Vec<PoolSpec>> {
 /// KCM's shared pool that is cut from isolated cores.
 const CONTROLPLANE: &str = "controlplane";
 
+/// How many cores dataplane has at most where nobody says it: KCM's own number.
+const MOST_DATAPLANE: usize = 4;
+
 /// KCM's three pools. Where cores are isolated, dataplane and controlplane get those, and infra only the others.
 fn kcm_specs(dataplane: usize, controlplane: usize) -> Vec<PoolSpec> {
-    let spec = |name: &str, cores, kind| PoolSpec {
-        name: name.to_owned(),
-        cores,
-        kind,
-        cut: Cut::default(),
-        unit: Unit::Core,
-    };
     vec![
         spec("dataplane", Cores::Count(dataplane), Kind::Exclusive),
         spec(CONTROLPLANE, Cores::Count(controlplane), Kind::Shared),
         spec("infra", Cores::Rest, Kind::Shared),
     ]
+}
+
+fn spec(name: &str, cores: Cores, kind: Kind) -> PoolSpec {
+    PoolSpec {
+        name: name.to_owned(),
+        cores,
+        kind,
+        cut: Cut::default(),
+        unit: Unit::Core,
+    }
+}
+
+/// Those of the three that the machine has cores for, dataplane as large as leaves the others one each. Too few cores
+/// for any of it are for the plan to tell.
+fn specs_that_fit(stock: &Stock) -> Vec<PoolSpec> {
+    let mut dataplane = spec("dataplane", Cores::Count(1), Kind::Exclusive);
+    dataplane.cut.numa = Numa::Pack;
+    let controlplane = spec(CONTROLPLANE, Cores::Count(1), Kind::Shared);
+    let infra = spec("infra", Cores::Rest, Kind::Shared);
+    let exclusive = stock.cores_for(&dataplane).len();
+    let (shared, others) = (
+        stock.cores_for(&controlplane).len(),
+        stock.cores_for(&infra).len(),
+    );
+    // Isolated cores are one supply, and the rest, infra's, another.
+    let is_apart = !stock.isolated.is_empty();
+    let has_infra = others > 0;
+    let kept = usize::from(has_infra && !is_apart);
+    let has_controlplane = shared > 1 + kept;
+    let spare = shared.saturating_sub(kept + usize::from(has_controlplane));
+    let most = MOST_DATAPLANE.min(exclusive).min(spare).max(1);
+    dataplane.cores = Cores::Count(most);
+    let pools = [
+        Some(dataplane),
+        has_controlplane.then_some(controlplane),
+        has_infra.then_some(infra),
+    ];
+    pools.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pools::carve::Core;
+
+    #[test]
+    fn whatever_there_is_of_two_cores_or_more_is_divided() {
+        for (cores, isolated, expected) in [
+            (1, "", "too few"),
+            (2, "", "dataplane=1 infra=0"),
+            (3, "", "dataplane=1 controlplane=0 infra=2"),
+            (4, "", "dataplane=1/2 controlplane=0 infra=3"),
+            (5, "", "dataplane=1/2/3 controlplane=0 infra=4"),
+            (6, "", "dataplane=1/2/3/4 controlplane=0 infra=5"),
+            (9, "", "dataplane=1/2/3/4 controlplane=0 infra=5,6,7,8"),
+            (4, "3", "dataplane=3 infra=0,1,2"),
+            (4, "2-3", "dataplane=2 controlplane=3 infra=0,1"),
+            (8, "1-7", "dataplane=1/2/3/4 controlplane=5 infra=0"),
+            (4, "0-3", "dataplane=1/2/3 controlplane=0"),
+        ] {
+            let core = |cpu: u32| Core {
+                cpus: CpuSet::from_iter([cpu]),
+                node: Some(0),
+                cache: Some(0),
+            };
+            let stock = Stock {
+                cores: (0..cores).map(core).collect(),
+                isolated: isolated.parse().unwrap(),
+                reserved: CpuSet::from_iter([0]),
+                shared_isolated: Some(CONTROLPLANE.to_owned()),
+            };
+            let pools = plan(&stock, &specs_that_fit(&stock));
+            let shown = pools.map_or_else(
+                |error| error.to_string(),
+                |pools| {
+                    let pool = |pool: &PlannedPool| {
+                        let lists: Vec<String> = pool.lists.iter().map(list_name).collect();
+                        format!("{}={}", pool.name, lists.join("/"))
+                    };
+                    pools.iter().map(pool).collect::<Vec<_>>().join(" ")
+                },
+            );
+            assert!(shown.starts_with(expected), "{cores} {isolated}: {shown}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::claims::{Claim, OwnerKind};
 use crate::cli::{Cdi, Install, InstallPlace, Options, TargetArg, Uninstall};
 use crate::engines::{Engine, Programs};
 use crate::files;
+use crate::host::Host;
 use crate::install::{
     Change, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal, plan_engine_devices,
     plan_engine_devices_removal, plan_removal,
@@ -164,6 +165,9 @@ fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Result<Place<'a>> {
             _ => bail!("this is for the whole machine: run it as root"),
         }
     }
+    if let Some(path) = &args.engine_config {
+        refuse_nowhere(host, path)?;
+    }
     Ok(Place {
         engine_config: args.engine_config.clone(),
         hooks_dir: args.hooks_dir.clone(),
@@ -178,6 +182,18 @@ fn own_options(args: &InstallPlace, options: &Options) -> Result<Options> {
         true => with_own_directories(options),
         false => Ok(options.clone()),
     }
+}
+
+/// A file that somebody names lies in a directory that is there: no engine would read one that is made for a slip.
+fn refuse_nowhere(host: &Host, path: &str) -> Result<()> {
+    let above = path.rsplit_once('/').map_or("/", |(above, _)| above);
+    let directory = host
+        .resolve(above)
+        .and_then(|directory| directory.metadata());
+    let directory = directory
+        .with_context(|| format!("look at {}, where {} is to be", Shown(above), Shown(path)))?;
+    ensure!(directory.is_dir(), "{} is no directory", Shown(above));
+    Ok(())
 }
 
 /// The options with the user's own directories where neither an option nor the environment names some.

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
@@ -156,8 +156,30 @@ impl Settings {
                 format!("it must be from 0 to {MOST_SECONDS} seconds")
             )
         );
-        let conf_dir = path(&options.conf_dir, "PINFOLD_CONF_DIR").or(config.conf_dir);
-        let run_dir = path(&options.run_dir, "PINFOLD_RUN_DIR").or(config.run_dir);
+        // The configuration file is read from anywhere: what is relative in it is relative to nothing.
+        let directory = |given: Option<PathBuf>, in_file: Option<PathBuf>, what: &str| match given {
+            Some(path) => std::path::absolute(&path)
+                .map(Some)
+                .with_context(|| format!("{what} {}", path.display())),
+            None => {
+                let is_absolute = in_file.as_ref().is_none_or(|path| path.is_absolute());
+                ensure!(
+                    is_absolute,
+                    "{what} in the configuration file is relative: write the whole path"
+                );
+                Ok(in_file)
+            }
+        };
+        let conf_dir = directory(
+            path(&options.conf_dir, "PINFOLD_CONF_DIR"),
+            config.conf_dir,
+            "conf-dir",
+        )?;
+        let run_dir = directory(
+            path(&options.run_dir, "PINFOLD_RUN_DIR"),
+            config.run_dir,
+            "run-dir",
+        )?;
         let site = Site {
             conf_dir: conf_dir.unwrap_or_else(|| host.default_conf_dir()),
             run_dir: run_dir.unwrap_or_else(|| host.default_run_dir()),

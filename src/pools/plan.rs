@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 
 use super::Kind;
-use super::carve::{Core, Cut, Numa, take};
+use super::carve::{Cache, Core, Cut, Numa, take};
 use crate::cpulist::CpuSet;
 use crate::refusal::{OrRefuse, Refusal};
 
@@ -137,7 +137,7 @@ impl Stock {
     }
 
     /// The cores that a pool can be cut from, by first CPU; for a shared one those of the host's own work first.
-    pub(super) fn cores_for(&self, spec: &PoolSpec) -> Vec<Core> {
+    pub fn cores_for(&self, spec: &PoolSpec) -> Vec<Core> {
         let from_isolated = self.is_from_isolated(spec);
         let is_reserved = |core: &Core| !core.cpus.is_disjoint(&self.reserved);
         let mut cores = self.cores.clone();
@@ -149,13 +149,26 @@ impl Stock {
         cores
     }
 
+    /// The cores of an exclusive pool are near each other unless something else was said, as that they are to be of many
+    /// caches; KCM counts by number.
+    fn cut_of(&self, spec: &PoolSpec) -> Cut {
+        let may_be_far = self.shared_isolated.is_some() || spec.cut.cache == Cache::Spread;
+        match (spec.kind, spec.cut.numa) {
+            (Kind::Exclusive, Numa::Any) if !may_be_far => Cut {
+                numa: Numa::Pack,
+                ..spec.cut
+            },
+            _ => spec.cut,
+        }
+    }
+
     fn cut_out(&mut self, spec: &PoolSpec) -> Result<Vec<CpuSet>> {
         let mut free = self.cores_for(spec);
         let count = match (spec.cores, spec.cut.numa) {
             (Cores::Count(count), _) => count,
             (Cores::Rest, numa) => free.iter().filter(|core| numa.has(core)).count().max(1),
         };
-        let taken = take(&mut free, count, spec.cut);
+        let taken = take(&mut free, count, self.cut_of(spec));
         let taken = taken.or_refuse(|| {
             let which = self.which(spec);
             Refusal::new(

@@ -65,7 +65,7 @@ fn pools_of_eight_nodes_of_four_caches() {
             (
                 "dp=8:exclusive",
                 "",
-                "dp=2-3/4-5/6-7/8-9/10-11/12-13/14-15/16-17",
+                "dp=16-17/18-19/20-21/22-23/24-25/26-27/28-29/30-31",
             ),
             (
                 "dp=8:exclusive,numa=3",
