@@ -8,6 +8,7 @@ mod hook;
 mod init;
 mod install;
 mod isolate;
+mod news;
 mod output;
 mod pool;
 mod reconcile;

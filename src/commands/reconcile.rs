@@ -1,35 +1,104 @@
 //! `pinfold reconcile`: freeing what dead owners hold.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::Settings;
 use super::output::Output;
+use super::{Settings, news};
 use crate::cli::Reconcile;
-use crate::placement::{Report, reconcile};
+use crate::placement::{Report, Site, reconcile};
 use crate::text::one_line;
 
 pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
+    match args.interval {
+        None => {
+            let report = reconcile(site)?;
+            tell(&report, args.json, &mut Output::account())?;
+            match report.problems.is_empty() {
+                true => Ok(0),
+                false => bail!("{}", report.problems.join("; ")),
+            }
+        }
+        Some(seconds) => for_ever(args, site, Duration::from_secs(seconds)),
+    }
+}
+
+/// Says what changed alone: what was freed, and each problem once until it is another.
+fn for_ever(args: &Reconcile, site: &Site, interval: Duration) -> Result<u8> {
+    let mut binary = Binary::running();
     loop {
+        news::begin_round();
         let mut out = Output::account();
-        let outcome = reconcile(site).and_then(|report| tell(&report, args.json, &mut out));
-        let Some(seconds) = args.interval else {
-            return outcome.map(|()| 0);
-        };
+        match reconcile(site) {
+            Ok(report) => {
+                for problem in &report.problems {
+                    log::error!("{problem}");
+                }
+                if !report.reclaimed.is_empty() {
+                    tell(&report, args.json, &mut out)?;
+                }
+            }
+            Err(error) => log::error!("{error:#}"),
+        }
         // What is done for a reader that is gone is done for nobody.
         if out.is_closed() {
-            return outcome.map(|()| 0);
+            return Ok(0);
         }
-        if let Err(error) = outcome {
-            log::error!("{error:#}");
-        }
-        sleep(Duration::from_secs(seconds));
+        binary.go_on_as_it_is_now();
+        sleep(interval);
     }
+}
+
+/// The program that runs, by its path and what was there at the start.
+struct Binary {
+    file: Option<(PathBuf, (u64, u64))>,
+}
+
+impl Binary {
+    fn running() -> Binary {
+        let file = std::env::current_exe().ok().and_then(|path| {
+            let identity = identity(&path).ok()?;
+            Some((path, identity))
+        });
+        Binary { file }
+    }
+
+    /// Where an update has replaced it, the new one goes on in our place; nothing is lost by that, for the books are on disk.
+    fn go_on_as_it_is_now(&mut self) {
+        let Some((path, before)) = &mut self.file else {
+            return;
+        };
+        match identity(path) {
+            Ok(now) if now == *before => {}
+            Ok(now) => {
+                log::warn!("{} was replaced: the new one goes on", path.display());
+                // One that cannot be run is said once.
+                *before = now;
+                let error = Command::new(&*path)
+                    .args(std::env::args_os().skip(1))
+                    .exec();
+                log::error!("execute {}: {error}", path.display());
+            }
+            Err(error) => log::warn!(
+                "{}, which this is, cannot be looked at any more: {error}",
+                path.display()
+            ),
+        }
+    }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let metadata = path.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn tell(report: &Report, json: bool, out: &mut Output) -> Result<()> {
@@ -54,9 +123,6 @@ fn tell(report: &Report, json: bool, out: &mut Output) -> Result<()> {
         if report.reclaimed.is_empty() {
             writeln!(out, "nothing to free")?;
         }
-    }
-    if !report.problems.is_empty() {
-        bail!("{}", report.problems.join("; "));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
+use super::news;
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
 use crate::config::{Config, PoolRules, Runtime};
@@ -210,6 +211,9 @@ fn start_log(options: &Options, filter: Option<String>, target: Target) {
         let style = out.default_level_style(record.level());
         let level = record.level().as_str().to_ascii_lowercase();
         let message = one_line(&record.args().to_string());
+        if !news::is_news(&message) {
+            return Ok(());
+        }
         writeln!(out, "pinfold: {style}{level}{style:#}: {message}")
     });
     builder.target(target);

@@ -23,16 +23,17 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn a_problem_is_said_once_until_it_changes(world: &World) {
-    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    world.pool("dp", Kind::Exclusive, &["0"]);
+    world.pool("other", Kind::Exclusive, &["1"]);
     let tasks = world.tasks_file("dp", "0");
     std::fs::write(&tasks, "no number").unwrap();
     let mut reconcile = world.pinfold(&["reconcile", "--interval", "1"]);
     let running = Running::start(&mut reconcile, b"");
     let complaints = || running.stderr().matches("dp/0").count();
     eventually("it complains", || (complaints() == 1).then_some(()));
-    // A dead owner in the other list is a change: by then it has looked again.
+    // A dead owner in the other pool is a change: by then it has looked again.
     for round in 0..2 {
-        std::fs::write(world.tasks_file("dp", "1"), "4194303").unwrap();
+        std::fs::write(world.tasks_file("other", "1"), "4194303").unwrap();
         eventually("the dead owner is freed", || {
             (running.stdout().lines().count() == round + 1).then_some(())
         });
