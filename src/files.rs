@@ -145,6 +145,23 @@ pub fn replace_like(path: &Path, content: &[u8], like: &Metadata) -> Result<()> 
     put(path, content, looks, Durability::PowerLoss)
 }
 
+/// Does all that replacing a file takes, but for the last step: nothing stays.
+pub fn try_replacing(path: &Path) -> Result<()> {
+    let attempt = || -> io::Result<()> {
+        let (directory, name) = split(path)?;
+        let mut temporary = tempfile::Builder::new()
+            .prefix(&temporary_prefix(name))
+            .rand_bytes(NONCE_CHARACTERS)
+            .suffix("")
+            .tempfile_in(directory)?;
+        temporary.write_all(&[0; TRIAL_BYTES])
+    };
+    attempt().with_context(|| format!("replace {}", path.display()))
+}
+
+/// What a trial writes, in bytes: a page, as much as most files of ours take.
+const TRIAL_BYTES: usize = 4096;
+
 /// A file's mode, and its owner and group where they are not those of whoever writes it.
 type Looks = (u32, Option<(u32, u32)>);
 

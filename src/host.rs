@@ -102,6 +102,11 @@ impl Host {
         self.root.join("proc").join(process).join("mountinfo")
     }
 
+    /// `/proc`, whose directories with a number for a name are the processes (proc(5)).
+    pub fn processes(&self) -> PathBuf {
+        self.root.join("proc")
+    }
+
     /// `/proc/stat`, whose `btime` line is the time of boot in seconds since the epoch (proc_stat(5)).
     pub fn proc_stat(&self) -> PathBuf {
         self.root.join("proc/stat")

@@ -3,7 +3,7 @@
 //! A command that is to be run stands in backquotes: `` `pinfold reconcile` ``.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 
 use anyhow::{Error, Result};
 use nix::libc;
@@ -99,21 +99,31 @@ fn of_kernel(error: &Error) -> &'static str {
     let mut causes = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>());
-    match causes.find_map(io::Error::raw_os_error) {
-        Some(libc::EACCES | libc::EPERM) if !geteuid().is_root() => "run this as root",
-        Some(libc::EACCES | libc::EPERM) => {
+    // What a library adds keeps the kind, and hides the number.
+    let said = causes
+        .next()
+        .map(|cause| (cause.kind(), cause.raw_os_error()));
+    match said {
+        Some((ErrorKind::PermissionDenied, _)) if !geteuid().is_root() => "run this as root",
+        Some((ErrorKind::PermissionDenied, _)) => {
             "let root do that: see whether a mount, an attribute (lsattr) or a security module forbids it"
         }
-        Some(libc::EROFS) => "mount that file system read-write, or name a directory elsewhere",
-        Some(libc::ENOSPC | libc::EDQUOT) => {
+        Some((ErrorKind::ReadOnlyFilesystem, _)) => {
+            "mount that file system read-write, or name a directory elsewhere"
+        }
+        Some((ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _)) => {
             "make room on that file system, for bytes (df) and for files (df -i)"
         }
-        Some(libc::ENOENT | libc::ENOTDIR) => "see that it is there, and is named right",
-        Some(libc::ELOOP) => "put the real thing there: it is not followed through links",
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => {
+        Some((ErrorKind::NotFound | ErrorKind::NotADirectory, _)) => {
+            "see that it is there, and is named right"
+        }
+        Some((_, Some(libc::ELOOP))) => {
+            "put the real thing there: it is not followed through links"
+        }
+        Some((_, Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN))) => {
             "try again once the machine has more to give"
         }
-        Some(libc::EIO | libc::ESTALE | libc::EUCLEAN) => {
+        Some((_, Some(libc::EIO | libc::ESTALE | libc::EUCLEAN))) => {
             "see the kernel's log (dmesg): the file system or its disk fails"
         }
         _ => LOOK,

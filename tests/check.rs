@@ -153,7 +153,9 @@ impl Machine {
                     text("remedy")
                 )
             });
-        let bad: Vec<String> = bad.collect();
+        // The directories that were named stand in each command; here they are always the same.
+        let named = format!(" --host-root {}", self.dir.path().display());
+        let bad: Vec<String> = bad.map(|line| line.replace(&named, "")).collect();
         let count = |level: &str| bad.iter().filter(|line| line.starts_with(level)).count();
         assert_eq!(document["faults"], count("fault"));
         assert_eq!(document["warnings"], count("warning"));

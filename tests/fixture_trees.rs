@@ -224,7 +224,7 @@ fn a_parent_that_allows_none_of_the_cpus_is_named() {
     machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "77\n");
     let error = format!("{:#}", machine.pin(Mems::Inherit).unwrap_err());
     assert!(
-        error.contains("/machine.slice allows only the CPUs 77"),
+        error.contains("(unit machine.slice) allows only the CPUs 77"),
         "{error}"
     );
 }

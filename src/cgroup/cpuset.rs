@@ -72,8 +72,13 @@ impl Bound {
         partitions(&top).unwrap_or_default()
     }
 
-    /// The path of the topmost group that has no more than these CPUs: those below inherit them from it.
-    pub fn group(&self) -> String {
+    /// What a group allows those below it.
+    pub fn by(nearest: Group, cpus: CpuSet) -> Bound {
+        Bound { cpus, nearest }
+    }
+
+    /// The topmost group that has no more than these CPUs: those below inherit them from it.
+    pub fn origin(&self) -> Group {
         let mut origin = self.nearest.clone();
         while let Some(above) = origin.parent() {
             // One that cannot be read excludes nothing that we know of.
@@ -82,7 +87,12 @@ impl Bound {
                 _ => break,
             }
         }
-        origin.path().to_owned()
+        origin
+    }
+
+    /// The path of that group.
+    pub fn group(&self) -> String {
+        self.origin().path().to_owned()
     }
 }
 

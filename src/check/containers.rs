@@ -42,7 +42,11 @@ pub fn running(host: &Host) -> Found {
 pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
     let found = running(scope.host());
     for remark in &found.remarks {
-        report.remark("containers", remark);
+        report.warn(
+            "containers",
+            remark,
+            "run this as root, or mend what it names",
+        );
     }
     let before = report.findings.len();
     match unpinned(scope.site, &found.containers) {

@@ -5,7 +5,7 @@ use crate::cgroup::{Group, Hierarchy, Version, cpuset};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
-use crate::placement::Site;
+use crate::placement::{Site, let_through};
 use crate::topology::{Topology, remarks};
 
 /// The first kernel with the cpuset controller on cgroup version 2 (kernel: 5.0's cgroup-v2.rst).
@@ -24,6 +24,10 @@ const PARENTS: [&str; 7] = [
     "/kubepods",
     "/k8s.io",
 ];
+
+/// What to do where the kernel does not tell where CPUs are.
+const SYSFS: &str =
+    "see that /sys is the machine's own and whole, or ask for CPUs without what it does not tell";
 
 pub(super) fn check(site: &Site, report: &mut Report) {
     let host = &site.host;
@@ -48,7 +52,7 @@ fn sysfs(host: &Host, report: &mut Report) {
     for remark in &remarks {
         match remark.is_answered {
             true => report.ok("topology", &remark.text),
-            false => report.remark("topology", &remark.text),
+            false => report.warn("topology", &remark.text, SYSFS),
         }
     }
     if remarks.is_empty() {
@@ -125,8 +129,8 @@ fn cgroups(hierarchy: &Hierarchy, kernel: Option<(u32, u32)>, release: &str, rep
     }
 }
 
-/// Which groups that engines use do not allow all of these CPUs: their paths, and what they lack.
-pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet)> {
+/// Which groups that engines use do not allow all of these CPUs: their paths, what they lack, and what to do.
+pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet, String)> {
     let Ok(hierarchy) = Hierarchy::discover(&site.host) else {
         return Vec::new();
     };
@@ -134,7 +138,9 @@ pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet)
     let lacking = groups.filter_map(|group| {
         let allowed = cpuset::effective_cpus(&group).ok()??;
         let lacks = cpus.difference(&allowed);
-        (!lacks.is_empty()).then(|| (group.path().to_owned(), lacks))
+        let path = group.path().to_owned();
+        let bound = cpuset::Bound::by(group, allowed);
+        (!lacks.is_empty()).then(|| (path, lacks.clone(), let_through(&bound, &lacks)))
     });
     lacking.collect()
 }

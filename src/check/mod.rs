@@ -8,6 +8,7 @@ mod hooks;
 mod machine;
 mod pools;
 mod rules;
+mod trial;
 mod twins;
 
 pub use containers::{Kept, check_neighbours, check_requests, kept, running};
@@ -21,6 +22,7 @@ use crate::engines::Engine;
 use crate::host::Host;
 use crate::install::Place;
 use crate::placement::Site;
+use crate::refusal::Refusal;
 
 /// How a thing stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,8 +55,21 @@ pub struct Finding {
     pub what: &'static str,
     /// How it was found.
     pub text: String,
-    /// What to do about it; some texts say it themselves.
+    /// What to do about it, where it is not as it should be.
     pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// What keeps everything else from being looked at.
+    pub fn of_error(what: &'static str, error: &anyhow::Error) -> Finding {
+        let refusal = Refusal::of(error);
+        Finding {
+            level: Level::Fault,
+            what,
+            text: refusal.what,
+            remedy: Some(refusal.remedy),
+        }
+    }
 }
 
 /// What to look at.
@@ -132,15 +147,25 @@ impl Report {
         self.add(Level::Fault, what, text, Some(remedy.into()));
     }
 
-    /// An error says what to do by itself.
     fn error(&mut self, what: &'static str, error: &anyhow::Error) {
-        self.add(Level::Fault, what, format!("{error:#}"), None);
+        let refusal = Refusal::of(error);
+        self.once(Level::Fault, what, &refusal);
     }
 
-    /// What another room remarks says what to do by itself; once is enough.
-    fn remark(&mut self, what: &'static str, text: &str) {
-        if !self.findings.iter().any(|finding| finding.text == text) {
-            self.add(Level::Warning, what, text, None);
+    /// What another room remarks.
+    fn remark(&mut self, what: &'static str, remark: &Refusal) {
+        self.once(Level::Warning, what, remark);
+    }
+
+    /// More than one part of this can meet with the same thing.
+    fn once(&mut self, level: Level, what: &'static str, refusal: &Refusal) {
+        if !self
+            .findings
+            .iter()
+            .any(|finding| finding.text == refusal.what)
+        {
+            let remedy = Some(refusal.remedy.clone());
+            self.add(level, what, &refusal.what, remedy);
         }
     }
 

@@ -1,15 +1,17 @@
 //! The pool directory, and whether the claims are true.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use nix::unistd::geteuid;
 
-use super::{Report, check_neighbours, kept, machine};
+use super::{Report, check_neighbours, kept, machine, trial};
 use crate::cpulist::CpuSet;
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, survey};
 use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
+use crate::refusal::Refusal;
 use crate::request::is_pool_name;
-use crate::text::Shown;
+use crate::text::{Shown, shell_word};
 use crate::topology;
 
 pub(super) fn check(site: &Site, report: &mut Report) {
@@ -24,7 +26,11 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     };
     if names.is_empty() {
         let text = format!("{} has no pool", directory.path().display());
-        report.fault("pools", text, "make some, see `pinfold init --help`");
+        report.fault(
+            "pools",
+            text,
+            "make some: `pinfold init` (`pinfold init --help` says how the CPUs can be divided)",
+        );
         return;
     }
     let mut unsound = Vec::new();
@@ -34,6 +40,14 @@ pub(super) fn check(site: &Site, report: &mut Report) {
             report.error("pools", &error);
         }
     }
+    let site = &match trial::check(site, &directory, report) {
+        true => site.clone(),
+        // Whoever holds it was waited for once.
+        false => Site {
+            patience: Duration::ZERO,
+            ..site.clone()
+        },
+    };
     match survey(site) {
         Ok(survey) => {
             let sound = survey
@@ -64,13 +78,16 @@ fn lock(directory: &PoolDirectory, report: &mut Report) {
                 "{} can be opened, so held, by others than root",
                 path.display()
             ),
-            format!("chmod {LOCK_MODE:o} {}", path.display()),
+            format!("`chmod {LOCK_MODE:o} {}`", shell_word(&path)),
         ),
         Ok(_) => {}
         Err(error) => report.fault(
             "pools",
             format!("look at {}: {error}", path.display()),
-            "see `pinfold init --help`",
+            format!(
+                "make it: `install -m {LOCK_MODE:o} /dev/null {}`",
+                shell_word(&path)
+            ),
         ),
     }
 }
@@ -95,7 +112,13 @@ fn one_pool(pool: &SurveyedPool, report: &mut Report) {
         report.warn(
             "pools",
             format!("pool {name} has no CPU list"),
-            "see `pinfold init --help`",
+            match is_pool_name(&pool.name) {
+                true => format!(
+                    "give it some, `pinfold pool resize {0} 1`, or take it away, `pinfold pool remove {0}`",
+                    pool.name
+                ),
+                false => "remove its directory".to_owned(),
+            },
         );
     } else if usable.count() == 0 {
         let text = format!("every CPU list of pool {name} has CPUs that are offline ({offline})");
@@ -151,15 +174,13 @@ fn reach(site: &Site, survey: &Survey, report: &mut Report) {
         elsewhere.extend(&ours);
     }
     let online = online.difference(&elsewhere);
-    for (path, lacks) in machine::narrow_parents(site, &all.intersection(&online)) {
+    for (path, lacks, remedy) in machine::narrow_parents(site, &all.intersection(&online)) {
         report.warn(
             "pools",
             format!(
                 "{path} does not allow the CPUs {lacks} of pools, which containers in it cannot get"
             ),
-            format!(
-                "widen it: its cpuset.cpus, or AllowedCPUs= of that slice and those above {path}"
-            ),
+            remedy,
         );
     }
 }
@@ -202,7 +223,7 @@ fn claims(site: &Site, report: &mut Report) {
     let audit = match audit(site) {
         Ok(audit) => audit,
         Err(error) if !geteuid().is_root() => {
-            report.warn("claims", format!("{error:#}"), "run this as root");
+            report.warn("claims", Refusal::of(&error).what, "run this as root");
             return;
         }
         Err(error) => return report.error("claims", &error),
@@ -215,7 +236,7 @@ fn claims(site: &Site, report: &mut Report) {
             format!("all owners ({owners}) are confined as their claims say"),
         ),
     }
-    for remark in audit.remarks {
-        report.warn("claims", remark, "`pinfold reconcile`");
+    for remark in &audit.remarks {
+        report.remark("claims", remark);
     }
 }

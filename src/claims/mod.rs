@@ -20,6 +20,7 @@ use nix::unistd::geteuid;
 pub use record::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 
 use crate::files::{self, Durability};
+use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::text::shell_word;
 
@@ -45,6 +46,21 @@ impl Entry {
             Entry::Opaque { .. } => None,
         }
     }
+}
+
+/// What the name of a claim's file and the links to it tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// The owner's id.
+    pub id: String,
+    /// The process that it was made for.
+    pub process: Process,
+    /// The directory names of its CPU lists.
+    pub lists: Vec<String>,
+    /// The inodes of its cgroup.
+    pub inodes: Vec<u64>,
+    path: PathBuf,
+    marker: String,
 }
 
 /// The directory of claims.
@@ -102,6 +118,32 @@ impl Ledger {
         Ok(there.unwrap_or_else(|| Ledger {
             run_dir: run_dir.to_owned(),
         }))
+    }
+
+    /// Tries to write as much as a claim takes, and leaves nothing.
+    ///
+    /// # Errors
+    /// What would keep a start from recording its owner.
+    pub fn try_writing(run_dir: &Path) -> Result<()> {
+        let mut directory = run_dir;
+        // The first claim makes the directory.
+        if Ledger::open_if_there(run_dir)?.is_none() {
+            let parents = run_dir.ancestors().skip(1);
+            let mut there = parents.filter(|parent| parent.symlink_metadata().is_ok());
+            directory = there.next().unwrap_or(run_dir);
+        }
+        let attempt = || -> Result<()> {
+            let trial = tempfile::Builder::new()
+                .prefix(&files::temporary_prefix("trial"))
+                .tempdir_in(directory)?;
+            // A claim has a directory of its id, one a list, and links there and for its group.
+            for name in ["claims", "lists", "cgroups"] {
+                make_directory(&trial.path().join(name))?;
+                link(&trial.path().join(name).join("link"), Path::new("../claim"))?;
+            }
+            files::try_replacing(&trial.path().join("claim"))
+        };
+        attempt().with_context(|| format!("write a claim in {}", run_dir.display()))
     }
 
     /// Has this id any claim, or traces of one? The one question that is asked without the lock.
@@ -219,6 +261,69 @@ impl Ledger {
         }
         files::remove_leftovers(&home, &claim.file_name())?;
         files::remove_empty_directory(&home)?;
+        Ok(())
+    }
+
+    /// What is known of a claim whose file cannot be read; `None` where that is of a newer version, or its name tells no
+    /// process.
+    pub fn traces(&self, path: &Path) -> Result<Option<Traces>> {
+        if files::read_if_there(path).is_ok_and(|text| record::is_newer(&text.unwrap_or_default()))
+        {
+            return Ok(None);
+        }
+        let named = || -> Option<(String, Process)> {
+            let id = path.parent()?.file_name()?.to_str()?;
+            let (pid, start) = path.file_stem()?.to_str()?.split_once('-')?;
+            let process = Process {
+                pid: pid.parse().ok()?,
+                start: start.parse().ok()?,
+            };
+            Some((id.to_owned(), process))
+        };
+        let Some((id, process)) = named() else {
+            return Ok(None);
+        };
+        let marker = format!("{id}@{}-{}", process.pid, process.start);
+        let mut lists = Vec::new();
+        let all = self.run_dir.join("lists");
+        for list in files::names_in(&all)? {
+            if files::names_in(&all.join(&list))?.contains(&marker) {
+                lists.push(list);
+            }
+        }
+        let mut inodes = Vec::new();
+        let file = Path::new("../claims")
+            .join(&id)
+            .join(path.file_name().unwrap_or_default());
+        let groups = self.run_dir.join("cgroups");
+        for name in files::names_in(&groups)? {
+            let is_its = std::fs::read_link(groups.join(&name)).is_ok_and(|target| target == file);
+            inodes.extend(name.parse::<u64>().ok().filter(|_| is_its));
+        }
+        Ok(Some(Traces {
+            id,
+            process,
+            lists,
+            inodes,
+            path: path.to_owned(),
+            marker,
+        }))
+    }
+
+    /// Removes a claim that cannot be read; the links go last.
+    pub fn remove_traces(&self, traces: &Traces) -> Result<()> {
+        files::remove(&traces.path)?;
+        for list in &traces.lists {
+            let dir = self.run_dir.join("lists").join(list);
+            files::remove(&dir.join(&traces.marker))?;
+            files::remove_empty_directory(&dir)?;
+        }
+        for inode in &traces.inodes {
+            files::remove(&self.cgroup_marker(*inode))?;
+        }
+        if let Some(home) = traces.path.parent() {
+            files::remove_empty_directory(home)?;
+        }
         Ok(())
     }
 

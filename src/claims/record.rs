@@ -137,6 +137,13 @@ impl Claim {
     }
 }
 
+/// Is this a claim of a program that knows more than this one?
+pub(super) fn is_newer(text: &str) -> bool {
+    let claim: Result<serde_json::Value, _> = serde_json::from_str(text);
+    let version = claim.ok().and_then(|claim| claim.get("version")?.as_u64());
+    version.is_some_and(|version| version > u64::from(VERSION))
+}
+
 pub(super) fn parse(text: &str) -> Result<Claim> {
     #[derive(Deserialize)]
     struct Versioned {

@@ -18,7 +18,7 @@ use crate::install::{Place, User};
 use crate::text::one_line;
 
 /// An ordinary user who has pools looks at these, as the user's hooks do, where nothing says others.
-pub(super) fn settings(options: &Options) -> Result<Settings> {
+fn settings(options: &Options) -> Result<Settings> {
     let settings = Settings::of_command_line(options)?;
     let host = &settings.site().host;
     if !User::is_meant(host) || settings.site().conf_dir != host.default_conf_dir() {
@@ -34,7 +34,35 @@ pub(super) fn settings(options: &Options) -> Result<Settings> {
     }
 }
 
-pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
+/// Whatever is broken, there is an answer.
+pub(super) fn run(args: &Check, options: &Options) -> Result<u8> {
+    let mut findings = match settings(options) {
+        Ok(settings) => look(args, &settings),
+        Err(error) => vec![Finding::of_error("config", &error)],
+    };
+    for finding in &mut findings {
+        let remedy = finding.remedy.as_ref();
+        finding.remedy = remedy.map(|remedy| options.repeated_in(remedy));
+    }
+    let faults = count(&findings, Level::Fault);
+    let mut out = Output::product();
+    if args.json {
+        out.json(&document(&findings))?;
+    } else {
+        let widest = findings.iter().map(|finding| finding.what.len()).max();
+        let shown = Findings {
+            what_width: widest.unwrap_or_default(),
+            width: screen::terminal_width(),
+        };
+        out.coloured(|out| {
+            let mut findings = findings.iter();
+            findings.try_for_each(|finding| shown.write(out, finding))
+        })?;
+    }
+    Ok(u8::from(faults > 0))
+}
+
+fn look(args: &Check, settings: &Settings) -> Vec<Finding> {
     let site = settings.site();
     let mut places: Vec<(Engine, Place<'_>)> = Vec::new();
     for engine in Engine::ALL {
@@ -68,22 +96,7 @@ pub(super) fn run(args: &Check, settings: &Settings) -> Result<u8> {
     if args.deep {
         findings.extend(check_deep(site));
     }
-    let faults = count(&findings, Level::Fault);
-    let mut out = Output::product();
-    if args.json {
-        out.json(&document(&findings))?;
-    } else {
-        let widest = findings.iter().map(|finding| finding.what.len()).max();
-        let shown = Findings {
-            what_width: widest.unwrap_or_default(),
-            width: screen::terminal_width(),
-        };
-        out.coloured(|out| {
-            let mut findings = findings.iter();
-            findings.try_for_each(|finding| shown.write(out, finding))
-        })?;
-    }
-    Ok(u8::from(faults > 0))
+    findings
 }
 
 fn count(findings: &[Finding], level: Level) -> usize {

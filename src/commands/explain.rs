@@ -11,6 +11,7 @@ use super::{Settings, request, warn_of_neighbours};
 use crate::check;
 use crate::cli::Explain;
 use crate::placement::{Explanation, Taken, explain, survey};
+use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::text::one_line;
 
@@ -38,7 +39,13 @@ pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
     }
     match &explanation.taken {
         Ok(_) => Ok(0),
-        Err(refusal) => bail!("it would be refused by pool {}: {refusal}", request.pool),
+        Err(refusal) => {
+            let what = format!(
+                "it would be refused by pool {}: {}",
+                request.pool, refusal.what
+            );
+            bail!(Refusal::new(what, refusal.remedy.clone()))
+        }
     }
 }
 
@@ -79,7 +86,7 @@ fn document(request: &Request, explanation: &Explanation) -> Value {
     };
     let (lists, refusal) = match &explanation.taken {
         Ok(taken) => (taken.iter().map(list).collect::<Vec<_>>(), Value::Null),
-        Err(refusal) => (Vec::new(), json!(refusal)),
+        Err(refusal) => (Vec::new(), json!(refusal.to_string())),
     };
     json!({
         "pool": request.pool,

@@ -49,7 +49,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Install(args) => install::run(args, &cli.options),
         Verb::Cdi(args) => install::run_cdi(args, &cli.options),
-        Verb::Check(args) => check::run(args, &check::settings(&cli.options)?),
+        Verb::Check(args) => check::run(args, &cli.options),
         Verb::Uninstall(args) => install::run_removal(args, &cli.options),
     }
 }

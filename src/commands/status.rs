@@ -17,6 +17,7 @@ use crate::cpulist::CpuSet;
 use crate::names::short_id;
 use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, survey};
 use crate::pools::Kind;
+use crate::refusal::Refusal;
 
 pub(super) fn run(args: &Status, settings: &Settings) -> Result<u8> {
     let look = match args.json {
@@ -56,7 +57,7 @@ pub(super) fn show(survey: &Survey, look: Look) -> Result<()> {
 }
 
 /// What is wrong, a sentence each.
-fn remarks(survey: &Survey) -> impl Iterator<Item = &String> {
+fn remarks(survey: &Survey) -> impl Iterator<Item = &Refusal> {
     survey.remarks.iter().chain(&survey.about_owners)
 }
 
@@ -261,6 +262,6 @@ fn document(survey: &Survey) -> Value {
         "owners": survey.owners.iter().map(owner).collect::<Vec<_>>(),
         "path": survey.path.to_string_lossy(),
         "pools": survey.pools.iter().map(pool).collect::<Vec<_>>(),
-        "remarks": remarks(survey).collect::<Vec<_>>(),
+        "remarks": remarks(survey).map(Refusal::to_string).collect::<Vec<_>>(),
     })
 }

@@ -3,12 +3,19 @@
 use anyhow::{Result, bail};
 
 use super::Site;
+use super::keeper::{let_through, shown_group};
 use super::life::life_of;
-use crate::cgroup::{Hierarchy, cpuset};
+use super::refusal::unreadable;
+use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
 use crate::pools::{Lock, PoolDirectory};
 use crate::process;
+use crate::refusal::Refusal;
 use crate::text::Shown;
+use crate::topology;
+
+/// What mends most of it.
+const RECONCILE: &str = "`pinfold reconcile`";
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -16,7 +23,7 @@ pub struct Audit {
     /// How many owners live.
     pub owners: usize,
     /// What is not as a claim says, a sentence each.
-    pub remarks: Vec<String>,
+    pub remarks: Vec<Refusal>,
 }
 
 /// Holds every claim against the machine: does its owner live, is it confined to the claim's CPUs, do other tools see it? And
@@ -43,14 +50,12 @@ pub fn audit(site: &Site) -> Result<Audit> {
         match entry {
             Entry::Claim(claim) => match look.at(&claim) {
                 Ok(remark) => audit.count(remark),
-                Err(error) => audit
-                    .remarks
-                    .push(format!("{}: {error:#}", Shown(&claim.shown()))),
+                Err(error) => {
+                    let error = error.context(Shown(&claim.shown()).to_string());
+                    audit.remarks.push(Refusal::of(&error));
+                }
             },
-            Entry::Opaque { path, reason } => audit.remarks.push(format!(
-                "the claim {} counts as held: {reason}",
-                path.display()
-            )),
+            Entry::Opaque { path, reason } => audit.remarks.push(unreadable(&path, &reason)),
         }
     }
     if let Some(lock) = lock {
@@ -90,7 +95,7 @@ pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
 }
 
 impl Audit {
-    fn count(&mut self, remark: Option<String>) {
+    fn count(&mut self, remark: Option<Refusal>) {
         match remark {
             Some(remark) => self.remarks.push(remark),
             None => self.owners += 1,
@@ -108,15 +113,13 @@ struct Look<'a> {
 
 impl Look<'_> {
     /// What is wrong with a claim, if anything is.
-    fn at(&self, claim: &Claim) -> Result<Option<String>> {
+    fn at(&self, claim: &Claim) -> Result<Option<Refusal>> {
         let owner = claim.shown();
         let id = Shown(&owner);
         let lists = claim.lists.join(" and ");
         if !life_of(claim, &self.site.host, &self.hierarchy, &self.boot_id)?.is_alive() {
-            return Ok(Some(format!(
-                "{id} holds {lists} of {} and is gone",
-                claim.pool
-            )));
+            let what = format!("{id} holds {lists} of {} and is gone", claim.pool);
+            return Ok(Some(Refusal::new(what, RECONCILE)));
         }
         if let Some(claimed) = claim.confining_group() {
             let group = self.hierarchy.group(&claimed.path)?;
@@ -124,34 +127,51 @@ impl Look<'_> {
                 let cpus = cpuset::effective_cpus(&group)?.unwrap_or_default();
                 // It may have ended since it was looked for.
                 if cpus != claim.cpus && group.inode()? == Some(claimed.inode) {
-                    return Ok(Some(format!(
-                        "{id} holds the CPUs {} and may run on {cpus}",
-                        claim.cpus
-                    )));
+                    let what = format!("{id} holds the CPUs {} and may run on {cpus}", claim.cpus);
+                    return self.not_confined(claim, &group, what).map(Some);
                 }
             }
         }
         for list in &claim.lists {
             let tasks = self.directory.tasks(&claim.pool, list)?;
             if !claim.pids().iter().any(|pid| tasks.contains(pid)) {
-                return Ok(Some(format!(
+                let what = format!(
                     "{id} holds {list} of {}, and other tools do not see it in tasks",
                     claim.pool
-                )));
+                );
+                return Ok(Some(Refusal::new(what, RECONCILE)));
             }
         }
         Ok(None)
     }
 
+    /// What an owner does not run on as its claim says: another tool moved it, or the groups above do not allow it any more.
+    fn not_confined(&self, claim: &Claim, group: &Group, what: String) -> Result<Refusal> {
+        let bound = cpuset::bound(group)?;
+        let lacks = claim.cpus.difference(&bound.cpus);
+        let online = topology::online(&self.site.host)?;
+        Ok(if lacks.is_empty() {
+            Refusal::new(what, RECONCILE)
+        } else if lacks.is_disjoint(&online) {
+            let remedy = format!("put the CPUs {lacks} online, and then `pinfold reconcile`");
+            Refusal::new(what, remedy)
+        } else {
+            let keeper = shown_group(&bound.group());
+            let what = format!("{what}: {keeper} allows only the CPUs {}", bound.cpus);
+            Refusal::new(what, let_through(&bound, &lacks))
+        })
+    }
+
     /// Groups that we made and that no claim names: their maker was killed.
-    fn unclaimed_groups(&self, lock: &Lock) -> Result<Vec<String>> {
+    fn unclaimed_groups(&self, lock: &Lock) -> Result<Vec<Refusal>> {
         let mut remarks = Vec::new();
         for group in self.hierarchy.parent_for(&lock.key()?)?.children()? {
             let claim = group
                 .inode()?
                 .and_then(|inode| self.ledger.on_cgroup(inode));
             if claim.is_none() {
-                remarks.push(format!("the cgroup {} is left over", Shown(group.path())));
+                let what = format!("the cgroup {} is left over", Shown(group.path()));
+                remarks.push(Refusal::new(what, RECONCILE));
             }
         }
         Ok(remarks)

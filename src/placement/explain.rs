@@ -4,11 +4,12 @@ use anyhow::{Result, ensure};
 
 use super::Site;
 use super::pick::want;
-use super::refusal::sentence;
+use super::refusal::{Seen, no_such_node};
 use super::survey::{ListState, SurveyedList, survey};
 use crate::choose::{Offer, Reach, Situation, Want, choose};
 use crate::cpulist::CpuSet;
 use crate::pools::{Kind, Pool, PoolDirectory};
+use crate::refusal::Refusal;
 use crate::request::{Mems, Numa, Request, Size};
 use crate::topology::{self, Gap, Group, Levels};
 
@@ -16,13 +17,13 @@ use crate::topology::{self, Gap, Group, Levels};
 #[derive(Debug)]
 pub struct Explanation {
     /// The lists, by first CPU; or why there are none.
-    pub taken: Result<Vec<Taken>, String>,
+    pub taken: Result<Vec<Taken>, Refusal>,
     /// The NUMA nodes that its memory would be confined to; empty where it would be left alone.
     pub mems: CpuSet,
     /// What led to it, a sentence each.
     pub why: Vec<String>,
     /// What was seen on the way but cannot be right, or could not be looked at: a sentence each.
-    pub remarks: Vec<String>,
+    pub remarks: Vec<Refusal>,
 }
 
 /// One list, and where it is.
@@ -101,7 +102,19 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
         remarks: survey.remarks,
     };
     match chosen {
-        Err(refusal) => explanation.taken = Err(sentence(&refusal, &pool, request, None)),
+        Err(refusal) => {
+            let all = Levels::without_cores(&site.host, &online);
+            let seen = Seen {
+                pool: &pool,
+                offers: &offers,
+                reach: &reach,
+                levels: &levels,
+                request,
+                bound: None,
+            };
+            let refusal = no_such_node(request, &all).unwrap_or_else(|| seen.refusal(&refusal));
+            explanation.taken = Err(refusal);
+        }
         Ok(chosen) => {
             let mut cpus = CpuSet::new();
             chosen

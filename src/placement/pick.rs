@@ -1,16 +1,16 @@
 //! Picking CPU lists for a request: what is free in `tasks`, what live claims hold all the same, what dead owners
 //! can be relieved of.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::Books;
-use super::refusal::sentence;
+use super::refusal::{Seen, no_such_node};
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
 use crate::claims::Entry;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
-use crate::pools::{Kind, Pool};
+use crate::pools::{CpuList, Kind, Pool};
 use crate::request::Request;
 use crate::topology::{self, Levels};
 
@@ -94,14 +94,57 @@ impl Books<'_> {
             }
             Ok(_)
             | Err(Refusal::Exhausted { .. } | Refusal::Scattered(_) | Refusal::Untold { .. }) => {}
-            Err(refusal) => bail!(sentence(&refusal, &pool, request, Some(bound))),
+            Err(refusal) => {
+                return Err(self.refused(&refusal, &pool, &reach, wish, bound));
+            }
         }
         self.reap_pool(&pool)?;
         let pool = self.directory.sound_pool(&request.pool)?;
         match self.choose_free(&pool, &reach, want)? {
             Ok(chosen) => Ok(Picked { pool, chosen }),
-            Err(refusal) => bail!(sentence(&refusal, &pool, request, Some(bound))),
+            Err(refusal) => Err(self.refused(&refusal, &pool, &reach, wish, bound)),
         }
+    }
+
+    /// A refusal with what whoever asked needs to know: it may take its time.
+    fn refused(
+        &self,
+        refusal: &Refusal,
+        pool: &Pool,
+        reach: &Reach,
+        wish: &Wish<'_>,
+        bound: &Bound,
+    ) -> anyhow::Error {
+        let levels = Levels::without_cores(self.host, &wish.online);
+        if let Some(refusal) = no_such_node(wish.request, &levels) {
+            return refusal.into();
+        }
+        let offer = |list: &'_ CpuList| -> Result<usize> {
+            let claims = self.ledger.on_list(&list.name)?.len();
+            Ok(list.tasks.len().max(claims))
+        };
+        // One that cannot be looked at counts as owned.
+        let owners: Vec<usize> = pool
+            .lists
+            .iter()
+            .map(|list| offer(list).unwrap_or(1))
+            .collect();
+        let offers = pool.lists.iter().zip(owners);
+        let offers: Vec<Offer<'_>> = offers
+            .map(|(list, owners)| Offer {
+                cpus: &list.cpus,
+                owners,
+            })
+            .collect();
+        let seen = Seen {
+            pool,
+            offers: &offers,
+            reach,
+            levels: &levels,
+            request: wish.request,
+            bound: Some(bound),
+        };
+        seen.refusal(refusal).into()
     }
 
     /// A shared pool is never exhausted: there dead owners are seen by their numbers.

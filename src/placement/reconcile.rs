@@ -48,6 +48,14 @@ impl Report {
 pub fn reconcile(site: &Site) -> Result<Report> {
     let books = site.open_books(Hierarchy::discover(&site.host)?)?;
     let mut report = Report::default();
+    for entry in books.ledger.all()? {
+        if let Entry::Opaque { path, reason } = entry {
+            match books.free_unreadable(&path, &reason) {
+                Ok(reclaimed) => report.reclaimed.extend(reclaimed),
+                Err(error) => report.note(Err(error)),
+            }
+        }
+    }
     for name in books.directory.pool_names()? {
         match books
             .directory
@@ -66,10 +74,8 @@ pub fn reconcile(site: &Site) -> Result<Report> {
                 Ok(Some(_)) => {}
                 Err(error) => report.note(Err(error)),
             },
-            Entry::Opaque { path, reason } => report.problems.push(format!(
-                "the claim {} counts as held, and is kept: {reason}",
-                path.display()
-            )),
+            // Told of above.
+            Entry::Opaque { .. } => {}
         }
     }
     report.note(books.ledger.remove_leftovers());
@@ -151,7 +157,8 @@ impl Books<'_> {
                 };
                 match self.settle(claim) {
                     Ok(None) => freed.extend(reclaimed(claim)),
-                    Ok(Some(kept)) => claimed.extend(kept.pids()),
+                    // Who stands for it now, and who did: `tasks` was read before.
+                    Ok(Some(kept)) => claimed.extend([kept.pids(), claim.pids()].concat()),
                     Err(error) => {
                         log::warn!("{} counts as held: {error:#}", claim.shown());
                         claimed.extend(claim.pids());

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::life::awaited_group;
+use super::refusal::unreadable;
 use super::{Books, Site};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
@@ -66,10 +67,10 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
                 Ok(()) => outcome.freed.push(*claim),
                 Err(error) => outcome.problems.push(format!("{error:#}")),
             },
-            Entry::Opaque { path, reason } => outcome.problems.push(format!(
-                "the claim {} cannot be read: {reason}; remove it by hand once its container is gone",
-                path.display()
-            )),
+            Entry::Opaque { path, reason } => {
+                let problem = unreadable(&path, &reason).to_string();
+                outcome.problems.push(problem);
+            }
         }
     }
     Ok(outcome)

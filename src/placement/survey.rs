@@ -12,6 +12,7 @@ use crate::cpulist::CpuSet;
 use crate::names::Names;
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
+use crate::refusal::Refusal;
 use crate::topology;
 
 /// What there is.
@@ -26,9 +27,9 @@ pub struct Survey {
     /// Was every pool read whole?
     pub is_whole: bool,
     /// What was seen but cannot be right, or could not be looked at: a sentence each.
-    pub remarks: Vec<String>,
+    pub remarks: Vec<Refusal>,
     /// The same about single owners, which [`super::audit`] looks at more closely.
-    pub about_owners: Vec<String>,
+    pub about_owners: Vec<Refusal>,
 }
 
 /// One pool.
@@ -168,10 +169,10 @@ pub fn survey(site: &Site) -> Result<Survey> {
     let _lock = match directory.lock(&site.host, site.patience) {
         Ok(lock) => Some(lock),
         Err(LockError::Denied(_)) => {
-            remarks.push(
-                "read without the lock, which only its owner may take: owners may be changing"
-                    .to_owned(),
-            );
+            remarks.push(Refusal::new(
+                "read without the lock, which only its owner may take: owners may be changing",
+                "run this as root",
+            ));
             None
         }
         Err(error) => return Err(error.into()),
@@ -180,8 +181,10 @@ pub fn survey(site: &Site) -> Result<Survey> {
     let entries = match ledger.as_ref().map(Ledger::all) {
         Some(Ok(entries)) => entries,
         Some(Err(_)) => {
-            remarks
-                .push("the claims cannot be read: owners are told by their pids alone".to_owned());
+            remarks.push(Refusal::new(
+                "the claims cannot be read: owners are told by their pids alone",
+                "run this as root",
+            ));
             Vec::new()
         }
         None => Vec::new(),
@@ -238,17 +241,15 @@ impl Look<'_> {
             Ok(read) => read,
             Err(error) => {
                 survey.is_whole = false;
-                survey.remarks.push(format!("{error:#}"));
+                survey.remarks.push(Refusal::of(&error));
                 return;
             }
         };
         survey.is_whole &= problems.is_empty();
         let is_sound = problems.is_empty();
-        survey
-            .remarks
-            .extend(problems.iter().map(|problem| format!("{problem:#}")));
+        survey.remarks.extend(problems.iter().map(Refusal::of));
         if let (true, Err(error)) = (is_sound, self.directory.sound_pool(name)) {
-            survey.remarks.push(format!("{error:#}"));
+            survey.remarks.push(Refusal::of(&error));
         }
         let lists = pool.lists.iter();
         let lists = lists.map(|list| self.at_list(&pool, list, &mut survey.owners));
@@ -312,10 +313,9 @@ impl Look<'_> {
     fn remark_on_owners(&self, survey: &mut Survey) {
         for entry in &self.entries {
             if let Entry::Opaque { path, reason } = entry {
-                let path = path.display();
                 survey
                     .about_owners
-                    .push(format!("the claim {path} counts as held: {reason}"));
+                    .push(super::refusal::unreadable(path, reason));
             }
         }
         for owner in &survey.owners {
@@ -325,12 +325,16 @@ impl Look<'_> {
             };
             let (shown, cpus) = (owner.shown(), &owner.cpus);
             match owner.state {
-                OwnerState::Moved => survey.about_owners.push(format!(
-                    "{shown} owns {cpus} and {runs_on}, for another tool has changed that: pinfold reconcile confines it again"
+                OwnerState::Moved => survey.about_owners.push(Refusal::new(
+                    format!("{shown} owns {cpus} and {runs_on}, for another tool has changed that"),
+                    "`pinfold reconcile` confines it again",
                 )),
-                OwnerState::Offline => survey.about_owners.push(format!(
-                    "{shown} owns {cpus} and {runs_on}, for {} is offline: put it online",
-                    self.offline(cpus)
+                OwnerState::Offline => survey.about_owners.push(Refusal::new(
+                    format!(
+                        "{shown} owns {cpus} and {runs_on}, for {} is offline",
+                        self.offline(cpus)
+                    ),
+                    "put it online",
                 )),
                 _ => {}
             }

@@ -95,6 +95,19 @@ impl PoolDirectory {
         metadata.is_ok_and(|metadata| metadata.len() > 0 && metadata.mtime() < time)
     }
 
+    /// Tries to write the owners of a list of each pool, and leaves them as they are.
+    ///
+    /// # Errors
+    /// What would keep a start from recording its owner.
+    pub fn try_writing(&self, _lock: &Lock) -> Result<()> {
+        for pool in self.pool_names()? {
+            for list in files::directories_in(&self.pools().join(&pool))? {
+                files::try_replacing(&self.list_path(&pool, &list).join("tasks"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what killed writers of this pool's `tasks` left behind.
     pub fn remove_leftovers(&self, _lock: &Lock, pool: &Pool) -> Result<()> {
         for list in &pool.lists {

@@ -87,7 +87,7 @@ fn before_use(world: &World, engine: Engine) {
     drop(offline);
     // Version 1 has taken the CPU from the group above for good, and that is not ours to widen.
     if let Some(parent) = parent {
-        container("b").assert_refused(&["allows only the CPUs 0-4,6-7", "widen that"]);
+        container("b").assert_refused(&["allows only the CPUs 0-4,6-7", "let it have"]);
         cgroups::narrow(&parent, &hierarchy().all_cpus());
     }
     let container = Container::up(world, engine, Plan::pinned("c", "dp"));

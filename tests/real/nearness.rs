@@ -104,7 +104,7 @@ fn refused_where_no_node_suffices(world: &World, engine: Engine) {
         process::run(&mut world.pinfold(&line))
     };
     let refused = explain("single").exits(1);
-    let part = "4 CPUs free in dp, but on 2 NUMA nodes; 2 fit on node 0";
+    let part = "4 CPUs free in dp, but 2 on node 0, 2 on node 1";
     assert!(refused.stderr.contains(part), "{refused}");
     explain("best").ok();
     let plan = |numa: &str| {

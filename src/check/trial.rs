@@ -1,0 +1,73 @@
+//! Trying what a start does, with no more rights than it has: taking the lock, and writing where it writes. Nothing stays.
+
+use std::time::Duration;
+
+use super::Report;
+use crate::claims::Ledger;
+use crate::limits;
+use crate::placement::Site;
+use crate::pools::{LockError, PoolDirectory};
+use crate::refusal::Refusal;
+
+/// How long a start waits for the lock at most.
+const START: Duration = Duration::from_secs(10);
+
+/// Tries it; `false` where others hold the lock, for which nobody has to wait again.
+pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report) -> bool {
+    if !site.host.is_running_root() && !site.host.shares_our_processes() {
+        return true;
+    }
+    let tried = std::thread::scope(|scope| {
+        // Capabilities are a thread's own (capabilities(7)): this one has those of a hook.
+        let start = scope.spawn(|| {
+            limits::drop_capabilities().map_err(LockError::Unusable)?;
+            let lock = directory.lock(&site.host, site.patience.min(START))?;
+            let written = directory.try_writing(&lock);
+            Ok::<_, LockError>((written, Ledger::try_writing(&site.run_dir)))
+        });
+        start.join()
+    });
+    let cannot = |error: &anyhow::Error| {
+        let refusal = Refusal::of(error);
+        (
+            format!("a start would fail: {}", refusal.what),
+            refusal.remedy,
+        )
+    };
+    match tried {
+        Ok(Ok((pools, claims))) => {
+            let failed = [pools, claims].into_iter().filter_map(Result::err);
+            let failed: Vec<_> = failed.map(|error| cannot(&error)).collect();
+            if failed.is_empty() {
+                report.ok(
+                    "start",
+                    "the lock can be taken, and pools and claims be written",
+                );
+            }
+            for (text, remedy) in failed {
+                report.fault("start", text, remedy);
+            }
+            true
+        }
+        // What is not ours to lock is told of with the claims, and a broken lock with the pools.
+        Ok(Err(LockError::Denied(_))) => true,
+        Ok(Err(LockError::Unusable(error))) => {
+            let (text, remedy) = cannot(&error);
+            report.fault("start", text, remedy);
+            true
+        }
+        Ok(Err(LockError::Held(error))) => {
+            let (text, remedy) = cannot(&error);
+            report.fault("start", text, remedy);
+            false
+        }
+        Err(_) => {
+            report.fault(
+                "start",
+                "trying it broke off",
+                "report that as a fault of Pinfold's",
+            );
+            true
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Which group keeps CPUs away, and what lets them through: its unit, or the partition that has them (kernel:
+//! cgroup-v2.rst, "cpuset.cpus.partition").
+
+use super::refusal::counted_cpus;
+use crate::cgroup::cpuset::Bound;
+use crate::cpulist::CpuSet;
+use crate::text::Shown;
+
+/// A group, with the unit that systemd has for it.
+pub(super) fn shown_group(path: &str) -> String {
+    match unit(path) {
+        Some(unit) => format!("the cgroup {} (unit {unit})", Shown(path)),
+        None => format!("the cgroup {}", Shown(path)),
+    }
+}
+
+fn unit(path: &str) -> Option<&str> {
+    let name = path.rsplit('/').next()?;
+    let is_unit = [".slice", ".scope", ".service"]
+        .iter()
+        .any(|kind| name.ends_with(kind));
+    let is_plain = name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"-_.@:".contains(&b));
+    (is_unit && is_plain).then_some(name)
+}
+
+/// What lets the CPUs through that a bound lacks.
+pub fn let_through(bound: &Bound, lacks: &CpuSet) -> String {
+    let origin = bound.origin();
+    let partitions = bound.partitions();
+    // Nobody outside it can have them, whatever is widened.
+    if let Some((slice, _)) = partitions.iter().find(|(_, cpus)| !cpus.is_disjoint(lacks)) {
+        let path = slice.path();
+        return format!(
+            "those are a partition of {}, so start it there (--cgroup-parent {}), or use another pool",
+            Shown(path),
+            path.rsplit('/').next().unwrap_or_default()
+        );
+    }
+    let mut all = bound.cpus.clone();
+    all.extend(lacks);
+    match unit(origin.path()) {
+        Some(unit) => format!(
+            "let it have {}: `systemctl set-property --runtime {unit} AllowedCPUs={all}`, or use another pool",
+            counted_cpus(lacks)
+        ),
+        None => format!(
+            "let it have {}: `echo {all} > {}`, or use another pool",
+            counted_cpus(lacks),
+            origin.dir().join("cpuset.cpus").display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_shown_with_its_unit() {
+        for (path, shown) in [
+            (
+                "/a.slice/b.slice",
+                "the cgroup \"/a.slice/b.slice\" (unit b.slice)",
+            ),
+            ("/docker/x", "the cgroup \"/docker/x\""),
+            ("/a;b.slice", "the cgroup \"/a;b.slice\""),
+            ("/", "the cgroup \"/\""),
+        ] {
+            assert_eq!(shown_group(path), shown);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! A claim that cannot be read: its file's name and the links to it still tell whose it is. It is freed once nobody is left
+//! who could be its owner; in doubt it counts as held.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::Books;
+use super::reconcile::Reclaimed;
+use crate::cgroup::{Group, cpuset};
+use crate::claims::{Claim, Entry, Traces};
+use crate::cpulist::CpuSet;
+use crate::files;
+use crate::pools::TasksChange;
+use crate::process::{self, Process};
+use crate::refusal::Refusal;
+
+impl Books<'_> {
+    /// Frees what an unreadable claim holds, if its owner is gone.
+    ///
+    /// # Errors
+    /// Who may be its owner; or what cannot be looked at.
+    pub(super) fn free_unreadable(&self, path: &Path, reason: &str) -> Result<Vec<Reclaimed>> {
+        let held = |who: &str, remedy: &str| {
+            let what = format!(
+                "the claim {} cannot be read ({reason}) and is kept: {who}",
+                path.display()
+            );
+            Refusal::new(what, remedy)
+        };
+        let Some(traces) = self.ledger.traces(path)? else {
+            bail!(held(
+                "it is of a newer Pinfold, or its name tells no process",
+                "run `pinfold reconcile` of the Pinfold that wrote it"
+            ));
+        };
+        if traces.lists.is_empty() {
+            bail!(held(
+                "nothing tells which CPUs it has",
+                &format!(
+                    "once the container {} is gone, remove that file",
+                    crate::text::Shown(&traces.id)
+                )
+            ));
+        }
+        if let Some(who) = self.possible_owner(&traces)? {
+            bail!(held(
+                &format!("{who} may be its owner"),
+                "stop that, and then `pinfold reconcile`"
+            ));
+        }
+        log::warn!(
+            "{} is freed: it cannot be read ({reason}), and its owner is gone",
+            path.display()
+        );
+        self.give_back_traces(&traces)
+    }
+
+    /// Whoever lives and could be the owner: the process of the name, any in the group, any that stands in `tasks` and that no
+    /// other claim explains, and any that can run on nothing but these CPUs.
+    fn possible_owner(&self, traces: &Traces) -> Result<Option<String>> {
+        if traces.process.is_alive(self.host)? {
+            return Ok(Some(format!("process {}", traces.process.pid)));
+        }
+        for group in self.groups_of(traces)? {
+            if let Some(pid) = group.all_pids()?.first() {
+                return Ok(Some(format!(
+                    "process {pid} in the cgroup {}",
+                    group.path()
+                )));
+            }
+        }
+        let claims = self.ledger.all()?;
+        let claims: Vec<&Claim> = claims.iter().filter_map(Entry::claim).collect();
+        let is_explained = |pid: &i32| claims.iter().any(|claim| claim.pids().contains(pid));
+        let mut cpus = CpuSet::new();
+        for (pool, list) in self.lists_of(traces)? {
+            let tasks = self.directory.tasks(&pool, &list)?;
+            let mut unexplained = tasks.iter().filter(|pid| !is_explained(pid));
+            if let Some(pid) = unexplained.find(|pid| self.is_pid_alive(**pid)) {
+                return Ok(Some(format!("process {pid}")));
+            }
+        }
+        for list in &traces.lists {
+            cpus.extend(&list.parse()?);
+        }
+        for name in files::names_in(&self.host.processes())? {
+            let Ok(pid) = name.parse::<i32>() else {
+                continue;
+            };
+            if is_explained(&pid) || self.is_kernels(pid) {
+                continue;
+            }
+            let Ok(affinity) = process::affinity(pid) else {
+                // It has ended, or nobody can be asked: then it has, too.
+                continue;
+            };
+            if affinity.is_subset(&cpus) && !self.is_in_group_of(pid, &claims)? {
+                return Ok(Some(format!("process {pid}, which runs on them alone,")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A thread of the kernel's is a child of kthreadd, 2, and has no command line (kernel: kernel/kthread.c).
+    fn is_kernels(&self, pid: i32) -> bool {
+        let is_child = pid == 2 || process::parent(self.host, pid) == Some(2);
+        is_child && process::command_line(self.host, pid).is_empty()
+    }
+
+    fn is_in_group_of(&self, pid: i32, claims: &[&Claim]) -> Result<bool> {
+        let Some(group) = self.hierarchy.group_of(self.host, pid)? else {
+            return Ok(true);
+        };
+        let is_in = |claim: &&Claim| {
+            let path = claim.cgroup.as_ref().map(|claimed| claimed.path.as_str());
+            let below = path.and_then(|path| group.path().strip_prefix(path));
+            below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        Ok(claims.iter().any(is_in))
+    }
+
+    /// The pools that its lists are in.
+    fn lists_of(&self, traces: &Traces) -> Result<Vec<(String, String)>> {
+        let mut lists = Vec::new();
+        for pool in self.directory.pool_names()? {
+            for list in &traces.lists {
+                if self.directory.has_list(&pool, list) {
+                    lists.push((pool.clone(), list.clone()));
+                }
+            }
+        }
+        Ok(lists)
+    }
+
+    /// The groups that links to it name by their inode, where they are still there.
+    fn groups_of(&self, traces: &Traces) -> Result<Vec<Group>> {
+        let mut found = Vec::new();
+        if traces.inodes.is_empty() {
+            return Ok(found);
+        }
+        let mut pending = vec![self.hierarchy.group("/")?];
+        while let Some(group) = pending.pop() {
+            if group
+                .inode()?
+                .is_some_and(|inode| traces.inodes.contains(&inode))
+            {
+                found.push(group.clone());
+            }
+            pending.extend(group.children()?);
+        }
+        Ok(found)
+    }
+
+    fn give_back_traces(&self, traces: &Traces) -> Result<Vec<Reclaimed>> {
+        for group in self.groups_of(traces)? {
+            // One of ours that no claim names is removed with the others.
+            let inherited = cpuset::inherited(&group)?;
+            cpuset::restore(&group, &inherited.cpus, None)?;
+        }
+        let Process { pid, .. } = traces.process;
+        let mut reclaimed = Vec::new();
+        for (pool, list) in self.lists_of(traces)? {
+            let change = TasksChange {
+                pool: &pool,
+                list: &list,
+                drop: &[pid],
+                add: &[],
+            };
+            self.directory.change_tasks(&self.lock, &change)?;
+            reclaimed.push(Reclaimed {
+                pool,
+                cpus: list,
+                pid,
+            });
+        }
+        self.ledger.remove_traces(traces)?;
+        Ok(reclaimed)
+    }
+}

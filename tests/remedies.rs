@@ -1,0 +1,452 @@
+//! What is printed as a remedy is done, by a shell where it is a command, and the complaint is gone.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A pool directory with a shared and an exclusive pool on a tree of four CPUs whose processes are our own.
+struct Site {
+    dir: tempfile::TempDir,
+    others: Vec<Child>,
+}
+
+/// How somebody does what a remedy says.
+enum Does {
+    /// Runs the first command in it.
+    Runs,
+    /// Runs that one, where there are several to choose from.
+    RunsNth(usize),
+    /// Follows advice; what a person does.
+    Follows(&'static dyn Fn(&Site)),
+}
+
+use Does::{Follows, Runs, RunsNth};
+
+impl Site {
+    fn new() -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        let site = Site {
+            dir,
+            others: Vec::new(),
+        };
+        for (path, content) in [
+            ("sys/devices/system/cpu/online", "0-3\n"),
+            ("sys/devices/system/cpu/present", "0-3\n"),
+            ("sys/devices/system/node/online", "0-1\n"),
+            ("sys/devices/system/node/has_cpu", "0-1\n"),
+            ("sys/devices/system/node/node0/cpulist", "0-1\n"),
+            ("sys/devices/system/node/node1/cpulist", "2-3\n"),
+            ("kcm/lock", ""),
+            ("kcm/pools/common/exclusive", "0"),
+            ("kcm/pools/common/0,1/tasks", ""),
+            ("kcm/pools/dp/exclusive", "1"),
+            ("kcm/pools/dp/2/tasks", ""),
+            ("kcm/pools/dp/3/tasks", ""),
+        ] {
+            site.put(path, content);
+        }
+        for cpu in 0..4 {
+            let node = cpu / 2;
+            for (file, content) in [
+                ("topology/core_cpus_list", format!("{cpu}\n")),
+                ("topology/package_cpus_list", "0-3\n".to_owned()),
+                ("topology/physical_package_id", "0\n".to_owned()),
+                ("cache/index3/level", "3\n".to_owned()),
+                ("cache/index3/size", "16384K\n".to_owned()),
+                (
+                    "cache/index3/shared_cpu_list",
+                    format!("{}-{}\n", node * 2, node * 2 + 1),
+                ),
+            ] {
+                site.put(&format!("sys/devices/system/cpu/cpu{cpu}/{file}"), &content);
+            }
+        }
+        symlink("/proc", site.path("proc")).unwrap();
+        site.mode("kcm/lock", 0o600);
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn put(&self, name: &str, content: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        for ancestor in PathBuf::from(name).ancestors().skip(1) {
+            self.mode(ancestor.to_str().unwrap(), 0o755);
+        }
+        self.mode(name, 0o644);
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn pinfold(&self, line: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pinfold"))
+            .args(line.split_whitespace())
+            .arg("--conf-dir")
+            .arg(self.path("kcm"))
+            .arg("--run-dir")
+            .arg(self.path("run"))
+            .arg("--host-root")
+            .arg(self.dir.path())
+            .args(["--lock-timeout", "0.1"])
+            .output()
+            .unwrap()
+    }
+
+    /// What a verb complains of, and what it says to do.
+    fn complaint(&self, line: &str) -> Option<(String, String)> {
+        if line.starts_with("check") {
+            let output = self.pinfold("check --json");
+            let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let findings = document["findings"].as_array().unwrap();
+            let what = line.split_whitespace().nth(1).unwrap();
+            for finding in findings.iter().filter(|finding| finding["level"] != "ok") {
+                let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+                assert!(!text("remedy").is_empty(), "no remedy: {finding}");
+                if text("what") == what && ["pools", "start", "claims"].contains(&what) {
+                    return Some((text("text"), text("remedy")));
+                }
+            }
+            return None;
+        }
+        let output = self.pinfold(line);
+        if output.status.success() {
+            return None;
+        }
+        let said = String::from_utf8(output.stderr).unwrap();
+        let said = said.trim_end().trim_start_matches("pinfold: ");
+        Some((said.to_owned(), said.to_owned()))
+    }
+
+    fn runs(&self, command: &str) {
+        let dir = PathBuf::from(env!("CARGO_BIN_EXE_pinfold"));
+        let path = format!(
+            "{}:{}",
+            dir.parent().unwrap().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    }
+
+    /// Another process that does something for as long as the test runs.
+    fn other(&mut self, program: &str, arguments: &[&str]) -> i32 {
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        self.others.push(child);
+        pid
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for child in &mut self.others {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn commands(remedy: &str) -> Vec<&str> {
+    remedy.split('`').skip(1).step_by(2).collect()
+}
+
+struct Case {
+    spoils: &'static dyn Fn(&mut Site),
+    verb: &'static str,
+    says: &'static [&'static str],
+    does: Does,
+}
+
+#[track_caller]
+fn holds(case: &Case) {
+    let mut site = Site::new();
+    (case.spoils)(&mut site);
+    let verb = case.verb;
+    let (text, remedy) = site
+        .complaint(verb)
+        .unwrap_or_else(|| panic!("{verb} complains of nothing"));
+    for part in case.says {
+        let all = format!("{text}: {remedy}");
+        assert!(all.contains(part), "{verb} should say {part:?}: {all}");
+    }
+    match case.does {
+        Runs => site.runs(
+            commands(&remedy)
+                .first()
+                .unwrap_or_else(|| panic!("no command: {remedy}")),
+        ),
+        RunsNth(n) => site.runs(commands(&remedy)[n]),
+        Follows(does) => does(&site),
+    }
+    // A process that was ended is gone once it was waited for.
+    for child in &mut site.others {
+        let _ = child.try_wait();
+    }
+    if let Some((after, _)) = site.complaint(verb) {
+        assert_ne!(after, text, "{verb}: after {remedy}");
+        assert!(verb.starts_with("check"), "{verb}: after {remedy}: {after}");
+    }
+}
+
+#[test]
+fn what_is_said_of_pools_is_done_and_then_all_is_well() {
+    let nothing: &dyn Fn(&mut Site) = &|_| {};
+    for case in [
+        Case {
+            spoils: nothing,
+            verb: "pool add x=1:exclusive",
+            says: &[
+                "there are 0",
+                "make room first: `pinfold pool resize common 1",
+            ],
+            does: Runs,
+        },
+        Case {
+            spoils: nothing,
+            verb: "pool resize dp 3",
+            says: &["pinfold pool resize common 1"],
+            does: Runs,
+        },
+        Case {
+            spoils: nothing,
+            verb: "pool add dp=1:exclusive",
+            says: &["pinfold pool resize dp 1"],
+            does: Runs,
+        },
+        Case {
+            spoils: nothing,
+            verb: "pool add x:exclusive --list 2",
+            says: &["CPU 2 is in list 2 of pool dp", "pinfold pool remove dp"],
+            does: RunsNth(1),
+        },
+        Case {
+            spoils: &|site| fs::remove_dir_all(site.path("kcm/pools/dp/3")).unwrap(),
+            verb: "explain --pool x",
+            says: &["there is no pool \"x\"", "pinfold pool add x=1:exclusive"],
+            does: Runs,
+        },
+    ] {
+        holds(&case);
+    }
+}
+
+#[test]
+fn a_node_that_is_not_there_is_named_with_those_there_are() {
+    let site = Site::new();
+    for (numa, parts) in [
+        ("9", ["there is no NUMA node 9", "this machine has 0-1"]),
+        ("0", ["2 lists free in dp", "0 of them on node 0"]),
+    ] {
+        let (said, _) = site
+            .complaint(&format!("explain --pool dp --numa {numa}"))
+            .unwrap();
+        for part in parts {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+}
+
+#[test]
+fn where_lists_lie_is_told_as_it_is() {
+    let site = Site::new();
+    site.put("kcm/pools/dp/0/tasks", "");
+    fs::remove_dir_all(site.path("kcm/pools/common")).unwrap();
+    let (said, _) = site
+        .complaint("explain --pool dp --lists 3 --numa single")
+        .unwrap();
+    let part = "3 lists free in dp, but 1 on node 0, 2 on node 1";
+    assert!(said.contains(part), "{said}");
+}
+
+#[test]
+fn what_check_says_of_the_pool_directory_is_done_and_then_it_is_content() {
+    for case in [
+        Case {
+            spoils: &|site| site.mode("kcm/lock", 0o644),
+            verb: "check pools",
+            says: &["can be opened", "`chmod 600 "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| fs::remove_file(site.path("kcm/lock")).unwrap(),
+            verb: "check pools",
+            says: &["lock", "`install -m 600 /dev/null "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| site.mode("kcm/pools/dp/2/tasks", 0o666),
+            verb: "check pools",
+            says: &["can be written by anybody", "`chmod o-w "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                std::os::unix::fs::chown(site.path("kcm/pools/dp/2/tasks"), Some(1234), None)
+                    .unwrap()
+            },
+            verb: "check pools",
+            says: &["belongs to uid 1234", "`chown -h 0 "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| fs::remove_file(site.path("kcm/pools/dp/2/tasks")).unwrap(),
+            verb: "check pools",
+            says: &["half-made", "`install -m 644 /dev/null "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| fs::remove_file(site.path("kcm/pools/dp/exclusive")).unwrap(),
+            verb: "check pools",
+            says: &["half-made", "`printf 1 > "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| site.put("kcm/pools/dp/stray/x", ""),
+            verb: "check pools",
+            says: &["has a directory \"stray\"", "`mv "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| symlink("2", site.path("kcm/pools/dp/4")).unwrap(),
+            verb: "check pools",
+            says: &["is a symbolic link", "`rm "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| site.put("kcm/pools/dp/1/tasks", ""),
+            verb: "check pools",
+            says: &["overlaps", "`rm -r "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| site.put("kcm/pools/dp/2/tasks", "x"),
+            verb: "check pools",
+            says: &["is no pid", "correct the file by hand"],
+            does: Follows(&|site| site.put("kcm/pools/dp/2/tasks", "")),
+        },
+        Case {
+            spoils: &|site| {
+                fs::create_dir(site.path("run")).unwrap();
+                site.mode("run", 0o777);
+            },
+            verb: "check start",
+            says: &["can be written by others", "`chown 0 "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                let lock = site.path("kcm/lock").display().to_string();
+                site.other("flock", &["--no-fork", &lock, "sleep", "600"]);
+                std::thread::sleep(std::time::Duration::from_millis(500));
+            },
+            verb: "check start",
+            says: &[
+                "a start would fail: the lock",
+                "is held by process",
+                "`kill ",
+            ],
+            does: Runs,
+        },
+    ] {
+        holds(&case);
+    }
+}
+
+/// A mount that is gone when it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn over(path: PathBuf, options: &str) -> Mounted {
+        fs::create_dir_all(&path).unwrap();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(&path);
+        assert!(mount.status().unwrap().success(), "mount needs root");
+        Mounted(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn check_tries_what_a_start_writes() {
+    let site = Site::new();
+    let start = || site.complaint("check start");
+    assert_eq!(start(), None);
+    {
+        let mounted = Mounted::over(site.path("run"), "mode=700,size=1m,nr_inodes=4");
+        let (text, remedy) = start().unwrap();
+        assert!(
+            text.contains("write a claim") && text.contains("No space left"),
+            "{text}"
+        );
+        assert!(remedy.contains("df -i"), "{remedy}");
+        site.runs(&format!(
+            "mount -o remount,nr_inodes=100 {}",
+            mounted.0.display()
+        ));
+        assert_eq!(start(), None);
+        // Full in bytes, and not in files.
+        let full = site.path("run/full").display().to_string();
+        site.runs(&format!("head -c 2m /dev/zero > {full} || true"));
+        let (text, _) = start().unwrap();
+        assert!(text.contains("No space left"), "{text}");
+        site.runs(&format!("rm {full}"));
+        assert_eq!(start(), None);
+    }
+    let copy = site.path("copy").display().to_string();
+    let list = site.path("kcm/pools/dp/2");
+    let mounted = Mounted::over(list, "mode=755");
+    site.put("kcm/pools/dp/2/tasks", "");
+    for (option, trouble) in [("ro", true), ("rw", false)] {
+        site.runs(&format!(
+            "mount -o remount,{option} {}",
+            mounted.0.display()
+        ));
+        match start() {
+            Some((text, remedy)) if trouble => {
+                assert!(text.contains("Read-only file system"), "{text}");
+                assert!(remedy.contains("read-write"), "{remedy}");
+            }
+            other => assert!(other.is_none() && !trouble, "{copy}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn check_answers_in_json_whatever_is_broken() {
+    let site = Site::new();
+    site.put("etc/pinfold/config.toml", "colour = 1\n");
+    let output = site.pinfold("check --json");
+    assert_eq!(output.status.code(), Some(1));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let finding = &document["findings"][0];
+    assert_eq!(
+        (&document["faults"], &finding["what"]),
+        (&1.into(), &"config".into())
+    );
+    assert!(finding["remedy"].as_str().unwrap().contains("mend it"));
+}
