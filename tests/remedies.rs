@@ -450,3 +450,53 @@ fn check_answers_in_json_whatever_is_broken() {
     );
     assert!(finding["remedy"].as_str().unwrap().contains("mend it"));
 }
+
+/// Puts a claim that cannot be read on CPU 2, of this process.
+fn unreadable(site: &Site, pid: i32, start: u64) {
+    site.put(&format!("run/claims/web/{pid}-{start}.json"), "{");
+    site.put("run/lists/2/x", "");
+    fs::remove_file(site.path("run/lists/2/x")).unwrap();
+    let target = format!("../../claims/web/{pid}-{start}.json");
+    symlink(target, site.path(&format!("run/lists/2/web@{pid}-{start}"))).unwrap();
+    site.put("kcm/pools/dp/2/tasks", &pid.to_string());
+    site.put("run/boot", "");
+    fs::remove_file(site.path("run/boot")).unwrap();
+    site.mode("run", 0o700);
+}
+
+#[test]
+fn an_unreadable_claim_is_freed_once_its_owner_is_gone_and_never_before() {
+    holds(&Case {
+        spoils: &|site| unreadable(site, 4_194_303, 77),
+        verb: "check claims",
+        says: &["4194303-77.json counts as held", "`pinfold reconcile"],
+        does: Runs,
+    });
+    let mut site = Site::new();
+    let pid = site.other("sleep", &["600"]);
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let start: u64 = fields.split_whitespace().nth(19).unwrap().parse().unwrap();
+    unreadable(&site, pid, start);
+    for start in [start, 77] {
+        // One of another start time stands in tasks all the same.
+        let (said, _) = site.complaint("reconcile").unwrap();
+        assert!(
+            said.contains(&format!("process {pid} may be its owner")),
+            "{start}: {said}"
+        );
+        let tasks = fs::read_to_string(site.path("kcm/pools/dp/2/tasks")).unwrap();
+        assert_eq!(tasks, pid.to_string());
+        fs::remove_dir_all(site.path("run")).unwrap();
+        unreadable(&site, pid, 77);
+    }
+    let child = &mut site.others[0];
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(site.complaint("reconcile"), None);
+    assert!(!site.path("run/claims/web").exists());
+    assert_eq!(
+        fs::read_to_string(site.path("kcm/pools/dp/2/tasks")).unwrap(),
+        ""
+    );
+}
