@@ -54,7 +54,7 @@ impl Bundle {
     /// What is kept cannot be read; a symbolic link, whose target may be the configuration of others too.
     pub fn new(path: PathBuf, text: String) -> Result<Bundle> {
         ensure!(
-            !path.is_symlink(),
+            !files::entry_if_there(&path)?.is_some_and(|entry| entry.is_symlink()),
             "{} is a symbolic link, which would not be one any more: put the real thing there",
             path.display()
         );

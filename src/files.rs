@@ -1,5 +1,9 @@
 //! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
 
+mod trust;
+
+pub use trust::{Way, ensure_trusted_way};
+
 use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -60,17 +64,38 @@ pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Does this error say that the file, or the process or device behind it, is not there (any more)?
+/// Does this error say that the file, or the process or device behind it, is not there (any more)? Every other error says
+/// that nobody knows.
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::ENOENT | libc::ESRCH | libc::ENODEV | libc::ENOTDIR)
+        Some(libc::ENOENT | libc::ESRCH | libc::ENODEV)
     )
 }
 
 /// The same of an error with context.
 pub fn says_gone(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(is_gone)
+}
+
+/// What a path leads to, links followed; `None` where there is nothing.
+///
+/// `exists`, `is_dir` and `is_file` of the standard library take every error for "not there".
+pub fn metadata_if_there(path: &Path) -> Result<Option<Metadata>> {
+    if_there(path.metadata(), path)
+}
+
+/// What a path itself is, a link perhaps; `None` where there is nothing.
+pub fn entry_if_there(path: &Path) -> Result<Option<Metadata>> {
+    if_there(path.symlink_metadata(), path)
+}
+
+fn if_there(looked: io::Result<Metadata>, path: &Path) -> Result<Option<Metadata>> {
+    match looked {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("look at {}", path.display())),
+    }
 }
 
 /// Reads to the end, but refuses input of more than `most` bytes and input that is not UTF-8.
@@ -244,43 +269,47 @@ pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
 /// The names in a directory, unsorted; empty where there is none. Names that are not UTF-8 are left
 /// out: nothing of ours or KCM's has such a name.
 pub fn names_in(directory: &Path) -> Result<Vec<String>> {
-    entries_in(directory, |_| true)
+    let entries = entries_in(directory)?.into_iter();
+    Ok(entries.filter_map(name_of).collect())
 }
 
 /// The names of the directories in a directory, likewise.
 pub fn directories_in(directory: &Path) -> Result<Vec<String>> {
-    entries_in(directory, is_directory)
+    let mut names = Vec::new();
+    for entry in entries_in(directory)? {
+        if is_directory(&entry)? {
+            names.extend(name_of(entry));
+        }
+    }
+    Ok(names)
 }
 
 /// The paths of the directories in a directory, whatever their names are made of.
 pub fn directory_paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
-    let attempt = || -> io::Result<Vec<PathBuf>> {
-        let entries = std::fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
-        let directories = entries.iter().filter(|entry| is_directory(entry));
-        Ok(directories.map(DirEntry::path).collect())
-    };
-    match attempt() {
-        Err(error) if is_gone(&error) => Ok(Vec::new()),
-        other => other.with_context(|| format!("list {}", directory.display())),
+    let mut paths = Vec::new();
+    for entry in entries_in(directory)? {
+        if is_directory(&entry)? {
+            paths.push(entry.path());
+        }
+    }
+    Ok(paths)
+}
+
+fn name_of(entry: DirEntry) -> Option<String> {
+    entry.file_name().into_string().ok()
+}
+
+/// One that is gone since the directory was read is none.
+fn is_directory(entry: &DirEntry) -> Result<bool> {
+    match entry.file_type() {
+        Ok(kind) => Ok(kind.is_dir()),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("look at {}", entry.path().display())),
     }
 }
 
-fn is_directory(entry: &DirEntry) -> bool {
-    entry.file_type().is_ok_and(|kind| kind.is_dir())
-}
-
-fn entries_in(directory: &Path, wanted: impl Fn(&DirEntry) -> bool) -> Result<Vec<String>> {
-    let attempt = || -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(directory)? {
-            let entry = entry?;
-            if wanted(&entry) {
-                names.extend(entry.file_name().into_string());
-            }
-        }
-        Ok(names)
-    };
-    match attempt() {
+fn entries_in(directory: &Path) -> Result<Vec<DirEntry>> {
+    match std::fs::read_dir(directory).and_then(Iterator::collect) {
         Err(error) if is_gone(&error) => Ok(Vec::new()),
         other => other.with_context(|| format!("list {}", directory.display())),
     }

@@ -60,8 +60,11 @@ impl Host {
                 ".." => drop(found.pop()),
                 name => found.push(name),
             }
-            if !found.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
-                continue;
+            match found.symlink_metadata() {
+                Ok(metadata) if metadata.is_symlink() => {}
+                Ok(_) => continue,
+                Err(error) if is_nowhere(&error) => continue,
+                Err(error) => return Err(error),
             }
             links += 1;
             if links > MOST_LINKS {
@@ -153,6 +156,11 @@ impl Host {
         self.root.join("proc/sys/kernel/osrelease")
     }
 
+    /// Directories of which every boot makes its own, and what is in them early.
+    pub fn boots_own_directories(&self) -> [PathBuf; 2] {
+        [self.root.join("run"), self.root.join("run/systemd")]
+    }
+
     /// The directory that is there where systemd is the init (sd_booted(3)).
     pub fn systemd_mark(&self) -> PathBuf {
         self.root.join("run/systemd/system")
@@ -168,7 +176,8 @@ impl Host {
         plain.chain(multiarch).collect()
     }
 
-    /// A system's program of this name, where engines are installed.
+    /// A system's program of this name, where engines are installed. One that cannot be looked at is named all the same:
+    /// whoever runs it says what is wrong with it.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         let dirs = [
             "/usr/bin",
@@ -180,7 +189,11 @@ impl Host {
         let paths = dirs
             .iter()
             .map(|dir| self.resolve(&format!("{dir}/{name}")));
-        paths.flatten().find(|path| path.is_file())
+        let is_there = |path: &PathBuf| match path.metadata() {
+            Ok(metadata) => metadata.is_file(),
+            Err(error) => !is_nowhere(&error),
+        };
+        paths.flatten().find(is_there)
     }
 
     /// A PCI device by its address with domain (kernel: Documentation/ABI/testing/sysfs-bus-pci).
@@ -233,6 +246,11 @@ impl Host {
     pub fn system_logs(&self) -> (PathBuf, PathBuf) {
         (self.root.join("dev/log"), self.root.join("dev/kmsg"))
     }
+}
+
+/// Does a path lead nowhere, or through what is no directory?
+fn is_nowhere(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
 }
 
 #[cfg(test)]

@@ -64,7 +64,13 @@ pub fn runtime(
             path.clone()
         }
         (None, Some(allow)) => {
-            let there = allow.iter().find(|path| path.is_file());
+            let mut there = None;
+            for path in allow {
+                let metadata = files::metadata_if_there(path)?;
+                if there.is_none() && metadata.is_some_and(|metadata| metadata.is_file()) {
+                    there = Some(path);
+                }
+            }
             let there = there.context("none of the runtimes in runtime.allow of Pinfold's configuration is there: install one")?;
             there.clone()
         }

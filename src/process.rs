@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -70,8 +71,10 @@ pub fn pid_is_alive(host: &Host, pid: i32) -> Result<bool> {
 
 /// Is a process that `/proc` does not show there all the same (`hidepid=`, proc(5))? Then it counts as alive.
 fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
-    let is_shown = host.proc_pid(pid, "stat").exists();
-    Ok(!is_shown && host.is_running_root() && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+    if !host.is_running_root() || files::metadata_if_there(&host.proc_pid(pid, "stat"))?.is_some() {
+        return Ok(false);
+    }
+    Ok(kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
 }
 
 /// The name of a process's program (proc_pid_comm(5)), as it calls itself: never to be shown raw.
@@ -180,6 +183,23 @@ pub fn boot_time(host: &Host) -> Result<i64> {
     let time = text.lines().find_map(|line| line.strip_prefix("btime "));
     time.and_then(|time| time.trim().parse().ok())
         .with_context(|| format!("read {}: no btime line", path.display()))
+}
+
+/// The earliest time that the clock is known to have shown in this boot, in seconds since the epoch: what is in `/run`, which
+/// every boot makes anew, is of this boot. `None` where nothing tells.
+///
+/// A clock that was set forward leaves files that are older than the boot seems to be ([`boot_time`]).
+pub fn earliest_time(host: &Host) -> Result<Option<i64>> {
+    let mut earliest: Option<i64> = None;
+    for dir in host.boots_own_directories() {
+        for name in files::names_in(&dir)? {
+            if let Some(metadata) = files::entry_if_there(&dir.join(name))? {
+                let time = metadata.ctime();
+                earliest = Some(earliest.map_or(time, |earliest| earliest.min(time)));
+            }
+        }
+    }
+    Ok(earliest)
 }
 
 /// A CPU mask as large as any kernel's.

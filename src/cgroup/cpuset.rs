@@ -393,7 +393,8 @@ pub fn restore(group: &Group, cpus: &str, mems: Option<&str>) -> Result<()> {
 /// It stays enabled there: without a mask it changes nothing for anybody, and others may rely on it by the
 /// time that we would take it away.
 pub fn enable(group: &Group) -> Result<()> {
-    if group.version() == Version::V1 || group.dir().join(CPUS).exists() {
+    let is_enabled = || files::metadata_if_there(&group.dir().join(CPUS));
+    if group.version() == Version::V1 || is_enabled()?.is_some() {
         return Ok(());
     }
     let mut above = Vec::new();

@@ -4,8 +4,10 @@
 pub mod cpuset;
 pub mod of_config;
 pub mod systemd;
+mod walk;
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -197,11 +199,28 @@ impl Group {
 
     /// All processes in this group and in the groups below it.
     pub fn all_pids(&self) -> Result<Vec<i32>> {
-        let mut pids = self.pids()?;
-        for child in self.children()? {
-            pids.extend(child.all_pids()?);
-        }
-        Ok(pids)
+        let mut all = Vec::new();
+        self.look_for(|pids| {
+            all.extend(pids);
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
+    }
+
+    /// Is any process in this group, or in one below it?
+    pub fn is_populated(&self) -> Result<bool> {
+        let mut is_populated = false;
+        self.look_for(|_| {
+            is_populated = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(is_populated)
+    }
+
+    /// Hands the processes of this group, and of those below it, to `found`, group by group, until that has enough.
+    pub fn look_for(&self, found: impl FnMut(Vec<i32>) -> ControlFlow<()>) -> Result<()> {
+        let looked = walk::processes(&self.dir, found);
+        looked.with_context(|| format!("look for processes in {}", self.dir.display()))
     }
 
     /// The groups right below this one, whatever their names are made of.
@@ -266,15 +285,13 @@ impl Group {
     /// Removes the group and those below it if no process is in any; then our parents, if this was their last.
     /// `false` where a process is in one.
     pub fn remove(&self) -> Result<bool> {
-        if !self.all_pids()?.is_empty() {
+        if self.is_populated()? {
             return Ok(false);
         }
-        for child in self.children()? {
-            if !child.remove()? {
-                return Ok(false);
-            }
-        }
-        if !files::remove_empty_directory(&self.dir)? {
+        let removed = walk::remove_below(&self.dir);
+        let removed =
+            removed.with_context(|| format!("remove the groups below {}", self.dir.display()))?;
+        if !removed || !files::remove_empty_directory(&self.dir)? {
             return Ok(false);
         }
         let mut parent = self.parent();

@@ -154,9 +154,10 @@ pub(super) fn partitions(site: &Site) -> Vec<(String, CpuSet)> {
 }
 
 fn systemd(host: &Host, report: &mut Report) {
-    if !host.systemd_mark().is_dir() {
-        report.ok("systemd", "does not run here");
-        return;
+    match files::metadata_if_there(&host.systemd_mark()) {
+        Ok(Some(_)) => {}
+        Ok(None) => return report.ok("systemd", "does not run here"),
+        Err(error) => return report.error("systemd", &error),
     }
     let names = host.systemd_libraries().into_iter();
     let names = names.flat_map(|dir| files::names_in(&dir).unwrap_or_default());

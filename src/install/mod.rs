@@ -132,7 +132,7 @@ impl Programs {
         };
         let (pinfold, shim) = (path("pinfold")?, path(SHIM)?);
         check_program(host, &pinfold)?;
-        let has_shim = host.resolve(&shim)?.exists();
+        let has_shim = files::metadata_if_there(&host.resolve(&shim)?)?.is_some();
         if has_shim {
             check_program(host, &shim)?;
         }
@@ -156,8 +156,9 @@ pub fn check_program(host: &Host, path: &str) -> Result<()> {
     let real = host
         .resolve(path)
         .with_context(|| format!("look at {path}"))?;
+    let found = files::metadata_if_there(&real)?;
     ensure!(
-        real.is_file(),
+        found.is_some_and(|found| found.is_file()),
         "there is no {path}: install it there, or name the directory of pinfold by --bin-dir"
     );
     let metadata = files::trusted(&real)?;

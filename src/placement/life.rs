@@ -1,5 +1,7 @@
 //! Who is alive: the one answer that release, reap, reconcile and choice all use.
 
+use std::ops::ControlFlow;
+
 use anyhow::Result;
 
 use super::Books;
@@ -54,24 +56,30 @@ pub(super) fn life_of(
     let Some(group) = group else {
         return Ok(Life::Gone);
     };
-    let pids = match group.all_pids() {
-        Ok(pids) => pids,
-        // Somebody may have made groups below it that cannot even be named: nobody is freed on that.
-        Err(error) => {
-            log::warn!("{} counts as alive: {error:#}", claim.shown());
-            return Ok(Life::Survived(None));
-        }
-    };
-    for pid in &pids {
-        if let Some(process) = Process::with_pid(host, *pid)? {
-            return Ok(Life::Survived(Some(process)));
-        }
-    }
-    Ok(if pids.is_empty() {
-        Life::Gone
-    } else {
-        Life::Survived(None)
+    survivors_in(&group, host).or_else(|error| {
+        // Nobody is freed on that.
+        log::warn!("{} counts as alive: {error:#}", claim.shown());
+        Ok(Life::Survived(None))
     })
+}
+
+/// Does anybody live on in a group, or below it?
+fn survivors_in(group: &Group, host: &Host) -> Result<Life> {
+    let mut life = Life::Gone;
+    let mut looked = Ok(());
+    group.look_for(|pids| {
+        life = Life::Survived(None);
+        for pid in pids {
+            match Process::with_pid(host, pid) {
+                Ok(None) => continue,
+                Ok(Some(process)) => life = Life::Survived(Some(process)),
+                Err(error) => looked = Err(error),
+            }
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    looked.map(|()| life)
 }
 
 /// The group that a runtime has made and confined as a reservation says, whose hook has not come: its mask tells it. A CPU may

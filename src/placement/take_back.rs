@@ -36,7 +36,7 @@ impl Books<'_> {
             log::warn!("{}: {error:#}", claim.shown());
         }
         if let Some((group, claimed)) = self.group_of(claim)? {
-            if claimed.made || !group.all_pids()?.is_empty() {
+            if claimed.made || group.is_populated()? {
                 self.keep_confined(claim)?;
                 return Ok(false);
             }

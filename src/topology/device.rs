@@ -26,14 +26,19 @@ pub fn nodes_near(host: &Host, device: &Device) -> Result<CpuSet> {
         Device::Pci(address) => {
             let place = host.pci_device(address);
             ensure!(
-                place.exists(),
+                files::metadata_if_there(&place)?.is_some(),
                 "there is no PCI device {address}: lspci -D lists them"
             );
             place
         }
         Device::Name(name) => {
             let candidates = [host.network_interface(name), host.block_device(name)];
-            let place = candidates.into_iter().find(|place| place.exists());
+            let mut place = None;
+            for candidate in candidates {
+                if place.is_none() && files::metadata_if_there(&candidate)?.is_some() {
+                    place = Some(candidate);
+                }
+            }
             place.with_context(|| {
                 format!(
                     "there is no network interface and no block device {name}: see {} and {}",
@@ -77,8 +82,9 @@ fn device_number(host: &Host, path: &str) -> Result<(bool, u64)> {
 /// The first node that a device, or one that it hangs on, tells (kernel: Documentation/ABI/testing/sysfs-bus-pci,
 /// `numa_node`; -1 where it is not known).
 fn nodes_of(host: &Host, place: &Path, layer: u32) -> Result<CpuSet> {
-    let Ok(place) = place.canonicalize() else {
-        return Ok(CpuSet::new());
+    let place = match place.canonicalize() {
+        Err(error) if files::is_gone(&error) => return Ok(CpuSet::new()),
+        other => other.with_context(|| format!("look at {}", place.display()))?,
     };
     let devices = host.sys_device("").canonicalize()?;
     for above in place

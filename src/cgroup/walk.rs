@@ -1,0 +1,273 @@
+//! Walking through the groups below one, by directory descriptors (openat(2)): whoever may make groups can nest them deeper
+//! than a path can name, and make any number of them.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+/// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
+const LINKS_OF_A_LEAF: u64 = 2;
+
+/// One level of a walk that is on its way down.
+struct Level {
+    /// What tells this directory from any other: somebody may move groups meanwhile (version 1).
+    inode: u64,
+    /// The groups in it that are still to be visited.
+    left: Vec<CString>,
+    /// Its name in the one above.
+    name: CString,
+}
+
+/// What a visitor of groups does.
+trait Visit {
+    /// Comes to a group, before those below it; where it has none to tell of, those are left out.
+    fn enter(&mut self, group: &OwnedFd) -> io::Result<ControlFlow<(), bool>>;
+    /// Leaves a group of this name, after those below it.
+    fn leave(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<()>>;
+}
+
+/// Hands the processes of a group, and of those below it, to `found`, group by group, until that has enough. A group that
+/// is gone has none.
+pub(super) fn processes(
+    dir: &Path,
+    found: impl FnMut(Vec<i32>) -> ControlFlow<()>,
+) -> io::Result<()> {
+    walk(dir, &mut Processes { found })
+}
+
+/// Removes the groups below one, which stays; `false` where a process is in one of them.
+pub(super) fn remove_below(dir: &Path) -> io::Result<bool> {
+    let mut removal = Removal { is_done: true };
+    walk(dir, &mut removal)?;
+    Ok(removal.is_done)
+}
+
+fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
+    let mut at = match open(nix::fcntl::AT_FDCWD, dir) {
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
+        other => other?,
+    };
+    let mut above: Vec<Level> = Vec::new();
+    let mut level = Level {
+        inode: fstat(&at)?.st_ino,
+        left: Vec::new(),
+        name: CString::default(),
+    };
+    match visitor.enter(&at)? {
+        ControlFlow::Continue(true) => level.left = groups_in(&at)?,
+        ControlFlow::Continue(false) => {}
+        ControlFlow::Break(()) => return Ok(()),
+    }
+    loop {
+        if let Some(name) = level.left.pop() {
+            let below = match open(at.as_fd(), name.as_c_str()) {
+                Err(Errno::ENOENT | Errno::ENODEV) => continue,
+                other => other?,
+            };
+            let enters = match visitor.enter(&below)? {
+                ControlFlow::Continue(enters) => enters,
+                ControlFlow::Break(()) => return Ok(()),
+            };
+            let stat = fstat(&below)?;
+            let left = match enters && !is_leaf(&stat) {
+                true => groups_in(&below)?,
+                false => Vec::new(),
+            };
+            let inode = stat.st_ino;
+            above.push(std::mem::replace(&mut level, Level { inode, left, name }));
+            at = below;
+            continue;
+        }
+        let Some(parent) = above.pop() else {
+            return Ok(());
+        };
+        at = open(at.as_fd(), c"..")?;
+        if fstat(&at)?.st_ino != parent.inode {
+            return Err(io::Error::other(
+                "groups were moved while they were looked at",
+            ));
+        }
+        if visitor.leave(&at, &level.name)?.is_break() {
+            return Ok(());
+        }
+        level = parent;
+    }
+}
+
+fn open<P: nix::NixPath + ?Sized>(at: impl AsFd, path: &P) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(at, path, flags, Mode::empty())
+}
+
+fn is_leaf(stat: &FileStat) -> bool {
+    stat.st_nlink == LINKS_OF_A_LEAF
+}
+
+/// The names of the groups in one. One that is removed meanwhile has none.
+fn groups_in(group: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    // A descriptor of its own, whose place in the directory is its own too.
+    let mut dir = match Dir::openat(
+        group,
+        ".",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    ) {
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(names),
+        other => other?,
+    };
+    for entry in dir.iter() {
+        let entry = match entry {
+            Err(Errno::ENOENT | Errno::ENODEV) => break,
+            other => other?,
+        };
+        let name = entry.file_name();
+        let is_directory = match entry.file_type() {
+            Some(kind) => kind == Type::Directory,
+            None => is_directory(group, name)?,
+        };
+        if is_directory && name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn is_directory(group: &OwnedFd, name: &CStr) -> io::Result<bool> {
+    match fstatat(group, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(stat.st_mode & nix::libc::S_IFMT == nix::libc::S_IFDIR),
+        Err(Errno::ENOENT | Errno::ENODEV) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Reads a file of a group; `None` where there is none, or the group is gone.
+fn read(group: &OwnedFd, name: &CStr) -> io::Result<Option<String>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let mut text = String::new();
+    let attempt = openat(group, name, flags, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|file| File::from(file).read_to_string(&mut text));
+    match attempt {
+        Ok(_) => Ok(Some(text)),
+        Err(error) if crate::files::is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+struct Processes<F> {
+    found: F,
+}
+
+impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
+    fn enter(&mut self, group: &OwnedFd) -> io::Result<ControlFlow<(), bool>> {
+        // Version 2 tells of all groups below at once (kernel: cgroup-v2.rst, "[Un]populated Notification").
+        let events = read(group, c"cgroup.events")?.unwrap_or_default();
+        if events.lines().any(|line| line == "populated 0") {
+            return Ok(ControlFlow::Continue(false));
+        }
+        let text = match read(group, c"cgroup.procs") {
+            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the domain above it,
+            // which is the owner's too, names its processes.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => String::new(),
+            other => other?.unwrap_or_default(),
+        };
+        let pids: Result<Vec<i32>, _> = text.lines().map(str::parse).collect();
+        let pids = pids.map_err(io::Error::other)?;
+        if !pids.is_empty() && (self.found)(pids).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(true))
+    }
+
+    fn leave(&mut self, _: &OwnedFd, _: &CStr) -> io::Result<ControlFlow<()>> {
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+struct Removal {
+    is_done: bool,
+}
+
+impl Visit for Removal {
+    fn enter(&mut self, _: &OwnedFd) -> io::Result<ControlFlow<(), bool>> {
+        Ok(ControlFlow::Continue(true))
+    }
+
+    fn leave(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<()>> {
+        match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => Ok(ControlFlow::Continue(())),
+            Err(Errno::EBUSY | Errno::ENOTEMPTY | Errno::EEXIST) => {
+                self.is_done = false;
+                Ok(ControlFlow::Break(()))
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{Durability, replace};
+
+    fn put(dir: &Path, file: &str, content: &str) {
+        let path = dir.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        replace(&path, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+    }
+
+    fn all(dir: &Path) -> Vec<i32> {
+        let mut all = Vec::new();
+        processes(dir, |pids| {
+            all.extend(pids);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        all.sort_unstable();
+        all
+    }
+
+    #[test]
+    fn processes_are_found_in_every_group_that_has_some() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), "cgroup.procs", "1\n");
+        put(dir.path(), "a/cgroup.procs", "2\n3\n");
+        put(dir.path(), "a/b/c/cgroup.procs", "4\n");
+        put(dir.path(), "d/cgroup.procs", "5\n");
+        assert_eq!(all(dir.path()), [1, 2, 3, 4, 5]);
+        put(dir.path(), "a/cgroup.events", "populated 0\nfrozen 0\n");
+        assert_eq!(all(dir.path()), [1, 5]);
+        assert!(all(&dir.path().join("gone")).is_empty());
+        let mut visits = 0;
+        let enough = |_| {
+            visits += 1;
+            ControlFlow::Break(())
+        };
+        processes(dir.path(), enough).unwrap();
+        assert_eq!(visits, 1);
+    }
+
+    #[test]
+    fn groups_deeper_than_a_path_can_name_are_walked_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = CString::new("n".repeat(250)).unwrap();
+        let mut at = open(nix::fcntl::AT_FDCWD, dir.path()).unwrap();
+        for _ in 0..40 {
+            nix::sys::stat::mkdirat(&at, name.as_c_str(), Mode::S_IRWXU).unwrap();
+            at = open(at.as_fd(), name.as_c_str()).unwrap();
+        }
+        assert!(all(dir.path()).is_empty());
+        assert!(remove_below(dir.path()).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

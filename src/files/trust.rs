@@ -1,0 +1,196 @@
+//! Who else can put something else in a file's place: whoever can change a directory on the way to it, through links too.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::libc;
+use nix::unistd::{getegid, geteuid};
+
+/// How many symbolic links a path may lead through (path_resolution(7)).
+const MOST_LINKS: u32 = 40;
+
+/// The way to a file.
+#[derive(Debug)]
+pub struct Way {
+    /// Where it leads, with every link followed.
+    pub real: PathBuf,
+    /// What others can change on it, and what to do, a sentence each: directories above the file itself, and links.
+    pub doubts: Vec<String>,
+}
+
+impl Way {
+    /// Follows a path. What it leads to is not judged, and has to be there.
+    ///
+    /// `unknown_root` says as whom root's files are shown, in a user namespace that does not know root.
+    ///
+    /// # Errors
+    /// A component that is not there (the error is the system's own), or cannot be looked at.
+    pub fn to(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> io::Result<Way> {
+        let is_trusted =
+            |uid: u32| uid == 0 || uid == geteuid().as_raw() || unknown_root() == Some(uid);
+        let absolute = std::path::absolute(path)?;
+        let mut pending = names_of(&absolute);
+        let mut real = PathBuf::from("/");
+        let mut above = real.symlink_metadata()?;
+        let mut doubts = Vec::new();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            if name == ".." {
+                real.pop();
+                above = real.symlink_metadata()?;
+                continue;
+            }
+            doubts.extend(doubt_of(&real, &above, is_trusted));
+            real.push(name);
+            let metadata = real.symlink_metadata()?;
+            if !metadata.is_symlink() {
+                above = metadata;
+                continue;
+            }
+            if !is_trusted(metadata.uid()) {
+                doubts.push(format!(
+                    "the link {} belongs to uid {}, who can let it lead elsewhere: make it anew as root",
+                    real.display(),
+                    metadata.uid()
+                ));
+            }
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(io::Error::from_raw_os_error(libc::ELOOP));
+            }
+            let target = std::fs::read_link(&real)?;
+            real.pop();
+            if target.is_absolute() {
+                real = PathBuf::from("/");
+                above = real.symlink_metadata()?;
+            }
+            pending.extend(names_of(&target));
+        }
+        doubts.sort();
+        doubts.dedup();
+        Ok(Way { real, doubts })
+    }
+}
+
+/// Makes sure that nobody else can put something in the place of a file; one that is not there yet is its directory's
+/// matter.
+///
+/// # Errors
+/// The first doubt; a way that cannot be looked at.
+pub fn ensure_trusted_way(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> Result<()> {
+    match Way::to(path, unknown_root) {
+        Ok(way) => match way.doubts.first() {
+            Some(doubt) => bail!("{doubt}"),
+            None => Ok(()),
+        },
+        Err(error) if super::is_gone(&error) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("look at {}", path.display())),
+    }
+}
+
+/// The last name first.
+fn names_of(path: &Path) -> Vec<std::ffi::OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    let mut names: Vec<_> = names.collect();
+    names.reverse();
+    names
+}
+
+/// What somebody else can do in a directory. In a sticky one, as /tmp, nobody can replace what is another's (unlink(2)).
+fn doubt_of(path: &Path, metadata: &Metadata, is_trusted: impl Fn(u32) -> bool) -> Option<String> {
+    let path = path.display();
+    let mode = metadata.mode();
+    let is_sticky = mode & libc::S_ISVTX != 0;
+    if !is_trusted(metadata.uid()) {
+        let uid = metadata.uid();
+        return Some(format!(
+            "{path} belongs to uid {uid}, who can replace what is in it: chown root {path}"
+        ));
+    }
+    if mode & 0o002 != 0 && !is_sticky {
+        return Some(format!(
+            "{path} can be written by anybody, who can replace what is in it: chmod o-w {path}"
+        ));
+    }
+    let is_ours = [0, getegid().as_raw()].contains(&metadata.gid());
+    if mode & 0o020 != 0 && !is_sticky && !is_ours {
+        let gid = metadata.gid();
+        return Some(format!(
+            "{path} can be written by the group {gid}, which can replace what is in it: chmod g-w {path}"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    fn doubts(path: &Path) -> Vec<String> {
+        Way::to(path, || None).unwrap().doubts
+    }
+
+    #[test]
+    fn whoever_can_change_a_directory_on_the_way_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir(root.join("open")).unwrap();
+        symlink(root.join("a"), root.join("open/link")).unwrap();
+        let mode = |path: &str, mode| {
+            fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        assert_eq!(doubts(&root.join("open/link/b")), Vec::<String>::new());
+        let way = Way::to(&root.join("open/link/../a/b"), || None).unwrap();
+        assert_eq!(way.real, root.join("a/b"));
+        for (path, bits, part) in [
+            ("a", 0o777, Some("chmod o-w")),
+            ("a", 0o1777, None),
+            ("open", 0o757, Some("open can be written by anybody")),
+            // The last one is judged by whoever uses it.
+            ("a/b", 0o777, None),
+        ] {
+            mode(path, bits);
+            let found = doubts(&root.join("open/link/b"));
+            match part {
+                Some(part) => assert!(found.len() == 1 && found[0].contains(part), "{found:?}"),
+                None => assert_eq!(found, Vec::<String>::new(), "{path}"),
+            }
+            mode(path, 0o755);
+        }
+        assert!(super::super::is_gone(
+            &Way::to(&root.join("no/x"), || None).unwrap_err()
+        ));
+    }
+
+    #[test]
+    fn what_belongs_to_others_is_told_through_links_too() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir(root.join("theirs")).unwrap();
+        symlink("../a", root.join("theirs/link")).unwrap();
+        chown(root.join("theirs"), Some(12345), None).unwrap();
+        let found = doubts(&root.join("theirs/link/b"));
+        assert!(
+            found.len() == 1 && found[0].contains("uid 12345"),
+            "{found:?}"
+        );
+        assert_eq!(doubts(&root.join("a/b")), Vec::<String>::new());
+        // In a user namespace that does not know root, root's files are shown as somebody's.
+        let way = Way::to(&root.join("theirs/link/b"), || Some(12345)).unwrap();
+        assert_eq!(way.doubts, Vec::<String>::new());
+    }
+}
