@@ -6,7 +6,8 @@
 //! lists/<cpulist>/<id>@<pid>-<start>   → the claim, for each of its lists
 //! cgroups/<inode>                      → the claim
 //! ```
-//! The links are made before the claim and removed after it: one that leads nowhere means nothing.
+//! The links are made before the claim and removed after it: one that leads nowhere means nothing. A claim ends with its
+//! check sum; one that is not where its content says, or not of the boot that the mark `boot` names, cannot be read.
 
 mod record;
 
@@ -67,6 +68,7 @@ pub struct Traces {
 #[derive(Debug, Clone)]
 pub struct Ledger {
     run_dir: PathBuf,
+    boot_id: Option<String>,
 }
 
 impl Ledger {
@@ -96,6 +98,7 @@ impl Ledger {
         );
         Ok(Some(Ledger {
             run_dir: run_dir.to_owned(),
+            boot_id: None,
         }))
     }
 
@@ -117,6 +120,7 @@ impl Ledger {
         let there = Ledger::open_if_there(run_dir)?;
         Ok(there.unwrap_or_else(|| Ledger {
             run_dir: run_dir.to_owned(),
+            boot_id: None,
         }))
     }
 
@@ -146,6 +150,12 @@ impl Ledger {
         attempt().with_context(|| format!("write a claim in {}", run_dir.display()))
     }
 
+    /// From now on a claim of another boot than this one cannot be right: the mark names this boot, and whoever left it has
+    /// removed all claims of earlier ones.
+    pub fn expect_boot(&mut self, boot_id: &str) {
+        self.boot_id = Some(boot_id.to_owned());
+    }
+
     /// Has this id any claim, or traces of one? The one question that is asked without the lock.
     pub fn knows(&self, id: &str) -> Result<bool> {
         let home = self.run_dir.join("claims").join(id);
@@ -159,7 +169,9 @@ impl Ledger {
         let mut entries = Vec::new();
         for name in files::names_in(&dir)? {
             if name.ends_with(".json") && !name.starts_with('.') {
-                entries.extend(read(&dir.join(name)));
+                entries.extend(self.read(&dir.join(&name), |claim| {
+                    claim.id == id && claim.file_name() == name
+                }));
             }
         }
         Ok(entries)
@@ -170,7 +182,7 @@ impl Ledger {
         let dir = self.run_dir.join("lists").join(list);
         let mut entries = Vec::new();
         for name in files::names_in(&dir)? {
-            entries.extend(read(&dir.join(name)));
+            entries.extend(self.read(&dir.join(&name), |claim| claim.marker_name() == name));
         }
         // A claim that was given another list meanwhile leaves its link for a moment, or for good where it was killed.
         entries.retain(|entry| {
@@ -183,15 +195,17 @@ impl Ledger {
     /// A claim as it is now: others may have changed it, or removed it, since this copy was read.
     pub fn current(&self, claim: &Claim) -> Option<Entry> {
         let home = self.run_dir.join("claims").join(&claim.id);
-        read(&home.join(claim.file_name()))
+        self.read(&home.join(claim.file_name()), |now| {
+            (&now.id, now.owner) == (&claim.id, claim.owner)
+        })
     }
 
     /// The claim on one cgroup.
     pub fn on_cgroup(&self, inode: u64) -> Option<Entry> {
-        read(&self.cgroup_marker(inode))
+        self.read(&self.cgroup_marker(inode), |_| true)
     }
 
-    /// Every id that has claims, or traces of them, sorted.
+    /// The ids that have claims, or traces of one, sorted.
     pub fn ids(&self) -> Result<Vec<String>> {
         let mut ids = files::names_in(&self.run_dir.join("claims"))?;
         ids.sort();
@@ -210,8 +224,19 @@ impl Ledger {
     /// Writes a claim, new or changed.
     pub fn write(&self, claim: &Claim) -> Result<()> {
         let home = self.run_dir.join("claims").join(&claim.id);
-        let file = Path::new(&claim.id).join(claim.file_name());
         make_directory(&home)?;
+        self.link(claim)?;
+        files::replace(
+            &home.join(claim.file_name()),
+            record::print(claim)?.as_bytes(),
+            0o600,
+            Durability::Crash,
+        )
+    }
+
+    /// Makes the links to a claim where they are missing.
+    pub fn link(&self, claim: &Claim) -> Result<()> {
+        let file = Path::new(&claim.id).join(claim.file_name());
         let lists = self.run_dir.join("lists");
         for list in &claim.lists {
             make_directory(&lists.join(list))?;
@@ -223,13 +248,7 @@ impl Ledger {
             let marker = self.cgroup_marker(group.inode);
             link(&marker, &Path::new("../claims").join(&file))?;
         }
-        let text = serde_json::to_string(claim).context("write a claim")?;
-        files::replace(
-            &home.join(claim.file_name()),
-            text.as_bytes(),
-            0o600,
-            Durability::Crash,
-        )
+        Ok(())
     }
 
     /// Writes a claim that has other lists than before.
@@ -255,8 +274,13 @@ impl Ledger {
         self.unlink(claim, claim.lists.iter())?;
         if let Some(group) = &claim.cgroup {
             let marker = self.cgroup_marker(group.inode);
-            if std::fs::read_link(&marker).is_ok_and(|target| target.ends_with(claim.file_name())) {
-                files::remove(&marker)?;
+            match std::fs::read_link(&marker) {
+                Ok(target) if target.ends_with(claim.file_name()) => files::remove(&marker)?,
+                Ok(_) => {}
+                Err(error) if files::is_gone(&error) => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("read {}", marker.display()));
+                }
             }
         }
         files::remove_leftovers(&home, &claim.file_name())?;
@@ -327,27 +351,33 @@ impl Ledger {
         Ok(())
     }
 
-    /// Removes what killed writers left: temporary files, links that lead nowhere, empty directories.
+    /// The names of the CPU lists that have links to claims.
+    pub fn lists(&self) -> Result<Vec<String>> {
+        files::names_in(&self.run_dir.join("lists"))
+    }
+
+    /// Removes what killed writers left beside the claims: temporary files, links from cgroups that lead nowhere.
     pub fn remove_leftovers(&self) -> Result<()> {
         files::remove_leftovers(&self.run_dir, "boot")?;
-        remove_dangling_links(&self.run_dir.join("cgroups"))?;
-        let lists = self.run_dir.join("lists");
-        for list in files::names_in(&lists)? {
-            remove_dangling_links(&lists.join(&list))?;
-            files::remove_empty_directory(&lists.join(&list))?;
-        }
-        let claims = self.run_dir.join("claims");
-        for id in files::names_in(&claims)? {
-            let home = claims.join(&id);
-            for name in files::names_in(&home)?
-                .iter()
-                .filter(|name| name.starts_with('.'))
-            {
+        remove_dangling_links(&self.run_dir.join("cgroups"))
+    }
+
+    /// Removes the links from one CPU list that lead nowhere.
+    pub fn remove_leftovers_of_list(&self, list: &str) -> Result<()> {
+        let dir = self.run_dir.join("lists").join(list);
+        remove_dangling_links(&dir)?;
+        files::remove_empty_directory(&dir).map(drop)
+    }
+
+    /// Removes the temporary files of one id, and its directory if nothing else is in it.
+    pub fn remove_leftovers_of_id(&self, id: &str) -> Result<()> {
+        let home = self.run_dir.join("claims").join(id);
+        for name in files::names_in(&home)? {
+            if name.starts_with('.') {
                 files::remove(&home.join(name))?;
             }
-            files::remove_empty_directory(&home)?;
         }
-        Ok(())
+        files::remove_empty_directory(&home).map(drop)
     }
 
     /// The mark that the first to take the lock after a boot leaves; `None` where there is none.
@@ -365,25 +395,38 @@ impl Ledger {
         )
     }
 
+    /// Reads a claim, through a link or not, that has to be the one `is_it` tells; `None` where there is none.
+    fn read(&self, path: &Path, is_it: impl FnOnce(&Claim) -> bool) -> Option<Entry> {
+        let text = match files::read_if_there(path) {
+            Ok(None) => return None,
+            Ok(Some(text)) => Ok(text),
+            Err(error) => Err(error),
+        };
+        let is_of_boot = |claim: &Claim| {
+            let boot_id = self.boot_id.as_ref();
+            boot_id.is_none_or(|boot_id| claim.boot_id == *boot_id)
+        };
+        let claim = text.and_then(|text| {
+            let claim = record::parse(&text)?;
+            ensure!(is_it(&claim), "it is the claim of another");
+            ensure!(
+                is_of_boot(&claim),
+                "it is of another boot, and all of those were removed: it was damaged"
+            );
+            Ok(claim)
+        });
+        Some(match claim {
+            Ok(claim) => Entry::Claim(Box::new(claim)),
+            Err(error) => Entry::Opaque {
+                path: path.to_owned(),
+                reason: format!("{error:#}"),
+            },
+        })
+    }
+
     fn cgroup_marker(&self, inode: u64) -> PathBuf {
         self.run_dir.join("cgroups").join(inode.to_string())
     }
-}
-
-/// Reads a claim, through a link or not; `None` where there is none.
-fn read(path: &Path) -> Option<Entry> {
-    let claim = match files::read_if_there(path) {
-        Ok(None) => return None,
-        Ok(Some(text)) => record::parse(&text),
-        Err(error) => Err(error),
-    };
-    Some(match claim {
-        Ok(claim) => Entry::Claim(Box::new(claim)),
-        Err(error) => Entry::Opaque {
-            path: path.to_owned(),
-            reason: format!("{error:#}"),
-        },
-    })
 }
 
 fn make_directory(path: &Path) -> Result<()> {
@@ -412,7 +455,7 @@ fn link(path: &Path, target: &Path) -> Result<()> {
 fn remove_dangling_links(dir: &Path) -> Result<()> {
     for name in files::names_in(dir)? {
         let path = dir.join(name);
-        if !path.exists() {
+        if files::metadata_if_there(&path)?.is_none() {
             files::remove(&path)?;
         }
     }
@@ -515,9 +558,12 @@ mod tests {
         ledger.write(&claim).unwrap();
         let path = dir.path().join("run/claims/web/5-77.json");
         let text = files::read(&path).unwrap();
+        let unsummed = serde_json::to_string(&claim).unwrap();
         for (content, part) in [
             (text.replace("\"version\":1", "\"version\":2"), "version 2"),
-            (text.replace("\"pool\"", "\"poll\""), "`pool`"),
+            (unsummed.replace("\"pool\"", "\"poll\""), "`pool`"),
+            (unsummed.replace("\"web\"", "\"wed\""), "of another"),
+            (text.replace("\"dp\"", "\"dq\""), "check sum"),
             ("{".to_owned(), "EOF"),
             (String::new(), "EOF"),
             ("\u{fffd}".to_owned(), "expected value"),
@@ -540,6 +586,63 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_with_any_bit_flipped_is_none_or_as_it_was() {
+        let claim = claim("web", 5, &["0", "1,9"], 70);
+        let text = record::print(&claim).unwrap();
+        assert_eq!(record::parse(&text).unwrap(), claim);
+        for at in 0..text.len() {
+            for bit in 0..8 {
+                let mut bytes = text.clone().into_bytes();
+                bytes[at] ^= 1 << bit;
+                let flipped = String::from_utf8_lossy(&bytes);
+                // Where only the sum's name is hit, the claim is as it was.
+                if let Ok(read) = record::parse(&flipped) {
+                    assert_eq!(read, claim, "{flipped}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_claim_without_a_sum_is_read_and_one_of_another_boot_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(&dir.path().join("run")).unwrap();
+        let claim = claim("web", 5, &["0"], 70);
+        ledger.write(&claim).unwrap();
+        let path = dir.path().join("run/claims/web/5-77.json");
+        let text = serde_json::to_string(&claim).unwrap();
+        files::replace(&path, text.as_bytes(), 0o600, Durability::Crash).unwrap();
+        assert_eq!(ledger.all().unwrap(), [entry(&claim)]);
+        ledger.expect_boot("b");
+        assert_eq!(ledger.on_list("0").unwrap(), [entry(&claim)]);
+        ledger.expect_boot("c");
+        match ledger.on_list("0").unwrap().as_slice() {
+            [Entry::Opaque { reason, .. }] => assert!(reason.contains("boot"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_link_that_cannot_be_looked_at_stays_and_a_missing_one_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&dir.path().join("run")).unwrap();
+        let claim = claim("web", 5, &["0"], 70);
+        ledger.write(&claim).unwrap();
+        let lists = dir.path().join("run/lists");
+        // Round and round: ELOOP, which says nothing about the claim.
+        symlink("round", lists.join("0/round")).unwrap();
+        assert!(ledger.remove_leftovers_of_list("0").is_err());
+        assert!(lists.join("0/round").symlink_metadata().is_ok());
+        for link in ["lists/0/round", "lists/0/web@5-77", "cgroups/70"] {
+            files::remove(&dir.path().join("run").join(link)).unwrap();
+        }
+        assert_eq!(ledger.on_list("0").unwrap(), []);
+        ledger.link(&claim).unwrap();
+        assert_eq!(ledger.on_list("0").unwrap(), [entry(&claim)]);
+        assert_eq!(ledger.on_cgroup(70), Some(entry(&claim)));
+    }
+
+    #[test]
     fn leftovers_go_and_claims_stay() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
@@ -556,6 +659,12 @@ mod tests {
         )
         .unwrap();
         ledger.remove_leftovers().unwrap();
+        for list in ledger.lists().unwrap() {
+            ledger.remove_leftovers_of_list(&list).unwrap();
+        }
+        for id in ledger.ids().unwrap() {
+            ledger.remove_leftovers_of_id(&id).unwrap();
+        }
         assert_eq!(ledger.all().unwrap(), [entry(&kept)]);
         assert_eq!(files_under(&run), 3);
         assert!(!ledger.knows("killed").unwrap());

@@ -1,6 +1,8 @@
 //! One claim: what is recorded of an owner, and its form on disk.
 
-use anyhow::{Result, bail};
+use std::borrow::Cow;
+
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::cpulist::CpuSet;
@@ -144,6 +146,33 @@ pub(super) fn is_newer(text: &str) -> bool {
     version.is_some_and(|version| version > u64::from(VERSION))
 }
 
+/// How a claim on disk ends: the CRC-32 of all that would be there without this, in eight hexadecimal digits.
+const SUM_BEGINS: &str = ",\"sum\":\"";
+const SUM_ENDS: &str = "\"}";
+
+/// A claim's form on disk. One flipped bit in it, anywhere, and it is no claim any more.
+pub(super) fn print(claim: &Claim) -> Result<String> {
+    let text = serde_json::to_string(claim).context("write a claim")?;
+    let sum = crc32fast::hash(text.as_bytes());
+    let open = text.strip_suffix('}').unwrap_or(&text);
+    Ok(format!("{open}{SUM_BEGINS}{sum:08x}{SUM_ENDS}"))
+}
+
+/// Takes the sum away; a claim of an earlier version of this program has none.
+fn without_sum(text: &str) -> Result<Cow<'_, str>> {
+    let ended = text.strip_suffix(SUM_ENDS);
+    let summed = ended.and_then(|rest| rest.rsplit_once(SUM_BEGINS));
+    let Some((open, sum)) = summed else {
+        return Ok(Cow::Borrowed(text));
+    };
+    let text = format!("{open}}}");
+    ensure!(
+        sum == format!("{:08x}", crc32fast::hash(text.as_bytes())),
+        "its check sum is not that of its content: it was damaged, or changed by hand"
+    );
+    Ok(Cow::Owned(text))
+}
+
 pub(super) fn parse(text: &str) -> Result<Claim> {
     #[derive(Deserialize)]
     struct Versioned {
@@ -153,7 +182,7 @@ pub(super) fn parse(text: &str) -> Result<Claim> {
     if version != VERSION {
         bail!("it is of version {version}, and this program knows {VERSION}");
     }
-    Ok(serde_json::from_str(text)?)
+    Ok(serde_json::from_str(&without_sum(text)?)?)
 }
 
 /// CPU sets in JSON as the text that the kernel and people read.
