@@ -153,6 +153,7 @@ fn trusted_text(host: &Host, path: &Path) -> Result<Option<String>> {
     if path.metadata().is_err_and(|error| files::is_gone(&error)) {
         return Ok(None);
     }
+    files::ensure_trusted_way(path, || host.unknown_root())?;
     files::trusted_of_machine(path, || host.unknown_root())?;
     files::read_text_if_there(path)
 }

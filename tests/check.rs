@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -880,11 +880,54 @@ fn claim(machine: &Machine, boot: &str, cpus: &str) {
     fs::create_dir_all(&lists).unwrap();
     let target = format!("../../claims/web/{pid}-{start}.json");
     symlink(target, lists.join(format!("web@{pid}-{start}"))).unwrap();
+    let key = key(&machine.path("etc/kcm/lock"));
+    let conf = machine.path("etc/kcm").canonicalize().unwrap();
     machine.put(
         "run/pinfold/boot",
-        &format!("this-boot 1 {}\n", machine.path("etc/kcm").display()),
+        &format!("this-boot {key} {}\n", conf.display()),
     );
     machine.put("etc/kcm/pools/dp/2/tasks", &pid.to_string());
+}
+
+/// What the mark and the groups of a pool directory call its lock.
+fn key(lock: &std::path::Path) -> String {
+    let lock = lock.metadata().unwrap();
+    format!("{:x}-{}", lock.dev(), lock.ino())
+}
+
+#[test]
+fn what_others_can_change_is_named_with_its_parents() {
+    for (path, bits, part) in [
+        (
+            "etc/kcm/pools/dp/2",
+            0o757,
+            "pools/dp/2 can be written by anybody",
+        ),
+        (
+            "etc/kcm/pools/dp/2/tasks",
+            0o646,
+            "dp/2/tasks can be written",
+        ),
+        (
+            "etc",
+            0o757,
+            "etc can be written by anybody, who can replace",
+        ),
+        (
+            "run",
+            0o757,
+            "run can be written by anybody, who can replace",
+        ),
+    ] {
+        let machine = Machine::new();
+        machine.put("run/pinfold/boot", "");
+        machine.mode("run/pinfold", 0o700);
+        machine.mode(path, bits);
+        let (found, code) = machine.findings(&[]);
+        assert_eq!(code, 1, "{path}: {found:#?}");
+        let told = found.iter().filter(|line| line.contains(part)).count();
+        assert_eq!(told, 1, "{path}: {found:#?}");
+    }
 }
 
 #[test]
@@ -912,17 +955,23 @@ fn claims() {
     assert!(
         found
             .iter()
-            .any(|line| line.contains("\"web\" holds 2 of dp and is gone")),
+            .any(|line| line.contains("counts as held: it is of another boot")),
         "{found:#?}"
     );
     broken(
         |m| {
-            let lock = m.path("etc/kcm/lock").metadata().unwrap();
-            let (device, inode) = (
-                std::os::unix::fs::MetadataExt::dev(&lock),
-                std::os::unix::fs::MetadataExt::ino(&lock),
-            );
-            let key = format!("{device:x}-{inode}");
+            claim(m, "this-boot", "2");
+            let lock = m.path("etc/kcm/lock");
+            fs::write(m.path("etc/kcm/new"), "").unwrap();
+            m.mode("etc/kcm/new", 0o600);
+            fs::rename(m.path("etc/kcm/new"), lock).unwrap();
+        },
+        "warning pools",
+        "was replaced since its claims were made",
+    );
+    broken(
+        |m| {
+            let key = key(&m.path("etc/kcm/lock"));
             m.put("run/pinfold/boot", "this-boot");
             m.put(
                 &format!("sys/fs/cgroup/pinfold/{key}/web-1-2/cgroup.procs"),

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use pinfold::host::Host;
 use pinfold::names::Names;
-use pinfold::placement::{Site, Start, pin_container, reconcile, release};
+use pinfold::placement::{Site, Start, pin_container, reconcile, release, reserve};
 use pinfold::process::affinity;
 use pinfold::request::{Locality, Mems, Request, Size};
 
@@ -126,6 +126,52 @@ impl Machine {
             mems,
         };
         pin_container(&self.site(), start("web", self.pid()), &request).map(drop)
+    }
+
+    fn tasks_file(&self) -> String {
+        format!("etc/kcm/pools/dp/{}/tasks", self.cpus)
+    }
+
+    /// The machine boots: the clock is right, /run is made anew, and only our directory there is kept.
+    fn boot_now(&self) {
+        let written = seconds();
+        while seconds() == written {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.put("proc/stat", &format!("btime {}\n", seconds()));
+        let path = |name: &str| self.dir.path().join(name);
+        fs::create_dir_all(path("run/pinfold")).unwrap();
+        fs::rename(path("run/pinfold"), path("kept")).unwrap();
+        fs::remove_dir_all(path("run")).unwrap();
+        fs::create_dir(path("run")).unwrap();
+        fs::rename(path("kept"), path("run/pinfold")).unwrap();
+    }
+
+    /// The process of another machine comes to this one, in a cgroup of its own.
+    fn adopt(&self, other: &Machine, name: &str) {
+        let pid = other.pid();
+        self.put(
+            &format!("proc/{pid}/stat"),
+            &other.get(&format!("proc/{pid}/stat")),
+        );
+        self.put(
+            &format!("proc/{pid}/cgroup"),
+            &format!("0::/machine.slice/{name}\n"),
+        );
+        self.put(
+            &format!("sys/fs/cgroup/machine.slice/{name}/cgroup.procs"),
+            &format!("{pid}\n"),
+        );
+    }
+
+    fn pin_other(&self, other: &Machine, name: &str) -> anyhow::Result<()> {
+        let request = Request {
+            pool: "dp".into(),
+            size: Size::Lists(1),
+            locality: Locality::default(),
+            mems: Mems::Inherit,
+        };
+        pin_container(&self.site(), start(name, other.pid()), &request).map(drop)
     }
 
     /// The container's process is gone, as far as this machine's /proc tells.
@@ -266,42 +312,166 @@ fn another_cgroup_namespace_is_refused() {
 fn after_a_reboot_nothing_from_before_counts() {
     let machine = Machine::new();
     machine.pin(Mems::Inherit).unwrap();
-    let tasks = machine
-        .dir
-        .path()
-        .join(format!("etc/kcm/pools/dp/{}/tasks", machine.cpus));
-    let written_at = |seconds| {
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        fs::File::options()
-            .write(true)
-            .open(&tasks)
-            .unwrap()
-            .set_modified(time)
-            .unwrap();
-    };
     // The machine boots again; the number of the old owner is in use, by a process of today.
     machine.put("proc/sys/kernel/random/boot_id", "next-boot\n");
-    machine.put("proc/stat", "btime 2000000\n");
+    machine.boot_now();
     machine.put(&format!("{GROUP}/cpuset.cpus"), "\n");
-    written_at(1_999_999);
     machine.pin(Mems::Inherit).unwrap();
     assert_eq!(machine.tasks(), machine.pid().to_string());
     assert!(machine.get("run/pinfold/boot").starts_with("next-boot "));
-    // What another tool wrote since the boot stays, and what was written before is trusted to be old once only.
-    machine.put(
-        &format!("etc/kcm/pools/dp/{}/tasks", machine.cpus),
-        "rubbish",
-    );
-    written_at(1);
+    // What another tool wrote since the boot stays, whatever somebody makes of the file's time.
+    machine.put(&machine.tasks_file(), "rubbish");
     assert!(machine.pin(Mems::Inherit).is_err());
     machine.remove("run/pinfold/boot");
-    machine.put(
-        &format!("etc/kcm/pools/dp/{}/tasks", machine.cpus),
-        &machine.pid().to_string(),
-    );
-    written_at(2_000_000);
+    machine.put(&machine.tasks_file(), &machine.pid().to_string());
+    let tasks = machine.dir.path().join(machine.tasks_file());
+    let tasks = fs::File::options().write(true).open(tasks).unwrap();
+    tasks.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     reconcile(&machine.site()).unwrap();
     assert_eq!(machine.tasks(), machine.pid().to_string());
+}
+
+#[test]
+fn a_number_from_before_the_boot_is_nobodys_and_one_from_before_a_clock_was_set_is_somebodys() {
+    // Another tool wrote it, and nobody has looked since.
+    let machine = Machine::new();
+    machine.put(&machine.tasks_file(), &machine.pid().to_string());
+    machine.boot_now();
+    reconcile(&machine.site()).unwrap();
+    assert_eq!(machine.tasks(), "");
+
+    // No clock in the machine: the time was set an hour forward since it booted and the owner was recorded.
+    let machine = Machine::new();
+    machine.put(&machine.tasks_file(), &machine.pid().to_string());
+    machine.put("run/initctl", "");
+    machine.put("proc/stat", &format!("btime {}\n", seconds() + 3600));
+    reconcile(&machine.site()).unwrap();
+    assert_eq!(machine.tasks(), machine.pid().to_string());
+}
+
+fn seconds() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap().as_secs()
+}
+
+/// As rsync and configuration management put a file.
+fn replace_lock(machine: &Machine) {
+    machine.put("etc/kcm/new", "");
+    let path = |name: &str| machine.dir.path().join("etc/kcm").join(name);
+    fs::rename(path("new"), path("lock")).unwrap();
+}
+
+#[test]
+fn a_lock_that_was_replaced_is_taken_over() {
+    let machine = Machine::new();
+    machine.pin(Mems::Inherit).unwrap();
+    let former = machine.get("run/pinfold/boot");
+    replace_lock(&machine);
+    machine.pin(Mems::Inherit).unwrap();
+    assert_eq!(machine.tasks(), machine.pid().to_string());
+    assert_ne!(machine.get("run/pinfold/boot"), former);
+    replace_lock(&machine);
+    machine.die();
+    release(&machine.site(), "web").unwrap();
+    assert_eq!(
+        (machine.tasks(), machine.claims().len()),
+        (String::new(), 0)
+    );
+}
+
+#[test]
+fn a_lock_that_was_replaced_is_not_taken_over_from_owners_of_other_pools() {
+    let machine = Machine::new();
+    machine.pin(Mems::Inherit).unwrap();
+    replace_lock(&machine);
+    fs::remove_dir_all(machine.dir.path().join("etc/kcm/pools/dp")).unwrap();
+    let error = format!("{:#}", reconcile(&machine.site()).unwrap_err());
+    assert!(
+        error.contains("was replaced") && error.contains("web"),
+        "{error}"
+    );
+    machine.die();
+    reconcile(&machine.site()).unwrap();
+    assert_eq!(machine.claims().len(), 0);
+}
+
+#[test]
+fn a_claim_whose_links_are_lost_holds_its_list() {
+    let machine = Machine::new();
+    machine.pin(Mems::Inherit).unwrap();
+    let lists = machine.dir.path().join("run/pinfold/lists");
+    fs::remove_dir_all(&lists).unwrap();
+    reconcile(&machine.site()).unwrap();
+    assert_eq!(lists.read_dir().unwrap().count(), 1);
+
+    // Its first process is gone, others live on, and nobody has put the link back: a start does.
+    let other = Machine::new();
+    machine.adopt(&other, "db");
+    fs::remove_dir_all(&lists).unwrap();
+    let pid = machine.pid();
+    fs::remove_dir_all(machine.dir.path().join(format!("proc/{pid}"))).unwrap();
+    let survivor = other.pid();
+    machine.put(
+        &format!("{GROUP}/below/cgroup.procs"),
+        &format!("{survivor}\n"),
+    );
+    machine.put(&format!("{GROUP}/cgroup.procs"), "");
+    let error = machine.pin_other(&other, "db").unwrap_err();
+    assert!(format!("{error:#}").contains("exhausted"), "{error:#}");
+    assert_eq!(machine.claims().len(), 1);
+}
+
+#[test]
+fn a_claim_of_another_boot_than_the_mark_holds_its_list() {
+    let machine = Machine::new();
+    machine.pin(Mems::Inherit).unwrap();
+    // As older programs wrote it: nothing but the boot tells that a bit was flipped.
+    let home = &machine.claims()[0];
+    let file = home.read_dir().unwrap().next().unwrap().unwrap().path();
+    let text = fs::read_to_string(&file).unwrap();
+    let (content, _) = text.split_once(",\"sum\"").unwrap();
+    fs::write(
+        &file,
+        format!("{content}}}").replace("this-boot", "thir-boot"),
+    )
+    .unwrap();
+    machine.put(&machine.tasks_file(), "");
+    let other = Machine::new();
+    machine.adopt(&other, "db");
+    let error = machine.pin_other(&other, "db").unwrap_err();
+    assert!(format!("{error:#}").contains("exhausted"), "{error:#}");
+    assert!(file.exists());
+}
+
+#[test]
+fn a_start_frees_no_more_of_the_dead_than_it_needs() {
+    let machine = Machine::new();
+    let own = std::process::id();
+    machine.put("proc/sys/kernel/random/uuid", "a-nonce\n");
+    machine.put(
+        &format!("proc/{own}/stat"),
+        &fs::read_to_string(format!("/proc/{own}/stat")).unwrap(),
+    );
+    machine.put("sys/devices/system/cpu/online", "0-4095\n");
+    machine.put("sys/fs/cgroup/cpuset.cpus.effective", "0-4095\n");
+    fs::remove_dir_all(machine.dir.path().join("etc/kcm/pools/dp")).unwrap();
+    machine.put("etc/kcm/pools/dp/exclusive", "1");
+    let lists = || (0..600).map(|cpu| format!("etc/kcm/pools/dp/{cpu}/tasks"));
+    // Numbers that no process can have.
+    lists().for_each(|tasks| machine.put(&tasks, "2147483000"));
+    let request = Request {
+        pool: "dp".into(),
+        size: Size::Lists(2),
+        locality: Locality::default(),
+        mems: Mems::Inherit,
+    };
+    let claim = reserve(&machine.site(), "many", Names::default(), None, &request).unwrap();
+    assert_eq!(claim.lists.len(), 2);
+    let dead = lists().filter(|tasks| machine.get(tasks) == "2147483000");
+    assert_eq!(dead.count(), 598);
+    reconcile(&machine.site()).unwrap();
+    let left = lists().filter(|tasks| machine.get(tasks) == "2147483000");
+    assert_eq!(left.count(), 0);
 }
 
 #[test]

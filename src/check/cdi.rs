@@ -21,7 +21,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
         }
     }
     // What is wrong with the pools is told of already.
-    if PoolDirectory::open(&site.conf_dir).is_err() {
+    if PoolDirectory::open(&site.host, &site.conf_dir).is_err() {
         return;
     }
     let is_so = match plan_refresh(site, &place) {

@@ -152,6 +152,11 @@ impl Report {
         self.once(Level::Fault, what, &refusal);
     }
 
+    /// What others can change.
+    fn doubt(&mut self, what: &'static str, doubt: &Refusal) {
+        self.once(Level::Fault, what, doubt);
+    }
+
     /// What another room remarks.
     fn remark(&mut self, what: &'static str, remark: &Refusal) {
         self.once(Level::Warning, what, remark);
@@ -162,7 +167,7 @@ impl Report {
         if !self
             .findings
             .iter()
-            .any(|finding| finding.text == refusal.what)
+            .any(|finding| refusal.what.contains(&finding.text))
         {
             let remedy = Some(refusal.remedy.clone());
             self.add(level, what, &refusal.what, remedy);

@@ -1,13 +1,15 @@
 //! The pool directory, and whether the claims are true.
 
-use std::os::unix::fs::PermissionsExt;
+use std::fs::Metadata;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use nix::unistd::geteuid;
 
 use super::{Report, check_neighbours, kept, machine, trial};
 use crate::cpulist::CpuSet;
-use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, survey};
+use crate::files::Way;
+use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, replaced_lock, survey};
 use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::request::is_pool_name;
@@ -15,11 +17,22 @@ use crate::text::{Shown, shell_word};
 use crate::topology;
 
 pub(super) fn check(site: &Site, report: &mut Report) {
-    let directory = match PoolDirectory::open(&site.conf_dir) {
+    for path in [&site.conf_dir, &site.run_dir] {
+        // One that is not there is told below, where it matters.
+        if let Ok(way) = Way::to(path, || site.host.unknown_root()) {
+            for doubt in way.doubts {
+                report.doubt("pools", &doubt);
+            }
+        }
+    }
+    let directory = match PoolDirectory::open(&site.host, &site.conf_dir) {
         Ok(directory) => directory,
         Err(error) => return report.error("pools", &error),
     };
-    lock(&directory, report);
+    lock(site, &directory, report);
+    for doubt in directory.doubts() {
+        report.doubt("pools", &doubt);
+    }
     let names = match directory.pool_names() {
         Ok(names) => names,
         Err(error) => return report.error("pools", &error),
@@ -69,9 +82,29 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     claims(site, report);
 }
 
-fn lock(directory: &PoolDirectory, report: &mut Report) {
+fn lock(site: &Site, directory: &PoolDirectory, report: &mut Report) {
     let path = directory.lock_path();
+    match replaced_lock(site, directory) {
+        Ok(Some(remark)) => report.warn(
+            "pools",
+            remark,
+            "`pinfold reconcile`, or the next start, takes the new one over; leave that file alone (rsync --exclude)",
+        ),
+        Ok(None) => {}
+        Err(error) => report.error("pools", &error),
+    }
     match path.symlink_metadata() {
+        Ok(metadata) if !is_owned(&metadata, site) => report.doubt(
+            "pools",
+            &Refusal::new(
+                format!(
+                    "{} belongs to uid {}: only root's, or one's own, can be trusted",
+                    path.display(),
+                    metadata.uid()
+                ),
+                format!("`chown -h {} {}`", geteuid(), shell_word(&path)),
+            ),
+        ),
         Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => report.warn(
             "pools",
             format!(
@@ -90,6 +123,11 @@ fn lock(directory: &PoolDirectory, report: &mut Report) {
             ),
         ),
     }
+}
+
+fn is_owned(metadata: &Metadata, site: &Site) -> bool {
+    let uid = metadata.uid();
+    uid == 0 || uid == geteuid().as_raw() || site.host.unknown_root() == Some(uid)
 }
 
 fn one_pool(pool: &SurveyedPool, report: &mut Report) {

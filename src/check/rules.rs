@@ -47,7 +47,7 @@ pub(super) fn check(scope: &Scope<'_>, have_shim: &[Engine], report: &mut Report
 }
 
 fn pools(scope: &Scope<'_>, report: &mut Report) {
-    let directory = PoolDirectory::open(&scope.site.conf_dir);
+    let directory = PoolDirectory::open(&scope.site.host, &scope.site.conf_dir);
     // One that cannot be read was told of already.
     let names = directory.and_then(|directory| directory.pool_names());
     for (name, rules) in scope.rules {

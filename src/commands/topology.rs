@@ -10,6 +10,7 @@ use super::Settings;
 use super::output::Output;
 use crate::cli::Topology as Args;
 use crate::cpulist::CpuSet;
+use crate::files;
 use crate::placement::Site;
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::text::one_line;
@@ -36,10 +37,10 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
 
 /// The pools, where there are any: a machine has a topology without them too. One that cannot be read is left out.
 fn pools(site: &Site) -> Result<Vec<Pool>> {
-    if !site.conf_dir.exists() {
+    if files::metadata_if_there(&site.conf_dir)?.is_none() {
         return Ok(Vec::new());
     }
-    let directory = PoolDirectory::open(&site.conf_dir)?;
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let mut pools = Vec::new();
     for name in directory.pool_names()? {
         match directory.pool(&name) {

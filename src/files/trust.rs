@@ -1,5 +1,6 @@
 //! Who else can put something else in a file's place: whoever can change a directory on the way to it, through links too.
 
+use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,6 +9,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::libc;
 use nix::unistd::{getegid, geteuid};
+
+use crate::refusal::Refusal;
+use crate::text::shell_word;
 
 /// How many symbolic links a path may lead through (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
@@ -18,7 +22,7 @@ pub struct Way {
     /// Where it leads, with every link followed.
     pub real: PathBuf,
     /// What others can change on it, and what to do, a sentence each: directories above the file itself, and links.
-    pub doubts: Vec<String>,
+    pub doubts: Vec<Refusal>,
 }
 
 impl Way {
@@ -51,10 +55,13 @@ impl Way {
                 continue;
             }
             if !is_trusted(metadata.uid()) {
-                doubts.push(format!(
-                    "the link {} belongs to uid {}, who can let it lead elsewhere: make it anew as root",
-                    real.display(),
-                    metadata.uid()
+                doubts.push(Refusal::new(
+                    format!(
+                        "the link {} belongs to uid {}, who can let it lead elsewhere",
+                        real.display(),
+                        metadata.uid()
+                    ),
+                    format!("`chown -h {} {}`", geteuid(), shell_word(&real)),
                 ));
             }
             links += 1;
@@ -69,8 +76,9 @@ impl Way {
             }
             pending.extend(names_of(&target));
         }
-        doubts.sort();
-        doubts.dedup();
+        // A directory can be on the way twice.
+        let mut seen = BTreeSet::new();
+        doubts.retain(|doubt: &Refusal| seen.insert(doubt.what.clone()));
         Ok(Way { real, doubts })
     }
 }
@@ -83,7 +91,7 @@ impl Way {
 pub fn ensure_trusted_way(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> Result<()> {
     match Way::to(path, unknown_root) {
         Ok(way) => match way.doubts.first() {
-            Some(doubt) => bail!("{doubt}"),
+            Some(doubt) => bail!(doubt.clone()),
             None => Ok(()),
         },
         Err(error) if super::is_gone(&error) => Ok(()),
@@ -104,26 +112,30 @@ fn names_of(path: &Path) -> Vec<std::ffi::OsString> {
 }
 
 /// What somebody else can do in a directory. In a sticky one, as /tmp, nobody can replace what is another's (unlink(2)).
-fn doubt_of(path: &Path, metadata: &Metadata, is_trusted: impl Fn(u32) -> bool) -> Option<String> {
+fn doubt_of(path: &Path, metadata: &Metadata, is_trusted: impl Fn(u32) -> bool) -> Option<Refusal> {
+    let word = shell_word(path);
     let path = path.display();
     let mode = metadata.mode();
     let is_sticky = mode & libc::S_ISVTX != 0;
     if !is_trusted(metadata.uid()) {
         let uid = metadata.uid();
-        return Some(format!(
-            "{path} belongs to uid {uid}, who can replace what is in it: chown root {path}"
+        return Some(Refusal::new(
+            format!("{path} belongs to uid {uid}, who can replace what is in it"),
+            format!("`chown -h {} {word}`", geteuid()),
         ));
     }
     if mode & 0o002 != 0 && !is_sticky {
-        return Some(format!(
-            "{path} can be written by anybody, who can replace what is in it: chmod o-w {path}"
+        return Some(Refusal::new(
+            format!("{path} can be written by anybody, who can replace what is in it"),
+            format!("`chmod o-w {word}`"),
         ));
     }
     let is_ours = [0, getegid().as_raw()].contains(&metadata.gid());
     if mode & 0o020 != 0 && !is_sticky && !is_ours {
         let gid = metadata.gid();
-        return Some(format!(
-            "{path} can be written by the group {gid}, which can replace what is in it: chmod g-w {path}"
+        return Some(Refusal::new(
+            format!("{path} can be written by the group {gid}, which can replace what is in it"),
+            format!("`chmod g-w {word}`"),
         ));
     }
     None
@@ -136,7 +148,8 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     fn doubts(path: &Path) -> Vec<String> {
-        Way::to(path, || None).unwrap().doubts
+        let doubts = Way::to(path, || None).unwrap().doubts;
+        doubts.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -191,6 +204,6 @@ mod tests {
         assert_eq!(doubts(&root.join("a/b")), Vec::<String>::new());
         // In a user namespace that does not know root, root's files are shown as somebody's.
         let way = Way::to(&root.join("theirs/link/b"), || Some(12345)).unwrap();
-        assert_eq!(way.doubts, Vec::<String>::new());
+        assert!(way.doubts.is_empty());
     }
 }

@@ -9,6 +9,7 @@ use super::{Change, Found, Place, Plan, apply, docker_wiring, podman_files, podm
 use crate::config::Config;
 use crate::engines::cdi::{Devices, Hooks, file, hooks_of};
 use crate::engines::{Engine, Programs};
+use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
 use crate::pools::{Kind, PoolDirectory};
@@ -296,14 +297,10 @@ fn wanted(site: &Site) -> Option<Hooks> {
 
 /// None where there is no pool directory yet.
 fn devices(site: &Site) -> Result<Vec<Devices>> {
-    let is_gone = |path: &Path| {
-        let looked = path.symlink_metadata();
-        looked.is_err_and(|error| crate::files::is_gone(&error))
-    };
-    if is_gone(&site.conf_dir) {
+    if files::entry_if_there(&site.conf_dir)?.is_none() {
         return Ok(Vec::new());
     }
-    let directory = PoolDirectory::open(&site.conf_dir)?;
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let mut devices = Vec::new();
     for name in directory
         .pool_names()?

@@ -6,9 +6,10 @@ use super::Site;
 use super::keeper::{let_through, shown_group};
 use super::life::life_of;
 use super::refusal::unreadable;
+use super::survey::lock_for_a_look;
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
-use crate::pools::{Lock, PoolDirectory};
+use crate::pools::PoolDirectory;
 use crate::process;
 use crate::refusal::Refusal;
 use crate::text::Shown;
@@ -30,18 +31,23 @@ pub struct Audit {
 /// is there a group of ours that no claim explains?
 ///
 /// # Errors
-/// The pool directory or the claims cannot be looked at at all; or somebody holds the lock too long.
+/// The pool directory or the claims cannot be looked at at all.
 pub fn audit(site: &Site) -> Result<Audit> {
-    let directory = PoolDirectory::open(&site.conf_dir)?;
-    let lock = directory.lock(&site.host, site.patience).ok();
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
+    let _lock = lock_for_a_look(&directory, site);
     let mut audit = Audit::default();
-    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
+    let Some(mut ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(audit);
     };
     let hierarchy = Hierarchy::discover(&site.host)?;
+    let boot_id = process::boot_id(&site.host)?;
+    let mark = ledger.boot_mark()?.unwrap_or_default();
+    if mark.starts_with(&format!("{boot_id} ")) {
+        ledger.expect_boot(&boot_id);
+    }
     let look = Look {
         site,
-        boot_id: process::boot_id(&site.host)?,
+        boot_id,
         directory,
         hierarchy,
         ledger,
@@ -58,9 +64,7 @@ pub fn audit(site: &Site) -> Result<Audit> {
             Entry::Opaque { path, reason } => audit.remarks.push(unreadable(&path, &reason)),
         }
     }
-    if let Some(lock) = lock {
-        audit.remarks.extend(look.unclaimed_groups(&lock)?);
-    }
+    audit.remarks.extend(look.unclaimed_groups()?);
     Ok(audit)
 }
 
@@ -163,9 +167,13 @@ impl Look<'_> {
     }
 
     /// Groups that we made and that no claim names: their maker was killed.
-    fn unclaimed_groups(&self, lock: &Lock) -> Result<Vec<Refusal>> {
+    fn unclaimed_groups(&self) -> Result<Vec<Refusal>> {
         let mut remarks = Vec::new();
-        for group in self.hierarchy.parent_for(&lock.key()?)?.children()? {
+        for group in self
+            .hierarchy
+            .parent_for(&self.directory.lock_key()?)?
+            .children()?
+        {
             let claim = group
                 .inode()?
                 .and_then(|inode| self.ledger.on_cgroup(inode));

@@ -69,7 +69,7 @@ impl Changed {
 pub fn change(site: &Site, stock: Stock, change: &Change, is_trial: bool) -> Result<Changed> {
     let books = match is_trial {
         true => {
-            let directory = PoolDirectory::open(&site.conf_dir)?;
+            let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
             let lock = directory.lock(&site.host, site.patience)?;
             site.books_to_look(directory, lock)?
         }
@@ -312,7 +312,9 @@ impl Books<'_> {
 
     /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are then nobody's.
     fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
-        self.reap_pool(&self.directory.pool(name)?)?;
+        self.reap_lists(&self.directory.pool(name)?, |list| {
+            lists.contains(&list.cpus)
+        })?;
         let pool = self.directory.pool(name)?;
         for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
             let is_held = !list.tasks.is_empty() || !self.ledger.on_list(&list.name)?.is_empty();

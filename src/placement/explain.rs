@@ -44,7 +44,7 @@ pub struct Taken {
 /// # Errors
 /// A pool, or a device, that is not there; and what keeps the pool directory from being read.
 pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
-    let directory = PoolDirectory::open(&site.conf_dir)?;
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let pool = directory.sound_pool(&request.pool)?;
     let want = want(&site.host, request)?;
     let mut survey = survey(site)?;

@@ -32,18 +32,23 @@ impl Books<'_> {
         }
         let mut errors = Vec::new();
         for entry in self.ledger.on_list(&name)? {
-            let claim = entry.claim().filter(|claim| claim.pool == pool.name);
-            if let Some(claim) = claim {
-                let given = self.give_list(claim, &name, to);
-                // What an owner that has ended meanwhile did not get, nobody lacks.
-                if given.is_err() && self.free_if_gone(claim)? {
-                    continue;
+            match entry {
+                Entry::Claim(claim) if claim.pool == pool.name => {
+                    let given = self.give_list(&claim, &name, to);
+                    // What an owner that has ended meanwhile did not get, nobody lacks.
+                    if given.is_err() && self.free_if_gone(&claim)? {
+                        continue;
+                    }
+                    errors.extend(
+                        given
+                            .err()
+                            .map(|error| format!("{}: {error:#}", claim.shown())),
+                    );
                 }
-                errors.extend(
-                    given
-                        .err()
-                        .map(|error| format!("{}: {error:#}", claim.shown())),
-                );
+                Entry::Claim(_) => {}
+                Entry::Opaque { path, reason } => {
+                    errors.push(format!("the claim {}: {reason}", path.display()));
+                }
             }
         }
         ensure!(

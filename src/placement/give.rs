@@ -195,6 +195,8 @@ impl Books<'_> {
         self.ledger.write(claim)?;
         let before = instead_of.map(Claim::pids).unwrap_or_default();
         self.change_tasks(claim, &before, &claim.pids())?;
+        // Whoever took a new lock before this claim was there may have chosen the same.
+        self.lock.ensure_in_place()?;
         instead_of.map_or(Ok(()), |former| self.ledger.remove(former))
     }
 
@@ -209,7 +211,7 @@ impl Books<'_> {
             .collect();
         for list in &claim.lists {
             // A claim whose list is being renamed names both.
-            if claim.lists.len() > 1 && !self.directory.has_list(&claim.pool, list) {
+            if claim.lists.len() > 1 && !self.directory.has_list(&claim.pool, list)? {
                 continue;
             }
             let tasks = self.directory.tasks(&claim.pool, list)?;

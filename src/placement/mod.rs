@@ -5,6 +5,7 @@
 
 mod audit;
 mod beside;
+mod boot;
 mod change;
 mod command;
 mod container;
@@ -16,6 +17,7 @@ mod init;
 mod keeper;
 mod life;
 mod pick;
+mod reap;
 mod reconcile;
 mod refusal;
 mod release;
@@ -27,14 +29,15 @@ mod take_back;
 mod unpinned;
 mod unreadable;
 
-use std::collections::BTreeSet;
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 pub use audit::{Audit, audit, live_claims};
 pub use beside::{Neighbour, Neighbours, neighbours};
+pub use boot::replaced_lock;
 pub use change::{Change, Changed, change};
 pub use command::{CommandPlace, pin_command};
 pub use container::{Start, pin_container};
@@ -42,21 +45,20 @@ pub use explain::{Explanation, Taken, explain};
 pub use find::find;
 pub use init::{Existing, Made, init, try_init};
 pub use keeper::let_through;
-pub use reconcile::{Reclaimed, Report, reconcile};
+pub use reap::Reclaimed;
+pub use reconcile::{Report, reconcile};
 pub use release::{Release, force_release, release};
 pub use reserve::{give_up, reserve};
 pub use stock::stock;
 pub use survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
 pub use unpinned::{Lack, labels_meant, unpinned};
 
-use life::Life;
-
 use crate::cgroup::{Group, Hierarchy};
-use crate::claims::{Entry, Ledger};
+use crate::claims::Ledger;
+use crate::files;
 use crate::host::Host;
 use crate::pools::{Lock, PoolDirectory};
 use crate::process::{self, Process};
-use crate::text::one_line;
 
 /// Which machine, which pool directory and which claims; and how long to wait for the lock.
 #[derive(Debug, Clone)]
@@ -73,6 +75,9 @@ pub struct Site {
     pub deadline: Option<Instant>,
 }
 
+/// How long a start looks for what dead owners hold while others wait: well below the 10 s of a hook.
+const LOOKING: Duration = Duration::from_secs(5);
+
 /// Everything about a site while its lock is held: nobody else changes any of it.
 struct Books<'a> {
     host: &'a Host,
@@ -83,6 +88,10 @@ struct Books<'a> {
     deadline: Option<Instant>,
     /// Does the machine say who lives? A captured one may not: then every owner counts as alive.
     tells_lives: bool,
+    /// When looking for what dead owners hold has to end.
+    until: Instant,
+    /// Has every claim its links again?
+    is_relinked: Cell<bool>,
     // Dropped last: whatever the other fields' users do is done under it.
     lock: Lock,
 }
@@ -96,7 +105,7 @@ fn at_most(most: Duration, deadline: Option<Instant>) -> Duration {
 impl Site {
     /// Takes the lock. The first to do so after a boot forgets what was recorded before it.
     fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
-        let directory = PoolDirectory::open(&self.conf_dir)?;
+        let directory = PoolDirectory::open(&self.host, &self.conf_dir)?;
         let lock = directory.lock(&self.host, at_most(self.patience, self.deadline))?;
         self.books(directory, lock, hierarchy)
     }
@@ -108,13 +117,16 @@ impl Site {
         lock: Lock,
         hierarchy: Hierarchy,
     ) -> Result<Books<'_>> {
-        let books = Books {
+        files::ensure_trusted_way(&self.run_dir, || self.host.unknown_root())?;
+        let mut books = Books {
             host: &self.host,
             ledger: Ledger::open(&self.run_dir)?,
             hierarchy,
             boot_id: process::boot_id(&self.host)?,
             deadline: self.deadline,
             tells_lives: true,
+            until: Instant::now() + at_most(LOOKING, self.deadline),
+            is_relinked: Cell::new(false),
             directory,
             lock,
         };
@@ -141,6 +153,8 @@ impl Site {
             hierarchy: hierarchy.unwrap_or_else(|| Hierarchy::usual(&self.host)),
             boot_id: boot_id.unwrap_or_default(),
             deadline: self.deadline,
+            until: Instant::now() + at_most(LOOKING, self.deadline),
+            is_relinked: Cell::new(false),
             directory,
             lock,
         })
@@ -152,37 +166,5 @@ impl Books<'_> {
     fn new_group(&self, id: &str, owner: Process) -> Result<Group> {
         let name = format!("{id}-{}-{}", owner.pid, owner.start);
         Ok(self.hierarchy.parent_for(&self.lock.key()?)?.child(&name))
-    }
-
-    /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With another boot, or
-    /// none, every `tasks` from before it is void, even where a number in it is in use again.
-    fn begin_boot(&self, site: &Site) -> Result<()> {
-        let directory = self.directory.path().display();
-        let ours = format!("{} {} ", self.boot_id, self.lock.key()?);
-        let before = self.ledger.boot_mark()?.unwrap_or_default();
-        if before.starts_with(&ours) {
-            return Ok(());
-        }
-        let claims = self.ledger.all()?;
-        if let Some(other) = before.strip_prefix(&self.boot_id) {
-            if !claims.is_empty() {
-                bail!(
-                    "{} holds the claims of another pool directory ({}): give {directory} another --run-dir",
-                    site.run_dir.display(),
-                    one_line(other.trim())
-                );
-            }
-        }
-        let mut keep = BTreeSet::new();
-        for claim in claims.iter().filter_map(Entry::claim) {
-            // One whose life cannot be told counts as held.
-            if self.life_of(claim).map_or(true, Life::is_alive) {
-                keep.extend(claim.pids());
-            }
-        }
-        let boot_time = process::boot_time(self.host)?;
-        self.directory
-            .forget_tasks_before(&self.lock, boot_time, &keep)?;
-        self.ledger.write_boot_mark(&format!("{ours}{directory}\n"))
     }
 }

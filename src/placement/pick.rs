@@ -1,18 +1,26 @@
 //! Picking CPU lists for a request: what is free in `tasks`, what live claims hold all the same, what dead owners
 //! can be relieved of.
 
+use std::time::Instant;
+
 use anyhow::Result;
 
 use super::Books;
 use super::refusal::{Seen, no_such_node};
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
-use crate::claims::Entry;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::pools::{CpuList, Kind, Pool};
 use crate::request::Request;
 use crate::topology::{self, Levels};
+
+/// How many lists are looked at for dead owners before choosing again; as many again each time. A usual pool is looked at
+/// as a whole, so that the best place counts.
+const FIRST_LOOK: usize = 64;
+
+/// After how many freed owners a start leaves the rest of a shared pool's to the next.
+const MOST_FREED: usize = 32;
 
 /// A pool as it was read, and the lists of it that were picked.
 pub(super) struct Picked {
@@ -75,8 +83,17 @@ pub(super) fn want(host: &Host, request: &Request) -> Result<Want> {
     })
 }
 
+/// How far a look at the owners of a pool's lists has come.
+struct Look {
+    /// The first list that was not looked at yet.
+    next: usize,
+    /// How many are looked at before choosing again.
+    portion: usize,
+}
+
 impl Books<'_> {
-    /// Picks; where dead owners are in the way, frees what they hold and picks again.
+    /// Picks; where dead owners are in the way, frees what they hold of the lists that are to be given, and picks on. The rest
+    /// of what they hold is left to those who need it, and to `reconcile`.
     pub(super) fn pick(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Picked> {
         let Wish {
             request,
@@ -87,22 +104,49 @@ impl Books<'_> {
             online: online.clone(),
             allowed: bound.cpus.clone(),
         };
-        let pool = self.directory.sound_pool(&request.pool)?;
-        match self.choose_free(&pool, &reach, want)? {
-            Ok(chosen) if !self.has_dead_pids(&pool) => {
-                return Ok(Picked { pool, chosen });
-            }
-            Ok(_)
-            | Err(Refusal::Exhausted { .. } | Refusal::Scattered(_) | Refusal::Untold { .. }) => {}
-            Err(refusal) => {
-                return Err(self.refused(&refusal, &pool, &reach, wish, bound));
-            }
+        let mut pool = self.directory.sound_pool(&request.pool)?;
+        if pool.kind == Kind::Shared {
+            self.rid_of_dead(&mut pool)?;
         }
-        self.reap_pool(&pool)?;
-        let pool = self.directory.sound_pool(&request.pool)?;
-        match self.choose_free(&pool, &reach, want)? {
-            Ok(chosen) => Ok(Picked { pool, chosen }),
-            Err(refusal) => Err(self.refused(&refusal, &pool, &reach, wish, bound)),
+        let mut owners: Vec<usize> = pool.lists.iter().map(|list| list.tasks.len()).collect();
+        let mut look = Look {
+            next: 0,
+            portion: FIRST_LOOK,
+        };
+        let mut levels = None;
+        loop {
+            let offers = pool.lists.iter().zip(&owners);
+            let offers = offers.map(|(list, owners)| Offer {
+                cpus: &list.cpus,
+                owners: *owners,
+            });
+            let offers: Vec<Offer<'_>> = offers.collect();
+            let situation = Situation {
+                kind: pool.kind,
+                offers: &offers,
+                reach: &reach,
+            };
+            let known = match levels.take() {
+                Some(levels) => levels,
+                None => levels_for(self.host, &situation, want),
+            };
+            let choice = choose(&situation, want, &known);
+            match choice {
+                Ok(chosen) => {
+                    let held = self.held_of(&pool, &chosen)?;
+                    if held.is_empty() {
+                        return Ok(Picked { pool, chosen });
+                    }
+                    held.into_iter().for_each(|index| owners[index] += 1);
+                    levels = Some(known);
+                }
+                Err(Refusal::Exhausted { .. } | Refusal::Scattered(_) | Refusal::Untold { .. })
+                    if look.next < pool.lists.len() =>
+                {
+                    self.look_on(&pool, &mut look, &mut owners)?;
+                }
+                Err(refusal) => return Err(self.refused(&refusal, &pool, &reach, wish, bound)),
+            }
         }
     }
 
@@ -147,74 +191,54 @@ impl Books<'_> {
         seen.refusal(refusal).into()
     }
 
-    /// A shared pool is never exhausted: there dead owners are seen by their numbers.
-    fn has_dead_pids(&self, pool: &Pool) -> bool {
-        let mut pids = pool.lists.iter().flat_map(|list| &list.tasks);
-        pool.kind == Kind::Shared && pids.any(|pid| !self.is_pid_alive(*pid))
-    }
-
-    /// Chooses among the lists that are free in `tasks`, and passes over those that a live claim holds all
-    /// the same: another tool may have dropped a pid that it took for dead. Only claims on chosen lists are read.
-    fn choose_free(
-        &self,
-        pool: &Pool,
-        reach: &Reach,
-        want: &Want,
-    ) -> Result<Result<Vec<usize>, Refusal>> {
-        let mut offers: Vec<Offer<'_>> = pool
-            .lists
-            .iter()
-            .map(|list| Offer {
-                cpus: &list.cpus,
-                owners: list.tasks.len(),
-            })
-            .collect();
-        let levels = levels_for(self.host, &situation(pool, &offers, reach), want);
-        loop {
-            let chosen = match choose(&situation(pool, &offers, reach), want, &levels) {
-                Ok(chosen) if pool.kind == Kind::Exclusive => chosen,
-                other => return Ok(other),
-            };
-            let mut held = Vec::new();
-            for index in &chosen {
-                if self.is_held(&pool.lists[*index].name)? {
+    /// Those of the chosen lists that somebody holds all the same: another tool may have dropped a pid that it took for dead.
+    /// What dead owners hold of them is freed.
+    fn held_of(&self, pool: &Pool, chosen: &[usize]) -> Result<Vec<usize>> {
+        let mut held = Vec::new();
+        if pool.kind == Kind::Exclusive {
+            for index in chosen {
+                self.ensure_time_to_look(pool)?;
+                if !self.clear_list(&pool.name, &pool.lists[*index])? {
                     held.push(*index);
                 }
             }
-            if held.is_empty() {
-                return Ok(Ok(chosen));
-            }
-            for index in held {
-                offers[index].owners += 1;
-            }
-        }
-    }
-
-    /// Does any claim hold this list? What dead owners hold of it is freed on the way; a claim that makes trouble
-    /// counts as held.
-    fn is_held(&self, list: &str) -> Result<bool> {
-        let mut held = false;
-        for entry in self.ledger.on_list(list)? {
-            held |= match entry {
-                Entry::Claim(claim) => !self.free_if_gone(&claim).unwrap_or_else(|error| {
-                    log::warn!("{} counts as held: {error:#}", claim.shown());
-                    false
-                }),
-                Entry::Opaque { path, reason } => {
-                    log::warn!("the claim {} counts as held: {reason}", path.display());
-                    true
-                }
-            };
         }
         Ok(held)
     }
-}
 
-fn situation<'a>(pool: &Pool, offers: &'a [Offer<'a>], reach: &'a Reach) -> Situation<'a> {
-    Situation {
-        kind: pool.kind,
-        offers,
-        reach,
+    /// Looks at who owns some more lists; those of dead owners alone count as free from now on.
+    fn look_on(&self, pool: &Pool, look: &mut Look, owners: &mut [usize]) -> Result<()> {
+        let end = pool.lists.len().min(look.next + look.portion);
+        let looked_at = pool.lists.iter().zip(owners).take(end).skip(look.next);
+        for (list, owners) in looked_at {
+            // One whose number is missing in `tasks` was chosen before, and found held.
+            if list.tasks.is_empty() {
+                continue;
+            }
+            self.ensure_time_to_look(pool)?;
+            if self.has_dead_owners_alone(list)? {
+                *owners = 0;
+            }
+        }
+        look.next = end;
+        look.portion *= 2;
+        Ok(())
+    }
+
+    /// A shared pool is never exhausted: each start frees what some dead owners hold, so that it does not fill with them.
+    fn rid_of_dead(&self, pool: &mut Pool) -> Result<()> {
+        let mut freed = 0;
+        for list in &mut pool.lists {
+            let mut pids = list.tasks.iter();
+            if freed >= MOST_FREED || !pids.any(|pid| !self.is_pid_alive(*pid)) {
+                continue;
+            }
+            if Instant::now() < self.until {
+                freed += self.reap_list(&pool.name, &list.name)?.len();
+                list.tasks = self.directory.tasks(&pool.name, &list.name)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,28 +1,19 @@
-//! Freeing what dead owners hold, in one pool or everywhere.
+//! Bringing everything in order, everywhere.
 
-use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::life::Life;
+use super::reap::{Reclaimed, reclaimed};
 use super::{Books, Site};
 use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::files;
-use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::{self, Process};
 use crate::topology;
 
-/// One pid that no longer holds a CPU list.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Reclaimed {
-    /// The pool.
-    pub pool: String,
-    /// The list's directory name.
-    pub cpus: String,
-    /// The pid that was in its `tasks`.
-    pub pid: i32,
-}
+/// How long the lock is held before others get their turn: short beside a start.
+const TURN: Duration = Duration::from_millis(10);
 
 /// What a reconciliation did.
 #[derive(Debug, Default)]
@@ -34,58 +25,130 @@ pub struct Report {
 }
 
 impl Report {
+    fn free(&mut self, result: Result<Vec<Reclaimed>>) {
+        match result {
+            Ok(reclaimed) => self.reclaimed.extend(reclaimed),
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
     fn note(&mut self, result: Result<()>) {
         self.problems
             .extend(result.err().map(|error| format!("{error:#}")));
     }
 }
 
-/// Frees what dead owners hold in every pool, confines again what is no longer confined as its claim says, and
-/// removes what killed programs left behind. A problem with one claim or pool does not stop the rest.
+/// The books, opened again and again: whoever waits for the lock gets it in between.
+struct Turns<'a> {
+    site: &'a Site,
+    hierarchy: Hierarchy,
+    books: Option<Books<'a>>,
+    since: Instant,
+}
+
+impl<'a> Turns<'a> {
+    fn begin(site: &'a Site) -> Result<Turns<'a>> {
+        let hierarchy = Hierarchy::discover(&site.host)?;
+        let books = site.open_books(hierarchy.clone())?;
+        Ok(Turns {
+            site,
+            hierarchy,
+            books: Some(books),
+            since: Instant::now(),
+        })
+    }
+
+    /// The books as they are now: what was read of them before may have changed.
+    fn books(&mut self) -> Result<&Books<'a>> {
+        if self.since.elapsed() >= TURN {
+            self.books = None;
+        }
+        let books = match self.books.take() {
+            Some(books) => books,
+            None => {
+                let books = self.site.open_books(self.hierarchy.clone())?;
+                self.since = Instant::now();
+                books
+            }
+        };
+        Ok(self.books.insert(books))
+    }
+}
+
+/// Frees what dead owners hold in every pool, confines again what is no longer confined as its claim says, links again
+/// what has lost its links, and removes what killed programs left behind. A problem with one claim or pool does not stop
+/// the rest, and others get the lock in between.
 ///
 /// # Errors
 /// Only what keeps it from beginning: the pool directory, the lock, the ledger.
 pub fn reconcile(site: &Site) -> Result<Report> {
-    let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+    let mut turns = Turns::begin(site)?;
     let mut report = Report::default();
-    for entry in books.ledger.all()? {
-        if let Entry::Opaque { path, reason } = entry {
-            match books.free_unreadable(&path, &reason) {
-                Ok(reclaimed) => report.reclaimed.extend(reclaimed),
-                Err(error) => report.note(Err(error)),
-            }
-        }
-    }
-    for name in books.directory.pool_names()? {
-        match books
-            .directory
-            .pool(&name)
-            .and_then(|pool| books.reap_pool(&pool))
-        {
-            Ok(reclaimed) => report.reclaimed.extend(reclaimed),
-            Err(error) => report.note(Err(error)),
-        }
-    }
-    // Claims on pools or lists that are no longer in the directory are seen here alone.
-    for entry in books.ledger.all()? {
-        match entry {
-            Entry::Claim(claim) => match books.settle_confined(&claim) {
-                Ok(None) => report.reclaimed.extend(reclaimed(&claim)),
-                Ok(Some(_)) => {}
-                Err(error) => report.note(Err(error)),
-            },
-            // Told of above.
-            Entry::Opaque { .. } => {}
-        }
-    }
-    report.note(books.ledger.remove_leftovers());
-    report.note(books.directory.remove_unfinished_pools(&books.lock));
-    report.note(books.remove_unclaimed_groups());
+    let done = bring_in_order(&mut turns, &mut report);
+    report.note(done);
     report.reclaimed.sort();
     report.reclaimed.dedup();
     // KCM's order.
     report.reclaimed.sort_by_key(|one| one.pid);
     Ok(report)
+}
+
+fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
+    // Links first: what is free is told by them.
+    for id in turns.books()?.ledger.ids()? {
+        let books = turns.books()?;
+        for claim in books.ledger.of_id(&id)?.iter().filter_map(Entry::claim) {
+            report.note(books.ledger.link(claim));
+        }
+    }
+    for id in turns.books()?.ledger.ids()? {
+        let books = turns.books()?;
+        for entry in books.ledger.of_id(&id)? {
+            if let Entry::Opaque { path, reason } = entry {
+                report.free(books.free_unreadable(&path, &reason));
+            }
+        }
+    }
+    for pool in turns.books()?.directory.pool_names()? {
+        match turns.books()?.directory.pool(&pool) {
+            Ok(pool) => {
+                for list in &pool.lists {
+                    let books = turns.books()?;
+                    report.free(books.reap_if_there(&pool.name, &list.name));
+                }
+            }
+            Err(error) => report.note(Err(error)),
+        }
+    }
+    // Claims on pools or lists that are no longer in the directory are seen here alone.
+    for id in turns.books()?.ledger.ids()? {
+        let books = turns.books()?;
+        for entry in books.ledger.of_id(&id)? {
+            match entry {
+                Entry::Claim(claim) => match books.settle_confined(&claim) {
+                    Ok(None) => report.reclaimed.extend(reclaimed(&claim)),
+                    Ok(Some(_)) => {}
+                    Err(error) => report.note(Err(error)),
+                },
+                // Told of above.
+                Entry::Opaque { .. } => {}
+            }
+        }
+        report.note(books.ledger.remove_leftovers_of_id(&id));
+    }
+    for list in turns.books()?.ledger.lists()? {
+        report.note(turns.books()?.ledger.remove_leftovers_of_list(&list));
+    }
+    let books = turns.books()?;
+    report.note(books.ledger.remove_leftovers());
+    report.note(books.directory.remove_unfinished_pools(&books.lock));
+    report.note(
+        books
+            .lock
+            .key()
+            .and_then(|key| books.remove_unclaimed_groups_of(&key)),
+    );
+    Ok(())
 }
 
 impl Books<'_> {
@@ -101,101 +164,12 @@ impl Books<'_> {
         }
     }
 
-    /// Brings a claim up to date with its owner: gives back what a dead one holds, `None`; otherwise lets those of
-    /// its processes that live stand for it in `tasks`, or one of the others in its group, so that other tools
-    /// see the owner too.
-    pub(super) fn settle(&self, claim: &Claim) -> Result<Option<Claim>> {
-        if self.free_if_gone(claim)? {
-            return Ok(None);
+    /// A list can have been removed since the pool was read.
+    fn reap_if_there(&self, pool: &str, list: &str) -> Result<Vec<Reclaimed>> {
+        match self.directory.has_list(pool, list)? {
+            true => self.reap_list(pool, list),
+            false => Ok(Vec::new()),
         }
-        let mut living = Vec::new();
-        for process in &claim.processes {
-            if process.is_alive(self.host)? {
-                living.push(*process);
-            }
-        }
-        if living.is_empty() {
-            match self.life_of(claim)? {
-                Life::Survived(Some(survivor)) => living.push(survivor),
-                // It was there a moment ago, or is of another pid namespace: the next one to look sees.
-                _ => return Ok(Some(claim.clone())),
-            }
-            // Until `tasks` has the new number, the claim knows both: neither is ever taken for a stranger's.
-            let mut both = claim.clone();
-            both.processes.extend(&living);
-            self.ledger.write(&both)?;
-        }
-        // A survivor can have the number of a dead one.
-        let is_dead = |process: &&Process| !living.iter().any(|other| other.pid == process.pid);
-        let dead: Vec<i32> = claim
-            .processes
-            .iter()
-            .filter(is_dead)
-            .map(|p| p.pid)
-            .collect();
-        let after = Claim {
-            processes: living,
-            ..claim.clone()
-        };
-        self.record_instead_of(&dead, &after)?;
-        if after.processes != claim.processes {
-            self.ledger.write(&after)?;
-        }
-        Ok(Some(after))
-    }
-
-    /// Frees what dead owners hold of one pool. A claim that makes trouble counts as held, and does not stop the rest.
-    pub(super) fn reap_pool(&self, pool: &Pool) -> Result<Vec<Reclaimed>> {
-        let mut freed = BTreeSet::new();
-        for list in &pool.lists {
-            let mut claimed = BTreeSet::new();
-            let mut is_clear = true;
-            for entry in self.ledger.on_list(&list.name)? {
-                let Some(claim) = entry.claim() else {
-                    is_clear = false;
-                    continue;
-                };
-                match self.settle(claim) {
-                    Ok(None) => freed.extend(reclaimed(claim)),
-                    // Who stands for it now, and who did: `tasks` was read before.
-                    Ok(Some(kept)) => claimed.extend([kept.pids(), claim.pids()].concat()),
-                    Err(error) => {
-                        log::warn!("{} counts as held: {error:#}", claim.shown());
-                        claimed.extend(claim.pids());
-                    }
-                }
-            }
-            // Any of these pids may be the one that a claim which cannot be read stands for.
-            if is_clear {
-                freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
-            }
-        }
-        self.directory.remove_leftovers(&self.lock, pool)?;
-        Ok(freed.into_iter().collect())
-    }
-
-    /// Drops the pids that no claim explains and that have no process any more.
-    fn drop_dead_pids(
-        &self,
-        pool: &Pool,
-        list: &CpuList,
-        claimed: &BTreeSet<i32>,
-    ) -> Result<Vec<Reclaimed>> {
-        let mut dead = list.tasks.clone();
-        dead.retain(|pid| !claimed.contains(pid) && !self.is_pid_alive(*pid));
-        let change = TasksChange {
-            pool: &pool.name,
-            list: &list.name,
-            drop: &dead,
-            add: &[],
-        };
-        self.directory.change_tasks(&self.lock, &change)?;
-        let of_pid = |pid| Reclaimed {
-            pool: pool.name.clone(),
-            cpus: list.name.clone(),
-            pid,
-        };
-        Ok(dead.into_iter().map(of_pid).collect())
     }
 
     /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that goes offline from every
@@ -255,10 +229,10 @@ impl Books<'_> {
             || process::descends_from(self.host, pid, recorded)?)
     }
 
-    /// Removes groups of ours that hold nobody and that no claim names, and their parent when it is empty: their
-    /// maker was killed before it wrote its claim.
-    fn remove_unclaimed_groups(&self) -> Result<()> {
-        let parent = self.hierarchy.parent_for(&self.lock.key()?)?;
+    /// Removes groups of ours that hold nobody and that no claim names, of the holders of the lock with this key, and their
+    /// parent when it is empty: their maker was killed before it wrote its claim.
+    pub(super) fn remove_unclaimed_groups_of(&self, key: &str) -> Result<()> {
+        let parent = self.hierarchy.parent_for(key)?;
         for group in parent.children()? {
             let claim = group
                 .inode()?
@@ -280,18 +254,4 @@ fn adopt_if_there(group: &Group, pid: i32) -> Result<()> {
         Err(error) if files::says_gone(&error) => Ok(()),
         adopted => adopted,
     }
-}
-
-fn reclaimed(claim: &Claim) -> Vec<Reclaimed> {
-    let mut all = Vec::new();
-    for list in &claim.lists {
-        for pid in claim.pids() {
-            all.push(Reclaimed {
-                pool: claim.pool.clone(),
-                cpus: list.clone(),
-                pid,
-            });
-        }
-    }
-    all
 }

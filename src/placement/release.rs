@@ -11,6 +11,7 @@ use crate::cpulist::CpuSet;
 use crate::files;
 use crate::pools::Kind;
 use crate::process::{self, Process};
+use crate::text::Shown;
 
 /// What became of the claims of one id.
 #[derive(Debug, Default)]
@@ -151,13 +152,23 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be read has no
-    /// claim to being spared.
+    /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be read counts as exclusive, and
+    /// its lists as owned.
     fn exclusive_cpus(&self) -> Result<(CpuSet, CpuSet)> {
         let (mut all, mut owned) = (CpuSet::new(), CpuSet::new());
         for name in self.directory.pool_names()? {
-            let Ok(pool) = self.directory.pool(&name) else {
-                continue;
+            let pool = match self.directory.pool(&name) {
+                Ok(pool) => pool,
+                Err(error) => {
+                    log::warn!("pool {} is spared: {error:#}", Shown(&name));
+                    for list in self.directory.list_names(&name)? {
+                        if let Ok(cpus) = list.parse() {
+                            all.extend(&cpus);
+                            owned.extend(&cpus);
+                        }
+                    }
+                    continue;
+                }
             };
             for list in pool.lists.iter().filter(|_| pool.kind == Kind::Exclusive) {
                 all.extend(&list.cpus);

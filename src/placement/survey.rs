@@ -1,16 +1,18 @@
 //! A look at the whole site without changing anything: what `status` and `describe` show.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::Site;
+use super::boot::Clock;
 use super::life::{Life, life_of};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::names::Names;
-use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
+use crate::pools::{CpuList, Kind, Lock, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::topology;
@@ -159,25 +161,28 @@ impl OwnerState {
     }
 }
 
-/// Looks at everything; under the lock where we may take it, and without it, saying so, where we may not.
+/// How long a look waits for whoever is changing something; it goes on without the lock then.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Looks at everything; under the lock where it can be had, and without it, saying so, where we may not take it, or somebody
+/// does not let go of it.
 ///
 /// # Errors
-/// A pool directory that cannot be read at all, and a lock that is held too long.
+/// A pool directory that cannot be read at all.
 pub fn survey(site: &Site) -> Result<Survey> {
-    let directory = PoolDirectory::open(&site.conf_dir)?;
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let mut remarks = Vec::new();
-    let _lock = match directory.lock(&site.host, site.patience) {
-        Ok(lock) => Some(lock),
-        Err(LockError::Denied(_)) => {
-            remarks.push(Refusal::new(
-                "read without the lock, which only its owner may take: owners may be changing",
-                "run this as root",
-            ));
-            None
+    let _lock = lock_for_a_look(&directory, site).map_err(|remark| remarks.push(remark));
+    let boot_id = process::boot_id(&site.host).unwrap_or_default();
+    let mut ledger = Ledger::open_if_there(&site.run_dir)?;
+    let mut is_swept = false;
+    if let Some(ledger) = ledger.as_mut().filter(|_| !boot_id.is_empty()) {
+        let mark = ledger.boot_mark()?.unwrap_or_default();
+        is_swept = mark.starts_with(&format!("{boot_id} "));
+        if is_swept {
+            ledger.expect_boot(&boot_id);
         }
-        Err(error) => return Err(error.into()),
-    };
-    let ledger = Ledger::open_if_there(&site.run_dir)?;
+    }
     let entries = match ledger.as_ref().map(Ledger::all) {
         Some(Ok(entries)) => entries,
         Some(Err(_)) => {
@@ -195,8 +200,12 @@ pub fn survey(site: &Site) -> Result<Survey> {
         ledger,
         online: topology::online(&site.host).ok(),
         hierarchy: Hierarchy::discover(&site.host).ok(),
-        boot_id: process::boot_id(&site.host).unwrap_or_default(),
+        boot_id,
         boot_time: process::boot_time(&site.host).ok(),
+        clock: match is_swept {
+            true => None,
+            false => Clock::of(&site.host).ok(),
+        },
         directory: &directory,
     };
     let mut survey = Survey {
@@ -223,6 +232,25 @@ pub fn survey(site: &Site) -> Result<Survey> {
     Ok(survey)
 }
 
+/// The lock for a look, or why it goes without.
+pub(super) fn lock_for_a_look(directory: &PoolDirectory, site: &Site) -> Result<Lock, Refusal> {
+    match directory.lock(&site.host, site.patience.min(LOOK_PATIENCE)) {
+        Ok(lock) => Ok(lock),
+        Err(LockError::Denied(_)) => Err(Refusal::new(
+            "read without the lock, which only its owner may take: owners may be changing",
+            "run this as root",
+        )),
+        Err(LockError::Held(error) | LockError::Unusable(error)) => {
+            let refusal = Refusal::of(&error);
+            let what = format!(
+                "read without the lock, so that owners may be changing: {}",
+                refusal.what
+            );
+            Err(Refusal::new(what, refusal.remedy))
+        }
+    }
+}
+
 struct Look<'a> {
     site: &'a Site,
     entries: Vec<Entry>,
@@ -231,6 +259,8 @@ struct Look<'a> {
     hierarchy: Option<Hierarchy>,
     boot_id: String,
     boot_time: Option<i64>,
+    /// Where nobody has looked at old records since the boot: what their times say.
+    clock: Option<Clock>,
     directory: &'a PoolDirectory,
 }
 
@@ -266,8 +296,10 @@ impl Look<'_> {
             claims.filter(|claim| claim.pool == pool.name && claim.lists.contains(&list.name));
         let claimed: Vec<i32> = claims.flat_map(Claim::pids).collect();
         let unclaimed = list.tasks.iter().filter(|pid| !claimed.contains(pid));
-        let is_void = self.is_void(&pool.name, list);
+        let recorded = self.directory.recorded_at(&pool.name, &list.name);
+        let recorded = recorded.ok().flatten();
         for pid in unclaimed {
+            let is_void = self.is_void(list, *pid, recorded);
             self.add_stranger(*pid, is_void, pool, list, owners);
         }
         let holders = || {
@@ -404,15 +436,14 @@ impl Look<'_> {
             .flatten()
     }
 
-    /// Were a list's owners written before this boot, and not looked at since? Then the numbers mean nothing.
-    fn is_void(&self, pool: &str, list: &CpuList) -> bool {
-        let mark = self
-            .ledger
-            .as_ref()
-            .and_then(|ledger| ledger.boot_mark().ok()?);
-        let is_swept = mark.is_some_and(|mark| mark.starts_with(&self.boot_id));
-        let is_old = |time| self.directory.is_from_before(time, pool, &list.name);
-        !is_swept && self.boot_time.is_some_and(is_old)
+    /// Was a pid written before this boot, and nobody has looked at it since? Then the number means nothing.
+    fn is_void(&self, list: &CpuList, pid: i32, recorded: Option<i64>) -> bool {
+        let (Some(clock), Some(recorded)) = (self.clock, recorded) else {
+            return false;
+        };
+        // What cannot be told counts as held.
+        let counts = clock.counts(&self.site.host, pid, &list.cpus, recorded);
+        !counts.unwrap_or(true)
     }
 
     /// A process that another tool wrote into `tasks`; its own start is the best that is known of when. What it is in for

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::Books;
-use super::reconcile::Reclaimed;
+use super::reap::Reclaimed;
 use crate::cgroup::{Group, cpuset};
 use crate::claims::{Claim, Entry, Traces};
 use crate::cpulist::CpuSet;
@@ -125,7 +125,7 @@ impl Books<'_> {
         let mut lists = Vec::new();
         for pool in self.directory.pool_names()? {
             for list in &traces.lists {
-                if self.directory.has_list(&pool, list) {
+                if self.directory.has_list(&pool, list)? {
                     lists.push((pool.clone(), list.clone()));
                 }
             }

@@ -61,7 +61,7 @@ impl PoolDirectory {
 
     /// The directory goes with the one that it is put into.
     fn set_aside(&self, lock: &Lock, path: &Path) -> Result<()> {
-        if !path.exists() {
+        if files::entry_if_there(path)?.is_none() {
             return Ok(());
         }
         let aside = self.aside(lock)?;

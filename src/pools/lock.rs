@@ -1,27 +1,28 @@
 //! The lock of a pool directory: flock(2) on one inode that KCM's tools lock too.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::thread::sleep;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 
-use super::PoolDirectory;
+use super::wait::Alarm;
+use super::{LOCK_MODE, PoolDirectory};
 use crate::files;
 use crate::host::Host;
 use crate::refusal::{OrRefuse, Refusal};
 use crate::text::{Shown, shell_word};
 
-/// The longest pause between two tries. Short beside a start, long beside the work under the lock.
-const LONGEST_PAUSE: Duration = Duration::from_millis(2);
-
 /// The pool directory, held. Dropping it lets go.
 #[derive(Debug)]
 pub struct Lock {
-    file: File,
+    file: Flock<File>,
+    path: PathBuf,
 }
 
 /// Why the lock was not had.
@@ -48,74 +49,133 @@ impl PoolDirectory {
     /// stands for it.
     pub fn lock_to_look(&self, host: &Host, patience: Duration) -> Result<Lock, LockError> {
         match self.lock_path().symlink_metadata() {
-            Err(error) if files::is_gone(&error) => File::open(&self.path)
-                .map(|file| Lock { file })
-                .context("open the pool directory")
-                .map_err(LockError::Unusable),
+            Err(error) if files::is_gone(&error) => {
+                let file = File::open(&self.path).context("open the pool directory");
+                let file = file.map_err(LockError::Unusable)?;
+                let taken = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+                Ok(Lock {
+                    file: self.usable(taken.map_err(|(_, errno)| errno))?,
+                    path: self.path.clone(),
+                })
+            }
             _ => self.lock(host, patience),
         }
     }
 
-    /// Takes the lock, waiting at most `patience`; with none it is tried once.
+    /// Takes the lock, waiting at most `patience`; with none it is tried once. Those who wait get it in the order in
+    /// which they came.
     pub fn lock(&self, host: &Host, patience: Duration) -> Result<Lock, LockError> {
+        let started = Instant::now();
+        loop {
+            let left = patience.saturating_sub(started.elapsed());
+            let file = self.open_lock(host)?;
+            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => self.wait(host, file, left)?,
+                other => self.usable(other.map_err(|(_, errno)| errno))?,
+            };
+            let lock = Lock {
+                file,
+                path: self.lock_path(),
+            };
+            // Whoever waited may have got an inode that was replaced meanwhile, which keeps nobody out.
+            if lock.is_in_place().map_err(LockError::Unusable)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// What tells this directory from every other on the machine, without holding it: [`Lock::key`].
+    pub fn lock_key(&self) -> Result<String> {
         let path = self.lock_path();
-        let file = files::open_regular(&path).map_err(|error| {
+        let metadata = path.symlink_metadata();
+        let metadata = metadata.with_context(|| format!("look at {}", path.display()))?;
+        Ok(key_of(&metadata))
+    }
+
+    /// # Errors
+    /// Also one that another user owns or can write: that one could hold it, and keep everybody out.
+    fn open_lock(&self, host: &Host) -> Result<File, LockError> {
+        let path = self.lock_path();
+        let file = self.open_file(&path)?;
+        let trusted = files::trusted_of_machine(&path, || host.unknown_root());
+        trusted.map_err(LockError::Unusable)?;
+        Ok(file)
+    }
+
+    fn open_file(&self, path: &Path) -> Result<File, LockError> {
+        files::open_regular(path).map_err(|error| {
             let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
             if kind == Some(io::ErrorKind::PermissionDenied) {
                 LockError::Denied(self.denied(error))
             } else {
                 let half_made = Err::<File, _>(error).or_refuse(|| {
-                    let word = shell_word(&path);
+                    let word = shell_word(path);
                     self.half_made(format!("make its lock: `install -m 600 /dev/null {word}`"))
                 });
                 LockError::Unusable(half_made.expect_err("it was an error"))
             }
-        })?;
+        })
+    }
+
+    /// What to do about a lock that anybody can open: whoever can, can hold it.
+    fn open_to_others(&self, file: &File) -> String {
+        match file.metadata() {
+            Ok(metadata) if metadata.mode() & 0o077 != 0 => format!(
+                "; others than its owner can hold it too: chmod {LOCK_MODE:o} {}",
+                self.lock_path().display()
+            ),
+            _ => String::new(),
+        }
+    }
+
+    fn usable<T>(&self, taken: Result<T, Errno>) -> Result<T, LockError> {
+        taken.map_err(|errno| {
+            let context = format!("lock {}", self.lock_path().display());
+            LockError::Unusable(anyhow::Error::new(errno).context(context))
+        })
+    }
+
+    /// Waits in the kernel's queue.
+    fn wait(&self, host: &Host, file: File, patience: Duration) -> Result<Flock<File>, LockError> {
         let started = Instant::now();
-        let mut pause = Duration::from_micros(50);
-        loop {
-            // Polled: a blocking flock(2) can only be bounded with a signal handler.
-            match fs2::FileExt::try_lock_exclusive(&file) {
-                Ok(()) => break,
-                Err(error)
-                    if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    let context = format!("lock {}", path.display());
-                    return Err(LockError::Unusable(
-                        anyhow::Error::new(error).context(context),
-                    ));
+        let held = |file: &File| {
+            let (who, remedy) = match holder(host, file) {
+                Some((pid, who)) => (
+                    who,
+                    format!(
+                        "let that finish, or end it (`kill {pid}`), or wait longer with --lock-timeout"
+                    ),
+                ),
+                None => (
+                    "somebody else".to_owned(),
+                    "let that finish, or wait longer with --lock-timeout".to_owned(),
+                ),
+            };
+            let what = format!(
+                "the lock {} is held by {who}; gave up after {:.1} s",
+                self.lock_path().display(),
+                started.elapsed().as_secs_f64()
+            );
+            LockError::Held(Refusal::new(what, remedy + &self.open_to_others(file)).into())
+        };
+        if patience.is_zero() {
+            return Err(held(&file));
+        }
+        let alarm = Alarm::after(patience).map_err(LockError::Unusable)?;
+        let mut file = file;
+        let taken = loop {
+            match Flock::lock(file, FlockArg::LockExclusive) {
+                Err((back, Errno::EINTR)) if started.elapsed() >= patience => {
+                    return Err(held(&back));
                 }
+                Err((back, Errno::EINTR)) => file = back,
+                other => break other.map_err(|(_, errno)| errno),
             }
-            let waited = started.elapsed();
-            if waited >= patience {
-                let (who, remedy) = match holder(host, &file) {
-                    Some((pid, who)) => (
-                        who,
-                        format!(
-                            "let that finish, or end it (`kill {pid}`), or wait longer with --lock-timeout"
-                        ),
-                    ),
-                    None => (
-                        "somebody else".to_owned(),
-                        "let that finish, or wait longer with --lock-timeout".to_owned(),
-                    ),
-                };
-                let what = format!(
-                    "the lock {} is held by {who}; gave up after {:.1} s",
-                    path.display(),
-                    waited.as_secs_f64()
-                );
-                return Err(LockError::Held(Refusal::new(what, remedy).into()));
-            }
-            sleep(pause.min(patience - waited));
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-        let waited = started.elapsed();
-        if pause > Duration::from_micros(50) {
-            log::info!("waited {:.1} ms for the lock", waited.as_secs_f64() * 1e3);
-        }
-        Ok(Lock { file })
+        };
+        drop(alarm);
+        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+        log::info!("waited {milliseconds:.1} ms for the lock");
+        self.usable(taken)
     }
 
     fn denied(&self, error: anyhow::Error) -> anyhow::Error {
@@ -135,17 +195,46 @@ impl PoolDirectory {
 impl Lock {
     /// What tells this lock, and so its pool directory, from every other on the machine.
     pub fn key(&self) -> Result<String> {
-        let metadata = self.file.metadata().context("look at the lock")?;
-        Ok(format!("{:x}-{}", metadata.dev(), metadata.ino()))
+        Ok(key_of(&self.file.metadata().context("look at the lock")?))
+    }
+
+    /// Makes sure that what is held still keeps others out.
+    ///
+    /// # Errors
+    /// The file was replaced: others hold the new one, and may be at work on the same books.
+    pub fn ensure_in_place(&self) -> Result<()> {
+        ensure!(
+            self.is_in_place()?,
+            "the lock {} was replaced while it was held: do it again, and leave that file alone (rsync --exclude)",
+            self.path.display()
+        );
+        Ok(())
+    }
+
+    /// Does the path still name the inode that is held?
+    fn is_in_place(&self) -> Result<bool> {
+        let held = self.file.metadata().context("look at the lock")?;
+        let named = files::entry_if_there(&self.path)?;
+        Ok(named.is_some_and(|named| key_of(&named) == key_of(&held)))
     }
 }
 
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if let Err(error) = fs2::FileExt::unlock(&self.file) {
-            log::warn!("unlock the pool directory: {error}");
-        }
-    }
+/// Who uses an inode as a lock, holding it or waiting for it, where `key` is what [`Lock::key`] said of it.
+pub fn users_of(host: &Host, key: &str) -> Result<Option<String>> {
+    let number = |text: &str| u64::from_str_radix(text, 16).ok();
+    let parts = key.split_once('-');
+    let parts = parts.and_then(|(device, inode)| Some((number(device)?, inode.parse().ok()?)));
+    // A mark that was damaged names nobody.
+    let Some((device, inode)) = parts else {
+        return Ok(None);
+    };
+    let locks = files::read_if_there(&host.proc_locks())?.unwrap_or_default();
+    let user = users_in(&locks, device, inode).next();
+    Ok(user.map(|pid| described(host, pid)))
+}
+
+fn key_of(metadata: &Metadata) -> String {
+    format!("{:x}-{}", metadata.dev(), metadata.ino())
 }
 
 /// Who holds the flock on this file, from `/proc/locks` (proc_locks(5)): a pid, and how to show it.
@@ -153,9 +242,35 @@ fn holder(host: &Host, file: &File) -> Option<(i32, String)> {
     let metadata = file.metadata().ok()?;
     let locks = files::read_if_there(&host.proc_locks()).ok()??;
     let pid = holder_in(&locks, metadata.dev(), metadata.ino())?;
-    let name = files::read_if_there(&host.proc_pid(pid, "comm")).ok()?;
-    let name = name.unwrap_or_default();
-    Some((pid, format!("process {pid} {}", Shown(name.trim_end()))))
+    Some((pid, described(host, pid)))
+}
+
+fn described(host: &Host, pid: i32) -> String {
+    let name = process_name(host, pid).unwrap_or_default();
+    format!("process {pid} {}", Shown(name.trim_end()))
+}
+
+fn process_name(host: &Host, pid: i32) -> Option<String> {
+    files::read_if_there(&host.proc_pid(pid, "comm")).ok()?
+}
+
+/// All who hold the flock on an inode or wait for it. A file system without a device of its own (btrfs, overlayfs) has
+/// another number there than its files tell: then the inode alone has to do.
+fn users_in(locks: &str, device: u64, inode: u64) -> impl Iterator<Item = i32> {
+    let place = format!("{:02x}:{:02x}:", major(device), minor(device));
+    let number = format!(":{inode}");
+    locks.lines().filter_map(move |line| {
+        let words = line.split_whitespace().filter(|word| *word != "->");
+        let words: Vec<&str> = words.collect();
+        match words.as_slice() {
+            [_, "FLOCK", _, _, pid, file, ..]
+                if file.ends_with(&number) && (major(device) == 0 || file.starts_with(&place)) =>
+            {
+                pid.parse().ok()
+            }
+            _ => None,
+        }
+    })
 }
 
 fn holder_in(locks: &str, device: u64, inode: u64) -> Option<i32> {
@@ -183,7 +298,7 @@ mod tests {
             files::Durability::Crash,
         )
         .unwrap();
-        let opened = PoolDirectory::open(dir.path()).unwrap();
+        let opened = PoolDirectory::open(&Host::new("/"), dir.path()).unwrap();
         (dir, opened)
     }
 
@@ -211,6 +326,79 @@ mod tests {
         std::fs::remove_file(dir.path().join("lock")).unwrap();
         match directory.lock(&Host::new("/"), Duration::ZERO) {
             Err(LockError::Unusable(error)) => assert!(error.to_string().contains("half-made")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until so many wait for the lock.
+    fn until_waiting(directory: &PoolDirectory, wanted: usize) {
+        let metadata = directory.lock_path().metadata().unwrap();
+        loop {
+            let locks = files::read(&Host::new("/").proc_locks()).unwrap();
+            let users = users_in(&locks, metadata.dev(), metadata.ino()).count();
+            if users == wanted + 1 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn those_who_wait_get_it_in_the_order_in_which_they_came() {
+        let (_dir, directory) = directory();
+        let host = Host::new("/");
+        let held = directory.lock(&host, Duration::ZERO).unwrap();
+        let order = std::sync::Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for number in 0..16 {
+                let (directory, host, order) = (&directory, &host, &order);
+                scope.spawn(move || {
+                    let lock = directory.lock(host, Duration::from_secs(60)).unwrap();
+                    order.lock().unwrap().push(number);
+                    drop(lock);
+                });
+                until_waiting(directory, number + 1);
+            }
+            drop(held);
+        });
+        assert_eq!(order.into_inner().unwrap(), Vec::from_iter(0..16));
+    }
+
+    #[test]
+    fn whoever_waited_for_a_lock_that_was_replaced_takes_the_new_one() {
+        let (dir, directory) = directory();
+        let host = Host::new("/");
+        let held = directory.lock(&host, Duration::ZERO).unwrap();
+        let former = held.key().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let lock = directory.lock(&host, Duration::from_secs(60)).unwrap();
+                lock.key().unwrap()
+            });
+            until_waiting(&directory, 1);
+            let lock = dir.path().join("lock");
+            files::replace(&lock, b"", 0o600, files::Durability::Crash).unwrap();
+            assert!(held.ensure_in_place().is_err());
+            let user = users_of(&host, &former).unwrap();
+            assert!(user.is_some_and(|user| user.starts_with("process ")));
+            drop(held);
+            let taken = waiting.join().unwrap();
+            assert_eq!(taken, directory.lock_key().unwrap());
+            assert_ne!(taken, former);
+        });
+        assert_eq!(users_of(&host, &former).unwrap(), None);
+    }
+
+    #[test]
+    fn a_lock_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, directory) = directory();
+        let open = std::fs::Permissions::from_mode(0o666);
+        std::fs::set_permissions(dir.path().join("lock"), open).unwrap();
+        match directory.lock(&Host::new("/"), Duration::ZERO) {
+            Err(LockError::Unusable(error)) => {
+                assert!(error.to_string().contains("chmod"), "{error}");
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -93,7 +93,7 @@ impl PoolDirectory {
 
     /// What is there.
     pub fn found(&self) -> Result<Found> {
-        if !self.pools().exists() {
+        if files::entry_if_there(&self.pools())?.is_none() {
             return Ok(Found::Nothing);
         }
         let read = || -> Result<Vec<Pool>> {
@@ -118,7 +118,7 @@ impl PoolDirectory {
     /// Anything there that cannot be read.
     pub fn all_numbers_in_tasks(&self) -> Result<Vec<i32>> {
         let mut numbers = Vec::new();
-        if !self.pools().exists() {
+        if files::entry_if_there(&self.pools())?.is_none() {
             return Ok(numbers);
         }
         collect_numbers(&self.pools(), MOST_LEVELS, &mut numbers)
@@ -136,7 +136,8 @@ impl PoolDirectory {
             for list in files::directories_in(&pool)? {
                 let is_planned = list.parse().is_ok_and(|cpus| planned.lists.contains(&cpus));
                 let tasks = pool.join(&list).join("tasks");
-                let is_readable = !tasks.exists() || self.tasks(&name, &list).is_ok();
+                let is_readable =
+                    files::entry_if_there(&tasks)?.is_none() || self.tasks(&name, &list).is_ok();
                 if !is_planned
                     || !is_readable
                     || !files::directories_in(&pool.join(&list))?.is_empty()
@@ -175,7 +176,7 @@ impl PoolDirectory {
         files::sync_directory(new.path())
             .with_context(|| format!("sync {}", new.path().display()))?;
         let put = || -> Result<()> {
-            if self.pools().exists() {
+            if files::entry_if_there(&self.pools())?.is_some() {
                 // The old pools are then in the temporary directory, and go with it.
                 renameat2(
                     AT_FDCWD,

@@ -9,16 +9,18 @@ mod owners;
 pub mod plan;
 pub mod resize;
 mod tasks;
+mod wait;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
-pub use lock::{Lock, LockError};
+pub use lock::{Lock, LockError, users_of};
 pub use owners::TasksChange;
 
 use crate::cpulist::CpuSet;
-use crate::files::{self, trusted};
+use crate::files::{self, Way, trusted};
+use crate::host::Host;
 use crate::refusal::{OrRefuse, Refusal};
 use crate::text::{Shown, shell_word};
 
@@ -90,8 +92,11 @@ pub struct PoolDirectory {
 
 impl PoolDirectory {
     /// Opens a pool directory. Its own path may lead through symbolic links; nothing below it may.
-    pub fn open(path: &Path) -> Result<PoolDirectory> {
-        let path = match path.canonicalize() {
+    ///
+    /// # Errors
+    /// One that is not there, or half-made, or that others can change or replace.
+    pub fn open(host: &Host, path: &Path) -> Result<PoolDirectory> {
+        let way = match Way::to(path, || host.unknown_root()) {
             Err(error) if files::is_gone(&error) => {
                 bail!(Refusal::new(
                     format!("the pool directory {} does not exist", path.display()),
@@ -102,6 +107,10 @@ impl PoolDirectory {
                 other.with_context(|| format!("open the pool directory {}", path.display()))?
             }
         };
+        if let Some(doubt) = way.doubts.first() {
+            bail!(doubt.clone());
+        }
+        let path = way.real;
         let directory = PoolDirectory { path };
         trusted_directory(&directory.path)?;
         trusted_directory(&directory.pools()).or_refuse(|| directory.half_made(MAKE))?;
@@ -132,8 +141,34 @@ impl PoolDirectory {
     }
 
     /// Is there a list of this name?
-    pub fn has_list(&self, pool: &str, list: &str) -> bool {
-        self.list_path(pool, list).is_dir()
+    pub fn has_list(&self, pool: &str, list: &str) -> Result<bool> {
+        Ok(files::entry_if_there(&self.list_path(pool, list))?.is_some())
+    }
+
+    /// The names of a pool's lists, whatever else may be wrong with it.
+    pub fn list_names(&self, pool: &str) -> Result<Vec<String>> {
+        files::directories_in(&self.pools().join(pool))
+    }
+
+    /// What others can change of all that is below the directory: a start refuses the part that it needs.
+    pub fn doubts(&self) -> Vec<Refusal> {
+        let mut doubts = Vec::new();
+        let mut look = |path: PathBuf| {
+            if let Err(error) = trusted(&path) {
+                doubts.push(Refusal::of(&error));
+            }
+        };
+        // What cannot be listed is told by whoever reads it.
+        let lists = |pool: &String| self.list_names(pool).unwrap_or_default();
+        for pool in self.pool_names().unwrap_or_default() {
+            look(self.pools().join(&pool));
+            for list in lists(&pool) {
+                look(self.list_path(&pool, &list));
+                look(self.list_path(&pool, &list).join("tasks"));
+            }
+            look(self.pools().join(&pool).join("exclusive"));
+        }
+        doubts
     }
 
     fn half_made(&self, remedy: impl Into<String>) -> Refusal {
@@ -151,7 +186,7 @@ impl PoolDirectory {
     /// Reads one pool whole. An unknown one is an error that names those there are.
     pub fn pool(&self, name: &str) -> Result<Pool> {
         let path = self.pools().join(name);
-        if !path.exists() {
+        if files::entry_if_there(&path)?.is_none() {
             let known = self.pool_names()?;
             let path = self.path.display();
             let name = Shown(name);
@@ -286,6 +321,7 @@ impl PoolDirectory {
                 )
             )
         );
+        trusted_directory(&self.list_path(pool, &name))?;
         let tasks = self.tasks(pool, &name)?;
         Ok(CpuList { name, cpus, tasks })
     }
@@ -377,7 +413,7 @@ mod tests {
                 ),
             }
         }
-        let opened = PoolDirectory::open(dir.path()).unwrap();
+        let opened = PoolDirectory::open(&Host::new("/"), dir.path()).unwrap();
         (dir, opened)
     }
 
@@ -433,13 +469,18 @@ mod tests {
         let mode = |path: &str, mode| {
             fs::set_permissions(dir.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
         };
-        for path in ["pools/dp/1/tasks", "pools/dp", "pools/dp/exclusive"] {
+        for path in [
+            "pools/dp/1/tasks",
+            "pools/dp/1",
+            "pools/dp",
+            "pools/dp/exclusive",
+        ] {
             mode(path, 0o777);
             assert!(refusal(opened.pool("dp")).contains("chmod o-w"), "{path}");
             mode(path, 0o755);
         }
         mode("", 0o777);
-        assert!(refusal(PoolDirectory::open(dir.path())).contains("chmod o-w"));
+        assert!(refusal(PoolDirectory::open(&Host::new("/"), dir.path())).contains("chmod o-w"));
     }
 
     #[test]
@@ -452,13 +493,16 @@ mod tests {
         symlink("1", dir.path().join("pools/dp/2")).unwrap();
         assert!(refusal(opened.pool("dp")).contains("symbolic link"));
         symlink(dir.path(), elsewhere.path().join("kcm")).unwrap();
-        assert!(PoolDirectory::open(&elsewhere.path().join("kcm")).is_ok());
+        assert!(PoolDirectory::open(&Host::new("/"), &elsewhere.path().join("kcm")).is_ok());
     }
 
     #[test]
     fn missing_and_half_made_directories_say_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(refusal(PoolDirectory::open(&dir.path().join("no"))).contains("pinfold init"));
-        assert!(refusal(PoolDirectory::open(dir.path())).contains("half-made"));
+        assert!(
+            refusal(PoolDirectory::open(&Host::new("/"), &dir.path().join("no")))
+                .contains("pinfold init")
+        );
+        assert!(refusal(PoolDirectory::open(&Host::new("/"), dir.path())).contains("half-made"));
     }
 }

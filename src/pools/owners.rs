@@ -1,12 +1,11 @@
 //! Who owns a CPU list: reading and changing `tasks`.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{FILE_MODE, Lock, Pool, PoolDirectory, subdirectories, tasks};
+use super::{FILE_MODE, Lock, PoolDirectory, subdirectories, tasks};
 use crate::files::{self, Durability, trusted};
 use crate::refusal::{OrRefuse, Refusal};
 use crate::text::shell_word;
@@ -18,7 +17,8 @@ impl PoolDirectory {
         let metadata = match trusted(&path) {
             Ok(metadata) => metadata,
             Err(_)
-                if !subdirectories(&self.list_path(pool, list))?.is_empty() && !path.exists() =>
+                if files::entry_if_there(&path)?.is_none()
+                    && !subdirectories(&self.list_path(pool, list))?.is_empty() =>
             {
                 bail!(Refusal::new(
                     format!(
@@ -51,9 +51,9 @@ impl PoolDirectory {
     /// each pid of `drop`, and adds those of `add`. Nothing is written where that changes nothing.
     ///
     /// One occurrence: in a shared list the same number can stand for a dead owner and a live one.
-    pub fn change_tasks(&self, _lock: &Lock, change: &TasksChange<'_>) -> Result<()> {
+    pub fn change_tasks(&self, lock: &Lock, change: &TasksChange<'_>) -> Result<()> {
         let list_path = self.list_path(change.pool, change.list);
-        if change.add.is_empty() && !list_path.is_dir() {
+        if change.add.is_empty() && !self.has_list(change.pool, change.list)? {
             return Ok(());
         }
         let before = self.tasks(change.pool, change.list)?;
@@ -67,32 +67,22 @@ impl PoolDirectory {
         if after == before {
             return Ok(());
         }
+        lock.ensure_in_place()?;
         write_tasks(&list_path, &after)
     }
 
-    /// Empties every `tasks` that was last written before a time, whatever is in it, but for the pids to keep.
-    /// What cannot be read or written is reported, and does not stop the rest.
-    pub fn forget_tasks_before(&self, _lock: &Lock, time: i64, keep: &BTreeSet<i32>) -> Result<()> {
-        for pool in self.pool_names()? {
-            for list in files::directories_in(&self.pools().join(&pool))? {
-                if !self.is_from_before(time, &pool, &list) {
-                    continue;
-                }
-                let path = self.list_path(&pool, &list);
-                let mut pids = self.tasks(&pool, &list).unwrap_or_default();
-                pids.retain(|pid| keep.contains(pid));
-                if let Err(error) = write_tasks(&path, &pids) {
-                    log::warn!("{error:#}");
-                }
-            }
-        }
-        Ok(())
+    /// When a list's owners were last recorded, in seconds since the epoch; `None` where it has none. It is the time of the
+    /// file's last change (inode(7), `ctime`), which nobody can set.
+    pub fn recorded_at(&self, pool: &str, list: &str) -> Result<Option<i64>> {
+        let metadata = files::entry_if_there(&self.list_path(pool, list).join("tasks"))?;
+        let recorded = metadata.filter(|metadata| metadata.len() > 0);
+        Ok(recorded.map(|metadata| metadata.ctime()))
     }
 
-    /// Has a list owners that were last written before a time? One that cannot be looked at has none.
-    pub fn is_from_before(&self, time: i64, pool: &str, list: &str) -> bool {
-        let metadata = trusted(&self.list_path(pool, list).join("tasks"));
-        metadata.is_ok_and(|metadata| metadata.len() > 0 && metadata.mtime() < time)
+    /// Puts these owners in the place of whatever a list has.
+    pub fn put_tasks(&self, lock: &Lock, pool: &str, list: &str, pids: &[i32]) -> Result<()> {
+        lock.ensure_in_place()?;
+        write_tasks(&self.list_path(pool, list), pids)
     }
 
     /// Tries to write the owners of a list of each pool, and leaves them as they are.
@@ -108,12 +98,9 @@ impl PoolDirectory {
         Ok(())
     }
 
-    /// Removes what killed writers of this pool's `tasks` left behind.
-    pub fn remove_leftovers(&self, _lock: &Lock, pool: &Pool) -> Result<()> {
-        for list in &pool.lists {
-            files::remove_leftovers(&self.list_path(&pool.name, &list.name), "tasks")?;
-        }
-        Ok(())
+    /// Removes what killed writers of a list's `tasks` left behind.
+    pub fn remove_leftovers(&self, _lock: &Lock, pool: &str, list: &str) -> Result<()> {
+        files::remove_leftovers(&self.list_path(pool, list), "tasks")
     }
 }
 
@@ -144,7 +131,6 @@ fn write_tasks(list: &Path, pids: &[i32]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::pools::tests::directory;
-    use std::fs;
 
     #[test]
     fn tasks_change_one_by_one_and_twice_is_success() {
@@ -173,27 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_before_a_time_is_forgotten_but_for_what_is_kept() {
-        let (dir, directory) = directory("dp! dp/1=5,6 dp/2=rubbish dp/3=7");
-        let old = |list: &str, seconds: u64| {
-            let path = dir.path().join("pools/dp").join(list).join("tasks");
-            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            fs::File::options()
-                .write(true)
-                .open(path)
-                .unwrap()
-                .set_modified(time)
-                .unwrap();
-        };
-        for (list, seconds) in [("1", 99), ("2", 99), ("3", 100)] {
-            old(list, seconds);
-        }
-        directory
-            .forget_tasks_before(&lock(&directory), 100, &BTreeSet::from([6]))
-            .unwrap();
-        let lists = directory.pool("dp").unwrap().lists;
-        let tasks: Vec<_> = lists.into_iter().map(|list| list.tasks).collect();
-        assert_eq!(tasks, [vec![6], vec![], vec![7]]);
+    fn the_time_of_a_record_cannot_be_set() {
+        let (dir, directory) = directory("dp! dp/1=5 dp/2=");
+        let path = dir.path().join("pools/dp/1/tasks");
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        let recorded = directory.recorded_at("dp", "1").unwrap().unwrap();
+        assert!(recorded > 1_000_000_000, "{recorded}");
+        assert_eq!(directory.recorded_at("dp", "2").unwrap(), None);
+        assert_eq!(directory.recorded_at("dp", "9").unwrap(), None);
     }
 
     fn lock(directory: &PoolDirectory) -> Lock {

@@ -47,9 +47,15 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(plain("owners::pid_in_use_again", root, pid_in_use_again));
     cases.push(plain("owners::other_tools_pid", root, other_tools_pid));
     cases.push(plain(
-        "owners::books_from_before_the_boot",
+        "owners::books_with_a_time_before_the_boot",
         root,
-        books_from_before_the_boot,
+        books_with_a_time_before_the_boot,
+    ));
+    cases.push(plain("owners::lock_is_replaced", root, lock_is_replaced));
+    cases.push(plain(
+        "owners::groups_too_deep_to_name",
+        &[Need::Root, Need::Cpus(2), Need::Python3],
+        groups_too_deep_to_name,
     ));
     let traced = &[Need::Root, Need::Strace, Need::Cpus(2)];
     cases.push(plain(
@@ -289,20 +295,89 @@ fn other_tools_pid(world: &World) {
     assert_free_when_needed(world);
 }
 
-/// What was written before the boot counts for nothing, even where the number is in use; what was written since does.
-fn books_from_before_the_boot(world: &World) {
+/// A process that lives keeps its list, whatever time somebody gives the file: `reboot` has those from before a boot.
+fn books_with_a_time_before_the_boot(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let mut command = Command::new(crate::probe::path());
     let living = Running::start(command.arg("--wait"), b"");
     write_before_the_boot(world, living.pid());
-    assert_free_when_needed(world);
-    write_before_the_boot(world, living.pid());
+    let rival = Standin::new(world, "rival");
+    let refused = world
+        .hook("prestart", &state("rival", rival.pid, request()))
+        .exits(1);
+    assert!(refused.stderr.contains("exhausted"), "{refused}");
     world.reconcile();
-    assert_eq!(
-        world.tasks("dp", "1"),
-        [living.pid()],
-        "file times are trusted once only"
+    assert_eq!(world.tasks("dp", "1"), [living.pid()]);
+    living.kill();
+    assert_free_when_needed(world);
+}
+
+/// Who is in no group that a path can name, is nobody; and who is in one, is somebody.
+fn groups_too_deep_to_name(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let cgroup = Standin::survived(world, "a", "dp");
+    let survivor = cgroups::processes(&cgroup)[0];
+    let script = "import os, sys\n\
+                  fd = os.open(sys.argv[1], os.O_RDONLY)\n\
+                  for _ in range(25):\n    \
+                      os.mkdir('n' * 250, dir_fd=fd)\n    \
+                      fd = os.open('n' * 250, os.O_RDONLY, dir_fd=fd)\n";
+    let mut python = Command::new("python3");
+    process::run(python.args(["-c", script]).arg(&cgroup)).ok();
+    assert_still_held(world, "a");
+    process::send(survivor, libc::SIGKILL);
+    process::eventually("the survivor is gone", || {
+        (!is_alive(survivor)).then_some(())
+    });
+    world.reconcile();
+    world.assert_all_free("after the last process is gone");
+    let script = "import os, sys\n\
+                  fds = [os.open(sys.argv[1], os.O_RDONLY)]\n\
+                  for _ in range(25):\n    \
+                      fds.append(os.open('n' * 250, os.O_RDONLY, dir_fd=fds[-1]))\n\
+                  for fd in fds[-2::-1]:\n    \
+                      os.rmdir('n' * 250, dir_fd=fd)\n";
+    let mut python = Command::new("python3");
+    process::run(python.args(["-c", script]).arg(&cgroup)).ok();
+}
+
+/// The `lock` is replaced while one owner lives and another is dead: the books are taken over, and no list has two owners.
+fn lock_is_replaced(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let owner = |name| {
+        let owner = Standin::new(world, name);
+        let start = state(name, owner.pid, request());
+        world.hook("prestart", &start).ok();
+        owner
+    };
+    let (living, dead) = (owner("living"), owner("dead"));
+    dead.die();
+    let former = world.hold_lock();
+    let new = world.conf.join("lock.new");
+    std::fs::write(&new, "").expect("make another lock");
+    std::fs::rename(&new, world.conf.join("lock")).expect("replace the lock");
+    let refused = Standin::new(world, "refused");
+    let refused = world
+        .hook("prestart", &state("refused", refused.pid, request()))
+        .exits(1);
+    assert!(
+        refused.stderr.contains("still uses the former one"),
+        "{refused}"
     );
+    let checked = process::run(&mut world.pinfold(&["check"]));
+    assert!(checked.stdout.contains("was replaced since"), "{checked}");
+    drop(former);
+    let next = owner("next");
+    let full = Standin::new(world, "full");
+    let full = world
+        .hook("prestart", &state("full", full.pid, request()))
+        .exits(1);
+    assert!(full.stderr.contains("exhausted"), "{full}");
+    assert_ne!(living.mask(), next.mask());
+    living.die();
+    next.die();
+    world.reconcile();
+    world.assert_all_free("after everybody is gone");
 }
 
 fn write_before_the_boot(world: &World, pid: i32) {

@@ -1,0 +1,310 @@
+//! The first to take the lock after a boot, or after the lock was replaced: what was recorded before counts no more, or is
+//! taken over.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use super::life::Life;
+use super::{Books, Site};
+use crate::claims::{Claim, Entry, Ledger};
+use crate::cpulist::CpuSet;
+use crate::host::Host;
+use crate::pools::{PoolDirectory, users_of};
+use crate::process;
+use crate::text::one_line;
+use crate::topology;
+
+/// How long those who still use a lock that was replaced are waited for.
+const LEAVING: Duration = Duration::from_secs(2);
+
+/// Which boot a record is of, as far as its time tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    /// This one.
+    Ours,
+    /// This one, before the clock was set; or an earlier one.
+    Unknown,
+    /// An earlier one, unless the clock was set back and forth.
+    Earlier,
+}
+
+/// What the times of files say about the boot in which they were written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    boot_time: i64,
+    earliest: i64,
+}
+
+impl Clock {
+    pub(super) fn of(host: &Host) -> Result<Clock> {
+        let boot_time = process::boot_time(host)?;
+        // Where nothing tells how early the clock was, it may have been anything.
+        let earliest = process::earliest_time(host)?.unwrap_or(i64::MIN);
+        Ok(Clock {
+            boot_time,
+            earliest: earliest.min(boot_time),
+        })
+    }
+
+    fn age(self, recorded: i64) -> Age {
+        match recorded {
+            _ if recorded >= self.boot_time => Age::Ours,
+            _ if recorded >= self.earliest => Age::Unknown,
+            _ => Age::Earlier,
+        }
+    }
+
+    /// Does a pid count that was in `tasks` of a list with these CPUs at this time? One that is recorded of this boot does.
+    /// Of the others nobody can tell who has the number now; one that is confined to those CPUs uses them in any case.
+    pub(super) fn counts(
+        self,
+        host: &Host,
+        pid: i32,
+        cpus: &CpuSet,
+        recorded: i64,
+    ) -> Result<bool> {
+        match self.age(recorded) {
+            Age::Ours => Ok(true),
+            Age::Unknown => process::pid_is_alive(host, pid),
+            Age::Earlier => {
+                Ok(process::pid_is_alive(host, pid)? && is_confined_to(host, pid, cpus)?)
+            }
+        }
+    }
+}
+
+fn is_confined_to(host: &Host, pid: i32, cpus: &CpuSet) -> Result<bool> {
+    match process::affinity(pid) {
+        Ok(affinity) => Ok(affinity.is_subset(cpus) && affinity != topology::online(host)?),
+        Err(error) if crate::files::is_gone(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Was the lock of a pool directory replaced since its claims were made? A sentence about it, and about whoever still uses
+/// the former one.
+///
+/// # Errors
+/// The mark, the lock or the table of locks cannot be looked at.
+pub fn replaced_lock(site: &Site, directory: &PoolDirectory) -> Result<Option<String>> {
+    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
+        return Ok(None);
+    };
+    let mark = ledger.boot_mark()?.unwrap_or_default();
+    let words: Vec<&str> = mark.trim_end().splitn(3, ' ').collect();
+    let [boot_id, key, path] = words.as_slice() else {
+        return Ok(None);
+    };
+    let is_ours = *boot_id == process::boot_id(&site.host)? && Path::new(path) == directory.path();
+    if !is_ours || *key == directory.lock_key()? {
+        return Ok(None);
+    }
+    let lock = directory.lock_path();
+    let user = users_of(&site.host, key)?;
+    let user = user.map_or(String::new(), |user| {
+        format!(", and {user} still uses the former one")
+    });
+    Ok(Some(format!(
+        "{} was replaced since its claims were made{user}",
+        lock.display()
+    )))
+}
+
+impl Books<'_> {
+    /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With another boot, or
+    /// none, what is in `tasks` from before it is void.
+    pub(super) fn begin_boot(&mut self, site: &Site) -> Result<()> {
+        let ours = format!("{} {} ", self.boot_id, self.lock.key()?);
+        let before = self.ledger.boot_mark()?.unwrap_or_default();
+        if !before.starts_with(&ours) {
+            match before.strip_prefix(&format!("{} ", self.boot_id)) {
+                Some(other) => {
+                    self.ledger.expect_boot(&self.boot_id);
+                    self.take_over(other.trim_end(), site)?;
+                }
+                None => self.forget_earlier_boots()?,
+            }
+            let directory = self.directory.path().display();
+            self.ledger
+                .write_boot_mark(&format!("{ours}{directory}\n"))?;
+        }
+        self.ledger.expect_boot(&self.boot_id);
+        Ok(())
+    }
+
+    /// The claims were made under another lock, `other`: its key and the path of its directory. Where that is this
+    /// directory, somebody has replaced the file, and its owners are still ours. Those of another directory are not.
+    fn take_over(&self, other: &str, site: &Site) -> Result<()> {
+        let (key, path) = other.split_once(' ').unwrap_or((other, ""));
+        let is_same = Path::new(path) == self.directory.path();
+        if is_same {
+            self.wait_for_former(key)?;
+        }
+        for entry in self.ledger.all()? {
+            match entry {
+                Entry::Claim(claim) => {
+                    let contradicts = self.contradicts(&claim, is_same)?;
+                    ensure!(
+                        !contradicts || !is_same,
+                        "the lock of {} was replaced, and {} runs on {} of pool {}, which is not there any more: stop it, or put the pool back",
+                        self.directory.path().display(),
+                        claim.shown(),
+                        claim.lists.join(" and "),
+                        claim.pool
+                    );
+                    if contradicts {
+                        return self.refuse_other_claims(other, site);
+                    }
+                    if let Err(error) = self.settle(&claim) {
+                        log::warn!("{} counts as held: {error:#}", claim.shown());
+                    }
+                }
+                Entry::Opaque { .. } if is_same => {}
+                Entry::Opaque { .. } => return self.refuse_other_claims(other, site),
+            }
+        }
+        if is_same {
+            log::warn!(
+                "the lock of {} was replaced: the new one serves from now on; leave that file alone (rsync --exclude)",
+                self.directory.path().display()
+            );
+            self.remove_unclaimed_groups_of(key)?;
+        }
+        Ok(())
+    }
+
+    fn refuse_other_claims(&self, other: &str, site: &Site) -> Result<()> {
+        bail!(
+            "{} holds the claims of another pool directory ({}): give {} another --run-dir",
+            site.run_dir.display(),
+            one_line(other),
+            self.directory.path().display()
+        )
+    }
+
+    /// A live owner whose lists this directory does not have cannot be kept apart from others.
+    fn contradicts(&self, claim: &Claim, is_same: bool) -> Result<bool> {
+        // One whose life cannot be told counts as held.
+        if !self.life_of(claim).map_or(true, Life::is_alive) {
+            return Ok(false);
+        }
+        let mut has_any = false;
+        for list in &claim.lists {
+            has_any |= self.directory.has_list(&claim.pool, list)?;
+        }
+        Ok(!is_same || !has_any)
+    }
+
+    /// Those who hold the former lock, or wait for it, have not seen that it was replaced.
+    fn wait_for_former(&self, key: &str) -> Result<()> {
+        let started = Instant::now();
+        while let Some(user) = users_of(self.host, key)? {
+            ensure!(
+                started.elapsed() < LEAVING,
+                "the lock of {} was replaced, and {user} still uses the former one: let that finish",
+                self.directory.path().display()
+            );
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn forget_earlier_boots(&self) -> Result<()> {
+        let mut keep = BTreeSet::new();
+        for claim in self.ledger.all()?.iter().filter_map(Entry::claim) {
+            if claim.boot_id != self.boot_id {
+                self.ledger.remove(claim)?;
+            // One whose life cannot be told counts as held.
+            } else if self.life_of(claim).map_or(true, Life::is_alive) {
+                keep.extend(claim.pids());
+            }
+        }
+        let clock = Clock::of(self.host)?;
+        for pool in self.directory.pool_names()? {
+            for list in self.directory.list_names(&pool)? {
+                // What cannot be read or written counts as held, and does not stop the rest.
+                if let Err(error) = self.forget_earlier_tasks(&pool, &list, clock, &keep) {
+                    log::warn!("{error:#}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_earlier_tasks(
+        &self,
+        pool: &str,
+        list: &str,
+        clock: Clock,
+        keep: &BTreeSet<i32>,
+    ) -> Result<()> {
+        let Some(recorded) = self.directory.recorded_at(pool, list)? else {
+            return Ok(());
+        };
+        let age = clock.age(recorded);
+        if age == Age::Ours {
+            return Ok(());
+        }
+        let before = match self.directory.tasks(pool, list) {
+            Ok(pids) => pids,
+            Err(error) if age == Age::Earlier && is_damaged(&error) => {
+                return self.directory.put_tasks(&self.lock, pool, list, &[]);
+            }
+            Err(error) => return Err(error),
+        };
+        let cpus = list.parse().unwrap_or_default();
+        let mut after = Vec::new();
+        for pid in &before {
+            if keep.contains(pid) || clock.counts(self.host, *pid, &cpus, recorded)? {
+                after.push(*pid);
+            }
+        }
+        for pid in after.iter().filter(|pid| !keep.contains(pid)) {
+            log::warn!(
+                "process {pid} keeps {list} of pool {pool}: it is recorded before the time of boot, and that may have been moved by setting the clock"
+            );
+        }
+        if after == before {
+            return Ok(());
+        }
+        self.directory.put_tasks(&self.lock, pool, list, &after)
+    }
+}
+
+/// Was a file read, and holds no pids? One that could not be read may hold anybody's.
+fn is_damaged(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_none_or(|error| error.kind() == io::ErrorKind::InvalidData)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_of_an_earlier_boot_only_where_the_clock_cannot_have_been_set() {
+        let steady = Clock {
+            boot_time: 100,
+            earliest: 100,
+        };
+        let stepped = Clock {
+            boot_time: 100,
+            earliest: 20,
+        };
+        for (clock, recorded, age) in [
+            (steady, 100, Age::Ours),
+            (steady, 99, Age::Earlier),
+            (stepped, 100, Age::Ours),
+            (stepped, 99, Age::Unknown),
+            (stepped, 20, Age::Unknown),
+            (stepped, 19, Age::Earlier),
+        ] {
+            assert_eq!(clock.age(recorded), age, "{clock:?} {recorded}");
+        }
+    }
+}
