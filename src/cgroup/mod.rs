@@ -219,7 +219,7 @@ impl Group {
 
     /// Hands the processes of this group, and of those below it, to `found`, group by group, until that has enough.
     pub fn look_for(&self, found: impl FnMut(Vec<i32>) -> ControlFlow<()>) -> Result<()> {
-        let looked = walk::processes(&self.dir, found);
+        let looked = walk::processes(&self.dir, self.version, found);
         looked.with_context(|| format!("look for processes in {}", self.dir.display()))
     }
 

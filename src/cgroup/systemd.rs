@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 
 use super::{Group, Version};
 use crate::cpulist::CpuSet;
-use crate::files;
 use crate::host::Host;
 use crate::text::one_line;
 

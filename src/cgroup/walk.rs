@@ -14,6 +14,8 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::Version;
+
 /// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
 const LINKS_OF_A_LEAF: u64 = 2;
 
@@ -29,8 +31,8 @@ struct Level {
 
 /// What a visitor of groups does.
 trait Visit {
-    /// Comes to a group, before those below it; where it has none to tell of, those are left out.
-    fn enter(&mut self, group: &OwnedFd) -> io::Result<ControlFlow<(), bool>>;
+    /// Comes to the group of this name in another, before those below it; where it has none to tell of, those are left out.
+    fn enter(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<(), bool>>;
     /// Leaves a group of this name, after those below it.
     fn leave(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<()>>;
 }
@@ -39,9 +41,10 @@ trait Visit {
 /// is gone has none.
 pub(super) fn processes(
     dir: &Path,
+    version: Version,
     found: impl FnMut(Vec<i32>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    walk(dir, &mut Processes { found })
+    walk(dir, &mut Processes { version, found })
 }
 
 /// Removes the groups below one, which stays; `false` where a process is in one of them.
@@ -62,26 +65,33 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
         left: Vec::new(),
         name: CString::default(),
     };
-    match visitor.enter(&at)? {
+    match visitor.enter(&at, c".")? {
         ControlFlow::Continue(true) => level.left = groups_in(&at)?,
         ControlFlow::Continue(false) => {}
         ControlFlow::Break(()) => return Ok(()),
     }
     loop {
         if let Some(name) = level.left.pop() {
+            let enters = match visitor.enter(&at, &name)? {
+                ControlFlow::Continue(enters) => enters,
+                ControlFlow::Break(()) => return Ok(()),
+            };
+            let stat = match fstatat(&at, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Err(Errno::ENOENT | Errno::ENODEV) => continue,
+                other => other?,
+            };
+            // Most groups have none below: those are not even opened.
+            if !enters || is_leaf(&stat) {
+                if visitor.leave(&at, &name)?.is_break() {
+                    return Ok(());
+                }
+                continue;
+            }
             let below = match open(at.as_fd(), name.as_c_str()) {
                 Err(Errno::ENOENT | Errno::ENODEV) => continue,
                 other => other?,
             };
-            let enters = match visitor.enter(&below)? {
-                ControlFlow::Continue(enters) => enters,
-                ControlFlow::Break(()) => return Ok(()),
-            };
-            let stat = fstat(&below)?;
-            let left = match enters && !is_leaf(&stat) {
-                true => groups_in(&below)?,
-                false => Vec::new(),
-            };
+            let left = groups_in(&below)?;
             let inode = stat.st_ino;
             above.push(std::mem::replace(&mut level, Level { inode, left, name }));
             at = below;
@@ -150,11 +160,12 @@ fn is_directory(group: &OwnedFd, name: &CStr) -> io::Result<bool> {
     }
 }
 
-/// Reads a file of a group; `None` where there is none, or the group is gone.
-fn read(group: &OwnedFd, name: &CStr) -> io::Result<Option<String>> {
+/// Reads a file of the group of this name in another; `None` where there is none, or the group is gone.
+fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let mut text = String::new();
-    let attempt = openat(group, name, flags, Mode::empty())
+    let path = [name.to_bytes(), b"/", file.as_bytes()].concat();
+    let attempt = openat(parent, path.as_slice(), flags, Mode::empty())
         .map_err(io::Error::from)
         .and_then(|file| File::from(file).read_to_string(&mut text));
     match attempt {
@@ -165,17 +176,21 @@ fn read(group: &OwnedFd, name: &CStr) -> io::Result<Option<String>> {
 }
 
 struct Processes<F> {
+    version: Version,
     found: F,
 }
 
 impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
-    fn enter(&mut self, group: &OwnedFd) -> io::Result<ControlFlow<(), bool>> {
+    fn enter(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<(), bool>> {
         // Version 2 tells of all groups below at once (kernel: cgroup-v2.rst, "[Un]populated Notification").
-        let events = read(group, c"cgroup.events")?.unwrap_or_default();
+        let events = match self.version {
+            Version::V1 => String::new(),
+            Version::V2 => read(parent, name, "cgroup.events")?.unwrap_or_default(),
+        };
         if events.lines().any(|line| line == "populated 0") {
             return Ok(ControlFlow::Continue(false));
         }
-        let text = match read(group, c"cgroup.procs") {
+        let text = match read(parent, name, "cgroup.procs") {
             // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the domain above it,
             // which is the owner's too, names its processes.
             Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => String::new(),
@@ -199,7 +214,7 @@ struct Removal {
 }
 
 impl Visit for Removal {
-    fn enter(&mut self, _: &OwnedFd) -> io::Result<ControlFlow<(), bool>> {
+    fn enter(&mut self, _: &OwnedFd, _: &CStr) -> io::Result<ControlFlow<(), bool>> {
         Ok(ControlFlow::Continue(true))
     }
 
@@ -228,7 +243,7 @@ mod tests {
 
     fn all(dir: &Path) -> Vec<i32> {
         let mut all = Vec::new();
-        processes(dir, |pids| {
+        processes(dir, Version::V2, |pids| {
             all.extend(pids);
             ControlFlow::Continue(())
         })
@@ -253,7 +268,7 @@ mod tests {
             visits += 1;
             ControlFlow::Break(())
         };
-        processes(dir.path(), enough).unwrap();
+        processes(dir.path(), Version::V1, enough).unwrap();
         assert_eq!(visits, 1);
     }
 

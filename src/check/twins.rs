@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Report, Scope};
 use crate::cpulist::CpuSet;
+use crate::host::Host;
 use crate::pools::{Kind, PoolDirectory};
 
 /// Looks at the directories that are usual, and at those that `named` hooks are led to.
@@ -16,13 +17,13 @@ pub(super) fn check(scope: &Scope<'_>, named: BTreeSet<PathBuf>, report: &mut Re
     let mut others = named;
     others.extend([site.host.default_conf_dir(), site.host.older_conf_dir()]);
     let mut seen = BTreeSet::from([own]);
-    let ours = exclusive_cpus(&site.conf_dir);
+    let ours = exclusive_cpus(scope.host(), &site.conf_dir);
     for other in others {
         // One that is not there, or that cannot be looked at, has no pools of ours.
         let Ok(real) = other.canonicalize() else {
             continue;
         };
-        let common = exclusive_cpus(&other).intersection(&ours);
+        let common = exclusive_cpus(scope.host(), &other).intersection(&ours);
         if seen.insert(real) && !common.is_empty() {
             report.warn(
                 "pools",
@@ -37,9 +38,9 @@ pub(super) fn check(scope: &Scope<'_>, named: BTreeSet<PathBuf>, report: &mut Re
 }
 
 /// The CPUs of the exclusive pools of a directory, as far as it can be read.
-fn exclusive_cpus(directory: &Path) -> CpuSet {
+fn exclusive_cpus(host: &Host, directory: &Path) -> CpuSet {
     let mut cpus = CpuSet::new();
-    let Ok(directory) = PoolDirectory::open(directory) else {
+    let Ok(directory) = PoolDirectory::open(host, directory) else {
         return cpus;
     };
     for name in directory.pool_names().unwrap_or_default() {
