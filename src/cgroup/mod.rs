@@ -304,10 +304,11 @@ impl Group {
         Ok(true)
     }
 
-    /// Is it one of those that only hold the groups that we make?
+    /// Is this `/pinfold` or `/pinfold/<lock key>`?
     pub fn is_parent_of_ours(&self) -> bool {
         let below = self.path.strip_prefix(OUR_PARENT);
-        below.is_some_and(|below| below.is_empty() || below.matches('/').count() == 1)
+        let is_key = |below: &str| below.rfind('/') == Some(0);
+        below.is_some_and(|below| below.is_empty() || is_key(below))
     }
 
     /// Moves a process, with all its threads, into this group.
@@ -412,6 +413,22 @@ mod tests {
         }
         let (_dir, host) = host("1 2 0:3 / /proc rw - proc proc rw");
         assert!(Hierarchy::discover(&host).is_err());
+    }
+
+    #[test]
+    fn the_parents_of_our_groups_are_told_from_those_that_begin_like_them() {
+        for (path, is_one) in [
+            ("/pinfold", true),
+            ("/pinfold/2c-7", true),
+            ("/pinfold/2c-7/web-1-2", false),
+            ("/pinfold.slice", false),
+            ("/pinfold.slice/web.scope", false),
+            ("/pinfold-tests/narrow", false),
+            ("/", false),
+        ] {
+            let group = Hierarchy::usual(&Host::new("/")).group(path).unwrap();
+            assert_eq!(group.is_parent_of_ours(), is_one, "{path}");
+        }
     }
 
     #[test]
