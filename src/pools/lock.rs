@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use fs2::FileExt;
 use nix::sys::stat::{major, minor};
 
 use super::wait::Alarm;
@@ -21,7 +20,7 @@ use crate::text::{Shown, shell_word};
 /// The pool directory, held. Dropping it lets go.
 #[derive(Debug)]
 pub struct Lock {
-    file: Flock<File>,
+    file: File,
     path: PathBuf,
 }
 
@@ -52,9 +51,9 @@ impl PoolDirectory {
             Err(error) if files::is_gone(&error) => {
                 let file = File::open(&self.path).context("open the pool directory");
                 let file = file.map_err(LockError::Unusable)?;
-                let taken = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+                self.usable(file.try_lock_exclusive())?;
                 Ok(Lock {
-                    file: self.usable(taken.map_err(|(_, errno)| errno))?,
+                    file,
                     path: self.path.clone(),
                 })
             }
@@ -69,10 +68,11 @@ impl PoolDirectory {
         loop {
             let left = patience.saturating_sub(started.elapsed());
             let file = self.open_lock(host)?;
-            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => self.wait(host, file, left)?,
-                other => self.usable(other.map_err(|(_, errno)| errno))?,
-            };
+            match file.try_lock_exclusive() {
+                Err(error) if is_contended(&error) => self.wait(host, &file, left)?,
+                Err(error) if is_interrupted(&error) => continue,
+                other => self.usable(other)?,
+            }
             let lock = Lock {
                 file,
                 path: self.lock_path(),
@@ -128,17 +128,15 @@ impl PoolDirectory {
         }
     }
 
-    fn usable<T>(&self, taken: Result<T, Errno>) -> Result<T, LockError> {
-        taken.map_err(|errno| {
-            let context = format!("lock {}", self.lock_path().display());
-            LockError::Unusable(anyhow::Error::new(errno).context(context))
-        })
+    fn usable(&self, taken: io::Result<()>) -> Result<(), LockError> {
+        let taken = taken.with_context(|| format!("lock {}", self.lock_path().display()));
+        taken.map_err(LockError::Unusable)
     }
 
     /// Waits in the kernel's queue.
-    fn wait(&self, host: &Host, file: File, patience: Duration) -> Result<Flock<File>, LockError> {
+    fn wait(&self, host: &Host, file: &File, patience: Duration) -> Result<(), LockError> {
         let started = Instant::now();
-        let held = |file: &File| {
+        let held = || {
             let (who, remedy) = match holder(host, file) {
                 Some((pid, who)) => (
                     who,
@@ -159,17 +157,17 @@ impl PoolDirectory {
             LockError::Held(Refusal::new(what, remedy + &self.open_to_others(file)).into())
         };
         if patience.is_zero() {
-            return Err(held(&file));
+            return Err(held());
         }
         let alarm = Alarm::after(patience).map_err(LockError::Unusable)?;
-        let mut file = file;
         let taken = loop {
-            match Flock::lock(file, FlockArg::LockExclusive) {
-                Err((back, Errno::EINTR)) if started.elapsed() >= patience => {
-                    return Err(held(&back));
+            match file.lock_exclusive() {
+                Err(error) if is_interrupted(&error) => {
+                    if started.elapsed() >= patience {
+                        return Err(held());
+                    }
                 }
-                Err((back, Errno::EINTR)) => file = back,
-                other => break other.map_err(|(_, errno)| errno),
+                other => break other,
             }
         };
         drop(alarm);
@@ -189,6 +187,15 @@ impl PoolDirectory {
         let what = "only its owner may lock the pool directory";
         let denied = Err::<File, _>(error).or_refuse(|| Refusal::new(what, remedy));
         denied.expect_err("it was an error")
+    }
+}
+
+impl Drop for Lock {
+    /// A process that was forked meanwhile may have the file open still, and hold it by that.
+    fn drop(&mut self) {
+        if let Err(error) = FileExt::unlock(&self.file) {
+            log::warn!("unlock {}: {error}", self.path.display());
+        }
     }
 }
 
@@ -231,6 +238,14 @@ pub fn users_of(host: &Host, key: &str) -> Result<Option<String>> {
     let locks = files::read_if_there(&host.proc_locks())?.unwrap_or_default();
     let user = users_in(&locks, device, inode).next();
     Ok(user.map(|pid| described(host, pid)))
+}
+
+fn is_contended(error: &io::Error) -> bool {
+    error.raw_os_error() == fs2::lock_contended_error().raw_os_error()
+}
+
+fn is_interrupted(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Interrupted
 }
 
 fn key_of(metadata: &Metadata) -> String {
