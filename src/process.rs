@@ -192,11 +192,15 @@ pub fn boot_time(host: &Host) -> Result<i64> {
 pub fn earliest_time(host: &Host) -> Result<Option<i64>> {
     let mut earliest: Option<i64> = None;
     for dir in host.boots_own_directories() {
+        let Some(own) = files::entry_if_there(&dir)? else {
+            continue;
+        };
         for name in files::names_in(&dir)? {
-            if let Some(metadata) = files::entry_if_there(&dir.join(name))? {
-                let time = metadata.ctime();
-                earliest = Some(earliest.map_or(time, |earliest| earliest.min(time)));
-            }
+            let metadata = files::entry_if_there(&dir.join(name))?;
+            // What is mounted there can be of any time.
+            let times = metadata.filter(|entry| entry.dev() == own.dev());
+            let time = times.map(|entry| entry.ctime());
+            earliest = [earliest, time].into_iter().flatten().min();
         }
     }
     Ok(earliest)
