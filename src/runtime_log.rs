@@ -2,7 +2,8 @@
 //!
 //! crun throws a hook's stderr away and tells its engine no more than `error executing hook (exit code: 1)`. Engines show a
 //! runtime's stderr only where its log is not what they take it for (podman: libpod/oci_conmon_common.go,
-//! `readConmonPipeData`, parses the whole file as one object), so a hook tells both.
+//! `readConmonPipeData`, parses the whole file as one object), so a hook tells both. containerd takes the last error of the log
+//! (pkg/process/utils.go, `getLastRuntimeError`), which is crun's own: there the system log alone has ours.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
