@@ -153,12 +153,15 @@ impl PoolDirectory {
     /// What others can change of all that is below the directory: a start refuses the part that it needs.
     pub fn doubts(&self) -> Vec<Refusal> {
         let mut doubts = Vec::new();
+        // What is not there, or cannot be listed, is told by whoever reads it.
         let mut look = |path: PathBuf| {
+            if matches!(files::entry_if_there(&path), Ok(None)) {
+                return;
+            }
             if let Err(error) = trusted(&path) {
                 doubts.push(Refusal::of(&error));
             }
         };
-        // What cannot be listed is told by whoever reads it.
         let lists = |pool: &String| self.list_names(pool).unwrap_or_default();
         for pool in self.pool_names().unwrap_or_default() {
             look(self.pools().join(&pool));
