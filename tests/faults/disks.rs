@@ -21,7 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
             power_loss(world, &["pool", "add", "new:exclusive", "--list", "1"]);
         }),
         plain("power::pool_remove", needs, |world| {
-            power_loss(world, &["pool", "remove", "old"]);
+            power_loss(world, &["pool", "remove", "--if-exists", "old"]);
         }),
         plain("power::pool_resize", needs, |world| {
             power_loss(world, &["pool", "resize", "cp", "1"]);

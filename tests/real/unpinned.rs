@@ -145,10 +145,14 @@ fn a_runtime_without_hooks(world: &World, engine: Engine) {
         "--pool",
         "x=1:exclusive",
     ];
-    for verb in [&explain[..], &init] {
+    let is_told = |verb: &[&str]| {
         let said = process::run(&mut world.pinfold(verb)).ok();
         assert!(said.stderr.contains(&told), "{told}: {said}");
-    }
+    };
+    is_told(&explain);
+    // It makes pools where there are none.
+    process::run(&mut world.pinfold(&["pool", "remove", "dp"])).ok();
+    is_told(&init);
     runtime(&["delete", "--force", &kept]).ok();
     let check = process::run(&mut world.pinfold(&["check"]));
     assert!(findings_of(&check, &kept).is_empty(), "{check}");
