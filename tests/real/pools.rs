@@ -350,7 +350,7 @@ fn killed_adding(world: &World) {
             &["pool", "add", "new:shared", "--list", "0"][..],
             &["0"][..],
         ),
-        (&["pool", "remove", "new"], &[]),
+        (&["pool", "remove", "--if-exists", "new"], &[]),
     ] {
         let before = || {
             start_over(world, "dp", Kind::Exclusive, &["1"]);
