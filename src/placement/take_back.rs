@@ -31,8 +31,10 @@ impl Books<'_> {
     /// Gives back all that a dead owner's claim holds. `false`, and the claim stays, where a process has entered
     /// its group since it was looked at: a fork of the owner's that was slow to get there.
     pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
+        // An error that passes is not to leave our mask to the next container of that path. One that stays is told, and
+        // holds nothing up.
         let restored = self.restore_group(claim);
-        if let Err(error) = &restored {
+        if let Err(error) = restored.or_else(|_| self.restore_group(claim)) {
             log::warn!("{}: {error:#}", claim.shown());
         }
         if let Some((group, claimed)) = self.group_of(claim)? {
