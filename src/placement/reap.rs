@@ -151,15 +151,25 @@ impl Books<'_> {
         Ok(dead.into_iter().map(of_pid).collect())
     }
 
-    /// Are all owners of a list dead? A look that changes nothing; what cannot be told counts as alive.
+    /// Are all owners of a list dead? What cannot be told counts as alive. Nothing is freed; but where one lives on whose
+    /// recorded process is dead, another of its processes stands for it in `tasks` from now on.
     pub(super) fn has_dead_owners_alone(&self, list: &CpuList) -> Result<bool> {
         let mut claimed = Vec::new();
+        let is_shown = |claim: &Claim| claim.pids().iter().all(|pid| list.tasks.contains(pid));
         for entry in self.ledger.on_list(&list.name)? {
-            match entry.claim() {
-                Some(claim) if self.life_of(claim).is_ok_and(|life| life == Life::Gone) => {
-                    claimed.extend(claim.pids());
+            let Some(claim) = entry.claim() else {
+                return Ok(false);
+            };
+            match self.life_of(claim) {
+                Ok(Life::Gone) => claimed.extend(claim.pids()),
+                Ok(Life::Recorded) if is_shown(claim) => return Ok(false),
+                Ok(_) => {
+                    if let Err(error) = self.settle(claim) {
+                        log::warn!("{} counts as held: {error:#}", claim.shown());
+                    }
+                    return Ok(false);
                 }
-                _ => return Ok(false),
+                Err(_) => return Ok(false),
             }
         }
         let mut others = list.tasks.iter().filter(|pid| !claimed.contains(pid));
