@@ -77,6 +77,14 @@ fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
     Ok(kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
 }
 
+/// Is it a thread of the kernel's own (proc_pid_stat(5), field 9: `PF_KTHREAD`)? No tool ever gave one CPUs.
+pub fn is_kernel_thread(host: &Host, pid: i32) -> Result<bool> {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    let stat = files::read_if_there(&host.proc_pid(pid, "stat"))?;
+    let stat = stat.and_then(|text| Stat::parse(&text));
+    Ok(stat.is_some_and(|stat| stat.flags & PF_KTHREAD != 0))
+}
+
 /// The name of a process's program (proc_pid_comm(5)), as it calls itself: never to be shown raw.
 pub fn name(host: &Host, pid: i32) -> Option<String> {
     let name = files::read_if_there(&host.proc_pid(pid, "comm")).ok()??;
@@ -144,6 +152,7 @@ pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
 struct Stat {
     state: char,
     parent: i32,
+    flags: u32,
     threads: u64,
     start: u64,
 }
@@ -155,6 +164,7 @@ impl Stat {
         Some(Stat {
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
+            flags: fields.get(6)?.parse().ok()?,
             threads: fields.get(17)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
         })
@@ -196,7 +206,10 @@ pub fn earliest_time(host: &Host) -> Result<Option<i64>> {
             continue;
         };
         for name in files::names_in(&dir)? {
-            let metadata = files::entry_if_there(&dir.join(name))?;
+            // One that cannot be looked at, such as a mount of somebody's that is gone, could be of any time too.
+            let Ok(metadata) = files::entry_if_there(&dir.join(name)) else {
+                return Ok(None);
+            };
             // What is mounted there can be of any time.
             let times = metadata.filter(|entry| entry.dev() == own.dev());
             let time = times.map(|entry| entry.ctime());
@@ -254,6 +267,17 @@ mod tests {
     }
 
     #[test]
+    fn threads_of_the_kernel_are_told() {
+        let host = Host::new("/");
+        assert!(!is_kernel_thread(&host, std::process::id() as i32).unwrap());
+        // kthreadd(8), wherever the machine's own processes can be seen.
+        if name(&host, 2).as_deref() == Some("kthreadd") {
+            assert!(is_kernel_thread(&host, 2).unwrap());
+        }
+        assert!(!is_kernel_thread(&host, i32::MAX).unwrap());
+    }
+
+    #[test]
     fn only_a_zombie_without_threads_is_dead() {
         for (state, threads, dead) in [
             ('Z', 1, true),
@@ -263,6 +287,7 @@ mod tests {
         ] {
             let stat = Stat {
                 parent: 1,
+                flags: 0,
                 state,
                 threads,
                 start: 0,

@@ -70,6 +70,8 @@ impl Clock {
     ) -> Result<bool> {
         match self.age(recorded) {
             Age::Ours => Ok(true),
+            // Each CPU has threads that are confined to it, and one can have any number of an earlier boot.
+            _ if process::is_kernel_thread(host, pid)? => Ok(false),
             Age::Unknown => process::pid_is_alive(host, pid),
             Age::Earlier => {
                 Ok(process::pid_is_alive(host, pid)? && is_confined_to(host, pid, cpus)?)

@@ -193,6 +193,10 @@ impl Books<'_> {
             let Some(claim) = claim else {
                 continue;
             };
+            // A process of its that left the unit's group runs on those CPUs still.
+            if self.life_of(claim)? == Life::Recorded {
+                continue;
+            }
             let found = claim.cgroup.as_ref().map(|claimed| &claimed.before);
             before = found.map(|found| Masks {
                 cpus: found.cpus.clone(),
