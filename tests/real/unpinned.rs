@@ -91,6 +91,8 @@ fn a_runtime_without_hooks(world: &World, engine: Engine) {
         }
         process::run(command.args(arguments))
     };
+    // Whatever of these goes away stops their slice.
+    let mut containers = Vec::new();
     for plan in [
         Plan::pinned(&asks, "dp").asking("pinfold/numa", "single"),
         by_hand,
@@ -98,6 +100,7 @@ fn a_runtime_without_hooks(world: &World, engine: Engine) {
         let name = plan.name.clone();
         let container = Container::prepare_with_hooks(world, engine, plan, &[]);
         let bundle = container.bundle().display().to_string();
+        containers.push(container);
         runtime(&["create", "-b", &bundle, &name]).ok();
         // One that is not started yet lacks nothing.
         let check = process::run(&mut world.pinfold(&["check"]));
