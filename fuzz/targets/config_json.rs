@@ -20,6 +20,8 @@ fuzz_target!(|text: &str| {
     let pinning = Pinning {
         program: "/usr/local/bin/pinfold",
         engine: None,
+        device: None,
+        options: &[],
         nonce: "0",
         lists: &lists,
         cpus: &cpus,

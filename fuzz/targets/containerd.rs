@@ -22,7 +22,7 @@ fuzz_target!(|text: &str| {
     );
     let again = add(std::slice::from_ref(&after), SHIM).expect("it was added before");
     assert_eq!(again, installed);
-    if let (false, Ok(Some(removed))) = (had_it, remove(&after)) {
+    if let (false, Ok(Some(removed))) = (had_it, remove(&after, None)) {
         let left = ConfigFile::parse(&removed, None).expect("what is left can be read");
         assert!(left.handler("pinfold").is_none(), "{text:?}\n{installed}\n{removed}");
     }

@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use pinfold::host::Host;
 use pinfold::pools::PoolDirectory;
 use pinfold_fuzz::Scratch;
 
@@ -27,7 +28,7 @@ fn as_kcm(text: &str) -> Vec<i32> {
 
 fuzz_target!(|text: &str| {
     DIRECTORY.put("pools/dp/0/tasks", text.as_bytes());
-    let directory = PoolDirectory::open(DIRECTORY.path()).expect("it is sound");
+    let directory = PoolDirectory::open(&Host::new("/"), DIRECTORY.path()).expect("it is sound");
     if let Ok(pool) = directory.pool("dp") {
         let tasks = &pool.lists[0].tasks;
         assert!(tasks.iter().all(|pid| *pid > 0));
