@@ -75,8 +75,7 @@ fn judge_start(world: &World, id: &str, pid: i32, ending: &Ending) {
     if ending.is_success() {
         assert_eq!(claims.len(), 1, "a success without a claim: {ending:?}");
         assert_eq!((tasks, runs_on), (vec![pid], "1".into()), "{ending:?}");
-        // What is left of a dead owner is no trouble of a start: `reconcile` takes it away, at the end.
-        world.assert_sound("after a success");
+        world.assert_settled("after a success");
     } else {
         if ending.is_clean_failure() {
             assert!(claims.is_empty(), "a failure leaves {claims:?}: {ending:?}");
