@@ -7,17 +7,12 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
-use nix::unistd::Pid;
-use signal_hook::consts::signal::{
-    SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1,
-    SIGUSR2, SIGVTALRM, SIGWINCH,
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, raise, sigaction, sigprocmask,
 };
-use signal_hook::iterator::SignalsInfo;
-use signal_hook::iterator::exfiltrator::WithOrigin;
-use signal_hook::low_level::emulate_default_handler;
-use signal_hook::low_level::siginfo::{Cause, Origin};
+use nix::unistd::Pid;
 
 use super::{Settings, request};
 use crate::cli::Isolate;
@@ -30,9 +25,20 @@ const CANNOT_EXECUTE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
 /// What is passed on to the command.
-const PASSED_ON: [i32; 13] = [
-    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO,
-    SIGWINCH, SIGTSTP, SIGCONT,
+const PASSED_ON: [Signal; 13] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGWINCH,
+    Signal::SIGTSTP,
+    Signal::SIGCONT,
 ];
 
 pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
@@ -45,13 +51,14 @@ pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
         !args.no_affinity,
     )
     .with_context(|| format!("cannot isolate a command on CPUs of pool {}", request.pool))?;
-    let code = match start(args, &place, &passed_on(site)) {
-        Ok((mut child, signals)) => {
+    let awaited = awaited(site);
+    let code = match start(args, &place, &awaited) {
+        Ok(mut child) => {
             if let Err(error) = place.record(site, child.id() as i32) {
                 // It is in a group of its own, so that it is seen all the same.
                 log::warn!("record the command's process: {error:#}");
             }
-            wait(&mut child, signals).map(code_of)
+            wait(&mut child, &awaited).map(code_of)
         }
         Err(error) => spawn_failed(args, &error),
     };
@@ -67,28 +74,21 @@ fn finish(place: CommandPlace, site: &Site) {
     }
 }
 
-/// Those of [`PASSED_ON`] that we were not started to ignore: nohup(1) means the command too.
-fn passed_on(site: &Site) -> Vec<i32> {
+/// Those of [`PASSED_ON`] that we were not started to ignore: nohup(1) means the command too. And the end of a child.
+fn awaited(site: &Site) -> SigSet {
     let ignored = process::ignored_signals(&site.host);
-    let is_ignored = |signal: &i32| ignored >> (signal - 1) & 1 == 1;
-    PASSED_ON
-        .into_iter()
-        .filter(|signal| !is_ignored(signal))
-        .collect()
+    let is_ignored = |signal: &Signal| ignored >> (*signal as i32 - 1) & 1 == 1;
+    let passed_on = PASSED_ON.into_iter().filter(|signal| !is_ignored(signal));
+    passed_on.chain([Signal::SIGCHLD]).collect()
 }
 
-fn start(
-    args: &Isolate,
-    place: &CommandPlace,
-    passed_on: &[i32],
-) -> io::Result<(Child, SignalsInfo<WithOrigin>)> {
-    let signals = SignalsInfo::new(passed_on.iter().chain(&[SIGCHLD]))?;
-    // Whoever started us may have left some of them blocked.
-    let awaited = passed_on.iter().chain(&[SIGCHLD]);
-    let awaited: SigSet = awaited
-        .filter_map(|signal| Signal::try_from(*signal).ok())
-        .collect();
-    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&awaited), None)?;
+/// Starts the command, with the signals that we were started with; ours wait until [`wait`] asks for them.
+fn start(args: &Isolate, place: &CommandPlace, awaited: &SigSet) -> io::Result<Child> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours. Where it was to ignore, the kernel reaps the command by itself.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
+    let mut inherited = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(awaited), Some(&mut inherited))?;
     let procs = match &place.procs_file {
         Some(path) => Some(OpenOptions::new().write(true).open(path)?),
         None => None,
@@ -106,11 +106,12 @@ fn start(
         if confined {
             process::reset_affinity(0)?;
         }
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&inherited), None)?;
         Ok(())
     };
-    // SAFETY: between fork and exec it only makes the system calls write and sched_setaffinity, on what it owns.
+    // SAFETY: between fork and exec it only makes system calls, on what it owns.
     unsafe { command.pre_exec(enter) };
-    Ok((command.spawn()?, signals))
+    command.spawn()
 }
 
 fn spawn_failed(args: &Isolate, error: &io::Error) -> Result<u8> {
@@ -128,33 +129,43 @@ fn spawn_failed(args: &Isolate, error: &io::Error) -> Result<u8> {
     Ok(code)
 }
 
-/// Passes signals on until the command ends.
-fn wait(child: &mut Child, mut signals: SignalsInfo<WithOrigin>) -> Result<ExitStatus> {
-    if let Some(status) = child.try_wait().context("wait for the command")? {
-        return Ok(status);
-    }
-    for origin in &mut signals {
-        if origin.signal == SIGCHLD {
-            if let Some(status) = child.try_wait().context("wait for the command")? {
-                return Ok(status);
-            }
-        } else {
-            pass_on(child, &origin);
+/// Passes signals on until the command ends. The kernel keeps them for us: none is lost, whatever fails meanwhile.
+fn wait(child: &mut Child, awaited: &SigSet) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait().context("wait for the command")? {
+            return Ok(status);
+        }
+        let (signal, code) = next(awaited).context("wait for a signal")?;
+        if signal != Signal::SIGCHLD {
+            pass_on(child, signal, code);
         }
     }
-    child.wait().context("wait for the command")
+}
+
+/// The next of these signals, and its `si_code`: sigwaitinfo(2), which nix does not have.
+fn next(awaited: &SigSet) -> nix::Result<(Signal, i32)> {
+    loop {
+        // SAFETY: plain numbers and pointers, for which zero is valid; the kernel fills it.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: both live through the call.
+        match Errno::result(unsafe { libc::sigwaitinfo(awaited.as_ref(), &mut info) }) {
+            Ok(signal) => return Ok((Signal::try_from(signal)?, info.si_code)),
+            // As after a stop and SIGCONT: signal(7).
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// What the terminal sends, it sends to the command as well: only what was sent to us alone is passed on.
-fn pass_on(child: &Child, origin: &Origin) {
-    if origin.cause != Cause::Kernel {
-        let signal = Signal::try_from(origin.signal);
+fn pass_on(child: &Child, signal: Signal, code: i32) {
+    if code != libc::SI_KERNEL {
         // It may have ended in this moment, and is not reaped: the number is still its own.
-        let _ = signal.map(|signal| kill(Pid::from_raw(child.id() as i32), signal));
+        let _ = kill(Pid::from_raw(child.id() as i32), signal);
     }
-    if origin.signal == SIGTSTP {
+    if signal == Signal::SIGTSTP {
         // Stopping with it is what a shell expects; a failure leaves us running.
-        let _ = emulate_default_handler(SIGTSTP);
+        let _ = raise(Signal::SIGSTOP);
     }
 }
 

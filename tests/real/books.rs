@@ -190,20 +190,23 @@ fn two_sites(world: &World) {
     world.assert_all_free("after the command ended");
 }
 
-/// Whoever started `isolate` had the end of children blocked: it hears of its command's all the same.
+/// Whoever started `isolate` had the end of children blocked, or ignored it: it hears of its command's all the same.
 fn signals_blocked(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
-    let pinfold = world.pinfold(&["isolate", "--pool", "dp", "--", probe(), "--exit", "3"]);
-    let script = "import os, signal, sys\n\
-                  signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])\n\
-                  os.execv(sys.argv[1], sys.argv[1:])";
-    let mut python = std::process::Command::new("python3");
-    python
-        .args(["-c", script])
-        .arg(pinfold.get_program())
-        .args(pinfold.get_args());
-    Running::start(&mut python, b"").wait().exits(3);
-    world.assert_all_free("after the command ended");
+    for left in [
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])",
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    ] {
+        let pinfold = world.pinfold(&["isolate", "--pool", "dp", "--", probe(), "--exit", "3"]);
+        let script = format!("import os, signal, sys\n{left}\nos.execv(sys.argv[1], sys.argv[1:])");
+        let mut python = std::process::Command::new("python3");
+        python
+            .args(["-c", &script])
+            .arg(pinfold.get_program())
+            .args(pinfold.get_args());
+        Running::start(&mut python, b"").wait().exits(3);
+        world.assert_all_free("after the command ended");
+    }
 }
 
 /// I2: whatever a container calls a group below its own, who lives in there is seen.

@@ -21,10 +21,12 @@ fn isolate(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     learn(world);
     let (trace, home) = learn(world);
-    let (before, _) = trace
-        .split_once("--- SIGCHLD")
-        .expect("isolate is told of its command's death");
-    let (points, early) = (strace::points_in(&trace), strace::points_in(before).len());
+    let waits = trace
+        .find("rt_sigtimedwait(")
+        .expect("isolate waits for its command's death");
+    // The wait itself is the last that comes while the command runs.
+    let early = strace::points_in(&trace[..waits]).len() + 1;
+    let points = strace::points_in(&trace);
 
     let (mut killed, mut outlived) = (0, 0);
     let tried = strace::tried(&points);
