@@ -19,8 +19,9 @@ fuzz_target!(|text: &str| {
     let had_it = value(text)["runtimes"].get("pinfold").is_some();
     if let Ok(Some(removed)) = docker::remove(&installed, Some(text)) {
         let left = docker::read(&removed).expect("what is left can be read");
-        assert_eq!(left.shim, None);
+        // What was there before is left as it was.
         if !had_it {
+            assert_eq!(left.shim, None);
             assert_eq!(value(&removed), value(text), "{text:?}");
         }
     }
