@@ -43,7 +43,14 @@ impl Cli {
             Verb::Reconcile(args) => args.json,
             Verb::Check(args) => args.json,
             Verb::Pool(args) => matches!(&args.action, pool::Action::Show(show) if show.json),
-            _ => false,
+            Verb::Why(args) => args.json,
+            Verb::Init(_)
+            | Verb::Hook(_)
+            | Verb::Isolate(_)
+            | Verb::Release(_)
+            | Verb::Install(_)
+            | Verb::Uninstall(_)
+            | Verb::Cdi(_) => false,
         }
     }
 
@@ -412,7 +419,7 @@ pub struct Release {
 /// `pinfold why`
 #[derive(Debug, Args)]
 pub struct Why {
-    /// Only of this container: its name, or the beginning of its id
+    /// Only of this container: its id or the beginning of it, its name, or POD/NAME
     pub container: Option<String>,
     /// Only what is not older than this, such as 10m or 2h
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]

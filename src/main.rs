@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use pinfold::cli::{Cli, Verb};
+use pinfold::cli::{Cli, Options, Verb};
 use pinfold::commands::{self, shim};
 use pinfold::engines::SHIM;
 use pinfold::host::Host;
@@ -45,26 +45,24 @@ fn main() -> ExitCode {
                 (FAILED, true) => USAGE,
                 (failed, _) => failed,
             };
-            let refusal = Refusal {
-                what: cli.options.repeated_in(&refusal.what),
-                remedy: cli.options.repeated_in(&refusal.remedy),
-                ..refusal
-            };
-            say(&refusal, code, cli.wants_json());
+            say(&refusal, code, cli.wants_json(), &cli.options);
             ExitCode::from(code)
         }
     }
 }
 
 /// Says on stderr what went wrong: a line, or a JSON object.
-fn say(refusal: &Refusal, code: u8, as_json: bool) {
+fn say(refusal: &Refusal, code: u8, as_json: bool, options: &Options) {
     let line = match as_json {
         true => json_line(&json!({
-            "message": refusal.what,
-            "remedy": refusal.remedy,
+            "message": options.repeated_in(&refusal.what),
+            "remedy": options.repeated_in(&refusal.remedy),
             "exitCode": code,
         })),
-        false => format!("pinfold: {}", one_line(&refusal.to_string())),
+        false => {
+            let sentence = options.repeated_in(&refusal.to_string());
+            format!("pinfold: {}", one_line(&sentence))
+        }
     };
     // Whoever closed our stderr does not want to hear it.
     let _ = writeln!(io::stderr(), "{line}");
@@ -90,7 +88,7 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     let verb = Cli::verb_in(arguments);
     // Behind `isolate` there can be another command's.
     if !is_asked_for && verb != Some("isolate") && arguments.iter().any(|word| word == "--json") {
-        say(&of_clap(error), USAGE, true);
+        say(&of_clap(error), USAGE, true, &Options::default());
     } else if is_asked_for {
         // Whoever asked is not there any more, or has no room for the answer.
         let _ = error.print();

@@ -32,12 +32,17 @@ pub struct State {
 
 impl State {
     /// Reads a state to its end, and at most [`MOST_STATE`] bytes of it.
-    pub fn read(mut source: impl Read) -> Result<State> {
+    pub fn read(source: impl Read) -> Result<State> {
+        State::parse(&State::text(source)?)
+    }
+
+    /// Its text, which is not made sense of yet.
+    pub fn text(mut source: impl Read) -> Result<String> {
         let text = files::read_bounded(&mut source, MOST_STATE)
             .context("read the container's state from standard input");
         // A runtime that is still writing would be killed by SIGPIPE if we left it: take the rest.
         io::copy(&mut source, &mut io::sink()).context("read standard input")?;
-        State::parse(&text?)
+        text
     }
 
     /// Parses a state.

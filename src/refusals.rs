@@ -11,6 +11,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
+use crate::names::Names;
 
 /// Of each of the two files that there are at most, in bytes: a few hundred refusals.
 const MOST_BYTES: u64 = 64 << 10;
@@ -24,6 +25,9 @@ pub struct Refused {
     pub at: u64,
     /// The container's id, as its runtime said it: text of others.
     pub container: String,
+    /// What people call it; older versions kept none.
+    #[serde(default, skip_serializing_if = "Names::is_empty")]
+    pub names: Names,
     /// The sentence that the engine was told.
     pub message: String,
 }
@@ -79,6 +83,7 @@ mod tests {
         let refusal = |at| Refused {
             at,
             container: "web\n".into(),
+            names: Names::default(),
             message: "x".repeat(1000),
         };
         for at in 0..300 {
@@ -97,6 +102,7 @@ mod tests {
         let refusal = Refused {
             at: 1,
             container: "a".into(),
+            names: Names::default(),
             message: "b".into(),
         };
         let path = dir.path().join(FILES[0]);

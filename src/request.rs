@@ -14,6 +14,8 @@ use crate::text::Shown;
 
 /// What every key of ours begins with.
 pub const PREFIX: &str = "pinfold.io/";
+/// What every text has in which one of them stands; some runtimes write `\/` for what follows it.
+pub const DOMAIN: &str = "pinfold.io";
 
 /// Where containerd's CRI plugin and CRI-O write a container's Kubernetes name.
 const CONTAINER_NAME: [&str; 2] = [

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use clap::CommandFactory;
 use nix::fcntl::{Flock, FlockArg};
 
 /// A pool directory with an exclusive pool of the CPUs 0 and 1 and a shared one, and a process that waits.
@@ -823,6 +824,12 @@ fn errors_of_a_verb_with_json_are_objects() {
             "pinfold(8)",
         ),
         (
+            &["why", "nobody", "--json"],
+            1,
+            "no refusal of \"nobody\" is kept",
+            "journalctl -t pinfold",
+        ),
+        (
             &["topology", "--json", "--lock-timeout", "x"],
             2,
             "--lock-timeout",
@@ -837,6 +844,51 @@ fn errors_of_a_verb_with_json_are_objects() {
         for (key, part) in [("message", message), ("remedy", remedy)] {
             let text = said[key].as_str().unwrap();
             assert!(text.contains(part), "{arguments:?}: {said}");
+        }
+    }
+}
+
+/// Every verb whose help has `--json`, with a configuration that cannot be read.
+#[test]
+fn no_verb_with_json_fails_in_prose() {
+    fn with_json(command: &clap::Command, words: &[String], found: &mut Vec<Vec<String>>) {
+        let has_json = |argument: &clap::Arg| argument.get_id() == "json";
+        if command.get_arguments().any(has_json) {
+            found.push(words.to_vec());
+        }
+        for below in command.get_subcommands() {
+            let words = [words, &[below.get_name().to_owned()]].concat();
+            with_json(below, &words, found);
+        }
+    }
+    let site = Site::new();
+    site.put("broken.toml", "colour = 1\n");
+    let broken = site.path("broken.toml").display().to_string();
+    let mut verbs = Vec::new();
+    with_json(&pinfold::cli::Cli::command(), &[], &mut verbs);
+    assert!(verbs.len() >= 8, "{verbs:?}");
+    for mut words in verbs {
+        if words == ["explain"] {
+            words.extend(["--pool".to_owned(), "dp".to_owned()]);
+        }
+        words.extend(["--json".to_owned(), "--config".to_owned(), broken.clone()]);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = site.pinfold(&words, b"");
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        // `check` has a document all the same.
+        let said = match words[0] {
+            "check" => &output.stdout,
+            _ => &output.stderr,
+        };
+        let said: serde_json::Value = serde_json::from_slice(said).unwrap();
+        assert!(said.to_string().contains("colour"), "{words:?}: {said}");
+        let json = words.iter().map(|word| match *word {
+            "--json" => "--output=json",
+            word => word,
+        });
+        if ["status", "describe"].contains(&words[0]) {
+            let output = site.pinfold(&json.collect::<Vec<_>>(), b"");
+            serde_json::from_slice::<serde_json::Value>(&output.stderr).unwrap();
         }
     }
 }

@@ -601,6 +601,24 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
         machine.put(&format!("sys/fs/cgroup{path}/cgroup.procs"), procs);
         assert_eq!(machine.findings(&[]), (vec![], 0), "{cpus} {procs}");
     }
+    // A partition, in which conmon runs beside the containers; but not what was given some of its CPUs.
+    let machine = Machine::new();
+    let fast = "/fast.slice";
+    group(&machine, fast, "2-3");
+    machine.put("sys/fs/cgroup/fast.slice/cpuset.cpus.partition", "root\n");
+    machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-1\n");
+    group(&machine, &format!("{fast}/libpod-conmon-1.scope"), "");
+    machine.put(
+        "sys/fs/cgroup/fast.slice/libpod-conmon-1.scope/cpuset.cpus.effective",
+        "2-3\n",
+    );
+    assert_eq!(machine.findings(&[]), (vec![], 0));
+    group(&machine, &format!("{fast}/web.scope"), "2");
+    let (found, _) = machine.findings(&[]);
+    assert!(
+        found.len() == 1 && found[0].contains("\"/fast.slice/web.scope\" was given the CPUs 2"),
+        "{found:#?}"
+    );
     let machine = Machine::new();
     group(&machine, "/system.slice/web.service", "2-3");
     for verb in [

@@ -479,7 +479,10 @@ fn a_user_installs_in_the_users_own_directories() {
     assert!(fine(pinfold(&install)).contains("knows Pinfold already"));
     fine(pinfold(&["uninstall", "podman", "--user"]));
     same(&machine.files(), &before, "after the uninstall");
-    refused(&pinfold(&["install", "docker", "--user"]), "podman --user");
+    let output = pinfold(&["install", "docker", "--user"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("`pinfold install podman --user"), "{said}");
     let relative = Command::new(env!("CARGO_BIN_EXE_pinfold"))
         .args(["--host-root", "/nowhere"])
         .args(install)

@@ -422,3 +422,49 @@ fn a_narrow_terminal_is_kept_to() {
     let visible = row.replace("\x1b[32m", "").replace("\x1b[0m", "");
     assert!(visible.chars().count() <= 80, "{row}");
 }
+
+/// Shortened as it is there, by id and by name.
+#[test]
+fn what_is_shown_of_an_owner_is_what_release_takes() {
+    let site = Site::new();
+    let pod = "checkout-frontend-7fb96c846b-x2x9k";
+    site.own(LONG_ID, names("nginx", Some(pod)), &["4,12"]);
+    site.own(
+        "isolate-4194304",
+        names("forwarder-of-packets", None),
+        &["5,13"],
+    );
+    let chosen = "an-id-that-somebody-chose-for-a-container-of-runc-4711";
+    site.own(chosen, Names::default(), &["6,14"]);
+    let other = site.waiting.id().to_string();
+    site.put("kcm/pools/dataplane/7,15/tasks", &other);
+    for verb in ["status", "describe"] {
+        for width in ["40", "80", "300"] {
+            let shown = text(
+                &site
+                    .command(&[verb])
+                    .env("COLUMNS", width)
+                    .output()
+                    .unwrap(),
+            );
+            let (_, owners) = shown.split_once("\nID ").unwrap();
+            let rows: Vec<&str> = owners.lines().skip(1).collect();
+            assert_eq!(rows.len(), 4, "{shown}");
+            for row in rows {
+                let cells: Vec<&str> = row.split_whitespace().collect();
+                // What another tool recorded has a process for a name, which is no owner's.
+                let count = if row.starts_with("pid:") { 1 } else { 2 };
+                for cell in cells.iter().take(count).filter(|cell| **cell != "-") {
+                    let output = site.run(&["release", cell]);
+                    let said = String::from_utf8(output.stderr).unwrap();
+                    assert_eq!(output.status.code(), Some(1), "{cell}: {said}");
+                    let part = match cell.starts_with("pid:") {
+                        true => "another tool's hand",
+                        false => "still runs on",
+                    };
+                    assert!(said.contains(part), "{cell} of {row}: {said}");
+                }
+            }
+        }
+    }
+}

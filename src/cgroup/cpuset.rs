@@ -201,15 +201,22 @@ pub fn partitions(top: &Group) -> Result<Vec<(Group, CpuSet)>> {
         if !slice.path().ends_with(".slice") {
             continue;
         }
-        let kind = files::read_if_there(&slice.dir().join("cpuset.cpus.partition"))?;
-        let kind = kind.unwrap_or_default();
-        if matches!(kind.trim(), "root" | "isolated") {
+        if is_partition(&slice)? {
             let cpus = effective_cpus(&slice)?.unwrap_or_default();
             found.push((slice.clone(), cpus));
         }
         found.extend(partitions(&slice)?);
     }
     Ok(found)
+}
+
+/// Is a group a partition of its own? One that the kernel calls invalid is none, and version 1 has none.
+pub fn is_partition(group: &Group) -> Result<bool> {
+    let kind = files::read_if_there(&group.dir().join("cpuset.cpus.partition"))?;
+    Ok(matches!(
+        kind.unwrap_or_default().trim(),
+        "root" | "isolated"
+    ))
 }
 
 /// The values that whoever made a group chose for it; those that it inherits are left out.

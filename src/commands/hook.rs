@@ -24,35 +24,51 @@ use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
 pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
-    let root = options.host_root.clone().unwrap_or_else(|| "/".into());
-    let host = Host::new(root);
+    let host = host_of(options);
     let bound = limits::bound_time();
-    // Its stderr is out of reach once capabilities are dropped.
-    let runtime = DeafRuntime::above(&host);
-    let mut container = String::new();
-    let done = bound.and_then(|deadline| serve(args, options, deadline, &mut container));
+    let mut known = Known::default();
+    let done = bound.and_then(|deadline| serve(args, options, deadline, &mut known));
     if let Err(error) = &done {
         let refusal = Refusal::of(error);
         let message = one_line(&options.repeated_in(&refusal.to_string()));
         system_log::send(&host, Severity::Error, &message);
-        if let Some(runtime) = runtime {
+        if let Some(runtime) = known.runtime {
             runtime.tell(&host, &format!("pinfold: {message}"));
         }
-        Settings::keep_refusal(options, &container, &message);
+        let (id, names) = match &known.state {
+            Some(state) => (state.shown_id(), names_of(state)),
+            None => (String::new(), Names::default()),
+        };
+        Settings::keep_refusal(options, &id, names, &message);
     }
     done.map(|()| 0)
 }
 
-/// Leaves the container's id, as soon as it is known, for whoever has to tell what went wrong.
-fn serve(args: &Hook, options: &Options, deadline: Instant, container: &mut String) -> Result<()> {
+fn host_of(options: &Options) -> Host {
+    Host::new(options.host_root.clone().unwrap_or_else(|| "/".into()))
+}
+
+/// What whoever tells what went wrong has to know; found out as the hook goes.
+#[derive(Default)]
+struct Known {
+    state: Option<State>,
+    runtime: Option<DeafRuntime>,
+}
+
+fn serve(args: &Hook, options: &Options, deadline: Instant, known: &mut Known) -> Result<()> {
+    let text = State::text(limits::Prompt::new(io::stdin().lock()));
+    // Its stderr is out of reach once capabilities are dropped. A state that names none of our keys has nothing to tell.
+    let may_ask = |text: &String| args.device.is_some() || text.contains(request::DOMAIN);
+    if text.as_ref().is_ok_and(may_ask) {
+        known.runtime = DeafRuntime::above(&host_of(options));
+    }
     limits::drop_capabilities()?;
-    let state = State::read(limits::Prompt::new(io::stdin().lock()))?;
-    *container = state.shown_id();
+    let state = known.state.insert(State::parse(&text?)?);
     // Read where they are needed, which for most containers is never.
     let settings = || Settings::of_hook(options, deadline);
     match args.stage {
-        Stage::Prestart | Stage::CreateRuntime => start(&state, args, settings),
-        Stage::Poststop => end(&state, args, settings),
+        Stage::Prestart | Stage::CreateRuntime => start(state, args, settings),
+        Stage::Poststop => end(state, args, settings),
     }
 }
 

@@ -19,7 +19,8 @@ use crate::install::{
     plan_engine_devices_removal, plan_removal,
 };
 use crate::placement::{Site, live_claims};
-use crate::text::{Shown, lines, one_line};
+use crate::refusal::Refusal;
+use crate::text::{Shown, lines, one_line, shell_word};
 
 pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
     let options = &own_options(&args.place, options)?;
@@ -147,11 +148,14 @@ fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Result<Place<'a>> {
     if args.user {
         ensure!(
             args.target == TargetArg::Podman,
-            "--user is for podman: pinfold install podman --user"
+            Refusal::usage(
+                "--user is for podman alone",
+                "`pinfold install podman --user`"
+            )
         );
         ensure!(
             !geteuid().is_root() || !host.is_running_root(),
-            "--user is for podman without root: run this as that user"
+            Refusal::new("--user is for podman without root", "run this as that user")
         );
     } else if !geteuid().is_root()
         && host.is_running_root()
@@ -215,11 +219,9 @@ pub(super) fn with_own_directories(options: &Options) -> Result<Options> {
 fn missing_pools(place: &Place<'_>, site: &Site) -> Option<String> {
     place.user.as_ref()?;
     let looked = site.conf_dir.symlink_metadata();
-    let (conf, run) = (site.conf_dir.display(), site.run_dir.display());
+    let (conf, run) = (shell_word(&site.conf_dir), shell_word(&site.run_dir));
     looked.is_err_and(|error| files::is_gone(&error)).then(|| {
-        format!(
-            "there are no pools yet: pinfold init --conf-dir {conf} --run-dir {run} --pool dataplane=2:exclusive"
-        )
+        format!("there are no pools yet: `pinfold init --conf-dir {conf} --run-dir {run}`")
     })
 }
 

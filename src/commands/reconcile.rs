@@ -64,8 +64,16 @@ struct Binary {
 }
 
 impl Binary {
+    /// By the path that it was called by, which can be a link that an update swings; it is the path of the program itself
+    /// where that says nothing.
     fn running() -> Binary {
-        let file = std::env::current_exe().ok().and_then(|path| {
+        let own = || std::env::current_exe().ok();
+        let is_own = |path: &PathBuf| {
+            let own = own().map(|own| identity(&own));
+            matches!((identity(path), own), (Ok(called), Some(Ok(own))) if called == own)
+        };
+        let called = called_by().filter(is_own);
+        let file = called.or_else(own).and_then(|path| {
             let identity = identity(&path).ok()?;
             Some((path, identity))
         });
@@ -94,6 +102,17 @@ impl Binary {
             ),
         }
     }
+}
+
+/// The path that whoever started us found the program by: `argv[0]`, or that in the directories of `PATH` (execvp(3)).
+fn called_by() -> Option<PathBuf> {
+    let name = PathBuf::from(std::env::args_os().next()?);
+    if name.components().count() > 1 {
+        return std::path::absolute(name).ok();
+    }
+    let directories = std::env::var_os("PATH")?;
+    let mut paths = std::env::split_paths(&directories).map(|dir| dir.join(&name));
+    paths.find(|path| identity(path).is_ok())
 }
 
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {

@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Style};
 use rustix::termios::tcgetwinsize;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::names::CUT;
 use crate::text::one_line;
 
 /// As it should be.
@@ -132,7 +133,7 @@ fn shortened(text: &str, most: usize) -> String {
         width += character.width().unwrap_or_default();
         width < most
     });
-    begin.chain(['…']).collect()
+    begin.chain([CUT]).collect()
 }
 
 #[cfg(test)]

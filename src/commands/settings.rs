@@ -16,6 +16,7 @@ use crate::cli::{self, MOST_SECONDS, Options};
 use crate::config::{Config, PoolRules, Runtime};
 use crate::host::Host;
 use crate::last_words;
+use crate::names::Names;
 use crate::placement::Site;
 use crate::refusal::Refusal;
 use crate::refusals::{self, Refused};
@@ -105,7 +106,7 @@ impl Settings {
     }
 
     /// Keeps a refusal where `pinfold why` looks for it. One that cannot be kept is in the system log all the same.
-    pub(super) fn keep_refusal(options: &Options, container: &str, message: &str) {
+    pub(super) fn keep_refusal(options: &Options, container: &str, names: Names, message: &str) {
         let run_dir = match Settings::resolve(options, |_| None, HOOK_PATIENCE) {
             Ok((settings, _)) => settings.site.run_dir,
             Err(_) => Host::new("/").default_run_dir(),
@@ -114,6 +115,7 @@ impl Settings {
         let refusal = Refused {
             at: now.map_or(0, |now| now.as_secs()),
             container: container.to_owned(),
+            names,
             message: message.to_owned(),
         };
         let kept = Ledger::open(&run_dir).and_then(|_| refusals::record(&run_dir, &refusal));

@@ -110,7 +110,12 @@ pub fn report(arguments: &[OsString], message: &str) {
     // An engine that gave a log that cannot be written reads stderr.
     let _ = runtime_log::tell(&line, message);
     let id = line.id.as_deref().unwrap_or_default();
-    Settings::keep_refusal(&Options::default(), id, message);
+    let path = line.config_path();
+    let text = files::read_text_if_there(&path).ok().flatten();
+    let config = text.and_then(|text| OciConfig::parse(&text).ok());
+    let names = config.map(|config| names_in(&config, &line, &Host::new("/")));
+    let names = names.unwrap_or_default();
+    Settings::keep_refusal(&Options::default(), id, names, message);
 }
 
 /// A container with a request, and its configuration as it was read.
@@ -175,12 +180,7 @@ impl Asking {
         }
         let text = text?.with_context(|| format!("there is no {}", path.display()))?;
         let config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
-        let names = LazyCell::new(|| {
-            let annotations = config.annotations(names::is_name_key).unwrap_or_default();
-            Ancestry::of_this_process(host)
-                .with_config(&path)
-                .names(line.id.as_deref().unwrap_or_default(), &annotations)
-        });
+        let names = LazyCell::new(|| names_in(&config, line, host));
         let cannot = || cannot_start(line, &names);
         let annotations = config.annotations(request::is_ours).with_context(cannot)?;
         let annotated = request::from_annotations(&annotations).with_context(cannot)?;
@@ -259,6 +259,14 @@ struct Pinned {
     runtime: PathBuf,
     settings: Settings,
     reservation: Claim,
+}
+
+/// What people call the container of a configuration.
+fn names_in(config: &OciConfig, line: &RuntimeLine, host: &Host) -> Names {
+    let annotations = config.annotations(names::is_name_key).unwrap_or_default();
+    Ancestry::of_this_process(host)
+        .with_config(&line.config_path())
+        .names(line.id.as_deref().unwrap_or_default(), &annotations)
 }
 
 fn cannot_start(line: &RuntimeLine, names: &Names) -> String {

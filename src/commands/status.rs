@@ -15,7 +15,7 @@ use crate::check::{Scope, check_requests};
 use crate::cli::{Form, Look, Status};
 use crate::cpulist::CpuSet;
 use crate::names::short_id;
-use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, survey};
+use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, pid_id, survey};
 use crate::pools::Kind;
 use crate::refusal::Refusal;
 
@@ -157,7 +157,7 @@ impl Sheet {
         match &owner.id {
             Some(id) if self.is_whole => id.clone(),
             Some(id) => short_id(id).to_owned(),
-            None => format!("pid:{}", owner.pid),
+            None => pid_id(owner.pid),
         }
     }
 

@@ -85,6 +85,42 @@ impl Names {
     }
 }
 
+/// What a table ends an id or a title with that it has shortened.
+pub const CUT: char = '…';
+
+/// Those that somebody means by a word, as with the engines' own commands: whose id it is, else who is called so, else whose
+/// id begins so. Of what a table has shortened, the beginning counts.
+pub fn meant<'a, T>(
+    all: &'a [T],
+    called: &str,
+    id: impl Fn(&T) -> &str,
+    has_names: impl Fn(&T, &dyn Fn(&Names) -> bool) -> bool,
+) -> Vec<&'a T> {
+    let cut = called.strip_suffix(CUT).filter(|rest| !rest.is_empty());
+    let is_cut_of = |whole: &str| cut.is_some_and(|beginning| whole.starts_with(beginning));
+    let is_title_cut = |names: &Names| names.title().is_some_and(|title| is_cut_of(&title));
+    let matches: [&dyn Fn(&&T) -> bool; 4] = [
+        &|one| id(one) == called,
+        &|one| has_names(one, &|names| names.include(called)),
+        &|one| begins(id(one), called),
+        &|one| is_cut_of(id(one)) || has_names(one, &is_title_cut),
+    ];
+    let found = matches.iter().map(|matches| all.iter().filter(matches));
+    let mut found = found.map(|found| found.collect::<Vec<_>>());
+    found.find(|found| !found.is_empty()).unwrap_or_default()
+}
+
+/// Does an id begin so? Not where that cuts a number short: `isolate-12` is not `isolate-123`, nor `web-1` `web-10`.
+/// The digits of a long id are no number.
+fn begins(id: &str, beginning: &str) -> bool {
+    let Some(rest) = id.strip_prefix(beginning).filter(|_| !beginning.is_empty()) else {
+        return false;
+    };
+    let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
+    let cuts_a_number = is_digit(beginning.as_bytes().last()) && is_digit(rest.as_bytes().first());
+    is_long_id(id) || !cuts_a_number
+}
+
 /// podman's word.
 const PODMAN: &str = "podman";
 
@@ -169,6 +205,54 @@ mod tests {
                 .all(|called| unit.include(called))
         );
         assert!(!Names::default().include(""));
+    }
+
+    #[test]
+    fn a_beginning_cuts_no_number_short() {
+        let long = "0123456789abcdef".repeat(4);
+        for (id, beginning, expected) in [
+            (long.as_str(), "0", true),
+            (&long, "0123456", true),
+            (&long, "1", false),
+            ("isolate-123", "isolate-12", false),
+            ("isolate-123", "isolate-", true),
+            ("web-10", "web-1", false),
+            ("web-1-a", "web-1", true),
+            ("web", "", false),
+            ("web", "web", true),
+        ] {
+            assert_eq!(begins(id, beginning), expected, "{id} {beginning}");
+        }
+    }
+
+    #[test]
+    fn whom_somebody_means() {
+        let all = [
+            ("web", names("", "a", "", "", "")),
+            ("3f9", names("", "web", "", "", "")),
+            (
+                "isolate-4194304",
+                names("", "sleep", "", "", "long.service"),
+            ),
+            ("isolate-4194305", names("", "sleep", "", "", "")),
+        ];
+        for (called, expected) in [
+            ("web", &["web"] as &[&str]),
+            ("a", &["web"]),
+            ("sleep", &["isolate-4194304", "isolate-4194305"]),
+            ("3", &["3f9"]),
+            ("isolate-4194304", &["isolate-4194304"]),
+            ("isolate-419", &[]),
+            // As tables shorten.
+            ("isolate-419…", &["isolate-4194304", "isolate-4194305"]),
+            ("long.ser…", &["isolate-4194304"]),
+            ("…", &[]),
+            ("", &[]),
+        ] {
+            let found = meant(&all, called, |one| one.0, |one, is| is(&one.1));
+            let ids: Vec<&str> = found.iter().map(|one| one.0).collect();
+            assert_eq!(ids, expected, "{called}");
+        }
     }
 
     #[test]

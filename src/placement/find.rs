@@ -4,6 +4,8 @@ use anyhow::{Result, bail};
 
 use super::Site;
 use crate::claims::{Claim, Entry, Ledger};
+use crate::names::{self, Names};
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// So many owners are named in a refusal.
@@ -24,29 +26,29 @@ pub fn find(site: &Site, called: &str) -> Result<String> {
             }
         }
     }
-    let matches: [&dyn Fn(&&Known) -> bool; 3] = [
-        &|known| known.id == called,
-        &|known| known.claims().any(|claim| claim.names.include(called)),
-        &|known| begins(&known.id, called),
-    ];
-    let found = matches.iter().map(|matches| known.iter().filter(matches));
-    let found = found.map(|found| found.collect::<Vec<_>>());
-    match found.into_iter().find(|found| !found.is_empty()) {
-        Some(found) if found.len() == 1 => Ok(found[0].id.clone()),
-        Some(found) => bail!(
-            "{} can be {} owners: say which by its id: {}",
-            Shown(called),
-            found.len(),
-            list(&found)
-        ),
-        None if known.is_empty() => {
-            bail!("no owner is called {}: nobody owns any CPUs", Shown(called))
+    let has_names =
+        |known: &Known, is: &dyn Fn(&Names) -> bool| known.claims().any(|claim| is(&claim.names));
+    let found = names::meant(&known, called, |known| known.id.as_str(), has_names);
+    match &found[..] {
+        [one] => Ok(one.id.clone()),
+        [_, ..] => bail!(Refusal::new(
+            format!("{} can be {} owners", Shown(called), found.len()),
+            format!("say which by its id: {}", list(&found))
+        )),
+        [] if recorded_pid(called).is_some() => bail!(Refusal::new(
+            format!("{} is in tasks by another tool's hand", Shown(called)),
+            "let that tool give it back; once the process is gone, `pinfold reconcile` does"
+        )),
+        [] => {
+            let all = match known.is_empty() {
+                true => "nobody owns any CPUs".to_owned(),
+                false => format!("there are {}", list(&known.iter().collect::<Vec<_>>())),
+            };
+            bail!(Refusal::new(
+                format!("no owner is called {}: {all}", Shown(called)),
+                "`pinfold status` shows all"
+            ))
         }
-        None => bail!(
-            "no owner is called {}: there are {}",
-            Shown(called),
-            list(&known.iter().collect::<Vec<_>>())
-        ),
     }
 }
 
@@ -76,16 +78,17 @@ impl Known {
     }
 }
 
-/// Does an id begin so? Not where that cuts a number short: `isolate-12` is not `isolate-123`, nor `web-1` `web-10`.
-/// The digits of a long id are no number.
-fn begins(id: &str, beginning: &str) -> bool {
-    let Some(rest) = id.strip_prefix(beginning).filter(|_| !beginning.is_empty()) else {
-        return false;
-    };
-    let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
-    let cuts_a_number = is_digit(beginning.as_bytes().last()) && is_digit(rest.as_bytes().first());
-    crate::names::is_long_id(id) || !cuts_a_number
+/// What another tool recorded has no id but that of its process, as [`pid_id`] shows it.
+fn recorded_pid(called: &str) -> Option<i32> {
+    called.strip_prefix(PID)?.parse().ok()
 }
+
+/// What an owner without an id is shown as.
+pub fn pid_id(pid: i32) -> String {
+    format!("{PID}{pid}")
+}
+
+const PID: &str = "pid:";
 
 fn list(known: &[&Known]) -> String {
     let mut named: Vec<String> = known
@@ -100,27 +103,4 @@ fn list(known: &[&Known]) -> String {
         ));
     }
     named.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_beginning_cuts_no_number_short() {
-        let long = "0123456789abcdef".repeat(4);
-        for (id, beginning, expected) in [
-            (long.as_str(), "0", true),
-            (&long, "0123456", true),
-            (&long, "1", false),
-            ("isolate-123", "isolate-12", false),
-            ("isolate-123", "isolate-", true),
-            ("web-10", "web-1", false),
-            ("web-1-a", "web-1", true),
-            ("web", "", false),
-            ("web", "web", true),
-        ] {
-            assert_eq!(begins(id, beginning), expected, "{id} {beginning}");
-        }
-    }
 }

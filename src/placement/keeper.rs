@@ -4,7 +4,7 @@
 use super::refusal::counted_cpus;
 use crate::cgroup::cpuset::Bound;
 use crate::cpulist::CpuSet;
-use crate::text::Shown;
+use crate::text::{Shown, shell_word};
 
 /// A group, with the unit that systemd has for it.
 pub(super) fn shown_group(path: &str) -> String {
@@ -32,10 +32,10 @@ pub fn let_through(bound: &Bound, lacks: &CpuSet) -> String {
     // Nobody outside it can have them, whatever is widened.
     if let Some((slice, _)) = partitions.iter().find(|(_, cpus)| !cpus.is_disjoint(lacks)) {
         let path = slice.path();
+        let name = shell_word(path.rsplit('/').next().unwrap_or_default().as_ref());
         return format!(
-            "those are a partition of {}, so start it there (--cgroup-parent {}), or use another pool",
-            Shown(path),
-            path.rsplit('/').next().unwrap_or_default()
+            "those are a partition of {}: start it there, a container with `--cgroup-parent {name}` and a command below `systemd-run --slice={name}`, or use another pool",
+            Shown(path)
         );
     }
     let mut all = bound.cpus.clone();
@@ -48,7 +48,7 @@ pub fn let_through(bound: &Bound, lacks: &CpuSet) -> String {
         None => format!(
             "let it have {}: `echo {all} > {}`, or use another pool",
             counted_cpus(lacks),
-            origin.dir().join("cpuset.cpus").display()
+            shell_word(&origin.dir().join("cpuset.cpus"))
         ),
     }
 }

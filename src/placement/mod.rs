@@ -42,7 +42,7 @@ pub use change::{Change, Changed, change};
 pub use command::{CommandPlace, pin_command};
 pub use container::{Start, pin_container};
 pub use explain::{Explanation, Taken, explain};
-pub use find::find;
+pub use find::{find, pid_id};
 pub use init::{Existing, Made, init, try_init};
 pub use keeper::let_through;
 pub use reap::Reclaimed;

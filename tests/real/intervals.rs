@@ -19,6 +19,11 @@ pub(crate) fn cases() -> Vec<Case> {
             root,
             a_new_binary_goes_on,
         ),
+        plain(
+            "intervals::a_swung_link_is_a_new_binary",
+            root,
+            a_swung_link_is_a_new_binary,
+        ),
     ]
 }
 
@@ -77,4 +82,34 @@ fn a_new_binary_goes_on(world: &World) {
         (running.stdout().lines().count() == 2).then_some(())
     });
     running.signal(libc::SIGTERM);
+}
+
+/// As `/usr/bin/pinfold` is a link to another file after an update, with the former one still there.
+fn a_swung_link_is_a_new_binary(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let link = world.dir.join("bin/pinfold");
+    std::fs::create_dir(world.dir.join("bin")).unwrap();
+    let swing = |version: &str| {
+        let file = world.dir.join(version);
+        std::fs::copy(binary(), &file).unwrap();
+        let beside = world.dir.join("beside");
+        std::os::unix::fs::symlink(&file, &beside).unwrap();
+        std::fs::rename(&beside, &link).unwrap();
+        file
+    };
+    let of_world = world.pinfold(&["reconcile", "--interval", "1"]);
+    for (name, version) in [(link.clone(), "2"), ("pinfold".into(), "4")] {
+        let first = swing(&format!("pinfold-{version}"));
+        let mut reconcile = std::process::Command::new("env");
+        let path = format!("{}:/usr/bin:/bin", world.dir.join("bin").display());
+        reconcile.arg(format!("PATH={path}")).arg(&name);
+        let running = Running::start(reconcile.args(of_world.get_args()), b"");
+        let runs = || std::fs::read_link(format!("/proc/{}/exe", running.pid())).ok();
+        eventually("it runs", || (runs()? == first).then_some(()));
+        std::fs::write(world.tasks_file("dp", "1"), "4194303").unwrap();
+        eventually("it looks", || (!running.stdout().is_empty()).then_some(()));
+        let second = swing(&format!("pinfold-{version}-new"));
+        eventually("the new one runs", || (runs()? == second).then_some(()));
+        running.signal(libc::SIGTERM);
+    }
 }

@@ -92,6 +92,7 @@ fn in_its_slice(_: &World, service: Service) {
     assert!(told.contains(&says), "{told}");
     assert!(!told.contains("does not allow the CPUs"), "{told}");
     assert!(!told.contains("in the books alone"), "{told}");
+    assert!(!told.contains("neighbours"), "{told}");
 
     // A command there gets the other list; one elsewhere is told where to go.
     let isolate = world.pinfold(&["isolate", "--pool", "dp", "--", "/bin/sleep", "600"]);
@@ -99,7 +100,7 @@ fn in_its_slice(_: &World, service: Service) {
     assert!(
         refused
             .stderr
-            .contains(&format!("--cgroup-parent {}", partition.slice)),
+            .contains(&format!("systemd-run --slice={}`", partition.slice)),
         "{refused}"
     );
     let mut command = Command::new("systemd-run");
