@@ -536,14 +536,20 @@ fn a_lock_that_is_held_too_long_names_the_holder() {
     }
     site.refuses_start(&["held by process", "\"flock\"", "gave up after"]);
     // A look goes without it.
-    for verb in ["describe", "check"] {
+    for verb in ["describe", "status", "check"] {
+        let began = std::time::Instant::now();
         let output = site.pinfold(&[verb], b"");
+        // A start waits for ten seconds.
+        assert!(began.elapsed() < Duration::from_secs(5), "{verb} waits");
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert!(
             text.contains("without the lock") && text.contains("held by process"),
             "{verb}: {text}"
         );
     }
+    let began = std::time::Instant::now();
+    site.pinfold(&["explain", "--pool", "dp"], b"");
+    assert!(began.elapsed() < Duration::from_secs(5), "explain waits");
     site.refuses(1, &["reconcile"], b"", &["held by process"]);
     Command::new("pkill")
         .args(["-P", &holder.id().to_string()])

@@ -9,8 +9,8 @@ use crate::placement::Site;
 use crate::pools::{LockError, PoolDirectory};
 use crate::refusal::Refusal;
 
-/// How long a start waits for the lock at most.
-const START: Duration = Duration::from_secs(10);
+/// How long the lock is waited for. A start waits for longer; but whoever looks wants an answer.
+const BRIEF: Duration = Duration::from_millis(500);
 
 /// Tries it; `false` where others hold the lock, for which nobody has to wait again.
 pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report) -> bool {
@@ -21,7 +21,7 @@ pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report)
         // Capabilities are a thread's own (capabilities(7)): this one has those of a hook.
         let start = scope.spawn(|| {
             limits::drop_capabilities().map_err(LockError::Unusable)?;
-            let lock = directory.lock(&site.host, site.patience.min(START))?;
+            let lock = directory.lock(&site.host, site.patience.min(BRIEF))?;
             let written = directory.try_writing(&lock);
             Ok::<_, LockError>((written, Ledger::try_writing(&site.run_dir)))
         });

@@ -49,6 +49,18 @@ impl Entry {
     }
 }
 
+/// A link from a CPU list to a claim, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marker(String);
+
+impl Marker {
+    /// The process that the claim was made for, where the name tells one.
+    pub fn pid(&self) -> Option<i32> {
+        let (_, process) = self.0.rsplit_once('@')?;
+        process.split_once('-')?.0.parse().ok()
+    }
+}
+
 /// What the name of a claim's file and the links to it tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traces {
@@ -132,9 +144,12 @@ impl Ledger {
         let mut directory = run_dir;
         // The first claim makes the directory.
         if Ledger::open_if_there(run_dir)?.is_none() {
-            let parents = run_dir.ancestors().skip(1);
-            let mut there = parents.filter(|parent| parent.symlink_metadata().is_ok());
-            directory = there.next().unwrap_or(run_dir);
+            for parent in run_dir.ancestors().skip(1) {
+                directory = parent;
+                if files::entry_if_there(parent)?.is_some() {
+                    break;
+                }
+            }
         }
         let attempt = || -> Result<()> {
             let trial = tempfile::Builder::new()
@@ -179,17 +194,26 @@ impl Ledger {
 
     /// The claims that have one CPU list.
     pub fn on_list(&self, list: &str) -> Result<Vec<Entry>> {
-        let dir = self.run_dir.join("lists").join(list);
-        let mut entries = Vec::new();
-        for name in files::names_in(&dir)? {
-            entries.extend(self.read(&dir.join(&name), |claim| claim.marker_name() == name));
-        }
+        let markers = self.markers_on(list)?;
+        let entries = markers.iter().filter_map(|marker| self.at(list, marker));
+        Ok(entries.collect())
+    }
+
+    /// The links from one CPU list, unread: there can be thousands.
+    pub fn markers_on(&self, list: &str) -> Result<Vec<Marker>> {
+        let names = files::names_in(&self.run_dir.join("lists").join(list))?;
+        Ok(names.into_iter().map(Marker).collect())
+    }
+
+    /// The claim that a link from a CPU list leads to; `None` where there is none, or it has that list no more.
+    pub fn at(&self, list: &str, marker: &Marker) -> Option<Entry> {
+        let Marker(name) = marker;
+        let path = self.run_dir.join("lists").join(list).join(name);
+        let entry = self.read(&path, |claim| claim.marker_name() == *name)?;
         // A claim that was given another list meanwhile leaves its link for a moment, or for good where it was killed.
-        entries.retain(|entry| {
-            let claim = entry.claim();
-            claim.is_none_or(|claim| claim.lists.iter().any(|other| other == list))
-        });
-        Ok(entries)
+        let claim = entry.claim();
+        let has_it = claim.is_none_or(|claim| claim.lists.iter().any(|other| other == list));
+        has_it.then_some(entry)
     }
 
     /// A claim as it is now: others may have changed it, or removed it, since this copy was read.
@@ -259,33 +283,48 @@ impl Ledger {
     }
 
     fn unlink<'a>(&self, claim: &Claim, lists: impl Iterator<Item = &'a String>) -> Result<()> {
+        let mut first_error = Ok(());
         for list in lists {
             let dir = self.run_dir.join("lists").join(list);
-            files::remove(&dir.join(claim.marker_name()))?;
-            files::remove_empty_directory(&dir)?;
+            let removed = files::remove(&dir.join(claim.marker_name()))
+                .and_then(|()| files::remove_empty_directory(&dir).map(drop));
+            first_error = first_error.and(removed);
         }
-        Ok(())
+        first_error
     }
 
-    /// Removes a claim; one that is not there is success.
+    /// Removes a claim; one that is not there is success. Past an error with what leads to it, it goes on with the rest, and
+    /// returns the first.
     pub fn remove(&self, claim: &Claim) -> Result<()> {
         let home = self.run_dir.join("claims").join(&claim.id);
         files::remove(&home.join(claim.file_name()))?;
-        self.unlink(claim, claim.lists.iter())?;
-        if let Some(group) = &claim.cgroup {
-            let marker = self.cgroup_marker(group.inode);
-            match std::fs::read_link(&marker) {
-                Ok(target) if target.ends_with(claim.file_name()) => files::remove(&marker)?,
-                Ok(_) => {}
-                Err(error) if files::is_gone(&error) => {}
-                Err(error) => {
-                    return Err(error).with_context(|| format!("read {}", marker.display()));
-                }
-            }
+        // Nothing leads here again to remove these: an error that passes is not to leave them.
+        self.remove_ways_to(claim)
+            .or_else(|_| self.remove_ways_to(claim))
+    }
+
+    /// Removes the links to a claim, and what its writers left beside it.
+    fn remove_ways_to(&self, claim: &Claim) -> Result<()> {
+        let home = self.run_dir.join("claims").join(&claim.id);
+        let leftovers = files::remove_leftovers(&home, &claim.file_name())
+            .and_then(|()| files::remove_empty_directory(&home).map(drop));
+        self.unlink(claim, claim.lists.iter())
+            .and(self.unlink_group(claim))
+            .and(leftovers)
+    }
+
+    /// Removes the link from a claim's group, unless it leads to another claim by now.
+    fn unlink_group(&self, claim: &Claim) -> Result<()> {
+        let Some(group) = &claim.cgroup else {
+            return Ok(());
+        };
+        let marker = self.cgroup_marker(group.inode);
+        match std::fs::read_link(&marker) {
+            Ok(target) if target.ends_with(claim.file_name()) => files::remove(&marker),
+            Ok(_) => Ok(()),
+            Err(error) if files::is_gone(&error) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("read {}", marker.display())),
         }
-        files::remove_leftovers(&home, &claim.file_name())?;
-        files::remove_empty_directory(&home)?;
-        Ok(())
     }
 
     /// What is known of a claim whose file cannot be read; `None` where that is of a newer version, or its name tells no

@@ -6,7 +6,7 @@ use super::Site;
 use super::keeper::{let_through, shown_group};
 use super::life::life_of;
 use super::refusal::unreadable;
-use super::survey::lock_for_a_look;
+use super::survey::steadily;
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
 use crate::pools::PoolDirectory;
@@ -19,7 +19,7 @@ use crate::topology;
 const RECONCILE: &str = "`pinfold reconcile`";
 
 /// What was found.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Audit {
     /// How many owners live.
     pub owners: usize,
@@ -28,13 +28,16 @@ pub struct Audit {
 }
 
 /// Holds every claim against the machine: does its owner live, is it confined to the claim's CPUs, do other tools see it? And
-/// is there a group of ours that no claim explains?
+/// is there a group of ours that no claim explains? Looked at without the lock, until two looks see the same.
 ///
 /// # Errors
 /// The pool directory or the claims cannot be looked at at all.
 pub fn audit(site: &Site) -> Result<Audit> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
-    let _lock = lock_for_a_look(&directory, site);
+    Ok(steadily(|| look(site, &directory))?.seen)
+}
+
+fn look(site: &Site, directory: &PoolDirectory) -> Result<Audit> {
     let mut audit = Audit::default();
     let Some(mut ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(audit);
@@ -110,7 +113,7 @@ impl Audit {
 struct Look<'a> {
     site: &'a Site,
     boot_id: String,
-    directory: PoolDirectory,
+    directory: &'a PoolDirectory,
     hierarchy: Hierarchy,
     ledger: Ledger,
 }

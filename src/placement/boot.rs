@@ -14,13 +14,16 @@ use super::{Books, Site};
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
-use crate::pools::{PoolDirectory, users_of};
+use crate::pools::PoolDirectory;
 use crate::process;
 use crate::text::one_line;
 use crate::topology;
 
 /// How long those who still use a lock that was replaced are waited for.
 const LEAVING: Duration = Duration::from_secs(2);
+
+/// How long the owners recorded under a lock that was replaced are settled, while others wait.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// Which boot a record is of, as far as its time tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +110,7 @@ pub fn replaced_lock(site: &Site, directory: &PoolDirectory) -> Result<Option<St
         return Ok(None);
     }
     let lock = directory.lock_path();
-    let user = users_of(&site.host, key)?;
+    let user = directory.user_of_former(&site.host, key)?;
     let user = user.map_or(String::new(), |user| {
         format!(", and {user} still uses the former one")
     });
@@ -147,7 +150,9 @@ impl Books<'_> {
         if is_same {
             self.wait_for_former(key)?;
         }
+        let mut owners = Vec::new();
         for entry in self.ledger.all()? {
+            self.ensure_time_to_begin()?;
             match entry {
                 Entry::Claim(claim) => {
                     let contradicts = self.contradicts(&claim, is_same)?;
@@ -162,12 +167,17 @@ impl Books<'_> {
                     if contradicts {
                         return self.refuse_other_claims(other, site);
                     }
-                    if let Err(error) = self.settle(&claim) {
-                        log::warn!("{} counts as held: {error:#}", claim.shown());
-                    }
+                    owners.push(claim);
                 }
                 Entry::Opaque { .. } if is_same => {}
                 Entry::Opaque { .. } => return self.refuse_other_claims(other, site),
+            }
+        }
+        // What the dead among them hold is freed as far as there is time; the rest when it is needed.
+        let until = Instant::now() + SETTLING;
+        for claim in owners.iter().take_while(|_| Instant::now() < until) {
+            if let Err(error) = self.settle(claim) {
+                log::warn!("{} counts as held: {error:#}", claim.shown());
             }
         }
         if is_same {
@@ -205,7 +215,7 @@ impl Books<'_> {
     /// Those who hold the former lock, or wait for it, have not seen that it was replaced.
     fn wait_for_former(&self, key: &str) -> Result<()> {
         let started = Instant::now();
-        while let Some(user) = users_of(self.host, key)? {
+        while let Some(user) = self.directory.user_of_former(self.host, key)? {
             ensure!(
                 started.elapsed() < LEAVING,
                 "the lock of {} was replaced, and {user} still uses the former one: let that finish",
@@ -216,9 +226,19 @@ impl Books<'_> {
         Ok(())
     }
 
+    /// A hook that is not through by its time leaves the rest to the next: what it has done by then is done.
+    fn ensure_time_to_begin(&self) -> Result<()> {
+        ensure!(
+            self.deadline.is_none() || Instant::now() < self.until,
+            "there was no time to look at all that was recorded before: `pinfold reconcile` does; start it again then"
+        );
+        Ok(())
+    }
+
     fn forget_earlier_boots(&self) -> Result<()> {
         let mut keep = BTreeSet::new();
         for claim in self.ledger.all()?.iter().filter_map(Entry::claim) {
+            self.ensure_time_to_begin()?;
             if claim.boot_id != self.boot_id {
                 self.ledger.remove(claim)?;
             // One whose life cannot be told counts as held.
@@ -229,6 +249,7 @@ impl Books<'_> {
         let clock = Clock::of(self.host)?;
         for pool in self.directory.pool_names()? {
             for list in self.directory.list_names(&pool)? {
+                self.ensure_time_to_begin()?;
                 // What cannot be read or written counts as held, and does not stop the rest.
                 if let Err(error) = self.forget_earlier_tasks(&pool, &list, clock, &keep) {
                     log::warn!("{error:#}");

@@ -312,9 +312,12 @@ impl Books<'_> {
 
     /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are then nobody's.
     fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
-        self.reap_lists(&self.directory.pool(name)?, |list| {
-            lists.contains(&list.cpus)
-        })?;
+        let pool = self.directory.pool(name)?;
+        for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
+            self.ensure_time_to_look(&pool)?;
+            self.reap_list(name, &list.name, usize::MAX)?;
+            self.ensure_time_to_look(&pool)?;
+        }
         let pool = self.directory.pool(name)?;
         for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
             let is_held = !list.tasks.is_empty() || !self.ledger.on_list(&list.name)?.is_empty();

@@ -90,8 +90,8 @@ struct Books<'a> {
     tells_lives: bool,
     /// When looking for what dead owners hold has to end.
     until: Instant,
-    /// Has every claim its links again?
-    is_relinked: Cell<bool>,
+    /// Has every claim its links? Where it was not found out yet, `None`.
+    links: Cell<Option<bool>>,
     // Dropped last: whatever the other fields' users do is done under it.
     lock: Lock,
 }
@@ -126,7 +126,7 @@ impl Site {
             deadline: self.deadline,
             tells_lives: true,
             until: Instant::now() + at_most(LOOKING, self.deadline),
-            is_relinked: Cell::new(false),
+            links: Cell::new(None),
             directory,
             lock,
         };
@@ -154,7 +154,7 @@ impl Site {
             boot_id: boot_id.unwrap_or_default(),
             deadline: self.deadline,
             until: Instant::now() + at_most(LOOKING, self.deadline),
-            is_relinked: Cell::new(false),
+            links: Cell::new(None),
             directory,
             lock,
         })

@@ -199,6 +199,8 @@ impl Books<'_> {
             for index in chosen {
                 self.ensure_time_to_look(pool)?;
                 if !self.clear_list(&pool.name, &pool.lists[*index])? {
+                    // That it is held is not known where not all of its owners were looked at.
+                    self.ensure_time_to_look(pool)?;
                     held.push(*index);
                 }
             }
@@ -234,7 +236,8 @@ impl Books<'_> {
                 continue;
             }
             if Instant::now() < self.until {
-                freed += self.reap_list(&pool.name, &list.name)?.len();
+                let most = MOST_FREED - freed;
+                freed += self.reap_list(&pool.name, &list.name, most)?.freed.len();
                 list.tasks = self.directory.tasks(&pool.name, &list.name)?;
             }
         }

@@ -7,9 +7,16 @@ use anyhow::{Result, ensure};
 
 use super::Books;
 use super::life::Life;
-use crate::claims::{Claim, Entry};
+use crate::claims::{Claim, Entry, Marker};
 use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::Process;
+
+/// What was freed of one list.
+pub(super) struct Reaped {
+    pub(super) freed: Vec<Reclaimed>,
+    /// Was every owner looked at?
+    pub(super) is_whole: bool,
+}
 
 /// One pid that no longer holds a CPU list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,32 +73,38 @@ impl Books<'_> {
         Ok(Some(after))
     }
 
-    /// Frees what dead owners hold of these lists of a pool.
-    pub(super) fn reap_lists(
-        &self,
-        pool: &Pool,
-        wanted: impl Fn(&CpuList) -> bool,
-    ) -> Result<Vec<Reclaimed>> {
-        let mut freed = Vec::new();
-        for list in pool.lists.iter().filter(|list| wanted(list)) {
-            freed.extend(self.reap_list(&pool.name, &list.name)?);
-        }
-        Ok(freed)
-    }
-
-    /// Frees what dead owners hold of one list. A claim that makes trouble counts as held, and does not stop the rest.
-    pub(super) fn reap_list(&self, pool: &str, list: &str) -> Result<Vec<Reclaimed>> {
+    /// Frees what dead owners hold of one list, of at most so many owners, and for as long as there is time to look. A claim
+    /// that makes trouble counts as held, and does not stop the rest.
+    pub(super) fn reap_list(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
         let mut freed = BTreeSet::new();
         let mut claimed = BTreeSet::new();
-        let mut is_clear = true;
+        let mut is_whole = true;
         let tasks = self.directory.tasks(pool, list)?;
-        for entry in self.claims_on(list, &tasks)? {
+        let mut is_clear = self.links_are_whole(list, &tasks)?;
+        let mut markers = self.ledger.markers_on(list)?;
+        // The dead first: of thousands not all are looked at.
+        markers.sort_by_cached_key(|marker| {
+            let mut pids = marker.pid().into_iter();
+            pids.any(|pid| self.is_pid_alive(pid))
+        });
+        let mut owners = 0;
+        for marker in markers {
+            is_whole = owners < most && Instant::now() < self.until;
+            if !is_whole {
+                break;
+            }
+            let Some(entry) = self.ledger.at(list, &marker) else {
+                continue;
+            };
             let Some(claim) = entry.claim() else {
                 is_clear = false;
                 continue;
             };
             match self.settle(claim) {
-                Ok(None) => freed.extend(reclaimed(claim)),
+                Ok(None) => {
+                    owners += 1;
+                    freed.extend(reclaimed(claim));
+                }
                 // Who stands for it now, and who did: `tasks` was read before.
                 Ok(Some(kept)) => claimed.extend([kept.pids(), claim.pids()].concat()),
                 Err(error) => {
@@ -100,31 +113,60 @@ impl Books<'_> {
                 }
             }
         }
-        // Any of these pids may be the one that a claim which cannot be read stands for.
-        if is_clear {
+        // Any of these pids may be the one that a claim stands for which cannot be read, or was not looked at.
+        if is_clear && is_whole {
             freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
         }
         self.directory.remove_leftovers(&self.lock, pool, list)?;
-        Ok(freed.into_iter().collect())
+        Ok(Reaped {
+            freed: freed.into_iter().collect(),
+            is_whole,
+        })
     }
 
-    /// The claims on a list. A dead pid that none of them explains may be that of one whose link is lost: then, once, every
-    /// claim gets its links again.
-    fn claims_on(&self, list: &str, tasks: &[i32]) -> Result<Vec<Entry>> {
-        let entries = self.ledger.on_list(list)?;
-        let is_claimed = |pid: &i32| {
-            let mut claims = entries.iter().filter_map(Entry::claim);
-            claims.any(|claim| claim.pids().contains(pid))
-        };
-        let mut unclaimed = tasks.iter().filter(|pid| !is_claimed(pid));
-        if self.is_relinked.get() || !unclaimed.any(|pid| !self.is_pid_alive(*pid)) {
-            return Ok(entries);
+    /// Do the links from a list lead to every claim that has it? A dead pid that none of them explains may be that of one whose
+    /// link is lost: then, once, every claim gets its links again.
+    fn links_are_whole(&self, list: &str, tasks: &[i32]) -> Result<bool> {
+        let mut unclaimed: BTreeSet<i32> = tasks.iter().copied().collect();
+        unclaimed.retain(|pid| !self.is_pid_alive(*pid));
+        let markers = self.ledger.markers_on(list)?;
+        for pid in markers.iter().filter_map(Marker::pid) {
+            unclaimed.remove(&pid);
         }
-        for claim in self.ledger.all()?.iter().filter_map(Entry::claim) {
-            self.ledger.link(claim)?;
+        for marker in markers {
+            if unclaimed.is_empty() || Instant::now() >= self.until {
+                break;
+            }
+            if let Some(Entry::Claim(claim)) = self.ledger.at(list, &marker) {
+                unclaimed.retain(|pid| !claim.pids().contains(pid));
+            }
         }
-        self.is_relinked.set(true);
-        self.ledger.on_list(list)
+        if unclaimed.is_empty() {
+            return Ok(true);
+        }
+        if let Some(are_whole) = self.links.get() {
+            return Ok(are_whole);
+        }
+        let are_whole = self.relink()?;
+        self.links.set(Some(are_whole));
+        Ok(are_whole)
+    }
+
+    /// Gives every claim its links again; `false` where one did not get them, or there was no time.
+    fn relink(&self) -> Result<bool> {
+        for id in self.ledger.ids()? {
+            if Instant::now() >= self.until {
+                log::warn!("there was no time to link all claims: `pinfold reconcile` does");
+                return Ok(false);
+            }
+            for claim in self.ledger.of_id(&id)?.iter().filter_map(Entry::claim) {
+                if let Err(error) = self.ledger.link(claim) {
+                    log::warn!("{} counts as held: {error:#}", claim.shown());
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Drops the pids that no claim explains and that have no process any more.
@@ -187,7 +229,7 @@ impl Books<'_> {
         if entries.is_empty() && list.tasks.is_empty() {
             return Ok(true);
         }
-        self.reap_list(pool, &list.name)?;
+        self.reap_list(pool, &list.name, usize::MAX)?;
         Ok(self.ledger.on_list(&list.name)?.is_empty()
             && self.directory.tasks(pool, &list.name)?.is_empty())
     }
@@ -196,7 +238,7 @@ impl Books<'_> {
     pub(super) fn ensure_time_to_look(&self, pool: &Pool) -> Result<()> {
         ensure!(
             Instant::now() < self.until,
-            "there was no time to look at all owners of pool {}: `pinfold reconcile` frees what dead ones hold; start it again then",
+            "there was no time to look at all owners of pool {}: `pinfold reconcile` frees what dead ones hold; do it again then",
             pool.name
         );
         Ok(())

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::reap::{Reclaimed, reclaimed};
+use super::reap::{Reaped, Reclaimed, reclaimed};
 use super::{Books, Site};
 use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
@@ -32,6 +32,19 @@ impl Report {
         }
     }
 
+    fn reap(&mut self, result: Result<Option<Reaped>>) {
+        let reaped = match result {
+            Ok(Some(reaped)) => reaped,
+            Ok(None) => return,
+            Err(error) => return self.note(Err(error)),
+        };
+        self.reclaimed.extend(reaped.freed);
+        if !reaped.is_whole {
+            let problem = "there was no time to look at all owners of a list: do it again";
+            self.problems.push(problem.to_owned());
+        }
+    }
+
     fn note(&mut self, result: Result<()>) {
         self.problems
             .extend(result.err().map(|error| format!("{error:#}")));
@@ -44,6 +57,8 @@ struct Turns<'a> {
     hierarchy: Hierarchy,
     books: Option<Books<'a>>,
     since: Instant,
+    /// Has every claim its links? Found out once, for all turns.
+    links: Option<bool>,
 }
 
 impl<'a> Turns<'a> {
@@ -55,18 +70,22 @@ impl<'a> Turns<'a> {
             hierarchy,
             books: Some(books),
             since: Instant::now(),
+            links: None,
         })
     }
 
     /// The books as they are now: what was read of them before may have changed.
     fn books(&mut self) -> Result<&Books<'a>> {
         if self.since.elapsed() >= TURN {
-            self.books = None;
+            if let Some(books) = self.books.take() {
+                books.let_others_in();
+            }
         }
         let books = match self.books.take() {
             Some(books) => books,
             None => {
                 let books = self.site.open_books(self.hierarchy.clone())?;
+                books.links.set(self.links);
                 self.since = Instant::now();
                 books
             }
@@ -94,13 +113,18 @@ pub fn reconcile(site: &Site) -> Result<Report> {
 }
 
 fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
-    // Links first: what is free is told by them.
+    // Links first: what is free is told by them. A claim that is made meanwhile has its own.
+    let mut are_linked = true;
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for claim in books.ledger.of_id(&id)?.iter().filter_map(Entry::claim) {
-            report.note(books.ledger.link(claim));
+            let linked = books.ledger.link(claim);
+            are_linked &= linked.is_ok();
+            report.note(linked);
         }
     }
+    turns.links = Some(are_linked);
+    turns.books()?.links.set(Some(are_linked));
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for entry in books.ledger.of_id(&id)? {
@@ -109,18 +133,7 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
             }
         }
     }
-    for pool in turns.books()?.directory.pool_names()? {
-        match turns.books()?.directory.pool(&pool) {
-            Ok(pool) => {
-                for list in &pool.lists {
-                    let books = turns.books()?;
-                    report.free(books.reap_if_there(&pool.name, &list.name));
-                }
-            }
-            Err(error) => report.note(Err(error)),
-        }
-    }
-    // Claims on pools or lists that are no longer in the directory are seen here alone.
+    // Before the lists: thousands of dead owners of one list are freed in as many turns as it takes.
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for entry in books.ledger.of_id(&id)? {
@@ -135,6 +148,17 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
             }
         }
         report.note(books.ledger.remove_leftovers_of_id(&id));
+    }
+    for pool in turns.books()?.directory.pool_names()? {
+        match turns.books()?.directory.pool(&pool) {
+            Ok(pool) => {
+                for list in &pool.lists {
+                    let books = turns.books()?;
+                    report.reap(books.reap_if_there(&pool.name, &list.name));
+                }
+            }
+            Err(error) => report.note(Err(error)),
+        }
     }
     for list in turns.books()?.ledger.lists()? {
         report.note(turns.books()?.ledger.remove_leftovers_of_list(&list));
@@ -165,11 +189,17 @@ impl Books<'_> {
     }
 
     /// A list can have been removed since the pool was read.
-    fn reap_if_there(&self, pool: &str, list: &str) -> Result<Vec<Reclaimed>> {
+    fn reap_if_there(&self, pool: &str, list: &str) -> Result<Option<Reaped>> {
         match self.directory.has_list(pool, list)? {
-            true => self.reap_list(pool, list),
-            false => Ok(Vec::new()),
+            true => self.reap_list(pool, list, usize::MAX).map(Some),
+            false => Ok(None),
         }
+    }
+
+    /// Lets go of the lock, and whoever waits for it have it.
+    fn let_others_in(self) {
+        let Books { lock, host, .. } = self;
+        lock.hand_on(host);
     }
 
     /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that goes offline from every

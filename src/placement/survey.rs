@@ -1,6 +1,7 @@
 //! A look at the whole site without changing anything: what `status` and `describe` show.
 
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,13 +13,13 @@ use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::names::Names;
-use crate::pools::{CpuList, Kind, Lock, LockError, Pool, PoolDirectory};
+use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::topology;
 
 /// What there is.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Survey {
     /// The pool directory, with symbolic links resolved.
     pub path: PathBuf,
@@ -35,7 +36,7 @@ pub struct Survey {
 }
 
 /// One pool.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct SurveyedPool {
     /// Its name.
     pub name: String,
@@ -46,7 +47,7 @@ pub struct SurveyedPool {
 }
 
 /// One CPU list.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct SurveyedList {
     /// Its directory's name.
     pub name: String,
@@ -85,7 +86,7 @@ impl ListState {
 }
 
 /// One owner, with all that it holds.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Owner {
     /// The id that `release` takes; a process that another tool recorded has none.
     pub id: Option<String>,
@@ -161,18 +162,75 @@ impl OwnerState {
     }
 }
 
-/// How long a look waits for whoever is changing something; it goes on without the lock then.
-const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+/// So long somebody may hold the lock before a look says so.
+const BRIEF: Duration = Duration::from_millis(200);
 
-/// Looks at everything; under the lock where it can be had, and without it, saying so, where we may not take it, or somebody
-/// does not let go of it.
+/// So often a look is taken until two in a row see the same.
+const LOOKS: usize = 10;
+
+/// The time between two of them.
+const BETWEEN: Duration = Duration::from_millis(3);
+
+/// Looks at everything, without the lock: until two looks in a row see the same. Where they never do, or somebody does not let
+/// go of the lock, and so may have changed one half of what belongs together, that is said.
 ///
 /// # Errors
 /// A pool directory that cannot be read at all.
 pub fn survey(site: &Site) -> Result<Survey> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
+    let Steady { seen, is_steady } = steadily(|| look(site, &directory))?;
+    let mut survey = seen;
+    let doubt = match directory.is_let_go(&site.host, BRIEF) {
+        Ok(()) if is_steady => None,
+        Ok(()) => Some(Refusal::new(
+            "read without the lock, and owners changed all the time",
+            "look again when fewer of them start and end",
+        )),
+        Err(LockError::Denied(_)) => Some(Refusal::new(
+            "read without the lock, which only its owner may take: owners may be changing",
+            "run this as root",
+        )),
+        Err(LockError::Held(error) | LockError::Unusable(error)) => {
+            let refusal = Refusal::of(&error);
+            let what = format!(
+                "read without the lock, so that owners may be changing: {}",
+                refusal.what
+            );
+            Some(Refusal::new(what, refusal.remedy))
+        }
+    };
+    survey.remarks.splice(0..0, doubt);
+    Ok(survey)
+}
+
+/// What was seen, and whether two looks in a row saw it.
+pub(super) struct Steady<T> {
+    pub(super) seen: T,
+    pub(super) is_steady: bool,
+}
+
+/// Looks until two looks in a row see the same: others change things one after another.
+pub(super) fn steadily<T: PartialEq>(look: impl Fn() -> Result<T>) -> Result<Steady<T>> {
+    let mut seen = look()?;
+    for _ in 1..LOOKS {
+        sleep(BETWEEN);
+        let again = look()?;
+        if again == seen {
+            return Ok(Steady {
+                seen,
+                is_steady: true,
+            });
+        }
+        seen = again;
+    }
+    Ok(Steady {
+        seen,
+        is_steady: false,
+    })
+}
+
+fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
     let mut remarks = Vec::new();
-    let _lock = lock_for_a_look(&directory, site).map_err(|remark| remarks.push(remark));
     let boot_id = process::boot_id(&site.host).unwrap_or_default();
     let mut ledger = Ledger::open_if_there(&site.run_dir)?;
     let mut is_swept = false;
@@ -206,7 +264,7 @@ pub fn survey(site: &Site) -> Result<Survey> {
             true => None,
             false => Clock::of(&site.host).ok(),
         },
-        directory: &directory,
+        directory,
     };
     let mut survey = Survey {
         path: directory.path().to_owned(),
@@ -230,25 +288,6 @@ pub fn survey(site: &Site) -> Result<Survey> {
         .sort_by(|one, other| (&one.pool, first(one)).cmp(&(&other.pool, first(other))));
     survey.remarks.dedup();
     Ok(survey)
-}
-
-/// The lock for a look, or why it goes without.
-pub(super) fn lock_for_a_look(directory: &PoolDirectory, site: &Site) -> Result<Lock, Refusal> {
-    match directory.lock(&site.host, site.patience.min(LOOK_PATIENCE)) {
-        Ok(lock) => Ok(lock),
-        Err(LockError::Denied(_)) => Err(Refusal::new(
-            "read without the lock, which only its owner may take: owners may be changing",
-            "run this as root",
-        )),
-        Err(LockError::Held(error) | LockError::Unusable(error)) => {
-            let refusal = Refusal::of(&error);
-            let what = format!(
-                "read without the lock, so that owners may be changing: {}",
-                refusal.what
-            );
-            Err(Refusal::new(what, refusal.remedy))
-        }
-    }
 }
 
 struct Look<'a> {

@@ -1,15 +1,17 @@
 //! The lock of a pool directory: flock(2) on one inode that KCM's tools lock too.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fs2::FileExt;
-use nix::sys::stat::{major, minor};
+use nix::unistd::geteuid;
 
+use super::lock_table::Place;
 use super::wait::Alarm;
 use super::{LOCK_MODE, PoolDirectory};
 use crate::files;
@@ -23,6 +25,12 @@ pub struct Lock {
     file: File,
     path: PathBuf,
 }
+
+/// Between two looks at whether somebody lets go, or has got it.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// So long somebody who waits is given to get it.
+const HANDED: Duration = Duration::from_millis(100);
 
 /// Why the lock was not had.
 #[derive(Debug)]
@@ -79,9 +87,57 @@ impl PoolDirectory {
             };
             // Whoever waited may have got an inode that was replaced meanwhile, which keeps nobody out.
             if lock.is_in_place().map_err(LockError::Unusable)? {
+                lock.close_to_others();
                 return Ok(lock);
             }
         }
+    }
+
+    /// For one who only looks: does whoever has the lock let go of it within `patience`? It is not kept.
+    ///
+    /// # Errors
+    /// As [`PoolDirectory::lock`]; a directory whose lock has not been made is nobody's.
+    pub fn is_let_go(&self, host: &Host, patience: Duration) -> Result<(), LockError> {
+        let started = Instant::now();
+        let file = self.open_lock(host)?;
+        loop {
+            match FileExt::try_lock_shared(&file) {
+                Err(error) if is_contended(&error) => {
+                    if started.elapsed() >= patience {
+                        return Err(self.held(host, &file, started.elapsed()));
+                    }
+                    sleep(PAUSE);
+                }
+                Err(error) if is_interrupted(&error) => {}
+                other => return self.usable(other),
+            }
+        }
+    }
+
+    /// Who uses the file that was `lock` before, holding it or waiting for it, where `key` is what [`Lock::key`] said of it.
+    pub fn user_of_former(&self, host: &Host, key: &str) -> Result<Option<String>> {
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        let parts = key.split_once('-');
+        let parts = parts.and_then(|(device, inode)| Some((number(device)?, inode.parse().ok()?)));
+        // A mark that was damaged names nobody.
+        let Some((device, inode)) = parts else {
+            return Ok(None);
+        };
+        let file = files::open_regular(&self.lock_path())?;
+        let now = Place::of(host, &file)?;
+        // It was on the file system that the new one is on, or on one that is not here any more.
+        let is_same = file.metadata().context("look at the lock")?.dev() == device;
+        let former = Place {
+            inode,
+            ..if is_same {
+                now
+            } else {
+                Place::by_device(device, inode)
+            }
+        };
+        let locks = files::read_if_there(&host.proc_locks())?.unwrap_or_default();
+        let user = former.users_in(&locks).first().copied();
+        Ok(user.map(|pid| described(host, pid)))
     }
 
     /// What tells this directory from every other on the machine, without holding it: [`Lock::key`].
@@ -133,29 +189,31 @@ impl PoolDirectory {
         taken.map_err(LockError::Unusable)
     }
 
+    fn held(&self, host: &Host, file: &File, waited: Duration) -> LockError {
+        let (who, remedy) = match holder(host, file) {
+            Some((pid, who)) => (
+                who,
+                format!(
+                    "let that finish, or end it (`kill {pid}`), or wait longer with --lock-timeout"
+                ),
+            ),
+            None => (
+                "somebody else".to_owned(),
+                "let that finish, or wait longer with --lock-timeout".to_owned(),
+            ),
+        };
+        let what = format!(
+            "the lock {} is held by {who}; gave up after {:.1} s",
+            self.lock_path().display(),
+            waited.as_secs_f64()
+        );
+        LockError::Held(Refusal::new(what, remedy + &self.open_to_others(file)).into())
+    }
+
     /// Waits in the kernel's queue.
     fn wait(&self, host: &Host, file: &File, patience: Duration) -> Result<(), LockError> {
         let started = Instant::now();
-        let held = || {
-            let (who, remedy) = match holder(host, file) {
-                Some((pid, who)) => (
-                    who,
-                    format!(
-                        "let that finish, or end it (`kill {pid}`), or wait longer with --lock-timeout"
-                    ),
-                ),
-                None => (
-                    "somebody else".to_owned(),
-                    "let that finish, or wait longer with --lock-timeout".to_owned(),
-                ),
-            };
-            let what = format!(
-                "the lock {} is held by {who}; gave up after {:.1} s",
-                self.lock_path().display(),
-                started.elapsed().as_secs_f64()
-            );
-            LockError::Held(Refusal::new(what, remedy + &self.open_to_others(file)).into())
-        };
+        let held = || self.held(host, file, started.elapsed());
         if patience.is_zero() {
             return Err(held());
         }
@@ -218,26 +276,49 @@ impl Lock {
         Ok(())
     }
 
+    /// Lets go, and waits a little until one of those who wait for it has it: whoever asks again at once would be before them.
+    pub fn hand_on(self, host: &Host) {
+        let place = Place::of(host, &self.file);
+        let locks = || files::read(&host.proc_locks()).unwrap_or_default();
+        let waited_for = place
+            .ok()
+            .filter(|place| place.users_in(&locks()).len() > 1);
+        drop(self);
+        let Some(place) = waited_for else {
+            return;
+        };
+        let started = Instant::now();
+        while place.holder_in(&locks()).is_none() && started.elapsed() < HANDED {
+            sleep(PAUSE);
+        }
+    }
+
+    /// Anybody who can open the file can hold it, and so keep every start from its CPUs: nobody else shall from now on.
+    fn close_to_others(&self) {
+        let attempt = || -> io::Result<()> {
+            let metadata = self.file.metadata()?;
+            let is_ours = metadata.uid() == geteuid().as_raw();
+            if is_ours && metadata.mode() & 0o077 != 0 {
+                let closed = Permissions::from_mode(LOCK_MODE);
+                self.file.set_permissions(closed)?;
+                log::warn!(
+                    "{} could be opened, so held, by others than its owner: its mode is {LOCK_MODE:o} now",
+                    self.path.display()
+                );
+            }
+            Ok(())
+        };
+        if let Err(error) = attempt() {
+            log::warn!("close {} to others: {error}", self.path.display());
+        }
+    }
+
     /// Does the path still name the inode that is held?
     fn is_in_place(&self) -> Result<bool> {
         let held = self.file.metadata().context("look at the lock")?;
         let named = files::entry_if_there(&self.path)?;
         Ok(named.is_some_and(|named| key_of(&named) == key_of(&held)))
     }
-}
-
-/// Who uses an inode as a lock, holding it or waiting for it, where `key` is what [`Lock::key`] said of it.
-pub fn users_of(host: &Host, key: &str) -> Result<Option<String>> {
-    let number = |text: &str| u64::from_str_radix(text, 16).ok();
-    let parts = key.split_once('-');
-    let parts = parts.and_then(|(device, inode)| Some((number(device)?, inode.parse().ok()?)));
-    // A mark that was damaged names nobody.
-    let Some((device, inode)) = parts else {
-        return Ok(None);
-    };
-    let locks = files::read_if_there(&host.proc_locks())?.unwrap_or_default();
-    let user = users_in(&locks, device, inode).next();
-    Ok(user.map(|pid| described(host, pid)))
 }
 
 fn is_contended(error: &io::Error) -> bool {
@@ -254,9 +335,9 @@ fn key_of(metadata: &Metadata) -> String {
 
 /// Who holds the flock on this file, from `/proc/locks` (proc_locks(5)): a pid, and how to show it.
 fn holder(host: &Host, file: &File) -> Option<(i32, String)> {
-    let metadata = file.metadata().ok()?;
+    let place = Place::of(host, file).ok()?;
     let locks = files::read_if_there(&host.proc_locks()).ok()??;
-    let pid = holder_in(&locks, metadata.dev(), metadata.ino())?;
+    let pid = place.holder_in(&locks)?;
     Some((pid, described(host, pid)))
 }
 
@@ -267,36 +348,6 @@ fn described(host: &Host, pid: i32) -> String {
 
 fn process_name(host: &Host, pid: i32) -> Option<String> {
     files::read_if_there(&host.proc_pid(pid, "comm")).ok()?
-}
-
-/// All who hold the flock on an inode or wait for it. A file system without a device of its own (btrfs, overlayfs) has
-/// another number there than its files tell: then the inode alone has to do.
-fn users_in(locks: &str, device: u64, inode: u64) -> impl Iterator<Item = i32> {
-    let place = format!("{:02x}:{:02x}:", major(device), minor(device));
-    let number = format!(":{inode}");
-    locks.lines().filter_map(move |line| {
-        let words = line.split_whitespace().filter(|word| *word != "->");
-        let words: Vec<&str> = words.collect();
-        match words.as_slice() {
-            [_, "FLOCK", _, _, pid, file, ..]
-                if file.ends_with(&number) && (major(device) == 0 || file.starts_with(&place)) =>
-            {
-                pid.parse().ok()
-            }
-            _ => None,
-        }
-    })
-}
-
-fn holder_in(locks: &str, device: u64, inode: u64) -> Option<i32> {
-    let wanted = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
-    locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            [_, "FLOCK", _, _, pid, place, ..] if *place == wanted => pid.parse().ok(),
-            _ => None,
-        }
-    })
 }
 
 #[cfg(test)]
@@ -347,11 +398,11 @@ mod tests {
 
     /// Waits until so many wait for the lock.
     fn until_waiting(directory: &PoolDirectory, wanted: usize) {
-        let metadata = directory.lock_path().metadata().unwrap();
+        let file = File::open(directory.lock_path()).unwrap();
+        let place = Place::of(&Host::new("/"), &file).unwrap();
         loop {
             let locks = files::read(&Host::new("/").proc_locks()).unwrap();
-            let users = users_in(&locks, metadata.dev(), metadata.ino()).count();
-            if users == wanted + 1 {
+            if place.users_in(&locks).len() == wanted + 1 {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -380,6 +431,92 @@ mod tests {
     }
 
     #[test]
+    fn those_who_come_again_and_again_have_their_turns() {
+        use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+        const STARTERS: usize = 64;
+        const TURNS: usize = 20;
+        let (_dir, directory) = directory();
+        let host = Host::new("/");
+        let served = AtomicUsize::new(0);
+        // Of each turn: how many others had theirs while it was waited for. A time would tell of the machine's other work.
+        let waits = std::sync::Mutex::new(Vec::new());
+        let first = directory.lock(&host, Duration::ZERO).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..STARTERS {
+                let (directory, host, served, waits) = (&directory, &host, &served, &waits);
+                scope.spawn(move || {
+                    for _ in 0..TURNS {
+                        let came = served.load(SeqCst);
+                        let lock = directory.lock(host, Duration::from_secs(60)).unwrap();
+                        let before = served.fetch_add(1, SeqCst) - came;
+                        waits.lock().unwrap().push(before);
+                        std::thread::sleep(Duration::from_micros(200));
+                        lock.hand_on(host);
+                    }
+                });
+            }
+            until_waiting(&directory, STARTERS);
+            drop(first);
+        });
+        let mut waits = waits.into_inner().unwrap();
+        waits.sort_unstable();
+        let (most, longest) = (waits[waits.len() * 9 / 10], waits[waits.len() - 1]);
+        println!("others before one: {most} of nine in ten, {longest} at most");
+        // Whoever comes in the moment in which another is woken is before it, and a busy machine wakes late.
+        assert!(most <= 2 * STARTERS, "{most} others were before one");
+        assert!(longest <= 4 * STARTERS, "{longest} others were before one");
+    }
+
+    #[test]
+    fn whoever_hands_it_on_is_not_the_next() {
+        let (_dir, directory) = directory();
+        let host = Host::new("/");
+        for _ in 0..20 {
+            let held = directory.lock(&host, Duration::ZERO).unwrap();
+            let order = std::sync::Mutex::new(Vec::new());
+            std::thread::scope(|scope| {
+                let (directory, host, order) = (&directory, &host, &order);
+                scope.spawn(move || {
+                    let lock = directory.lock(host, Duration::from_secs(60)).unwrap();
+                    order.lock().unwrap().push("waited");
+                    drop(lock);
+                });
+                until_waiting(directory, 1);
+                held.hand_on(host);
+                let lock = directory.lock(host, Duration::from_secs(60)).unwrap();
+                order.lock().unwrap().push("again");
+                drop(lock);
+            });
+            assert_eq!(order.into_inner().unwrap(), ["waited", "again"]);
+        }
+    }
+
+    #[test]
+    fn a_lock_that_others_can_open_is_closed_to_them() {
+        let (dir, directory) = directory();
+        let path = dir.path().join("lock");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        directory
+            .is_let_go(&Host::new("/"), Duration::ZERO)
+            .unwrap();
+        let mode = || path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(), 0o644, "who looks changes nothing");
+        drop(directory.lock(&Host::new("/"), Duration::ZERO).unwrap());
+        assert_eq!(mode(), LOCK_MODE);
+    }
+
+    #[test]
+    fn a_look_does_not_wait_for_whoever_holds_it() {
+        let (_dir, directory) = directory();
+        let host = Host::new("/");
+        let held = directory.lock(&host, Duration::ZERO).unwrap();
+        let told = directory.is_let_go(&host, Duration::from_millis(20));
+        assert!(matches!(told, Err(LockError::Held(_))), "{told:?}");
+        drop(held);
+        directory.is_let_go(&host, Duration::ZERO).unwrap();
+    }
+
+    #[test]
     fn whoever_waited_for_a_lock_that_was_replaced_takes_the_new_one() {
         let (dir, directory) = directory();
         let host = Host::new("/");
@@ -394,14 +531,14 @@ mod tests {
             let lock = dir.path().join("lock");
             files::replace(&lock, b"", 0o600, files::Durability::Crash).unwrap();
             assert!(held.ensure_in_place().is_err());
-            let user = users_of(&host, &former).unwrap();
+            let user = directory.user_of_former(&host, &former).unwrap();
             assert!(user.is_some_and(|user| user.starts_with("process ")));
             drop(held);
             let taken = waiting.join().unwrap();
             assert_eq!(taken, directory.lock_key().unwrap());
             assert_ne!(taken, former);
         });
-        assert_eq!(users_of(&host, &former).unwrap(), None);
+        assert_eq!(directory.user_of_former(&host, &former).unwrap(), None);
     }
 
     #[test]
@@ -416,18 +553,5 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-    }
-
-    #[test]
-    fn holders_are_read_from_the_lock_table() {
-        let locks = "1: POSIX  ADVISORY  WRITE 11 fe:00:77 0 EOF\n\
-                     2: FLOCK  ADVISORY  WRITE 12 fe:00:78 0 EOF\n\
-                     2: -> FLOCK  ADVISORY  WRITE 14 fe:00:77 0 EOF\n\
-                     3: FLOCK  ADVISORY  WRITE 13 fe:00:77 0 EOF\n";
-        assert_eq!(
-            holder_in(locks, nix::sys::stat::makedev(0xfe, 0), 77),
-            Some(13)
-        );
-        assert_eq!(holder_in(locks, nix::sys::stat::makedev(0xfd, 0), 77), None);
     }
 }

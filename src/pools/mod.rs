@@ -4,6 +4,7 @@
 pub mod carve;
 mod change;
 mod lock;
+mod lock_table;
 pub mod make;
 mod owners;
 pub mod plan;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
-pub use lock::{Lock, LockError, users_of};
+pub use lock::{Lock, LockError};
 pub use owners::TasksChange;
 
 use crate::cpulist::CpuSet;

@@ -201,7 +201,12 @@ fn scale(world: &World) {
     let lists: Vec<&str> = names.iter().map(String::as_str).collect();
     world.pool("dp", Kind::Exclusive, &lists);
     for number in 0..CLAIMS {
-        copy(world, &claim, number, lists[number % LISTS]);
+        let owner = Owner {
+            id: &format!("dead{number}"),
+            pid: 4_000_000,
+            start: number as u64 + 1,
+        };
+        record(world, &claim, &owner, ("dp", lists[number % LISTS]));
     }
     let other = Standin::new(world, "b");
     let asked = state("b", other.pid, request("dp"));
@@ -245,25 +250,32 @@ fn scale(world: &World) {
     campaign::count_executions(5);
 }
 
-/// A claim of a dead owner on one list, made of a true one.
-fn copy(world: &World, claim: &Value, number: usize, list: &str) {
+/// Who is to have a claim.
+pub(crate) struct Owner<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) pid: i32,
+    pub(crate) start: u64,
+}
+
+/// A claim of an owner without a group on one list of a pool, made of a true one.
+pub(crate) fn record(world: &World, claim: &Value, owner: &Owner<'_>, place: (&str, &str)) {
+    let Owner { id, pid, start } = owner;
+    let (pool, list) = place;
     let mut claim = claim.clone();
-    let owner = json!({ "pid": 4_000_000, "start": number + 1 });
-    let id = format!("dead{number}");
+    let process = json!({ "pid": pid, "start": start });
     claim["id"] = json!(id);
-    claim["owner"] = owner.clone();
-    claim["processes"] = json!([owner]);
-    claim["pool"] = json!("dp");
+    claim["owner"] = process.clone();
+    claim["processes"] = json!([process]);
+    claim["pool"] = json!(pool);
     claim["lists"] = json!([list]);
     claim["cpus"] = json!(list);
     let claim = claim.as_object_mut().expect("a claim is an object");
     claim.remove("cgroup");
-    claim.remove("check");
-    let file = format!("{id}/4000000-{}.json", number + 1);
+    claim.remove("sum");
+    let file = format!("{id}/{pid}-{start}.json");
     let path = world.run.join("claims").join(&file);
-    let link = world
-        .run
-        .join(format!("lists/{list}/{id}@4000000-{}", number + 1));
+    let link = format!("lists/{list}/{id}@{pid}-{start}");
+    let link = world.run.join(link);
     for path in [&path, &link] {
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("make a directory");
     }

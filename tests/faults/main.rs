@@ -14,6 +14,7 @@
     reason = "tests/real uses the rest of what is shared with it"
 )]
 
+mod bounds;
 mod campaign;
 mod command_lines;
 mod corruption;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         corruption::cases(),
         command_lines::cases(),
         disks::cases(),
+        bounds::cases(),
         soak::cases(),
     ]
     .into_iter()

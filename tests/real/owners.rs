@@ -9,8 +9,10 @@ use crate::plan::Plan;
 use crate::process::{self, Running, is_alive, start_time};
 use crate::strace;
 use crate::world::{Kind, Standin, World, state, stopped};
+use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use serde_json::{Value, json};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -52,6 +54,11 @@ pub(crate) fn cases() -> Vec<Case> {
         books_with_a_time_before_the_boot,
     ));
     cases.push(plain("owners::lock_is_replaced", root, lock_is_replaced));
+    cases.push(plain(
+        "owners::lock_is_replaced_beside_another_of_its_number",
+        root,
+        number_of_another,
+    ));
     cases.push(plain(
         "owners::groups_too_deep_to_name",
         &[Need::Root, Need::Cpus(2), Need::Python3],
@@ -376,6 +383,45 @@ fn lock_is_replaced(world: &World) {
     assert_ne!(living.mask(), next.mask());
     living.die();
     next.die();
+    world.reconcile();
+    world.assert_all_free("after everybody is gone");
+}
+
+/// On every tmpfs there is an inode of the former lock's number: whoever holds that one does not use the former lock.
+fn number_of_another(world: &World) {
+    let memory = |name: &str| {
+        let path = world.dir.join(name);
+        std::fs::create_dir_all(&path).expect("make a directory");
+        let mount = ["-t", "tmpfs", "-o", "mode=0755", "none"];
+        process::run(Command::new("mount").args(mount).arg(&path)).ok();
+        path
+    };
+    let (conf, other) = (memory("conf"), memory("other"));
+    std::fs::write(conf.join("lock"), "").expect("make the lock");
+    std::fs::create_dir(conf.join("pools")).expect("make pools");
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let number = |path: &std::path::Path| path.metadata().expect("look at a file").ino();
+    let former = number(&conf.join("lock"));
+    let held = (0..100)
+        .map(|name| other.join(name.to_string()))
+        .find(|path| {
+            std::fs::write(path, "").expect("make a file");
+            number(path) == former
+        });
+    let held = std::fs::File::open(held.expect("a file of that number")).expect("open it");
+    let held = Flock::lock(held, FlockArg::LockExclusive).map_err(|(_, errno)| errno);
+    let start = |name: &str| {
+        let owner = Standin::new(world, name);
+        let ran = world.hook("prestart", &state(name, owner.pid, request()));
+        ran.ok();
+        owner
+    };
+    let first = start("first");
+    first.die();
+    std::fs::write(conf.join("new"), "").expect("make another lock");
+    std::fs::rename(conf.join("new"), conf.join("lock")).expect("replace the lock");
+    start("next").die();
+    drop(held.expect("hold it"));
     world.reconcile();
     world.assert_all_free("after everybody is gone");
 }

@@ -1,0 +1,151 @@
+//! The kernel's table of locks, `/proc/locks` (proc_locks(5)): who holds a file, and who waits for it.
+
+use std::fs::{File, Metadata};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result};
+use nix::sys::stat::{major, minor};
+
+use crate::files;
+use crate::host::Host;
+
+/// How the table names a file: by the device of its file system and its inode.
+///
+/// That device is not always what stat(2) tells of the file: a subvolume of btrfs, and a file of overlayfs, have devices of
+/// their own there. The file's mount tells the one of its file system (proc_pid_mountinfo(5), field 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) major: u64,
+    pub(super) minor: u64,
+    pub(super) inode: u64,
+}
+
+impl Place {
+    /// The place of a file that is open here.
+    pub(super) fn of(host: &Host, file: &File) -> Result<Place> {
+        let metadata = file.metadata().context("look at the lock")?;
+        let told = Place::told(&metadata);
+        // What is open here has no number in another root's table of mounts.
+        if !host.is_running_root() {
+            return Ok(told);
+        }
+        let own = std::process::id() as i32;
+        let info = host.proc_pid(own, &format!("fdinfo/{}", file.as_raw_fd()));
+        let info = files::read_if_there(&info)?.unwrap_or_default();
+        let mounts = files::read_if_there(&host.mountinfo())?.unwrap_or_default();
+        let device = device_of_mount(&info, &mounts);
+        Ok(device.map_or(told, |(major, minor)| Place {
+            major,
+            minor,
+            ..told
+        }))
+    }
+
+    /// As stat(2) tells it.
+    fn told(metadata: &Metadata) -> Place {
+        Place::by_device(metadata.dev(), metadata.ino())
+    }
+
+    /// The place of a file of this device (stat(2), `st_dev`).
+    pub(super) fn by_device(device: u64, inode: u64) -> Place {
+        Place {
+            major: major(device),
+            minor: minor(device),
+            inode,
+        }
+    }
+
+    /// Who holds it.
+    pub(super) fn holder_in(self, locks: &str) -> Option<i32> {
+        let mut entries = locks.lines().filter_map(Entry::parse);
+        let holder = entries.find(|entry| !entry.waits && self.is_in(entry));
+        holder.map(|entry| entry.pid)
+    }
+
+    /// All who hold it or wait for it.
+    pub(super) fn users_in(self, locks: &str) -> Vec<i32> {
+        let entries = locks.lines().filter_map(Entry::parse);
+        let users = entries.filter(|entry| self.is_in(entry));
+        users.map(|entry| entry.pid).collect()
+    }
+
+    fn is_in(self, entry: &Entry<'_>) -> bool {
+        let Place {
+            major,
+            minor,
+            inode,
+        } = self;
+        entry.file == format!("{major:02x}:{minor:02x}:{inode}")
+    }
+}
+
+/// One flock(2) in the table.
+struct Entry<'a> {
+    waits: bool,
+    pid: i32,
+    file: &'a str,
+}
+
+impl Entry<'_> {
+    fn parse(line: &str) -> Option<Entry<'_>> {
+        let mut words = line.split_whitespace().skip(1).peekable();
+        let waits = words.next_if_eq(&"->").is_some();
+        if words.next()? != "FLOCK" {
+            return None;
+        }
+        let mut words = words.skip(2);
+        Some(Entry {
+            waits,
+            pid: words.next()?.parse().ok()?,
+            file: words.next()?,
+        })
+    }
+}
+
+/// The device of the mount that an open file is on: `mnt_id` (proc_pid_fdinfo(5)) names its line in the table of mounts.
+fn device_of_mount(info: &str, mounts: &str) -> Option<(u64, u64)> {
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+    let id = id.trim();
+    let line = mounts.lines().find_map(|line| {
+        let (own, rest) = line.split_once(' ')?;
+        (own == id).then_some(rest)
+    })?;
+    let (major, minor) = line.split(' ').nth(1)?.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holders_and_users_are_read_from_the_table() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 fe:00:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 12 fe:00:78 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 13 fe:00:77 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 14 fe:00:77 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 15 00:2a:77 0 EOF\n";
+        let place = |major, minor| Place {
+            major,
+            minor,
+            inode: 77,
+        };
+        assert_eq!(place(0xfe, 0).holder_in(locks), Some(13));
+        assert_eq!(place(0xfe, 0).users_in(locks), [13, 14]);
+        assert_eq!(place(0xfd, 0).holder_in(locks), None);
+        // File systems without a device of their own have numbers, too, and every one of them an inode 77.
+        assert_eq!(place(0, 0x2a).users_in(locks), [15]);
+        assert!(place(0, 0x2b).users_in(locks).is_empty());
+    }
+
+    #[test]
+    fn the_mount_tells_the_device_of_the_table() {
+        let info = "pos:\t0\nflags:\t0100000\nmnt_id:\t29\nino:\t257\n";
+        let mounts = "28 1 254:0 / / rw - ext4 /dev/vda rw\n\
+                      29 28 0:42 /root /etc/kcm rw shared:1 - btrfs /dev/vdb rw,subvol=/root\n";
+        assert_eq!(device_of_mount(info, mounts), Some((0, 42)));
+        assert_eq!(device_of_mount("pos:\t0\n", mounts), None);
+        assert_eq!(device_of_mount("mnt_id:\t7\n", mounts), None);
+    }
+}
