@@ -117,7 +117,9 @@ fn told_groups(reader: &Reader<'_>, online: &CpuSet, name: &str) -> Vec<Group> {
 /// All nodes that the kernel knows, with the CPUs that the levels tell.
 fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> {
     // What is odd about these is noted with the levels.
-    let numbers = nodes::all(&Reader::new(reader.host));
+    let mut numbers = nodes::all(&Reader::new(reader.host));
+    let told = levels.nodes.iter().filter(|node| node.id != Group::UNTOLD);
+    numbers.extend(&told.map(|node| node.id).collect());
     let node = |id| {
         let known = levels.nodes.iter().find(|node| node.id == id);
         let cpus = known.map(|node| node.cpus.intersection(online));
@@ -127,7 +129,15 @@ fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> 
             memory_kib: memory_of(reader, id),
         }
     };
-    numbers.iter().map(node).collect()
+    let nodes: Vec<Node> = numbers.iter().map(node).collect();
+    let those = |has: &dyn Fn(&&Node) -> bool| nodes.iter().filter(has).map(|one| one.id).collect();
+    // What is silent about a node is no contradiction.
+    if levels.gaps.nodes.cpus.is_empty() {
+        let with_cpus: CpuSet = those(&|node| !node.cpus.is_empty());
+        let with_memory: CpuSet = those(&|node| node.memory_kib > 0);
+        nodes::note_contradictions(reader, &with_cpus, &with_memory);
+    }
+    nodes
 }
 
 fn caches(host: &Host, reader: &Reader<'_>, levels: &Levels) -> Vec<Cache> {

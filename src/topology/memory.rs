@@ -1,5 +1,7 @@
 //! Which NUMA nodes have the memory near some CPUs.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 
 use super::levels::Levels;
@@ -8,6 +10,9 @@ use super::told::{Format, Reader};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
+use crate::refusal::Refusal;
+
+const DROP: &str = "drop pinfold.io/mems";
 
 /// The NUMA nodes with memory that is local to any of `cpus`. Of a node without memory those that are nearest to it
 /// (its `distance`); empty where the kernel knows no nodes.
@@ -20,20 +25,38 @@ pub fn local_memory_nodes(host: &Host, cpus: &CpuSet) -> Result<CpuSet> {
     if nodes.is_empty() {
         return Ok(CpuSet::new());
     }
-    let with_memory = nodes_with_memory(&reader, &nodes);
+    let mut with_memory = nodes_with_memory(&reader, &nodes);
     ensure!(
         !with_memory.is_empty(),
-        "the kernel does not tell which NUMA nodes have memory ({} and the nodes' meminfo): drop pinfold.io/mems",
-        host.sys_node("has_memory").display()
+        Refusal::new(
+            format!(
+                "the kernel does not tell which NUMA nodes have memory ({} and the nodes' meminfo)",
+                host.sys_node("has_memory").display()
+            ),
+            DROP
+        )
     );
     let levels = Levels::without_cores(host, cpus);
     let gap = &levels.gaps.nodes;
     ensure!(
         gap.cpus.is_empty(),
-        "the kernel does not tell the NUMA node of the CPUs {} ({gap}): drop pinfold.io/mems",
-        gap.cpus
+        Refusal::new(
+            format!(
+                "the kernel does not tell the NUMA node of the CPUs {} ({gap})",
+                gap.cpus
+            ),
+            DROP
+        )
     );
     let of_cpus: CpuSet = levels.nodes.iter().map(|node| node.id).collect();
+    // A node's own file knows better than a list of all.
+    for node in of_cpus.iter() {
+        match told_memory(&reader, node) {
+            Some(0) => with_memory = with_memory.difference(&CpuSet::from_iter([node])),
+            Some(_) => with_memory.insert(node),
+            None => {}
+        }
+    }
     let mut local = of_cpus.intersection(&with_memory);
     for node in of_cpus.difference(&with_memory).iter() {
         local.extend(&nearest(host, node, &nodes, &with_memory)?);
@@ -52,18 +75,25 @@ fn nodes_with_memory(reader: &Reader<'_>, nodes: &CpuSet) -> CpuSet {
     })
 }
 
-/// The memory of a node in KiB, by the `MemTotal:` of its `meminfo`; 0 where that does not tell.
+/// The memory of a node in KiB; 0, which is noted, where its `meminfo` does not tell.
 pub(super) fn memory_of(reader: &Reader<'_>, node: u32) -> u64 {
-    let path = reader.host.sys_node(&format!("node{node}/meminfo"));
-    let text = reader.text(&path).value().unwrap_or_default();
-    let value = text.split_once("MemTotal:").and_then(|(_, rest)| {
-        let number = rest.split_whitespace().next()?;
-        number.parse().ok()
-    });
-    if value.is_none() && !reader.has_noted_below(&path) {
+    let told = told_memory(reader, node);
+    let path = meminfo(reader, node);
+    if told.is_none() && !reader.has_noted_below(&path) {
         reader.note(&path, "tells no MemTotal");
     }
-    value.unwrap_or(0)
+    told.unwrap_or(0)
+}
+
+/// By the `MemTotal:` of its `meminfo`.
+fn told_memory(reader: &Reader<'_>, node: u32) -> Option<u64> {
+    let text = reader.text(&meminfo(reader, node)).value()?;
+    let (_, rest) = text.split_once("MemTotal:")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+fn meminfo(reader: &Reader<'_>, node: u32) -> PathBuf {
+    reader.host.sys_node(&format!("node{node}/meminfo"))
 }
 
 /// Those of `others` with the least distance from a node (kernel: Documentation/ABI/stable/sysfs-devices-node:
@@ -83,10 +113,15 @@ fn nearest(host: &Host, node: u32, nodes: &CpuSet, others: &CpuSet) -> Result<Cp
         .with_context(|| format!("read {}", path.display()))?;
     ensure!(
         distances.len() == nodes.len(),
-        "read {}: {} distances of {} nodes: drop pinfold.io/mems",
-        path.display(),
-        distances.len(),
-        nodes.len()
+        Refusal::new(
+            format!(
+                "read {}: {} distances of {} nodes",
+                path.display(),
+                distances.len(),
+                nodes.len()
+            ),
+            DROP
+        )
     );
     let known = || nodes.iter().zip(&distances);
     let candidates = || known().filter(|(other, _)| others.contains(*other));

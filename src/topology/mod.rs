@@ -23,6 +23,7 @@ pub use told::Oddity;
 use crate::cpulist::{self, CpuSet};
 use crate::files;
 use crate::host::Host;
+use crate::refusal::Refusal;
 
 /// The CPUs that can run something now (`/sys/devices/system/cpu/online`).
 ///
@@ -36,8 +37,10 @@ pub fn online(host: &Host) -> Result<CpuSet> {
         .with_context(|| format!("read {}", path.display()))?;
     ensure!(
         !cpus.is_empty(),
-        "read {}: it names no CPU: is this the sysfs of a running kernel?",
-        path.display()
+        Refusal::new(
+            format!("read {}: it names no CPU", path.display()),
+            "mount the sysfs of a running kernel there"
+        )
     );
     Ok(cpus)
 }

@@ -8,8 +8,8 @@ use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
 
-/// The nodes that some CPUs are of, by number. The file `has_cpu` is empty on kernels in use: the nodes' own lists say
-/// which of them have CPUs. Where the kernel knows no nodes, packages are: its memory is one for each at best.
+/// The nodes that some CPUs are of, by number. The file `has_cpu` is empty on kernels in use, and can be wrong: the nodes'
+/// own lists say which of them have CPUs, and where those that it names do not have all, the others are looked at. Where the kernel knows no nodes, packages are: its memory is one for each at best.
 pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap: &Gap) -> Level {
     let reader = Reader::new(host);
     let numbers = numbers(&reader);
@@ -35,20 +35,30 @@ pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap
                 take(&mut level, index as u32, &package.cpus);
             }
         }
-        // A machine with one node needs no file more.
-        1 => take(&mut level, numbers.first().unwrap_or_default(), cpus),
-        _ => {
-            for node in numbers.iter() {
-                let of_node = cpus_of(&reader, node).unwrap_or_default();
-                take(&mut level, node, &of_node);
-            }
+        count => {
+            let told_by = |level: &mut Level, nodes: &CpuSet| {
+                for node in nodes.iter() {
+                    let of_node = cpus_of(&reader, node).unwrap_or_default();
+                    take(level, node, &of_node);
+                }
+            };
+            told_by(&mut level, &numbers);
             if !level.untold.is_empty() {
+                // Whatever says which nodes have CPUs has left one out, or a node's own list cannot be made out.
+                let mut others = all(&reader);
+                others.extend(&by_directory(&reader));
+                told_by(&mut level, &others.difference(&numbers));
+            }
+            if !level.untold.is_empty() && count > 1 {
                 note_empty(&reader, &numbers);
             }
             for cpu in level.untold.clone().iter() {
                 if let Some(node) = node_of(&reader, cpu) {
                     take(&mut level, node, &CpuSet::from_iter([cpu]));
                 }
+            }
+            if count == 1 {
+                take(&mut level, numbers.first().unwrap_or_default(), cpus);
             }
         }
     }
@@ -63,7 +73,7 @@ pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap
     level
 }
 
-/// The nodes that may have CPUs: those that the kernel says have some, or else all. Empty where it knows none.
+/// The nodes that are looked at first: those that the kernel says have CPUs, or else all. Empty where it knows none.
 pub(super) fn numbers(reader: &Reader<'_>) -> CpuSet {
     let has_cpu = (reader.host.sys_node("has_cpu"), Format::List);
     reader
@@ -77,6 +87,15 @@ pub(super) fn all(reader: &Reader<'_>) -> CpuSet {
     if let Some(nodes) = reader.first(&[online], None) {
         return nodes;
     }
+    let nodes = by_directory(reader);
+    if nodes.is_empty() {
+        reader.note(&reader.host.sys_node(""), "is missing, or names no node");
+    }
+    nodes
+}
+
+/// The nodes that have a directory.
+fn by_directory(reader: &Reader<'_>) -> CpuSet {
     let directory = reader.host.sys_node("");
     let names = files::directories_in(&directory).unwrap_or_else(|error| {
         reader.note(
@@ -85,11 +104,32 @@ pub(super) fn all(reader: &Reader<'_>) -> CpuSet {
         );
         Vec::new()
     });
-    let nodes: CpuSet = names.iter().filter_map(|name| number_of(name)).collect();
-    if nodes.is_empty() {
-        reader.note(&directory, "is missing, or names no node");
+    names.iter().filter_map(|name| number_of(name)).collect()
+}
+
+/// Says where `has_cpu`, `has_memory` and `online` tell otherwise than the nodes themselves.
+pub(super) fn note_contradictions(reader: &Reader<'_>, with_cpus: &CpuSet, with_memory: &CpuSet) {
+    for (name, what, nodes) in [
+        ("has_cpu", "CPUs", with_cpus),
+        ("has_memory", "memory", with_memory),
+    ] {
+        let path = reader.host.sys_node(name);
+        match reader.set(&path, Format::List) {
+            Said::Value(said) if said != *nodes && !nodes.is_empty() => reader.note(
+                &path,
+                format!("holds {said}, and by their own files the nodes {nodes} have {what}"),
+            ),
+            _ => {}
+        }
     }
-    nodes
+    let path = reader.host.sys_node("online");
+    match reader.set(&path, Format::List) {
+        Said::Value(said) if !with_cpus.is_subset(&said) => reader.note(
+            &path,
+            format!("holds {said}, and the nodes {with_cpus} have CPUs"),
+        ),
+        _ => {}
+    }
 }
 
 /// The CPUs of a node; `None` where no file tells them, or it has none.

@@ -453,3 +453,43 @@ fn an_empty_has_cpu_leaves_two_nodes_two() {
     assert!(pool.cpus(&want("lists=3 numa=single")).is_err());
     assert_eq!(local_memory_nodes(&tree.host, &set("2")).unwrap(), set("1"));
 }
+
+/// Well-formed, and wrong: the nodes' own files count, and what contradicts them is named.
+#[test]
+fn lists_of_nodes_that_are_wrong_are_not_believed() {
+    for (file, wrong) in [
+        ("has_cpu", "0"),
+        ("has_cpu", "1"),
+        ("has_cpu", "0-2"),
+        ("has_cpu", "7"),
+        ("online", "0"),
+        ("has_memory", "0"),
+        ("has_memory", "1"),
+    ] {
+        for others in [&[][..], &["has_cpu", "online"]] {
+            let tree = Shape::regular([2, 1, 1, 2, 1]).tree();
+            for other in others.iter().filter(|other| **other != file) {
+                fs::remove_file(tree.host.sys_node(other)).unwrap();
+            }
+            fs::write(tree.host.sys_node(file), format!("{wrong}\n")).unwrap();
+            let case = format!("{file} {wrong} without {others:?}");
+            for (cpus, nodes) in [("0-3", 2), ("2-3", 1), ("0-1", 1)] {
+                let levels = Levels::of(&tree.host, &set(cpus));
+                assert_eq!(levels.nodes.len(), nodes, "{case}: {:?}", levels.nodes);
+                let last = levels.nodes.last().unwrap();
+                let end = if cpus == "0-1" { "0-1" } else { "2-3" };
+                assert_eq!(last.cpus, set(end), "{case}");
+                assert!(levels.gaps.nodes.cpus.is_empty(), "{case}");
+            }
+            for (cpus, node) in [("0", "0"), ("2", "1"), ("1-2", "0-1")] {
+                let local = local_memory_nodes(&tree.host, &set(cpus)).unwrap();
+                assert_eq!(local, set(node), "{case}: {cpus}");
+            }
+            let topology = Topology::read(&tree.host).unwrap();
+            let remarks = remarks(&topology);
+            let file = format!("node/{file} holds {wrong}");
+            let is_named = remarks.iter().any(|remark| remark.text.contains(&file));
+            assert!(is_named, "{case}: {remarks:?}");
+        }
+    }
+}
