@@ -151,7 +151,7 @@ impl Stock {
 
     /// The cores of an exclusive pool are near each other unless something else was said, as that they are to be of many
     /// caches; KCM counts by number.
-    fn cut_of(&self, spec: &PoolSpec) -> Cut {
+    pub(super) fn cut_of(&self, spec: &PoolSpec) -> Cut {
         let may_be_far = self.shared_isolated.is_some() || spec.cut.cache == Cache::Spread;
         match (spec.kind, spec.cut.numa) {
             (Kind::Exclusive, Numa::Any) if !may_be_far => Cut {

@@ -1,11 +1,13 @@
 //! More for a pool.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 
 use super::{Resized, Standing, cpus_of};
 use crate::cpulist::CpuSet;
-use crate::pools::carve::{Cache, Cut, Numa};
-use crate::pools::plan::{Cores, Stock, Unit, list_name, plan};
+use crate::pools::carve::{Cache, Core, Cut, Numa};
+use crate::pools::plan::{Cores, PoolSpec, Stock, Unit, list_name, plan};
 use crate::pools::{CpuList, Kind};
 use crate::refusal::Refusal;
 
@@ -70,9 +72,50 @@ impl Standing<'_> {
         free
     }
 
+    /// What is packed comes from the NUMA nodes of the pool's own lists first.
     fn cut_out(&self, cores: Cores, cut: Cut) -> Result<Vec<CpuSet>> {
-        let planned = plan(&self.free(), &[self.spec(cores, cut)])?;
-        Ok(planned.into_iter().flat_map(|pool| pool.lists).collect())
+        let mut free = self.free();
+        let spec = self.spec(cores, cut);
+        let (Cores::Count(count), Numa::Pack) = (cores, free.cut_of(&spec).numa) else {
+            return cut_from(&free, &spec);
+        };
+        let near = Stock {
+            cores: self.near(&free),
+            ..free.clone()
+        };
+        let of = |count| self.spec(Cores::Count(count), cut);
+        let count_near = near.cores_for(&spec).len().min(count);
+        if count_near == 0 {
+            return cut_from(&free, &spec);
+        }
+        if count_near == count || cut.cache == Cache::Single {
+            return cut_from(&near, &of(count)).or_else(|_| cut_from(&free, &spec));
+        }
+        let mut lists = cut_from(&near, &of(count_near))?;
+        let near: CpuSet = near
+            .cores
+            .iter()
+            .flat_map(|core| core.cpus.iter())
+            .collect();
+        free = free.without(&near);
+        lists.extend(cut_from(&free, &of(count - count_near))?);
+        Ok(lists)
+    }
+
+    /// The free cores of the nodes that the pool has any of.
+    fn near(&self, free: &Stock) -> Vec<Core> {
+        let own = cpus_of(&self.pool.lists);
+        let is_own = |core: &&Core| !core.cpus.is_disjoint(&own);
+        let nodes: BTreeSet<Option<u32>> = self
+            .stock
+            .cores
+            .iter()
+            .filter(is_own)
+            .map(|core| core.node)
+            .collect();
+        let mut cores = free.cores.clone();
+        cores.retain(|core| core.node.is_some() && nodes.contains(&core.node));
+        cores
     }
 
     pub(super) fn siblings_after(&self, resized: &Resized) -> CpuSet {
@@ -157,4 +200,9 @@ impl Standing<'_> {
         );
         Refusal::new(what, remedy).into()
     }
+}
+
+fn cut_from(stock: &Stock, spec: &PoolSpec) -> Result<Vec<CpuSet>> {
+    let planned = plan(stock, std::slice::from_ref(spec))?;
+    Ok(planned.into_iter().flat_map(|pool| pool.lists).collect())
 }

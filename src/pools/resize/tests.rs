@@ -99,6 +99,41 @@ fn pools_of_cores_grow_and_shrink() {
     }
 }
 
+/// Two nodes of four cores each.
+#[test]
+fn a_pool_grows_on_its_own_nodes_first() {
+    let core = |cpu: u32| Core {
+        cpus: CpuSet::from_iter([cpu]),
+        node: Some(cpu / 4),
+        cache: Some(cpu / 2 * 2),
+    };
+    let stock = Stock {
+        cores: (0..8).map(core).collect(),
+        isolated: CpuSet::new(),
+        reserved: CpuSet::new(),
+        shared_isolated: None,
+    };
+    for (words, others, size, expected) in [
+        ("4", "", "2", "+5"),
+        ("4", "", "5", "+5 +6 +7 +0"),
+        // The other node is the fuller one.
+        ("4", "0-2", "2", "+5"),
+        ("4", "0-2", "2 numa=pack", "+5"),
+        ("0", "4-6", "3 numa=pack", "+1 +2"),
+        ("4", "5-7", "2", "+0"),
+        ("4", "5", "3 cache=single", "+6 +7"),
+        ("4", "5,7", "3 cache=single", "+0 +1"),
+        // What was said counts.
+        ("4", "", "2 numa=0", "+0"),
+        ("4", "", "3 numa=spread", "+0 +5"),
+        ("s:4", "", "2", "4>0,4"),
+        ("s:4", "0-2", "2 numa=pack", "4>4,5"),
+    ] {
+        let got = resized(&stock, words, others, size).unwrap();
+        assert_eq!(got, expected, "{words} to {size} beside {others}");
+    }
+}
+
 #[test]
 fn pools_of_threads_take_the_siblings_of_their_own_first() {
     for (words, others, size, expected) in [
