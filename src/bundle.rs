@@ -9,6 +9,7 @@ use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Durability};
+use crate::refusal::Refusal;
 
 /// What is behind the configuration's name in that of the file that keeps what was found.
 const KEPT: &str = ".pinfold";
@@ -55,8 +56,13 @@ impl Bundle {
     pub fn new(path: PathBuf, text: String) -> Result<Bundle> {
         ensure!(
             !files::entry_if_there(&path)?.is_some_and(|entry| entry.is_symlink()),
-            "{} is a symbolic link, which would not be one any more: put the real thing there",
-            path.display()
+            Refusal::new(
+                format!(
+                    "{} is a symbolic link, which would not be one any more",
+                    path.display()
+                ),
+                "put the real thing there"
+            )
         );
         let kept = files::read_text_if_there(&keeper(&path))?;
         // Without sense it is not ours, or of another version: then what is there now is what was found.

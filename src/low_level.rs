@@ -15,6 +15,7 @@ use crate::files;
 use crate::host::Host;
 use crate::oci::is_container_id;
 use crate::oci_config::STAGES;
+use crate::refusal::{OrRefuse, Refusal};
 use crate::runtime_line::RuntimeLine;
 
 /// The runtimes that are taken, the first that is there, where nothing says another.
@@ -57,8 +58,13 @@ pub fn runtime(
             if let Some(allow) = allow {
                 ensure!(
                     allow.contains(path),
-                    "the runtime {} is not in runtime.allow of Pinfold's configuration: add it, or name another as runtime.path",
-                    path.display()
+                    Refusal::new(
+                        format!(
+                            "the runtime {} is not in runtime.allow of Pinfold's configuration",
+                            path.display()
+                        ),
+                        "add it, or name another as runtime.path"
+                    )
                 );
             }
             path.clone()
@@ -71,20 +77,36 @@ pub fn runtime(
                     there = Some(path);
                 }
             }
-            let there = there.context("none of the runtimes in runtime.allow of Pinfold's configuration is there: install one")?;
-            there.clone()
+            let none = || {
+                Refusal::new(
+                    "none of the runtimes in runtime.allow of Pinfold's configuration is there",
+                    "install one",
+                )
+            };
+            there.ok_or_else(none)?.clone()
         }
-        (None, None) => default().or_else(|| RUNTIMES.iter().find_map(|name| host.program(name))).with_context(|| {
-            format!("there is no {}: install one, or name it as runtime.path in Pinfold's configuration", RUNTIMES.join(" and no "))
-        })?,
+        (None, None) => {
+            let known = default().or_else(|| RUNTIMES.iter().find_map(|name| host.program(name)));
+            known.ok_or_else(|| {
+                Refusal::new(
+                    format!("there is no {}", RUNTIMES.join(" and no ")),
+                    "install one, or name it as runtime.path in Pinfold's configuration",
+                )
+            })?
+        }
     };
-    let real = path.canonicalize().with_context(|| {
-        format!("look at the runtime {}: install it, or name another as runtime.path in Pinfold's configuration", path.display())
+    let real = path.canonicalize().or_refuse(|| {
+        Refusal::new(
+            format!("look at the runtime {}", path.display()),
+            "install it, or name another as runtime.path in Pinfold's configuration",
+        )
     })?;
     files::trusted_of_machine(&real, || host.unknown_root())?;
     is_not_us(&real)?;
     Ok(path)
 }
+
+const NAME_ANOTHER: &str = "name runc or crun as runtime.path in Pinfold's configuration";
 
 /// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
 /// container would start on any CPUs. Older ones say nothing.
@@ -97,16 +119,22 @@ pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
             .iter()
             .find(|(name, _)| path.file_name() == Some(OsStr::new(name)));
         if let Some((name, reason)) = unfit {
-            bail!(
-                "the runtime {name} {reason}: name runc or crun as runtime.path in Pinfold's configuration"
-            );
+            bail!(Refusal::new(
+                format!("the runtime {name} {reason}"),
+                NAME_ANOTHER
+            ));
         }
     }
     let said = features(runtime)?;
     ensure!(
         said.is_none_or(|said| has_our_stages(said.as_bytes())),
-        "the runtime {} runs no createRuntime or no poststop hooks: name runc or crun as runtime.path in Pinfold's configuration",
-        runtime.display()
+        Refusal::new(
+            format!(
+                "the runtime {} runs no createRuntime or no poststop hooks",
+                runtime.display()
+            ),
+            NAME_ANOTHER
+        )
     );
     Ok(())
 }
@@ -173,10 +201,10 @@ fn has_our_stages(features: &[u8]) -> bool {
 fn is_not_us(runtime: &Path) -> Result<()> {
     let own = std::env::current_exe().context("find out where this program is")?;
     if own == runtime {
-        bail!(
-            "the runtime {} is Pinfold's own: name runc or crun as runtime.path",
-            runtime.display()
-        );
+        bail!(Refusal::new(
+            format!("the runtime {} is Pinfold's own", runtime.display()),
+            NAME_ANOTHER
+        ));
     }
     Ok(())
 }

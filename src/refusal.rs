@@ -58,11 +58,18 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// Is nothing better known than to look at what it names?
+    pub fn is_vague(&self) -> bool {
+        self.remedy == LOOK
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
         // What is said of everything says nothing in a sentence.
-        match self.remedy == LOOK {
+        match self.is_vague() {
             true => Ok(()),
             false => write!(f, ": {}", self.remedy),
         }

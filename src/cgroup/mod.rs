@@ -16,6 +16,7 @@ use nix::libc;
 
 use crate::files;
 use crate::host::Host;
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// The group below which all groups that we make lie, those of each pool directory in a group of its own.
@@ -76,12 +77,14 @@ impl Hierarchy {
                 root: mount.root.clone(),
             })
         };
-        find(Version::V1).or_else(|| find(Version::V2)).with_context(|| {
-            format!(
-                "{} shows no cgroup hierarchy with cpusets: mount cgroup2, or cgroup with the option cpuset",
-                path.display()
+        let found = find(Version::V1).or_else(|| find(Version::V2));
+        let none = || {
+            Refusal::new(
+                format!("{} shows no cgroup hierarchy with cpusets", path.display()),
+                "mount cgroup2, or cgroup with the option cpuset",
             )
-        })
+        };
+        Ok(found.ok_or_else(none)?)
     }
 
     /// The group that a process is in; `None` where the process is gone.
@@ -113,17 +116,25 @@ impl Hierarchy {
     pub fn group(&self, path: &str) -> Result<Group> {
         ensure!(
             path.starts_with('/') && !path.split('/').any(|part| part == ".."),
-            "the cgroup {} belongs to another cgroup namespace: run Pinfold in the one of the host",
-            Shown(path)
+            Refusal::new(
+                format!(
+                    "the cgroup {} belongs to another cgroup namespace",
+                    Shown(path)
+                ),
+                "run Pinfold in the one of the host"
+            )
         );
         let below = match path.strip_prefix(self.root.trim_end_matches('/')) {
             Some(below) if below.is_empty() || below.starts_with('/') => below,
-            _ => bail!(
-                "the cgroup {} lies outside {}, which is what {} shows: mount the whole hierarchy",
-                Shown(path),
-                Shown(&self.root),
-                self.mount.display()
-            ),
+            _ => bail!(Refusal::new(
+                format!(
+                    "the cgroup {} lies outside {}, which is what {} shows",
+                    Shown(path),
+                    Shown(&self.root),
+                    self.mount.display()
+                ),
+                "mount the whole hierarchy"
+            )),
         };
         Ok(Group {
             version: self.version,

@@ -169,8 +169,12 @@ impl Report {
             .iter()
             .any(|finding| refusal.what.contains(&finding.text))
         {
-            let remedy = Some(refusal.remedy.clone());
-            self.add(level, what, &refusal.what, remedy);
+            // Whoever looks at everything is not told to look at everything.
+            let remedy = match refusal.is_vague() {
+                true => "mend what it names",
+                false => &refusal.remedy,
+            };
+            self.add(level, what, &refusal.what, Some(remedy.to_owned()));
         }
     }
 

@@ -4,6 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::config::{Door, PoolRules};
 use crate::engines::Engine;
+use crate::refusal::Refusal;
 use crate::request;
 use crate::text::Shown;
 
@@ -39,12 +40,20 @@ impl Visitor {
         let words: Vec<&str> = doors.iter().map(|door| door.word()).collect();
         ensure!(
             doors.contains(&self.door),
-            "it may not be asked for by {}: doors in the configuration has {}",
-            self.door.word(),
-            match words.as_slice() {
-                [] => "none".to_owned(),
-                words => words.join(", "),
-            }
+            Refusal::new(
+                format!(
+                    "it may not be asked for by {}: doors in the configuration has {}",
+                    self.door.word(),
+                    match words.as_slice() {
+                        [] => "none".to_owned(),
+                        words => words.join(", "),
+                    }
+                ),
+                format!(
+                    "ask for another pool, or have {} added there",
+                    self.door.word()
+                )
+            )
         );
         Ok(())
     }
@@ -59,26 +68,32 @@ impl Visitor {
             Some(Engine::Containerd) => request::CONTAINERD_NAMESPACE,
             Some(Engine::Crio) => request::CRIO_NAMESPACE,
             Some(Engine::Podman | Engine::Docker) => {
-                bail!("only pods of Kubernetes may use it: ask for another pool")
+                bail!(Refusal::new(
+                    "only pods of Kubernetes may use it",
+                    "ask for another pool"
+                ))
             }
-            None => bail!(
-                "only pods of some namespaces may use it, and nothing says which engine runs it: {}",
+            None => bail!(Refusal::new(
+                "only pods of some namespaces may use it, and nothing says which engine runs it",
                 match self.door {
                     Door::Shim => "name that as runtime.engine in the configuration",
                     Door::Annotation | Door::Cdi =>
-                        "add --engine to the arguments of the hook (pinfold install)",
+                        "add --engine to the arguments of the hook, as `pinfold install` does",
                 }
-            ),
+            )),
         };
         match annotation(mark)? {
             Some(namespace) if allowed.contains(&namespace) => Ok(()),
-            Some(namespace) => bail!(
-                "its namespace {} may not use it: ask for another pool, or have it added to namespaces in the configuration",
-                Shown(&namespace)
-            ),
-            None => bail!(
-                "it has no mark {mark} of its namespace, and only pods of some namespaces may use it"
-            ),
+            Some(namespace) => bail!(Refusal::new(
+                format!("its namespace {} may not use it", Shown(&namespace)),
+                "ask for another pool, or have it added to namespaces in the configuration"
+            )),
+            None => bail!(Refusal::new(
+                format!(
+                    "it has no mark {mark} of its namespace, and only pods of some namespaces may use it"
+                ),
+                "ask for another pool"
+            )),
         }
     }
 }

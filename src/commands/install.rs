@@ -132,8 +132,10 @@ fn ensure_no_owners(target: TargetArg, settings: &Settings) -> Result<()> {
     };
     ensure!(
         owners.is_empty(),
-        "containers own CPUs: {}{and_more}; stop them first, or say --force",
-        named.join(", ")
+        Refusal::new(
+            format!("containers own CPUs: {}{and_more}", named.join(", ")),
+            "stop them first, or add --force"
+        )
     );
     Ok(())
 }
@@ -163,10 +165,14 @@ fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Result<Place<'a>> {
         && !args.dry_run
     {
         match args.target {
-            TargetArg::Podman => bail!(
-                "this is for the whole machine: run it as root; or, for your own podman, say --user"
-            ),
-            _ => bail!("this is for the whole machine: run it as root"),
+            TargetArg::Podman => bail!(Refusal::new(
+                "this is for the whole machine",
+                "run it as root; or, for your own podman, add --user"
+            )),
+            _ => bail!(Refusal::new(
+                "this is for the whole machine",
+                "run it as root"
+            )),
         }
     }
     if let Some(path) = &args.engine_config {

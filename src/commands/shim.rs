@@ -33,6 +33,7 @@ use crate::names::{self, Ancestry, Names};
 use crate::oci::{shown_id, usable_id};
 use crate::oci_config::{OciConfig, Pinning};
 use crate::placement::{self, reserve};
+use crate::refusal::Refusal;
 use crate::request::{self, Mems, Request};
 use crate::runtime_line::{CgroupManager, RuntimeLine};
 use crate::runtime_log;
@@ -197,18 +198,25 @@ impl Asking {
             // Its CPUs may be another's by now.
             ensure!(
                 !config.is_of_an_earlier_start(),
-                "{}: its configuration has the CPUs of an earlier start, and no request any more: write {} anew",
-                cannot(),
-                path.display()
+                Refusal::new(
+                    format!(
+                        "{}: its configuration has the CPUs of an earlier start, and no request any more",
+                        cannot()
+                    ),
+                    format!("write {} anew", path.display())
+                )
             );
             return Ok(None);
         };
         if let Some(option) = &line.in_doubt {
-            bail!(
-                "{}: the option {} is not known here, and what is behind it may be its value or a verb: write it as OPTION=VALUE",
-                cannot(),
-                Shown(option)
-            );
+            bail!(Refusal::new(
+                format!(
+                    "{}: the option {} is not known here, and what is behind it may be its value or a verb",
+                    cannot(),
+                    Shown(option)
+                ),
+                "write it as OPTION=VALUE"
+            ));
         }
         let names = Names::clone(&names);
         Ok(Some(Asking {
@@ -288,7 +296,10 @@ impl Start<'_> {
     /// Looks at everything first, then reserves, and writes last.
     fn pin(&self, id: &str, mut request: Request) -> Result<Claim> {
         if self.line.verb.as_deref() == Some("restore") {
-            bail!("one on CPUs of its own cannot be restored: start it anew");
+            bail!(Refusal::new(
+                "one on CPUs of its own cannot be restored",
+                "start it anew"
+            ));
         }
         let engine = self.engine()?;
         let mut config = OciConfig::parse(self.bundle.found())?;

@@ -10,6 +10,8 @@ use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
 use super::toml_text::{document, find, remove as remove_entry, table_at};
 use super::{ANNOTATIONS, RUNTIME, is_shim};
 
+use crate::refusal::Refusal;
+
 /// The newest version of the file that is known: containerd 2.3's.
 const NEWEST: i64 = 4;
 /// containerd's own shim for runc, and for all that have its command line.
@@ -60,7 +62,10 @@ impl ConfigFile {
         };
         ensure!(
             (1..=NEWEST).contains(&version),
-            "it is of version {version}, and versions 1 to {NEWEST} are known: add the handler by hand, or get a newer Pinfold"
+            Refusal::new(
+                format!("it is of version {version}, and versions 1 to {NEWEST} are known"),
+                "add the handler by hand, or get a newer Pinfold"
+            )
         );
         Ok(ConfigFile {
             text: text.to_owned(),
@@ -260,7 +265,10 @@ pub fn add(files: &[ConfigFile], shim: &str) -> Result<String> {
     let text = after.document.to_string();
     ensure!(
         file.is_kept_by(&text),
-        "it has a form that cannot be edited without changing more: add the handler {RUNTIME} by hand"
+        Refusal::new(
+            "it has a form that cannot be edited without changing more",
+            format!("add the handler {RUNTIME} by hand")
+        )
     );
     Ok(text)
 }
@@ -286,7 +294,10 @@ pub fn remove(file: &ConfigFile, original: Option<&ConfigFile>) -> Result<Option
         return Ok(Some(after.document.to_string()));
     }
     if file.default_handler() == Some(RUNTIME) {
-        bail!("default_runtime_name is {RUNTIME}: name another one there first");
+        bail!(Refusal::new(
+            format!("default_runtime_name is {RUNTIME}"),
+            "name another one there first"
+        ));
     }
     // A comment of somebody's can begin as our note does: what is cut out has to be our handler.
     let is_without = |cut: &str| {

@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::{RUNTIME, is_shim};
 
+use crate::refusal::{OrRefuse, Refusal};
+
 /// What Windows' editors begin a file with.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 /// How a file is indented that is not there yet.
@@ -114,7 +116,10 @@ pub fn add(text: &str, shim: &str) -> Result<String> {
 pub fn remove(text: &str, original: Option<&str>) -> Result<Option<String>> {
     let mut daemon = parse(text)?;
     if daemon.get("default-runtime") == Some(&json!(RUNTIME)) {
-        bail!("default-runtime is {RUNTIME}: name another one there first");
+        bail!(Refusal::new(
+            format!("default-runtime is {RUNTIME}"),
+            "name another one there first"
+        ));
     }
     let original_text = original.unwrap_or_default();
     let original = parse(original_text)?;
@@ -168,12 +173,16 @@ fn parse(text: &str) -> Result<Map<String, Value>> {
     if text.trim().is_empty() {
         return Ok(Map::new());
     }
-    match serde_json::from_str(text)
-        .context("it is no JSON, so dockerd would not start with it either: mend it first")?
-    {
+    let parsed = serde_json::from_str(text).or_refuse(|| {
+        Refusal::new(
+            "it is no JSON, so dockerd would not start with it either",
+            "mend it first",
+        )
+    });
+    match parsed? {
         Value::Object(object) => Ok(object),
         Value::Null => Ok(Map::new()),
-        _ => bail!("it is no JSON object: mend it first"),
+        _ => bail!(Refusal::new("it is no JSON object", "mend it first")),
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Change, Plan};
 use crate::files::{self, Durability};
+use crate::refusal::Refusal;
 
 /// The mode of files that were not there.
 const NEW_FILE_MODE: u32 = 0o644;
@@ -51,8 +52,13 @@ fn undo(changes: &[Change]) -> Result<()> {
 fn make(change: &Change) -> Result<()> {
     ensure!(
         files::read_text_if_there(&change.path)? == change.before,
-        "{} is being changed by somebody else: try again",
-        change.path.display()
+        Refusal::new(
+            format!(
+                "{} is being changed by somebody else",
+                change.path.display()
+            ),
+            "try again"
+        )
     );
     let Some(text) = &change.after else {
         files::remove(&change.path)?;

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Change, Found, Place, Plan, apply, docker_wiring, podman_files, podman_hook};
+use super::{
+    Change, Found, Place, Plan, apply, docker_wiring, move_away, podman_files, podman_hook,
+};
 use crate::config::Config;
 use crate::engines::cdi::{Devices, Hooks, file, hooks_of};
 use crate::engines::{Engine, Programs};
@@ -13,6 +15,7 @@ use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
 use crate::pools::{Kind, PoolDirectory};
+use crate::refusal::Refusal;
 use crate::request::is_pool_name;
 
 const CDI_FILE: &str = "/etc/cdi/pinfold.json";
@@ -46,7 +49,10 @@ impl CdiFiles {
             let path = found.path.display();
             return match hooks_of(text).with_context(|| path.to_string())? {
                 Some(hooks) => Ok(Some(hooks)),
-                None => bail!("{path} is there and is not of Pinfold: move it away"),
+                None => bail!(Refusal::new(
+                    format!("{path} is there and is not of Pinfold"),
+                    move_away(&found.path)
+                )),
             };
         }
         Ok(None)
@@ -93,10 +99,13 @@ pub fn plan_cdi(site: &Site, place: &Place<'_>, programs: &Programs) -> Result<P
     };
     if let Some(there) = files.hooks()? {
         if !is_of(site, &there) {
-            bail!(
-                "{} has the devices of another pool directory: name another file",
-                files.live.path.display()
-            );
+            bail!(Refusal::new(
+                format!(
+                    "{} has the devices of another pool directory",
+                    files.live.path.display()
+                ),
+                "name another file with --output"
+            ));
         }
     }
     let devices = devices(site)?;

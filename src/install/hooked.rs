@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Change, Found, Place, Plan, User};
+use super::{Change, Found, Place, Plan, User, move_away};
 use crate::engines::{Engine, Programs, RUNTIME, SHIM, crio, hooks, is_shim, podman};
 use crate::files;
 use crate::host::Host;
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// podman's files, in the order in which it reads them; the directory's files come sorted.
@@ -203,7 +204,10 @@ pub(super) fn plan_crio(place: &Place<'_>, programs: &Programs) -> Result<Plan> 
 pub(super) fn plan_podman_removal(place: &Place<'_>) -> Result<Plan> {
     let files = podman_files(place)?;
     if files.all.runtime.as_deref() == Some(RUNTIME) && place.user.is_none() {
-        bail!("runtime is {RUNTIME} in podman's configuration: name another one there first");
+        bail!(Refusal::new(
+            format!("runtime is {RUNTIME} in podman's configuration"),
+            "name another one there first"
+        ));
     }
     let Some(user) = &place.user else {
         let mut dirs = files.all.hooks_dirs();
@@ -222,9 +226,10 @@ pub(super) fn plan_podman_removal(place: &Place<'_>) -> Result<Plan> {
 pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
     let files = crio_files(place)?;
     if files.all.default_runtime.as_deref() == Some(RUNTIME) {
-        bail!(
-            "default_runtime is {RUNTIME} in CRI-O's configuration: name another one there first"
-        );
+        bail!(Refusal::new(
+            format!("default_runtime is {RUNTIME} in CRI-O's configuration"),
+            "name another one there first"
+        ));
     }
     let dirs = [Some(CRIO_HOOKS_DIR.to_owned()), place.hooks_dir.clone()];
     let dirs: Vec<String> = dirs.into_iter().flatten().collect();
@@ -255,10 +260,10 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
     for (stage, name) in hooks::FILES {
         let found = Found::at(place.host, &format!("{dir}/{name}"))?;
         if found.text.is_some() && !is_hook_of_ours(&found) {
-            bail!(
-                "{} is there and does not run pinfold: move it away",
-                found.path.display()
-            );
+            bail!(Refusal::new(
+                format!("{} is there and does not run pinfold", found.path.display()),
+                move_away(&found.path)
+            ));
         }
         let text = hooks::file(stage, &programs.pinfold, engine, &place.hook_options);
         // One that a package brought, or that was written by hand, comes back.
@@ -322,10 +327,13 @@ fn is_by_install(found: &Found) -> bool {
 /// Our drop-in file, if it is ours.
 fn ours(drop_in: &Found) -> Result<&Found> {
     match &drop_in.text {
-        Some(text) if !text.starts_with(OURS) => bail!(
-            "{} is there and is not of `pinfold install`: move it away",
-            drop_in.path.display()
-        ),
+        Some(text) if !text.starts_with(OURS) => bail!(Refusal::new(
+            format!(
+                "{} is there, and `pinfold install` has not written it",
+                drop_in.path.display()
+            ),
+            move_away(&drop_in.path)
+        )),
         _ => Ok(drop_in),
     }
 }

@@ -29,6 +29,8 @@ pub use user::User;
 use crate::engines::{Engine, Programs, RUNTIME, SHIM};
 use crate::files;
 use crate::host::Host;
+use crate::refusal::Refusal;
+use crate::text::shell_word;
 
 /// What a file was before the first install is kept beside it under its name and this.
 const BACKUP: &str = ".before-pinfold";
@@ -144,10 +146,20 @@ impl Programs {
 
     /// The shim, for engines that have no hooks.
     fn shim(&self) -> Result<&str> {
-        let remedy = "install it there, or name the directory of both by --bin-dir";
-        let shim = self.shim.as_deref();
-        shim.with_context(|| format!("there is no {SHIM} beside {}: {remedy}", self.pinfold))
+        let shim = self.shim.as_deref().ok_or_else(|| {
+            Refusal::new(
+                format!("there is no {SHIM} beside {}", self.pinfold),
+                "install it there, or name the directory of both by --bin-dir",
+            )
+        });
+        Ok(shim?)
     }
+}
+
+/// How a file of others makes room for ours.
+fn move_away(path: &Path) -> String {
+    let word = shell_word(path);
+    format!("move it away: `mv {word} {word}.old`")
 }
 
 /// Is this a program that an engine can run, and that root can trust?
@@ -159,12 +171,18 @@ pub fn check_program(host: &Host, path: &str) -> Result<()> {
     let found = files::metadata_if_there(&real)?;
     ensure!(
         found.is_some_and(|found| found.is_file()),
-        "there is no {path}: install it there, or name the directory of pinfold by --bin-dir"
+        Refusal::new(
+            format!("there is no {path}"),
+            "install it there, or name the directory of pinfold by --bin-dir"
+        )
     );
     let metadata = files::trusted(&real)?;
     ensure!(
         is_executable(&metadata),
-        "{path} cannot be executed: chmod a+x {path}"
+        Refusal::new(
+            format!("{path} cannot be executed"),
+            format!("`chmod a+x {}`", shell_word(&real))
+        )
     );
     if let Some(dir) = real.parent() {
         files::trusted(dir)?;

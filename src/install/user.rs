@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::{self, geteuid};
 
 use crate::host::Host;
+use crate::refusal::Refusal;
 
 /// A user's directories (XDG Base Directory Specification). Nothing in a file that names them is expanded, so they are
 /// absolute.
@@ -30,7 +31,7 @@ impl User {
             None => {
                 let of_passwd = || Some(unistd::User::from_uid(geteuid()).ok()??.dir);
                 let home = variable("HOME").map(PathBuf::from).or_else(of_passwd);
-                home.context("you have no home directory: set HOME")?
+                home.ok_or_else(|| Refusal::new("you have no home directory", "set HOME"))?
                     .join(".config")
             }
         };
