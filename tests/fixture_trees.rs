@@ -349,6 +349,26 @@ fn a_number_from_before_the_boot_is_nobodys_and_one_from_before_a_clock_was_set_
     assert_eq!(machine.tasks(), machine.pid().to_string());
 }
 
+/// I2: an owner of several lists is confined to all of them together.
+#[test]
+fn a_number_from_before_the_boot_counts_where_it_runs_on_all_of_its_lists_alone() {
+    let machine = Machine::new();
+    // More than the process may run on.
+    machine.put("sys/devices/system/cpu/online", "0-1023\n");
+    machine.put("etc/kcm/pools/many/exclusive", "1");
+    let cpus = affinity(machine.pid()).unwrap();
+    let tasks = |cpu: u32| format!("etc/kcm/pools/many/{cpu}/tasks");
+    for cpu in cpus.iter() {
+        machine.put(&tasks(cpu), &machine.pid().to_string());
+    }
+    machine.boot_now();
+    reconcile(&machine.site()).unwrap();
+    for cpu in cpus.iter() {
+        let named = machine.get(&tasks(cpu));
+        assert_eq!(named, machine.pid().to_string(), "{cpu} of {cpus}");
+    }
+}
+
 fn seconds() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     now.unwrap().as_secs()

@@ -144,6 +144,28 @@ impl Hierarchy {
         })
     }
 
+    /// The groups with these inodes, wherever they are.
+    ///
+    /// # Errors
+    /// Some cannot be looked at, or there are too many.
+    pub fn groups_with(&self, inodes: &[u64]) -> Result<Vec<Group>> {
+        if inodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let top = self.top()?;
+        let found = walk::with_inodes(&top.dir, inodes);
+        let found =
+            found.with_context(|| format!("look for groups below {}", top.dir.display()))?;
+        let below = |path: PathBuf| match path.as_os_str().is_empty() {
+            true => top.clone(),
+            false => Group {
+                dir: top.dir.join(&path),
+                ..top.child(&path.to_string_lossy())
+            },
+        };
+        Ok(found.into_iter().map(below).collect())
+    }
+
     /// The topmost group that can be seen from here.
     pub fn top(&self) -> Result<Group> {
         self.group(&self.root)

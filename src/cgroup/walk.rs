@@ -1,12 +1,13 @@
 //! Walking through the groups below one, by directory descriptors (openat(2)): whoever may make groups can nest them deeper
 //! than a path can name, and make any number of them.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
@@ -18,6 +19,12 @@ use super::Version;
 
 /// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
 const LINKS_OF_A_LEAF: u64 = 2;
+
+/// What stands for a process whose number is not to be had, as for one of another pid namespace (cgroups(7)).
+const UNNAMED: i32 = 0;
+
+/// So many groups are searched for those with certain inodes.
+const MOST_SEARCHED: usize = 1 << 16;
 
 /// One level of a walk that is on its way down.
 struct Level {
@@ -32,19 +39,63 @@ struct Level {
 /// What a visitor of groups does.
 trait Visit {
     /// Comes to the group of this name in another, before those below it; where it has none to tell of, those are left out.
-    fn enter(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<(), bool>>;
+    fn enter(
+        &mut self,
+        parent: &OwnedFd,
+        name: &CStr,
+        stat: &FileStat,
+    ) -> io::Result<ControlFlow<(), bool>>;
     /// Leaves a group of this name, after those below it.
     fn leave(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<()>>;
 }
 
 /// Hands the processes of a group, and of those below it, to `found`, group by group, until that has enough. A group that
-/// is gone has none.
+/// is gone has none; 0 stands for one that lives there and that nothing names.
 pub(super) fn processes(
     dir: &Path,
     version: Version,
     found: impl FnMut(Vec<i32>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    walk(dir, &mut Processes { version, found })
+    let mut processes = Processes {
+        version,
+        found,
+        has_found: false,
+    };
+    walk(dir, &mut processes)?;
+    // Of a group that is threaded itself (kernel: cgroup-v2.rst, "Threads") no file here names a process.
+    if !processes.has_found && version == Version::V2 && is_populated(dir)? {
+        let _ = (processes.found)(vec![UNNAMED]);
+    }
+    Ok(())
+}
+
+/// Version 2 says of a group and all below it whether anything lives there (kernel: cgroup-v2.rst, "[Un]populated
+/// Notification").
+fn is_populated(dir: &Path) -> io::Result<bool> {
+    match std::fs::read_to_string(dir.join("cgroup.events")) {
+        Ok(events) => Ok(events.lines().any(|line| line == "populated 1")),
+        Err(error) if crate::files::is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The directories of the groups with these inodes, from the one where the search begins.
+///
+/// # Errors
+/// Also more groups than [`MOST_SEARCHED`].
+pub(super) fn with_inodes(dir: &Path, inodes: &[u64]) -> io::Result<Vec<PathBuf>> {
+    search(dir, inodes, MOST_SEARCHED)
+}
+
+fn search(dir: &Path, inodes: &[u64], most: usize) -> io::Result<Vec<PathBuf>> {
+    let mut search = Search {
+        inodes,
+        left: most,
+        at: PathBuf::new(),
+        found: Vec::new(),
+    };
+    walk(dir, &mut search)?;
+    Ok(search.found)
 }
 
 /// Removes the groups below one, which stays; `false` where a process is in one of them.
@@ -60,35 +111,39 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
         other => other?,
     };
     let mut above: Vec<Level> = Vec::new();
+    let top = fstat(&at)?;
     let mut level = Level {
-        inode: fstat(&at)?.st_ino,
+        inode: top.st_ino,
         left: Vec::new(),
         name: CString::default(),
     };
-    match visitor.enter(&at, c".")? {
+    match visitor.enter(&at, c".", &top)? {
         ControlFlow::Continue(true) => level.left = groups_in(&at)?,
         ControlFlow::Continue(false) => {}
         ControlFlow::Break(()) => return Ok(()),
     }
     loop {
         if let Some(name) = level.left.pop() {
-            let enters = match visitor.enter(&at, &name)? {
-                ControlFlow::Continue(enters) => enters,
-                ControlFlow::Break(()) => return Ok(()),
-            };
             let stat = match fstatat(&at, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Err(Errno::ENOENT | Errno::ENODEV) => continue,
                 other => other?,
             };
+            let enters = match visitor.enter(&at, &name, &stat)? {
+                ControlFlow::Continue(enters) => enters,
+                ControlFlow::Break(()) => return Ok(()),
+            };
             // Most groups have none below: those are not even opened.
-            if !enters || is_leaf(&stat) {
-                if visitor.leave(&at, &name)?.is_break() {
-                    return Ok(());
+            let below = match enters && !is_leaf(&stat) {
+                true => open(at.as_fd(), name.as_c_str()),
+                false => Err(Errno::ENOENT),
+            };
+            let below = match below {
+                Err(Errno::ENOENT | Errno::ENODEV) => {
+                    if visitor.leave(&at, &name)?.is_break() {
+                        return Ok(());
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let below = match open(at.as_fd(), name.as_c_str()) {
-                Err(Errno::ENOENT | Errno::ENODEV) => continue,
                 other => other?,
             };
             let left = groups_in(&below)?;
@@ -178,10 +233,16 @@ fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>>
 struct Processes<F> {
     version: Version,
     found: F,
+    has_found: bool,
 }
 
 impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
-    fn enter(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<(), bool>> {
+    fn enter(
+        &mut self,
+        parent: &OwnedFd,
+        name: &CStr,
+        _: &FileStat,
+    ) -> io::Result<ControlFlow<(), bool>> {
         // Version 2 tells of all groups below at once (kernel: cgroup-v2.rst, "[Un]populated Notification").
         let events = match self.version {
             Version::V1 => String::new(),
@@ -198,6 +259,7 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
         };
         let pids: Result<Vec<i32>, _> = text.lines().map(str::parse).collect();
         let pids = pids.map_err(io::Error::other)?;
+        self.has_found |= !pids.is_empty();
         if !pids.is_empty() && (self.found)(pids).is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -209,12 +271,49 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
     }
 }
 
+struct Search<'a> {
+    inodes: &'a [u64],
+    /// How many groups may still be looked at.
+    left: usize,
+    at: PathBuf,
+    found: Vec<PathBuf>,
+}
+
+impl Visit for Search<'_> {
+    fn enter(
+        &mut self,
+        _: &OwnedFd,
+        name: &CStr,
+        stat: &FileStat,
+    ) -> io::Result<ControlFlow<(), bool>> {
+        let Some(left) = self.left.checked_sub(1) else {
+            return Err(io::Error::other("there are too many groups to look at"));
+        };
+        self.left = left;
+        if name != c"." {
+            self.at.push(OsStr::from_bytes(name.to_bytes()));
+        }
+        if self.inodes.contains(&stat.st_ino) {
+            self.found.push(self.at.clone());
+        }
+        Ok(match self.found.len() == self.inodes.len() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(true),
+        })
+    }
+
+    fn leave(&mut self, _: &OwnedFd, _: &CStr) -> io::Result<ControlFlow<()>> {
+        self.at.pop();
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
 struct Removal {
     is_done: bool,
 }
 
 impl Visit for Removal {
-    fn enter(&mut self, _: &OwnedFd, _: &CStr) -> io::Result<ControlFlow<(), bool>> {
+    fn enter(&mut self, _: &OwnedFd, _: &CStr, _: &FileStat) -> io::Result<ControlFlow<(), bool>> {
         Ok(ControlFlow::Continue(true))
     }
 
@@ -270,6 +369,42 @@ mod tests {
         };
         processes(dir.path(), Version::V1, enough).unwrap();
         assert_eq!(visits, 1);
+    }
+
+    #[test]
+    fn what_lives_in_a_group_counts_though_nothing_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for (events, named, found) in [
+            ("populated 1\nfrozen 0\n", "", &[UNNAMED][..]),
+            ("populated 1\nfrozen 0\n", "7\n", &[7]),
+            ("populated 0\nfrozen 0\n", "", &[]),
+        ] {
+            put(dir.path(), "cgroup.events", events);
+            put(dir.path(), "threads/cgroup.procs", named);
+            assert_eq!(all(dir.path()), found, "{events:?} {named:?}");
+        }
+    }
+
+    #[test]
+    fn groups_are_found_by_their_inodes_and_not_for_ever() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let names = [".", "a", "a/b", "a/b/c", "d", "e/f"];
+        for name in names {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let inode = |name: &str| dir.path().join(name).metadata().unwrap().ino();
+        let found = |wanted: &[u64]| with_inodes(dir.path(), wanted).unwrap();
+        for name in names {
+            let below = name.trim_start_matches('.');
+            assert_eq!(found(&[inode(name)]), [Path::new(below)], "{name}");
+        }
+        let mut both = found(&[inode("d"), inode("a/b"), u64::MAX]);
+        both.sort();
+        assert_eq!(both, [Path::new("a/b"), Path::new("d")]);
+        let error = search(dir.path(), &[u64::MAX], names.len()).unwrap_err();
+        assert!(error.to_string().contains("too many"), "{error}");
+        assert!(search(dir.path(), &[u64::MAX], names.len() + 1).is_ok());
     }
 
     #[test]

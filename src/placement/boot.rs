@@ -1,7 +1,7 @@
 //! The first to take the lock after a boot, or after the lock was replaced: what was recorded before counts no more, or is
 //! taken over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::thread::sleep;
@@ -62,8 +62,9 @@ impl Clock {
         }
     }
 
-    /// Does a pid count that was in `tasks` of a list with these CPUs at this time? One that is recorded of this boot does.
-    /// Of the others nobody can tell who has the number now; one that is confined to those CPUs uses them in any case.
+    /// Does a pid count that was in `tasks` at this time, of lists that have these CPUs together? One that is recorded of this
+    /// boot does. Of the others nobody can tell who has the number now; one that is confined to those CPUs uses them in any
+    /// case.
     pub(super) fn counts(
         self,
         host: &Host,
@@ -81,6 +82,14 @@ impl Clock {
             }
         }
     }
+}
+
+/// What tells numbers that an earlier boot left from those that count.
+struct Earlier<'a> {
+    clock: Clock,
+    /// Those of live claims.
+    keep: &'a BTreeSet<i32>,
+    cpus_of: &'a BTreeMap<i32, CpuSet>,
 }
 
 fn is_confined_to(host: &Host, pid: i32, cpus: &CpuSet) -> Result<bool> {
@@ -248,10 +257,16 @@ impl Books<'_> {
         }
         let clock = Clock::of(self.host)?;
         for pool in self.directory.pool_names()? {
+            let cpus_of = self.cpus_by_pid(&pool)?;
             for list in self.directory.list_names(&pool)? {
                 self.ensure_time_to_begin()?;
+                let earlier = Earlier {
+                    clock,
+                    keep: &keep,
+                    cpus_of: &cpus_of,
+                };
                 // What cannot be read or written counts as held, and does not stop the rest.
-                if let Err(error) = self.forget_earlier_tasks(&pool, &list, clock, &keep) {
+                if let Err(error) = self.forget_earlier_tasks(&pool, &list, &earlier) {
                     log::warn!("{error:#}");
                 }
             }
@@ -259,13 +274,28 @@ impl Books<'_> {
         Ok(())
     }
 
-    fn forget_earlier_tasks(
-        &self,
-        pool: &str,
-        list: &str,
-        clock: Clock,
-        keep: &BTreeSet<i32>,
-    ) -> Result<()> {
+    /// The CPUs of all lists of a pool that each number is in: one owner can have several. What cannot be read is told of
+    /// where it is looked at.
+    fn cpus_by_pid(&self, pool: &str) -> Result<BTreeMap<i32, CpuSet>> {
+        let mut cpus_of: BTreeMap<i32, CpuSet> = BTreeMap::new();
+        for list in self.directory.list_names(pool)? {
+            self.ensure_time_to_begin()?;
+            let (Ok(cpus), Ok(tasks)) = (list.parse(), self.directory.tasks(pool, &list)) else {
+                continue;
+            };
+            for pid in tasks {
+                cpus_of.entry(pid).or_default().extend(&cpus);
+            }
+        }
+        Ok(cpus_of)
+    }
+
+    fn forget_earlier_tasks(&self, pool: &str, list: &str, earlier: &Earlier<'_>) -> Result<()> {
+        let Earlier {
+            clock,
+            keep,
+            cpus_of,
+        } = earlier;
         let Some(recorded) = self.directory.recorded_at(pool, list)? else {
             return Ok(());
         };
@@ -280,10 +310,11 @@ impl Books<'_> {
             }
             Err(error) => return Err(error),
         };
-        let cpus = list.parse().unwrap_or_default();
+        let none = CpuSet::new();
         let mut after = Vec::new();
         for pid in &before {
-            if keep.contains(pid) || clock.counts(self.host, *pid, &cpus, recorded)? {
+            let cpus = cpus_of.get(pid).unwrap_or(&none);
+            if keep.contains(pid) || clock.counts(self.host, *pid, cpus, recorded)? {
                 after.push(*pid);
             }
         }

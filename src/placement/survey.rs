@@ -338,7 +338,7 @@ impl Look<'_> {
         let recorded = self.directory.recorded_at(&pool.name, &list.name);
         let recorded = recorded.ok().flatten();
         for pid in unclaimed {
-            let is_void = self.is_void(list, *pid, recorded);
+            let is_void = self.is_void(pool, *pid, recorded);
             self.add_stranger(*pid, is_void, pool, list, owners);
         }
         let holders = || {
@@ -476,12 +476,16 @@ impl Look<'_> {
     }
 
     /// Was a pid written before this boot, and nobody has looked at it since? Then the number means nothing.
-    fn is_void(&self, list: &CpuList, pid: i32, recorded: Option<i64>) -> bool {
+    fn is_void(&self, pool: &Pool, pid: i32, recorded: Option<i64>) -> bool {
         let (Some(clock), Some(recorded)) = (self.clock, recorded) else {
             return false;
         };
+        // One owner can have several lists.
+        let mut cpus = CpuSet::new();
+        let lists = pool.lists.iter().filter(|list| list.tasks.contains(&pid));
+        lists.for_each(|list| cpus.extend(&list.cpus));
         // What cannot be told counts as held.
-        let counts = clock.counts(&self.site.host, pid, &list.cpus, recorded);
+        let counts = clock.counts(&self.site.host, pid, &cpus, recorded);
         !counts.unwrap_or(true)
     }
 

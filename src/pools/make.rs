@@ -77,11 +77,13 @@ impl PoolDirectory {
     /// # Errors
     /// What [`PoolDirectory::begin`] would say.
     pub fn can_begin(path: &Path) -> Result<()> {
-        let there = path
-            .ancestors()
-            .find(|path| path.symlink_metadata().is_ok());
-        let there = there.filter(|path| !path.as_os_str().is_empty());
-        let there = there.unwrap_or(Path::new("."));
+        let mut there = Path::new(".");
+        for parent in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+            if files::entry_if_there(parent)?.is_some() {
+                there = parent;
+                break;
+            }
+        }
         access(there, AccessFlags::W_OK | AccessFlags::X_OK)
             .map_err(io::Error::from)
             .and_then(|()| match there.metadata()?.is_dir() {
