@@ -166,6 +166,12 @@ impl Host {
         self.root.join("run/systemd/system")
     }
 
+    /// Where systemd keeps what a unit was told at run time (systemd.unit(5), "Unit File Load Path").
+    pub fn systemd_runtime_settings(&self, unit: &str) -> PathBuf {
+        let settings = self.root.join("run/systemd/system.control");
+        settings.join(format!("{unit}.d"))
+    }
+
     /// The directories in which systemd's private library can be; its file name has systemd's version.
     pub fn systemd_libraries(&self) -> Vec<PathBuf> {
         let dirs = ["usr/lib/systemd", "usr/lib64/systemd", "lib/systemd"];

@@ -74,7 +74,11 @@ fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
     if !host.is_running_root() || files::metadata_if_there(&host.proc_pid(pid, "stat"))?.is_some() {
         return Ok(false);
     }
-    Ok(kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+    let is_there = kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH);
+    if is_there {
+        log::warn!("process {pid} counts as alive: it is there, and /proc does not show it");
+    }
+    Ok(is_there)
 }
 
 /// Is it a thread of the kernel's own (proc_pid_stat(5), field 9: `PF_KTHREAD`)? No tool ever gave one CPUs.

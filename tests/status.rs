@@ -79,6 +79,7 @@ impl Site {
             cpus: lists.join(",").parse().unwrap(),
             mems: CpuSet::new(),
             cgroup: None,
+            unit_settings: Vec::new(),
             since: 1_700_000_000,
         };
         Ledger::open(&self.path("run"))

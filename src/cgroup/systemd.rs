@@ -14,8 +14,12 @@ use anyhow::{Context, Result, bail};
 
 use super::{Group, Version};
 use crate::cpulist::CpuSet;
+use crate::files;
 use crate::host::Host;
 use crate::text::one_line;
+
+/// The settings that telling systemd makes.
+const SETTINGS: [&str; 2] = ["AllowedCPUs", "AllowedMemoryNodes"];
 
 /// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the group is a scope's or a
 /// service's own; an empty set is what its parents have. Was there anything to tell? Elsewhere, in a container's group below its scope
@@ -37,30 +41,81 @@ pub fn tell(
     let Some(unit) = Unit::of(host, group)? else {
         return Ok(false);
     };
-    if unit.shown("ControlGroup", deadline)? != group.path() {
+    if unit.known(deadline)?.group != group.path() {
         return Ok(false);
     }
     unit.set(cpus, mems, deadline)?;
     Ok(true)
 }
 
-/// Tells systemd the CPUs of a service as they are without us, though its group may be gone: it keeps them for the
-/// service's next start.
+/// What a unit had before somebody owned CPUs there.
+#[derive(Debug, Clone, Copy)]
+pub struct Former<'a> {
+    /// Its CPUs; an empty set is what its parents have.
+    pub cpus: &'a CpuSet,
+    /// Its memory nodes, where those were told too.
+    pub mems: Option<&'a CpuSet>,
+    /// The settings that were made at run time before, as [`settings`] names them: they stay, with the former values.
+    pub settings: &'a [String],
+    /// The CPUs that systemd was told since: where it knows of others, somebody has set those, and they stay. `None` where
+    /// they are ours, whatever they are.
+    pub told: Option<&'a CpuSet>,
+}
+
+/// Gives a unit back what it had, also where its group is gone: systemd keeps a service's CPUs for its next start. `false`
+/// where somebody else has set other CPUs since, which stay.
+///
+/// The drop-in files that came of telling are removed, or they would count for more than what an operator writes into the
+/// unit from now on. A unit that is gone altogether has nothing to be given back.
 ///
 /// # Errors
-/// As above; that the unit is gone altogether is one of them.
-pub fn tell_for_later(
-    host: &Host,
-    group: &Group,
-    cpus: &CpuSet,
-    mems: Option<&CpuSet>,
-    patience: Duration,
-) -> Result<()> {
+/// As [`tell`].
+pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duration) -> Result<bool> {
     let deadline = Instant::now() + patience;
-    match Unit::of(host, group)? {
-        Some(unit) if unit.name.ends_with(".service") => unit.set(cpus, mems, deadline),
-        _ => Ok(()),
+    let Some(unit) = Unit::of(host, group)? else {
+        return Ok(true);
+    };
+    let known = unit.known(deadline)?;
+    if !unit.has_group(&known, group) {
+        return Ok(true);
     }
+    let is_as_before = known.cpus == *former.cpus;
+    let is_ours = |told: &CpuSet| !known.cpus.is_empty() && known.cpus.is_subset(told);
+    if !is_as_before && !former.told.is_none_or(is_ours) {
+        return Ok(false);
+    }
+    if !is_as_before || former.mems.is_some() {
+        if let Err(error) = unit.set(former.cpus, former.mems, deadline) {
+            // It may have ended meanwhile, and that be all.
+            let is_there = unit.known(deadline)?.group == group.path();
+            return if is_there { Err(error) } else { Ok(true) };
+        }
+    }
+    unit.remove_settings(host, former.settings)?;
+    Ok(true)
+}
+
+/// The settings of CPUs and memory nodes that a unit was given at run time (systemctl(1), `set-property --runtime`).
+///
+/// # Errors
+/// They cannot be looked at.
+pub fn settings(host: &Host, group: &Group) -> Result<Vec<String>> {
+    let Some(unit) = Unit::of(host, group)? else {
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for setting in SETTINGS {
+        if files::entry_if_there(&unit.drop_in(host, setting))?.is_some() {
+            found.push(setting.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// Is it in the hands of a user's own manager (`user@.service`)? That writes the files of its units' groups again from what
+/// it knows, and is not reached from here.
+pub fn is_of_user(group: &Group) -> bool {
+    group.path().contains("/user@")
 }
 
 /// Is it a unit's own group, which the unit's processes are to divide themselves (`Delegate=`,
@@ -73,8 +128,8 @@ pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bo
     let Some(unit) = Unit::of(host, group)? else {
         return Ok(false);
     };
-    Ok(unit.shown("ControlGroup", deadline)? == group.path()
-        && unit.shown("Delegate", deadline)? == "yes")
+    let known = unit.known(deadline)?;
+    Ok(known.group == group.path() && known.is_delegated)
 }
 
 /// A unit of the system's manager, and the program that speaks for it.
@@ -98,13 +153,33 @@ impl<'a> Unit<'a> {
         Ok(Some(Unit { name, systemctl }))
     }
 
-    fn shown(&self, property: &str, deadline: Instant) -> Result<String> {
+    fn known(&self, deadline: Instant) -> Result<Known> {
         let mut question = Command::new(&self.systemctl);
-        question.args(["show", "--value", "--property", property, "--", self.name]);
-        let shown = answer(&mut question, deadline);
-        let shown =
-            shown.with_context(|| format!("ask systemd for {property} of {}", self.name))?;
-        Ok(shown.trim().to_owned())
+        let properties = "--property=ControlGroup,AllowedCPUs,Delegate";
+        question.args(["show", properties, "--", self.name]);
+        let shown = answer(&mut question, deadline)
+            .with_context(|| format!("ask systemd for the CPUs of {}", self.name))?;
+        Known::of(&shown).with_context(|| format!("read what systemd says of {}", self.name))
+    }
+
+    /// Is it the unit of this group? A service that does not run has none, and is.
+    fn has_group(&self, known: &Known, group: &Group) -> bool {
+        let is_at_rest = known.group.is_empty() && self.name.ends_with(".service");
+        is_at_rest || known.group == group.path()
+    }
+
+    /// Where systemd keeps a setting that was made at run time; those of a transient unit go with the unit.
+    fn drop_in(&self, host: &Host, setting: &str) -> PathBuf {
+        let directory = host.systemd_runtime_settings(self.name);
+        directory.join(format!("50-{setting}.conf"))
+    }
+
+    fn remove_settings(&self, host: &Host, kept: &[String]) -> Result<()> {
+        let gone = |setting: &&&str| !kept.iter().any(|kept| kept == **setting);
+        for setting in SETTINGS.iter().filter(gone) {
+            files::remove(&self.drop_in(host, setting))?;
+        }
+        files::remove_empty_directory(&host.systemd_runtime_settings(self.name)).map(drop)
     }
 
     fn set(&self, cpus: &CpuSet, mems: Option<&CpuSet>, deadline: Instant) -> Result<()> {
@@ -119,13 +194,41 @@ impl<'a> Unit<'a> {
     }
 }
 
+/// What systemd knows of a unit.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Known {
+    /// The path of its group; empty where it does not run, or there is no such unit.
+    group: String,
+    /// Its `AllowedCPUs=`; none where it has what its parents have.
+    cpus: CpuSet,
+    is_delegated: bool,
+}
+
+impl Known {
+    /// Lines `NAME=VALUE`; systemd puts spaces between the ranges of a set.
+    fn of(shown: &str) -> Result<Known> {
+        let mut known = Known::default();
+        for line in shown.lines() {
+            match line.split_once('=') {
+                Some(("ControlGroup", group)) => group.clone_into(&mut known.group),
+                Some(("AllowedCPUs", cpus)) => {
+                    let ranges: Vec<&str> = cpus.split_whitespace().collect();
+                    known.cpus = ranges.join(",").parse()?;
+                }
+                Some(("Delegate", value)) => known.is_delegated = value == "yes",
+                _ => {}
+            }
+        }
+        Ok(known)
+    }
+}
+
 /// The scope or the service whose own group this may be: runtimes run containers in scopes, and services run `isolate`.
 /// Version 1 cpusets are nothing that systemd knows.
 fn unit_of(group: &Group) -> Option<&str> {
-    let is_of_user = group.path().contains("/user@");
     let name = group.path().rsplit('/').next()?;
     let is_unit = name.ends_with(".scope") || name.ends_with(".service");
-    (group.version() == Version::V2 && is_unit && !is_of_user).then_some(name)
+    (group.version() == Version::V2 && is_unit && !is_of_user(group)).then_some(name)
 }
 
 /// What systemctl prints; what it says of a failure is the error.
@@ -173,6 +276,20 @@ fn end_of(child: &mut Child, deadline: Instant) -> Result<ExitStatus> {
 mod tests {
     use super::*;
     use crate::cgroup::Hierarchy;
+
+    #[test]
+    fn what_systemd_says_is_read_in_any_order() {
+        let shown = "Delegate=yes\nControlGroup=/system.slice/a=b.service\nAllowedCPUs=0-1 3\n";
+        let known = Known {
+            group: "/system.slice/a=b.service".into(),
+            cpus: "0-1,3".parse().unwrap(),
+            is_delegated: true,
+        };
+        assert_eq!(Known::of(shown).unwrap(), known);
+        let nothing = "AllowedCPUs=\nControlGroup=\nDelegate=no\n";
+        assert_eq!(Known::of(nothing).unwrap(), Known::default());
+        assert!(Known::of("AllowedCPUs=all\n").is_err());
+    }
 
     #[test]
     fn only_a_units_own_group_is_systemds() {

@@ -330,8 +330,8 @@ impl Ledger {
     /// What is known of a claim whose file cannot be read; `None` where that is of a newer version, or its name tells no
     /// process.
     pub fn traces(&self, path: &Path) -> Result<Option<Traces>> {
-        if files::read_if_there(path).is_ok_and(|text| record::is_newer(&text.unwrap_or_default()))
-        {
+        // One that cannot even be looked at may be of any version.
+        if record::is_newer(&files::read_if_there(path)?.unwrap_or_default()) {
             return Ok(None);
         }
         let named = || -> Option<(String, Process)> {
@@ -360,7 +360,14 @@ impl Ledger {
             .join(path.file_name().unwrap_or_default());
         let groups = self.run_dir.join("cgroups");
         for name in files::names_in(&groups)? {
-            let is_its = std::fs::read_link(groups.join(&name)).is_ok_and(|target| target == file);
+            let link = groups.join(&name);
+            let is_its = match std::fs::read_link(&link) {
+                Ok(target) => target == file,
+                Err(error) if files::is_gone(&error) => false,
+                Err(error) => {
+                    return Err(error).with_context(|| format!("read {}", link.display()));
+                }
+            };
             inodes.extend(name.parse::<u64>().ok().filter(|_| is_its));
         }
         Ok(Some(Traces {
@@ -535,6 +542,7 @@ mod tests {
                 },
                 moved_from: None,
             }),
+            unit_settings: Vec::new(),
             since: 1,
         }
     }

@@ -14,6 +14,7 @@ use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, Hierarchy, Version, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
+use crate::host::Host;
 use crate::names;
 use crate::process::Process;
 use crate::request::Request;
@@ -54,8 +55,11 @@ pub fn pin_command(
     let hierarchy = Hierarchy::discover(host)?;
     let wish = Wish::of(host, request)?;
     let names = names::of_command(host, program);
+    // systemd is asked while nobody has to wait for it.
+    let patience = at_most(TOLD, site.deadline);
+    let lodging = Lodging::of(host, &hierarchy, process.pid, patience)?;
     let books = site.open_books(hierarchy.clone())?;
-    let place = books.place_of_command(&id, process, confined)?;
+    let place = books.place_of_command(lodging, &id, process, confined)?;
     let applicant = Applicant {
         id: &id,
         kind: OwnerKind::Process,
@@ -93,6 +97,40 @@ pub fn pin_command(
     })
 }
 
+/// Where there is room for a command.
+#[derive(Debug)]
+enum Lodging {
+    /// In the group that we are in: our supervisor, a unit, has nobody else in it, and so the unit's limits and its end reach
+    /// the command.
+    Supervisors(Group),
+    /// Below that, where the unit leaves it to us to divide.
+    Below(Group),
+    /// In a group that we make elsewhere.
+    OfOurs,
+}
+
+impl Lodging {
+    /// On version 1 a supervisor knows nothing of cpusets; one that is a user's own manager would undo what we do.
+    fn of(host: &Host, hierarchy: &Hierarchy, pid: i32, patience: Duration) -> Result<Lodging> {
+        let own = hierarchy.group_of(host, pid)?;
+        let may_be = |group: &Group| {
+            group.version() == Version::V2
+                && group.parent().is_some()
+                && !systemd::is_of_user(group)
+        };
+        let Some(group) = own.filter(may_be) else {
+            return Ok(Lodging::OfOurs);
+        };
+        if group.all_pids()? != [pid] {
+            return Ok(Lodging::OfOurs);
+        }
+        Ok(match systemd::is_delegated(host, &group, patience)? {
+            true => Lodging::Below(group),
+            false => Lodging::Supervisors(group),
+        })
+    }
+}
+
 impl CommandPlace {
     /// The id that its claim has in the ledger.
     pub fn id(&self) -> &str {
@@ -124,7 +162,7 @@ impl CommandPlace {
         let books = site.open_books(Hierarchy::discover(&site.host)?)?;
         let Some(claim) = books.current(&self.claim)? else {
             return match self.claim.is_supervised() {
-                true => books.restore_group(&self.claim),
+                true => books.restore_released(&self.claim),
                 false => Ok(()),
             };
         };
@@ -143,68 +181,106 @@ impl CommandPlace {
 }
 
 impl Books<'_> {
-    /// Where a command is to run: in the group that we are in where its supervisor, a unit, has nobody else in it, so that
-    /// the unit's limits and its end reach the command; below it where the unit leaves it to us to divide; elsewhere in a
-    /// group of ours. On version 1 a supervisor knows nothing of cpusets.
-    fn place_of_command(&self, id: &str, process: Process, confined: bool) -> Result<Place> {
+    /// Where a command is to run, as its lodging says.
+    fn place_of_command(
+        &self,
+        lodging: Lodging,
+        id: &str,
+        process: Process,
+        confined: bool,
+    ) -> Result<Place> {
         let pid = process.pid;
-        let own = self.hierarchy.group_of(self.host, pid)?;
-        let is_supervisors = |group: &Group| {
-            group.version() == Version::V2
-                && group.parent().is_some()
-                && group.all_pids().is_ok_and(|pids| pids == [pid])
-        };
-        let Some(group) = own.filter(is_supervisors) else {
-            let group = self.new_group(id, process)?;
-            return Ok(Place::Entered { group, confined });
-        };
-        if systemd::is_delegated(self.host, &group, self.told_at_most())? {
-            // A group that has processes gives no controller to those below it (kernel: cgroup-v2.rst, "No Internal
-            // Process Constraint").
-            let supervisor = group.child(SUPERVISOR);
-            supervisor.make()?;
-            supervisor.adopt(pid)?;
-            let group = group.child(&format!("{id}-{}-{}", pid, process.start));
-            return Ok(Place::Entered { group, confined });
+        match lodging {
+            Lodging::OfOurs => {
+                let group = self.new_group(id, process)?;
+                Ok(Place::Entered { group, confined })
+            }
+            Lodging::Below(unit) => {
+                // A group that has processes gives no controller to those below it (kernel: cgroup-v2.rst, "No Internal
+                // Process Constraint").
+                let supervisor = unit.child(SUPERVISOR);
+                supervisor.make()?;
+                supervisor.adopt(pid)?;
+                let group = unit.child(&format!("{id}-{}-{}", pid, process.start));
+                Ok(Place::Entered { group, confined })
+            }
+            Lodging::Supervisors(group) => {
+                let before = self.supersede_supervised(&group, process)?;
+                let settings = systemd::settings(self.host, &group)?;
+                Ok(Place::Supervised {
+                    group,
+                    before,
+                    settings,
+                    confined,
+                })
+            }
         }
-        let before = match self.supersede_supervised(&group, process)? {
-            Some(before) => before,
-            None => cpuset::masks(&group)?.unwrap_or_default(),
-        };
-        Ok(Place::Supervised {
-            group,
-            before,
-            confined,
-        })
     }
 
     /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was claimed there is free.
-    /// Returns what the unit had before.
-    fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Option<Masks>> {
-        let mut before = None;
-        for entry in self.ledger.all()? {
-            let claim = entry.claim().filter(|claim| {
-                let of_group = claim.cgroup.as_ref().map(|claimed| claimed.path.as_str());
-                claim.is_supervised()
-                    && claim.owner != process
-                    && claim.boot_id == self.boot_id
-                    && of_group == Some(group.path())
-            });
-            let Some(claim) = claim else {
-                continue;
-            };
+    /// Returns what the unit has without us.
+    fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Masks> {
+        let found = cpuset::masks(group)?.unwrap_or_default();
+        let now: CpuSet = found.cpus.parse()?;
+        let mut before = found;
+        for claim in self.claims_on_unit(group, &now)? {
             // A process of its that left the unit's group runs on those CPUs still.
-            if self.life_of(claim)? == Life::Recorded {
+            if claim.owner == process || self.life_of(&claim)? == Life::Recorded {
                 continue;
             }
-            let found = claim.cgroup.as_ref().map(|claimed| &claimed.before);
-            before = found.map(|found| Masks {
-                cpus: found.cpus.clone(),
-                mems: found.mems.clone(),
-            });
-            self.take_back(claim)?;
+            // Other CPUs than the claim's are an operator's, who has set them since.
+            let is_narrowed = !now.is_empty() && now.is_subset(&claim.cpus);
+            if let Some(claimed) = claim.confining_group().filter(|_| is_narrowed) {
+                before = Masks {
+                    cpus: claimed.before.cpus.clone(),
+                    mems: match claim.mems.is_empty() {
+                        true => before.mems,
+                        false => claimed.before.mems.clone(),
+                    },
+                };
+            }
+            self.take_back(&claim)?;
         }
         Ok(before)
+    }
+
+    /// The claims of commands in a unit: that on its group, and those of this path whose CPUs the group, made anew since, was
+    /// given by systemd, which kept them.
+    fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
+        let mut entries = Vec::new();
+        let on_group = group
+            .inode()?
+            .and_then(|inode| self.ledger.on_cgroup(inode));
+        if let Some(Entry::Opaque { path, reason }) = &on_group {
+            bail!(
+                "the claim {} is on its cgroup and cannot be read: {reason}",
+                path.display()
+            );
+        }
+        entries.extend(on_group);
+        for list in self.ledger.lists()? {
+            let is_among = |list: CpuSet| list.is_subset(cpus);
+            if list.parse().is_ok_and(is_among) {
+                entries.extend(self.ledger.on_list(&list)?);
+            }
+        }
+        let mut claims: Vec<Claim> = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Claim(claim) => {
+                    let path = claim.cgroup.as_ref().map(|claimed| claimed.path.as_str());
+                    let is_known = claims.iter().any(|other| other.owner == claim.owner);
+                    if claim.is_supervised() && path == Some(group.path()) && !is_known {
+                        claims.push(*claim);
+                    }
+                }
+                Entry::Opaque { path, reason } => {
+                    log::warn!("the claim {} counts as held: {reason}", path.display());
+                }
+            }
+        }
+        claims.retain(|claim| claim.boot_id == self.boot_id);
+        Ok(claims)
     }
 
     /// The end of a command in its supervisor's group, which we are in ourselves.
@@ -230,6 +306,42 @@ impl Books<'_> {
             None => Ok(None),
             Some(Entry::Claim(claim)) => Ok(Some(*claim)),
             Some(Entry::Opaque { path, reason }) => bail!("read {}: {reason}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{Durability, replace};
+
+    #[test]
+    fn a_command_is_lodged_with_a_supervisor_that_nobody_else_uses_and_we_can_speak_to() {
+        for (path, processes, is_supervisors) in [
+            ("/system.slice/a.service", "77\n", true),
+            ("/system.slice/a.service", "77\n78\n", false),
+            (
+                "/user.slice/user-1.slice/user@1.service/app.slice/a.service",
+                "77\n",
+                false,
+            ),
+            ("/", "77\n", false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let put = |path: String, content: &str| {
+                let path = dir.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                replace(&path, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+            };
+            let mount = "1 2 0:3 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+            put("proc/1/mountinfo".into(), mount);
+            put("proc/77/cgroup".into(), &format!("0::{path}\n"));
+            put(format!("sys/fs/cgroup{path}/cgroup.procs"), processes);
+            let host = Host::new(dir.path());
+            let hierarchy = Hierarchy::discover(&host).unwrap();
+            let lodging = Lodging::of(&host, &hierarchy, 77, Duration::ZERO).unwrap();
+            let found = matches!(lodging, Lodging::Supervisors(group) if group.path() == path);
+            assert_eq!(found, is_supervisors, "{path} {processes:?}");
         }
     }
 }

@@ -10,7 +10,6 @@ use super::pick::Wish;
 use super::{Books, Site, at_most};
 use crate::cgroup::{Group, Hierarchy, cpuset, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
-use crate::cpulist::CpuSet;
 use crate::names::Names;
 use crate::process::Process;
 use crate::request::{Request, Size};
@@ -120,9 +119,7 @@ impl Books<'_> {
         told: Result<bool>,
     ) -> Result<Claim> {
         let Some(now) = self.current(claim)? else {
-            if let Err(error) =
-                systemd::tell(self.host, unit, &CpuSet::new(), None, self.told_at_most())
-            {
+            if let Err(error) = self.untell(claim, unit, None) {
                 log::warn!("{error:#}");
             }
             bail!("it was released while it started: start it again");

@@ -48,6 +48,8 @@ pub(super) enum Place {
     Supervised {
         group: Group,
         before: Masks,
+        /// What systemd was told of the unit at run time, by others.
+        settings: Vec<String>,
         confined: bool,
     },
 }
@@ -150,6 +152,9 @@ impl Books<'_> {
         claim.cgroup = Some(claimed);
         let names = instead_of.map_or(applicant.names, |former| &former.names);
         claim.names.clone_from(names);
+        if let Place::Supervised { settings, .. } = place {
+            claim.unit_settings.clone_from(settings);
+        }
         let done = self
             .record(&claim, instead_of)
             .and_then(|()| self.confine(&claim, place));
@@ -175,6 +180,7 @@ impl Books<'_> {
             cpus: share.cpus,
             mems: share.mems,
             cgroup: None,
+            unit_settings: Vec::new(),
             since: now.map_or(0, |now| now.as_secs()),
         }
     }

@@ -110,7 +110,11 @@ impl Books<'_> {
             // Whoever lives on has left the group that confined it.
             return Ok(());
         };
-        let bound = cpuset::bound(&group)?;
+        let mut bound = cpuset::bound(&group)?;
+        if let Some(claimed) = claim.cgroup.as_ref().filter(|_| claim.is_supervised()) {
+            // What the unit may use at most is its operator's to say.
+            bound = bound.within(&group, &claimed.before.cpus)?;
+        }
         let rest = bound.cpus.difference(&claim.cpus);
         let (exclusive, owned) = self.exclusive_cpus()?;
         let shared = rest.difference(&exclusive);

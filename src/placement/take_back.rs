@@ -1,9 +1,10 @@
-//! Taking CPU lists back: restore the group, drop the owner from `tasks`, remove the record; in that order, so
-//! that a claim stays until there is nothing left to undo. Each can be done twice.
+//! Taking CPU lists back: tell systemd, restore the group, drop the owner from `tasks`, remove the record; in that order, so
+//! that a claim stays until there is nothing left to undo: where anything fails, the list stays held, and whoever needs it
+//! next, or `reconcile`, tries again. A group that is gone is restored by that. Each can be done twice.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::life::{Life, awaited_group};
 use super::{Books, at_most};
@@ -30,20 +31,29 @@ impl Books<'_> {
 
     /// Gives back all that a dead owner's claim holds. `false`, and the claim stays, where a process has entered
     /// its group since it was looked at: a fork of the owner's that was slow to get there.
+    ///
+    /// # Errors
+    /// The group still has our mask, or systemd still knows it: the claim stays, or the next container of that path would
+    /// run on what is somebody else's.
     pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
-        // An error that passes is not to leave our mask to the next container of that path. One that stays is told, and
-        // holds nothing up.
-        let restored = self.restore_group(claim);
-        if let Err(error) = restored.or_else(|_| self.restore_group(claim)) {
-            log::warn!("{}: {error:#}", claim.shown());
-        }
-        if let Some((group, claimed)) = self.group_of(claim)? {
-            if claimed.made || group.is_populated()? {
+        // An error that passes is not to hold the list up.
+        let restored = self
+            .restore_group(claim)
+            .or_else(|_| self.restore_group(claim));
+        if let Some((group, _)) = self.group_of(claim)? {
+            if group.is_populated()? {
                 self.keep_confined(claim)?;
                 return Ok(false);
             }
         }
-        // Nobody is in the group, whatever is in its files: the list is free.
+        restored.with_context(|| {
+            format!(
+                "{} is gone and still holds {} of pool {}, until its cgroup is restored (`pinfold reconcile` tries again) or removed",
+                claim.shown(),
+                claim.lists.join(" and "),
+                claim.pool
+            )
+        })?;
         self.drop_record(claim).map(|()| true)
     }
 
@@ -88,51 +98,77 @@ impl Books<'_> {
         Ok(found.and_then(|(group, claimed)| claimed.confined.then_some(group)))
     }
 
+    /// Takes a claim's mask off its group, and lets systemd know.
+    ///
+    /// # Errors
+    /// Any of that is not done. Past an error it goes on with the rest.
     pub(super) fn restore_group(&self, claim: &Claim) -> Result<()> {
+        self.restore(claim, Some(&claim.cpus))
+    }
+
+    /// The same for one that was released by force: systemd was told of other CPUs since.
+    pub(super) fn restore_released(&self, claim: &Claim) -> Result<()> {
+        self.restore(claim, None)
+    }
+
+    fn restore(&self, claim: &Claim, told: Option<&CpuSet>) -> Result<()> {
         let Some((group, claimed)) = self.group_of(claim)? else {
-            self.forget_supervised(claim);
-            return self.restore_awaited(claim);
+            return self
+                .forget_supervised(claim, told)
+                .and(self.restore_awaited(claim));
         };
         if claimed.made {
             let path = group.path();
             ensure!(group.remove()?, "the cgroup {path} still holds processes");
             return Ok(());
         }
+        if !claimed.confined {
+            return Ok(());
+        }
+        let untold = self.untell(claim, &group, told);
+        // What an operator has set since is the group's now.
+        if matches!(untold, Ok(false)) {
+            return Ok(());
+        }
         let Before { cpus, mems } = &claimed.before;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
-        // The unit may be gone already.
-        let none = match claim.is_supervised() {
-            true => cpus.parse()?,
-            false => CpuSet::new(),
-        };
-        if let Err(error) = systemd::tell(
-            self.host,
-            &group,
-            &none,
-            mems.map(|_| &none),
-            self.told_at_most(),
-        ) {
-            log::info!("{error:#}");
-        }
-        cpuset::restore(&group, cpus, mems)
+        untold.map(drop).and(cpuset::restore(&group, cpus, mems))
     }
 
     /// systemd keeps a service's CPUs for its next start, which is not to be confined to what its last one owned.
-    fn forget_supervised(&self, claim: &Claim) {
-        let supervised = claim.cgroup.as_ref().filter(|_| claim.is_supervised());
+    fn forget_supervised(&self, claim: &Claim, told: Option<&CpuSet>) -> Result<()> {
         let is_of_this_boot = claim.boot_id == self.boot_id;
-        let Some(claimed) = supervised.filter(|_| is_of_this_boot) else {
-            return;
-        };
-        let told = self.hierarchy.group(&claimed.path).and_then(|group| {
-            let cpus = claimed.before.cpus.parse()?;
-            let mems: CpuSet = claimed.before.mems.parse()?;
-            let mems = Some(&mems).filter(|_| !claim.mems.is_empty());
-            systemd::tell_for_later(self.host, &group, &cpus, mems, self.told_at_most())
-        });
-        if let Err(error) = told {
-            log::info!("{error:#}");
+        match claim.confining_group() {
+            Some(claimed) if claim.is_supervised() && is_of_this_boot => {
+                let group = self.hierarchy.group(&claimed.path)?;
+                self.untell(claim, &group, told).map(drop)
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// Lets systemd know of a unit what it knew before a claim; `false` where somebody has told it something else since.
+    /// `told` is what it was told for the claim, where that is known.
+    pub(super) fn untell(
+        &self,
+        claim: &Claim,
+        unit: &Group,
+        told: Option<&CpuSet>,
+    ) -> Result<bool> {
+        let none = Before::default();
+        // A container's unit is its own, and has no CPUs but ours: whoever chose some was refused.
+        let (before, told) = match &claim.cgroup {
+            Some(claimed) if claim.is_supervised() => (&claimed.before, told),
+            _ => (&none, None),
+        };
+        let (cpus, mems): (CpuSet, CpuSet) = (before.cpus.parse()?, before.mems.parse()?);
+        let former = systemd::Former {
+            cpus: &cpus,
+            mems: Some(&mems).filter(|_| !claim.mems.is_empty()),
+            settings: &claim.unit_settings,
+            told,
+        };
+        systemd::untell(self.host, unit, &former, self.told_at_most())
     }
 
     /// The group that a runtime confined for a reservation and left, unless another owner has it by now.
@@ -159,9 +195,10 @@ impl Books<'_> {
         systemd::tell(self.host, unit, cpus, mems, self.told_at_most()).map(drop)
     }
 
-    /// How long systemd may take now.
+    /// How long systemd may take now: all that is told in one go is bounded, too.
     pub(super) fn told_at_most(&self) -> Duration {
-        at_most(TOLD_UNDER_LOCK, self.deadline)
+        let left = self.until.saturating_duration_since(Instant::now());
+        at_most(TOLD_UNDER_LOCK.min(left), self.deadline)
     }
 
     /// Drops a claim from `tasks`, and then from the ledger.

@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::Books;
 use super::reap::Reclaimed;
-use crate::cgroup::{Group, cpuset};
+use crate::cgroup::cpuset::{self, Masks};
+use crate::cgroup::systemd;
 use crate::claims::{Claim, Entry, Traces};
 use crate::cpulist::CpuSet;
 use crate::files;
@@ -62,18 +63,14 @@ impl Books<'_> {
         if traces.process.is_alive(self.host)? {
             return Ok(Some(format!("process {}", traces.process.pid)));
         }
-        for group in self.groups_of(traces)? {
-            if let Some(pid) = group.all_pids()?.first() {
-                return Ok(Some(format!(
-                    "process {pid} in the cgroup {}",
-                    group.path()
-                )));
+        for group in self.hierarchy.groups_with(&traces.inodes)? {
+            if group.is_populated()? {
+                return Ok(Some(format!("a process in the cgroup {}", group.path())));
             }
         }
         let claims = self.ledger.all()?;
         let claims: Vec<&Claim> = claims.iter().filter_map(Entry::claim).collect();
         let is_explained = |pid: &i32| claims.iter().any(|claim| claim.pids().contains(pid));
-        let mut cpus = CpuSet::new();
         for (pool, list) in self.lists_of(traces)? {
             let tasks = self.directory.tasks(&pool, &list)?;
             let mut unexplained = tasks.iter().filter(|pid| !is_explained(pid));
@@ -81,31 +78,25 @@ impl Books<'_> {
                 return Ok(Some(format!("process {pid}")));
             }
         }
-        for list in &traces.lists {
-            cpus.extend(&list.parse()?);
-        }
+        let cpus = cpus_of(traces)?;
         for name in files::names_in(&self.host.processes())? {
             let Ok(pid) = name.parse::<i32>() else {
                 continue;
             };
-            if is_explained(&pid) || self.is_kernels(pid) {
+            if is_explained(&pid) || process::is_kernel_thread(self.host, pid)? {
                 continue;
             }
-            let Ok(affinity) = process::affinity(pid) else {
-                // It has ended, or nobody can be asked: then it has, too.
-                continue;
+            let affinity = match process::affinity(pid) {
+                Err(error) if files::is_gone(&error) => continue,
+                other => {
+                    other.with_context(|| format!("read the CPU affinity of process {pid}"))?
+                }
             };
             if affinity.is_subset(&cpus) && !self.is_in_group_of(pid, &claims)? {
                 return Ok(Some(format!("process {pid}, which runs on them alone,")));
             }
         }
         Ok(None)
-    }
-
-    /// A thread of the kernel's is a child of kthreadd, 2, and has no command line (kernel: kernel/kthread.c).
-    fn is_kernels(&self, pid: i32) -> bool {
-        let is_child = pid == 2 || process::parent(self.host, pid) == Some(2);
-        is_child && process::command_line(self.host, pid).is_empty()
     }
 
     fn is_in_group_of(&self, pid: i32, claims: &[&Claim]) -> Result<bool> {
@@ -133,30 +124,22 @@ impl Books<'_> {
         Ok(lists)
     }
 
-    /// The groups that links to it name by their inode, where they are still there.
-    fn groups_of(&self, traces: &Traces) -> Result<Vec<Group>> {
-        let mut found = Vec::new();
-        if traces.inodes.is_empty() {
-            return Ok(found);
-        }
-        let mut pending = vec![self.hierarchy.group("/")?];
-        while let Some(group) = pending.pop() {
-            if group
-                .inode()?
-                .is_some_and(|inode| traces.inodes.contains(&inode))
-            {
-                found.push(group.clone());
-            }
-            pending.extend(group.children()?);
-        }
-        Ok(found)
-    }
-
     fn give_back_traces(&self, traces: &Traces) -> Result<Vec<Reclaimed>> {
-        for group in self.groups_of(traces)? {
+        let (cpus, none) = (cpus_of(traces)?, CpuSet::new());
+        for group in self.hierarchy.groups_with(&traces.inodes)? {
+            // Nothing says what a unit had before: what its own files say counts from the next reload on.
+            let former = systemd::Former {
+                cpus: &none,
+                mems: Some(&none),
+                settings: &[],
+                told: Some(&cpus),
+            };
+            let is_ours = systemd::untell(self.host, &group, &former, self.told_at_most())?;
             // One of ours that no claim names is removed with the others.
-            let inherited = cpuset::inherited(&group)?;
-            cpuset::restore(&group, &inherited.cpus, None)?;
+            if is_ours {
+                let Masks { cpus, mems } = cpuset::inherited(&group)?;
+                cpuset::restore(&group, &cpus, Some(&mems))?;
+            }
         }
         let Process { pid, .. } = traces.process;
         let mut reclaimed = Vec::new();
@@ -177,4 +160,13 @@ impl Books<'_> {
         self.ledger.remove_traces(traces)?;
         Ok(reclaimed)
     }
+}
+
+/// All CPUs of its lists.
+fn cpus_of(traces: &Traces) -> Result<CpuSet> {
+    let mut cpus = CpuSet::new();
+    for list in &traces.lists {
+        cpus.extend(&list.parse()?);
+    }
+    Ok(cpus)
 }

@@ -4,8 +4,10 @@ use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
 use crate::needs::Need;
 use crate::process::{self, Ran, affinity, is_alive};
-use crate::world::{Kind, Standin, World, state};
+use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub(crate) fn cases() -> Vec<Case> {
     let root = &[Need::Root, Need::Cpus(2)];
@@ -25,6 +27,11 @@ pub(crate) fn cases() -> Vec<Case> {
             "release::of_a_dead_owner_and_again",
             root,
             of_a_dead_owner_and_again,
+        ),
+        plain(
+            "release::what_is_not_restored_stays_claimed",
+            root,
+            what_is_not_restored_stays_claimed,
         ),
         plain(
             "release::by_the_beginning_of_an_id",
@@ -130,6 +137,63 @@ fn of_a_dead_owner_and_again(world: &World) {
     // A hook that is told of an id that nobody knows has nothing to do.
     let unknown = json!({"id": "never-heard-of", "status": "stopped"});
     world.hook("poststop", &unknown).ok();
+}
+
+/// A file that cannot be written while this lives, for root neither.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn new(file: &Path) -> ReadOnly {
+        let mount = |options: &[&str]| {
+            let mut mount = Command::new("mount");
+            process::run(mount.args(options).arg(file).arg(file)).ok();
+        };
+        mount(&["--bind"]);
+        mount(&["-o", "remount,bind,ro"]);
+        ReadOnly(file.to_owned())
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// A group that keeps our mask keeps its claim, and the list with it: what comes into that group runs there.
+fn what_is_not_restored_stays_claimed(world: &World) {
+    let owner = owner(world);
+    let pid = owner.pid;
+    let cgroup = owner.die();
+    let stays = |said: &str| {
+        assert!(said.contains("still holds 1 of pool dp"), "{said}");
+        assert_eq!(world.claims_of("a").len(), 1, "{said}");
+        assert_eq!(world.tasks("dp", "1"), [pid], "{said}");
+        assert_eq!(cgroups::mask(&cgroup), "1");
+    };
+    let read_only = ReadOnly::new(&cgroup.join("cpuset.cpus"));
+    let request = json!({ "pinfold.io/pool": "dp" });
+    let end = stopped("a", request.clone());
+    stays(&world.hook("poststop", &end).exits(1).stderr);
+    stays(&release(world, &["a"]).exits(1).stderr);
+    let reconcile = process::run(&mut world.pinfold(&["reconcile"])).exits(1);
+    stays(&reconcile.stderr);
+    let next = Standin::new(world, "next");
+    let start = state("next", next.pid, request);
+    world.hook("createRuntime", &start).exits(1);
+    stays(&release(world, &["a"]).exits(1).stderr);
+    drop(read_only);
+    world.hook("createRuntime", &start).ok();
+    assert_eq!(cgroups::mask(&cgroup), hierarchy().unnarrowed());
+    assert!(world.claims_of("a").is_empty());
+    // A group that is gone is restored by that.
+    let read_only = ReadOnly::new(&next.cgroup().join("cpuset.cpus"));
+    let cgroup = next.die();
+    release(world, &["next"]).exits(1);
+    drop(read_only);
+    std::fs::remove_dir(&cgroup).unwrap();
+    world.reconcile();
+    world.assert_all_free("after the group was removed");
 }
 
 /// Two owners on CPUs 0 and 1 of an exclusive pool, with ids as engines make them up.

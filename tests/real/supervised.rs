@@ -6,6 +6,7 @@ use crate::needs::Need;
 use crate::process::{affinity, eventually, is_alive, run, send};
 use crate::world::{Kind, World};
 use nix::libc;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,6 +37,21 @@ pub(crate) fn cases() -> Vec<Case> {
             "supervised::the_units_own_cpus_bound_it",
             needs,
             the_units_own_cpus_bound_it,
+        ),
+        plain(
+            "supervised::what_an_operator_tells_systemd_stays",
+            needs,
+            what_an_operator_tells_systemd_stays,
+        ),
+        plain(
+            "supervised::what_systemd_is_not_told_stays_claimed",
+            needs,
+            what_systemd_is_not_told_stays_claimed,
+        ),
+        plain(
+            "supervised::released_by_force_at_the_start",
+            needs,
+            released_by_force_at_the_start,
         ),
         plain(
             "supervised::beside_others_it_has_a_group_of_ours",
@@ -99,6 +115,19 @@ impl Unit {
     fn stop(&self) {
         systemctl(&["stop", &self.name]);
     }
+
+    /// Everybody in it is killed at once, `isolate` too.
+    fn kill(&self) {
+        systemctl(&["kill", "--signal=KILL", &self.name]);
+        eventually("nobody is left in the unit", || {
+            (self.main_pid() == 0 && processes(&self.group()).is_empty()).then_some(())
+        });
+    }
+
+    /// Where systemd keeps what was set at run time.
+    fn settings(&self) -> PathBuf {
+        Path::new("/run/systemd/system.control").join(format!("{}.d", self.name))
+    }
 }
 
 impl Drop for Unit {
@@ -106,6 +135,7 @@ impl Drop for Unit {
         let mut stop = Command::new("systemctl");
         let _ = stop.args(["stop", &self.name]).status();
         let _ = std::fs::remove_file(self.file());
+        let _ = std::fs::remove_dir_all(self.settings());
         let mut reload = Command::new("systemctl");
         let _ = reload.arg("daemon-reload").status();
     }
@@ -134,8 +164,8 @@ fn the_units_group_is_the_owners(world: &World) {
     let group = unit.group();
     let pids = unit.sleeping(&group, 2);
     systemctl(&["daemon-reload"]);
-    for pid in pids {
-        assert_eq!(affinity(pid), "1");
+    for pid in &pids {
+        assert_eq!(affinity(*pid), "1");
     }
     assert_eq!(mask(&group), "1");
     assert_eq!(allowed_cpus(&unit), "1");
@@ -150,8 +180,14 @@ fn the_units_group_is_the_owners(world: &World) {
         "{claims:?}"
     );
     unit.stop();
-    world.wait_until_free();
+    // One that ends after `isolate` is left to whoever looks next.
+    eventually("the commands are gone", || {
+        (!pids.iter().any(|pid| is_alive(*pid))).then_some(())
+    });
+    world.reconcile();
+    world.assert_all_free("after the unit was stopped");
     assert_eq!(allowed_cpus(&unit), "");
+    assert!(!unit.settings().exists(), "a drop-in is left");
 }
 
 /// A grandchild in a session of its own ends with the unit, and its list is free.
@@ -219,6 +255,102 @@ fn the_units_own_cpus_bound_it(world: &World) {
     unit.stop();
     world.wait_until_free();
     assert_eq!(allowed_cpus(&unit), "1");
+    assert!(!unit.settings().exists(), "a drop-in is left");
+}
+
+/// What was set at run time before the start is there after the end; what is set while a dead owner's claim is there, too.
+fn what_an_operator_tells_systemd_stays(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let unit = Unit::start(world, "told", "", "/bin/sleep 600");
+    unit.sleeping(&unit.group(), 1);
+    unit.stop();
+    world.wait_until_free();
+    for (killed, cpus, owned) in [(1, "0-1", "0"), (2, "1", "1")] {
+        let setting = format!("AllowedCPUs={cpus}");
+        systemctl(&["set-property", "--runtime", &unit.name, &setting]);
+        systemctl(&["start", &unit.name]);
+        let pids = unit.sleeping(&unit.group(), 1);
+        assert_eq!(affinity(pids[0]), owned);
+        unit.stop();
+        eventually("systemd knows the operator's again", || {
+            (allowed_cpus(&unit) == cpus).then_some(())
+        });
+        let kept = unit.settings().join("50-AllowedCPUs.conf");
+        let kept = std::fs::read_to_string(kept).unwrap();
+        assert!(kept.contains(&format!("\n{setting}\n")), "{kept}");
+        // One that is killed leaves its claim, and its CPUs with systemd.
+        systemctl(&["start", &unit.name]);
+        unit.sleeping(&unit.group(), 1);
+        unit.kill();
+        assert_eq!(world.claims().len(), killed);
+    }
+    world.reconcile();
+    world.assert_all_free("after the unit was killed");
+    assert_eq!(allowed_cpus(&unit), "1");
+}
+
+/// A program that another stands in for, for everybody, while this lives.
+struct Covered(PathBuf);
+
+impl Covered {
+    fn by(program: &str, other: &Path) -> Covered {
+        let program = Path::new("/usr/bin").join(program);
+        run(Command::new("mount").arg("--bind").arg(other).arg(&program)).ok();
+        Covered(program)
+    }
+}
+
+impl Drop for Covered {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// While systemd cannot be told, the next start of the service would be confined to what its last one owned.
+fn what_systemd_is_not_told_stays_claimed(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let unit = Unit::start(world, "untold", "", "/bin/sleep 600");
+    unit.sleeping(&unit.group(), 1);
+    unit.kill();
+    assert_eq!(allowed_cpus(&unit), "1");
+    let covered = Covered::by("systemctl", &std::fs::canonicalize("/bin/false").unwrap());
+    let refused = run(&mut world.pinfold(&["reconcile"])).exits(1);
+    assert!(refused.stderr.contains("systemd"), "{refused}");
+    assert_eq!(world.claims().len(), 1, "{refused}");
+    drop(covered);
+    world.reconcile();
+    world.assert_all_free("after systemd could be told");
+    assert_eq!(allowed_cpus(&unit), "");
+    assert!(!unit.settings().exists(), "a drop-in is left");
+}
+
+/// Released while systemd is told of it: what systemd knows at the end is what the unit's own file says.
+fn released_by_force_at_the_start(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let path = |name: &str| world.dir.join(name);
+    std::fs::copy("/usr/bin/systemctl", path("systemctl")).unwrap();
+    std::fs::write(path("hold"), "").unwrap();
+    let dir = world.dir.display();
+    let slow = format!(
+        "#!/bin/sh\ncase \"$*\" in *set-property*) if mkdir {dir}/first 2>/dev/null; then\n\
+         while [ -e {dir}/hold ]; do sleep 0.1; done; fi;; esac\nexec {dir}/systemctl \"$@\"\n"
+    );
+    std::fs::write(path("slow"), slow).unwrap();
+    std::fs::set_permissions(path("slow"), PermissionsExt::from_mode(0o755)).unwrap();
+    let covered = Covered::by("systemctl", &path("slow"));
+    let unit = Unit::start(world, "forced", "AllowedCPUs=0-1", "/bin/sleep 600");
+    eventually("systemd is being told", || {
+        path("first").exists().then_some(())
+    });
+    let claims = world.claims();
+    let id = claims[0]["id"].as_str().unwrap();
+    run(&mut world.pinfold(&["release", id, "--force"])).ok();
+    std::fs::remove_file(path("hold")).unwrap();
+    eventually("it is not started", || (unit.main_pid() == 0).then_some(()));
+    drop(covered);
+    world.assert_all_free("after it was released");
+    assert_eq!(allowed_cpus(&unit), "0-1");
+    assert!(!unit.settings().exists(), "a drop-in is left");
 }
 
 fn beside_others_it_has_a_group_of_ours(world: &World) {
