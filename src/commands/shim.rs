@@ -380,10 +380,7 @@ fn refuse_chosen(config: &OciConfig, request: &Request) -> Result<()> {
         (None, Some(mems)) => ("memory nodes", mems),
         (None, None) => return Ok(()),
     };
-    bail!(
-        "its configuration already sets the {what} {}: drop that (--cpuset-cpus, --cpuset-mems, resources.cpu), or the pool",
-        Shown(value)
-    )
+    bail!(placement::chosen_already(what, &Shown(value).to_string()))
 }
 
 /// The NUMA nodes of the container's devices; those that the kernel tells no node of have none.

@@ -140,7 +140,14 @@ impl Search<'_> {
         if !geteuid().is_root() && !roots::belongs_to(&root.dir, geteuid().as_raw()) {
             return Ok(());
         }
-        let mut ids = roots::names_in(&root.dir, MOST_IN_A_ROOT)?;
+        let mut ids = roots::names_in(&root.dir, MOST_IN_A_ROOT + 1)?;
+        if ids.len() > MOST_IN_A_ROOT {
+            ids.truncate(MOST_IN_A_ROOT);
+            self.found.remarks.push(format!(
+                "{} has more containers than are looked at ({MOST_IN_A_ROOT})",
+                root.dir.display()
+            ));
+        }
         ids.sort();
         for id in ids.into_iter().filter(|id| is_container_id(id)) {
             let dir = root.dir.join(&id);
@@ -398,5 +405,18 @@ mod tests {
         for part in ["bad/status", "large/status", "link/status"] {
             assert!(remarks.contains(part), "{remarks}");
         }
+    }
+    #[test]
+    fn what_is_not_looked_at_is_said() {
+        let machine = Machine::new();
+        let root = machine.dir.path().join("run/runc");
+        for number in 0..=MOST_IN_A_ROOT {
+            std::fs::create_dir_all(root.join(number.to_string())).unwrap();
+        }
+        let remarks = machine.running().remarks;
+        assert!(
+            remarks.len() == 1 && remarks[0].contains("more containers than are looked at (4096)"),
+            "{remarks:?}"
+        );
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Books;
 use super::pick::Wish;
+use super::refusal::chosen_already;
 use crate::cgroup::Group;
 use crate::cgroup::cpuset::{self, Bound, Masks};
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
@@ -294,7 +295,5 @@ fn refuse_chosen_cpus(group: &Group, before: &Masks, request: &Request) -> Resul
         (None, Some(mems)) if request.mems == Mems::Local => ("memory nodes", mems),
         _ => return Ok(()),
     };
-    bail!(
-        "its configuration already sets the {what} {value}: drop that (--cpuset-cpus, --cpuset-mems, resources.cpu), or the pool"
-    )
+    bail!(chosen_already(what, &value))
 }

@@ -47,6 +47,7 @@ pub use init::{Existing, Made, init, try_init};
 pub use keeper::let_through;
 pub use reap::Reclaimed;
 pub use reconcile::{Report, reconcile};
+pub use refusal::chosen_already;
 pub use release::{Release, force_release, release};
 pub use reserve::{give_up, reserve};
 pub use stock::stock;

@@ -266,6 +266,14 @@ pub(super) fn unreadable(path: &Path, reason: &str) -> Refusal {
     )
 }
 
+/// A container has CPUs, or memory nodes, by its configuration. No engine takes back by `update` what was set once.
+pub fn chosen_already(what: &str, value: &str) -> Refusal {
+    Refusal::new(
+        format!("its configuration already sets the {what} {value}"),
+        "make it anew without them (--cpuset-cpus, --cpuset-mems, resources.cpu; `update` does not take them back), or drop the pool",
+    )
+}
+
 /// The annotation that asks for it.
 fn key(within: Within) -> &'static str {
     match within {

@@ -98,7 +98,11 @@ fn own_cpuset(world: &World, engine: Engine) {
         ..Plan::pinned("a", "dp")
     };
     let container = Container::prepare(world, engine, plan);
-    container.assert_refused(&["already sets the CPUs 0", "pool"]);
+    container.assert_refused(&[
+        "already sets the CPUs 0",
+        "make it anew without them",
+        "or drop the pool",
+    ]);
     world.assert_all_free("after a refusal");
 }
 

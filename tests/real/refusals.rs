@@ -18,6 +18,11 @@ pub(crate) fn cases() -> Vec<Case> {
             root,
             parent_allows_none,
         ),
+        plain(
+            "refusals::the_parent_keeps_some_of_the_cpus_away",
+            root,
+            parent_keeps_some_away,
+        ),
         plain("refusals::the_kernel_refuses_the_mask", v1, kernel_refuses),
         plain(
             "refusals::the_pool_directory_is_somebody_elses",
@@ -54,6 +59,34 @@ fn parent_allows_none(world: &World) {
     cgroups::narrow(&path, "0");
     let standin = Standin::inside(&hierarchy().make_inside(&path, "child"), &["--wait"]);
     assert_refused(world, &standin, &parent);
+}
+
+/// What others see as free is counted, and what the refusal says to do lets the next one start.
+fn parent_keeps_some_away(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let path = hierarchy().make(&format!("{}-parent", world.tag));
+    cgroups::narrow(&path, "0");
+    let start = |name: &str| {
+        let standin = Standin::inside(&hierarchy().make_inside(&path, name), &["--wait"]);
+        let annotations = json!({ "pinfold.io/pool": "dp" });
+        let ran = world.hook("prestart", &state(name, standin.pid, annotations));
+        (standin, ran)
+    };
+    let (_first, ran) = start("first");
+    ran.ok();
+    let (_second, refused) = start("second");
+    let refused = refused.exits(1);
+    for part in [
+        "0 free, and 1 besides that nobody owns",
+        "keeps away: it allows only the CPUs 0",
+    ] {
+        assert!(refused.stderr.contains(part), "{part}: {refused}");
+    }
+    let command = refused.stderr.split('`').nth(1).expect("a command");
+    process::run(Command::new("sh").args(["-c", command])).ok();
+    let (third, ran) = start("third");
+    ran.ok();
+    assert_eq!(affinity(third.pid), "1");
 }
 
 /// Whoever may not lock is told what to do, and may look all the same.
