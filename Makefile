@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak fuzz test-suites bench test-vm vm-shell support install uninstall clean
+.PHONY: build demo test test-faults soak mutants fuzz test-suites bench test-vm vm-shell support install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -36,6 +36,14 @@ test-faults:
 SOAK ?= 3600
 soak:
 	PINFOLD_TEST_SOAK_SECONDS=$(SOAK) cargo test --locked --test faults -- soak::
+
+# Changes the code in one small way after another, and lists the changes that no quick test sees. SHARD=1/8 for a part of
+# them; what only tests on real processes see is listed as well. cargo-mutants is installed below target/tools.
+SHARD ?= 0/1
+mutants:
+	[ -x target/tools/bin/cargo-mutants ] || cargo install --locked --root target/tools cargo-mutants
+	target/tools/bin/cargo-mutants mutants --jobs 1 --timeout 120 --shard $(SHARD) --output target/mutants \
+		--file 'src/placement/*.rs' --file 'src/claims/*.rs' --file 'src/pools/**/*.rs' -- --lib
 
 # The test suites of runc and crun, directly and through pinfold-runtime: what they find has to be the same.
 test-suites:

@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::Root, Need::Cpus(2)];
-    vec![plain("corruption::of_the_books", needs, of_the_books)]
+    vec![
+        plain("corruption::of_the_books", needs, of_the_books),
+        plain("corruption::of_what_was_before", needs, stale),
+    ]
 }
 
 /// What happens to a file.
@@ -23,6 +26,8 @@ enum Rot {
     Truncate(usize),
     Vanish,
     Empty,
+    /// It has what another file of its kind has, and that one has what it had.
+    Swap,
 }
 
 /// Every file and link of the books, as it was.
@@ -90,6 +95,9 @@ fn of_the_books(world: &World) {
             continue;
         }
         jobs.push((number, Rot::Vanish));
+        if other_of_its_kind(&scene.saved, path).is_some() {
+            jobs.push((number, Rot::Swap));
+        }
         if let Content::File(bytes) = content {
             jobs.push((number, Rot::Empty));
             jobs.extend((0..bytes.len() * 8).map(|bit| (number, Rot::Flip(bit))));
@@ -100,6 +108,8 @@ fn of_the_books(world: &World) {
     for last in (1..jobs.len()).rev() {
         jobs.swap(last, dice.below(last + 1));
     }
+    // Those are few, and always tried.
+    jobs.sort_by_key(|(_, rot)| !matches!(rot, Rot::Swap));
     let seconds = number("PINFOLD_TEST_FAULTS_SECONDS").unwrap_or(20) * 2;
     let began = std::time::Instant::now();
     let (mut tried, mut failures) = (0, Vec::new());
@@ -109,7 +119,10 @@ fn of_the_books(world: &World) {
         }
         tried += 1;
         let (path, content) = scene.saved.iter().nth(*number).expect("as many as before");
-        rotten(path, *rot, content);
+        match rot {
+            Rot::Swap => swapped(&scene.saved, path, content),
+            _ => rotten(path, *rot, content),
+        }
         let told = catch_unwind(AssertUnwindSafe(|| scene.try_it()));
         if let Err(panic) = told {
             let said = panic.downcast_ref::<String>().cloned();
@@ -160,8 +173,60 @@ fn rotten(path: &Path, rot: Rot, content: &Content) {
         }
         Rot::Truncate(length) => bytes.truncate(length),
         Rot::Empty => bytes.clear(),
+        Rot::Swap => unreachable!("it takes two files"),
     }
     std::fs::write(path, bytes).expect("write a rotten file");
+}
+
+/// Another claim, where this is one.
+fn other_of_its_kind<'s>(saved: &'s Saved, path: &Path) -> Option<(&'s PathBuf, &'s Content)> {
+    let is_claim = |path: &Path| path.extension().is_some_and(|kind| kind == "json");
+    let mut others = saved.iter();
+    let found = others.find(|(other, _)| is_claim(other) && *other != path);
+    found.filter(|_| is_claim(path))
+}
+
+fn swapped(saved: &Saved, path: &Path, content: &Content) {
+    let (other, others) = other_of_its_kind(saved, path).expect("another claim");
+    for (path, content) in [(path, others), (other, content)] {
+        let Content::File(bytes) = content else {
+            panic!("a claim is a file");
+        };
+        std::fs::write(path, bytes).expect("swap two files");
+    }
+}
+
+/// What was there before is put back, as a backup would: the list was nobody's then, and the claims were those of earlier
+/// owners. No live owner loses its list.
+fn stale(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let earlier = ["a", "b"].map(|name| Standin::new(world, &format!("earlier-{name}")));
+    for owner in &earlier {
+        let id = format!("earlier-{}", owner.pid);
+        world
+            .hook("createRuntime", &state(&id, owner.pid, request()))
+            .ok();
+    }
+    let old = save(world);
+    for owner in earlier {
+        owner.die();
+    }
+    let scene = Scene::new(world);
+    for (path, content) in &old {
+        // A pid that is not there any more says nothing of who is there now: only the claims can.
+        let is_recorded = scene.saved.get(path) == Some(content);
+        let Content::File(bytes) = content else {
+            continue;
+        };
+        if is_recorded || path.ends_with("lock") {
+            continue;
+        }
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("make a directory");
+        std::fs::write(path, bytes).expect("put an old file back");
+        scene.try_it();
+        restore(world, &scene.saved);
+    }
+    campaign::count_executions(old.len() * 4);
 }
 
 fn save(world: &World) -> Saved {

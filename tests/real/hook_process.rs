@@ -134,6 +134,10 @@ fn has_little(world: &World) {
         assert_eq!(held & !most, 0, "{set} {held:x}");
     }
     assert_eq!(field("Umask:"), "0022");
+    // It is left as the runtime had it: see docs/SECURITY.md.
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let privileges = format!("NoNewPrivs:\t{}\n", field("NoNewPrivs:"));
+    assert!(own.contains(&privileges), "{privileges}");
     for entry in std::fs::read_dir(format!("/proc/{}/fdinfo", hook.pid())).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let info = read(&format!("fdinfo/{name}"));
