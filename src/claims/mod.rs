@@ -690,6 +690,24 @@ mod tests {
     }
 
     #[test]
+    fn of_what_cannot_be_looked_at_nothing_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let ledger = Ledger::open(&run).unwrap();
+        ledger.write(&claim("web", 5, &["0"], 70)).unwrap();
+        let path = run.join("claims/web/5-77.json");
+        assert_eq!(ledger.traces(&path).unwrap().unwrap().inodes, [70]);
+        // No link: EINVAL. It may be the one from its group.
+        files::replace(&run.join("cgroups/71"), b"", 0o600, Durability::Crash).unwrap();
+        assert!(ledger.traces(&path).is_err());
+        files::remove(&run.join("cgroups/71")).unwrap();
+        // A directory: EISDIR. It may be of a newer version.
+        files::remove(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(ledger.traces(&path).is_err());
+    }
+
+    #[test]
     fn leftovers_go_and_claims_stay() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
