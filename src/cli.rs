@@ -38,6 +38,7 @@ impl Cli {
         match &self.verb {
             Verb::Status(args) => args.json || args.look.output == Some(Form::Json),
             Verb::Describe(args) => args.json || args.look.output == Some(Form::Json),
+            Verb::Stats(args) => args.json || args.look.output == Some(Form::Json),
             Verb::Topology(args) => args.json,
             Verb::Explain(args) => args.json,
             Verb::Reconcile(args) => args.json,
@@ -173,6 +174,11 @@ pub enum Verb {
         after_help = "Example: pinfold describe --json\n\nExit status: 1 where a pool could not be read."
     )]
     Describe(Describe),
+    /// Show what owners do with their CPUs, and who else is on them
+    #[command(
+        after_help = "Examples:\n  pinfold stats\n  pinfold stats dataplane --sort noise\n  pinfold stats web --no-stream --json\n\nUSED% and NOISE% are shares of the time of an owner's CPUs: what it used, and what somebody else did,\ninterrupts (IRQ%) not counted. WAIT%: the time in which a process of its waited for a CPU. THROT%: the\ntime in which a limit kept it from running.\nKeys: q quits, s and the arrows choose the column to sort by, r turns the order round."
+    )]
+    Stats(Stats),
     /// Add pools, remove them, change their size; owners are never touched
     #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
     Pool(pool::Pool),
@@ -263,6 +269,79 @@ pub struct Status {
     /// How it is shown.
     #[command(flatten)]
     pub look: Look,
+}
+
+/// `pinfold stats`
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// These alone: pools, or owners by name, id or the beginning of an id
+    #[arg(value_name = "POOL|NAME|ID")]
+    pub owners: Vec<String>,
+    /// Show one interval, and end
+    #[arg(long)]
+    pub no_stream: bool,
+    /// How long an interval is, in seconds, 0.1 to 3600
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    pub interval: Duration,
+    /// What they are sorted by: words from the first on, numbers from the largest down
+    #[arg(long, value_enum, value_name = "COLUMN", default_value = "pool")]
+    pub sort: SortBy,
+    /// Turn the order round
+    #[arg(long)]
+    pub reverse: bool,
+    /// Print JSON, as -o json does: a document, or one a line where it streams
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+    /// How it is shown.
+    #[command(flatten)]
+    pub look: Look,
+}
+
+impl Stats {
+    /// Is anything shown that has to be asked of each thread?
+    pub fn with_switches(&self) -> bool {
+        self.json || self.look.output.is_some()
+    }
+}
+
+/// A column of `pinfold stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SortBy {
+    /// By name
+    Name,
+    /// By pool, then by first CPU
+    Pool,
+    /// By first CPU
+    Cpus,
+    /// By CPU time
+    Time,
+    /// By USED%
+    Used,
+    /// By NOISE%
+    Noise,
+    /// By IRQ%
+    Irq,
+    /// By WAIT%
+    Wait,
+    /// By THROT%
+    Throt,
+}
+
+impl SortBy {
+    /// The word for it.
+    pub fn word(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or(String::new(), |value| value.get_name().to_owned())
+    }
+}
+
+/// An interval in seconds.
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
+    match (0.1..=3600.0).contains(&seconds) {
+        true => Ok(Duration::from_secs_f64(seconds)),
+        false => Err("from 0.1 to 3600 seconds".to_owned()),
+    }
 }
 
 /// `pinfold describe`

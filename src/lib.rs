@@ -1,6 +1,7 @@
 //! Pinfold gives a container CPUs of its own; `docs/ARCHITECTURE.md` tells the way of one container
 //! through these modules.
 
+pub mod account;
 pub mod auditor;
 pub mod bundle;
 pub mod caller;

@@ -152,11 +152,60 @@ pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
     Ok(false)
 }
 
+/// The CPU time that a process's threads have used outside the kernel and inside it, in clock ticks (proc_pid_stat(5),
+/// fields 14 and 15); `None` where it is gone.
+///
+/// # Errors
+/// It cannot be read.
+pub fn cpu_ticks(host: &Host, pid: i32) -> Result<Option<(u64, u64)>> {
+    let stat = files::read_if_there(&host.proc_pid(pid, "stat"))?;
+    let stat = stat.and_then(|text| Stat::parse(&text));
+    Ok(stat.map(|stat| (stat.user, stat.system)))
+}
+
+/// How often threads gave up a CPU or lost it, and moved to another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Switches {
+    /// Context switches, voluntary ones and others (proc_pid_status(5)).
+    pub switches: u64,
+    /// Moves between CPUs (`/proc/<pid>/sched`); `None` where the kernel does not say.
+    pub migrations: Option<u64>,
+}
+
+/// The same of all threads of a process that are there.
+///
+/// # Errors
+/// Its threads cannot be listed.
+pub fn switches(host: &Host, pid: i32) -> Result<Switches> {
+    let mut sum = Switches::default();
+    for thread in files::names_in(&host.proc_pid(pid, "task"))? {
+        // A thread can end at any time.
+        let read = |file: &str| {
+            files::read(&host.proc_pid(pid, &format!("task/{thread}/{file}"))).unwrap_or_default()
+        };
+        let status = read("status");
+        let counts = status.lines().filter_map(|line| {
+            let (_, count) = line.split_once("voluntary_ctxt_switches:")?;
+            count.trim().parse::<u64>().ok()
+        });
+        sum.switches += counts.sum::<u64>();
+        let sched = read("sched");
+        let mut lines = sched.lines().filter_map(|line| line.split_once(':'));
+        let moves = lines.find(|(key, _)| key.trim() == "se.nr_migrations");
+        if let Some(moves) = moves.and_then(|(_, count)| count.trim().parse::<u64>().ok()) {
+            sum.migrations = Some(sum.migrations.unwrap_or_default() + moves);
+        }
+    }
+    Ok(sum)
+}
+
 /// What is used of `/proc/<pid>/stat`.
 struct Stat {
     state: char,
     parent: i32,
     flags: u32,
+    user: u64,
+    system: u64,
     threads: u64,
     start: u64,
 }
@@ -169,6 +218,8 @@ impl Stat {
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
             flags: fields.get(6)?.parse().ok()?,
+            user: fields.get(11)?.parse().ok()?,
+            system: fields.get(12)?.parse().ok()?,
             threads: fields.get(17)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
         })
@@ -290,6 +341,8 @@ mod tests {
             ('S', 1, false),
         ] {
             let stat = Stat {
+                user: 0,
+                system: 0,
                 parent: 1,
                 flags: 0,
                 state,

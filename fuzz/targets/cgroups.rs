@@ -5,7 +5,7 @@ use std::path::Component;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use pinfold::cgroup::Hierarchy;
+use pinfold::cgroup::cpuset;
 use pinfold::host::Host;
 use pinfold_fuzz::Scratch;
 
@@ -16,7 +16,7 @@ fuzz_target!(|text: &str| {
     ROOT.put("proc/1/mountinfo", mountinfo.as_bytes());
     ROOT.put("proc/7/cgroup", cgroup.as_bytes());
     let host = Host::new(ROOT.path());
-    let Ok(hierarchy) = Hierarchy::discover(&host) else {
+    let Ok(hierarchy) = cpuset::hierarchy(&host) else {
         return;
     };
     if let Ok(Some(group)) = hierarchy.group_of(&host, 7) {

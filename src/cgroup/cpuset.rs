@@ -8,16 +8,31 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 
-use super::{Group, Version};
+use super::{Group, Hierarchy, Version};
 use crate::cpulist::{self, CpuSet};
 use crate::files;
+use crate::host::Host;
 use crate::text::Shown;
 
+const NAME: &str = "cpuset";
 const CPUS: &str = "cpuset.cpus";
 const MEMS: &str = "cpuset.mems";
 
 /// How often enabling a controller is tried while the kernel says that somebody else is at it.
 const ENABLE_TRIES: u32 = 20;
+
+/// The hierarchy of this controller.
+///
+/// # Errors
+/// None is mounted.
+pub fn hierarchy(host: &Host) -> Result<Hierarchy> {
+    Hierarchy::of(host, NAME)
+}
+
+/// Where it is on most machines: for a captured one that does not say.
+pub fn usual_hierarchy(host: &Host) -> Hierarchy {
+    Hierarchy::usual(host, NAME)
+}
 
 /// The values of a group's two files, as they were read; either can be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -481,7 +496,7 @@ mod tests {
             for (path, content) in files {
                 put(dir.path().join("cg").join(path), content);
             }
-            let hierarchy = Hierarchy::discover(&Host::new(dir.path())).unwrap();
+            let hierarchy = hierarchy(&Host::new(dir.path())).unwrap();
             Tree { dir, hierarchy }
         }
 

@@ -1,9 +1,13 @@
-//! Process groups (cgroups) of either version behind one face, and the controller that is their client
-//! here: [`cpuset`].
+//! Process groups (cgroups) of either version behind one face. What a group does with its processes is its controllers':
+//! [`cpuset`] and [`cpuacct`], [`cpu`] and [`pressure`] are clients of it, one file each.
 
+pub mod cpu;
+pub mod cpuacct;
 pub mod cpuset;
 pub mod of_config;
+pub mod pressure;
 pub mod systemd;
+mod values;
 mod walk;
 
 use std::io;
@@ -28,17 +32,18 @@ const MAKE_TRIES: u32 = 10;
 /// Which of the kernel's two cgroup interfaces (cgroups(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// One hierarchy a controller; ours is the one with `cpuset`.
+    /// A hierarchy for one controller, or for some.
     V1,
     /// The unified hierarchy.
     V2,
 }
 
-/// The mounted hierarchy that holds the cpuset controller.
+/// The mounted hierarchy that holds a controller.
 #[derive(Debug, Clone)]
 pub struct Hierarchy {
     /// Its version.
     pub version: Version,
+    controller: &'static str,
     mount: PathBuf,
     /// Which group is at the mount point: `/`, unless we are in a container (proc_pid_mountinfo(5), field 4).
     root: String,
@@ -55,24 +60,33 @@ pub struct Group {
 
 impl Hierarchy {
     /// Where it is on most machines: for a captured one that does not say.
-    pub fn usual(host: &Host) -> Hierarchy {
+    pub fn usual(host: &Host, controller: &'static str) -> Hierarchy {
         Hierarchy {
             version: Version::V2,
+            controller,
             mount: host.path("/sys/fs/cgroup"),
             root: "/".to_owned(),
         }
     }
 
-    /// Finds it among the mounts. Version 1 comes first: on a hybrid machine the controller is bound there.
-    pub fn discover(host: &Host) -> Result<Hierarchy> {
+    /// Finds the hierarchy of a controller among the mounts. Version 1 comes first: on a hybrid machine the controller is
+    /// bound there.
+    ///
+    /// # Errors
+    /// Mounts that cannot be read; no such hierarchy among them.
+    pub fn of(host: &Host, controller: &'static str) -> Result<Hierarchy> {
         let path = host.mountinfo();
         let text = files::read(&path)?;
-        let mounts: Vec<Mount> = text.lines().filter_map(Mount::parse).collect();
+        let mounts = text
+            .lines()
+            .filter_map(|line| Mount::parse(line, controller));
+        let mounts: Vec<Mount> = mounts.collect();
         let find = |version| {
             let mut found: Vec<&Mount> = mounts.iter().filter(|m| m.version == version).collect();
             found.sort_by_key(|mount| mount.root.len());
             found.first().map(|mount| Hierarchy {
                 version,
+                controller,
                 mount: host.path(&mount.point),
                 root: mount.root.clone(),
             })
@@ -80,8 +94,11 @@ impl Hierarchy {
         let found = find(Version::V1).or_else(|| find(Version::V2));
         let none = || {
             Refusal::new(
-                format!("{} shows no cgroup hierarchy with cpusets", path.display()),
-                "mount cgroup2, or cgroup with the option cpuset",
+                format!(
+                    "{} shows no cgroup hierarchy with {controller}",
+                    path.display()
+                ),
+                format!("mount cgroup2, or cgroup with the option {controller}"),
             )
         };
         Ok(found.ok_or_else(none)?)
@@ -95,7 +112,7 @@ impl Hierarchy {
         };
         let group = self
             .group_in(&text)
-            .with_context(|| format!("read {}: no cpuset group", path.display()))?;
+            .with_context(|| format!("read {}: no {} group", path.display(), self.controller))?;
         self.group(group).map(Some)
     }
 
@@ -105,7 +122,7 @@ impl Hierarchy {
             let (id, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
             let is_ours = match self.version {
-                Version::V1 => controllers.split(',').any(|name| name == "cpuset"),
+                Version::V1 => controllers.split(',').any(|name| name == self.controller),
                 Version::V2 => id == "0" && controllers.is_empty(),
             };
             is_ours.then_some(path)
@@ -362,7 +379,7 @@ fn is_not_supported(error: &anyhow::Error) -> bool {
     error.and_then(io::Error::raw_os_error) == Some(libc::EOPNOTSUPP)
 }
 
-/// A mount of a hierarchy that may hold cpusets.
+/// A mount of a hierarchy that may hold a controller.
 struct Mount {
     version: Version,
     root: String,
@@ -371,13 +388,13 @@ struct Mount {
 
 impl Mount {
     /// A line of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).
-    fn parse(line: &str) -> Option<Mount> {
+    fn parse(line: &str, controller: &str) -> Option<Mount> {
         let (place, kind) = line.split_once(" - ")?;
         let mut place = place.split(' ').skip(3);
         let mut kind = kind.split(' ');
         let version = match (kind.next()?, kind.nth(1)?) {
             ("cgroup2", _) => Version::V2,
-            ("cgroup", options) if options.split(',').any(|o| o == "cpuset") => Version::V1,
+            ("cgroup", options) if options.split(',').any(|o| o == controller) => Version::V1,
             _ => return None,
         };
         Some(Mount {
@@ -439,13 +456,13 @@ mod tests {
             ),
         ] {
             let (root, host) = host(&mounts);
-            let hierarchy = Hierarchy::discover(&host).unwrap();
+            let hierarchy = Hierarchy::of(&host, "cpuset").unwrap();
             assert_eq!(hierarchy.version, version, "{mounts}");
             let group = hierarchy.group("/a").unwrap();
             assert_eq!(group.dir(), root.path().join(dir), "{mounts}");
         }
         let (_dir, host) = host("1 2 0:3 / /proc rw - proc proc rw");
-        assert!(Hierarchy::discover(&host).is_err());
+        assert!(Hierarchy::of(&host, "cpuset").is_err());
     }
 
     #[test]
@@ -459,7 +476,9 @@ mod tests {
             ("/pinfold-tests/narrow", false),
             ("/", false),
         ] {
-            let group = Hierarchy::usual(&Host::new("/")).group(path).unwrap();
+            let group = Hierarchy::usual(&Host::new("/"), "cpuset")
+                .group(path)
+                .unwrap();
             assert_eq!(group.is_parent_of_ours(), is_one, "{path}");
         }
     }
@@ -469,7 +488,7 @@ mod tests {
         let lines = "9:name=systemd:/s\n3:cpu,cpuset:/a:b/c\n0::/user.slice\n";
         for (mounts, path) in [(V1, "/a:b/c"), (V2, "/user.slice")] {
             let (_dir, host) = host(mounts);
-            let hierarchy = Hierarchy::discover(&host).unwrap();
+            let hierarchy = Hierarchy::of(&host, "cpuset").unwrap();
             assert_eq!(hierarchy.group_in(lines), Some(path));
         }
     }
@@ -477,7 +496,7 @@ mod tests {
     #[test]
     fn paths_outside_what_is_mounted_are_refused() {
         let (_dir, host) = host(&V2.replace(" / /sys", " /docker/x /sys"));
-        let hierarchy = Hierarchy::discover(&host).unwrap();
+        let hierarchy = Hierarchy::of(&host, "cpuset").unwrap();
         assert!(
             hierarchy
                 .group("/docker/x/y")
@@ -494,7 +513,10 @@ mod tests {
     #[test]
     fn parents_end_at_the_mount_point() {
         let (_dir, host) = host(V2);
-        let group = Hierarchy::discover(&host).unwrap().group("/a/b").unwrap();
+        let group = Hierarchy::of(&host, "cpuset")
+            .unwrap()
+            .group("/a/b")
+            .unwrap();
         let parent = group.parent().unwrap();
         assert_eq!(parent.path(), "/a");
         assert_eq!(parent.parent().unwrap().path(), "/");

@@ -294,6 +294,7 @@ mod tests {
     #[test]
     fn only_a_units_own_group_is_systemds() {
         let hierarchy = |version| Hierarchy {
+            controller: "cpuset",
             version,
             mount: "/sys/fs/cgroup".into(),
             root: "/".into(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nix::unistd::geteuid;
 
 use super::{Finding, Report, Scope, hooks};
-use crate::cgroup::Hierarchy;
+use crate::cgroup::cpuset;
 use crate::containers::{self, Container, Found, Starter};
 use crate::cpulist::CpuSet;
 use crate::engines::{Engine, RUNTIME, SHIM, docker};
@@ -205,7 +205,7 @@ fn knows_us(scope: &Scope<'_>, engine: Engine) -> bool {
 /// Who else was told to run on CPUs that are kept for the owners of exclusive pools, and was not told by us.
 pub fn check_neighbours(site: &Site, kept: &[Kept]) -> Vec<Finding> {
     let mut report = Report::default();
-    if Hierarchy::discover(&site.host).is_err() {
+    if cpuset::hierarchy(&site.host).is_err() {
         // The machine's own check says why.
         return report.findings;
     }

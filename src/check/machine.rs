@@ -34,7 +34,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     let release = files::read_if_there(&host.kernel_release());
     let release = release.ok().flatten().unwrap_or_default();
     let kernel = numbers(&release);
-    match Hierarchy::discover(host) {
+    match cpuset::hierarchy(host) {
         Ok(hierarchy) => cgroups(&hierarchy, kernel, release.trim(), report),
         Err(error) => report.error("cgroup", &error),
     }
@@ -131,7 +131,7 @@ fn cgroups(hierarchy: &Hierarchy, kernel: Option<(u32, u32)>, release: &str, rep
 
 /// Which groups that engines use do not allow all of these CPUs: their paths, what they lack, and what to do.
 pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet, String)> {
-    let Ok(hierarchy) = Hierarchy::discover(&site.host) else {
+    let Ok(hierarchy) = cpuset::hierarchy(&site.host) else {
         return Vec::new();
     };
     let groups = PARENTS.iter().filter_map(|path| hierarchy.group(path).ok());
@@ -147,7 +147,7 @@ pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet,
 
 /// The slices that are partitions of the operator's own, and their CPUs.
 pub(super) fn partitions(site: &Site) -> Vec<(String, CpuSet)> {
-    let top = Hierarchy::discover(&site.host).and_then(|hierarchy| hierarchy.top());
+    let top = cpuset::hierarchy(&site.host).and_then(|hierarchy| hierarchy.top());
     let found = top.and_then(|top| cpuset::partitions(&top));
     let named = |(group, cpus): (Group, CpuSet)| (group.path().to_owned(), cpus);
     found.unwrap_or_default().into_iter().map(named).collect()

@@ -17,7 +17,7 @@ pub(super) fn tip(words: &[&str]) -> Option<&'static str> {
 /// Words, and what to say to each of them.
 type Tip = (&'static [&'static str], &'static str);
 
-const OF_PINFOLD: [Tip; 17] = [
+const OF_PINFOLD: [Tip; 18] = [
     (
         &[
             "ls",
@@ -29,10 +29,12 @@ const OF_PINFOLD: [Tip; 17] = [
             "get",
             "info",
             "stat",
-            "stats",
-            "top",
         ],
         "pinfold status shows the pools and who owns what",
+    ),
+    (
+        &["top", "usage", "cpu"],
+        "pinfold stats shows what owners do with their CPUs",
     ),
     (
         &["create", "new", "add", "mk", "make", "mkpool"],

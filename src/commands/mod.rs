@@ -16,6 +16,7 @@ mod release;
 mod screen;
 mod settings;
 pub mod shim;
+mod stats;
 mod status;
 mod topology;
 mod why;
@@ -39,6 +40,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Hook(args) => hook::run(args, &cli.options),
         Verb::Isolate(args) => isolate::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Init(args) => init::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Stats(args) => stats::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Status(args) => status::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),

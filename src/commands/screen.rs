@@ -21,15 +21,23 @@ pub(super) const PLAIN: Style = Style::new();
 
 /// How wide a line is where nobody says, in columns.
 const USUAL_WIDTH: usize = 80;
+/// How high a terminal is that was never told, in rows.
+const USUAL_HEIGHT: usize = 24;
 /// What is between two columns of a table.
 pub(super) const GAP: usize = 2;
 
 /// The width of the terminal that standard output is, in columns; `None` where it is none. One that was never told its
 /// size has `COLUMNS`, or 80.
 pub(super) fn terminal_width() -> Option<usize> {
+    terminal_size().map(|(columns, _)| columns)
+}
+
+/// The columns and rows of that terminal; one that was never told has 24 rows.
+pub(super) fn terminal_size() -> Option<(usize, usize)> {
     let size = tcgetwinsize(io::stdout()).ok()?;
-    let columns = Some(usize::from(size.ws_col)).filter(|columns| *columns > 0);
-    Some(columns.unwrap_or_else(said_width))
+    let told = |number: u16| Some(usize::from(number)).filter(|number| *number > 0);
+    let columns = told(size.ws_col).unwrap_or_else(said_width);
+    Some((columns, told(size.ws_row).unwrap_or(USUAL_HEIGHT)))
 }
 
 /// How wide a table may be, in columns: the terminal's width, `COLUMNS`, or 80.
@@ -69,15 +77,37 @@ impl Table {
         self.rows.push(cells.into_iter().map(shown).collect());
     }
 
-    /// Writes it, each row in a line of `most` columns where shortening can do that; whole, where there is no such
-    /// number.
-    pub(super) fn write(&self, out: &mut impl Write, most: Option<usize>) -> io::Result<()> {
+    /// Leaves out the last columns that lines of `most` columns have no room for, whatever is shortened.
+    pub(super) fn drop_beyond(&mut self, most: usize) {
+        let least = self.widths().into_iter().zip(&self.columns);
+        let least = least.map(|(width, (_, least))| match least {
+            0 => width,
+            least => width.min(*least),
+        });
+        let ends = least.scan(0, |end, width| {
+            let begin = if *end == 0 { 0 } else { *end + GAP };
+            *end = begin + width;
+            Some(*end)
+        });
+        let room = ends.take_while(|end| *end <= most).count().max(1);
+        self.columns.truncate(room);
+        self.rows.iter_mut().for_each(|row| row.truncate(room));
+    }
+
+    fn widths(&self) -> Vec<usize> {
         let mut widths: Vec<usize> = self.columns.iter().map(|(name, _)| name.len()).collect();
         for row in &self.rows {
             for (width, (text, _)) in widths.iter_mut().zip(row) {
                 *width = (*width).max(text.width());
             }
         }
+        widths
+    }
+
+    /// Writes it, each row in a line of `most` columns where shortening can do that; whole, where there is no such
+    /// number.
+    pub(super) fn write(&self, out: &mut impl Write, most: Option<usize>) -> io::Result<()> {
+        let mut widths = self.widths();
         if let Some(most) = most {
             let least: Vec<usize> = self.columns.iter().map(|(_, least)| *least).collect();
             fit(&mut widths, &least, most);
@@ -168,6 +198,15 @@ mod tests {
         );
         // No narrower than it can be.
         assert!(written(&table, Some(3)).contains("3f9  a-l…  running\n"));
+    }
+
+    #[test]
+    fn columns_that_have_no_room_are_left_out() {
+        let mut table = table(&[["3f9", "a-long-name", "running"]]);
+        table.drop_beyond(15);
+        assert_eq!(written(&table, Some(15)), "ID   NAME\n3f9  a-long-na…\n");
+        table.drop_beyond(1);
+        assert_eq!(written(&table, None), "ID\n3f9\n");
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Audit> {
     let Some(mut ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(audit);
     };
-    let hierarchy = Hierarchy::discover(&site.host)?;
+    let hierarchy = cpuset::hierarchy(&site.host)?;
     let boot_id = process::boot_id(&site.host)?;
     let mark = ledger.boot_mark()?.unwrap_or_default();
     if mark.starts_with(&format!("{boot_id} ")) {
@@ -83,7 +83,7 @@ pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
     if entries.is_empty() {
         return Ok(Vec::new());
     }
-    let hierarchy = Hierarchy::discover(&site.host)?;
+    let hierarchy = cpuset::hierarchy(&site.host)?;
     let boot_id = process::boot_id(&site.host)?;
     let mut alive = Vec::new();
     for entry in entries {

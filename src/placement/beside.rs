@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 
 use super::Site;
-use crate::cgroup::{Group, Hierarchy, cpuset};
+use crate::cgroup::{Group, cpuset};
 use crate::claims::{Entry, Ledger};
 use crate::containers::Container;
 use crate::cpulist::CpuSet;
@@ -40,7 +40,7 @@ pub struct Neighbours {
 /// # Errors
 /// No hierarchy with cpusets; claims that cannot be read.
 pub fn neighbours(site: &Site, cpus: &CpuSet, containers: &[Container]) -> Result<Neighbours> {
-    let hierarchy = Hierarchy::discover(&site.host)?;
+    let hierarchy = cpuset::hierarchy(&site.host)?;
     let group_of = |(place, container): (usize, &Container)| {
         let group = hierarchy.group_of(&site.host, container.process.pid);
         Some((group.ok()??.path().to_owned(), place))

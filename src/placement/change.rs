@@ -7,7 +7,7 @@ use super::life::Life;
 use super::refusal::unreadable;
 use super::stock::givable;
 use super::{Books, Site};
-use crate::cgroup::Hierarchy;
+use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
@@ -73,7 +73,7 @@ pub fn change(site: &Site, stock: Stock, change: &Change, is_trial: bool) -> Res
             let lock = directory.lock(&site.host, site.patience)?;
             site.books_to_look(directory, lock)?
         }
-        false => site.open_books(Hierarchy::discover(&site.host)?)?,
+        false => site.open_books(cpuset::hierarchy(&site.host)?)?,
     };
     let steps = match change {
         Change::Add(spec) => books.adding(spec, &stock)?,

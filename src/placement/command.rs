@@ -52,7 +52,7 @@ pub fn pin_command(
     let pid = std::process::id() as i32;
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
     let id = format!("isolate-{pid}");
-    let hierarchy = Hierarchy::discover(host)?;
+    let hierarchy = cpuset::hierarchy(host)?;
     let wish = Wish::of(host, request)?;
     let names = names::of_command(host, program);
     // systemd is asked while nobody has to wait for it.
@@ -148,7 +148,7 @@ impl CommandPlace {
         let Some(process) = Process::with_pid(&site.host, pid)? else {
             return Ok(());
         };
-        let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+        let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
         let Some(mut claim) = books.current(&self.claim)? else {
             return Ok(());
         };
@@ -159,7 +159,7 @@ impl CommandPlace {
 
     /// Lets go of the command's CPUs when it has ended; where processes of it live on, they keep them.
     pub fn finish(self, site: &Site) -> Result<()> {
-        let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+        let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
         let Some(claim) = books.current(&self.claim)? else {
             return match self.claim.is_supervised() {
                 true => books.restore_released(&self.claim),
@@ -338,7 +338,7 @@ mod tests {
             put("proc/77/cgroup".into(), &format!("0::{path}\n"));
             put(format!("sys/fs/cgroup{path}/cgroup.procs"), processes);
             let host = Host::new(dir.path());
-            let hierarchy = Hierarchy::discover(&host).unwrap();
+            let hierarchy = cpuset::hierarchy(&host).unwrap();
             let lodging = Lodging::of(&host, &hierarchy, 77, Duration::ZERO).unwrap();
             let found = matches!(lodging, Lodging::Supervisors(group) if group.path() == path);
             assert_eq!(found, is_supervisors, "{path} {processes:?}");

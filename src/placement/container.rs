@@ -8,7 +8,7 @@ use super::give::{Applicant, Place, Share, gone};
 use super::life::Life;
 use super::pick::Wish;
 use super::{Books, Site, at_most};
-use crate::cgroup::{Group, Hierarchy, cpuset, systemd};
+use crate::cgroup::{Group, cpuset, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
 use crate::process::Process;
@@ -49,7 +49,7 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
     let host = &site.host;
     let pid = start.pid;
     let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
-    let hierarchy = Hierarchy::discover(host)?;
+    let hierarchy = cpuset::hierarchy(host)?;
     let group = hierarchy.group_of(host, pid)?.with_context(|| gone(pid))?;
     let ours = hierarchy.group_of(host, std::process::id() as i32)?;
     let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());

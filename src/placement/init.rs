@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use super::refusal::unreadable;
 use super::{Books, Site};
-use crate::cgroup::Hierarchy;
+use crate::cgroup::cpuset;
 use crate::claims::{Entry, Ledger};
 use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
 use crate::pools::plan::PlannedPool;
@@ -47,7 +47,7 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
     if made == Made::New && Ledger::open_if_there(&site.run_dir)?.is_none() {
         return directory.put_pools(&lock, plan).map(|()| made);
     }
-    let books = site.books(directory, lock, Hierarchy::discover(&site.host)?)?;
+    let books = site.books(directory, lock, cpuset::hierarchy(&site.host)?)?;
     books.refuse_live_owners()?;
     books.directory.put_pools(&books.lock, plan)?;
     Ok(made)

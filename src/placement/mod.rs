@@ -54,7 +54,7 @@ pub use stock::stock;
 pub use survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
 pub use unpinned::{Lack, labels_meant, unpinned};
 
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Ledger;
 use crate::files;
 use crate::host::Host;
@@ -139,11 +139,11 @@ impl Site {
     fn books_to_look(&self, directory: PoolDirectory, lock: Lock) -> Result<Books<'_>> {
         let (hierarchy, boot_id) = match self.host.is_running_root() {
             true => (
-                Some(Hierarchy::discover(&self.host)?),
+                Some(cpuset::hierarchy(&self.host)?),
                 Some(process::boot_id(&self.host)?),
             ),
             false => (
-                Hierarchy::discover(&self.host).ok(),
+                cpuset::hierarchy(&self.host).ok(),
                 process::boot_id(&self.host).ok(),
             ),
         };
@@ -151,7 +151,7 @@ impl Site {
             host: &self.host,
             ledger: Ledger::to_look(&self.run_dir)?,
             tells_lives: hierarchy.is_some() && boot_id.is_some(),
-            hierarchy: hierarchy.unwrap_or_else(|| Hierarchy::usual(&self.host)),
+            hierarchy: hierarchy.unwrap_or_else(|| cpuset::usual_hierarchy(&self.host)),
             boot_id: boot_id.unwrap_or_default(),
             deadline: self.deadline,
             until: Instant::now() + at_most(LOOKING, self.deadline),

@@ -63,7 +63,7 @@ struct Turns<'a> {
 
 impl<'a> Turns<'a> {
     fn begin(site: &'a Site) -> Result<Turns<'a>> {
-        let hierarchy = Hierarchy::discover(&site.host)?;
+        let hierarchy = cpuset::hierarchy(&site.host)?;
         let books = site.open_books(hierarchy.clone())?;
         Ok(Turns {
             site,

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::life::awaited_group;
 use super::refusal::unreadable;
 use super::{Books, Site};
-use crate::cgroup::{Hierarchy, cpuset};
+use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
 use crate::files;
@@ -81,7 +81,7 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
 fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
     match Ledger::open_if_there(&site.run_dir)? {
         Some(ledger) if ledger.knows(id)? => {
-            site.open_books(Hierarchy::discover(&site.host)?).map(Some)
+            site.open_books(cpuset::hierarchy(&site.host)?).map(Some)
         }
         _ => Ok(None),
     }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use super::pick::Wish;
 use super::{Books, Site};
 use crate::cgroup::of_config::Expected;
-use crate::cgroup::{Group, Hierarchy, cpuset};
+use crate::cgroup::{Group, cpuset};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
 use crate::process::{self, Process};
@@ -27,7 +27,7 @@ pub fn reserve(
     let host = &site.host;
     let pid = std::process::id() as i32;
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
-    let hierarchy = Hierarchy::discover(host)?;
+    let hierarchy = cpuset::hierarchy(host)?;
     let group = match &expected {
         Some(expected) => hierarchy.group(&expected.path)?,
         None => hierarchy.parent_of_ours()?,
@@ -67,7 +67,7 @@ fn is_fresh(group: &Group) -> Result<bool> {
 /// # Errors
 /// What keeps the books from being opened or written: then it is free once this process has ended.
 pub fn give_up(site: &Site, reservation: &Claim) -> Result<()> {
-    let books = site.open_books(Hierarchy::discover(&site.host)?)?;
+    let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
     books.drop_record(reservation)
 }
 

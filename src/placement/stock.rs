@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::cgroup::{Hierarchy, cpuset};
+use crate::cgroup::cpuset;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::pools::carve::Core;
@@ -14,7 +14,7 @@ use crate::topology::{Gap, Group, Levels, isolated, online};
 pub(super) fn givable(host: &Host) -> Result<CpuSet> {
     let online = online(host)?;
     // A captured tree has no cgroups.
-    let top = Hierarchy::discover(host).and_then(|hierarchy| hierarchy.top());
+    let top = cpuset::hierarchy(host).and_then(|hierarchy| hierarchy.top());
     let Ok(top) = top else {
         return Ok(online);
     };

@@ -102,6 +102,8 @@ pub struct Owner {
     pub cpus: CpuSet,
     /// The CPUs that it may run on, where that can be told.
     pub runs_on: Option<CpuSet>,
+    /// The path of the group that tells which processes are its own; what another tool recorded has none.
+    pub group: Option<String>,
     /// How it is.
     pub state: OwnerState,
     /// Since when, in seconds since the epoch.
@@ -257,7 +259,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
         entries,
         ledger,
         online: topology::online(&site.host).ok(),
-        hierarchy: Hierarchy::discover(&site.host).ok(),
+        hierarchy: cpuset::hierarchy(&site.host).ok(),
         boot_id,
         boot_time: process::boot_time(&site.host).ok(),
         clock: match is_swept {
@@ -436,6 +438,7 @@ impl Look<'_> {
             lists: claim.lists.clone(),
             cpus: claim.cpus.clone(),
             runs_on: None,
+            group: claim.cgroup.as_ref().map(|group| group.path.clone()),
             state: OwnerState::Running,
             since: i64::try_from(claim.since).ok(),
         };
@@ -527,6 +530,7 @@ impl Look<'_> {
             lists: vec![list.name.clone()],
             cpus: list.cpus.clone(),
             runs_on: process::allowed_cpus(host, pid).filter(|_| is_alive),
+            group: None,
             state: match is_alive {
                 _ if is_unknown => OwnerState::Unknown,
                 true => OwnerState::Running,
@@ -552,6 +556,7 @@ fn unreadable(path: &Path) -> Owner {
         lists: Vec::new(),
         cpus: CpuSet::new(),
         runs_on: None,
+        group: None,
         state: OwnerState::Unreadable,
         since: None,
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use nix::unistd::geteuid;
 
 use super::Site;
-use crate::cgroup::{Hierarchy, cpuset};
+use crate::cgroup::cpuset;
 use crate::claims::{Entry, Ledger};
 use crate::containers::Container;
 use crate::process::Process;
@@ -107,7 +107,7 @@ fn owners_of(site: &Site) -> Result<BTreeSet<Process>> {
 
 /// May it run wherever the groups above it may?
 fn is_free(site: &Site, container: &Container) -> Result<bool> {
-    let hierarchy = Hierarchy::discover(&site.host)?;
+    let hierarchy = cpuset::hierarchy(&site.host)?;
     let group = hierarchy.group_of(&site.host, container.process.pid)?;
     let Some(group) = group else { return Ok(false) };
     let Some(masks) = cpuset::masks(&group)? else {

@@ -11,6 +11,7 @@
 //! --orphan     fork a descendant that starts a session of its own and waits until it is killed
 //! --threads N  start N threads that wait for ever, then end the leader thread alone
 //! --wait       wait until killed; SIGTERM exits 0
+//! --duty N     use the CPU for N milliseconds out of 20, until killed; SIGTERM exits 0
 //! --burn       use the CPU until killed; SIGTERM exits 0
 //! --exit N     exit with status N
 //! ```
@@ -95,6 +96,7 @@ pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
             "--orphan" => orphan(&mut out),
             "--threads" => leave_threads(number(arguments.next())),
             "--wait" => wait(),
+            "--duty" => keep_to_duty(number(arguments.next())),
             "--burn" => loop {
                 std::hint::spin_loop();
             },
@@ -179,6 +181,18 @@ fn leave_threads(count: c_int) {
     }
     // SAFETY: ends this thread alone; nothing of it is used by the others.
     unsafe { syscall(SYS_EXIT, 0 as c_long) };
+}
+
+fn keep_to_duty(milliseconds: c_int) -> ! {
+    let busy = std::time::Duration::from_millis(milliseconds.unsigned_abs().into());
+    let turn = std::time::Duration::from_millis(20);
+    loop {
+        let began = std::time::Instant::now();
+        while began.elapsed() < busy {
+            std::hint::spin_loop();
+        }
+        std::thread::sleep(turn.saturating_sub(began.elapsed()));
+    }
 }
 
 fn wait() -> ! {

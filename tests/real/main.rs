@@ -75,6 +75,7 @@ mod shim;
 mod shim_alone;
 mod site;
 mod snapshot;
+mod stats;
 mod status;
 mod strace;
 mod supervised;
@@ -134,6 +135,7 @@ fn main() -> ExitCode {
         hookfiles::cases(),
         served::cases(),
         named::cases(),
+        stats::cases(),
         status::cases(),
         pods::cases(),
         installed::cases(),

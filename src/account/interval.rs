@@ -1,0 +1,196 @@
+//! Pure: what happened between two readings.
+
+use std::time::Duration;
+
+use super::{Account, Meter, Reading};
+use crate::process::Switches;
+
+/// What happened between two readings.
+#[derive(Debug)]
+pub struct Interval {
+    /// How long it was.
+    pub length: Duration,
+    /// What each meter showed; `None` for an owner that began or ended meanwhile.
+    pub shares: Vec<Option<Share>>,
+}
+
+/// What one owner, and whoever else, did on the owner's CPUs. Shares of time are from 0 to 1: 1 is all of its CPUs that are
+/// online, all the time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share {
+    /// The totals at the end.
+    pub account: Account,
+    /// The time that the owner used, outside the kernel and inside it.
+    pub utilisation: f64,
+    /// How many CPUs were busy with it on average: 1 is one CPU all the time.
+    pub busy_cpus: f64,
+    /// The time that the CPUs were busy neither with the owner nor with interrupts. The kernel counts idle time in
+    /// hundredths of a second.
+    pub noise: f64,
+    /// The time of interrupts.
+    pub irq: f64,
+    /// The time of software interrupts.
+    pub softirq: f64,
+    /// The time that a hypervisor gave to somebody else.
+    pub steal: f64,
+    /// The part of the time in which a bandwidth limit kept the owner from running.
+    pub throttled: Option<f64>,
+    /// The part of the time in which a process of the owner waited for a CPU.
+    pub waited: Option<f64>,
+    /// Context switches a second.
+    pub switches: Option<f64>,
+    /// Moves between CPUs a second.
+    pub migrations: Option<f64>,
+}
+
+impl Reading {
+    /// What happened since an earlier reading of the same meters.
+    pub fn since(&self, before: &Reading, meters: &[Meter]) -> Interval {
+        let length = self.at.saturating_duration_since(before.at);
+        let shares = meters.iter().enumerate().map(|(index, meter)| {
+            let account = self.accounts.get(index).copied().flatten()?;
+            let earlier = before.accounts.get(index).copied().flatten()?;
+            Some(self.share(before, meter, account, earlier, length))
+        });
+        Interval {
+            length,
+            shares: shares.collect(),
+        }
+    }
+
+    fn share(
+        &self,
+        before: &Reading,
+        meter: &Meter,
+        account: Account,
+        earlier: Account,
+        length: Duration,
+    ) -> Share {
+        let mut counted = 0u32;
+        let (mut idle, mut irq, mut softirq, mut steal) = (0.0, 0.0, 0.0, 0.0);
+        for cpu in meter.cpus.iter() {
+            let (Some(now), Some(then)) = (self.cpus.get(&cpu), before.cpus.get(&cpu)) else {
+                continue;
+            };
+            counted += 1;
+            idle += less(now.idle, then.idle);
+            irq += less(now.irq, then.irq);
+            softirq += less(now.softirq, then.softirq);
+            steal += less(now.steal, then.steal);
+        }
+        let seconds = length.as_secs_f64();
+        let whole = (seconds * f64::from(counted)).max(f64::MIN_POSITIVE);
+        let used = less(account.usage.total, earlier.usage.total);
+        let busy = f64::from(counted) * seconds - idle - steal;
+        let part = |time: f64| (time / whole).clamp(0.0, 1.0);
+        let of_time = |now: Option<Duration>, then: Option<Duration>| {
+            Some(less(now?, then?) / seconds.max(f64::MIN_POSITIVE))
+        };
+        let a_second = |count: fn(Switches) -> Option<u64>| {
+            let (now, then) = (account.switches?, earlier.switches?);
+            let counted = count(now)?.saturating_sub(count(then)?);
+            Some(counted as f64 / seconds.max(f64::MIN_POSITIVE))
+        };
+        Share {
+            account,
+            utilisation: part(used),
+            busy_cpus: used / seconds.max(f64::MIN_POSITIVE),
+            noise: part(busy - used - irq - softirq),
+            irq: part(irq),
+            softirq: part(softirq),
+            steal: part(steal),
+            throttled: of_time(account.throttled, earlier.throttled),
+            waited: of_time(account.waited, earlier.waited),
+            switches: a_second(|all| Some(all.switches)),
+            migrations: a_second(|all| all.migrations),
+        }
+    }
+}
+
+/// The seconds between two totals; none where the later one is smaller, as of processes some of which have ended.
+fn less(now: Duration, then: Duration) -> f64 {
+    now.saturating_sub(then).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::{Source, Times};
+    use crate::cgroup::cpuacct::Usage;
+    use std::time::Instant;
+
+    fn account(total: f64) -> Option<Account> {
+        Some(Account {
+            usage: Usage {
+                total: Duration::from_secs_f64(total),
+                ..Usage::default()
+            },
+            source: Source::Group,
+            throttled: Some(Duration::from_secs_f64(total / 2.0)),
+            waited: None,
+            switches: None,
+        })
+    }
+
+    fn reading(at: Instant, times: &[(u32, f64, f64)], accounts: Vec<Option<Account>>) -> Reading {
+        let times = times.iter().map(|(cpu, idle, softirq)| {
+            let times = Times {
+                idle: Duration::from_secs_f64(*idle),
+                softirq: Duration::from_secs_f64(*softirq),
+                ..Times::default()
+            };
+            (*cpu, times)
+        });
+        Reading {
+            at,
+            cpus: times.collect(),
+            accounts,
+        }
+    }
+
+    fn meter(cpus: &str) -> Meter {
+        Meter::of_process(1, &cpus.parse().unwrap())
+    }
+
+    #[test]
+    fn what_an_owner_did_not_use_is_noise() {
+        let start = Instant::now();
+        let meters = [meter("2-3"), meter("5"), meter("9")];
+        let before = reading(
+            start,
+            &[(2, 10.0, 0.0), (3, 20.0, 0.0), (5, 7.0, 1.0)],
+            vec![account(4.0), account(1.0), account(1.0)],
+        );
+        let now = reading(
+            start + Duration::from_secs(10),
+            // CPU 2 was never idle, 3 half the time; 5 was busy for a second, half of it with software interrupts.
+            &[(2, 10.0, 0.0), (3, 25.0, 0.0), (5, 16.0, 1.5)],
+            vec![account(18.0), account(1.0), account(0.5)],
+        );
+        let interval = now.since(&before, &meters);
+        let shares: Vec<Share> = interval.shares.into_iter().flatten().collect();
+        let near = |one: f64, other: f64| assert!((one - other).abs() < 1e-9, "{one} {other}");
+        near(shares[0].utilisation, 0.7);
+        near(shares[0].busy_cpus, 1.4);
+        near(shares[0].noise, 0.05);
+        near(shares[0].throttled.unwrap(), 0.7);
+        assert_eq!(shares[0].waited, None);
+        near(shares[1].utilisation, 0.0);
+        near(shares[1].noise, 0.05);
+        near(shares[1].softirq, 0.05);
+        // Its CPU is offline, and its processes have ended: nothing, but no nonsense.
+        assert_eq!(shares[2].utilisation, 0.0);
+        assert_eq!(shares[2].noise, 0.0);
+    }
+
+    #[test]
+    fn who_began_meanwhile_has_no_share_yet() {
+        let start = Instant::now();
+        let before = reading(start, &[(2, 0.0, 0.0)], vec![None]);
+        let now = reading(start, &[(2, 0.0, 0.0)], vec![account(1.0)]);
+        // No time has passed, either.
+        assert_eq!(now.since(&before, &[meter("2")]).shares, [None]);
+        let share = now.since(&now, &[meter("2")]).shares[0].unwrap();
+        assert_eq!((share.utilisation, share.noise), (0.0, 0.0));
+    }
+}

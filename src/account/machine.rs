@@ -1,0 +1,82 @@
+//! What each CPU of the machine did, whoever for (proc_stat(5)).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cgroup::cpuacct::ticks;
+use crate::files;
+use crate::host::Host;
+
+/// Totals of one CPU since the machine started, in clock ticks of the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Nothing ran, whether or not somebody waited for a disk.
+    pub idle: Duration,
+    /// Interrupts. Kernels without `CONFIG_IRQ_TIME_ACCOUNTING` see those alone that a tick meets.
+    pub irq: Duration,
+    /// Software interrupts, the same.
+    pub softirq: Duration,
+    /// A hypervisor ran somebody else.
+    pub steal: Duration,
+}
+
+/// The counters of each CPU that is online.
+pub(super) fn times(host: &Host) -> Result<BTreeMap<u32, Times>> {
+    let path = host.proc_stat();
+    let text = files::read(&path)?;
+    // The lines of CPUs are the first; that of interrupts, which can be long, comes behind them.
+    let lines = text.lines().take_while(|line| line.starts_with("cpu"));
+    let lines = lines.filter_map(|line| line.strip_prefix("cpu")?.split_once(' '));
+    let mut all = BTreeMap::new();
+    for (number, fields) in lines.filter(|(number, _)| !number.is_empty()) {
+        let read = || -> Option<(u32, Times)> {
+            let fields: Vec<u64> = fields
+                .split_whitespace()
+                .map(|field| field.parse().ok())
+                .collect::<Option<_>>()?;
+            let field = |index: usize| ticks(fields.get(index).copied().unwrap_or_default()).ok();
+            let times = Times {
+                idle: field(3)? + field(4)?,
+                irq: field(5)?,
+                softirq: field(6)?,
+                steal: field(7)?,
+            };
+            Some((number.parse().ok()?, times))
+        };
+        let (number, times) = read()
+            .with_context(|| format!("read {}: not in the form of proc_stat(5)", path.display()))?;
+        all.insert(number, times);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_lines_of_cpus_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        let put = |text: &str| {
+            std::fs::create_dir_all(dir.path().join("proc")).unwrap();
+            let path = dir.path().join("proc/stat");
+            files::replace(&path, text.as_bytes(), 0o444, files::Durability::Crash).unwrap();
+        };
+        put(
+            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 50 1000 20 3 4 5 0 0\ncpu7 1 2 3 4\nintr 77 0 1\nctxt 5\n",
+        );
+        let all = times(&host).unwrap();
+        assert_eq!(all.keys().copied().collect::<Vec<_>>(), [0, 7]);
+        let hundredths = |count: u64| Duration::from_millis(10 * count);
+        assert_eq!(all[&0].idle, hundredths(1020));
+        assert_eq!(all[&0].softirq, hundredths(4));
+        assert_eq!(all[&0].steal, hundredths(5));
+        // Older kernels have fewer columns.
+        assert_eq!(all[&7].irq, Duration::ZERO);
+        put("cpu0 1 x 3 4\n");
+        assert!(times(&host).is_err());
+    }
+}

@@ -1,0 +1,262 @@
+//! What owners did with their CPUs, and who else was there.
+//!
+//! A [`Meter`] knows where the kernel keeps one owner's account; a [`Reading`] is what all meters show at one moment, and
+//! [`Interval`] is what happened between two of them.
+
+mod interval;
+mod machine;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+pub use interval::{Interval, Share};
+pub use machine::Times;
+
+use crate::cgroup::cpuacct::{self, Usage};
+use crate::cgroup::{Group, Hierarchy, Version, cpu, cpuset, pressure};
+use crate::cpulist::CpuSet;
+use crate::host::Host;
+use crate::process::{self, Switches};
+
+/// The hierarchies that keep accounts, where they are mounted.
+#[derive(Debug)]
+pub struct Accounts<'a> {
+    host: &'a Host,
+    cpuset: Option<Hierarchy>,
+    cpuacct: Option<Hierarchy>,
+    cpu: Option<Hierarchy>,
+}
+
+/// Where the account of one owner is.
+#[derive(Debug)]
+pub struct Meter {
+    /// Its CPUs.
+    pub cpus: CpuSet,
+    pid: i32,
+    confines: Option<Group>,
+    usage: Option<Group>,
+    throttled: Option<Group>,
+}
+
+/// How an owner's CPU time is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The kernel's account of a group that holds nobody else.
+    Group,
+    /// Added up over the processes that are there, to a clock tick each; what ended has left the sum.
+    Processes,
+}
+
+impl Source {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Source::Group => "group",
+            Source::Processes => "processes",
+        }
+    }
+}
+
+/// What one meter shows: totals since the owner began.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Account {
+    /// The CPU time.
+    pub usage: Usage,
+    /// How that is known.
+    pub source: Source,
+    /// How long a bandwidth limit kept it from running; `None` where it has none.
+    pub throttled: Option<Duration>,
+    /// How long a process of its waited for a CPU (pressure stall information); `None` where the kernel does not say.
+    pub waited: Option<Duration>,
+    /// How often its threads gave up a CPU or lost it, and moved between CPUs; only where that was asked for.
+    pub switches: Option<Switches>,
+}
+
+/// What all meters showed at one moment.
+#[derive(Debug)]
+pub struct Reading {
+    at: Instant,
+    cpus: BTreeMap<u32, Times>,
+    accounts: Vec<Option<Account>>,
+}
+
+impl Meter {
+    /// One that knows of a process alone.
+    pub fn of_process(pid: i32, cpus: &CpuSet) -> Meter {
+        Meter {
+            cpus: cpus.clone(),
+            pid,
+            confines: None,
+            usage: None,
+            throttled: None,
+        }
+    }
+}
+
+impl Accounts<'_> {
+    /// Finds the hierarchies.
+    pub fn of(host: &Host) -> Accounts<'_> {
+        Accounts {
+            host,
+            cpuset: cpuset::hierarchy(host).ok(),
+            cpuacct: cpuacct::hierarchy(host).ok(),
+            cpu: cpu::hierarchy(host).ok(),
+        }
+    }
+
+    /// What cannot be told on this machine, and why: a sentence each.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.cpuacct.is_none() {
+            missing.push(
+                "no CPU accounting is mounted: CPU time is added up over processes, and what ended has left the sum (mount cgroup2, or cgroup with the option cpuacct)"
+                    .to_owned(),
+            );
+        }
+        if self.cpu.is_none() {
+            missing.push(
+                "no CPU controller is mounted: throttling is not known (mount cgroup2, or cgroup with the option cpu)"
+                    .to_owned(),
+            );
+        }
+        missing
+    }
+
+    /// Where the account of an owner is: of a process that stands for it, on these CPUs, in the group of its claim.
+    ///
+    /// # Errors
+    /// A process or group that cannot be looked at.
+    pub fn meter(&self, pid: i32, cpus: &CpuSet, group: Option<&str>) -> Result<Meter> {
+        let confines = match (&self.cpuset, group) {
+            (Some(hierarchy), Some(path)) => Some(hierarchy.group(path)?),
+            _ => None,
+        };
+        let own = |hierarchy: &Option<Hierarchy>| match (hierarchy, &confines) {
+            (Some(hierarchy), Some(confines)) => self.own_group(hierarchy, confines, pid),
+            _ => Ok(None),
+        };
+        Ok(Meter {
+            cpus: cpus.clone(),
+            pid,
+            usage: own(&self.cpuacct)?,
+            throttled: own(&self.cpu)?,
+            confines,
+        })
+    }
+
+    /// The group of a hierarchy that holds an owner and nobody else; none where it shares its group there with others.
+    fn own_group(
+        &self,
+        hierarchy: &Hierarchy,
+        confines: &Group,
+        pid: i32,
+    ) -> Result<Option<Group>> {
+        if hierarchy.version == Version::V2 && confines.version() == Version::V2 {
+            return Ok(Some(confines.clone()));
+        }
+        let Some(group) = hierarchy.group_of(self.host, pid)? else {
+            return Ok(None);
+        };
+        // Runtimes make groups of the same path in each hierarchy.
+        if group.path() == confines.path() {
+            return Ok(Some(group));
+        }
+        if group.path() == "/" {
+            return Ok(None);
+        }
+        let own = confines.all_pids()?;
+        let others = group.all_pids()?;
+        Ok(others.iter().all(|pid| own.contains(pid)).then_some(group))
+    }
+
+    /// Reads all meters; of threads only what is asked for, for there can be thousands of them.
+    ///
+    /// # Errors
+    /// The machine's own counters cannot be read.
+    pub fn read(&self, meters: &[Meter], with_switches: bool) -> Result<Reading> {
+        let at = Instant::now();
+        let cpus = machine::times(self.host)?;
+        let accounts = meters.iter().map(|meter| {
+            let account = self.account(meter, with_switches);
+            account.unwrap_or_else(|error| {
+                log::info!("the account of process {}: {error:#}", meter.pid);
+                None
+            })
+        });
+        Ok(Reading {
+            at,
+            accounts: accounts.collect(),
+            cpus,
+        })
+    }
+
+    /// One owner's totals; `None` where it is gone.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn account(&self, meter: &Meter, with_switches: bool) -> Result<Option<Account>> {
+        let of_group = match &meter.usage {
+            Some(group) => cpuacct::usage(group)?.map(|usage| (usage, Source::Group)),
+            None => None,
+        };
+        let pids = || match &meter.confines {
+            Some(group) => group.all_pids(),
+            None => Ok(vec![meter.pid]),
+        };
+        let (usage, source) = match of_group {
+            Some(known) => known,
+            None => match self.sum_over(&pids()?)? {
+                Some(usage) => (usage, Source::Processes),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Account {
+            usage,
+            source,
+            throttled: match &meter.throttled {
+                Some(group) => cpu::throttled(group)?,
+                None => None,
+            },
+            waited: match &meter.confines {
+                Some(group) => pressure::cpu(group)?,
+                None => None,
+            },
+            switches: match with_switches {
+                true => Some(self.switches_of(&pids()?)?),
+                false => None,
+            },
+        }))
+    }
+
+    fn sum_over(&self, pids: &[i32]) -> Result<Option<Usage>> {
+        let mut sum: Option<Usage> = None;
+        for pid in pids {
+            let Some((user, system)) = process::cpu_ticks(self.host, *pid)? else {
+                continue;
+            };
+            let (user, system) = (cpuacct::ticks(user)?, cpuacct::ticks(system)?);
+            let before = sum.unwrap_or_default();
+            sum = Some(Usage {
+                total: before.total + user + system,
+                user: before.user + user,
+                system: before.system + system,
+            });
+        }
+        Ok(sum)
+    }
+
+    fn switches_of(&self, pids: &[i32]) -> Result<Switches> {
+        let mut sum = Switches::default();
+        for pid in pids {
+            let of_process = process::switches(self.host, *pid)?;
+            sum.switches += of_process.switches;
+            sum.migrations = match (sum.migrations, of_process.migrations) {
+                (Some(one), Some(other)) => Some(one + other),
+                (one, other) => one.or(other),
+            };
+        }
+        Ok(sum)
+    }
+}

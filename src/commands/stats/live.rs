@@ -1,0 +1,236 @@
+//! The table on a terminal, drawn anew in its place until somebody has seen enough.
+
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anstream::AutoStream;
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use crossterm::cursor::{Hide, MoveTo, Show};
+use crossterm::terminal::{
+    Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use crossterm::{execute, queue};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::read;
+
+use super::sheet::Sheet;
+use super::{Moment, Watch};
+use crate::cli::{SortBy, Stats};
+use crate::commands::screen;
+
+/// What ends a program that does not ask for it, and what tells of the terminal.
+const AWAITED: [Signal; 5] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGTSTP,
+    Signal::SIGWINCH,
+];
+
+/// The bytes that Ctrl-C and Ctrl-Z send while the terminal does not make signals of them.
+const CTRL_C: u8 = 3;
+const CTRL_Z: u8 = 26;
+/// What the bytes of an arrow begin with (ECMA-48).
+const ESCAPE: u8 = 27;
+
+pub(super) fn run(args: &Stats, watch: &mut Watch<'_>, sheet: Sheet) -> Result<u8> {
+    let awaited: SigSet = AWAITED.into_iter().collect();
+    let mut inherited = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited), Some(&mut inherited))
+        .context("keep signals from ending this with the terminal as it is")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let mut view = View {
+        signals: SignalFd::with_flags(&awaited, flags).context("wait for signals")?,
+        has_keys: io::stdin().is_terminal(),
+        sheet,
+        seconds: args.interval.as_secs_f64(),
+    };
+    let terminal = Terminal::take()?;
+    let ended = view.show(args.interval, watch);
+    drop(terminal);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&inherited), None).context("restore the signals")?;
+    if let Some(signal) = ended? {
+        // Whoever started this sees that it ended by it.
+        raise(signal).context("end by the signal that came")?;
+    }
+    Ok(0)
+}
+
+/// What somebody wants.
+enum Wish {
+    /// The next interval.
+    Next,
+    /// The same, drawn anew.
+    Redraw,
+    /// Nothing any more.
+    Quit,
+    /// What a signal does to a program that does not await it.
+    Signal(Signal),
+}
+
+struct View {
+    signals: SignalFd,
+    has_keys: bool,
+    sheet: Sheet,
+    seconds: f64,
+}
+
+impl View {
+    /// Shows one interval after the other; gives the signal that ended it, if one did.
+    fn show(&mut self, interval: Duration, watch: &mut Watch<'_>) -> Result<Option<Signal>> {
+        loop {
+            watch.look_again()?;
+            let due = Instant::now() + interval;
+            self.draw(&watch.moment())?;
+            loop {
+                match self.wait(due)? {
+                    Wish::Next => break,
+                    Wish::Redraw => {}
+                    Wish::Quit => return Ok(None),
+                    Wish::Signal(Signal::SIGTSTP) => stop()?,
+                    Wish::Signal(Signal::SIGWINCH) => {}
+                    Wish::Signal(signal) => return Ok(Some(signal)),
+                }
+                self.draw(&watch.moment())?;
+            }
+            watch.go_on()?;
+        }
+    }
+
+    /// Waits for a key, a signal or the end of the interval.
+    fn wait(&mut self, due: Instant) -> Result<Wish> {
+        let left = due.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let stdin = io::stdin();
+        let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if self.has_keys {
+            watched.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        poll(&mut watched, timeout).context("wait for a key")?;
+        let is_ready = |one: Option<&PollFd<'_>>| one.and_then(PollFd::any).unwrap_or_default();
+        let (has_signal, has_key) = (is_ready(watched.first()), is_ready(watched.get(1)));
+        if has_signal {
+            let signal = self.signals.read_signal().context("read a signal")?;
+            let signal = signal.and_then(|info| Signal::try_from(info.ssi_signo as i32).ok());
+            return Ok(signal.map_or(Wish::Redraw, Wish::Signal));
+        }
+        if has_key {
+            let mut keys = [0; 64];
+            let count = read(&stdin, &mut keys).context("read a key")?;
+            // A terminal that is gone has no keys any more; SIGHUP says the rest.
+            self.has_keys = count > 0;
+            return Ok(self.obey(&keys[..count]));
+        }
+        Ok(Wish::Next)
+    }
+
+    fn obey(&mut self, mut keys: &[u8]) -> Wish {
+        loop {
+            keys = match keys {
+                [] => return Wish::Redraw,
+                [b'q' | b'Q', ..] => return Wish::Quit,
+                [CTRL_C, ..] => return Wish::Signal(Signal::SIGINT),
+                [CTRL_Z, ..] => return Wish::Signal(Signal::SIGTSTP),
+                [ESCAPE, b'[' | b'O', b'C', rest @ ..] | [b's', rest @ ..] => {
+                    self.sort_by_neighbour(1);
+                    rest
+                }
+                [ESCAPE, b'[' | b'O', b'D', rest @ ..] | [b'S', rest @ ..] => {
+                    self.sort_by_neighbour(SortBy::value_variants().len() - 1);
+                    rest
+                }
+                [b'r', rest @ ..] => {
+                    self.sheet.is_reversed = !self.sheet.is_reversed;
+                    rest
+                }
+                [_, rest @ ..] => rest,
+            };
+        }
+    }
+
+    fn sort_by_neighbour(&mut self, steps: usize) {
+        let all = SortBy::value_variants();
+        let now = all.iter().position(|one| *one == self.sheet.sort);
+        self.sheet.sort = all[(now.unwrap_or_default() + steps) % all.len()];
+    }
+
+    fn draw(&self, moment: &Moment<'_>) -> Result<()> {
+        let (columns, rows) = screen::terminal_size().context("the terminal is gone")?;
+        let mut page = AutoStream::new(Vec::new(), AutoStream::choice(&io::stdout()));
+        self.sheet.write(&mut page, moment, Some(columns))?;
+        let page = String::from_utf8_lossy(&page.into_inner()).into_owned();
+        let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
+        // The line below the table says what can be done.
+        let room = rows.saturating_sub(1);
+        if lines.len() > room {
+            let hidden = lines.len() - room.saturating_sub(1);
+            lines.truncate(room.saturating_sub(1));
+            lines.push(format!("… {hidden} more"));
+        }
+        let mut help = format!(
+            "every {} s, by {}{}; q quit, s sort, r reverse",
+            self.seconds,
+            self.sheet.sort.word(),
+            if self.sheet.is_reversed {
+                " reversed"
+            } else {
+                ""
+            }
+        );
+        help.truncate(columns);
+        lines.resize(room, String::new());
+        lines.push(help);
+        // All at once: nobody sees half of it.
+        let mut frame = Vec::new();
+        queue!(frame, MoveTo(0, 0))?;
+        for (index, line) in lines.iter().enumerate() {
+            let end = if index + 1 < lines.len() { "\r\n" } else { "" };
+            queue!(frame, Clear(ClearType::UntilNewLine))?;
+            frame.extend(line.bytes());
+            frame.extend(end.bytes());
+        }
+        let mut out = io::stdout().lock();
+        out.write_all(&frame).context("draw on the terminal")?;
+        Ok(out.flush()?)
+    }
+}
+
+/// Stops as the shell expects it, with the terminal as it was, and takes it again afterwards.
+fn stop() -> Result<()> {
+    Terminal::give_back();
+    raise(Signal::SIGSTOP).context("stop")?;
+    Terminal::set_up()
+}
+
+/// The terminal while it is ours: a screen of its own, keys as they are typed, no cursor.
+struct Terminal;
+
+impl Terminal {
+    fn take() -> Result<Terminal> {
+        // From here on, whatever fails: it is given back.
+        let terminal = Terminal;
+        Terminal::set_up()?;
+        Ok(terminal)
+    }
+
+    fn set_up() -> Result<()> {
+        enable_raw_mode().context("read keys as they are typed")?;
+        execute!(io::stdout(), EnterAlternateScreen, Hide).context("take the terminal")
+    }
+
+    fn give_back() {
+        // One that is gone needs nothing.
+        let _ = execute!(io::stdout(), Show, LeaveAlternateScreen);
+        let _ = disable_raw_mode();
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        Terminal::give_back();
+    }
+}

@@ -1,0 +1,195 @@
+//! `pinfold stats`: what owners do with their CPUs, and who else is there.
+
+mod live;
+mod sheet;
+
+use std::io::Write;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Result;
+
+use self::sheet::Sheet;
+use super::Settings;
+use super::output::Output;
+use super::screen;
+use crate::account::{Accounts, Interval, Meter, Reading};
+use crate::cli::{Form, Stats};
+use crate::placement::{Owner, Site, Survey, find, survey};
+use crate::text;
+
+/// The owners are looked for again after so long at the latest, and at once when one comes or goes.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
+    let site = settings.site_with_processes()?;
+    let accounts = Accounts::of(&site.host);
+    for missing in accounts.missing() {
+        log::warn!("{missing}");
+    }
+    let mut watch = Watch::begin(args, site, &accounts)?;
+    let is_json = args.json || args.look.output == Some(Form::Json);
+    let sheet = Sheet::of(args);
+    if args.no_stream {
+        sleep(args.interval);
+        watch.go_on()?;
+        let moment = watch.moment();
+        let mut out = Output::product();
+        match is_json {
+            true => out.json(&moment.document())?,
+            false => out.coloured(|out| sheet.write(out, &moment, Some(screen::table_width())))?,
+        }
+        return Ok(0);
+    }
+    let is_dumb = std::env::var_os("TERM").is_none_or(|kind| kind == "dumb");
+    if !is_json && !is_dumb && screen::terminal_width().is_some() {
+        return live::run(args, &mut watch, sheet);
+    }
+    let mut out = Output::product();
+    loop {
+        watch.look_again()?;
+        sleep(args.interval);
+        watch.go_on()?;
+        let moment = watch.moment();
+        match is_json {
+            true => writeln!(out, "{}", text::json_line(&moment.document()))?,
+            false => {
+                out.coloured(|out| sheet.write(out, &moment, None))?;
+                writeln!(out)?;
+            }
+        }
+        out.flush()?;
+        if out.is_closed() {
+            return Ok(0);
+        }
+    }
+}
+
+/// Owners, read again and again.
+struct Watch<'a> {
+    args: &'a Stats,
+    site: &'a Site,
+    accounts: &'a Accounts<'a>,
+    owners: Vec<Owner>,
+    meters: Vec<Meter>,
+    before: Reading,
+    last: Interval,
+    chosen: Vec<Chosen>,
+    looked: (Instant, Option<SystemTime>),
+}
+
+/// What is shown of one interval.
+struct Moment<'a> {
+    at: SystemTime,
+    owners: &'a [Owner],
+    interval: &'a Interval,
+}
+
+impl<'a> Watch<'a> {
+    fn begin(args: &'a Stats, site: &'a Site, accounts: &'a Accounts<'a>) -> Result<Watch<'a>> {
+        let looked = (Instant::now(), claims_changed(site));
+        let survey = survey(site)?;
+        let chosen = choose(args, site, &survey)?;
+        let owners = living(survey, &chosen);
+        let meters = meters(&owners, accounts);
+        let before = accounts.read(&meters, args.with_switches())?;
+        Ok(Watch {
+            last: before.since(&before, &meters),
+            before,
+            looked,
+            args,
+            site,
+            accounts,
+            chosen,
+            owners,
+            meters,
+        })
+    }
+
+    /// Ends an interval, and begins the next one.
+    fn go_on(&mut self) -> Result<()> {
+        let now = self
+            .accounts
+            .read(&self.meters, self.args.with_switches())?;
+        self.last = now.since(&self.before, &self.meters);
+        self.before = now;
+        Ok(())
+    }
+
+    /// What happened in the last interval.
+    fn moment(&self) -> Moment<'_> {
+        Moment {
+            at: SystemTime::now(),
+            owners: &self.owners,
+            interval: &self.last,
+        }
+    }
+
+    /// Looks who is there, where that can have changed; the next interval is theirs.
+    fn look_again(&mut self) -> Result<()> {
+        let (at, changed) = self.looked;
+        let changed_now = claims_changed(self.site);
+        if changed_now == changed && at.elapsed() < LOOK_AGAIN {
+            return Ok(());
+        }
+        self.looked = (Instant::now(), changed_now);
+        self.owners = living(survey(self.site)?, &self.chosen);
+        self.meters = meters(&self.owners, self.accounts);
+        self.before = self
+            .accounts
+            .read(&self.meters, self.args.with_switches())?;
+        self.last = self.before.since(&self.before, &self.meters);
+        Ok(())
+    }
+}
+
+/// When a claim was last made or removed.
+fn claims_changed(site: &Site) -> Option<SystemTime> {
+    site.run_dir.join("claims").metadata().ok()?.modified().ok()
+}
+
+/// Owners that somebody asked for.
+enum Chosen {
+    Pool(String),
+    Id(String),
+}
+
+impl Chosen {
+    fn includes(&self, owner: &Owner) -> bool {
+        match self {
+            Chosen::Pool(name) => owner.pool == *name,
+            Chosen::Id(id) => owner.id.as_ref() == Some(id),
+        }
+    }
+}
+
+/// What each word means: a pool, or an owner by its id, the beginning of that, or a name.
+fn choose(args: &Stats, site: &Site, survey: &Survey) -> Result<Vec<Chosen>> {
+    let one = |called: &String| match survey.pools.iter().any(|pool| pool.name == *called) {
+        true => Ok(Chosen::Pool(called.clone())),
+        false => find(site, called).map(Chosen::Id),
+    };
+    args.owners.iter().map(one).collect()
+}
+
+/// The living among the chosen; all of them where nothing was chosen.
+fn living(survey: Survey, chosen: &[Chosen]) -> Vec<Owner> {
+    let is_chosen =
+        |owner: &Owner| chosen.is_empty() || chosen.iter().any(|one| one.includes(owner));
+    let owners = survey.owners.into_iter();
+    owners
+        .filter(|owner| owner.is_alive() && !owner.cpus.is_empty() && is_chosen(owner))
+        .collect()
+}
+
+fn meters(owners: &[Owner], accounts: &Accounts<'_>) -> Vec<Meter> {
+    let meter = |owner: &Owner| {
+        accounts
+            .meter(owner.pid, &owner.cpus, owner.group.as_deref())
+            .unwrap_or_else(|error| {
+                log::warn!("the account of {}: {error:#}", owner.shown());
+                Meter::of_process(owner.pid, &owner.cpus)
+            })
+    };
+    owners.iter().map(meter).collect()
+}

@@ -1,0 +1,221 @@
+//! The table, and the document, of one interval.
+
+use std::cmp::Ordering;
+use std::io::{self, Write};
+
+use anstyle::Style;
+use serde_json::{Value, json};
+
+use super::Moment;
+use crate::account::Share;
+use crate::cli::{Form, SortBy, Stats};
+use crate::commands::screen::{BAD, GOOD, ODD, PLAIN, Table};
+use crate::names::short_id;
+use crate::placement::Owner;
+
+/// From so much on noise is worth a look, and wrong: shares of the time of an owner's CPUs.
+const ODD_NOISE: f64 = 0.02;
+const BAD_NOISE: f64 = 0.10;
+
+/// How owners are shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sheet {
+    pub(super) sort: SortBy,
+    pub(super) is_reversed: bool,
+    is_wide: bool,
+    is_whole: bool,
+}
+
+impl Sheet {
+    pub(super) fn of(args: &Stats) -> Sheet {
+        let is_wide = args.look.output == Some(Form::Wide);
+        Sheet {
+            sort: args.sort,
+            is_reversed: args.reverse,
+            is_wide,
+            is_whole: args.look.no_trunc || is_wide,
+        }
+    }
+
+    /// Writes the table, in lines of `most` columns where shortening can do that.
+    pub(super) fn write(
+        &self,
+        out: &mut impl Write,
+        moment: &Moment<'_>,
+        most: Option<usize>,
+    ) -> io::Result<()> {
+        if moment.owners.is_empty() {
+            return writeln!(out, "Nobody owns any CPUs.");
+        }
+        let most = most.filter(|_| !self.is_whole);
+        let mut table = self.table(moment);
+        if let Some(most) = most {
+            table.drop_beyond(most);
+        }
+        table.write(out, most)
+    }
+
+    fn table(&self, moment: &Moment<'_>) -> Table {
+        let mut columns = vec![
+            ("NAME", 8),
+            ("POOL", 6),
+            ("CPUS", 6),
+            ("TIME", 0),
+            ("USED%", 0),
+            ("NOISE%", 0),
+            ("IRQ%", 0),
+            ("WAIT%", 0),
+            ("THROT%", 0),
+        ];
+        if self.is_wide {
+            columns.extend([
+                ("ID", 0),
+                ("CPU%", 0),
+                ("USER", 0),
+                ("SYSTEM", 0),
+                ("SOFTIRQ%", 0),
+                ("STEAL%", 0),
+                ("SWITCHES/S", 0),
+                ("MOVES/S", 0),
+            ]);
+        }
+        let mut table = Table::new(&columns);
+        for (owner, share) in self.rows(moment) {
+            table.row(self.row(owner, share));
+        }
+        table
+    }
+
+    fn row(&self, owner: &Owner, share: Option<Share>) -> Vec<(String, Style)> {
+        let text = |text: String| (text, PLAIN);
+        let percent = |part: Option<f64>| text(part.map_or(String::new(), in_percent));
+        let time = |seconds: f64| text(format!("{seconds:.1}s"));
+        let usage = share.map(|share| share.account.usage);
+        let mut row = vec![
+            text(title(owner, self.is_whole)),
+            text(owner.pool.clone()),
+            text(owner.lists.join(",")),
+            usage.map_or(text(String::new()), |usage| time(usage.total.as_secs_f64())),
+            percent(share.map(|share| share.utilisation)),
+            (
+                share.map_or(String::new(), |share| in_percent(share.noise)),
+                share.map_or(PLAIN, |share| colour(share.noise)),
+            ),
+            percent(share.map(|share| share.irq + share.softirq)),
+            percent(share.and_then(|share| share.waited)),
+            percent(share.and_then(|share| share.throttled)),
+        ];
+        if self.is_wide {
+            let number = |number: Option<f64>| {
+                text(number.map_or(String::new(), |number| format!("{number:.0}")))
+            };
+            row.push(text(owner.id.clone().unwrap_or_default()));
+            row.push(percent(share.map(|share| share.busy_cpus)));
+            row.extend(match usage {
+                Some(usage) => [usage.user, usage.system].map(|part| time(part.as_secs_f64())),
+                None => [String::new(), String::new()].map(text),
+            });
+            row.push(percent(share.map(|share| share.softirq)));
+            row.push(percent(share.map(|share| share.steal)));
+            row.push(number(share.and_then(|share| share.switches)));
+            row.push(number(share.and_then(|share| share.migrations)));
+        }
+        row
+    }
+
+    /// The owners in order; those that compare alike by pool and first CPU, as they come.
+    fn rows<'a>(&self, moment: &'a Moment<'_>) -> Vec<(&'a Owner, Option<Share>)> {
+        let shares = moment.interval.shares.iter().copied();
+        let mut rows: Vec<_> = moment.owners.iter().zip(shares).collect();
+        rows.sort_by(|one, other| {
+            let order = self.compare(one, other);
+            if self.is_reversed {
+                order.reverse()
+            } else {
+                order
+            }
+        });
+        rows
+    }
+
+    /// Numbers from the largest down, words from the first on.
+    fn compare(&self, one: &(&Owner, Option<Share>), other: &(&Owner, Option<Share>)) -> Ordering {
+        let by = |number: fn(&Share) -> f64| {
+            let number = |row: &(&Owner, Option<Share>)| row.1.as_ref().map_or(-1.0, number);
+            number(other).total_cmp(&number(one))
+        };
+        match self.sort {
+            SortBy::Name => title(one.0, true).cmp(&title(other.0, true)),
+            SortBy::Pool => one.0.pool.cmp(&other.0.pool),
+            SortBy::Cpus => one.0.cpus.first().cmp(&other.0.cpus.first()),
+            SortBy::Time => by(|share| share.account.usage.total.as_secs_f64()),
+            SortBy::Used => by(|share| share.utilisation),
+            SortBy::Noise => by(|share| share.noise),
+            SortBy::Irq => by(|share| share.irq + share.softirq),
+            SortBy::Wait => by(|share| share.waited.unwrap_or_default()),
+            SortBy::Throt => by(|share| share.throttled.unwrap_or_default()),
+        }
+    }
+}
+
+/// What it is called, or else its id, or the process that another tool recorded.
+fn title(owner: &Owner, is_whole: bool) -> String {
+    let id = || match &owner.id {
+        Some(id) if is_whole => id.clone(),
+        Some(id) => short_id(id).to_owned(),
+        None => format!("pid:{}", owner.pid),
+    };
+    owner.names.title().unwrap_or_else(id)
+}
+
+fn in_percent(part: f64) -> String {
+    format!("{:.1}", part * 100.0)
+}
+
+fn colour(noise: f64) -> Style {
+    match noise {
+        noise if noise >= BAD_NOISE => BAD,
+        noise if noise >= ODD_NOISE => ODD,
+        _ => GOOD,
+    }
+}
+
+impl Moment<'_> {
+    /// The same for programs: times in seconds, shares of the time of the owner's CPUs from 0 to 1.
+    pub(super) fn document(&self) -> Value {
+        let rounded = |number: f64| (number * 1e6).round() / 1e6;
+        let owner = |(owner, share): (&Owner, &Option<Share>)| {
+            let number =
+                |number: fn(&Share) -> Option<f64>| share.as_ref().and_then(number).map(rounded);
+            json!({
+                "account": share.map(|share| share.account.source.word()),
+                "busyCpus": number(|share| Some(share.busy_cpus)),
+                "contextSwitchesPerSecond": number(|share| share.switches),
+                "cpuSeconds": number(|share| Some(share.account.usage.total.as_secs_f64())),
+                "cpus": owner.cpus.to_string(),
+                "engine": owner.names.engine,
+                "id": owner.id,
+                "irq": number(|share| Some(share.irq)),
+                "lists": owner.lists,
+                "migrationsPerSecond": number(|share| share.migrations),
+                "name": owner.names.title(),
+                "noise": number(|share| Some(share.noise)),
+                "pid": owner.pid,
+                "pool": owner.pool,
+                "pressure": number(|share| share.waited),
+                "softirq": number(|share| Some(share.softirq)),
+                "steal": number(|share| Some(share.steal)),
+                "systemSeconds": number(|share| Some(share.account.usage.system.as_secs_f64())),
+                "throttled": number(|share| share.throttled),
+                "userSeconds": number(|share| Some(share.account.usage.user.as_secs_f64())),
+                "utilization": number(|share| Some(share.utilisation)),
+            })
+        };
+        let owners = self.owners.iter().zip(&self.interval.shares);
+        json!({
+            "intervalSeconds": rounded(self.interval.length.as_secs_f64()),
+            "owners": owners.map(owner).collect::<Vec<_>>(),
+            "time": humantime::format_rfc3339_millis(self.at).to_string(),
+        })
+    }
+}

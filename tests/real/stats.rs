@@ -1,0 +1,153 @@
+//! `pinfold stats` agrees with the kernel's own account, and sees who else is on an owner's CPUs.
+
+use crate::cases::{Case, each, plain};
+use crate::container::Container;
+use crate::engines::Engine;
+use crate::needs::Need;
+use crate::plan::Plan;
+use crate::process::{self, Running};
+use crate::world::{Kind, Standin, World, state};
+use nix::libc;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let root = &[Need::Root, Need::Cpus(2)];
+    let mut cases = each(Engine::all(), "stats::known_loads", root, known_loads);
+    cases.push(plain("stats::a_noisy_neighbour", root, noisy_neighbour));
+    cases.push(plain("stats::a_command_on_its_own", root, command));
+    cases
+}
+
+/// What is said of an interval of so many seconds; by the owners' ids.
+fn stats(world: &World, seconds: &str) -> Value {
+    let line = ["stats", "--no-stream", "--json", "--interval", seconds];
+    let ran = process::run(&mut world.pinfold(&line)).ok();
+    serde_json::from_str(&ran.stdout).expect("it is JSON")
+}
+
+fn of<'a>(document: &'a Value, id: &str) -> &'a Value {
+    let owners = document["owners"].as_array().expect("owners");
+    let owner = owners
+        .iter()
+        .find(|owner| owner["id"].as_str().is_some_and(|known| known == id) || owner["name"] == id);
+    owner.unwrap_or_else(|| panic!("no {id} in {document}"))
+}
+
+fn number(owner: &Value, key: &str) -> f64 {
+    owner[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("no {key} in {owner}"))
+}
+
+/// The nanoseconds that a process with one thread has run (proc_pid_schedstat(5)), in seconds.
+fn ran_for(pid: i32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("it runs");
+    let nanoseconds: f64 = text.split(' ').next().unwrap().parse().expect("a number");
+    nanoseconds / 1e9
+}
+
+/// Three containers, busy, half busy and idle: each within a twentieth of what the scheduler counted meanwhile.
+fn known_loads(world: &World, engine: Engine) {
+    world.pool("sh", Kind::Shared, &["0-1"]);
+    let up = |name: &str, actions: &[&str]| {
+        Container::up(world, engine, Plan::pinned(name, "sh").doing(actions))
+    };
+    let containers = [
+        ("busy", up("busy", &["--burn"])),
+        ("half", up("half", &["--duty", "10"])),
+        ("idle", up("idle", &["--wait"])),
+    ];
+    let pids: Vec<i32> = containers.iter().map(|(_, one)| one.pid()).collect();
+    let before: Vec<f64> = pids.iter().map(|pid| ran_for(*pid)).collect();
+    let began = Instant::now();
+    let document = stats(world, "3");
+    let seconds = began.elapsed().as_secs_f64();
+    for ((name, _), (pid, before)) in containers.iter().zip(pids.iter().zip(before)) {
+        let rate = (ran_for(*pid) - before) / seconds;
+        let told = document["owners"].as_array().expect("owners");
+        let told = told.iter().find(|owner| owner["pid"] == *pid);
+        let told = told.unwrap_or_else(|| panic!("no {pid} in {document}"));
+        let said = number(told, "busyCpus");
+        assert!(
+            (said - rate).abs() <= 0.05 * rate + 0.01,
+            "{name} used {rate} of a CPU, and is said to have used {said}: {told}"
+        );
+        assert!(
+            (number(told, "utilization") - said / 2.0).abs() < 0.001,
+            "{told}"
+        );
+        assert_eq!(told["account"], "group", "{told}");
+        // The runtime's own first steps are in the group's account as well.
+        let total = number(told, "cpuSeconds");
+        let now = ran_for(*pid);
+        let is_between = before <= total + 0.02 && total <= now + 0.3;
+        assert!(is_between, "{name}: {before} {now}: {told}");
+    }
+    drop(containers);
+    world.wait_until_free();
+}
+
+/// Somebody on an owner's CPU is its noise, and nobody is none.
+fn noisy_neighbour(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let owner = Standin::new(world, "a");
+    let request = json!({ "pinfold.io/pool": "dp" });
+    world.hook("prestart", &state("a", owner.pid, request)).ok();
+    // What else the machine does on that CPU is noise as well.
+    let noise = || {
+        let (before, began) = (busy_on(1), Instant::now());
+        let document = stats(world, "1");
+        let others = (busy_on(1) - before) / began.elapsed().as_secs_f64();
+        let owner = of(&document, "a");
+        assert!(number(owner, "utilization") < 0.05, "{owner}");
+        (number(owner, "noise"), others)
+    };
+    let is_right = |(heard, others): (f64, f64)| (heard - others).abs() < 0.1;
+    process::eventually("it is as noisy as the CPU is busy", || {
+        is_right(noise()).then_some(())
+    });
+    let mut neighbour = std::process::Command::new(crate::probe::path());
+    process::under_mask(neighbour.arg("--burn"), &[1]);
+    let neighbour = Running::start(&mut neighbour, b"");
+    let (heard, _) = noise();
+    assert!(heard > 0.8, "{heard}");
+    neighbour.kill();
+    process::eventually("it is as before", || is_right(noise()).then_some(()));
+    println!(
+        "noise with a neighbour {heard:.3}, and afterwards {:.3}",
+        noise().0
+    );
+}
+
+/// The seconds that a CPU was not idle, nor its hypervisor's, since some time (proc_stat(5)).
+fn busy_on(cpu: u32) -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").expect("read /proc/stat");
+    let name = format!("cpu{cpu} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&name));
+    let fields = line.expect("a line for the CPU").split_whitespace();
+    let fields: Vec<f64> = fields
+        .map(|field| field.parse().expect("a number"))
+        .collect();
+    (fields[..3].iter().sum::<f64>()) / 100.0
+}
+
+/// On version 2 the command's group keeps an account of it; on version 1 it has none of its own, and processes are added up.
+fn command(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let probe = crate::probe::path().to_str().expect("a path in UTF-8");
+    let line = ["isolate", "--pool", "dp", "--", probe, "--burn"];
+    let isolate = Running::start(&mut world.pinfold(&line), b"");
+    process::eventually("the command runs", || {
+        (world.tasks("dp", "1").len() == 2).then_some(())
+    });
+    let document = stats(world, "1");
+    let owner = &document["owners"][0];
+    let pid = owner["pid"].as_i64().expect("a pid");
+    let ran = ran_for(i32::try_from(pid).expect("a pid"));
+    let told = number(owner, "cpuSeconds");
+    assert!((ran - told).abs() < 0.3, "{ran} {told}");
+    assert!(number(owner, "contextSwitchesPerSecond") >= 0.0, "{owner}");
+    isolate.signal(libc::SIGTERM);
+    isolate.wait();
+}
