@@ -23,6 +23,7 @@ impl Site {
         let waiting = Command::new("sleep").arg("600").spawn().unwrap();
         let site = Site { dir, waiting };
         site.put("kcm/lock", "");
+        site.mode("kcm/lock", 0o600);
         site.put("kcm/pools/dp/exclusive", "1");
         site.put("kcm/pools/dp/0/tasks", "");
         site.put("kcm/pools/dp/1/tasks", "");
