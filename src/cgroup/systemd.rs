@@ -87,8 +87,9 @@ pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duratio
     if !is_as_before || former.mems.is_some() {
         if let Err(error) = unit.set(former.cpus, former.mems, deadline) {
             // It may have ended meanwhile, and that be all.
-            let is_there = unit.known(deadline)?.group == group.path();
-            return if is_there { Err(error) } else { Ok(true) };
+            let again = unit.known(deadline)?;
+            let keeps = unit.has_group(&again, group) && again.cpus != *former.cpus;
+            return if keeps { Err(error) } else { Ok(true) };
         }
     }
     unit.remove_settings(host, former.settings)?;

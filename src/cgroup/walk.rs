@@ -133,7 +133,8 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
                 ControlFlow::Break(()) => return Ok(()),
             };
             // Most groups have none below: those are not even opened.
-            let below = match enters && !is_leaf(&stat) {
+            let has_below = enters && !is_leaf_now(&at, &name)?;
+            let below = match has_below {
                 true => open(at.as_fd(), name.as_c_str()),
                 false => Err(Errno::ENOENT),
             };
@@ -173,8 +174,12 @@ fn open<P: nix::NixPath + ?Sized>(at: impl AsFd, path: &P) -> nix::Result<OwnedF
     openat(at, path, flags, Mode::empty())
 }
 
-fn is_leaf(stat: &FileStat) -> bool {
-    stat.st_nlink == LINKS_OF_A_LEAF
+/// Has a group none below it? Asked once its processes were looked for: who moves into a new one below is found there.
+fn is_leaf_now(at: &OwnedFd, name: &CStr) -> nix::Result<bool> {
+    match fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Err(Errno::ENOENT | Errno::ENODEV) => Ok(true),
+        other => Ok(other?.st_nlink == LINKS_OF_A_LEAF),
+    }
 }
 
 /// The names of the groups in one. One that is removed meanwhile has none.

@@ -2,7 +2,6 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::time::Duration;
 
 use nix::unistd::geteuid;
 
@@ -53,14 +52,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
             report.error("pools", &error);
         }
     }
-    let site = &match trial::check(site, &directory, report) {
-        true => site.clone(),
-        // Whoever holds it was waited for once.
-        false => Site {
-            patience: Duration::ZERO,
-            ..site.clone()
-        },
-    };
+    trial::check(site, &directory, report);
     match survey(site) {
         Ok(survey) => {
             let sound = survey

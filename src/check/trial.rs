@@ -12,10 +12,10 @@ use crate::refusal::Refusal;
 /// How long the lock is waited for. A start waits for longer; but whoever looks wants an answer.
 const BRIEF: Duration = Duration::from_millis(500);
 
-/// Tries it; `false` where others hold the lock, for which nobody has to wait again.
-pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report) -> bool {
+/// Tries it.
+pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report) {
     if !site.host.is_running_root() && !site.host.shares_our_processes() {
-        return true;
+        return;
     }
     let tried = std::thread::scope(|scope| {
         // Capabilities are a thread's own (capabilities(7)): this one has those of a hook.
@@ -47,19 +47,12 @@ pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report)
             for (text, remedy) in failed {
                 report.fault("start", text, remedy);
             }
-            true
         }
         // What is not ours to lock is told of with the claims, and a broken lock with the pools.
-        Ok(Err(LockError::Denied(_))) => true,
-        Ok(Err(LockError::Unusable(error))) => {
+        Ok(Err(LockError::Denied(_))) => {}
+        Ok(Err(LockError::Unusable(error) | LockError::Held(error))) => {
             let (text, remedy) = cannot(&error);
             report.fault("start", text, remedy);
-            true
-        }
-        Ok(Err(LockError::Held(error))) => {
-            let (text, remedy) = cannot(&error);
-            report.fault("start", text, remedy);
-            false
         }
         Err(_) => {
             report.fault(
@@ -67,7 +60,6 @@ pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report)
                 "trying it broke off",
                 "report that as a fault of Pinfold's",
             );
-            true
         }
     }
 }

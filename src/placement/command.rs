@@ -204,6 +204,11 @@ impl Books<'_> {
                 let group = unit.child(&format!("{id}-{}-{}", pid, process.start));
                 Ok(Place::Entered { group, confined })
             }
+            // Somebody can have come into the unit's group while the lock was waited for.
+            Lodging::Supervisors(group) if group.all_pids()? != [pid] => {
+                let group = self.new_group(id, process)?;
+                Ok(Place::Entered { group, confined })
+            }
             Lodging::Supervisors(group) => {
                 let before = self.supersede_supervised(&group, process)?;
                 let settings = systemd::settings(self.host, &group)?;

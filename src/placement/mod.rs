@@ -119,6 +119,7 @@ impl Site {
         hierarchy: Hierarchy,
     ) -> Result<Books<'_>> {
         files::ensure_trusted_way(&self.run_dir, || self.host.unknown_root())?;
+        lock.close_to_others();
         let mut books = Books {
             host: &self.host,
             ledger: Ledger::open(&self.run_dir)?,

@@ -1,4 +1,4 @@
-//! Freeing what dead owners hold: of one claim, of one list, of a pool.
+//! Freeing what dead owners hold: of one claim, and of one list.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

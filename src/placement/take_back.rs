@@ -1,6 +1,7 @@
 //! Taking CPU lists back: tell systemd, restore the group, drop the owner from `tasks`, remove the record; in that order, so
 //! that a claim stays until there is nothing left to undo: where anything fails, the list stays held, and whoever needs it
-//! next, or `reconcile`, tries again. A group that is gone is restored by that. Each can be done twice.
+//! next, or `reconcile`, tries again. A group that is gone is restored by that; of a service systemd keeps the CPUs all the same,
+//! and has to be told. Each can be done twice.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, systemd};
 use crate::claims::{Before, Claim, ClaimedGroup};
 use crate::cpulist::CpuSet;
+
+/// What has failed sooner than this is tried once more; what took longer has waited for somebody.
+const BRIEFLY: Duration = Duration::from_secs(1);
 
 /// How long systemd may take while others wait for the lock: well below the 10 s of a hook.
 const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
@@ -37,9 +41,11 @@ impl Books<'_> {
     /// run on what is somebody else's.
     pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
         // An error that passes is not to hold the list up.
-        let restored = self
-            .restore_group(claim)
-            .or_else(|_| self.restore_group(claim));
+        let began = Instant::now();
+        let restored = match self.restore_group(claim) {
+            Err(_) if began.elapsed() < BRIEFLY => self.restore_group(claim),
+            other => other,
+        };
         if let Some((group, _)) = self.group_of(claim)? {
             if group.is_populated()? {
                 self.keep_confined(claim)?;
@@ -126,8 +132,8 @@ impl Books<'_> {
             return Ok(());
         }
         let untold = self.untell(claim, &group, told);
-        // What an operator has set since is the group's now.
-        if matches!(untold, Ok(false)) {
+        // What an operator has set since is the group's now; our own mask is not that.
+        if matches!(untold, Ok(false)) && !has_cpus_of(&group, claim)? {
             return Ok(());
         }
         let Before { cpus, mems } = &claimed.before;
@@ -192,10 +198,11 @@ impl Books<'_> {
         let scope = cpuset::scope_in_the_way(group, cpus)?;
         cpuset::confine(group, cpus, mems)?;
         let unit = scope.as_ref().unwrap_or(group);
-        systemd::tell(self.host, unit, cpus, mems, self.told_at_most()).map(drop)
+        let patience = at_most(TOLD_UNDER_LOCK, self.deadline);
+        systemd::tell(self.host, unit, cpus, mems, patience).map(drop)
     }
 
-    /// How long systemd may take now: all that is told in one go is bounded, too.
+    /// How long systemd may take to forget a claim now: all that are freed in one go are bounded, too.
     pub(super) fn told_at_most(&self) -> Duration {
         let left = self.until.saturating_duration_since(Instant::now());
         at_most(TOLD_UNDER_LOCK.min(left), self.deadline)
@@ -206,4 +213,10 @@ impl Books<'_> {
         self.change_tasks(claim, &claim.pids(), &[])?;
         self.ledger.remove(claim)
     }
+}
+
+/// Has a group a mask, and is that of a claim's CPUs alone?
+fn has_cpus_of(group: &Group, claim: &Claim) -> Result<bool> {
+    let own: CpuSet = cpuset::masks(group)?.unwrap_or_default().cpus.parse()?;
+    Ok(!own.is_empty() && own.is_subset(&claim.cpus))
 }

@@ -87,7 +87,6 @@ impl PoolDirectory {
             };
             // Whoever waited may have got an inode that was replaced meanwhile, which keeps nobody out.
             if lock.is_in_place().map_err(LockError::Unusable)? {
-                lock.close_to_others();
                 return Ok(lock);
             }
         }
@@ -294,7 +293,7 @@ impl Lock {
     }
 
     /// Anybody who can open the file can hold it, and so keep every start from its CPUs: nobody else shall from now on.
-    fn close_to_others(&self) {
+    pub fn close_to_others(&self) {
         let attempt = || -> io::Result<()> {
             let metadata = self.file.metadata()?;
             let is_ours = metadata.uid() == geteuid().as_raw();
@@ -400,7 +399,12 @@ mod tests {
     fn until_waiting(directory: &PoolDirectory, wanted: usize) {
         let file = File::open(directory.lock_path()).unwrap();
         let place = Place::of(&Host::new("/"), &file).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
+            assert!(
+                Instant::now() < deadline,
+                "{wanted} do not wait in the kernel"
+            );
             let locks = files::read(&Host::new("/").proc_locks()).unwrap();
             if place.users_in(&locks).len() == wanted + 1 {
                 return;
@@ -500,7 +504,9 @@ mod tests {
             .unwrap();
         let mode = || path.metadata().unwrap().mode() & 0o777;
         assert_eq!(mode(), 0o644, "who looks changes nothing");
-        drop(directory.lock(&Host::new("/"), Duration::ZERO).unwrap());
+        let lock = directory.lock(&Host::new("/"), Duration::ZERO).unwrap();
+        assert_eq!(mode(), 0o644, "nor does who tries");
+        lock.close_to_others();
         assert_eq!(mode(), LOCK_MODE);
     }
 
