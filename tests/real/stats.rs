@@ -78,10 +78,10 @@ fn known_loads(world: &World, engine: Engine) {
             "{told}"
         );
         assert_eq!(told["account"], "group", "{told}");
-        // The runtime's own first steps are in the group's account as well.
+        // The runtime's own first steps are in the group's account as well: seconds where the machine is emulated.
         let total = number(told, "cpuSeconds");
         let now = ran_for(*pid);
-        let is_between = before <= total + 0.02 && total <= now + 0.3;
+        let is_between = before <= total + 0.02 && total <= now + 5.0;
         assert!(is_between, "{name}: {before} {now}: {told}");
     }
     drop(containers);
