@@ -189,6 +189,31 @@ fn it_is_drawn_in_its_place_and_fits() {
 }
 
 #[test]
+fn figures_stay_while_others_are_looked_for() {
+    let busy = Command::new("sh")
+        .args(["-c", "while :; do :; done"])
+        .spawn()
+        .unwrap();
+    let mut site = Site::new(1);
+    let tasks = site.dir.path().join("kcm/pools/dp/0/tasks");
+    std::fs::write(tasks, busy.id().to_string()).unwrap();
+    site.waiting.push(busy);
+    // Longer than owners are not looked for.
+    let mut session = Session::start(site.command(&["--interval", "5.2"]), 24, 80);
+    session.until("nothing is measured yet", |screen| {
+        lines(screen).get(1).is_some_and(|row| row.ends_with('-'))
+    });
+    session.until("its time is shown", |screen| {
+        let row = lines(screen).into_iter().nth(1).unwrap_or_default();
+        row.split_whitespace()
+            .nth(3)
+            .is_some_and(|time| time.ends_with('s') && time != "0.0s")
+    });
+    session.press("q");
+    assert_eq!(session.ends().code(), Some(0));
+}
+
+#[test]
 fn keys_choose_the_order() {
     let site = Site::new(3);
     let mut session = Session::start(site.command(&[]), 24, 80);
@@ -220,6 +245,7 @@ fn the_terminal_is_given_back_on_any_way_out() {
         ("\x03", Signal::SIGINT),
         ("", Signal::SIGTERM),
         ("", Signal::SIGHUP),
+        ("", Signal::SIGUSR1),
     ] {
         let site = Site::new(1);
         let mut session = Session::start(site.command(&[]), 24, 80);

@@ -10,7 +10,7 @@ use crate::process::Switches;
 pub struct Interval {
     /// How long it was.
     pub length: Duration,
-    /// What each meter showed; `None` for an owner that began or ended meanwhile.
+    /// What each meter showed; `None` for an owner that began or ended meanwhile, and for all where no time has passed.
     pub shares: Vec<Option<Share>>,
 }
 
@@ -33,7 +33,7 @@ pub struct Share {
     pub softirq: f64,
     /// The time that a hypervisor gave to somebody else.
     pub steal: f64,
-    /// The part of the time in which a bandwidth limit kept the owner from running.
+    /// The part of its CPUs' time in which a bandwidth limit kept the owner from running there: the kernel counts each CPU.
     pub throttled: Option<f64>,
     /// The part of the time in which a process of the owner waited for a CPU.
     pub waited: Option<f64>,
@@ -48,7 +48,8 @@ impl Reading {
     pub fn since(&self, before: &Reading, meters: &[Meter]) -> Interval {
         let length = self.at.saturating_duration_since(before.at);
         let shares = meters.iter().enumerate().map(|(index, meter)| {
-            let account = self.accounts.get(index).copied().flatten()?;
+            let account = self.accounts.get(index).copied().flatten();
+            let account = account.filter(|_| !length.is_zero())?;
             let earlier = before.accounts.get(index).copied().flatten()?;
             Some(self.share(before, meter, account, earlier, length))
         });
@@ -99,7 +100,10 @@ impl Reading {
             irq: part(irq),
             softirq: part(softirq),
             steal: part(steal),
-            throttled: of_time(account.throttled, earlier.throttled),
+            throttled: match (account.throttled, earlier.throttled) {
+                (Some(now), Some(then)) => Some(part(less(now, then))),
+                _ => None,
+            },
             waited: of_time(account.waited, earlier.waited),
             switches: a_second(|all| Some(all.switches)),
             migrations: a_second(|all| all.migrations),
@@ -173,7 +177,7 @@ mod tests {
         near(shares[0].utilisation, 0.7);
         near(shares[0].busy_cpus, 1.4);
         near(shares[0].noise, 0.05);
-        near(shares[0].throttled.unwrap(), 0.7);
+        near(shares[0].throttled.unwrap(), 0.35);
         assert_eq!(shares[0].waited, None);
         near(shares[1].utilisation, 0.0);
         near(shares[1].noise, 0.05);
@@ -187,10 +191,10 @@ mod tests {
     fn who_began_meanwhile_has_no_share_yet() {
         let start = Instant::now();
         let before = reading(start, &[(2, 0.0, 0.0)], vec![None]);
-        let now = reading(start, &[(2, 0.0, 0.0)], vec![account(1.0)]);
-        // No time has passed, either.
+        let later = start + Duration::from_secs(1);
+        let now = reading(later, &[(2, 0.0, 0.0)], vec![account(1.0)]);
         assert_eq!(now.since(&before, &[meter("2")]).shares, [None]);
-        let share = now.since(&now, &[meter("2")]).shares[0].unwrap();
-        assert_eq!((share.utilisation, share.noise), (0.0, 0.0));
+        // Nor has anybody where no time has passed.
+        assert_eq!(now.since(&now, &[meter("2")]).shares, [None]);
     }
 }

@@ -9,13 +9,14 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use crossterm::cursor::{Hide, MoveTo, Show};
 use crossterm::terminal::{
-    Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+    Clear, ClearType, DisableLineWrap, EnableLineWrap, EnterAlternateScreen, LeaveAlternateScreen,
+    disable_raw_mode, enable_raw_mode,
 };
 use crossterm::{execute, queue};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::read;
+use nix::unistd::{Pid, read};
 
 use super::sheet::Sheet;
 use super::{Moment, Watch};
@@ -23,8 +24,12 @@ use crate::cli::{SortBy, Stats};
 use crate::commands::screen;
 
 /// What ends a program that does not ask for it, and what tells of the terminal.
-const AWAITED: [Signal; 5] = [
+const AWAITED: [Signal; 9] = [
     Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGTSTP,
@@ -202,7 +207,15 @@ impl View {
 /// Stops as the shell expects it, with the terminal as it was, and takes it again afterwards.
 fn stop() -> Result<()> {
     Terminal::give_back();
-    raise(Signal::SIGSTOP).context("stop")?;
+    let stop = SigSet::from(Signal::SIGTSTP);
+    let attempt = || {
+        // The whole job stops, as it does where nobody awaits the signal; where no shell could continue it, the kernel lets
+        // it go on (setpgid(2), "orphaned").
+        kill(Pid::from_raw(0), Signal::SIGTSTP)?;
+        sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&stop), None)?;
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&stop), None)
+    };
+    attempt().context("stop")?;
     Terminal::set_up()
 }
 
@@ -219,12 +232,13 @@ impl Terminal {
 
     fn set_up() -> Result<()> {
         enable_raw_mode().context("read keys as they are typed")?;
-        execute!(io::stdout(), EnterAlternateScreen, Hide).context("take the terminal")
+        execute!(io::stdout(), EnterAlternateScreen, Hide, DisableLineWrap)
+            .context("take the terminal")
     }
 
     fn give_back() {
         // One that is gone needs nothing.
-        let _ = execute!(io::stdout(), Show, LeaveAlternateScreen);
+        let _ = execute!(io::stdout(), EnableLineWrap, Show, LeaveAlternateScreen);
         let _ = disable_raw_mode();
     }
 }

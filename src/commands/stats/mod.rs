@@ -3,7 +3,7 @@
 mod live;
 mod sheet;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -42,7 +42,8 @@ pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
         return Ok(0);
     }
     let is_dumb = std::env::var_os("TERM").is_none_or(|kind| kind == "dumb");
-    if !is_json && !is_dumb && screen::terminal_width().is_some() {
+    let has_keys = std::io::stdin().is_terminal();
+    if !is_json && !is_dumb && has_keys && screen::terminal_width().is_some() {
         return live::run(args, &mut watch, sheet);
     }
     let mut out = Output::product();
@@ -74,6 +75,8 @@ struct Watch<'a> {
     meters: Vec<Meter>,
     before: Reading,
     last: Interval,
+    /// The owners of that interval, where others have been found since.
+    shown: Option<Vec<Owner>>,
     chosen: Vec<Chosen>,
     looked: (Instant, Option<SystemTime>),
 }
@@ -95,6 +98,7 @@ impl<'a> Watch<'a> {
         let before = accounts.read(&meters, args.with_switches())?;
         Ok(Watch {
             last: before.since(&before, &meters),
+            shown: None,
             before,
             looked,
             args,
@@ -113,6 +117,7 @@ impl<'a> Watch<'a> {
             .read(&self.meters, self.args.with_switches())?;
         self.last = now.since(&self.before, &self.meters);
         self.before = now;
+        self.shown = None;
         Ok(())
     }
 
@@ -120,7 +125,7 @@ impl<'a> Watch<'a> {
     fn moment(&self) -> Moment<'_> {
         Moment {
             at: SystemTime::now(),
-            owners: &self.owners,
+            owners: self.shown.as_ref().unwrap_or(&self.owners),
             interval: &self.last,
         }
     }
@@ -133,12 +138,13 @@ impl<'a> Watch<'a> {
             return Ok(());
         }
         self.looked = (Instant::now(), changed_now);
-        self.owners = living(survey(self.site)?, &self.chosen);
+        let owners = living(survey(self.site)?, &self.chosen);
+        let before = std::mem::replace(&mut self.owners, owners);
+        self.shown.get_or_insert(before);
         self.meters = meters(&self.owners, self.accounts);
         self.before = self
             .accounts
             .read(&self.meters, self.args.with_switches())?;
-        self.last = self.before.since(&self.before, &self.meters);
         Ok(())
     }
 }
