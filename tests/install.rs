@@ -483,12 +483,48 @@ fn a_user_installs_in_the_users_own_directories() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("`pinfold install podman --user"), "{said}");
+    let output = pinfold(&["uninstall", "docker", "--user"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("`pinfold uninstall podman --user"), "{said}");
     let relative = Command::new(env!("CARGO_BIN_EXE_pinfold"))
         .args(["--host-root", "/nowhere"])
         .args(install)
         .env("XDG_CONFIG_HOME", "config")
         .output();
     refused(&relative.unwrap(), "no absolute path");
+}
+
+/// CRI-O reads every file of its directory: what makes room for ours leaves it, and nothing there is lost.
+#[test]
+fn what_makes_room_is_not_in_force_any_more() {
+    const DROP_IN: &str = "etc/crio/crio.conf.d/99-pinfold.conf";
+    let machine = Machine::new();
+    for text in ["# one\n", "# another\n"] {
+        machine.add(&Files::from([(DROP_IN.to_owned(), text.to_owned())]));
+        let words = ["install", "crio", "--bin-dir", "/usr/local/bin"];
+        let output = machine.pinfold(&words);
+        refused(&output, "move it away");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let command = said
+            .split('`')
+            .find(|part| part.starts_with("mv "))
+            .unwrap();
+        assert!(
+            Command::new("sh")
+                .args(["-c", command])
+                .status()
+                .unwrap()
+                .success()
+        );
+        machine.install("crio", &[]);
+        let files = machine.files();
+        let in_force = files
+            .keys()
+            .filter(|name| name.starts_with("etc/crio/crio.conf.d/"));
+        assert_eq!(in_force.collect::<Vec<_>>(), [DROP_IN]);
+    }
+    let kept: Vec<String> = machine.files().into_values().collect();
+    assert!(kept.contains(&"# one\n".to_owned()) && kept.contains(&"# another\n".to_owned()));
 }
 
 /// The devices that an engine's install brings follow the pools and go with the last engine that uses them; those that were

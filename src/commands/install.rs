@@ -25,7 +25,7 @@ use crate::text::{Shown, lines, one_line, shell_word};
 pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
     let options = &own_options(&args.place, options)?;
     let settings = &Settings::of_command_line(options)?;
-    let mut place = place(&args.place, settings)?;
+    let mut place = place(&args.place, "install", settings)?;
     let programs = Programs::find(place.host, args.bin_dir.as_deref())?;
     let mut plan = match args.place.target.engine() {
         Some(engine) => {
@@ -73,7 +73,7 @@ pub(super) fn run_cdi(args: &Cdi, options: &Options) -> Result<u8> {
 
 pub(super) fn run_removal(args: &Uninstall, options: &Options) -> Result<u8> {
     let settings = &Settings::of_command_line(&own_options(&args.place, options)?)?;
-    let place = place(&args.place, settings)?;
+    let place = place(&args.place, "uninstall", settings)?;
     if !args.force {
         ensure_no_owners(args.place.target, settings)?;
     }
@@ -144,7 +144,8 @@ fn word(target: TargetArg) -> &'static str {
     target.engine().map_or("the CDI file", Engine::word)
 }
 
-fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Result<Place<'a>> {
+/// The place that a verb, this one, is about.
+fn place<'a>(args: &InstallPlace, verb: &str, settings: &'a Settings) -> Result<Place<'a>> {
     let host = &settings.site().host;
     let user = args.user.then(User::of_environment).transpose()?;
     if args.user {
@@ -152,7 +153,7 @@ fn place<'a>(args: &InstallPlace, settings: &'a Settings) -> Result<Place<'a>> {
             args.target == TargetArg::Podman,
             Refusal::usage(
                 "--user is for podman alone",
-                "`pinfold install podman --user`"
+                format!("`pinfold {verb} podman --user`")
             )
         );
         ensure!(

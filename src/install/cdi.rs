@@ -104,7 +104,7 @@ pub fn plan_cdi(site: &Site, place: &Place<'_>, programs: &Programs) -> Result<P
                     "{} has the devices of another pool directory",
                     files.live.path.display()
                 ),
-                "name another file with --output"
+                "give these a file of their own: `pinfold cdi --output FILE`"
             ));
         }
     }

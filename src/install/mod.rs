@@ -156,10 +156,15 @@ impl Programs {
     }
 }
 
-/// How a file of others makes room for ours.
+/// How a file of others makes room for ours: out of its directory, of which CRI-O reads every file, and over no other.
 fn move_away(path: &Path) -> String {
-    let word = shell_word(path);
-    format!("move it away: `mv {word} {word}.old`")
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let above = path.parent().and_then(Path::parent).unwrap_or(path);
+    let (from, to) = (
+        shell_word(path),
+        shell_word(&above.join(format!("{name}.old"))),
+    );
+    format!("move it away: `mv --backup=numbered {from} {to}`")
 }
 
 /// Is this a program that an engine can run, and that root can trust?
