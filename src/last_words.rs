@@ -23,7 +23,7 @@ use crate::text::one_line;
 
 /// What ends a process by default and comes from outside (signal(7)). What nobody can say anything after, such as SIGKILL
 /// and SIGSEGV, is left out.
-const ENDING: [Signal; 9] = [
+pub const ENDING: [Signal; 9] = [
     Signal::SIGALRM,
     Signal::SIGHUP,
     Signal::SIGINT,

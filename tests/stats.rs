@@ -258,6 +258,41 @@ fn the_terminal_is_given_back_on_any_way_out() {
     }
 }
 
+/// Somebody has the terminal open, and reads nothing any more.
+#[test]
+fn a_terminal_that_takes_nothing_holds_nobody() {
+    let site = Site::new(40);
+    let size = Winsize {
+        ws_row: 60,
+        ws_col: 200,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = openpty(&size, None).unwrap();
+    let mut command = site.command(&["--interval", "0.1"]);
+    let of_child = || pty.slave.try_clone().unwrap();
+    let mut child = command
+        .stdin(of_child())
+        .stdout(of_child())
+        .spawn()
+        .unwrap();
+    // More than the terminal has room for.
+    std::thread::sleep(Duration::from_secs(3));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let patience = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() > patience => {
+                child.kill().unwrap();
+                panic!("it does not end");
+            }
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    assert_eq!(status.signal(), Some(Signal::SIGTERM as i32));
+}
+
 #[test]
 fn without_a_terminal_there_are_tables_or_a_document_a_line() {
     let site = Site::new(2);
@@ -288,9 +323,13 @@ fn without_a_terminal_there_are_tables_or_a_document_a_line() {
 #[test]
 fn a_pool_is_chosen_and_an_unknown_owner_refused() {
     let site = Site::new(1);
-    let output = site.run(&["dp", "--no-stream", "--json", "--interval", "0.1"]);
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document["owners"].as_array().unwrap().len(), 1);
+    // A row of another tool's is named as it is shown.
+    let pid = format!("pid:{}", site.waiting[0].id());
+    for called in ["dp", "sleep", &pid] {
+        let output = site.run(&[called, "--no-stream", "--json", "--interval", "0.1"]);
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["owners"].as_array().unwrap().len(), 1, "{called}");
+    }
     for (arguments, code, part) in [
         (
             &["nobody", "--no-stream"][..],

@@ -1,40 +1,28 @@
 //! The table on a terminal, drawn anew in its place until somebody has seen enough.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anstream::AutoStream;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use crossterm::cursor::{Hide, MoveTo, Show};
-use crossterm::terminal::{
-    Clear, ClearType, DisableLineWrap, EnableLineWrap, EnterAlternateScreen, LeaveAlternateScreen,
-    disable_raw_mode, enable_raw_mode,
-};
-use crossterm::{execute, queue};
+use crossterm::cursor::MoveTo;
+use crossterm::queue;
+use crossterm::terminal::{Clear, ClearType};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, read};
+use nix::unistd::read;
 
 use super::sheet::Sheet;
+use super::terminal::Terminal;
 use super::{Moment, Watch};
 use crate::cli::{SortBy, Stats};
 use crate::commands::screen;
-
-/// What ends a program that does not ask for it, and what tells of the terminal.
-const AWAITED: [Signal; 9] = [
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGTERM,
-    Signal::SIGHUP,
-    Signal::SIGTSTP,
-    Signal::SIGWINCH,
-];
+use crate::last_words::ENDING;
+use crate::text::one_line;
 
 /// The bytes that Ctrl-C and Ctrl-Z send while the terminal does not make signals of them.
 const CTRL_C: u8 = 3;
@@ -42,21 +30,32 @@ const CTRL_Z: u8 = 26;
 /// What the bytes of an arrow begin with (ECMA-48).
 const ESCAPE: u8 = 27;
 
-pub(super) fn run(args: &Stats, watch: &mut Watch<'_>, sheet: Sheet) -> Result<u8> {
-    let awaited: SigSet = AWAITED.into_iter().collect();
+/// Shows what there is until somebody has seen enough; `notes` are what cannot be told.
+pub(super) fn run(
+    args: &Stats,
+    watch: &mut Watch<'_>,
+    sheet: Sheet,
+    notes: &[String],
+) -> Result<u8> {
+    // What ends a program, and what tells of the terminal.
+    let of_terminal = [Signal::SIGTSTP, Signal::SIGWINCH];
+    let awaited: SigSet = ENDING.into_iter().chain(of_terminal).collect();
     let mut inherited = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited), Some(&mut inherited))
         .context("keep signals from ending this with the terminal as it is")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&awaited, flags).context("wait for signals")?;
+    let terminal = Terminal::take()?;
     let mut view = View {
-        signals: SignalFd::with_flags(&awaited, flags).context("wait for signals")?,
-        has_keys: io::stdin().is_terminal(),
+        signals,
+        terminal,
+        has_keys: true,
         sheet,
+        notes: notes.iter().map(|note| one_line(note)).collect(),
         seconds: args.interval.as_secs_f64(),
     };
-    let terminal = Terminal::take()?;
     let ended = view.show(args.interval, watch);
-    drop(terminal);
+    drop(view);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&inherited), None).context("restore the signals")?;
     if let Some(signal) = ended? {
         // Whoever started this sees that it ended by it.
@@ -79,8 +78,10 @@ enum Wish {
 
 struct View {
     signals: SignalFd,
+    terminal: Terminal,
     has_keys: bool,
     sheet: Sheet,
+    notes: Vec<String>,
     seconds: f64,
 }
 
@@ -96,7 +97,7 @@ impl View {
                     Wish::Next => break,
                     Wish::Redraw => {}
                     Wish::Quit => return Ok(None),
-                    Wish::Signal(Signal::SIGTSTP) => stop()?,
+                    Wish::Signal(Signal::SIGTSTP) => self.terminal.lend()?,
                     Wish::Signal(Signal::SIGWINCH) => {}
                     Wish::Signal(signal) => return Ok(Some(signal)),
                 }
@@ -115,7 +116,11 @@ impl View {
         if self.has_keys {
             watched.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
-        poll(&mut watched, timeout).context("wait for a key")?;
+        match poll(&mut watched, timeout) {
+            // As after a stop: signal(7).
+            Err(Errno::EINTR) => return Ok(Wish::Redraw),
+            other => other.context("wait for a key")?,
+        };
         let is_ready = |one: Option<&PollFd<'_>>| one.and_then(PollFd::any).unwrap_or_default();
         let (has_signal, has_key) = (is_ready(watched.first()), is_ready(watched.get(1)));
         if has_signal {
@@ -169,14 +174,14 @@ impl View {
         self.sheet.write(&mut page, moment, Some(columns))?;
         let page = String::from_utf8_lossy(&page.into_inner()).into_owned();
         let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
-        // The line below the table says what can be done.
-        let room = rows.saturating_sub(1);
+        // The last lines say what cannot be told, and what can be done.
+        let room = rows.saturating_sub(1 + self.notes.len());
         if lines.len() > room {
             let hidden = lines.len() - room.saturating_sub(1);
             lines.truncate(room.saturating_sub(1));
             lines.push(format!("… {hidden} more"));
         }
-        let mut help = format!(
+        let help = format!(
             "every {} s, by {}{}; q quit, s sort, r reverse",
             self.seconds,
             self.sheet.sort.word(),
@@ -186,9 +191,10 @@ impl View {
                 ""
             }
         );
-        help.truncate(columns);
         lines.resize(room, String::new());
-        lines.push(help);
+        let below = self.notes.iter().chain([&help]);
+        lines.extend(below.map(|line| line.chars().take(columns).collect()));
+        lines.truncate(rows);
         // All at once: nobody sees half of it.
         let mut frame = Vec::new();
         queue!(frame, MoveTo(0, 0))?;
@@ -198,53 +204,6 @@ impl View {
             frame.extend(line.bytes());
             frame.extend(end.bytes());
         }
-        let mut out = io::stdout().lock();
-        out.write_all(&frame).context("draw on the terminal")?;
-        Ok(out.flush()?)
-    }
-}
-
-/// Stops as the shell expects it, with the terminal as it was, and takes it again afterwards.
-fn stop() -> Result<()> {
-    Terminal::give_back();
-    let stop = SigSet::from(Signal::SIGTSTP);
-    let attempt = || {
-        // The whole job stops, as it does where nobody awaits the signal; where no shell could continue it, the kernel lets
-        // it go on (setpgid(2), "orphaned").
-        kill(Pid::from_raw(0), Signal::SIGTSTP)?;
-        sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&stop), None)?;
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&stop), None)
-    };
-    attempt().context("stop")?;
-    Terminal::set_up()
-}
-
-/// The terminal while it is ours: a screen of its own, keys as they are typed, no cursor.
-struct Terminal;
-
-impl Terminal {
-    fn take() -> Result<Terminal> {
-        // From here on, whatever fails: it is given back.
-        let terminal = Terminal;
-        Terminal::set_up()?;
-        Ok(terminal)
-    }
-
-    fn set_up() -> Result<()> {
-        enable_raw_mode().context("read keys as they are typed")?;
-        execute!(io::stdout(), EnterAlternateScreen, Hide, DisableLineWrap)
-            .context("take the terminal")
-    }
-
-    fn give_back() {
-        // One that is gone needs nothing.
-        let _ = execute!(io::stdout(), EnableLineWrap, Show, LeaveAlternateScreen);
-        let _ = disable_raw_mode();
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        Terminal::give_back();
+        self.terminal.draw(&frame, self.signals.as_fd())
     }
 }

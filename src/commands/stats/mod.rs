@@ -2,6 +2,7 @@
 
 mod live;
 mod sheet;
+mod terminal;
 
 use std::io::{IsTerminal, Write};
 use std::thread::sleep;
@@ -15,7 +16,7 @@ use super::output::Output;
 use super::screen;
 use crate::account::{Accounts, Interval, Meter, Reading};
 use crate::cli::{Form, Stats};
-use crate::placement::{Owner, Site, Survey, find, survey};
+use crate::placement::{Owner, Site, Survey, find, pid_id, survey};
 use crate::text;
 
 /// The owners are looked for again after so long at the latest, and at once when one comes or goes.
@@ -24,9 +25,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let accounts = Accounts::of(&site.host);
-    for missing in accounts.missing() {
-        log::warn!("{missing}");
-    }
+    let missing = accounts.missing();
+    missing.iter().for_each(|note| log::warn!("{note}"));
     let mut watch = Watch::begin(args, site, &accounts)?;
     let is_json = args.json || args.look.output == Some(Form::Json);
     let sheet = Sheet::of(args);
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
     let is_dumb = std::env::var_os("TERM").is_none_or(|kind| kind == "dumb");
     let has_keys = std::io::stdin().is_terminal();
     if !is_json && !is_dumb && has_keys && screen::terminal_width().is_some() {
-        return live::run(args, &mut watch, sheet);
+        return live::run(args, &mut watch, sheet, &missing);
     }
     let mut out = Output::product();
     loop {
@@ -85,6 +85,8 @@ struct Watch<'a> {
 struct Moment<'a> {
     at: SystemTime,
     owners: &'a [Owner],
+    /// Were some owners, or pools, asked for?
+    is_chosen: bool,
     interval: &'a Interval,
 }
 
@@ -126,6 +128,7 @@ impl<'a> Watch<'a> {
         Moment {
             at: SystemTime::now(),
             owners: self.shown.as_ref().unwrap_or(&self.owners),
+            is_chosen: !self.chosen.is_empty(),
             interval: &self.last,
         }
     }
@@ -158,6 +161,8 @@ fn claims_changed(site: &Site) -> Option<SystemTime> {
 enum Chosen {
     Pool(String),
     Id(String),
+    /// What other tools recorded, by what it is shown as.
+    Recorded(String),
 }
 
 impl Chosen {
@@ -165,15 +170,26 @@ impl Chosen {
         match self {
             Chosen::Pool(name) => owner.pool == *name,
             Chosen::Id(id) => owner.id.as_ref() == Some(id),
+            Chosen::Recorded(called) => {
+                let is_its_name = owner.names.title().as_ref() == Some(called);
+                owner.id.is_none() && (is_its_name || pid_id(owner.pid) == *called)
+            }
         }
     }
 }
 
-/// What each word means: a pool, or an owner by its id, the beginning of that, or a name.
+/// What each word means: a pool, or an owner by its id, the beginning of that, or a name, or as it is shown.
 fn choose(args: &Stats, site: &Site, survey: &Survey) -> Result<Vec<Chosen>> {
-    let one = |called: &String| match survey.pools.iter().any(|pool| pool.name == *called) {
-        true => Ok(Chosen::Pool(called.clone())),
-        false => find(site, called).map(Chosen::Id),
+    let one = |called: &String| {
+        if survey.pools.iter().any(|pool| pool.name == *called) {
+            return Ok(Chosen::Pool(called.clone()));
+        }
+        let recorded = Chosen::Recorded(called.clone());
+        match find(site, called) {
+            Ok(id) => Ok(Chosen::Id(id)),
+            Err(_) if survey.owners.iter().any(|owner| recorded.includes(owner)) => Ok(recorded),
+            Err(error) => Err(error),
+        }
     };
     args.owners.iter().map(one).collect()
 }

@@ -11,7 +11,7 @@ use crate::account::Share;
 use crate::cli::{Form, SortBy, Stats};
 use crate::commands::screen::{BAD, GOOD, ODD, PLAIN, Table};
 use crate::names::short_id;
-use crate::placement::Owner;
+use crate::placement::{Owner, pid_id};
 
 /// From so much on noise is worth a look, and wrong: shares of the time of an owner's CPUs.
 const ODD_NOISE: f64 = 0.02;
@@ -45,7 +45,10 @@ impl Sheet {
         most: Option<usize>,
     ) -> io::Result<()> {
         if moment.owners.is_empty() {
-            return writeln!(out, "Nobody owns any CPUs.");
+            return match moment.is_chosen {
+                true => writeln!(out, "None of these owns any CPUs now."),
+                false => writeln!(out, "Nobody owns any CPUs."),
+            };
         }
         let most = most.filter(|_| !self.is_whole);
         let mut table = self.table(moment);
@@ -163,7 +166,7 @@ fn title(owner: &Owner, is_whole: bool) -> String {
     let id = || match &owner.id {
         Some(id) if is_whole => id.clone(),
         Some(id) => short_id(id).to_owned(),
-        None => format!("pid:{}", owner.pid),
+        None => pid_id(owner.pid),
     };
     owner.names.title().unwrap_or_else(id)
 }
