@@ -166,7 +166,8 @@ impl Host {
         self.root.join("run/systemd/system")
     }
 
-    /// Where systemd keeps what a unit was told at run time (systemd.unit(5), "Unit File Load Path").
+    /// Where systemd keeps what a unit was told at run time (systemd.unit(5), "Unit File Load
+    /// Path").
     pub fn systemd_runtime_settings(&self, unit: &str) -> PathBuf {
         let settings = self.root.join("run/systemd/system.control");
         settings.join(format!("{unit}.d"))

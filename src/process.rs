@@ -152,8 +152,8 @@ pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
     Ok(false)
 }
 
-/// The CPU time that a process's threads have used outside the kernel and inside it, in clock ticks (proc_pid_stat(5),
-/// fields 14 and 15); `None` where it is gone.
+/// The CPU time that a process's threads have used outside the kernel and inside it, in clock ticks
+/// (proc_pid_stat(5), fields 14 and 15); `None` where it is gone.
 ///
 /// # Errors
 /// It cannot be read.

@@ -592,7 +592,8 @@ fn a_run_directory_of_others_or_of_another_pool_directory() {
     site.mode("run", 0o777);
     site.refuses_start(&["chmod 700"]);
     site.mode("run", 0o700);
-    // Whoever can write to the directory above can put another in its place, or in that of the pool directory.
+    // Whoever can write to the directory above can put another in its place, or in that of the pool
+    // directory.
     site.mode("", 0o777);
     site.refuses_start(&["can be written by anybody"]);
     site.mode("", 0o755);

@@ -172,7 +172,8 @@ fn does(machine: &Machine, remedy: &str) -> bool {
         return false;
     };
     let program = command.split_whitespace().next().unwrap_or_default();
-    // The verbs that act on processes do so on no tree: `tests/remedies.rs` and `tests/real` do what these say.
+    // The verbs that act on processes do so on no tree: `tests/remedies.rs` and `tests/real` do
+    // what these say.
     let is_install = |verb: &&str| command.starts_with(&format!("pinfold {verb}"));
     if !ON_FILES.contains(&program) && !["install", "cdi"].iter().any(is_install) {
         return false;
@@ -200,8 +201,8 @@ fn does(machine: &Machine, remedy: &str) -> bool {
     true
 }
 
-/// Breaks one thing, and expects just one finding: its beginning, and a part of its text or remedy. Where that is a command, it
-/// is done, and then nothing is found.
+/// Breaks one thing, and expects just one finding: its beginning, and a part of its text or remedy.
+/// Where that is a command, it is done, and then nothing is found.
 #[track_caller]
 fn broken(break_it: impl Fn(&Machine), expected: &str, part: &str) {
     let machine = Machine::new();
@@ -653,7 +654,8 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
         machine.put(&format!("sys/fs/cgroup{path}/cgroup.procs"), procs);
         assert_eq!(machine.findings(&[]), (vec![], 0), "{cpus} {procs}");
     }
-    // A partition, in which conmon runs beside the containers; but not what was given some of its CPUs.
+    // A partition, in which conmon runs beside the containers; but not what was given some of its
+    // CPUs.
     let machine = Machine::new();
     let fast = "/fast.slice";
     group(&machine, fast, "2-3");

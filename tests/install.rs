@@ -494,7 +494,8 @@ fn a_user_installs_in_the_users_own_directories() {
     refused(&relative.unwrap(), "no absolute path");
 }
 
-/// CRI-O reads every file of its directory: what makes room for ours leaves it, and nothing there is lost.
+/// CRI-O reads every file of its directory: what makes room for ours leaves it, and nothing there
+/// is lost.
 #[test]
 fn what_makes_room_is_not_in_force_any_more() {
     const DROP_IN: &str = "etc/crio/crio.conf.d/99-pinfold.conf";

@@ -96,7 +96,8 @@ impl Session {
             .stderr(of_child());
         let lead = || {
             nix::unistd::setsid()?;
-            // SAFETY: the terminal is standard input, and the call takes no more than that and a number.
+            // SAFETY: the terminal is standard input, and the call takes no more than that and a
+            // number.
             match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),

@@ -10,12 +10,13 @@ use crate::process::Switches;
 pub struct Interval {
     /// How long it was.
     pub length: Duration,
-    /// What each meter showed; `None` for an owner that began or ended meanwhile, and for all where no time has passed.
+    /// What each meter showed; `None` for an owner that began or ended meanwhile, and for all where
+    /// no time has passed.
     pub shares: Vec<Option<Share>>,
 }
 
-/// What one owner, and whoever else, did on the owner's CPUs. Shares of time are from 0 to 1: 1 is all of its CPUs that are
-/// online, all the time.
+/// What one owner, and whoever else, did on the owner's CPUs. Shares of time are from 0 to 1: 1 is
+/// all of its CPUs that are online, all the time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
     /// The totals at the end.
@@ -24,8 +25,8 @@ pub struct Share {
     pub utilisation: f64,
     /// How many CPUs were busy with it on average: 1 is one CPU all the time.
     pub busy_cpus: f64,
-    /// The time that the CPUs were busy neither with the owner nor with interrupts. The kernel counts idle time in
-    /// hundredths of a second.
+    /// The time that the CPUs were busy neither with the owner nor with interrupts. The kernel
+    /// counts idle time in hundredths of a second.
     pub noise: f64,
     /// The time of interrupts.
     pub irq: f64,
@@ -33,7 +34,8 @@ pub struct Share {
     pub softirq: f64,
     /// The time that a hypervisor gave to somebody else.
     pub steal: f64,
-    /// The part of its CPUs' time in which a bandwidth limit kept the owner from running there: the kernel counts each CPU.
+    /// The part of its CPUs' time in which a bandwidth limit kept the owner from running there: the
+    /// kernel counts each CPU.
     pub throttled: Option<f64>,
     /// The part of the time in which a process of the owner waited for a CPU.
     pub waited: Option<f64>,
@@ -111,7 +113,8 @@ impl Reading {
     }
 }
 
-/// The seconds between two totals; none where the later one is smaller, as of processes some of which have ended.
+/// The seconds between two totals; none where the later one is smaller, as of processes some of
+/// which have ended.
 fn less(now: Duration, then: Duration) -> f64 {
     now.saturating_sub(then).as_secs_f64()
 }
@@ -167,7 +170,8 @@ mod tests {
         );
         let now = reading(
             start + Duration::from_secs(10),
-            // CPU 2 was never idle, 3 half the time; 5 was busy for a second, half of it with software interrupts.
+            // CPU 2 was never idle, 3 half the time; 5 was busy for a second, half of it with
+            // software interrupts.
             &[(2, 10.0, 0.0), (3, 25.0, 0.0), (5, 16.0, 1.5)],
             vec![account(18.0), account(1.0), account(0.5)],
         );

@@ -1,7 +1,7 @@
 //! What owners did with their CPUs, and who else was there.
 //!
-//! A [`Meter`] knows where the kernel keeps one owner's account; a [`Reading`] is what all meters show at one moment, and
-//! [`Interval`] is what happened between two of them.
+//! A [`Meter`] knows where the kernel keeps one owner's account; a [`Reading`] is what all meters
+//! show at one moment, and [`Interval`] is what happened between two of them.
 
 mod interval;
 mod machine;
@@ -45,7 +45,8 @@ pub struct Meter {
 pub enum Source {
     /// The kernel's account of a group that holds nobody else.
     Group,
-    /// Added up over the processes that are there, to a clock tick each; what ended has left the sum.
+    /// Added up over the processes that are there, to a clock tick each; what ended has left the
+    /// sum.
     Processes,
 }
 
@@ -66,11 +67,14 @@ pub struct Account {
     pub usage: Usage,
     /// How that is known.
     pub source: Source,
-    /// How long a bandwidth limit kept it from running; `None` where it has none.
+    /// How long a bandwidth limit kept it from running, added up over CPUs; `None` where the kernel
+    /// does not say.
     pub throttled: Option<Duration>,
-    /// How long a process of its waited for a CPU (pressure stall information); `None` where the kernel does not say.
+    /// How long a process of its waited for a CPU (pressure stall information); `None` where the
+    /// kernel does not say.
     pub waited: Option<Duration>,
-    /// How often its threads gave up a CPU or lost it, and moved between CPUs; only where that was asked for.
+    /// How often its threads gave up a CPU or lost it, and moved between CPUs; only where that was
+    /// asked for.
     pub switches: Option<Switches>,
 }
 
@@ -124,7 +128,8 @@ impl Accounts<'_> {
         missing
     }
 
-    /// Where the account of an owner is: of a process that stands for it, on these CPUs, in the group of its claim.
+    /// Where the account of an owner is: of a process that stands for it, on these CPUs, in the
+    /// group of its claim.
     ///
     /// # Errors
     /// A process or group that cannot be looked at.
@@ -146,7 +151,8 @@ impl Accounts<'_> {
         })
     }
 
-    /// The group of a hierarchy that holds an owner and nobody else; none where it shares its group there with others.
+    /// The group of a hierarchy that holds an owner and nobody else; none where it shares its group
+    /// there with others.
     fn own_group(
         &self,
         hierarchy: &Hierarchy,

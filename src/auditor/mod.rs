@@ -287,8 +287,9 @@ impl<'a> Look<'a> {
                 continue;
             }
             let is_open = self.machine.cpus_above_group(group) == Some(cpus.clone());
-            // Where all of its CPUs are offline, the kernel lets it run on those of the group above (cgroup-v2.rst, "Cpuset
-            // Interface Files"): nobody can undo that but who puts them online.
+            // Where all of its CPUs are offline, the kernel lets it run on those of the group above
+            // (cgroup-v2.rst, "Cpuset Interface Files"): nobody can undo that but who puts them
+            // online.
             if wanted.is_empty() && is_open {
                 continue;
             }

@@ -17,7 +17,8 @@ pub fn hierarchy(host: &Host) -> Result<Hierarchy> {
     Hierarchy::of(host, "cpu")
 }
 
-/// How long a group's processes were throttled since it was made; `None` where it is gone, or has no limits.
+/// How long a group's processes were throttled since it was made, added up over CPUs; `None` where
+/// it is gone, or the controller is off there.
 ///
 /// # Errors
 /// A file that cannot be read.

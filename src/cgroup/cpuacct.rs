@@ -10,7 +10,8 @@ use super::{Group, Hierarchy, Version, values};
 use crate::files;
 use crate::host::Host;
 
-/// The CPU time of all processes that are or were in a group, and in those below it, since the group was made.
+/// The CPU time of all processes that are or were in a group, and in those below it, since the
+/// group was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// In all; the kernel counts nanoseconds (version 1) or microseconds.
@@ -66,7 +67,8 @@ pub fn usage(group: &Group) -> Result<Option<Usage>> {
     }
 }
 
-/// So many clock ticks (sysconf(3), `_SC_CLK_TCK`), in which the kernel also counts in `/proc/stat` (proc_stat(5)).
+/// So many clock ticks (sysconf(3), `_SC_CLK_TCK`), in which the kernel also counts in `/proc/stat`
+/// (proc_stat(5)).
 ///
 /// # Errors
 /// The C library does not say how long one is.

@@ -225,7 +225,8 @@ pub fn partitions(top: &Group) -> Result<Vec<(Group, CpuSet)>> {
     Ok(found)
 }
 
-/// Is a group a partition of its own? One that the kernel calls invalid is none, and version 1 has none.
+/// Is a group a partition of its own? One that the kernel calls invalid is none, and version 1 has
+/// none.
 pub fn is_partition(group: &Group) -> Result<bool> {
     let kind = files::read_if_there(&group.dir().join("cpuset.cpus.partition"))?;
     Ok(matches!(

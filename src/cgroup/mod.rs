@@ -1,5 +1,6 @@
-//! Process groups (cgroups) of either version behind one face. What a group does with its processes is its controllers':
-//! [`cpuset`] and [`cpuacct`], [`cpu`] and [`pressure`] are clients of it, one file each.
+//! Process groups (cgroups) of either version behind one face. What a group does with its processes
+//! is its controllers': [`cpuset`] and [`cpuacct`], [`cpu`] and [`pressure`] are clients of it, one
+//! file each.
 
 pub mod cpu;
 pub mod cpuacct;
@@ -69,8 +70,8 @@ impl Hierarchy {
         }
     }
 
-    /// Finds the hierarchy of a controller among the mounts. Version 1 comes first: on a hybrid machine the controller is
-    /// bound there.
+    /// Finds the hierarchy of a controller among the mounts. Version 1 comes first: on a hybrid
+    /// machine the controller is bound there.
     ///
     /// # Errors
     /// Mounts that cannot be read; no such hierarchy among them.

@@ -1,5 +1,5 @@
-//! Pressure stall information: how long a group's processes waited for a CPU (kernel: Documentation/accounting/psi.rst).
-//! Version 2 alone has it, where the kernel is told to keep it.
+//! Pressure stall information: how long a group's processes waited for a CPU (kernel:
+//! Documentation/accounting/psi.rst). Version 2 alone has it, where the kernel is told to keep it.
 
 use std::io;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use nix::libc;
 use super::{Group, Version};
 use crate::files;
 
-/// How long at least one process of the group waited since it was made; `None` where the kernel keeps no such account, or the
-/// group is gone.
+/// How long at least one process of the group waited since it was made; `None` where the kernel
+/// keeps no such account, or the group is gone.
 ///
 /// # Errors
 /// A file that cannot be read.

@@ -55,18 +55,20 @@ pub struct Former<'a> {
     pub cpus: &'a CpuSet,
     /// Its memory nodes, where those were told too.
     pub mems: Option<&'a CpuSet>,
-    /// The settings that were made at run time before, as [`settings`] names them: they stay, with the former values.
+    /// The settings that were made at run time before, as [`settings`] names them: they stay, with
+    /// the former values.
     pub settings: &'a [String],
-    /// The CPUs that systemd was told since: where it knows of others, somebody has set those, and they stay. `None` where
-    /// they are ours, whatever they are.
+    /// The CPUs that systemd was told since: where it knows of others, somebody has set those, and
+    /// they stay. `None` where they are ours, whatever they are.
     pub told: Option<&'a CpuSet>,
 }
 
-/// Gives a unit back what it had, also where its group is gone: systemd keeps a service's CPUs for its next start. `false`
-/// where somebody else has set other CPUs since, which stay.
+/// Gives a unit back what it had, also where its group is gone: systemd keeps a service's CPUs for
+/// its next start. `false` where somebody else has set other CPUs since, which stay.
 ///
-/// The drop-in files that came of telling are removed, or they would count for more than what an operator writes into the
-/// unit from now on. A unit that is gone altogether has nothing to be given back.
+/// The drop-in files that came of telling are removed, or they would count for more than what an
+/// operator writes into the unit from now on. A unit that is gone altogether has nothing to be
+/// given back.
 ///
 /// # Errors
 /// As [`tell`].
@@ -96,7 +98,8 @@ pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duratio
     Ok(true)
 }
 
-/// The settings of CPUs and memory nodes that a unit was given at run time (systemctl(1), `set-property --runtime`).
+/// The settings of CPUs and memory nodes that a unit was given at run time (systemctl(1),
+/// `set-property --runtime`).
 ///
 /// # Errors
 /// They cannot be looked at.
@@ -113,8 +116,8 @@ pub fn settings(host: &Host, group: &Group) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Is it in the hands of a user's own manager (`user@.service`)? That writes the files of its units' groups again from what
-/// it knows, and is not reached from here.
+/// Is it in the hands of a user's own manager (`user@.service`)? That writes the files of its
+/// units' groups again from what it knows, and is not reached from here.
 pub fn is_of_user(group: &Group) -> bool {
     group.path().contains("/user@")
 }
@@ -169,7 +172,8 @@ impl<'a> Unit<'a> {
         is_at_rest || known.group == group.path()
     }
 
-    /// Where systemd keeps a setting that was made at run time; those of a transient unit go with the unit.
+    /// Where systemd keeps a setting that was made at run time; those of a transient unit go with
+    /// the unit.
     fn drop_in(&self, host: &Host, setting: &str) -> PathBuf {
         let directory = host.systemd_runtime_settings(self.name);
         directory.join(format!("50-{setting}.conf"))

@@ -20,7 +20,8 @@ use super::Version;
 /// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
 const LINKS_OF_A_LEAF: u64 = 2;
 
-/// What stands for a process whose number is not to be had, as for one of another pid namespace (cgroups(7)).
+/// What stands for a process whose number is not to be had, as for one of another pid namespace
+/// (cgroups(7)).
 const UNNAMED: i32 = 0;
 
 /// So many groups are searched for those with certain inodes.
@@ -62,15 +63,16 @@ pub(super) fn processes(
         has_found: false,
     };
     walk(dir, &mut processes)?;
-    // Of a group that is threaded itself (kernel: cgroup-v2.rst, "Threads") no file here names a process.
+    // Of a group that is threaded itself (kernel: cgroup-v2.rst, "Threads") no file here names a
+    // process.
     if !processes.has_found && version == Version::V2 && is_populated(dir)? {
         let _ = (processes.found)(vec![UNNAMED]);
     }
     Ok(())
 }
 
-/// Version 2 says of a group and all below it whether anything lives there (kernel: cgroup-v2.rst, "[Un]populated
-/// Notification").
+/// Version 2 says of a group and all below it whether anything lives there (kernel: cgroup-v2.rst,
+/// "[Un]populated Notification").
 fn is_populated(dir: &Path) -> io::Result<bool> {
     match std::fs::read_to_string(dir.join("cgroup.events")) {
         Ok(events) => Ok(events.lines().any(|line| line == "populated 1")),
@@ -174,7 +176,8 @@ fn open<P: nix::NixPath + ?Sized>(at: impl AsFd, path: &P) -> nix::Result<OwnedF
     openat(at, path, flags, Mode::empty())
 }
 
-/// Has a group none below it? Asked once its processes were looked for: who moves into a new one below is found there.
+/// Has a group none below it? Asked once its processes were looked for: who moves into a new one
+/// below is found there.
 fn is_leaf_now(at: &OwnedFd, name: &CStr) -> nix::Result<bool> {
     match fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Err(Errno::ENOENT | Errno::ENODEV) => Ok(true),

@@ -205,7 +205,8 @@ impl Ledger {
         Ok(names.into_iter().map(Marker).collect())
     }
 
-    /// The claim that a link from a CPU list leads to; `None` where there is none, or it has that list no more.
+    /// The claim that a link from a CPU list leads to; `None` where there is none, or it has that
+    /// list no more.
     pub fn at(&self, list: &str, marker: &Marker) -> Option<Entry> {
         let Marker(name) = marker;
         let path = self.run_dir.join("lists").join(list).join(name);
@@ -293,8 +294,8 @@ impl Ledger {
         first_error
     }
 
-    /// Removes a claim; one that is not there is success. Past an error with what leads to it, it goes on with the rest, and
-    /// returns the first.
+    /// Removes a claim; one that is not there is success. Past an error with what leads to it, it
+    /// goes on with the rest, and returns the first.
     pub fn remove(&self, claim: &Claim) -> Result<()> {
         let home = self.run_dir.join("claims").join(&claim.id);
         files::remove(&home.join(claim.file_name()))?;

@@ -63,7 +63,8 @@ pub struct Claim {
     /// The group that confines it; a reservation has none yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<ClaimedGroup>,
-    /// The settings that its supervisor, a unit, was given at run time before, by systemd's names: they stay at the end.
+    /// The settings that its supervisor, a unit, was given at run time before, by systemd's names:
+    /// they stay at the end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unit_settings: Vec<String>,
     /// When it was made, in seconds since the epoch.

@@ -57,7 +57,8 @@ struct Known {
 
 fn serve(args: &Hook, options: &Options, deadline: Instant, known: &mut Known) -> Result<()> {
     let text = State::text(limits::Prompt::new(io::stdin().lock()));
-    // Its stderr is out of reach once capabilities are dropped. A state that names none of our keys has nothing to tell.
+    // Its stderr is out of reach once capabilities are dropped. A state that names none of our keys
+    // has nothing to tell.
     let may_ask = |text: &String| args.device.is_some() || text.contains(request::DOMAIN);
     if text.as_ref().is_ok_and(may_ask) {
         known.runtime = DeafRuntime::above(&host_of(options));

@@ -74,7 +74,8 @@ fn finish(place: CommandPlace, site: &Site) {
     }
 }
 
-/// Those of [`PASSED_ON`] that we were not started to ignore: nohup(1) means the command too. And the end of a child.
+/// Those of [`PASSED_ON`] that we were not started to ignore: nohup(1) means the command too. And
+/// the end of a child.
 fn awaited(site: &Site) -> SigSet {
     let ignored = process::ignored_signals(&site.host);
     let is_ignored = |signal: &Signal| ignored >> (*signal as i32 - 1) & 1 == 1;
@@ -82,10 +83,12 @@ fn awaited(site: &Site) -> SigSet {
     passed_on.chain([Signal::SIGCHLD]).collect()
 }
 
-/// Starts the command, with the signals that we were started with; ours wait until [`wait`] asks for them.
+/// Starts the command, with the signals that we were started with; ours wait until [`wait`] asks
+/// for them.
 fn start(args: &Isolate, place: &CommandPlace, awaited: &SigSet) -> io::Result<Child> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours. Where it was to ignore, the kernel reaps the command by itself.
+    // SAFETY: the default action runs no code of ours. Where it was to ignore, the kernel reaps the
+    // command by itself.
     unsafe { sigaction(Signal::SIGCHLD, &default) }?;
     let mut inherited = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(awaited), Some(&mut inherited))?;
@@ -129,7 +132,8 @@ fn spawn_failed(args: &Isolate, error: &io::Error) -> Result<u8> {
     Ok(code)
 }
 
-/// Passes signals on until the command ends. The kernel keeps them for us: none is lost, whatever fails meanwhile.
+/// Passes signals on until the command ends. The kernel keeps them for us: none is lost, whatever
+/// fails meanwhile.
 fn wait(child: &mut Child, awaited: &SigSet) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait().context("wait for the command")? {

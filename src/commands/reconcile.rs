@@ -64,8 +64,8 @@ struct Binary {
 }
 
 impl Binary {
-    /// By the path that it was called by, which can be a link that an update swings; it is the path of the program itself
-    /// where that says nothing.
+    /// By the path that it was called by, which can be a link that an update swings; it is the path
+    /// of the program itself where that says nothing.
     fn running() -> Binary {
         let own = || std::env::current_exe().ok();
         let is_own = |path: &PathBuf| {
@@ -104,7 +104,8 @@ impl Binary {
     }
 }
 
-/// The path that whoever started us found the program by: `argv[0]`, or that in the directories of `PATH` (execvp(3)).
+/// The path that whoever started us found the program by: `argv[0]`, or that in the directories of
+/// `PATH` (execvp(3)).
 fn called_by() -> Option<PathBuf> {
     let name = PathBuf::from(std::env::args_os().next()?);
     if name.components().count() > 1 {

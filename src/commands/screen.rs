@@ -77,7 +77,8 @@ impl Table {
         self.rows.push(cells.into_iter().map(shown).collect());
     }
 
-    /// Leaves out the last columns that lines of `most` columns have no room for, whatever is shortened.
+    /// Leaves out the last columns that lines of `most` columns have no room for, whatever is
+    /// shortened.
     pub(super) fn drop_beyond(&mut self, most: usize) {
         let least = self.widths().into_iter().zip(&self.columns);
         let least = least.map(|(width, (_, least))| match least {
@@ -104,8 +105,8 @@ impl Table {
         widths
     }
 
-    /// Writes it, each row in a line of `most` columns where shortening can do that; whole, where there is no such
-    /// number.
+    /// Writes it, each row in a line of `most` columns where shortening can do that; whole, where
+    /// there is no such number.
     pub(super) fn write(&self, out: &mut impl Write, most: Option<usize>) -> io::Result<()> {
         let mut widths = self.widths();
         if let Some(most) = most {

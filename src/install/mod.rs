@@ -156,7 +156,8 @@ impl Programs {
     }
 }
 
-/// How a file of others makes room for ours: out of its directory, of which CRI-O reads every file, and over no other.
+/// How a file of others makes room for ours: out of its directory, of which CRI-O reads every file,
+/// and over no other.
 fn move_away(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let above = path.parent().and_then(Path::parent).unwrap_or(path);

@@ -88,8 +88,8 @@ impl Names {
 /// What a table ends an id or a title with that it has shortened.
 pub const CUT: char = '…';
 
-/// Those that somebody means by a word, as with the engines' own commands: whose id it is, else who is called so, else whose
-/// id begins so. Of what a table has shortened, the beginning counts.
+/// Those that somebody means by a word, as with the engines' own commands: whose id it is, else who
+/// is called so, else whose id begins so. Of what a table has shortened, the beginning counts.
 pub fn meant<'a, T>(
     all: &'a [T],
     called: &str,
@@ -110,8 +110,8 @@ pub fn meant<'a, T>(
     found.find(|found| !found.is_empty()).unwrap_or_default()
 }
 
-/// Does an id begin so? Not where that cuts a number short: `isolate-12` is not `isolate-123`, nor `web-1` `web-10`.
-/// The digits of a long id are no number.
+/// Does an id begin so? Not where that cuts a number short: `isolate-12` is not `isolate-123`, nor
+/// `web-1` `web-10`. The digits of a long id are no number.
 fn begins(id: &str, beginning: &str) -> bool {
     let Some(rest) = id.strip_prefix(beginning).filter(|_| !beginning.is_empty()) else {
         return false;

@@ -27,8 +27,9 @@ pub struct Audit {
     pub remarks: Vec<Refusal>,
 }
 
-/// Holds every claim against the machine: does its owner live, is it confined to the claim's CPUs, do other tools see it? And
-/// is there a group of ours that no claim explains? Looked at without the lock, until two looks see the same.
+/// Holds every claim against the machine: does its owner live, is it confined to the claim's CPUs,
+/// do other tools see it? And is there a group of ours that no claim explains? Looked at without
+/// the lock, until two looks see the same.
 ///
 /// # Errors
 /// The pool directory or the claims cannot be looked at at all.

@@ -33,9 +33,9 @@ pub struct Neighbours {
     pub is_cut: bool,
 }
 
-/// Finds the groups in which processes run on any of these CPUs because the group, and not one above it alone, says so. A
-/// group without CPUs of its own is none, nor is one that has all that the group above it has, nor an owner's, nor a
-/// partition.
+/// Finds the groups in which processes run on any of these CPUs because the group, and not one
+/// above it alone, says so. A group without CPUs of its own is none, nor is one that has all that
+/// the group above it has, nor an owner's, nor a partition.
 ///
 /// # Errors
 /// No hierarchy with cpusets; claims that cannot be read.
@@ -102,7 +102,8 @@ impl Walk<'_> {
                 continue;
             }
             let giver = match cpuset::own_cpus(&next.group) {
-                // What a partition has is all there is below it; conmon and the engine's other helpers have to be there.
+                // What a partition has is all there is below it; conmon and the engine's other
+                // helpers have to be there.
                 _ if cpuset::is_partition(&next.group).unwrap_or(false) => None,
                 Ok(Some(_)) => Some(next.group.clone()),
                 _ => next.giver,

@@ -62,9 +62,9 @@ impl Clock {
         }
     }
 
-    /// Does a pid count that was in `tasks` at this time, of lists that have these CPUs together? One that is recorded of this
-    /// boot does. Of the others nobody can tell who has the number now; one that is confined to those CPUs uses them in any
-    /// case.
+    /// Does a pid count that was in `tasks` at this time, of lists that have these CPUs together?
+    /// One that is recorded of this boot does. Of the others nobody can tell who has the number
+    /// now; one that is confined to those CPUs uses them in any case.
     pub(super) fn counts(
         self,
         host: &Host,
@@ -182,7 +182,8 @@ impl Books<'_> {
                 Entry::Opaque { .. } => return self.refuse_other_claims(other, site),
             }
         }
-        // What the dead among them hold is freed as far as there is time; the rest when it is needed.
+        // What the dead among them hold is freed as far as there is time; the rest when it is
+        // needed.
         let until = Instant::now() + SETTLING;
         for claim in owners.iter().take_while(|_| Instant::now() < until) {
             if let Err(error) = self.settle(claim) {
@@ -235,7 +236,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// A hook that is not through by its time leaves the rest to the next: what it has done by then is done.
+    /// A hook that is not through by its time leaves the rest to the next: what it has done by then
+    /// is done.
     fn ensure_time_to_begin(&self) -> Result<()> {
         ensure!(
             self.deadline.is_none() || Instant::now() < self.until,
@@ -274,8 +276,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The CPUs of all lists of a pool that each number is in: one owner can have several. What cannot be read is told of
-    /// where it is looked at.
+    /// The CPUs of all lists of a pool that each number is in: one owner can have several. What
+    /// cannot be read is told of where it is looked at.
     fn cpus_by_pid(&self, pool: &str) -> Result<BTreeMap<i32, CpuSet>> {
         let mut cpus_of: BTreeMap<i32, CpuSet> = BTreeMap::new();
         for list in self.directory.list_names(pool)? {

@@ -100,8 +100,8 @@ pub fn pin_command(
 /// Where there is room for a command.
 #[derive(Debug)]
 enum Lodging {
-    /// In the group that we are in: our supervisor, a unit, has nobody else in it, and so the unit's limits and its end reach
-    /// the command.
+    /// In the group that we are in: our supervisor, a unit, has nobody else in it, and so the
+    /// unit's limits and its end reach the command.
     Supervisors(Group),
     /// Below that, where the unit leaves it to us to divide.
     Below(Group),
@@ -110,7 +110,8 @@ enum Lodging {
 }
 
 impl Lodging {
-    /// On version 1 a supervisor knows nothing of cpusets; one that is a user's own manager would undo what we do.
+    /// On version 1 a supervisor knows nothing of cpusets; one that is a user's own manager would
+    /// undo what we do.
     fn of(host: &Host, hierarchy: &Hierarchy, pid: i32, patience: Duration) -> Result<Lodging> {
         let own = hierarchy.group_of(host, pid)?;
         let may_be = |group: &Group| {
@@ -196,8 +197,8 @@ impl Books<'_> {
                 Ok(Place::Entered { group, confined })
             }
             Lodging::Below(unit) => {
-                // A group that has processes gives no controller to those below it (kernel: cgroup-v2.rst, "No Internal
-                // Process Constraint").
+                // A group that has processes gives no controller to those below it (kernel:
+                // cgroup-v2.rst, "No Internal Process Constraint").
                 let supervisor = unit.child(SUPERVISOR);
                 supervisor.make()?;
                 supervisor.adopt(pid)?;
@@ -249,8 +250,8 @@ impl Books<'_> {
         Ok(before)
     }
 
-    /// The claims of commands in a unit: that on its group, and those of this path whose CPUs the group, made anew since, was
-    /// given by systemd, which kept them.
+    /// The claims of commands in a unit: that on its group, and those of this path whose CPUs the
+    /// group, made anew since, was given by systemd, which kept them.
     fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
         let mut entries = Vec::new();
         let on_group = group

@@ -73,8 +73,8 @@ impl Books<'_> {
         Ok(Some(after))
     }
 
-    /// Frees what dead owners hold of one list, of at most so many owners, and for as long as there is time to look. A claim
-    /// that makes trouble counts as held, and does not stop the rest.
+    /// Frees what dead owners hold of one list, of at most so many owners, and for as long as there
+    /// is time to look. A claim that makes trouble counts as held, and does not stop the rest.
     pub(super) fn reap_list(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
         let mut freed = BTreeSet::new();
         let mut claimed = BTreeSet::new();
@@ -113,7 +113,8 @@ impl Books<'_> {
                 }
             }
         }
-        // Any of these pids may be the one that a claim stands for which cannot be read, or was not looked at.
+        // Any of these pids may be the one that a claim stands for which cannot be read, or was not
+        // looked at.
         if is_clear && is_whole {
             freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
         }
@@ -124,8 +125,9 @@ impl Books<'_> {
         })
     }
 
-    /// Do the links from a list lead to every claim that has it? A dead pid that none of them explains may be that of one whose
-    /// link is lost: then, once, every claim gets its links again.
+    /// Do the links from a list lead to every claim that has it? A dead pid that none of them
+    /// explains may be that of one whose link is lost: then, once, every claim gets its links
+    /// again.
     fn links_are_whole(&self, list: &str, tasks: &[i32]) -> Result<bool> {
         let mut unclaimed: BTreeSet<i32> = tasks.iter().copied().collect();
         unclaimed.retain(|pid| !self.is_pid_alive(*pid));

@@ -133,7 +133,8 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
             }
         }
     }
-    // Before the lists: thousands of dead owners of one list are freed in as many turns as it takes.
+    // Before the lists: thousands of dead owners of one list are freed in as many turns as it
+    // takes.
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for entry in books.ledger.of_id(&id)? {

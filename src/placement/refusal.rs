@@ -266,7 +266,8 @@ pub(super) fn unreadable(path: &Path, reason: &str) -> Refusal {
     )
 }
 
-/// A container has CPUs, or memory nodes, by its configuration. No engine takes back by `update` what was set once.
+/// A container has CPUs, or memory nodes, by its configuration. No engine takes back by `update`
+/// what was set once.
 pub fn chosen_already(what: &str, value: &str) -> Refusal {
     Refusal::new(
         format!("its configuration already sets the {what} {value}"),

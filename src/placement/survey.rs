@@ -102,7 +102,8 @@ pub struct Owner {
     pub cpus: CpuSet,
     /// The CPUs that it may run on, where that can be told.
     pub runs_on: Option<CpuSet>,
-    /// The path of the group that tells which processes are its own; what another tool recorded has none.
+    /// The path of the group that tells which processes are its own; what another tool recorded has
+    /// none.
     pub group: Option<String>,
     /// How it is.
     pub state: OwnerState,
@@ -173,8 +174,9 @@ const LOOKS: usize = 10;
 /// The time between two of them.
 const BETWEEN: Duration = Duration::from_millis(3);
 
-/// Looks at everything, without the lock: until two looks in a row see the same. Where they never do, or somebody does not let
-/// go of the lock, and so may have changed one half of what belongs together, that is said.
+/// Looks at everything, without the lock: until two looks in a row see the same. Where they never
+/// do, or somebody does not let go of the lock, and so may have changed one half of what belongs
+/// together, that is said.
 ///
 /// # Errors
 /// A pool directory that cannot be read at all.

@@ -1,7 +1,8 @@
-//! Taking CPU lists back: tell systemd, restore the group, drop the owner from `tasks`, remove the record; in that order, so
-//! that a claim stays until there is nothing left to undo: where anything fails, the list stays held, and whoever needs it
-//! next, or `reconcile`, tries again. A group that is gone is restored by that; of a service systemd keeps the CPUs all the same,
-//! and has to be told. Each can be done twice.
+//! Taking CPU lists back: tell systemd, restore the group, drop the owner from `tasks`, remove the
+//! record; in that order, so that a claim stays until there is nothing left to undo: where anything
+//! fails, the list stays held, and whoever needs it next, or `reconcile`, tries again. A group that
+//! is gone is restored by that; of a service systemd keeps the CPUs all the same, and has to be
+//! told. Each can be done twice.
 
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,8 @@ impl Books<'_> {
     /// its group since it was looked at: a fork of the owner's that was slow to get there.
     ///
     /// # Errors
-    /// The group still has our mask, or systemd still knows it: the claim stays, or the next container of that path would
-    /// run on what is somebody else's.
+    /// The group still has our mask, or systemd still knows it: the claim stays, or the next
+    /// container of that path would run on what is somebody else's.
     pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
         // An error that passes is not to hold the list up.
         let began = Instant::now();
@@ -153,8 +154,8 @@ impl Books<'_> {
         }
     }
 
-    /// Lets systemd know of a unit what it knew before a claim; `false` where somebody has told it something else since.
-    /// `told` is what it was told for the claim, where that is known.
+    /// Lets systemd know of a unit what it knew before a claim; `false` where somebody has told it
+    /// something else since. `told` is what it was told for the claim, where that is known.
     pub(super) fn untell(
         &self,
         claim: &Claim,
@@ -202,7 +203,8 @@ impl Books<'_> {
         systemd::tell(self.host, unit, cpus, mems, patience).map(drop)
     }
 
-    /// How long systemd may take to forget a claim now: all that are freed in one go are bounded, too.
+    /// How long systemd may take to forget a claim now: all that are freed in one go are bounded,
+    /// too.
     pub(super) fn told_at_most(&self) -> Duration {
         let left = self.until.saturating_duration_since(Instant::now());
         at_most(TOLD_UNDER_LOCK.min(left), self.deadline)

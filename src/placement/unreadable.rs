@@ -127,7 +127,8 @@ impl Books<'_> {
     fn give_back_traces(&self, traces: &Traces) -> Result<Vec<Reclaimed>> {
         let (cpus, none) = (cpus_of(traces)?, CpuSet::new());
         for group in self.hierarchy.groups_with(&traces.inodes)? {
-            // Nothing says what a unit had before: what its own files say counts from the next reload on.
+            // Nothing says what a unit had before: what its own files say counts from the next
+            // reload on.
             let former = systemd::Former {
                 cpus: &none,
                 mems: Some(&none),

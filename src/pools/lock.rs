@@ -92,7 +92,8 @@ impl PoolDirectory {
         }
     }
 
-    /// For one who only looks: does whoever has the lock let go of it within `patience`? It is not kept.
+    /// For one who only looks: does whoever has the lock let go of it within `patience`? It is not
+    /// kept.
     ///
     /// # Errors
     /// As [`PoolDirectory::lock`]; a directory whose lock has not been made is nobody's.
@@ -113,7 +114,8 @@ impl PoolDirectory {
         }
     }
 
-    /// Who uses the file that was `lock` before, holding it or waiting for it, where `key` is what [`Lock::key`] said of it.
+    /// Who uses the file that was `lock` before, holding it or waiting for it, where `key` is what
+    /// [`Lock::key`] said of it.
     pub fn user_of_former(&self, host: &Host, key: &str) -> Result<Option<String>> {
         let number = |text: &str| u64::from_str_radix(text, 16).ok();
         let parts = key.split_once('-');
@@ -275,7 +277,8 @@ impl Lock {
         Ok(())
     }
 
-    /// Lets go, and waits a little until one of those who wait for it has it: whoever asks again at once would be before them.
+    /// Lets go, and waits a little until one of those who wait for it has it: whoever asks again at
+    /// once would be before them.
     pub fn hand_on(self, host: &Host) {
         let place = Place::of(host, &self.file);
         let locks = || files::read(&host.proc_locks()).unwrap_or_default();
@@ -292,7 +295,8 @@ impl Lock {
         }
     }
 
-    /// Anybody who can open the file can hold it, and so keep every start from its CPUs: nobody else shall from now on.
+    /// Anybody who can open the file can hold it, and so keep every start from its CPUs: nobody
+    /// else shall from now on.
     pub fn close_to_others(&self) {
         let attempt = || -> io::Result<()> {
             let metadata = self.file.metadata()?;
@@ -442,7 +446,8 @@ mod tests {
         let (_dir, directory) = directory();
         let host = Host::new("/");
         let served = AtomicUsize::new(0);
-        // Of each turn: how many others had theirs while it was waited for. A time would tell of the machine's other work.
+        // Of each turn: how many others had theirs while it was waited for. A time would tell of
+        // the machine's other work.
         let waits = std::sync::Mutex::new(Vec::new());
         let first = directory.lock(&host, Duration::ZERO).unwrap();
         std::thread::scope(|scope| {
@@ -466,7 +471,8 @@ mod tests {
         waits.sort_unstable();
         let (most, longest) = (waits[waits.len() * 9 / 10], waits[waits.len() - 1]);
         println!("others before one: {most} of nine in ten, {longest} at most");
-        // A busy machine can let one wait to be woken, or to come at all, as long as it likes: that is left out.
+        // A busy machine can let one wait to be woken, or to come at all, as long as it likes: that
+        // is left out.
         assert!(most <= 2 * STARTERS, "{most} others were before one");
     }
 

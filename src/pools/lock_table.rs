@@ -1,4 +1,5 @@
-//! The kernel's table of locks, `/proc/locks` (proc_locks(5)): who holds a file, and who waits for it.
+//! The kernel's table of locks, `/proc/locks` (proc_locks(5)): who holds a file, and who waits for
+//! it.
 
 use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
@@ -12,8 +13,9 @@ use crate::host::Host;
 
 /// How the table names a file: by the device of its file system and its inode.
 ///
-/// That device is not always what stat(2) tells of the file: a subvolume of btrfs, and a file of overlayfs, have devices of
-/// their own there. The file's mount tells the one of its file system (proc_pid_mountinfo(5), field 3).
+/// That device is not always what stat(2) tells of the file: a subvolume of btrfs, and a file of
+/// overlayfs, have devices of their own there. The file's mount tells the one of its file system
+/// (proc_pid_mountinfo(5), field 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) major: u64,
@@ -103,7 +105,8 @@ impl Entry<'_> {
     }
 }
 
-/// The device of the mount that an open file is on: `mnt_id` (proc_pid_fdinfo(5)) names its line in the table of mounts.
+/// The device of the mount that an open file is on: `mnt_id` (proc_pid_fdinfo(5)) names its line in
+/// the table of mounts.
 fn device_of_mount(info: &str, mounts: &str) -> Option<(u64, u64)> {
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
     let id = id.trim();
@@ -134,7 +137,8 @@ mod tests {
         assert_eq!(place(0xfe, 0).holder_in(locks), Some(13));
         assert_eq!(place(0xfe, 0).users_in(locks), [13, 14]);
         assert_eq!(place(0xfd, 0).holder_in(locks), None);
-        // File systems without a device of their own have numbers, too, and every one of them an inode 77.
+        // File systems without a device of their own have numbers, too, and every one of them an
+        // inode 77.
         assert_eq!(place(0, 0x2a).users_in(locks), [15]);
         assert!(place(0, 0x2b).users_in(locks).is_empty());
     }

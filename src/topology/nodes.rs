@@ -8,8 +8,10 @@ use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
 
-/// The nodes that some CPUs are of, by number. The file `has_cpu` is empty on kernels in use, and can be wrong: the nodes'
-/// own lists say which of them have CPUs, and where those that it names do not have all, the others are looked at. Where the kernel knows no nodes, packages are: its memory is one for each at best.
+/// The nodes that some CPUs are of, by number. The file `has_cpu` is empty on kernels in use, and
+/// can be wrong: the nodes' own lists say which of them have CPUs. Where the nodes that it names
+/// lack some of the CPUs, the other nodes are read too. Where the kernel knows no nodes, packages
+/// are: its memory is one for each at best.
 pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap: &Gap) -> Level {
     let reader = Reader::new(host);
     let numbers = numbers(&reader);
@@ -44,7 +46,8 @@ pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap
             };
             told_by(&mut level, &numbers);
             if !level.untold.is_empty() {
-                // Whatever says which nodes have CPUs has left one out, or a node's own list cannot be made out.
+                // Whatever says which nodes have CPUs has left one out, or a node's own list cannot
+                // be made out.
                 let mut others = all(&reader);
                 others.extend(&by_directory(&reader));
                 told_by(&mut level, &others.difference(&numbers));
@@ -73,7 +76,8 @@ pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap
     level
 }
 
-/// The nodes that are looked at first: those that the kernel says have CPUs, or else all. Empty where it knows none.
+/// The nodes that are looked at first: those that the kernel says have CPUs, or else all. Empty
+/// where it knows none.
 pub(super) fn numbers(reader: &Reader<'_>) -> CpuSet {
     let has_cpu = (reader.host.sys_node("has_cpu"), Format::List);
     reader

@@ -1,4 +1,5 @@
-//! What is done under the lock is bounded: a start frees what it needs, and leaves the rest to `reconcile`, which lets others in.
+//! What is done under the lock is bounded: a start frees what it needs, and leaves the rest to
+//! `reconcile`, which lets others in.
 
 use crate::campaign;
 use crate::cases::{Case, Need, plain};
@@ -111,7 +112,8 @@ fn new_lock(world: &World) {
     world.assert_all_free("at the end");
 }
 
-/// `reconcile` meets a dead number that no claim explains in many lists, in many turns, and makes the links once.
+/// `reconcile` meets a dead number that no claim explains in many lists, in many turns, and makes
+/// the links once.
 fn linked_once(world: &World) {
     const CLAIMS: usize = 30;
     let lists: Vec<String> = (2..60).map(|cpu: u32| cpu.to_string()).collect();
@@ -147,7 +149,8 @@ fn linked_once(world: &World) {
     world.assert_all_free("at the end");
 }
 
-/// Where one claim cannot be linked, a number that it may explain counts as held, and nobody's start fails.
+/// Where one claim cannot be linked, a number that it may explain counts as held, and nobody's
+/// start fails.
 fn not_linked(world: &World) {
     world.pool("cp", Kind::Shared, &["0"]);
     world.pool("dp", Kind::Exclusive, &["1"]);

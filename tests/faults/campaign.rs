@@ -254,7 +254,8 @@ fn trials(calls: &[Call], after: usize, dice: &mut Dice) -> Vec<Trial> {
     for last in (1..trials.len()).rev() {
         trials.swap(last, dice.below(last + 1));
     }
-    // They are few, and the one error that can be meant: a reader that is gone. None of them is left to chance.
+    // They are few, and the one error that can be meant: a reader that is gone. None of them is
+    // left to chance.
     trials.sort_by_key(|trial| !trial.breaks_a_pipe());
     trials
 }

@@ -196,8 +196,8 @@ fn swapped(saved: &Saved, path: &Path, content: &Content) {
     }
 }
 
-/// What was there before is put back, as a backup would: the list was nobody's then, and the claims were those of earlier
-/// owners. No live owner loses its list.
+/// What was there before is put back, as a backup would: the list was nobody's then, and the claims
+/// were those of earlier owners. No live owner loses its list.
 fn stale(world: &World) {
     world.pool("dp", Kind::Exclusive, &["0", "1"]);
     let earlier = ["a", "b"].map(|name| Standin::new(world, &format!("earlier-{name}")));

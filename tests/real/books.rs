@@ -190,7 +190,8 @@ fn two_sites(world: &World) {
     world.assert_all_free("after the command ended");
 }
 
-/// Whoever started `isolate` had the end of children blocked, or ignored it: it hears of its command's all the same.
+/// Whoever started `isolate` had the end of children blocked, or ignored it: it hears of its
+/// command's all the same.
 fn signals_blocked(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     for left in [

@@ -84,7 +84,8 @@ fn a_new_binary_goes_on(world: &World) {
     running.signal(libc::SIGTERM);
 }
 
-/// As `/usr/bin/pinfold` is a link to another file after an update, with the former one still there.
+/// As `/usr/bin/pinfold` is a link to another file after an update, with the former one still
+/// there.
 fn a_swung_link_is_a_new_binary(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let link = world.dir.join("bin/pinfold");

@@ -387,7 +387,8 @@ fn lock_is_replaced(world: &World) {
     world.assert_all_free("after everybody is gone");
 }
 
-/// On every tmpfs there is an inode of the former lock's number: whoever holds that one does not use the former lock.
+/// On every tmpfs there is an inode of the former lock's number: whoever holds that one does not
+/// use the former lock.
 fn number_of_another(world: &World) {
     let memory = |name: &str| {
         let path = world.dir.join(name);

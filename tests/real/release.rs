@@ -160,7 +160,8 @@ impl Drop for ReadOnly {
     }
 }
 
-/// A group that keeps our mask keeps its claim, and the list with it: what comes into that group runs there.
+/// A group that keeps our mask keeps its claim, and the list with it: what comes into that group
+/// runs there.
 fn what_is_not_restored_stays_claimed(world: &World) {
     let owner = owner(world);
     let pid = owner.pid;

@@ -47,7 +47,8 @@ fn ran_for(pid: i32) -> f64 {
     nanoseconds / 1e9
 }
 
-/// Three containers, busy, half busy and idle: each within a twentieth of what the scheduler counted meanwhile.
+/// Three containers, busy, half busy and idle: each within a twentieth of what the scheduler
+/// counted meanwhile.
 fn known_loads(world: &World, engine: Engine) {
     world.pool("sh", Kind::Shared, &["0-1"]);
     let up = |name: &str, actions: &[&str]| {
@@ -78,7 +79,8 @@ fn known_loads(world: &World, engine: Engine) {
             "{told}"
         );
         assert_eq!(told["account"], "group", "{told}");
-        // The runtime's own first steps are in the group's account as well: seconds where the machine is emulated.
+        // The runtime's own first steps are in the group's account as well: seconds where the
+        // machine is emulated.
         let total = number(told, "cpuSeconds");
         let now = ran_for(*pid);
         let is_between = before <= total + 0.02 && total <= now + 5.0;
@@ -132,7 +134,8 @@ fn busy_on(cpu: u32) -> f64 {
     (fields[..3].iter().sum::<f64>()) / 100.0
 }
 
-/// On version 2 the command's group keeps an account of it; on version 1 it has none of its own, and processes are added up.
+/// On version 2 the command's group keeps an account of it; on version 1 it has none of its own,
+/// and processes are added up.
 fn command(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let probe = crate::probe::path().to_str().expect("a path in UTF-8");

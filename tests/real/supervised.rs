@@ -258,7 +258,8 @@ fn the_units_own_cpus_bound_it(world: &World) {
     assert!(!unit.settings().exists(), "a drop-in is left");
 }
 
-/// What was set at run time before the start is there after the end; what is set while a dead owner's claim is there, too.
+/// What was set at run time before the start is there after the end; what is set while a dead
+/// owner's claim is there, too.
 fn what_an_operator_tells_systemd_stays(world: &World) {
     world.pool("dp", Kind::Exclusive, &["0", "1"]);
     let unit = Unit::start(world, "told", "", "/bin/sleep 600");
@@ -306,7 +307,8 @@ impl Drop for Covered {
     }
 }
 
-/// While systemd cannot be told, the next start of the service would be confined to what its last one owned.
+/// While systemd cannot be told, the next start of the service would be confined to what its last
+/// one owned.
 fn what_systemd_is_not_told_stays_claimed(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let unit = Unit::start(world, "untold", "", "/bin/sleep 600");
@@ -324,7 +326,8 @@ fn what_systemd_is_not_told_stays_claimed(world: &World) {
     assert!(!unit.settings().exists(), "a drop-in is left");
 }
 
-/// Released while systemd is told of it: what systemd knows at the end is what the unit's own file says.
+/// Released while systemd is told of it: what systemd knows at the end is what the unit's own file
+/// says.
 fn released_by_force_at_the_start(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let path = |name: &str| world.dir.join(name);

@@ -178,7 +178,8 @@ impl Chosen {
     }
 }
 
-/// What each word means: a pool, or an owner by its id, the beginning of that, or a name, or as it is shown.
+/// What each word means: a pool, or an owner by its id, the beginning of that, or a name, or as it
+/// is shown.
 fn choose(args: &Stats, site: &Site, survey: &Survey) -> Result<Vec<Chosen>> {
     let one = |called: &String| {
         if survey.pools.iter().any(|pool| pool.name == *called) {

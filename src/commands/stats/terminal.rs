@@ -1,4 +1,5 @@
-//! The terminal while it is ours: a screen of its own, keys as they are typed, no cursor, and lines cut at its edge.
+//! The terminal while it is ours: a screen of its own, keys as they are typed, no cursor, and lines
+//! cut at its edge.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -44,7 +45,8 @@ impl Terminal {
         Ok(terminal)
     }
 
-    /// Draws a frame; one that is overtaken by a signal is left half drawn, for the terminal may take nothing any more.
+    /// Draws a frame; one that is overtaken by a signal is left half drawn, for the terminal may
+    /// take nothing any more.
     pub(super) fn draw(&self, frame: &[u8], signals: BorrowedFd<'_>) -> Result<()> {
         let mut left = frame;
         while !left.is_empty() {
@@ -71,8 +73,8 @@ impl Terminal {
         self.give_back();
         let stop = SigSet::from(Signal::SIGTSTP);
         let attempt = || {
-            // The whole job stops, as it does where nobody awaits the signal; where no shell could continue it, the kernel
-            // lets it go on (setpgid(2), "orphaned").
+            // The whole job stops, as it does where nobody awaits the signal; where no shell could
+            // continue it, the kernel lets it go on (setpgid(2), "orphaned").
             kill(Pid::from_raw(0), Signal::SIGTSTP)?;
             sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&stop), None)?;
             sigprocmask(SigmaskHow::SIG_BLOCK, Some(&stop), None)
