@@ -517,6 +517,27 @@ fn a_survivor_stands_for_the_owner_and_the_last_one_frees_the_list() {
     survivor.wait().unwrap();
 }
 
+/// A look is taken until two see the same; what each of them would say is said once.
+#[test]
+fn what_looks_have_to_say_is_said_once() {
+    let machine = Machine::new();
+    machine.pin(Mems::Local).unwrap();
+    machine.die();
+    let procs = machine.dir.path().join(GROUP).join("cgroup.procs");
+    fs::remove_file(&procs).unwrap();
+    fs::create_dir(&procs).unwrap();
+    for verb in ["status", "describe", "check"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pinfold"))
+            .arg("--host-root")
+            .arg(machine.dir.path())
+            .arg(verb)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.matches("counts as alive").count(), 1, "{verb}: {said}");
+    }
+}
+
 #[test]
 fn a_pid_that_another_tool_dropped_is_put_back_and_its_list_never_given() {
     let machine = Machine::new();

@@ -1,9 +1,10 @@
-//! What a command that goes on for ever has logged already: it is said again when it has been another meanwhile.
+//! What a command has logged already: it says each thing once. One that goes on for ever says it
+//! again where a round came without it.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-/// The messages of the last round and of this one; none where there are no rounds.
+/// The messages of the last round and of this one; none where there are no rounds, as in a hook.
 static SAID: Mutex<Option<Said>> = Mutex::new(None);
 
 #[derive(Default)]

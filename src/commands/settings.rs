@@ -46,6 +46,8 @@ impl Settings {
             |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
         start_log(options, log, Target::Stderr);
+        // Who looks at something twice says what is wrong with it once.
+        news::begin_round();
         last_words::survive_file_limit()?;
         Ok(settings)
     }
