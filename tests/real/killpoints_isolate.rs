@@ -21,9 +21,7 @@ fn isolate(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     learn(world);
     let (trace, home) = learn(world);
-    let waits = trace
-        .find("rt_sigtimedwait(")
-        .expect("isolate waits for its command's death");
+    let waits = trace.find(WAIT).expect("learn saw it");
     // The wait itself is the last that comes while the command runs.
     let early = strace::points_in(&trace[..waits]).len() + 1;
     let points = strace::points_in(&trace);
@@ -67,9 +65,11 @@ fn isolate(world: &World) {
 /// has nothing left to do but to wait for that.
 fn learn(world: &World) -> (String, PathBuf) {
     let isolate = Isolate::start(world, &[]);
-    process::eventually("isolate has recorded its command", || {
-        (world.tasks("dp", "1").len() == 2).then_some(())
+    process::eventually("isolate waits for its command's death", || {
+        let trace = std::fs::read_to_string(&isolate.trace).ok()?;
+        trace.contains(WAIT).then_some(())
     });
+    assert_eq!(world.tasks("dp", "1").len(), 2, "its own and the command's");
     let command = process::eventually("the command runs", || command_in(&isolate.out));
     let cgroup = hierarchy().of(command);
     isolate.end_the_command();
@@ -78,6 +78,9 @@ fn learn(world: &World) -> (String, PathBuf) {
     let trace = std::fs::read_to_string(&isolate.trace).expect("read the trace");
     (trace, cgroup.parent().expect("not the root").to_owned())
 }
+
+/// How `isolate` waits for signals, that of its command's death among them.
+const WAIT: &str = "rt_sigtimedwait(";
 
 struct Isolate {
     process: Running,
@@ -90,7 +93,9 @@ impl Isolate {
     /// Starts `isolate` under strace, which does not follow it into its command.
     fn start(world: &World, arguments: &[String]) -> Isolate {
         let (trace, out) = (world.dir.join("trace"), world.dir.join("command-says"));
-        let _ = std::fs::remove_file(&out);
+        for earlier in [&trace, &out] {
+            let _ = std::fs::remove_file(earlier);
+        }
         let mut line = vec![
             "isolate",
             "--pool",
