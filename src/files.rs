@@ -368,8 +368,18 @@ pub fn trusted_of_machine(
 /// Opens a regular file that others may have put there: a symbolic link is refused (`O_NOFOLLOW`,
 /// open(2)) and a FIFO does not block.
 pub fn open_regular(path: &Path) -> Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
+    open_regular_with(path, OpenOptions::new().read(true))
+}
+
+/// The same to read and write, made where it is not there.
+pub fn open_or_make_regular(path: &Path, mode: u32) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(mode);
+    open_regular_with(path, &mut options)
+}
+
+fn open_regular_with(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    let file = options
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| match error.raw_os_error() {

@@ -107,7 +107,8 @@ impl Site {
     /// Takes the lock. The first to do so after a boot forgets what was recorded before it.
     fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
         let directory = PoolDirectory::open(&self.host, &self.conf_dir)?;
-        let lock = directory.lock(&self.host, at_most(self.patience, self.deadline))?;
+        let patience = at_most(self.patience, self.deadline);
+        let lock = directory.lock_in_turn(&self.host, patience, &self.run_dir)?;
         self.books(directory, lock, hierarchy)
     }
 

@@ -65,6 +65,12 @@ impl Place {
         holder.map(|entry| entry.pid)
     }
 
+    /// Does somebody hold it against all others, and not just for a look?
+    pub(super) fn is_kept_in(self, locks: &str) -> bool {
+        let mut entries = locks.lines().filter_map(Entry::parse);
+        entries.any(|entry| !entry.waits && !entry.is_shared && self.is_in(&entry))
+    }
+
     /// All who hold it or wait for it.
     pub(super) fn users_in(self, locks: &str) -> Vec<i32> {
         let entries = locks.lines().filter_map(Entry::parse);
@@ -85,6 +91,7 @@ impl Place {
 /// One flock(2) in the table.
 struct Entry<'a> {
     waits: bool,
+    is_shared: bool,
     pid: i32,
     file: &'a str,
 }
@@ -96,9 +103,10 @@ impl Entry<'_> {
         if words.next()? != "FLOCK" {
             return None;
         }
-        let mut words = words.skip(2);
+        let mut words = words.skip(1);
         Some(Entry {
             waits,
+            is_shared: words.next()? == "READ",
             pid: words.next()?.parse().ok()?,
             file: words.next()?,
         })
@@ -137,6 +145,10 @@ mod tests {
         assert_eq!(place(0xfe, 0).holder_in(locks), Some(13));
         assert_eq!(place(0xfe, 0).users_in(locks), [13, 14]);
         assert_eq!(place(0xfd, 0).holder_in(locks), None);
+        assert!(place(0xfe, 0).is_kept_in(locks));
+        let looked_at = locks.replace("WRITE 13", "READ 13");
+        assert!(!place(0xfe, 0).is_kept_in(&looked_at));
+        assert_eq!(place(0xfe, 0).holder_in(&looked_at), Some(13));
         // File systems without a device of their own have numbers, too, and every one of them an
         // inode 77.
         assert_eq!(place(0, 0x2a).users_in(locks), [15]);

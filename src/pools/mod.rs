@@ -8,6 +8,7 @@ mod lock_table;
 pub mod make;
 mod owners;
 pub mod plan;
+mod queue;
 pub mod resize;
 mod tasks;
 mod wait;
