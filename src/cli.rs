@@ -184,7 +184,7 @@ pub enum Verb {
     Pool(pool::Pool),
     /// Draw the machine: packages, NUMA nodes, caches, cores, and which pool each is in
     #[command(
-        after_help = "Examples:\n  pinfold topology\n  pinfold topology --json --host-root captured-tree"
+        after_help = "Examples:\n  pinfold topology\n  pinfold topology --json --host-root captured-tree\n\nExit status: 1 where a pool could not be read; the machine is drawn all the same."
     )]
     Topology(Topology),
     /// Say what a request would get now, and why, without taking it

@@ -78,6 +78,12 @@ pub fn says_gone(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(is_gone)
 }
 
+/// Does it say that somebody else may do this, and we may not?
+pub fn is_denied_to_us(error: &anyhow::Error) -> bool {
+    let says = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    !geteuid().is_root() && error.downcast_ref::<io::Error>().is_some_and(says)
+}
+
 /// What a path leads to, links followed; `None` where there is nothing.
 ///
 /// `exists`, `is_dir` and `is_file` of the standard library take every error for "not there".

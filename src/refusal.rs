@@ -81,7 +81,8 @@ impl std::error::Error for Refusal {}
 /// Saying what to do about an error that somebody else found.
 pub trait OrRefuse<T> {
     /// Turns an error into a refusal: what was to be done, what went wrong, and what to do. Where the error says what to do
-    /// by itself, that is better than what is said here.
+    /// by itself, that is better than what is said here; and so is what helps against the kernel's no, but for what is not
+    /// there.
     fn or_refuse(self, refusal: impl FnOnce() -> Refusal) -> Result<T>;
 }
 
@@ -91,8 +92,12 @@ impl<T, E: Into<Error>> OrRefuse<T> for Result<T, E> {
             let error = error.into();
             let mut refusal = refusal();
             let has_own = error.chain().any(|cause| cause.is::<Refusal>());
+            let is_missing = error.chain().any(|cause| {
+                let cause = cause.downcast_ref::<io::Error>();
+                cause.is_some_and(|cause| cause.kind() == ErrorKind::NotFound)
+            });
             let inner = Refusal::of(&error);
-            if has_own {
+            if has_own || (!is_missing && !inner.is_vague()) {
                 refusal.remedy = inner.remedy;
             }
             refusal.what = format!("{}: {}", refusal.what, inner.what);
@@ -167,6 +172,15 @@ mod tests {
             (
                 Refusal::new("tasks is anybody's", "chmod it").into(),
                 "it is half-made: tasks is anybody's: chmod it",
+            ),
+            (
+                io::Error::from_raw_os_error(libc::ENOENT).into(),
+                "it is half-made: No such file or directory (os error 2): `pinfold init`",
+            ),
+            (
+                io::Error::from_raw_os_error(libc::EROFS).into(),
+                "it is half-made: Read-only file system (os error 30): \
+                 mount that file system read-write, or name a directory elsewhere",
             ),
         ] {
             let refused: Result<()> = Err::<(), Error>(error).or_refuse(half_made);

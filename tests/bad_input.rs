@@ -820,8 +820,8 @@ fn errors_of_a_verb_with_json_are_objects() {
         (
             &["pool", "show", "xx", "--json"],
             1,
-            "no pool",
-            "pinfold pool show",
+            "there is no pool \"xx\"",
+            "pinfold pool add xx=1:exclusive",
         ),
         (
             &["pool", "show", "--json", "--bogus"],

@@ -3,11 +3,12 @@
 use std::fs::Metadata;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use anyhow::Error;
 use nix::unistd::geteuid;
 
 use super::{Report, check_neighbours, kept, machine, trial};
 use crate::cpulist::CpuSet;
-use crate::files::Way;
+use crate::files::{self, Way};
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, replaced_lock, survey};
 use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
 use crate::refusal::Refusal;
@@ -106,6 +107,10 @@ fn lock(site: &Site, directory: &PoolDirectory, report: &mut Report) {
             format!("`chmod {LOCK_MODE:o} {}`", shell_word(&path)),
         ),
         Ok(_) => {}
+        Err(error) if !files::is_gone(&error) => {
+            let error = Error::new(error).context(format!("look at {}", path.display()));
+            report.error("pools", &error);
+        }
         Err(error) => report.fault(
             "pools",
             format!("look at {}: {error}", path.display()),

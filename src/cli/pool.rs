@@ -23,7 +23,9 @@ pub struct Pool {
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Show the pools, how much of each is free, and the CPUs that are in none
-    #[command(after_help = "Examples:\n  pinfold pool show\n  pinfold pool show dataplane --json")]
+    #[command(
+        after_help = "Examples:\n  pinfold pool show\n  pinfold pool show dataplane --json\n\nExit status: 1 where a pool that was to be shown could not be read whole."
+    )]
     Show(Show),
     /// Make a pool out of CPUs that are in none
     #[command(

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use serde_json::{Value, json};
 
 use super::Settings;
@@ -25,30 +25,47 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
     {
         log::warn!("{}", remark.text);
     }
-    let pools = pools(site)?;
+    let (pools, problems) = pools(site);
+    for problem in &problems {
+        log::warn!("{problem:#}");
+    }
     let mut out = Output::product();
     if args.json {
         out.json(&document(&topology, &pools))?;
     } else {
         out.write_all(drawing(&topology, &pools).as_bytes())?;
     }
-    Ok(0)
+    Ok(u8::from(!problems.is_empty()))
 }
 
-/// The pools, where there are any: a machine has a topology without them too. One that cannot be read is left out.
-fn pools(site: &Site) -> Result<Vec<Pool>> {
-    if files::metadata_if_there(&site.conf_dir)?.is_none() {
-        return Ok(Vec::new());
-    }
-    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
-    let mut pools = Vec::new();
-    for name in directory.pool_names()? {
-        match directory.pool(&name) {
-            Ok(pool) => pools.push(pool),
-            Err(error) => log::warn!("{error:#}"),
+/// The pools, where there are any, and why others cannot be read: a machine has a topology without them too.
+fn pools(site: &Site) -> (Vec<Pool>, Vec<Error>) {
+    let (mut pools, mut problems) = (Vec::new(), Vec::new());
+    let names = || -> Result<_> {
+        if files::metadata_if_there(&site.conf_dir)?.is_none() {
+            return Ok(None);
         }
+        let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
+        let (names, others) = (directory.pool_names()?, directory.not_pools()?);
+        Ok(Some((directory, names, others)))
+    };
+    match names() {
+        Ok(None) => {}
+        Ok(Some((directory, names, others))) => {
+            problems.extend(others);
+            for name in names {
+                match directory.readable_part(&name) {
+                    Ok((pool, unread)) => {
+                        pools.push(pool);
+                        problems.extend(unread);
+                    }
+                    Err(error) => problems.push(error),
+                }
+            }
+        }
+        Err(error) => problems.push(error),
     }
-    Ok(pools)
+    (pools, problems)
 }
 
 fn document(topology: &Topology, pools: &[Pool]) -> Value {

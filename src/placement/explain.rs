@@ -1,6 +1,6 @@
 //! What a request would get now, and why, without taking it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::Site;
 use super::pick::want;
@@ -48,6 +48,9 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
     let pool = directory.sound_pool(&request.pool)?;
     let want = want(&site.host, request)?;
     let mut survey = survey(site)?;
+    if let Some(refusal) = survey.claims_unread {
+        bail!(refusal);
+    }
     let place = survey
         .pools
         .iter()
@@ -61,8 +64,10 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
         .eq(pool.lists.iter().map(|list| &list.name));
     ensure!(
         is_same,
-        "pool {} was changed meanwhile: try again",
-        pool.name
+        Refusal::new(
+            format!("pool {} was changed meanwhile", pool.name),
+            "try again"
+        )
     );
     let online = topology::online(&site.host)?;
     let reach = Reach {

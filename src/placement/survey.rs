@@ -12,6 +12,7 @@ use super::life::{Life, life_of};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
+use crate::files;
 use crate::names::Names;
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
@@ -27,8 +28,10 @@ pub struct Survey {
     pub pools: Vec<SurveyedPool>,
     /// Who owns what, by pool and first CPU.
     pub owners: Vec<Owner>,
-    /// Was every pool read whole?
+    /// Was every pool read whole, and the claims, where we may read them?
     pub is_whole: bool,
+    /// Why the claims cannot be read, where we may and cannot: nobody gets CPUs then.
+    pub claims_unread: Option<Refusal>,
     /// What was seen but cannot be right, or could not be looked at: a sentence each.
     pub remarks: Vec<Refusal>,
     /// The same about single owners, which [`super::audit`] looks at more closely.
@@ -235,6 +238,7 @@ pub(super) fn steadily<T: PartialEq>(look: impl Fn() -> Result<T>) -> Result<Ste
 
 fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
     let mut remarks = Vec::new();
+    let mut claims_unread = None;
     let boot_id = process::boot_id(&site.host).unwrap_or_default();
     let mut ledger = Ledger::open_if_there(&site.run_dir)?;
     let mut is_swept = false;
@@ -247,11 +251,16 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
     }
     let entries = match ledger.as_ref().map(Ledger::all) {
         Some(Ok(entries)) => entries,
-        Some(Err(_)) => {
-            remarks.push(Refusal::new(
-                "the claims cannot be read: owners are told by their pids alone",
-                "run this as root",
-            ));
+        Some(Err(error)) => {
+            let cause = Refusal::of(&error);
+            let what = format!(
+                "the claims cannot be read, so that owners are told by their pids alone: {}",
+                cause.what
+            );
+            let refusal = Refusal::new(what, cause.remedy);
+            // Root's are none of a user's business.
+            claims_unread = (!files::is_denied_to_us(&error)).then(|| refusal.clone());
+            remarks.push(refusal);
             Vec::new()
         }
         None => Vec::new(),
@@ -278,11 +287,16 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
             .iter()
             .map(|entry| look.at_entry(entry))
             .collect(),
-        is_whole: true,
+        is_whole: claims_unread.is_none(),
+        claims_unread,
         remarks,
         about_owners: Vec::new(),
     };
     look.remark_on_owners(&mut survey);
+    for problem in directory.not_pools()? {
+        survey.is_whole = false;
+        survey.remarks.push(Refusal::of(&problem));
+    }
     for name in directory.pool_names()? {
         look.at_pool(&name, &mut survey);
     }

@@ -17,7 +17,7 @@ use super::wait::Alarm;
 use super::{LOCK_MODE, PoolDirectory};
 use crate::files;
 use crate::host::Host;
-use crate::refusal::{OrRefuse, Refusal};
+use crate::refusal::Refusal;
 use crate::text::{Shown, shell_word};
 
 /// The pool directory, held. Dropping it lets go.
@@ -248,10 +248,11 @@ impl PoolDirectory {
             if kind == Some(io::ErrorKind::PermissionDenied) {
                 LockError::Denied(self.denied(error))
             } else {
-                let half_made = Err::<File, _>(error).or_refuse(|| {
-                    let word = shell_word(path);
-                    self.half_made(format!("make its lock: `install -m 600 /dev/null {word}`"))
-                });
+                let remedy = format!(
+                    "make its lock: `install -m 600 /dev/null {}`",
+                    shell_word(path)
+                );
+                let half_made = self.or_half_made(Err::<File, _>(error), remedy);
                 LockError::Unusable(half_made.expect_err("it was an error"))
             }
         })
@@ -326,9 +327,8 @@ impl PoolDirectory {
         };
         let remedy = remedy
             + ", or name a pool directory and a run directory of your own (--conf-dir, --run-dir)";
-        let what = "only its owner may lock the pool directory";
-        let denied = Err::<File, _>(error).or_refuse(|| Refusal::new(what, remedy));
-        denied.expect_err("it was an error")
+        let what = format!("only its owner may lock the pool directory: {error:#}");
+        Refusal::new(what, remedy).into()
     }
 }
 

@@ -13,6 +13,7 @@ pub mod resize;
 mod tasks;
 mod wait;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail, ensure};
@@ -115,7 +116,7 @@ impl PoolDirectory {
         let path = way.real;
         let directory = PoolDirectory { path };
         trusted_directory(&directory.path)?;
-        trusted_directory(&directory.pools()).or_refuse(|| directory.half_made(MAKE))?;
+        directory.or_half_made(trusted_directory(&directory.pools()), MAKE)?;
         Ok(directory)
     }
 
@@ -176,9 +177,15 @@ impl PoolDirectory {
         doubts
     }
 
-    fn half_made(&self, remedy: impl Into<String>) -> Refusal {
-        let path = self.path.display();
-        Refusal::new(format!("the pool directory {path} is half-made"), remedy)
+    /// A part that is not there, or is another thing, makes it half-made. What cannot be looked at may be whole.
+    fn or_half_made<T>(&self, looked: Result<T>, remedy: impl Into<String>) -> Result<T> {
+        match looked {
+            Err(error) if error.is::<io::Error>() && !files::says_gone(&error) => Err(error),
+            looked => looked.or_refuse(|| {
+                let path = self.path.display();
+                Refusal::new(format!("the pool directory {path} is half-made"), remedy)
+            }),
+        }
     }
 
     /// The names of the pools, in lexical order; whatever is not a directory is passed over.
@@ -186,6 +193,13 @@ impl PoolDirectory {
         let mut names = files::directories_in(&self.pools())?;
         names.sort();
         Ok(names)
+    }
+
+    /// What lies among the pools and may be meant for one, an error each: a symbolic link, which KCM's
+    /// tools follow and we do not, or a name that nobody can ask for.
+    pub fn not_pools(&self) -> Result<Vec<Error>> {
+        let entries = entries(&self.pools())?.into_iter();
+        Ok(entries.filter_map(Result::err).collect())
     }
 
     /// Reads one pool whole. An unknown one is an error that names those there are.
@@ -280,11 +294,10 @@ impl PoolDirectory {
     fn kind(&self, pool: &str) -> Result<Kind> {
         let path = self.pools().join(pool).join("exclusive");
         let word = shell_word(&path);
-        let metadata = trusted(&path).or_refuse(|| {
-            self.half_made(format!(
-                "say whether each list has one owner, `printf 1 > {word}`, or many, `printf 0 > {word}`"
-            ))
-        })?;
+        let remedy = format!(
+            "say whether each list has one owner, `printf 1 > {word}`, or many, `printf 0 > {word}`"
+        );
+        let metadata = self.or_half_made(trusted(&path), remedy)?;
         ensure!(
             metadata.is_file(),
             Refusal::new(

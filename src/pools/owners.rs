@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{FILE_MODE, Lock, PoolDirectory, subdirectories, tasks};
 use crate::files::{self, Durability, trusted};
-use crate::refusal::{OrRefuse, Refusal};
+use crate::refusal::Refusal;
 use crate::text::shell_word;
 
 impl PoolDirectory {
@@ -34,7 +34,7 @@ impl PoolDirectory {
             Err(error) => {
                 let word = shell_word(&path);
                 let remedy = format!("put an empty file there: `install -m 644 /dev/null {word}`");
-                return Err(error).or_refuse(|| self.half_made(remedy));
+                return self.or_half_made(Err(error), remedy);
             }
         };
         // Most lists have no owner: then the size says it all.
