@@ -27,6 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
             needs,
             confined_and_left,
         ),
+        plain("killpoints::a_runtime_that_drops_our_hooks", needs, drops),
     ]
 }
 
@@ -293,5 +294,41 @@ fn confined_and_left(world: &World) {
     world.reconcile();
     world.assert_all_free("at the end");
     assert_ne!(cgroups::mask(&group), "1", "its group is as its parent is");
+    rival.die();
+}
+
+/// A runtime that says it runs hooks, and runs none: its container is confined by its configuration alone. It owns its CPUs
+/// for as long as it lives, whatever its runtime did, and `reconcile` says nothing of freeing them.
+fn drops(world: &World) {
+    let without = "case \"$1\" in create)
+            sed -i 's/\"createRuntime\"/\"other\"/; s/\"poststop\"/\"others\"/' \"$3/config.json\";;
+        esac
+        exec runc \"$@\"";
+    let scene = Scene::new(world, without);
+    process::run(&mut scene.create()).ok();
+    let runc = |arguments: &[&str]| process::run(Command::new("runc").args(arguments));
+    runc(&["start", "a"]).ok();
+    let told: Value = serde_json::from_str(&runc(&["state", "a"]).ok().stdout).expect("JSON");
+    let pid = i32::try_from(told["pid"].as_i64().expect("a pid")).expect("a pid");
+    assert_eq!(affinity(pid), "1");
+    assert_eq!(world.claim_of("a")["kind"], "reservation", "no hook came");
+
+    // The second look finds it as the first has left it.
+    for _ in 0..2 {
+        let ran = world.reconcile();
+        assert!(!ran.stdout.contains("freed 1"), "{ran}");
+        assert_eq!(world.tasks("dp", "1"), [pid], "other tools see it");
+        assert_eq!(world.claims_of("a").len(), 1);
+    }
+    let rival = Standin::new(world, "rival");
+    let asked = state("rival", rival.pid, json!({ "pinfold.io/pool": "dp" }));
+    world.hook("prestart", &asked).exits(1);
+    let released = process::run(&mut world.pinfold(&["release", "a"])).exits(1);
+    assert!(released.stderr.contains("--force"), "{released}");
+
+    runc(&["delete", "--force", "a"]).ok();
+    let ran = world.reconcile();
+    assert!(ran.stdout.contains("freed 1"), "{ran}");
+    world.assert_all_free("after the container's end");
     rival.die();
 }

@@ -22,6 +22,7 @@
 
 mod books;
 mod bundle;
+mod by_hand;
 mod cases;
 mod cgroups;
 mod container;
@@ -142,6 +143,7 @@ fn main() -> ExitCode {
         dockerd_takes::cases(),
         shim::cases(),
         unpinned::cases(),
+        by_hand::cases(),
         shim_alone::cases(),
         wired::cases(),
         kcm::cases(),
