@@ -1,6 +1,5 @@
 //! `pinfold topology`: what the machine is made of, and which pool each core is in.
 
-use std::cmp::Reverse;
 use std::io::Write;
 
 use anyhow::{Error, Result};
@@ -14,7 +13,7 @@ use crate::files;
 use crate::placement::Site;
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::text::one_line;
-use crate::topology::{Group, Topology, remarks};
+use crate::topology::{Group, Part, Topology, What, remarks};
 
 pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
     let site = settings.site();
@@ -100,111 +99,36 @@ fn document(topology: &Topology, pools: &[Pool]) -> Value {
     })
 }
 
-/// Something that has CPUs, with what lies within it.
-struct Part {
-    label: String,
-    cpus: CpuSet,
-    parts: Vec<Part>,
-}
-
-impl Part {
-    /// Puts a part into the innermost one that has all its CPUs.
-    fn take_in(&mut self, part: Part) {
-        let holds = |own: &&mut Part| part.cpus.is_subset(&own.cpus);
-        match self.parts.iter_mut().find(holds) {
-            Some(own) => own.take_in(part),
-            None => self.parts.push(part),
-        }
-    }
-
-    fn draw(&self, indent: &str, out: &mut String) {
-        for (index, part) in self.parts.iter().enumerate() {
-            let (branch, below) = match index + 1 == self.parts.len() {
-                true => ("└─ ", "   "),
-                false => ("├─ ", "│  "),
-            };
-            out.push_str(&format!("{indent}{branch}{}\n", part.label));
-            part.draw(&format!("{indent}{below}"), out);
-        }
-    }
-}
-
-/// The tree: what holds more CPUs is further out, and of two that hold the same, the package, the node, the die, the
-/// cache, the cluster, the core, in this order. A die or a cluster that is the same as something else is left out.
+/// The tree, with what is special about each core.
 fn drawing(topology: &Topology, pools: &[Pool]) -> String {
-    let levels = &topology.levels;
-    let mut parts: Vec<(usize, String, CpuSet)> = Vec::new();
-    for package in &levels.packages {
-        parts.push((0, format!("package {}", package.id), package.cpus.clone()));
-    }
-    for node in topology.nodes.iter().filter(|node| !node.cpus.is_empty()) {
-        let label = format!("node {}, memory {}", node.id, size(node.memory_kib));
-        parts.push((1, label, node.cpus.clone()));
-    }
-    for cache in &topology.caches {
-        let label = format!("L{} cache, {}", cache.level, size(cache.size_kib));
-        parts.push((3, label, cache.cpus.clone()));
-    }
-    for core in &levels.cores {
-        parts.push((
-            5,
-            core_label(topology, pools, &core.cpus),
-            core.cpus.clone(),
-        ));
-    }
-    for (rank, word, groups) in [
-        (2, "die", &topology.dies),
-        (4, "cluster", &topology.clusters),
-    ] {
-        for group in groups {
-            if !parts.iter().any(|(_, _, cpus)| *cpus == group.cpus) {
-                parts.push((rank, format!("{word} {}", group.cpus), group.cpus.clone()));
-            }
-        }
-    }
-    parts.sort_by_key(|(rank, _, cpus)| (Reverse(cpus.len()), *rank, cpus.first()));
-    let mut machine = Part {
-        label: String::new(),
-        cpus: topology.online.clone(),
-        parts: Vec::new(),
-    };
-    for (_, label, cpus) in parts {
-        machine.take_in(Part {
-            label,
-            cpus,
-            parts: Vec::new(),
-        });
-    }
-    let mut out = format!("machine, CPUs {}\n", topology.online);
-    for node in topology.nodes.iter().filter(|node| node.cpus.is_empty()) {
-        machine.parts.push(Part {
-            label: format!(
-                "node {}, memory {}, no CPUs",
-                node.id,
-                size(node.memory_kib)
-            ),
-            cpus: CpuSet::new(),
-            parts: Vec::new(),
-        });
-    }
-    machine.draw("", &mut out);
+    let machine = Part::of(topology);
+    let mut out = format!("{machine}\n");
+    draw_within(&machine, "", &mut out, &|part| match part.what {
+        What::Core => core_label(part, topology, pools),
+        _ => part.to_string(),
+    });
     if !topology.offline.is_empty() {
         out.push_str(&format!("offline: {}\n", topology.offline));
     }
     out
 }
 
-/// A core's CPUs, what is special about them, and the pools that they are in: `core 0,8 (atom, isolated): dataplane`.
-fn core_label(topology: &Topology, pools: &[Pool], core: &CpuSet) -> String {
-    let mut label = format!("core {}", core.to_numbers());
-    let kinds = topology.kinds.iter();
-    let mut marks: Vec<&str> = kinds
-        .filter(|kind| core.is_subset(&kind.cpus))
-        .map(|kind| kind.name.as_str())
-        .collect();
-    if core.is_subset(&topology.isolated) {
-        marks.push("isolated");
+fn draw_within(part: &Part, indent: &str, out: &mut String, label: &impl Fn(&Part) -> String) {
+    for (index, inner) in part.parts.iter().enumerate() {
+        let (branch, below) = match index + 1 == part.parts.len() {
+            true => ("└─ ", "   "),
+            false => ("├─ ", "│  "),
+        };
+        out.push_str(&format!("{indent}{branch}{}\n", label(inner)));
+        draw_within(inner, &format!("{indent}{below}"), out, label);
     }
+}
+
+/// A core's CPUs, what is special about them, and the pools that they are in: `core 0,8 (atom, isolated): dataplane`.
+fn core_label(core: &Part, topology: &Topology, pools: &[Pool]) -> String {
+    let mut label = core.to_string();
+    let core = &core.cpus;
+    let marks = topology.marks(core);
     if !marks.is_empty() {
         label.push_str(&format!(" ({})", marks.join(", ")));
     }
@@ -228,16 +152,6 @@ fn core_label(topology: &Topology, pools: &[Pool], core: &CpuSet) -> String {
         label.push_str(&format!(": {}", memberships.join(", ")));
     }
     label
-}
-
-/// KiB as a person says it.
-fn size(kib: u64) -> String {
-    match kib {
-        0 => "of unknown size".to_owned(),
-        1..1024 => format!("{kib} KiB"),
-        1024..1_048_576 => format!("{} MiB", kib / 1024),
-        _ => format!("{:.1} GiB", kib as f64 / 1_048_576.0),
-    }
 }
 
 #[cfg(test)]

@@ -103,6 +103,17 @@ impl Topology {
             online,
         })
     }
+
+    /// What is special about a core: its kind, and `isolated`.
+    pub fn marks(&self, core: &CpuSet) -> Vec<&str> {
+        let kinds = self.kinds.iter();
+        let kinds = kinds.filter(|kind| core.is_subset(&kind.cpus));
+        let isolated = core.is_subset(&self.isolated).then_some("isolated");
+        kinds
+            .map(|kind| kind.name.as_str())
+            .chain(isolated)
+            .collect()
+    }
 }
 
 /// Dies, or clusters; none where the kernel does not tell the first CPU's.

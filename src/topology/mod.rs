@@ -9,6 +9,7 @@ mod memory;
 mod nodes;
 mod remarks;
 mod told;
+mod tree;
 
 use anyhow::{Context, Result, ensure};
 
@@ -19,6 +20,7 @@ pub use machine::{Cache, CoreKind, Node, Topology};
 pub use memory::local_memory_nodes;
 pub use remarks::{Remark, remarks};
 pub use told::Oddity;
+pub use tree::{Part, What};
 
 use crate::cpulist::{self, CpuSet};
 use crate::files;
