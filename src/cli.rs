@@ -184,7 +184,7 @@ pub enum Verb {
     Pool(pool::Pool),
     /// Draw the machine: packages, NUMA nodes, caches, cores, and which pool each is in
     #[command(
-        after_help = "Examples:\n  pinfold topology\n  pinfold topology --json --host-root captured-tree\n\nExit status: 1 where a pool could not be read; the machine is drawn all the same."
+        after_help = "Examples:\n  pinfold topology\n  pinfold topology --svg machine.svg\n  pinfold topology --json --host-root captured-tree\n\nExit status: 1 where a pool could not be read; the machine is drawn all the same."
     )]
     Topology(Topology),
     /// Say what a request would get now, and why, without taking it
@@ -379,8 +379,12 @@ pub enum Form {
 #[derive(Debug, Args)]
 pub struct Topology {
     /// Print it as JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "svg")]
     pub json: bool,
+    /// Draw it into a file, or to standard output (-), as an SVG picture with owners and what they
+    /// do with their CPUs
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// `pinfold hook`

@@ -26,6 +26,7 @@ pub mod low_level;
 pub mod names;
 pub mod oci;
 pub mod oci_config;
+pub mod picture;
 pub mod placement;
 pub mod pools;
 pub mod process;

@@ -112,6 +112,7 @@ fn what_only_reads_works() {
         (&["describe", "--json"], "\"cpuLists\""),
         (&["pool", "show"], "exclusive"),
         (&["topology"], "package 0"),
+        (&["topology", "--svg", "-"], "</svg>"),
         (&["explain", "--pool", "dp"], "1"),
     ] {
         let said = tree.says(0, arguments);
@@ -124,6 +125,70 @@ fn what_only_reads_works() {
         findings["findings"].as_array().unwrap().len() > 3,
         "{findings}"
     );
+}
+
+/// A picture takes a file's place as a whole, and nothing else's.
+#[test]
+fn a_picture_replaces_a_file_and_nothing_else() {
+    let tree = Tree::new();
+    tree.put("etc/kcm/pools/dp/1/tasks", "4711");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let draws = |name: &str| tree.run(&["topology", "--svg", path(name).to_str().unwrap()]);
+    let is_picture = |name: &str| {
+        let text = fs::read_to_string(path(name)).unwrap();
+        text.starts_with("<svg ") && text.ends_with("</svg>\n") && text.contains(">pid:4711<")
+    };
+    let mode = |name: &str| path(name).metadata().unwrap().mode() & 0o777;
+    let output = draws("new.svg");
+    assert!(
+        output.status.success() && output.stdout.is_empty(),
+        "{output:?}"
+    );
+    assert!(is_picture("new.svg") && mode("new.svg") == 0o644);
+    // Whoever has the old one open keeps it whole, and who could not read it still cannot.
+    fs::write(path("old.svg"), "old").unwrap();
+    fs::set_permissions(path("old.svg"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::hard_link(path("old.svg"), path("kept")).unwrap();
+    assert!(draws("old.svg").status.success());
+    assert!(is_picture("old.svg") && mode("old.svg") == 0o600);
+    assert_eq!(fs::read_to_string(path("kept")).unwrap(), "old");
+    // A file in the directory where the command runs.
+    let mut here = Command::new(env!("CARGO_BIN_EXE_pinfold"));
+    here.arg("--host-root").arg(tree.dir.path());
+    here.args(["topology", "--svg", "here.svg"])
+        .current_dir(dir.path());
+    assert!(here.status().unwrap().success() && is_picture("here.svg"));
+
+    std::os::unix::fs::symlink("old.svg", path("link")).unwrap();
+    nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::create_dir(path("directory")).unwrap();
+    let names = || {
+        let entries = fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    for (name, part) in [
+        ("link", "is a symbolic link"),
+        ("fifo", "is not a regular file"),
+        ("directory", "is not a regular file"),
+        ("no-directory/x.svg", "No such file or directory"),
+        ("old.svg/x.svg", "Not a directory"),
+    ] {
+        let output = draws(name);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {said}");
+        assert!(
+            said.contains(part) && output.stdout.is_empty(),
+            "{name}: {said}"
+        );
+    }
+    assert_eq!(names(), before);
+    assert!(path("link").is_symlink() && is_picture("old.svg"));
+    let both = tree.run(&["topology", "--json", "--svg", "-"]);
+    assert_eq!(both.status.code(), Some(2), "{both:?}");
 }
 
 #[test]

@@ -80,6 +80,7 @@ const ALL: [&str; 6] = [
     "pool show --json",
 ];
 const MACHINE: [&str; 2] = ["topology", "topology --json"];
+const PICTURE: [&str; 1] = ["topology --svg -"];
 const OF_DP: [&str; 3] = [
     "pool show dp",
     "pool show dp --json",
@@ -95,6 +96,7 @@ const OF_CP: [&str; 3] = [
 struct Fails {
     all: bool,
     machine: bool,
+    picture: bool,
     dp: bool,
     cp: bool,
 }
@@ -103,6 +105,7 @@ struct Fails {
 const ONE_POOL: Fails = Fails {
     all: true,
     machine: true,
+    picture: true,
     dp: true,
     cp: false,
 };
@@ -111,7 +114,7 @@ const EVERYTHING: Fails = Fails {
     cp: true,
     ..ONE_POOL
 };
-/// Nobody's claims can be read, of which the machine's drawing shows none.
+/// Nobody's claims can be read, of which the machine's drawing shows none, but its picture all.
 const CLAIMS: Fails = Fails {
     machine: false,
     ..EVERYTHING
@@ -124,6 +127,7 @@ fn holds(name: &str, spoils: impl Fn(&mut Site), fails: &Fails) {
     for (verbs, is_failure) in [
         (&ALL[..], fails.all),
         (&MACHINE, fails.machine),
+        (&PICTURE, fails.picture),
         (&OF_DP, fails.dp),
         (&OF_CP, fails.cp),
     ] {
@@ -153,6 +157,7 @@ fn a_sound_site_fails_nothing() {
     let none = Fails {
         all: false,
         machine: false,
+        picture: false,
         dp: false,
         cp: false,
     };
@@ -248,11 +253,14 @@ fn a_directory_that_cannot_be_read_fails_all_that_shows_it() {
         },
         &EVERYTHING,
     );
-    // A machine without pools has a topology.
+    // A machine without pools has a topology, and a picture.
     holds(
         "no pool directory",
         |site| site.conf = site.path("none"),
-        &CLAIMS,
+        &Fails {
+            picture: false,
+            ..CLAIMS
+        },
     );
     holds("a file for the claims", |site| site.put("run", ""), &CLAIMS);
     holds(

@@ -1,11 +1,15 @@
 //! Standard output, whose reader may go away at any time: that says nothing about what a verb did.
 
 use std::io::{self, ErrorKind, Stdout, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anstream::AutoStream;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::Value;
 
+use crate::files::{self, Durability};
+use crate::refusal::Refusal;
 use crate::text;
 
 /// What a verb prints. Once the reader is gone (`pinfold describe | head`) the rest is dropped, and the verb ends as if all
@@ -88,6 +92,52 @@ impl Output {
             Unwritable::IsRemarked => {
                 log::warn!("{message}; what was to be done is done");
                 Ok(())
+            }
+        }
+    }
+}
+
+/// Where a document goes that somebody named a file for.
+#[derive(Debug)]
+pub(super) enum Target<'a> {
+    /// Standard output, by the name `-`.
+    Standard,
+    /// A file, which is replaced as a whole, and the mode that it has then.
+    File(&'a Path, u32),
+}
+
+impl Target<'_> {
+    /// What a name means. Nothing is changed yet, but what would fail then fails now.
+    ///
+    /// # Errors
+    /// What is there and is no regular file; a directory that no file can be put into.
+    pub(super) fn of(name: &Path) -> Result<Target<'_>> {
+        if name == Path::new("-") {
+            return Ok(Target::Standard);
+        }
+        let mode = match files::entry_if_there(name)? {
+            // Others may have made a link, and what it leads to be anything.
+            Some(entry) if entry.is_symlink() => bail!(Refusal::new(
+                format!("{} is a symbolic link", name.display()),
+                "name the file itself, or - for standard output"
+            )),
+            Some(entry) if !entry.is_file() => bail!(Refusal::new(
+                format!("{} is not a regular file", name.display()),
+                "name another file, or - for standard output"
+            )),
+            Some(entry) => entry.mode() & 0o777,
+            None => 0o644,
+        };
+        files::try_replacing(name)?;
+        Ok(Target::File(name, mode))
+    }
+
+    /// Writes the document.
+    pub(super) fn write(&self, document: &str) -> Result<()> {
+        match self {
+            Target::Standard => Ok(Output::product().write_all(document.as_bytes())?),
+            Target::File(path, mode) => {
+                files::replace(path, document.as_bytes(), *mode, Durability::Crash)
             }
         }
     }

@@ -1,5 +1,7 @@
 //! `pinfold topology`: what the machine is made of, and which pool each core is in.
 
+mod picture;
+
 use std::io::Write;
 
 use anyhow::{Error, Result};
@@ -23,6 +25,9 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
         .filter(|remark| !remark.is_answered)
     {
         log::warn!("{}", remark.text);
+    }
+    if let Some(file) = &args.svg {
+        return picture::run(file, &topology, site);
     }
     let (pools, problems) = pools(site);
     for problem in &problems {

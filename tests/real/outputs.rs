@@ -60,15 +60,16 @@ fn owner_and_trouble(world: &World) -> Standin {
 }
 
 /// Verbs that only look, with what they exit with.
-const LOOKING: [(&[&str], i32); 12] = [
+const LOOKING: [(&[&str], i32); 13] = [
     (&["status"], 1),
     (&["status", "--json"], 1),
     (&["describe"], 1),
     (&["describe", "--json"], 1),
-    (&["pool", "show"], 0),
-    (&["pool", "show", "--json"], 0),
-    (&["topology"], 0),
-    (&["topology", "--json"], 0),
+    (&["pool", "show"], 1),
+    (&["pool", "show", "--json"], 1),
+    (&["topology"], 1),
+    (&["topology", "--json"], 1),
+    (&["topology", "--svg", "-"], 1),
     (&["check"], 1),
     (&["check", "--json"], 1),
     (&["explain", "--pool", "dp"], 1),
@@ -317,6 +318,7 @@ fn shown_by_its_number(world: &World) {
         &["pool", "remove", &hostile],
         &["topology"],
         &["topology", "--json"],
+        &["topology", "--svg", "-"],
         &["check"],
         &["check", "--json"],
         &["reconcile"],

@@ -16,6 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = each(Engine::all(), "stats::known_loads", root, known_loads);
     cases.push(plain("stats::a_noisy_neighbour", root, noisy_neighbour));
     cases.push(plain("stats::a_command_on_its_own", root, command));
+    cases.push(plain("stats::a_picture_tells_loads", root, picture));
     cases
 }
 
@@ -132,6 +133,30 @@ fn busy_on(cpu: u32) -> f64 {
         .map(|field| field.parse().expect("a number"))
         .collect();
     (fields[..3].iter().sum::<f64>()) / 100.0
+}
+
+/// What owners do, and who disturbs them, is in the picture of the machine.
+fn picture(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let owner = Standin::new(world, "idle");
+    let request = json!({ "pinfold.io/pool": "dp" });
+    let started = state("idle", owner.pid, request);
+    world.hook("prestart", &started).ok();
+    let mut neighbour = std::process::Command::new(crate::probe::path());
+    process::under_mask(neighbour.arg("--burn"), &[1]);
+    let neighbour = Running::start(&mut neighbour, b"");
+    let ran = process::run(&mut world.pinfold(&["topology", "--svg", "-"])).ok();
+    let document = roxmltree::Document::parse(&ran.stdout).expect("it is XML");
+    let texts = document
+        .descendants()
+        .filter(|node| node.has_tag_name("text"));
+    let texts: Vec<&str> = texts.filter_map(|node| node.text()).collect();
+    let at = texts.iter().rposition(|text| *text == "idle");
+    let row = &texts[at.unwrap_or_else(|| panic!("no owner in {texts:?}"))..];
+    let share = |index: usize| -> f64 { row[index].parse().expect("a number") };
+    assert_eq!(row[1..3], ["dp", "1"], "{row:?}");
+    assert!(share(3) < 5.0 && share(4) > 80.0, "{row:?}");
+    neighbour.kill();
 }
 
 /// On version 2 the command's group keeps an account of it; on version 1 it has none of its own,

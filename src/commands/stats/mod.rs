@@ -205,7 +205,11 @@ fn living(survey: Survey, chosen: &[Chosen]) -> Vec<Owner> {
         .collect()
 }
 
-fn meters(owners: &[Owner], accounts: &Accounts<'_>) -> Vec<Meter> {
+/// Where each owner's account is; of one whose group cannot be looked at, its process's.
+pub(super) fn meters<'a>(
+    owners: impl IntoIterator<Item = &'a Owner>,
+    accounts: &Accounts<'_>,
+) -> Vec<Meter> {
     let meter = |owner: &Owner| {
         accounts
             .meter(owner.pid, &owner.cpus, owner.group.as_deref())
@@ -214,5 +218,5 @@ fn meters(owners: &[Owner], accounts: &Accounts<'_>) -> Vec<Meter> {
                 Meter::of_process(owner.pid, &owner.cpus)
             })
     };
-    owners.iter().map(meter).collect()
+    owners.into_iter().map(meter).collect()
 }

@@ -1,0 +1,142 @@
+//! What colours and letters mean.
+
+use super::cores::{BAR, bar};
+use super::layout::GAP;
+use super::machine::{LINE, Load, Scene};
+use super::style::{Look, SMALL, letters};
+use super::svg::{Rect, Svg, clipped, width};
+use crate::cpulist::CpuSet;
+use crate::placement::SurveyedPool;
+use crate::pools::Kind;
+use crate::text::one_line;
+
+/// The height of a line of the legend.
+const ROW: i32 = 22;
+/// The size of the boxes of pools.
+pub(super) const BOX: (i32, i32) = (28, 16);
+/// The most columns of a pool's name in it.
+const MOST_NAME: usize = 40;
+
+/// Whether somebody owns what a box stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tenure {
+    Owned,
+    Free,
+}
+
+/// Draws a box of a pool's colour, or of none, and returns the class of letters on it.
+pub(super) fn cell(
+    svg: &mut Svg,
+    classes: &str,
+    pool: Option<usize>,
+    tenure: Tenure,
+    rect: Rect,
+) -> &'static str {
+    let Some(look) = pool.map(Look::of) else {
+        svg.rect(classes, rect);
+        return "number";
+    };
+    match tenure {
+        Tenure::Free => {
+            svg.rect(format_args!("{classes} {} pale", look.fill), rect);
+            "number"
+        }
+        Tenure::Owned => {
+            svg.rect(format_args!("{classes} {}", look.fill), rect);
+            if let Some(stripes) = look.stripes {
+                svg.rect(stripes, rect);
+            }
+            look.ink
+        }
+    }
+}
+
+/// Names the pools, and says what else colours mean; returns where it ends.
+pub(super) fn legend(svg: &mut Svg, scene: &Scene<'_>, (x, y): (i32, i32), most: i32) -> i32 {
+    if scene.pools.is_empty() {
+        svg.text("small muted", (x, y + SMALL + 2), "There are no pools.");
+        return y + LINE + GAP;
+    }
+    let entries: Vec<(String, String)> = scene
+        .pools
+        .iter()
+        .map(|pool| (clipped(&one_line(&pool.name), MOST_NAME), about(pool)))
+        .collect();
+    let long = |(name, about): &(String, String)| width(name, SMALL) + 10 + width(about, SMALL);
+    let wide = BOX.0 + 6 + entries.iter().map(long).max().unwrap_or_default();
+    let columns = ((most + 3 * GAP) / (wide + 3 * GAP)).max(1);
+    for (place, (name, about)) in entries.iter().enumerate() {
+        let index = i32::try_from(place).unwrap_or_default();
+        let at = (
+            x + index % columns * (wide + 3 * GAP),
+            y + index / columns * ROW,
+        );
+        sample(svg, Some(place), Tenure::Owned, at, &letters(place));
+        let base = at.1 + BOX.1 - 4;
+        svg.text("small strong", (at.0 + BOX.0 + 6, base), name);
+        let beside = at.0 + BOX.0 + 6 + width(name, SMALL) + 10;
+        svg.text("small muted", (beside, base), about);
+    }
+    let count = i32::try_from(entries.len()).unwrap_or_default();
+    let y = y + (count + columns - 1) / columns * ROW;
+    let mut at = x;
+    for (pool, tenure, word) in [
+        (Some(0), Tenure::Owned, "owned"),
+        (Some(0), Tenure::Free, "not owned"),
+        (None, Tenure::Free, "in no pool"),
+    ] {
+        sample(svg, pool, tenure, (at, y), "");
+        at += BOX.0 + 6;
+        svg.text("small muted", (at, y + BOX.1 - 4), word);
+        at += width(word, SMALL) + 2 * GAP;
+    }
+    y + ROW + GAP / 2
+}
+
+/// Draws a box of a pool, or of none, with a text in it.
+pub(super) fn sample(
+    svg: &mut Svg,
+    pool: Option<usize>,
+    tenure: Tenure,
+    (x, y): (i32, i32),
+    text: &str,
+) {
+    let rect = Rect {
+        x,
+        y,
+        width: BOX.0,
+        height: BOX.1,
+    };
+    let ink = cell(svg, "cpu", pool, tenure, rect);
+    if !text.is_empty() {
+        let at = (x + 5, y + BOX.1 - 4);
+        svg.text(format_args!("{ink} small strong"), at, text);
+    }
+}
+
+/// `exclusive, 2 of 4 lists free`.
+fn about(pool: &SurveyedPool) -> String {
+    let mut cpus = CpuSet::new();
+    pool.lists.iter().for_each(|list| cpus.extend(&list.cpus));
+    let lists = pool.lists.len();
+    let free = pool.lists.iter().filter(|list| list.owners == 0).count();
+    match pool.kind {
+        Kind::Exclusive => format!("exclusive, {free} of {lists} lists free"),
+        Kind::Shared => format!("shared, {} CPUs", cpus.len()),
+    }
+}
+
+/// Says what the parts of a bar mean.
+pub(super) fn bars_legend(svg: &mut Svg, (x, y): (i32, i32), about: &str) {
+    svg.text("small muted", (x, y), about);
+    let mut at = x + width(about, SMALL) + 2 * GAP;
+    for (used, noise, word) in [
+        (1.0, 0.0, "used by the owner"),
+        (0.0, 1.0, "noise: by others"),
+    ] {
+        bar(svg, (at, y - BAR - 1), BOX.0, &Load { used, noise });
+        at += BOX.0 + 6;
+        svg.text("small muted", (at, y), word);
+        at += width(word, SMALL) + 2 * GAP;
+    }
+}
