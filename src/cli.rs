@@ -45,6 +45,7 @@ impl Cli {
             Verb::Check(args) => args.json,
             Verb::Pool(args) => matches!(&args.action, pool::Action::Show(show) if show.json),
             Verb::Why(args) => args.json,
+            Verb::Usage(args) => args.json,
             Verb::Init(_)
             | Verb::Hook(_)
             | Verb::Isolate(_)
@@ -179,6 +180,11 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold stats\n  pinfold stats dataplane --sort noise\n  pinfold stats web --no-stream --json\n\nUSED% and NOISE% are shares of the time of an owner's CPUs: what it used, and what somebody else did,\ninterrupts (IRQ%) not counted. WAIT%: the time in which a process of its waited for a CPU. THROT%: the\ntime in which a limit kept it from running.\nKeys: q quits, s and the arrows choose the column to sort by, r turns the order round."
     )]
     Stats(Stats),
+    /// Sum up what owners that ended have used
+    #[command(
+        after_help = "Examples:\n  pinfold usage --since 24h --by pool\n  pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n\nENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they used of it.\nNOISE: what others used of it, as far as it was watched. INEXACT: of how many the last sample counts,\nor nothing is known. Those that still run are in pinfold stats."
+    )]
+    Usage(Usage),
     /// Add pools, remove them, change their size; owners are never touched
     #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
     Pool(pool::Pool),
@@ -341,6 +347,60 @@ fn interval(text: &str) -> Result<Duration, String> {
     match (0.1..=3600.0).contains(&seconds) {
         true => Ok(Duration::from_secs_f64(seconds)),
         false => Err("from 0.1 to 3600 seconds".to_owned()),
+    }
+}
+
+/// `pinfold usage`
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// Only owners that ended within this time, such as 10m, 24h or 7d
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub since: Option<Duration>,
+    /// What they are summed up by; days are those of UTC on which they ended
+    #[arg(
+        long,
+        value_enum,
+        value_name = "pool|name|day",
+        default_value = "pool",
+        hide_possible_values = true
+    )]
+    pub by: SumBy,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Shorten nothing to fit the line
+    #[arg(long, conflicts_with = "json")]
+    pub no_trunc: bool,
+}
+
+/// What `pinfold usage` sums up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SumBy {
+    /// By pool
+    Pool,
+    /// By name
+    Name,
+    /// By day
+    Day,
+}
+
+impl SumBy {
+    /// The word for it, which is a key of the document.
+    pub fn word(self) -> &'static str {
+        match self {
+            SumBy::Pool => "pool",
+            SumBy::Name => "name",
+            SumBy::Day => "day",
+        }
+    }
+
+    /// The heading of its column.
+    pub fn heading(self) -> &'static str {
+        match self {
+            SumBy::Pool => "POOL",
+            SumBy::Name => "NAME",
+            SumBy::Day => "DAY",
+        }
     }
 }
 

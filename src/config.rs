@@ -1,6 +1,7 @@
 //! The configuration file: the same keys as the options, for hooks too, which have no environment.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
@@ -28,9 +29,37 @@ pub struct Config {
     pub log: Option<String>,
     /// What `pinfold-runtime` runs.
     pub runtime: Option<Runtime>,
+    /// Where it is written down what owners have used.
+    #[serde(default)]
+    pub usage: Usage,
     /// Who may use which pool.
     #[serde(default)]
     pub pools: BTreeMap<String, PoolRules>,
+}
+
+/// The table `[usage]`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Usage {
+    /// Is anything written down at all?
+    pub enabled: bool,
+    /// The file.
+    pub path: Option<PathBuf>,
+    /// How large it grows, in MiB, before another is begun; the one before it is kept.
+    pub rotate_at_mib: NonZeroU16,
+}
+
+/// So large, in MiB: about twenty thousand records.
+const ROTATE_AT_MIB: NonZeroU16 = NonZeroU16::new(8).unwrap();
+
+impl Default for Usage {
+    fn default() -> Usage {
+        Usage {
+            enabled: true,
+            path: None,
+            rotate_at_mib: ROTATE_AT_MIB,
+        }
+    }
 }
 
 /// A table `[pools.NAME]`.
@@ -97,22 +126,30 @@ impl Config {
     }
 }
 
-impl Runtime {
-    /// Reads the table of the default file, whatever else is in it: a container that runs has to be reached, and ended,
-    /// also where a key of another table is misspelt.
+/// What `pinfold-runtime` needs to know for containers that ask for nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Plain {
+    /// The directory of claims.
+    pub run_dir: Option<PathBuf>,
+    /// What it runs.
+    #[serde(default)]
+    pub runtime: Runtime,
+}
+
+impl Plain {
+    /// Reads that in the default file, whatever else is in it: a container that runs has to be reached, and ended, also
+    /// where a key of another table is misspelt.
     ///
     /// # Errors
     /// As for the whole file, but for what is in its other tables.
-    pub fn load(host: &Host) -> Result<Runtime> {
-        #[derive(Default, Deserialize)]
-        struct Only {
-            #[serde(default)]
-            runtime: Runtime,
-        }
-        let only: Option<Only> = load(host, &host.default_config())?;
-        Ok(only.unwrap_or_default().runtime)
+    pub fn load(host: &Host) -> Result<Plain> {
+        let plain: Option<Plain> = load(host, &host.default_config())?;
+        Ok(plain.unwrap_or_default())
     }
+}
 
+impl Runtime {
     /// What can be made out of that table where the file as a whole makes no sense: for containers that ask for nothing,
     /// which must not depend on it. Nothing where others than root could have written it.
     pub fn made_out(host: &Host) -> Runtime {
@@ -183,10 +220,22 @@ mod tests {
         assert_eq!(config.conf_dir.as_deref(), Some(Path::new("/a")));
         assert_eq!(config.lock_timeout, Some(2.5));
         assert_eq!(parse::<Config>("").unwrap(), Config::default());
+        let text = "[usage]\nenabled = false\npath = '/u'\nrotate-at-mib = 3\n";
+        let usage = parse::<Config>(text).unwrap().usage;
+        assert_eq!(usage.path.as_deref(), Some(Path::new("/u")));
+        assert_eq!((usage.enabled, usage.rotate_at_mib.get()), (false, 3));
+        assert!(
+            parse::<Config>("[usage]\npath = '/u'")
+                .unwrap()
+                .usage
+                .enabled
+        );
         for (text, part) in [
             ("\nconf_dir = '/a'", "line 2: unknown field `conf_dir`"),
             ("lock-timeout = 'x'", "line 1"),
             ("conf-dir", "line 1"),
+            ("[usage]\nrotate-at-mib = 0", "line 2"),
+            ("[usage]\nfile = '/u'", "unknown field `file`"),
             (
                 "[pools.dp]\ndoors = ['window']",
                 "line 2: unknown variant `window`",
@@ -210,7 +259,7 @@ mod tests {
     fn the_runtime_is_known_where_the_rest_cannot_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path());
-        assert_eq!(Runtime::load(&host).unwrap(), Runtime::default());
+        assert_eq!(Plain::load(&host).unwrap().runtime, Runtime::default());
         std::fs::create_dir_all(dir.path().join("etc/pinfold")).unwrap();
         let put = |text: &str| {
             let path = host.default_config();
@@ -218,10 +267,10 @@ mod tests {
         };
         let text = "colour = 7\n[runtime]\npath = '/r'\n[pools.dp]\ndoors = ['window']\n";
         put(text);
-        assert_eq!(Runtime::load(&host).unwrap().path, Some("/r".into()));
+        assert_eq!(Plain::load(&host).unwrap().runtime.path, Some("/r".into()));
         assert!(Config::load(&host, None).is_err());
         put("[runtime]\npaht = '/r'\n");
-        let error = Runtime::load(&host).unwrap_err();
+        let error = Plain::load(&host).unwrap_err();
         assert!(format!("{error:#}").contains("line 2"), "{error:#}");
     }
 
@@ -247,7 +296,7 @@ mod tests {
         ] {
             let file = host.default_config();
             files::replace(&file, text.as_bytes(), 0o600, Durability::Crash).unwrap();
-            assert!(Runtime::load(&host).is_err(), "{text}");
+            assert!(Plain::load(&host).is_err(), "{text}");
             assert_eq!(
                 Runtime::made_out(&host).path,
                 path.map(PathBuf::from),

@@ -244,6 +244,12 @@ impl Host {
         self.root.join("run/pinfold")
     }
 
+    /// The file of what owners have used, where none is named, for the directory of our records where
+    /// none is named. It outlives boots.
+    pub fn default_usage_log(&self) -> PathBuf {
+        self.root.join("var/log/pinfold/usage.jsonl")
+    }
+
     /// The configuration file where none is named.
     pub fn default_config(&self) -> PathBuf {
         self.root.join("etc/pinfold/config.toml")

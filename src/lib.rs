@@ -38,3 +38,4 @@ pub mod runtime_log;
 pub mod system_log;
 pub mod text;
 pub mod topology;
+pub mod usage;

@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::kill;
+use nix::sys::time::TimeVal;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +164,20 @@ pub fn cpu_ticks(host: &Host, pid: i32) -> Result<Option<(u64, u64)>> {
     let stat = files::read_if_there(&host.proc_pid(pid, "stat"))?;
     let stat = stat.and_then(|text| Stat::parse(&text));
     Ok(stat.map(|stat| (stat.user, stat.system)))
+}
+
+/// The CPU time, outside the kernel and inside it, of all children of this process that it has waited
+/// for, and of theirs (getrusage(2), `RUSAGE_CHILDREN`).
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn usage_of_waited() -> io::Result<(Duration, Duration)> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let time = |value: TimeVal| {
+        let seconds = Duration::from_secs(value.tv_sec().unsigned_abs());
+        seconds + Duration::from_micros(value.tv_usec().unsigned_abs())
+    };
+    Ok((time(usage.user_time()), time(usage.system_time())))
 }
 
 /// How often threads gave up a CPU or lost it, and moved to another.

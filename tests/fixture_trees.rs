@@ -110,6 +110,7 @@ impl Machine {
             run_dir: host.default_run_dir(),
             patience: Duration::from_secs(1),
             deadline: None,
+            usage: None,
             host,
         }
     }

@@ -1,18 +1,23 @@
 //! What owners did with their CPUs, and who else was there.
 //!
 //! A [`Meter`] knows where the kernel keeps one owner's account; a [`Reading`] is what all meters
-//! show at one moment, and [`Interval`] is what happened between two of them.
+//! show at one moment, and [`Interval`] is what happened between two of them. A [`Mark`] is what one
+//! meter showed, for who comes later.
 
 mod interval;
 mod machine;
+mod mark;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 pub use interval::{Interval, Share};
 pub use machine::Times;
+pub use mark::{Mark, Noise, OfCpus};
 
 use crate::cgroup::cpuacct::{self, Usage};
 use crate::cgroup::{Group, Hierarchy, Version, cpu, cpuset, pressure};
@@ -41,13 +46,16 @@ pub struct Meter {
 }
 
 /// How an owner's CPU time is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The kernel's account of a group that holds nobody else.
     Group,
     /// Added up over the processes that are there, to a clock tick each; what ended has left the
     /// sum.
     Processes,
+    /// Added up over a command and those of its descendants that were waited for (getrusage(2)).
+    Waited,
 }
 
 impl Source {
@@ -56,6 +64,7 @@ impl Source {
         match self {
             Source::Group => "group",
             Source::Processes => "processes",
+            Source::Waited => "waited",
         }
     }
 }
@@ -87,6 +96,36 @@ pub struct Reading {
 }
 
 impl Meter {
+    /// Is the group that it reads the account of still there, and is nobody in it? Then nothing is
+    /// added to that any more.
+    ///
+    /// # Errors
+    /// A group that cannot be looked at.
+    pub fn is_final(&self) -> Result<bool> {
+        let Some(usage) = &self.usage else {
+            return Ok(false);
+        };
+        let of_confines = self.confines.as_ref().map(Group::is_populated);
+        let is_empty = !usage.is_populated()? && !of_confines.transpose()?.unwrap_or(false);
+        Ok(is_empty && usage.inode()?.is_some())
+    }
+
+    /// Does it read the account of a group?
+    pub fn has_group(&self) -> bool {
+        self.usage.is_some()
+    }
+
+    /// Is any other process in the owner's group than this one?
+    ///
+    /// # Errors
+    /// A group that cannot be looked at.
+    pub fn holds_others_than(&self, pid: i32) -> Result<bool> {
+        let Some(group) = &self.confines else {
+            return Ok(false);
+        };
+        Ok(group.all_pids()?.iter().any(|other| *other != pid))
+    }
+
     /// One that knows of a process alone.
     pub fn of_process(pid: i32, cpus: &CpuSet) -> Meter {
         Meter {
@@ -149,6 +188,73 @@ impl Accounts<'_> {
             throttled: own(&self.cpu)?,
             confines,
         })
+    }
+
+    /// The same of an owner that may have no process any more, in the group of its claim: runtimes
+    /// make groups of the same path in each hierarchy.
+    ///
+    /// # Errors
+    /// A path of another cgroup namespace.
+    pub fn meter_of_group(&self, cpus: &CpuSet, path: &str) -> Result<Meter> {
+        let group = |hierarchy: &Option<Hierarchy>| {
+            let hierarchy = hierarchy.as_ref();
+            hierarchy.map(|of| of.group(path)).transpose()
+        };
+        Ok(Meter {
+            cpus: cpus.clone(),
+            pid: 0,
+            confines: group(&self.cpuset)?,
+            usage: group(&self.cpuacct)?,
+            throttled: None,
+        })
+    }
+
+    /// What each CPU that is online has done since the machine started.
+    ///
+    /// # Errors
+    /// The machine's own counters cannot be read.
+    pub fn times(&self) -> Result<BTreeMap<u32, Times>> {
+        machine::times(self.host)
+    }
+
+    /// What a meter shows now, to be kept; with what its CPUs have done, where `times` tells. `None`
+    /// where the owner is gone.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn mark(
+        &self,
+        meter: &Meter,
+        times: Option<&BTreeMap<u32, Times>>,
+    ) -> Result<Option<Mark>> {
+        let clock = now()?;
+        let account = self.account(meter, false)?;
+        Ok(account.map(|account| Mark::new(clock, &account, meter, times)))
+    }
+
+    /// The same of a command and its descendants, which this process has waited for: their times
+    /// outside the kernel and inside it.
+    ///
+    /// # Errors
+    /// The clock cannot be read.
+    pub fn mark_of_waited(
+        &self,
+        meter: &Meter,
+        (user, system): (Duration, Duration),
+        times: &BTreeMap<u32, Times>,
+    ) -> Result<Mark> {
+        let account = Account {
+            usage: Usage {
+                total: user + system,
+                user,
+                system,
+            },
+            source: Source::Waited,
+            throttled: None,
+            waited: None,
+            switches: None,
+        };
+        Ok(Mark::new(now()?, &account, meter, Some(times)))
     }
 
     /// The group of a hierarchy that holds an owner and nobody else; none where it shares its group
@@ -265,4 +371,10 @@ impl Accounts<'_> {
         }
         Ok(sum)
     }
+}
+
+/// How long the machine has run, sleep left out.
+fn now() -> Result<Duration> {
+    let clock = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
+    Ok(clock.into())
 }

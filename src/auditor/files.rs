@@ -22,6 +22,8 @@ pub(super) struct Books {
     pub(super) unreadable: Vec<String>,
     /// Each link below the directory of claims, and where it leads.
     pub(super) links: BTreeMap<String, String>,
+    /// The owners that ended and are not accounted for yet.
+    pub(super) ended: BTreeSet<String>,
     pub(super) lists: Vec<List>,
     pub(super) boot_mark: Option<String>,
 }
@@ -68,9 +70,14 @@ impl Claim {
         format!("{}/{}-{}.json", self.id, self.owner.pid, self.owner.start)
     }
 
-    pub(super) fn list_link(&self, list: &str) -> String {
+    /// `<id>@<pid>-<start>`.
+    pub(super) fn owner_name(&self) -> String {
         let Process { pid, start } = self.owner;
-        format!("lists/{list}/{}@{pid}-{start}", self.id)
+        format!("{}@{pid}-{start}", self.id)
+    }
+
+    pub(super) fn list_link(&self, list: &str) -> String {
+        format!("lists/{list}/{}", self.owner_name())
     }
 
     pub(super) fn name(&self) -> String {
@@ -110,6 +117,8 @@ impl Books {
         for kind in ["lists", "cgroups"] {
             books.read_links(run_dir, kind, remarks);
         }
+        let ended = entries(&run_dir.join("ended"), remarks);
+        books.ended = ended.iter().map(name).collect();
         books.read_pools(&conf_dir.join("pools"), remarks);
         leftovers(run_dir, remarks);
         books

@@ -96,6 +96,7 @@ pub fn look(subject: Subject<'_>) -> Vec<Remark> {
     look.owners(&mut remarks);
     look.masks(&mut remarks);
     look.groups(subject.conf_dir, &mut remarks);
+    look.ended(&mut remarks);
     look.boot_mark(&mut remarks);
     remarks.sorted()
 }
@@ -207,6 +208,15 @@ impl<'a> Look<'a> {
                     let text = format!("process {pid} in tasks of {} is gone", list.shown());
                     remarks.leftover(text);
                 }
+            }
+        }
+    }
+
+    /// Nobody has ended and is an owner.
+    fn ended(&self, remarks: &mut Remarks) {
+        for (claim, _) in self.claims() {
+            if self.books.ended.contains(&claim.owner_name()) {
+                remarks.broken(format!("{} has ended and has a claim", claim.name()));
             }
         }
     }

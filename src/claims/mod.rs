@@ -5,12 +5,15 @@
 //! claims/<id>/<pid>-<start>.json       the claim
 //! lists/<cpulist>/<id>@<pid>-<start>   → the claim, for each of its lists
 //! cgroups/<inode>                      → the claim
+//! ended/<id>@<pid>-<start>             the claim of an owner that ended, until it is accounted for
 //! ```
 //! The links are made before the claim and removed after it: one that leads nowhere means nothing. A claim ends with its
 //! check sum; one that is not where its content says, or not of the boot that the mark `boot` names, cannot be read.
 
+mod ended;
 mod record;
 
+use std::cell::Cell;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -18,6 +21,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
 
+pub use ended::Ended;
 pub use record::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 
 use crate::files::{self, Durability};
@@ -81,6 +85,10 @@ pub struct Traces {
 pub struct Ledger {
     run_dir: PathBuf,
     boot_id: Option<String>,
+    /// Are the claims of owners that end set aside?
+    keeps_ended: bool,
+    /// Was any?
+    has_ended: Cell<bool>,
 }
 
 impl Ledger {
@@ -108,10 +116,7 @@ impl Ledger {
                 format!("`chown {} {word} && chmod 700 {word}`", geteuid())
             )
         );
-        Ok(Some(Ledger {
-            run_dir: run_dir.to_owned(),
-            boot_id: None,
-        }))
+        Ok(Some(Ledger::at_dir(run_dir)))
     }
 
     /// Opens the directory, making it where it is not there.
@@ -130,10 +135,16 @@ impl Ledger {
     /// The directory for one who only looks: where it is not there it has no claims.
     pub fn to_look(run_dir: &Path) -> Result<Ledger> {
         let there = Ledger::open_if_there(run_dir)?;
-        Ok(there.unwrap_or_else(|| Ledger {
+        Ok(there.unwrap_or_else(|| Ledger::at_dir(run_dir)))
+    }
+
+    fn at_dir(run_dir: &Path) -> Ledger {
+        Ledger {
             run_dir: run_dir.to_owned(),
             boot_id: None,
-        }))
+            keeps_ended: false,
+            has_ended: Cell::new(false),
+        }
     }
 
     /// Tries to write as much as a claim takes, and leaves nothing.
@@ -297,8 +308,16 @@ impl Ledger {
     /// Removes a claim; one that is not there is success. Past an error with what leads to it, it
     /// goes on with the rest, and returns the first.
     pub fn remove(&self, claim: &Claim) -> Result<()> {
+        files::remove(&self.file_of(claim))?;
+        self.remove_what_is_left_of(claim)
+    }
+
+    fn file_of(&self, claim: &Claim) -> PathBuf {
         let home = self.run_dir.join("claims").join(&claim.id);
-        files::remove(&home.join(claim.file_name()))?;
+        home.join(claim.file_name())
+    }
+
+    fn remove_what_is_left_of(&self, claim: &Claim) -> Result<()> {
         // Nothing leads here again to remove these: an error that passes is not to leave them.
         self.remove_ways_to(claim)
             .or_else(|_| self.remove_ways_to(claim))

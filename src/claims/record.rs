@@ -138,7 +138,8 @@ impl Claim {
         format!("{}-{}", self.owner.pid, self.owner.start)
     }
 
-    pub(super) fn marker_name(&self) -> String {
+    /// What tells the owner from all others of this boot, as the name of a file.
+    pub fn marker_name(&self) -> String {
         format!("{}@{}", self.id, self.process_name())
     }
 }

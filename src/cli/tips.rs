@@ -17,7 +17,7 @@ pub(super) fn tip(words: &[&str]) -> Option<&'static str> {
 /// Words, and what to say to each of them.
 type Tip = (&'static [&'static str], &'static str);
 
-const OF_PINFOLD: [Tip; 18] = [
+const OF_PINFOLD: [Tip; 19] = [
     (
         &[
             "ls",
@@ -33,8 +33,12 @@ const OF_PINFOLD: [Tip; 18] = [
         "pinfold status shows the pools and who owns what",
     ),
     (
-        &["top", "usage", "cpu"],
+        &["top", "cpu"],
         "pinfold stats shows what owners do with their CPUs",
+    ),
+    (
+        &["account", "accounting", "bill", "history", "report", "sum"],
+        "pinfold usage sums up what owners that ended have used",
     ),
     (
         &["create", "new", "add", "mk", "make", "mkpool"],

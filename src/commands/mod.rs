@@ -19,6 +19,7 @@ pub mod shim;
 mod stats;
 mod status;
 mod topology;
+mod usage;
 mod why;
 
 use anyhow::Result;
@@ -47,6 +48,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Pool(args) => pool::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Explain(args) => explain::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Usage(args) => usage::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Why(args) => why::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Install(args) => install::run(args, &cli.options),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +13,7 @@ use log::LevelFilter;
 use super::news;
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{Config, PoolRules, Runtime};
+use crate::config::{Config, PoolRules, Runtime, Usage};
 use crate::host::Host;
 use crate::last_words;
 use crate::names::Names;
@@ -22,6 +22,7 @@ use crate::refusal::Refusal;
 use crate::refusals::{self, Refused};
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
+use crate::usage::Log;
 
 /// How long the command line waits for the lock, in seconds.
 const PATIENCE: f64 = 30.0;
@@ -185,9 +186,11 @@ impl Settings {
             config.run_dir,
             "run-dir",
         )?;
+        let run_dir = run_dir.unwrap_or_else(|| host.default_run_dir());
         let site = Site {
             conf_dir: conf_dir.unwrap_or_else(|| host.default_conf_dir()),
-            run_dir: run_dir.unwrap_or_else(|| host.default_run_dir()),
+            usage: usage_log(config.usage, &host, &run_dir)?,
+            run_dir,
             patience: Duration::from_secs_f64(seconds),
             deadline: None,
             host,
@@ -200,6 +203,25 @@ impl Settings {
         };
         Ok((settings, log.or(config.log)))
     }
+}
+
+/// Where it is written down what owners have used: for another run directory than the machine's own
+/// it is in that one, where nothing names it, so that two sites never share a file by accident.
+fn usage_log(usage: Usage, host: &Host, run_dir: &Path) -> Result<Option<Log>> {
+    let default = || match run_dir == host.default_run_dir() {
+        true => host.default_usage_log(),
+        false => run_dir.join("usage.jsonl"),
+    };
+    let path = usage.path.unwrap_or_else(default);
+    ensure!(
+        path.is_absolute() && path.file_name().is_some(),
+        Refusal::new(
+            format!("usage.path in the configuration file is {}", path.display()),
+            "write the whole path of a file"
+        )
+    );
+    let rotate_at = u64::from(usage.rotate_at_mib.get()) << 20;
+    Ok(usage.enabled.then_some(Log { path, rotate_at }))
 }
 
 /// Starts the log.

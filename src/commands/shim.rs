@@ -7,7 +7,9 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
@@ -20,7 +22,7 @@ use crate::caller;
 use crate::cgroup::of_config;
 use crate::claims::Claim;
 use crate::cli::{Cli, Options, Verb};
-use crate::config::{Door, Runtime};
+use crate::config::{Door, Plain, Runtime};
 use crate::cpulist::CpuSet;
 use crate::engines::Engine;
 use crate::files;
@@ -41,6 +43,9 @@ use crate::system_log::{self, Severity};
 use crate::text::{Shown, one_line};
 use crate::topology;
 
+/// How long the end of a container may be held up by looking what it has used.
+const READ_WITHIN: Duration = Duration::from_secs(2);
+
 /// Becomes the runtime; returns only with what went wrong before that.
 ///
 /// # Errors
@@ -49,14 +54,18 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = RuntimeLine::parse(arguments);
     let host = Host::new("/");
     if !line.makes_a_container() {
-        let runtime = runtime_without_request(&host)?;
-        return become_runtime(&low_level::of_made(&host, &line, runtime), arguments);
+        let Chosen { runtime, run_dir } = runtime_without_request(&host)?;
+        let runtime = low_level::of_made(&host, &line, runtime);
+        if line.verb.as_deref() == Some("delete") {
+            read_before_delete(&host, &line, run_dir);
+        }
+        return become_runtime(&runtime, arguments);
     }
     let bound = Bound::start()?;
     let Some(asking) = Asking::read(&line, &host)? else {
-        let runtime = runtime_without_request(&host)?;
+        let chosen = runtime_without_request(&host)?;
         bound.end()?;
-        return become_runtime(&runtime, arguments);
+        return become_runtime(&chosen.runtime, arguments);
     };
     let pinned = asking.pin(&line, &host, bound.deadline)?;
     let error = bound
@@ -64,6 +73,34 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         .and_then(|()| become_runtime(&pinned.runtime, arguments));
     give_up(&pinned.settings, &pinned.reservation);
     error
+}
+
+/// Reads what a container of ours has used, for the runtime is about to remove its group. Whatever that comes to, the
+/// container is deleted: the kernel ends what still reads when this process becomes the runtime.
+fn read_before_delete(host: &Host, line: &RuntimeLine, run_dir: Option<PathBuf>) {
+    let Some(Ok(id)) = line.id.as_deref().map(usable_id) else {
+        return;
+    };
+    let run_dir = run_dir.unwrap_or_else(|| host.default_run_dir());
+    // All others cost no more than this.
+    let claims = files::entry_if_there(&run_dir.join("claims").join(id));
+    if !matches!(claims, Ok(Some(_))) {
+        return;
+    }
+    let (done, is_done) = mpsc::channel();
+    let id = id.to_owned();
+    let read = move || {
+        let settings = Settings::of_shim(&Options::default(), Instant::now() + READ_WITHIN);
+        let read = settings.and_then(|settings| placement::read_before_end(settings.site(), &id));
+        if let Err(error) = read {
+            log::info!("what {id} has used: {error:#}");
+        }
+        // Nobody waits any more.
+        let _ = done.send(());
+    };
+    if thread::Builder::new().spawn(read).is_ok() {
+        let _ = is_done.recv_timeout(READ_WITHIN);
+    }
 }
 
 fn become_runtime(runtime: &Path, arguments: &[OsString]) -> Result<()> {
@@ -85,10 +122,15 @@ fn configured(host: &Host, config: &Runtime) -> Result<PathBuf> {
 /// The same for what asks for nothing, which must not depend on our files: where they make no sense, what can be made out
 /// of them counts, and where they name a runtime that is of no use, they are left alone. A list of what is allowed is
 /// kept to all the same.
-fn runtime_without_request(host: &Host) -> Result<PathBuf> {
-    let whole = Runtime::load(host).and_then(|config| configured(host, &config));
+fn runtime_without_request(host: &Host) -> Result<Chosen> {
+    let whole = Plain::load(host).and_then(|config| {
+        Ok(Chosen {
+            runtime: configured(host, &config.runtime)?,
+            run_dir: config.run_dir,
+        })
+    });
     let error = match whole {
-        Ok(runtime) => return Ok(runtime),
+        Ok(chosen) => return Ok(chosen),
         Err(error) => error,
     };
     let config = Runtime::made_out(host);
@@ -101,7 +143,17 @@ fn runtime_without_request(host: &Host) -> Result<PathBuf> {
         runtime.display()
     );
     system_log::send(host, Severity::Warning, &one_line(&message));
-    Ok(runtime)
+    Ok(Chosen {
+        runtime,
+        run_dir: None,
+    })
+}
+
+/// What is behind this name for containers that ask for nothing.
+struct Chosen {
+    runtime: PathBuf,
+    /// The directory of claims, where the configuration names one.
+    run_dir: Option<PathBuf>,
 }
 
 /// Tells an engine where it looks for it, and the system log, what went wrong.

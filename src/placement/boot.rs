@@ -251,7 +251,7 @@ impl Books<'_> {
         for claim in self.ledger.all()?.iter().filter_map(Entry::claim) {
             self.ensure_time_to_begin()?;
             if claim.boot_id != self.boot_id {
-                self.ledger.remove(claim)?;
+                self.ledger.end(claim)?;
             // One whose life cannot be told counts as held.
             } else if self.life_of(claim).map_or(true, Life::is_alive) {
                 keep.extend(claim.pids());

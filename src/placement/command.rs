@@ -18,6 +18,7 @@ use crate::host::Host;
 use crate::names;
 use crate::process::Process;
 use crate::request::Request;
+use crate::usage::Sample;
 
 /// How long recording a command's process waits for the lock.
 const RECORD_PATIENCE: Duration = Duration::from_secs(2);
@@ -35,6 +36,8 @@ pub struct CommandPlace {
     /// The file into which the command's process writes `0` to enter its group; none where it is in it already.
     pub procs_file: Option<PathBuf>,
     claim: Claim,
+    /// What was read before it began.
+    began: Option<Sample>,
 }
 
 /// Claims CPUs for a command that this very process is going to run, and makes the group for it; confined, or
@@ -69,7 +72,7 @@ pub fn pin_command(
     };
     let claim = books.give(&applicant, &wish)?;
     // systemd takes its time, and nobody else has to wait for it.
-    drop(books);
+    site.close(books);
     let (claim, procs_file) = match &applicant.place {
         Place::Supervised {
             group,
@@ -93,6 +96,7 @@ pub fn pin_command(
         cpus: claim.cpus.clone(),
         lists: claim.lists.clone(),
         procs_file,
+        began: site.read_command(&claim, None),
         claim,
     })
 }
@@ -160,7 +164,14 @@ impl CommandPlace {
 
     /// Lets go of the command's CPUs when it has ended; where processes of it live on, they keep them.
     pub fn finish(self, site: &Site) -> Result<()> {
+        site.keep_end_of_command(&self.claim, self.began.as_ref());
         let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
+        let done = self.finish_in(&books);
+        site.close(books);
+        done
+    }
+
+    fn finish_in(&self, books: &Books<'_>) -> Result<()> {
         let Some(claim) = books.current(&self.claim)? else {
             return match self.claim.is_supervised() {
                 true => books.restore_released(&self.claim),

@@ -28,6 +28,7 @@ mod survey;
 mod take_back;
 mod unpinned;
 mod unreadable;
+mod usage;
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -53,6 +54,7 @@ pub use reserve::{give_up, reserve};
 pub use stock::stock;
 pub use survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
 pub use unpinned::{Lack, labels_meant, unpinned};
+pub use usage::{account, read_before_end};
 
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Ledger;
@@ -60,6 +62,7 @@ use crate::files;
 use crate::host::Host;
 use crate::pools::{Lock, PoolDirectory};
 use crate::process::{self, Process};
+use crate::usage::Log;
 
 /// Which machine, which pool directory and which claims; and how long to wait for the lock.
 #[derive(Debug, Clone)]
@@ -74,6 +77,8 @@ pub struct Site {
     pub patience: Duration,
     /// When everything that is waited for has to be over, where somebody waits for us.
     pub deadline: Option<Instant>,
+    /// Where it is written down what owners have used; `None` where nobody wants that.
+    pub usage: Option<Log>,
 }
 
 /// How long a start looks for what dead owners hold while others wait: well below the 10 s of a hook.
@@ -133,6 +138,9 @@ impl Site {
             directory,
             lock,
         };
+        if self.usage.is_some() {
+            books.ledger.keep_ended();
+        }
         books.begin_boot(self)?;
         Ok(books)
     }

@@ -96,15 +96,20 @@ impl<'a> Turns<'a> {
 
 /// Frees what dead owners hold in every pool, confines again what is no longer confined as its claim says, links again
 /// what has lost its links, and removes what killed programs left behind. A problem with one claim or pool does not stop
-/// the rest, and others get the lock in between.
+/// the rest, and others get the lock in between. Before that, what each owner has used is read; after it, what those have
+/// used that ended is written down.
 ///
 /// # Errors
 /// Only what keeps it from beginning: the pool directory, the lock, the ledger.
 pub fn reconcile(site: &Site) -> Result<Report> {
+    // Of the dead the group can be there still, and until it is removed.
+    site.read_owners();
     let mut turns = Turns::begin(site)?;
     let mut report = Report::default();
     let done = bring_in_order(&mut turns, &mut report);
     report.note(done);
+    drop(turns);
+    site.account_for_all();
     report.reclaimed.sort();
     report.reclaimed.dedup();
     // KCM's order.

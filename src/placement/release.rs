@@ -47,6 +47,7 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
             )),
         }
     }
+    site.close(books);
     Ok(outcome)
 }
 
@@ -74,6 +75,7 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
             }
         }
     }
+    site.close(books);
     Ok(outcome)
 }
 
@@ -81,7 +83,9 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
 fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
     match Ledger::open_if_there(&site.run_dir)? {
         Some(ledger) if ledger.knows(id)? => {
-            site.open_books(cpuset::hierarchy(&site.host)?).map(Some)
+            let hierarchy = cpuset::hierarchy(&site.host)?;
+            site.read_owner(&ledger, &hierarchy, id);
+            site.open_books(hierarchy).map(Some)
         }
         _ => Ok(None),
     }

@@ -53,6 +53,7 @@ pub fn reserve(
         }
         return Err(error);
     }
+    site.close(books);
     Ok(claim)
 }
 

@@ -64,7 +64,7 @@ impl Books<'_> {
         self.drop_record(claim).map(|()| true)
     }
 
-    /// Takes back all that a claim holds, whoever is in its group.
+    /// Takes back all that a claim holds, whoever is in its group: its owner has ended.
     pub(super) fn take_back(&self, claim: &Claim) -> Result<()> {
         self.restore_group(claim)?;
         self.drop_record(claim)
@@ -83,7 +83,9 @@ impl Books<'_> {
                 }
             }
         }
-        self.take_back(claim)
+        self.restore_group(claim)?;
+        self.change_tasks(claim, &claim.pids(), &[])?;
+        self.ledger.remove(claim)
     }
 
     /// The group that a claim names, if it is still that very one, and what the claim says of it.
@@ -210,10 +212,10 @@ impl Books<'_> {
         at_most(TOLD_UNDER_LOCK.min(left), self.deadline)
     }
 
-    /// Drops a claim from `tasks`, and then from the ledger.
+    /// Drops the claim of an owner that has ended from `tasks`, and then from the ledger.
     pub(super) fn drop_record(&self, claim: &Claim) -> Result<()> {
         self.change_tasks(claim, &claim.pids(), &[])?;
-        self.ledger.remove(claim)
+        self.ledger.end(claim)
     }
 }
 

@@ -199,6 +199,13 @@ impl Mount {
     }
 }
 
+/// Where version 1 has a controller.
+pub(crate) fn mount_with(controller: &str) -> PathBuf {
+    let mut mounts = mounts().into_iter();
+    let found = mounts.find(|mount| mount.kind == "cgroup" && mount.has_option(controller));
+    found.expect("the controller is mounted").path
+}
+
 fn mounts() -> Vec<Mount> {
     let text = std::fs::read_to_string("/proc/self/mounts").expect("read the mounts");
     let mount = |line: &str| {

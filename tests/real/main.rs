@@ -84,6 +84,7 @@ mod syslog;
 mod unpinned;
 mod untouched;
 mod unusual;
+mod usage;
 mod wired;
 mod with_hooks;
 mod world;
@@ -137,6 +138,7 @@ fn main() -> ExitCode {
         served::cases(),
         named::cases(),
         stats::cases(),
+        usage::cases(),
         status::cases(),
         pods::cases(),
         installed::cases(),

@@ -293,6 +293,11 @@ impl<'w> Scene<'w> {
         Scene::of(world, engine, Plan::pinned("a", "dp"))
     }
 
+    /// One whose container does this once it is started.
+    pub(crate) fn doing(world: &'w World, engine: Engine, actions: &[&str]) -> Scene<'w> {
+        Scene::of(world, engine, Plan::pinned("a", "dp").doing(actions))
+    }
+
     fn of(world: &'w World, engine: Engine, plan: Plan) -> Scene<'w> {
         Scene {
             world,

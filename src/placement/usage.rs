@@ -1,0 +1,318 @@
+//! What owners use: read while their groups are there, and written down once they have ended. None
+//! of it is done under the lock, and no failure of it fails anything else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+
+use super::{Books, Site};
+use crate::account::{Accounts, Times};
+use crate::cgroup::{Hierarchy, cpuset};
+use crate::claims::{Claim, Ended, Entry, Ledger, OwnerKind};
+use crate::process;
+use crate::usage::{Log, Record, Sample, Samples};
+
+/// So many owners that ended are accounted for by whoever has ended one: somebody waits for that.
+const AT_ONCE: usize = 64;
+
+/// So many wait at most to be accounted for, where that cannot be done; then half of them go, the
+/// oldest first.
+const MOST_WAITING: usize = 4096;
+
+/// Reads what a container has used, for a runtime is about to remove its group. A container that
+/// has no claim costs one look.
+///
+/// # Errors
+/// The ledger cannot be looked at.
+pub fn read_before_end(site: &Site, id: &str) -> Result<()> {
+    if let Some(ledger) = Ledger::open_if_there(&site.run_dir)? {
+        if ledger.knows(id)? {
+            site.read_owner(&ledger, &cpuset::hierarchy(&site.host)?, id);
+        }
+    }
+    Ok(())
+}
+
+/// Writes down what owners have used that ended, at most so many of them.
+///
+/// # Errors
+/// The file of records cannot be written: they wait for the next who does this.
+pub fn account(site: &Site, most: usize) -> Result<()> {
+    let Some(log) = &site.usage else {
+        return Ok(());
+    };
+    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
+        return Ok(());
+    };
+    let names = ledger.names_of_ended()?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    let accounted = write_down(site, log, &ledger, &names[..names.len().min(most)]);
+    if accounted.is_err() && names.len() > MOST_WAITING {
+        forget_oldest(&ledger, &names)?;
+    }
+    accounted
+}
+
+fn write_down(site: &Site, log: &Log, ledger: &Ledger, names: &[String]) -> Result<()> {
+    let samples = Samples::of(&site.run_dir);
+    let boot_id = process::boot_id(&site.host)?;
+    // Whoever has the file has these owners, too: each of them is written down once.
+    let mut writer = log.writer()?;
+    let ended = names
+        .iter()
+        .filter_map(|name| ledger.ended(name).transpose());
+    let mut ended: Vec<Ended> = ended.collect::<Result<_>>()?;
+    ended.sort_by_key(|one| one.at);
+    for one in ended {
+        if site
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            break;
+        }
+        match &one.claim {
+            Ok(claim) => {
+                // One of an earlier boot has ended with that.
+                let end = (claim.boot_id == boot_id).then_some(one.at);
+                let sample = samples.of_owner(&one.name);
+                writer.add(&Record::new(claim, end, sample.as_ref()))?;
+            }
+            Err(reason) => log::warn!("an owner that ended is not accounted for: {reason}"),
+        }
+        ledger.forget(&one)?;
+        samples.forget(&one.name)?;
+    }
+    Ok(())
+}
+
+/// The directory of claims is in memory: it does not grow without end.
+fn forget_oldest(ledger: &Ledger, names: &[String]) -> Result<()> {
+    let ended = names
+        .iter()
+        .filter_map(|name| ledger.ended(name).transpose());
+    let mut ended: Vec<Ended> = ended.collect::<Result<_>>()?;
+    ended.sort_by_key(|one| one.at);
+    ended.truncate(names.len() - MOST_WAITING / 2);
+    log::warn!("{} owners that ended are never accounted for", ended.len());
+    ended.iter().try_for_each(|one| ledger.forget(one))
+}
+
+impl Site {
+    /// Closes the books; whoever was ended under them is accounted for then.
+    pub(super) fn close(&self, books: Books<'_>) {
+        let has_ended = books.ledger.has_ended();
+        drop(books);
+        if has_ended {
+            self.say(account(self, AT_ONCE));
+        }
+    }
+
+    /// Accounts for all that ended.
+    pub(super) fn account_for_all(&self) {
+        self.say(account(self, usize::MAX));
+    }
+
+    fn say(&self, accounted: Result<()>) {
+        if let Err(error) = accounted {
+            log::warn!("owners that ended are not accounted for yet: {error:#}");
+        }
+    }
+
+    /// Reads what every owner has used.
+    pub(super) fn read_owners(&self) {
+        if let Err(error) = self.try_reading_owners() {
+            log::info!("what owners use: {error:#}");
+        }
+    }
+
+    fn try_reading_owners(&self) -> Result<()> {
+        let ledger = Ledger::open_if_there(&self.run_dir)?;
+        let Some(ledger) = ledger.filter(|_| self.usage.is_some()) else {
+            return Ok(());
+        };
+        let samples = Samples::of(&self.run_dir);
+        let entries = ledger.all()?;
+        let claims: Vec<&Claim> = entries.iter().filter_map(Entry::claim).collect();
+        // Whoever has ended, and is accounted for, has no claim; what was read of it since is
+        // nobody's.
+        let known = claims.iter().map(|claim| claim.marker_name());
+        let known: BTreeSet<String> = known.chain(ledger.names_of_ended()?).collect();
+        for name in samples.names()? {
+            if !known.contains(&name) {
+                samples.forget(&name)?;
+            }
+        }
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let accounts = Accounts::of(&self.host);
+        let times = accounts.times()?;
+        let reader = Reader {
+            site: self,
+            hierarchy: cpuset::hierarchy(&self.host)?,
+            samples,
+            boot_id: process::boot_id(&self.host)?,
+        };
+        for claim in claims {
+            reader.read_or_say(claim, |_| Some(times.clone()), &accounts);
+        }
+        Ok(())
+    }
+
+    /// Reads what the owners of one id have used, where their groups are still there.
+    pub(super) fn read_owner(&self, ledger: &Ledger, hierarchy: &Hierarchy, id: &str) {
+        if self.usage.is_none() {
+            return;
+        }
+        let read = || -> Result<()> {
+            let mut reader = None;
+            for claim in ledger.of_id(id)?.iter().filter_map(Entry::claim) {
+                if !has_group(claim, hierarchy)? {
+                    continue;
+                }
+                let accounts = Accounts::of(&self.host);
+                let reader = match &mut reader {
+                    Some(reader) => reader,
+                    none => none.insert(Reader {
+                        site: self,
+                        hierarchy: hierarchy.clone(),
+                        samples: Samples::of(&self.run_dir),
+                        boot_id: process::boot_id(&self.host)?,
+                    }),
+                };
+                // What CPUs did since the last sample is told where there is one alone.
+                let times = |before: Option<&Sample>| {
+                    before?.mark.cpus.as_ref()?;
+                    accounts.times().ok()
+                };
+                reader.read_or_say(claim, times, &accounts);
+            }
+            Ok(())
+        };
+        if let Err(error) = read() {
+            log::info!("what {id} has used: {error:#}");
+        }
+    }
+
+    /// Reads what a command of ours and its descendants have used, after what was read before.
+    pub(super) fn read_command(&self, claim: &Claim, began: Option<&Sample>) -> Option<Sample> {
+        self.usage.as_ref()?;
+        let read = || -> Result<Sample> {
+            let accounts = Accounts::of(&self.host);
+            let times = accounts.times()?;
+            let path = claim.cgroup.as_ref().map(|group| group.path.as_str());
+            let meter = accounts.meter(claim.owner.pid, &claim.cpus, path)?;
+            // In the group of a unit we are as well.
+            let is_final = began.is_some() && !meter.holds_others_than(claim.owner.pid)?;
+            let mark = match meter.has_group() {
+                true => accounts.mark(&meter, Some(&times))?,
+                false => None,
+            };
+            let mark = match mark {
+                Some(mark) => mark,
+                None => {
+                    let waited_for = process::usage_of_waited()?;
+                    accounts.mark_of_waited(&meter, waited_for, &times)?
+                }
+            };
+            Ok(Sample::after(began, now(), mark, is_final))
+        };
+        match read() {
+            Ok(sample) => Some(sample),
+            Err(error) => {
+                log::info!("what {} uses: {error:#}", claim.shown());
+                None
+            }
+        }
+    }
+
+    /// Keeps what a command has used, which has ended.
+    pub(super) fn keep_end_of_command(&self, claim: &Claim, began: Option<&Sample>) {
+        let Some(sample) = began.and_then(|began| self.read_command(claim, Some(began))) else {
+            return;
+        };
+        let samples = Samples::of(&self.run_dir);
+        if let Err(error) = samples.keep(&claim.marker_name(), &sample) {
+            log::info!("what {} has used: {error:#}", claim.shown());
+        }
+    }
+}
+
+/// Is the group of a claim there, that very one?
+fn has_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<bool> {
+    let Some(claimed) = &claim.cgroup else {
+        return Ok(false);
+    };
+    Ok(hierarchy.group(&claimed.path)?.inode()? == Some(claimed.inode))
+}
+
+struct Reader<'a> {
+    site: &'a Site,
+    hierarchy: Hierarchy,
+    samples: Samples,
+    boot_id: String,
+}
+
+impl Reader<'_> {
+    fn read_or_say(
+        &self,
+        claim: &Claim,
+        times: impl FnOnce(Option<&Sample>) -> Option<BTreeMap<u32, Times>>,
+        accounts: &Accounts<'_>,
+    ) {
+        if let Err(error) = self.read(claim, times, accounts) {
+            log::info!("what {} uses: {error:#}", claim.shown());
+        }
+    }
+
+    fn read(
+        &self,
+        claim: &Claim,
+        times: impl FnOnce(Option<&Sample>) -> Option<BTreeMap<u32, Times>>,
+        accounts: &Accounts<'_>,
+    ) -> Result<()> {
+        let host = &self.site.host;
+        let name = claim.marker_name();
+        let before = self.samples.of_owner(&name);
+        let is_of_no_owner = claim.kind == OwnerKind::Reservation || claim.boot_id != self.boot_id;
+        let is_done = before.as_ref().is_some_and(|before| before.is_final);
+        if is_of_no_owner || is_done || !has_group(claim, &self.hierarchy)? {
+            return Ok(());
+        }
+        let path = &claim.cgroup.as_ref().context("it has no group")?.path;
+        let mut living = None;
+        for process in claim.processes.iter().rev() {
+            if process.is_alive(host)? {
+                living = Some(process.pid);
+                break;
+            }
+        }
+        let meter = match living {
+            Some(pid) => accounts.meter(pid, &claim.cpus, Some(path))?,
+            None => accounts.meter_of_group(&claim.cpus, path)?,
+        };
+        // In that order: what is read of an empty group is all that there will be.
+        let is_final = living.is_none() && meter.is_final()?;
+        let Some(mark) = accounts.mark(&meter, times(before.as_ref()).as_ref())? else {
+            return Ok(());
+        };
+        // Of processes those that ended have left the sum.
+        let is_less = |before: &Sample| before.mark.total > mark.total;
+        if before.as_ref().is_some_and(is_less) {
+            return Ok(());
+        }
+        let sample = Sample::after(before.as_ref(), now(), mark, is_final);
+        self.samples.keep(&name, &sample)
+    }
+}
+
+/// In seconds since the epoch.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or_default()
+    })
+}

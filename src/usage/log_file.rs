@@ -1,0 +1,429 @@
+//! The file of records, and the one before it: `usage.jsonl` and `usage.jsonl.1`.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::geteuid;
+
+use super::Record;
+use crate::files;
+use crate::refusal::{OrRefuse, Refusal};
+use crate::text::shell_word;
+
+/// How long another writer is waited for: each has the file for milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is tried.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How often the file can be another before it is given up.
+const MOST_TRIES: u32 = 8;
+/// The longest line that is read, in bytes: a record of thousands of lists is shorter.
+const LONGEST: u64 = 256 << 10;
+
+/// Where records are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The file.
+    pub path: PathBuf,
+    /// How large it grows, in bytes, before it becomes the former one.
+    pub rotate_at: u64,
+}
+
+/// The file, open and locked: nobody else writes to it, or puts another in its place.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    log: &'a Log,
+    file: Flock<File>,
+    /// Where the next record begins.
+    end: u64,
+}
+
+/// What is in the files.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The records, the oldest first.
+    pub records: Vec<Record>,
+    /// How many lines are none.
+    pub broken: usize,
+    /// The first of those: its file, and its number.
+    pub first_broken: Option<(PathBuf, usize)>,
+}
+
+impl Log {
+    /// Opens the file for records, makes it where it is not there, and puts it aside where it is
+    /// full.
+    ///
+    /// # Errors
+    /// A directory that is not ours, or that others can write; a file that is none of ours; one that
+    /// cannot be made, or that somebody else keeps locked.
+    pub fn writer(&self) -> Result<Writer<'_>> {
+        let (dir, name) = self.directory()?;
+        let deadline = Instant::now() + PATIENCE;
+        for _ in 0..MOST_TRIES {
+            let file = self.open_in(&dir, &name)?;
+            let file = lock(file, deadline).or_refuse(|| {
+                Refusal::new(
+                    format!("lock {}", self.path.display()),
+                    "see who has it open: `fuser -v` tells",
+                )
+            })?;
+            let (ours, there) = (
+                file.metadata()?,
+                fstatat(dir.as_fd(), name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW),
+            );
+            let is_there =
+                there.is_ok_and(|there| (there.st_dev, there.st_ino) == (ours.dev(), ours.ino()));
+            // Whoever had the lock before may have put the file aside.
+            if !is_there {
+                continue;
+            }
+            if ours.len() >= self.rotate_at.max(1) {
+                let former = former(&name);
+                renameat(
+                    dir.as_fd(),
+                    name.as_os_str(),
+                    dir.as_fd(),
+                    former.as_os_str(),
+                )
+                .with_context(|| format!("put {} aside", self.path.display()))?;
+                continue;
+            }
+            return Ok(Writer {
+                log: self,
+                file,
+                end: ours.len(),
+            });
+        }
+        bail!("{} is another file all the time", self.path.display())
+    }
+
+    /// Its directory, which nobody but root and we can write, and its name there.
+    fn directory(&self) -> Result<(OwnedFd, OsString)> {
+        let (Some(path), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            bail!("{} is no file", self.path.display());
+        };
+        let mut made = DirBuilder::new();
+        made.recursive(true)
+            .mode(0o755)
+            .create(path)
+            .or_refuse(|| {
+                Refusal::new(
+                    format!("make {}", path.display()),
+                    "make it, or name another file as usage.path in Pinfold's configuration",
+                )
+            })?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
+        let dir = nix::fcntl::open(path, flags, Mode::empty())
+            .with_context(|| format!("open the directory {}", path.display()))?;
+        let metadata = File::from(dir.try_clone()?).metadata()?;
+        let word = shell_word(path);
+        ensure!(
+            [0, geteuid().as_raw()].contains(&metadata.uid()),
+            Refusal::new(
+                format!("{} belongs to uid {}", path.display(), metadata.uid()),
+                format!("`chown {} {word}`", geteuid())
+            )
+        );
+        ensure!(
+            metadata.mode() & 0o022 == 0,
+            Refusal::new(
+                format!("{} can be written by others", path.display()),
+                format!("`chmod go-w {word}`")
+            )
+        );
+        Ok((dir, name.to_owned()))
+    }
+
+    fn open_in(&self, dir: &OwnedFd, name: &OsString) -> Result<File> {
+        let flags = OFlag::O_RDWR
+            | OFlag::O_APPEND
+            | OFlag::O_CREAT
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_NONBLOCK
+            | OFlag::O_CLOEXEC;
+        let opened = openat(
+            dir.as_fd(),
+            name.as_os_str(),
+            flags,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+        );
+        let file = File::from(opened.with_context(|| format!("open {}", self.path.display()))?);
+        let metadata = file.metadata()?;
+        ensure!(
+            metadata.is_file() && [0, geteuid().as_raw()].contains(&metadata.uid()),
+            Refusal::new(
+                format!("{} is no file of ours", self.path.display()),
+                format!("move it away: `mv {0} {0}.old`", shell_word(&self.path))
+            )
+        );
+        Ok(file)
+    }
+
+    /// All records, each owner once, of the former file and of this one.
+    ///
+    /// # Errors
+    /// A file that cannot be read; none is none.
+    pub fn read(&self) -> Result<Kept> {
+        let mut kept = Kept::default();
+        let mut seen = HashSet::new();
+        for path in [
+            PathBuf::from(former(self.path.as_os_str())),
+            self.path.clone(),
+        ] {
+            if files::entry_if_there(&path)?.is_none() {
+                continue;
+            }
+            let file = files::open_regular(&path)
+                .or_refuse(|| Refusal::new("the records cannot be read", "run this as root"))?;
+            kept.read(&path, file, &mut seen)?;
+        }
+        Ok(kept)
+    }
+}
+
+impl Kept {
+    fn read(
+        &mut self,
+        path: &Path,
+        file: File,
+        seen: &mut HashSet<(String, String)>,
+    ) -> Result<()> {
+        let mut lines = BufReader::new(file);
+        let mut number = 0;
+        let mut line = Vec::new();
+        while next_line(&mut lines, &mut line)
+            .with_context(|| format!("read {}", path.display()))?
+        {
+            number += 1;
+            let text = std::str::from_utf8(&line).ok();
+            let record = text.and_then(|text| Record::parse(text).ok());
+            match record {
+                // One that was written twice, by somebody who died right after the first time.
+                Some(record) if !seen.insert((record.owner.clone(), record.id.clone())) => {}
+                Some(record) => self.records.push(record),
+                None => {
+                    self.broken += 1;
+                    self.first_broken
+                        .get_or_insert_with(|| (path.to_owned(), number));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next line, without its end; of one that is too long the beginning, which is no record.
+fn next_line(lines: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    let mut read = lines.by_ref().take(LONGEST).read_until(b'\n', line)?;
+    let is_any = read > 0;
+    while read > 0 && line.last() != Some(&b'\n') {
+        let mut rest = Vec::new();
+        read = lines.by_ref().take(LONGEST).read_until(b'\n', &mut rest)?;
+        if rest.last() == Some(&b'\n') {
+            break;
+        }
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    Ok(is_any)
+}
+
+impl Writer<'_> {
+    /// Adds a record, in one write where the file system takes it whole.
+    ///
+    /// # Errors
+    /// It cannot be written: then nothing of it is there.
+    pub fn add(&mut self, record: &Record) -> Result<()> {
+        let line = record.line()?;
+        let mut file = &*self.file;
+        let mut last = [b'\n'];
+        let is_torn = self.end > 0
+            && matches!(file.read_at(&mut last, self.end - 1), Ok(1))
+            && last != [b'\n'];
+        let bytes = match is_torn {
+            true => format!("\n{line}").into_bytes(),
+            false => line.into_bytes(),
+        };
+        if let Err(error) = file.write_all(&bytes) {
+            // What stays of it is one broken line, which the next record begins behind.
+            let _ = file.set_len(self.end);
+            let remedy = format!(
+                "make room for {}, or name another file as usage.path in Pinfold's configuration",
+                self.log.path.display()
+            );
+            return Err(error)
+                .or_refuse(|| Refusal::new(format!("write {}", self.log.path.display()), remedy));
+        }
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// The name of the file before this one.
+fn former(name: impl Into<OsString>) -> OsString {
+    let mut name = name.into();
+    name.push(".1");
+    name
+}
+
+fn lock(mut file: File, deadline: Instant) -> io::Result<Flock<File>> {
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < deadline => {
+                file = unlocked;
+                sleep(PAUSE);
+            }
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::{Exactness, Record};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn record(id: &str) -> Record {
+        Record {
+            version: 1,
+            id: id.into(),
+            name: Some("web\n\u{202e}".into()),
+            kind: crate::claims::OwnerKind::Container,
+            pool: "dp".into(),
+            lists: vec!["2,3".into()],
+            cpus: 2,
+            start: "2026-03-01T10:00:00Z".into(),
+            end: Some("2026-03-01T11:00:00Z".into()),
+            cpu_seconds: Some(1.5),
+            user_seconds: Some(1.0),
+            system_seconds: Some(0.5),
+            noise_seconds: None,
+            watched_seconds: None,
+            exactness: Exactness::Exact,
+            read: Some("2026-03-01T10:59:59Z".into()),
+            owner: format!("boot {id}"),
+        }
+    }
+
+    fn log(dir: &Path) -> Log {
+        Log {
+            path: dir.join("log/usage.jsonl"),
+            rotate_at: 1 << 20,
+        }
+    }
+
+    fn ids(kept: &Kept) -> Vec<&str> {
+        kept.records.iter().map(|one| one.id.as_str()).collect()
+    }
+
+    #[test]
+    fn records_are_kept_once_and_whatever_else_is_there_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(dir.path());
+        assert!(log.read().unwrap().records.is_empty());
+        log.writer().unwrap().add(&record("a")).unwrap();
+        assert_eq!(log.path.metadata().unwrap().mode() & 0o777, 0o600);
+        let whole = files::read(&log.path).unwrap();
+        let newer = whole.replace("\"version\":1", "\"version\":2");
+        let long = "x".repeat(2 * LONGEST as usize + 5);
+        // The last was torn, and the next record begins behind it.
+        let text = format!("{whole}{whole}{long}\n\n{newer}\u{fffd}\n{{\"version\"");
+        files::replace(&log.path, text.as_bytes(), 0o600, files::Durability::Crash).unwrap();
+        log.writer().unwrap().add(&record("b")).unwrap();
+        let kept = log.read().unwrap();
+        assert_eq!(ids(&kept), ["a", "b"]);
+        assert_eq!(kept.broken, 5);
+        assert_eq!(kept.first_broken, Some((log.path.clone(), 3)));
+        assert_eq!(kept.records[0], record("a"));
+    }
+
+    #[test]
+    fn a_full_file_is_put_aside_and_the_one_before_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log {
+            rotate_at: 1000,
+            ..log(dir.path())
+        };
+        for number in 0..9 {
+            let mut writer = log.writer().unwrap();
+            writer.add(&record(&number.to_string())).unwrap();
+        }
+        let kept = log.read().unwrap();
+        assert!(
+            (3..9).contains(&kept.records.len()),
+            "{}",
+            kept.records.len()
+        );
+        assert_eq!(kept.records.last().unwrap().id, "8");
+        assert_eq!(kept.broken, 0);
+        let names = files::names_in(&dir.path().join("log")).unwrap();
+        assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn many_writers_at_once_lose_and_tear_nothing_while_files_are_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        // Twice that is more than all of them write.
+        let log = Log {
+            rotate_at: 48 << 10,
+            ..log(dir.path())
+        };
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let log = &log;
+                scope.spawn(move || {
+                    for number in 0..25 {
+                        let mut file = log.writer().unwrap();
+                        file.add(&record(&format!("{writer}-{number}"))).unwrap();
+                    }
+                });
+            }
+        });
+        let kept = log.read().unwrap();
+        assert_eq!((kept.records.len(), kept.broken), (200, 0));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(dir.path());
+        let home = dir.path().join("log");
+        std::fs::create_dir(&home).unwrap();
+        let said = || format!("{:#}", log.writer().unwrap_err());
+        std::fs::set_permissions(&home, PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(said().contains("can be written by others"), "{}", said());
+        std::fs::set_permissions(&home, PermissionsExt::from_mode(0o755)).unwrap();
+        // A link, even one that leads to a file of ours.
+        let target = dir.path().join("target");
+        files::replace(&target, b"kept", 0o600, files::Durability::Crash).unwrap();
+        symlink(&target, &log.path).unwrap();
+        assert!(said().contains("open"), "{}", said());
+        assert!(log.read().is_err());
+        assert_eq!(files::read(&target).unwrap(), "kept");
+        std::fs::remove_file(&log.path).unwrap();
+        std::fs::create_dir(&log.path).unwrap();
+        assert!(said().contains("open"), "{}", said());
+        std::fs::remove_dir(&log.path).unwrap();
+        nix::unistd::mkfifo(&log.path, Mode::S_IRWXU).unwrap();
+        assert!(said().contains("no file of ours"), "{}", said());
+        std::fs::remove_file(&log.path).unwrap();
+        // The directory itself is a link.
+        std::fs::rename(&home, dir.path().join("real")).unwrap();
+        symlink("real", &home).unwrap();
+        assert!(said().contains("open the directory"), "{}", said());
+    }
+}

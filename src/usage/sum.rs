@@ -1,0 +1,157 @@
+//! Pure: sums of records.
+
+use std::collections::BTreeMap;
+
+use super::{Exactness, Record};
+
+/// What records are put together by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// What people call the owner, or its id where it has no name.
+    Name,
+    /// The pool.
+    Pool,
+    /// The day on which it ended, in UTC.
+    Day,
+}
+
+/// Several records together. Spans are in seconds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sum {
+    /// The name, pool or day.
+    pub of: String,
+    /// How many owners ended.
+    pub owners: usize,
+    /// The CPU time that they had for themselves: that of their CPUs, from their start to their
+    /// end.
+    pub owned: f64,
+    /// The CPU time that they used.
+    pub used: f64,
+    /// Outside the kernel.
+    pub user: f64,
+    /// Inside it.
+    pub system: f64,
+    /// The CPU time that others used on their CPUs while those were watched; `None` where they
+    /// never were.
+    pub noise: Option<f64>,
+    /// Of how many the CPU time is exact, or that of all that was waited for.
+    pub exact: usize,
+    /// Of how many it is what the last sample showed.
+    pub sampled: usize,
+    /// Of how many it is not known.
+    pub unknown: usize,
+}
+
+/// Puts the records of owners that ended at some time or later together; in the order of names,
+/// pools or days.
+pub fn sum(records: &[Record], since: Option<i64>, by: By) -> Vec<Sum> {
+    let mut sums: BTreeMap<String, Sum> = BTreeMap::new();
+    let counts = |record: &&Record| since.is_none_or(|since| record.at() >= since);
+    for record in records.iter().filter(counts) {
+        let of = match by {
+            By::Name => record.name.as_ref().unwrap_or(&record.id).clone(),
+            By::Pool => record.pool.clone(),
+            By::Day => day(record),
+        };
+        sums.entry(of).or_default().add(record);
+    }
+    let named = sums.into_iter().map(|(of, sum)| Sum { of, ..sum });
+    named.collect()
+}
+
+/// `2026-03-01`.
+fn day(record: &Record) -> String {
+    let known = record.end.as_ref().or(record.read.as_ref());
+    let text = known.unwrap_or(&record.start);
+    text.split('T').next().unwrap_or_default().to_owned()
+}
+
+impl Sum {
+    fn add(&mut self, record: &Record) {
+        self.owners += 1;
+        self.owned += record.owned_seconds();
+        self.used += record.cpu_seconds.unwrap_or_default();
+        self.user += record.user_seconds.unwrap_or_default();
+        self.system += record.system_seconds.unwrap_or_default();
+        if let Some(noise) = record.noise_seconds {
+            *self.noise.get_or_insert(0.0) += noise;
+        }
+        match record.exactness {
+            Exactness::Exact | Exactness::Waited => self.exact += 1,
+            Exactness::Sampled => self.sampled += 1,
+            Exactness::Unknown => self.unknown += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(text: &str) -> Record {
+        let [id, pool, start, end, used, noise, exactness] =
+            text.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        let number = |text: &str| text.parse::<f64>().ok();
+        let time = |text: &str| (text != "-").then(|| format!("2026-03-0{text}:00:00Z"));
+        Record {
+            version: 1,
+            id: id.into(),
+            name: (id != "x").then(|| id.to_uppercase()),
+            kind: crate::claims::OwnerKind::Container,
+            pool: pool.into(),
+            lists: vec!["2-3".into()],
+            cpus: 2,
+            start: time(start).unwrap(),
+            end: time(end),
+            cpu_seconds: number(used),
+            user_seconds: number(used),
+            system_seconds: number("-"),
+            noise_seconds: number(noise),
+            watched_seconds: number(noise),
+            exactness: serde_json::from_value(exactness.into()).unwrap(),
+            read: None,
+            owner: id.into(),
+        }
+    }
+
+    #[test]
+    fn records_are_put_together() {
+        let records = [
+            "a dp 1T10 1T11 100 - exact",
+            "a dp 1T10 2T10 7 0.5 sampled",
+            "x cp 1T09 2T09 3 0.25 waited",
+            "b dp 1T08 - - - unknown",
+        ]
+        .map(record);
+        let of = |since, by| {
+            let sums = sum(&records, since, by).into_iter();
+            let short = sums.map(|sum| (sum.of, sum.owners, sum.used, sum.noise));
+            short.collect::<Vec<_>>()
+        };
+        let row = |of: &str, owners, used, noise| (of.to_owned(), owners, used, noise);
+        assert_eq!(
+            of(None, By::Name),
+            [
+                row("A", 2, 107.0, Some(0.5)),
+                row("B", 1, 0.0, None),
+                row("x", 1, 3.0, Some(0.25))
+            ]
+        );
+        assert_eq!(
+            of(None, By::Pool),
+            [
+                row("cp", 1, 3.0, Some(0.25)),
+                row("dp", 3, 107.0, Some(0.5))
+            ]
+        );
+        let last_day = super::super::seconds_of("2026-03-02T00:00:00Z");
+        assert_eq!(
+            of(last_day, By::Day),
+            [row("2026-03-02", 2, 10.0, Some(0.75))]
+        );
+        let all = sum(&records, None, By::Pool);
+        let dp = &all[1];
+        assert_eq!((dp.exact, dp.sampled, dp.unknown), (1, 1, 1));
+        assert_eq!(dp.owned, 2.0 * 3600.0 * 25.0);
+    }
+}
