@@ -59,6 +59,29 @@ impl Refusal {
 }
 
 impl Refusal {
+    /// Several as one: each of them, and what to do about each.
+    pub fn all(refusals: &[Refusal]) -> Refusal {
+        let joined = |texts: Vec<&str>| {
+            let mut texts = texts;
+            texts.dedup();
+            texts.join("; ")
+        };
+        let known = refusals.iter().filter(|refusal| !refusal.is_vague());
+        let remedy = joined(known.map(|refusal| refusal.remedy.as_str()).collect());
+        Refusal::new(
+            joined(
+                refusals
+                    .iter()
+                    .map(|refusal| refusal.what.as_str())
+                    .collect(),
+            ),
+            match remedy.is_empty() {
+                true => LOOK.to_owned(),
+                false => remedy,
+            },
+        )
+    }
+
     /// Is nothing better known than to look at what it names?
     pub fn is_vague(&self) -> bool {
         self.remedy == LOOK

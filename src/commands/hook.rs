@@ -251,10 +251,6 @@ fn give_back(state: &State, settings: &Settings) -> Result<()> {
             claim.pool
         );
     }
-    ensure!(
-        outcome.problems.is_empty(),
-        "{}",
-        outcome.problems.join("; ")
-    );
+    ensure!(outcome.problems.is_empty(), Refusal::all(&outcome.problems));
     Ok(())
 }

@@ -15,6 +15,7 @@ use super::output::Output;
 use super::{Settings, news};
 use crate::cli::Reconcile;
 use crate::placement::{Report, Site, reconcile};
+use crate::refusal::Refusal;
 use crate::text::one_line;
 
 pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
@@ -25,7 +26,7 @@ pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
             tell(&report, args.json, &mut Output::account())?;
             match report.problems.is_empty() {
                 true => Ok(0),
-                false => bail!("{}", report.problems.join("; ")),
+                false => bail!(Refusal::all(&report.problems)),
             }
         }
         Some(seconds) => for_ever(args, site, Duration::from_secs(seconds)),

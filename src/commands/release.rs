@@ -24,11 +24,7 @@ pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
     for claim in &outcome.freed {
         writeln!(out, "freed {}, which {} held", owned(claim), claim.shown())?;
     }
-    ensure!(
-        outcome.problems.is_empty(),
-        "{}",
-        outcome.problems.join("; ")
-    );
+    ensure!(outcome.problems.is_empty(), Refusal::all(&outcome.problems));
     if let Some(claim) = outcome.kept.first() {
         bail!(Refusal::new(
             format!(

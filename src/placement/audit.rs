@@ -95,7 +95,7 @@ pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
                 }
             }
             Entry::Opaque { path, reason } => {
-                bail!("the claim {} cannot be read: {reason}", path.display())
+                bail!(unreadable(&path, &reason))
             }
         }
     }

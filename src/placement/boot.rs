@@ -16,6 +16,7 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::pools::PoolDirectory;
 use crate::process;
+use crate::refusal::Refusal;
 use crate::text::one_line;
 use crate::topology;
 
@@ -167,11 +168,16 @@ impl Books<'_> {
                     let contradicts = self.contradicts(&claim, is_same)?;
                     ensure!(
                         !contradicts || !is_same,
-                        "the lock of {} was replaced, and {} runs on {} of pool {}, which is not there any more: stop it, or put the pool back",
-                        self.directory.path().display(),
-                        claim.shown(),
-                        claim.lists.join(" and "),
-                        claim.pool
+                        Refusal::new(
+                            format!(
+                                "the lock of {} was replaced, and {} runs on {} of pool {}, which is not there any more",
+                                self.directory.path().display(),
+                                claim.shown(),
+                                claim.lists.join(" and "),
+                                claim.pool
+                            ),
+                            "stop it, or put the pool back"
+                        )
                     );
                     if contradicts {
                         return self.refuse_other_claims(other, site);
@@ -201,12 +207,13 @@ impl Books<'_> {
     }
 
     fn refuse_other_claims(&self, other: &str, site: &Site) -> Result<()> {
-        bail!(
-            "{} holds the claims of another pool directory ({}): give {} another --run-dir",
+        let what = format!(
+            "{} holds the claims of another pool directory ({})",
             site.run_dir.display(),
-            one_line(other),
-            self.directory.path().display()
-        )
+            one_line(other)
+        );
+        let remedy = format!("give {} another --run-dir", self.directory.path().display());
+        bail!(Refusal::new(what, remedy))
     }
 
     /// A live owner whose lists this directory does not have cannot be kept apart from others.
@@ -228,8 +235,13 @@ impl Books<'_> {
         while let Some(user) = self.directory.user_of_former(self.host, key)? {
             ensure!(
                 started.elapsed() < LEAVING,
-                "the lock of {} was replaced, and {user} still uses the former one: let that finish",
-                self.directory.path().display()
+                Refusal::new(
+                    format!(
+                        "the lock of {} was replaced, and {user} still uses the former one",
+                        self.directory.path().display()
+                    ),
+                    "let that finish"
+                )
             );
             sleep(Duration::from_millis(5));
         }
@@ -241,7 +253,10 @@ impl Books<'_> {
     fn ensure_time_to_begin(&self) -> Result<()> {
         ensure!(
             self.deadline.is_none() || Instant::now() < self.until,
-            "there was no time to look at all that was recorded before: `pinfold reconcile` does; start it again then"
+            Refusal::new(
+                "there was no time to look at all that was recorded before",
+                "`pinfold reconcile` does; start it again then"
+            )
         );
         Ok(())
     }

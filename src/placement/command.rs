@@ -9,6 +9,7 @@ use super::container::TOLD;
 use super::give::{Applicant, Place};
 use super::life::Life;
 use super::pick::Wish;
+use super::refusal::unreadable;
 use super::{Books, Site, at_most};
 use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, Hierarchy, Version, systemd};
@@ -269,10 +270,10 @@ impl Books<'_> {
             .inode()?
             .and_then(|inode| self.ledger.on_cgroup(inode));
         if let Some(Entry::Opaque { path, reason }) = &on_group {
-            bail!(
-                "the claim {} is on its cgroup and cannot be read: {reason}",
-                path.display()
-            );
+            bail!(unreadable(
+                path,
+                &format!("it is on its cgroup, and {reason}")
+            ));
         }
         entries.extend(on_group);
         for list in self.ledger.lists()? {

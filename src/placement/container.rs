@@ -7,11 +7,13 @@ use anyhow::{Context, Result, bail, ensure};
 use super::give::{Applicant, Place, Share, gone};
 use super::life::Life;
 use super::pick::Wish;
+use super::refusal::unreadable;
 use super::{Books, Site, at_most};
 use crate::cgroup::{Group, cpuset, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
 use crate::process::Process;
+use crate::refusal::Refusal;
 use crate::request::{Request, Size};
 
 /// How long systemd may take where nobody else waits: it can be busy with many starts.
@@ -91,7 +93,10 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
         (None, None) => {
             ensure!(
                 start.reservation.is_none(),
-                "what pinfold-runtime reserved for it is gone: start it again"
+                Refusal::new(
+                    "what pinfold-runtime reserved for it is gone",
+                    "start it again"
+                )
             );
             books.give(&applicant, &wish)?
         }
@@ -122,7 +127,10 @@ impl Books<'_> {
             if let Err(error) = self.untell(claim, unit, None) {
                 log::warn!("{error:#}");
             }
-            bail!("it was released while it started: start it again");
+            bail!(Refusal::new(
+                "it was released while it started",
+                "start it again"
+            ));
         };
         let agreed = told.and_then(|_| {
             if (&now.cpus, &now.mems) == (&claim.cpus, &claim.mems) {
@@ -181,10 +189,10 @@ impl Books<'_> {
                 self.take_back(&claim)
             }
             Some(Entry::Opaque { path, reason }) => {
-                bail!(
-                    "the claim {} is on its cgroup and cannot be read: {reason}",
-                    path.display()
-                )
+                bail!(unreadable(
+                    &path,
+                    &format!("it is on its cgroup, and {reason}")
+                ))
             }
             _ => Ok(()),
         }
@@ -218,7 +226,10 @@ impl Books<'_> {
         let group = self.group_of(&claim)?;
         ensure!(
             group.is_some_and(|(group, _)| group.path() == place.group().path()),
-            "it was pinned in another cgroup a moment ago: let one tool move it"
+            Refusal::new(
+                "it was pinned in another cgroup a moment ago",
+                "let one tool move it"
+            )
         );
         let done = self
             .record_again(&claim, reserved)
@@ -265,11 +276,13 @@ fn ensure_same_request(claim: &Claim, request: &Request) -> Result<()> {
     };
     ensure!(
         claim.pool == request.pool && agrees,
-        "it has {} of pool {} since a moment ago, and now {} of pool {} asked for: ask once",
-        claim.cpus,
-        claim.pool,
-        request.size,
-        request.pool
+        Refusal::new(
+            format!(
+                "it has {} of pool {} since a moment ago, and now {} of pool {} asked for",
+                claim.cpus, claim.pool, request.size, request.pool
+            ),
+            "ask once"
+        )
     );
     Ok(())
 }

@@ -8,6 +8,7 @@ use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
 use crate::pools::plan::list_name;
 use crate::pools::{CpuList, Pool};
+use crate::refusal::Refusal;
 use crate::topology;
 
 impl Books<'_> {
@@ -53,8 +54,13 @@ impl Books<'_> {
         }
         ensure!(
             errors.is_empty(),
-            "the pool has its new size, and not all of its owners have: {}; do it again",
-            errors.join("; ")
+            Refusal::new(
+                format!(
+                    "the pool has its new size, and not all of its owners have: {}",
+                    errors.join("; ")
+                ),
+                "do it again"
+            )
         );
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::cpulist::CpuSet;
 use crate::names::Names;
 use crate::pools::TasksChange;
 use crate::process::{self, Process};
+use crate::refusal::Refusal;
 use crate::request::{Mems, Request};
 use crate::topology;
 
@@ -283,8 +284,9 @@ impl Books<'_> {
 }
 
 /// The process that was to be confined has ended meanwhile.
-pub(super) fn gone(pid: i32) -> String {
-    format!("process {pid} is gone: whoever started it has given up, or killed it; start it again")
+pub(super) fn gone(pid: i32) -> Refusal {
+    let what = format!("process {pid} is gone, for whoever started it has given up, or killed it");
+    Refusal::new(what, "start it again")
 }
 
 /// One request, one place: whoever made the group has given it CPUs already.

@@ -10,6 +10,7 @@ use super::life::Life;
 use crate::claims::{Claim, Entry, Marker};
 use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::Process;
+use crate::refusal::Refusal;
 
 /// What was freed of one list.
 pub(super) struct Reaped {
@@ -240,8 +241,13 @@ impl Books<'_> {
     pub(super) fn ensure_time_to_look(&self, pool: &Pool) -> Result<()> {
         ensure!(
             Instant::now() < self.until,
-            "there was no time to look at all owners of pool {}: `pinfold reconcile` frees what dead ones hold; do it again then",
-            pool.name
+            Refusal::new(
+                format!(
+                    "there was no time to look at all owners of pool {}",
+                    pool.name
+                ),
+                "`pinfold reconcile` frees what dead ones hold; do it again then"
+            )
         );
         Ok(())
     }

@@ -10,6 +10,7 @@ use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::files;
 use crate::process::{self, Process};
+use crate::refusal::Refusal;
 use crate::topology;
 
 /// How long the lock is held before others get their turn: short beside a start.
@@ -21,7 +22,7 @@ pub struct Report {
     /// What was freed.
     pub reclaimed: Vec<Reclaimed>,
     /// What could not be done, a sentence each.
-    pub problems: Vec<String>,
+    pub problems: Vec<Refusal>,
 }
 
 impl Report {
@@ -40,14 +41,14 @@ impl Report {
         };
         self.reclaimed.extend(reaped.freed);
         if !reaped.is_whole {
-            let problem = "there was no time to look at all owners of a list: do it again";
-            self.problems.push(problem.to_owned());
+            let what = "there was no time to look at all owners of a list";
+            self.problems.push(Refusal::new(what, "do it again"));
         }
     }
 
     fn note(&mut self, result: Result<()>) {
         self.problems
-            .extend(result.err().map(|error| format!("{error:#}")));
+            .extend(result.err().map(|error| Refusal::of(&error)));
     }
 }
 

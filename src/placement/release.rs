@@ -11,6 +11,7 @@ use crate::cpulist::CpuSet;
 use crate::files;
 use crate::pools::Kind;
 use crate::process::{self, Process};
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// What became of the claims of one id.
@@ -21,7 +22,7 @@ pub struct Release {
     /// Claims that stay, because their owner lives.
     pub kept: Vec<Claim>,
     /// What could not be given back, or looked at, a sentence each.
-    pub problems: Vec<String>,
+    pub problems: Vec<Refusal>,
 }
 
 /// Gives back what every dead owner of this id holds. An unknown id, and a live owner, is success: a second
@@ -39,12 +40,9 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
             Entry::Claim(claim) => match books.settle(&claim) {
                 Ok(None) => outcome.freed.push(*claim),
                 Ok(Some(kept)) => outcome.kept.push(kept),
-                Err(error) => outcome.problems.push(format!("{error:#}")),
+                Err(error) => outcome.problems.push(Refusal::of(&error)),
             },
-            Entry::Opaque { path, reason } => outcome.problems.push(format!(
-                "the claim {} cannot be read and is kept: {reason}",
-                path.display()
-            )),
+            Entry::Opaque { path, reason } => outcome.problems.push(unreadable(&path, &reason)),
         }
     }
     site.close(books);
@@ -67,11 +65,10 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
         match entry {
             Entry::Claim(claim) => match books.take_from(&claim) {
                 Ok(()) => outcome.freed.push(*claim),
-                Err(error) => outcome.problems.push(format!("{error:#}")),
+                Err(error) => outcome.problems.push(Refusal::of(&error)),
             },
             Entry::Opaque { path, reason } => {
-                let problem = unreadable(&path, &reason).to_string();
-                outcome.problems.push(problem);
+                outcome.problems.push(unreadable(&path, &reason));
             }
         }
     }
@@ -128,12 +125,13 @@ impl Books<'_> {
             shared
         };
         if outside.is_empty() {
-            bail!(
-                "{} has nowhere to run but on {}: {} allows no other CPUs that nobody owns; stop it instead",
+            let what = format!(
+                "{} has nowhere to run but on {}: {} allows no other CPUs that nobody owns",
                 claim.shown(),
                 claim.cpus,
                 bound.group()
             );
+            bail!(Refusal::new(what, "stop it instead"));
         }
         self.set_cpus(&group, &outside, &CpuSet::new())
     }

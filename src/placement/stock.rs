@@ -7,6 +7,7 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::pools::carve::Core;
 use crate::pools::plan::Stock;
+use crate::refusal::Refusal;
 use crate::topology::{Gap, Group, Levels, isolated, online};
 
 /// The CPUs that are online, and that containers here can be given. In a container, or wherever else the topmost cgroup
@@ -28,7 +29,10 @@ fn givable_and_told(host: &Host) -> Result<CpuSet> {
     let lacking = online.difference(&givable);
     ensure!(
         !givable.is_empty(),
-        "the topmost cgroup here allows none of the CPUs {online}: run this on the host itself"
+        Refusal::new(
+            format!("the topmost cgroup here allows none of the CPUs {online}"),
+            "run this on the host itself"
+        )
     );
     if !lacking.is_empty() {
         log::warn!(

@@ -11,6 +11,7 @@ use crate::cpulist::{self, CpuSet};
 use crate::device::Device;
 use crate::files;
 use crate::host::Host;
+use crate::refusal::{OrRefuse, Refusal};
 use crate::text::Shown;
 
 /// How far devices that are made of others are followed: a VLAN on a bond of interfaces, a mapping on an array of disks.
@@ -27,7 +28,10 @@ pub fn nodes_near(host: &Host, device: &Device) -> Result<CpuSet> {
             let place = host.pci_device(address);
             ensure!(
                 files::metadata_if_there(&place)?.is_some(),
-                "there is no PCI device {address}: lspci -D lists them"
+                Refusal::new(
+                    format!("there is no PCI device {address}"),
+                    "name one that `lspci -D` lists"
+                )
             );
             place
         }
@@ -40,16 +44,22 @@ pub fn nodes_near(host: &Host, device: &Device) -> Result<CpuSet> {
                 }
             }
             place.with_context(|| {
-                format!(
-                    "there is no network interface and no block device {name}: see {} and {}",
-                    host.network_interface("").display(),
-                    host.block_device("").display()
+                Refusal::new(
+                    format!("there is no network interface and no block device {name}"),
+                    format!(
+                        "name one of those in {} and {}",
+                        host.network_interface("").display(),
+                        host.block_device("").display()
+                    ),
                 )
             })?
         }
         Device::Node(path) => {
-            let (is_block, number) = device_number(host, path).with_context(|| {
-                format!("there is no device node {path}: name one that is in /dev")
+            let (is_block, number) = device_number(host, path).or_refuse(|| {
+                Refusal::new(
+                    format!("there is no device node {path}"),
+                    "name one that is in /dev",
+                )
             })?;
             return nodes_near_number(host, is_block, major(number), minor(number));
         }
@@ -115,10 +125,13 @@ fn node_in(path: &Path) -> Result<Option<u32>> {
     match cpulist::of_kernel(&text) {
         "-1" => Ok(None),
         text => text.parse().map(Some).ok().with_context(|| {
-            format!(
-                "{} holds {}, which is no NUMA node: drop pinfold.io/near",
-                path.display(),
-                Shown(text)
+            Refusal::new(
+                format!(
+                    "{} holds {}, which is no NUMA node",
+                    path.display(),
+                    Shown(text)
+                ),
+                "drop pinfold.io/near",
             )
         }),
     }
