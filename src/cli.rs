@@ -1,5 +1,6 @@
 //! The command line: types only.
 
+mod front;
 pub mod pool;
 mod tips;
 
@@ -76,8 +77,17 @@ impl Cli {
         None
     }
 
+    /// Parses a command line; that of a hook, which a container's start waits for, without clap.
+    pub fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+        if let Some((hook, options)) = front::hook(arguments) {
+            let verb = Verb::Hook(hook);
+            return Ok(Cli { verb, options });
+        }
+        Cli::parse_with_tips(arguments)
+    }
+
     /// Parses a command line; a word that is no verb and that other tools have for one gets a tip which verb it means.
-    pub fn parse_with_tips(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    fn parse_with_tips(arguments: &[OsString]) -> Result<Cli, clap::Error> {
         let name = OsString::from("pinfold");
         Cli::try_parse_from([name].iter().chain(arguments)).map_err(|mut error| {
             let word = match error.get(ContextKind::InvalidSubcommand) {

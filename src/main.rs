@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         return runtime(&arguments.collect::<Vec<_>>());
     }
     let arguments: Vec<OsString> = arguments.collect();
-    let cli = match Cli::parse_with_tips(&arguments) {
+    let cli = match Cli::parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &arguments),
     };
