@@ -8,6 +8,18 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+/// A handler as `pinfold install containerd` writes it, for a version that it knows.
+const CONTAINERD_BY_HAND: &str = r#"version = 2
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.pinfold]
+runtime_type = "io.containerd.runc.v2"
+pod_annotations = ["pinfold.io/*"]
+container_annotations = ["pinfold.io/*"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.pinfold.options]
+BinaryName = "/usr/local/bin/pinfold-runtime"
+"#;
+
 const HOOKS: &str = "usr/share/containers/oci/hooks.d";
 
 /// A machine with cgroup version 2, systemd, two pools and four engines that all know Pinfold.
@@ -87,8 +99,7 @@ impl Machine {
         machine.mode("usr/local/bin/pinfold", 0o755);
         symlink("pinfold", machine.path("usr/local/bin/pinfold-runtime")).unwrap();
         for engine in ["podman", "crio", "containerd", "docker"] {
-            let arguments = ["install", engine, "--bin-dir", "/usr/local/bin"];
-            assert!(machine.pinfold(&arguments).status.success());
+            machine.install(engine);
         }
         machine
     }
@@ -133,6 +144,11 @@ impl Machine {
 
     fn update_devices(&self) {
         let output = self.pinfold(&["cdi", "--bin-dir", "/usr/local/bin"]);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn install(&self, engine: &str) {
+        let output = self.pinfold(&["install", engine, "--bin-dir", "/usr/local/bin"]);
         assert!(output.status.success(), "{output:?}");
     }
 
@@ -202,11 +218,61 @@ fn does(machine: &Machine, remedy: &str) -> bool {
 }
 
 /// Breaks one thing, and expects just one finding: its beginning, and a part of its text or remedy.
-/// Where that is a command, it is done, and then nothing is found.
+/// The command in it is done, and then nothing is found.
 #[track_caller]
 fn broken(break_it: impl Fn(&Machine), expected: &str, part: &str) {
-    let machine = Machine::new();
-    break_it(&machine);
+    let left = after_commands(&Machine::new(), break_it, expected, part);
+    assert_eq!(left, [""; 0], "no command helps");
+}
+
+/// The same where no command is named, or not for a tree: somebody does in one of these ways what it
+/// says, and then nothing is found.
+#[track_caller]
+fn broken_and_mended(
+    break_it: impl Fn(&Machine),
+    expected: &str,
+    part: &str,
+    ways: &[&dyn Fn(&Machine)],
+) {
+    for mend in ways {
+        let machine = Machine::new();
+        let left = after_commands(&machine, &break_it, expected, part);
+        assert!(!left.is_empty(), "a command helps");
+        mend(&machine);
+        let (after, _) = machine.findings(&[]);
+        assert_eq!(after, [""; 0], "after {left:#?}");
+    }
+}
+
+/// Of CRI-O, which no test starts.
+const NOWHERE: &str = "";
+
+/// The same where it takes real containers or processes: a test in `tests/real` does it.
+#[track_caller]
+fn broken_as_in(break_it: impl Fn(&Machine), expected: &str, part: &str, test: &str) {
+    let left = after_commands(&Machine::new(), break_it, expected, part);
+    assert!(!left.is_empty(), "a command helps");
+    if test == NOWHERE {
+        return;
+    }
+    let (file, name) = test.split_once("::").unwrap();
+    let path = format!("{}/tests/real/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+    let tests = fs::read_to_string(path).unwrap();
+    let is_there = [test, name]
+        .iter()
+        .any(|name| tests.contains(&format!("\"{name}\"")));
+    assert!(is_there, "no test {test}");
+}
+
+/// Breaks one thing, does what is said by commands on files, and returns what is found then.
+#[track_caller]
+fn after_commands(
+    machine: &Machine,
+    break_it: impl Fn(&Machine),
+    expected: &str,
+    part: &str,
+) -> Vec<String> {
+    break_it(machine);
     let (found, code) = machine.findings(&[]);
     assert_eq!(found.len(), 1, "{expected} {part}: {found:#?}");
     assert!(
@@ -215,7 +281,7 @@ fn broken(break_it: impl Fn(&Machine), expected: &str, part: &str) {
     );
     assert_eq!(code, i32::from(expected.starts_with("fault")), "{found:#?}");
     let mut said = found;
-    while does(&machine, &said[0]) {
+    while !said.is_empty() && does(machine, &said[0]) {
         let (after, _) = machine.findings(&[]);
         // One thing after the other: what is moved away, say, has to be made.
         let is_another = after.iter().all(|finding| !said.contains(finding));
@@ -224,10 +290,8 @@ fn broken(break_it: impl Fn(&Machine), expected: &str, part: &str) {
             "after {said:#?}: {after:#?}"
         );
         said = after;
-        if said.is_empty() {
-            break;
-        }
     }
+    said
 }
 
 #[test]
@@ -254,7 +318,7 @@ fn where_all_is_well_every_line_is_ok() {
 
 #[test]
 fn other_pools_of_the_same_cpus() {
-    broken(
+    broken_and_mended(
         |m| {
             m.put("etc/cmk/pools/dp/exclusive", "1");
             m.put("etc/cmk/pools/dp/3/tasks", "");
@@ -262,6 +326,10 @@ fn other_pools_of_the_same_cpus() {
         },
         "warning pools",
         "etc/cmk has the CPUs 3 in exclusive pools, too",
+        &[
+            &|m| fs::remove_dir_all(m.path("etc/cmk/pools/dp")).unwrap(),
+            &|m| fs::remove_dir_all(m.path("etc/cmk")).unwrap(),
+        ],
     );
     // One that has others is nobody's trouble, and so is one that cannot be read.
     for list in ["1", "no list"] {
@@ -321,17 +389,29 @@ fn init_in_a_container() {
 #[test]
 fn sysfs_that_does_not_tell() {
     let cpu = |file: &str| format!("sys/devices/system/cpu/{file}");
-    broken(
+    broken_and_mended(
         |m| m.put(&cpu("online"), "\n"),
         "fault topology",
         "names no CPU",
+        &[&|m| m.put(&cpu("online"), "0-3\n")],
     );
-    broken(
+    broken_and_mended(
         |m| {
             (0..4).for_each(|n| fs::remove_dir_all(m.path(&cpu(&format!("cpu{n}/cache")))).unwrap())
         },
         "warning topology",
         "cpu*/cache is missing, or tells nothing (0-3)",
+        &[&|m| {
+            for n in 0..4 {
+                for (file, text) in [
+                    ("shared_cpu_list", "0-3\n"),
+                    ("level", "3\n"),
+                    ("size", "16384K\n"),
+                ] {
+                    m.put(&cpu(&format!("cpu{n}/cache/index3/{file}")), text);
+                }
+            }
+        }],
     );
     // What another file tells is no warning, and is named all the same.
     let machine = Machine::new();
@@ -344,38 +424,52 @@ fn sysfs_that_does_not_tell() {
 
 #[test]
 fn the_machine() {
-    broken(
+    broken_and_mended(
         |m| m.put("proc/1/mountinfo", "1 2 0:3 / /proc rw - proc proc rw\n"),
         "fault cgroup",
         "mount cgroup2",
+        &[&|m| {
+            m.put(
+                "proc/1/mountinfo",
+                "40 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            );
+        }],
     );
-    broken(
+    broken_and_mended(
         |m| m.put("sys/fs/cgroup/cgroup.controllers", "cpu memory\n"),
         "fault cgroup",
         "cgroup_disable",
+        &[&|m| m.put("sys/fs/cgroup/cgroup.controllers", "cpuset cpu\n")],
     );
-    broken(
+    broken_and_mended(
         |m| m.put("proc/sys/kernel/osrelease", "4.19.0\n"),
         "fault cgroup",
         "5.0",
+        &[&|m| m.put("proc/sys/kernel/osrelease", "5.0.0\n")],
     );
-    broken(
+    broken_as_in(
         |m| m.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-2\n"),
         "warning pools",
         "/machine.slice does not allow the CPUs 3",
+        "masks::a_parent_without_its_cpus_is_named",
     );
-    broken(
+    broken_and_mended(
         |m| {
             m.remove("usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so");
             m.put("usr/lib/systemd/libsystemd-shared-239.so", "");
         },
         "warning systemd",
         "239",
+        &[&|m| {
+            m.remove("usr/lib/systemd/libsystemd-shared-239.so");
+            m.put("usr/lib/systemd/libsystemd-shared-244.so", "");
+        }],
     );
-    broken(
+    broken_and_mended(
         |m| m.put("proc/cmdline", "isolcpus=3\n"),
         "warning isolation",
         "the CPUs 2 of exclusive pools",
+        &[&|m| m.put("proc/cmdline", "isolcpus=2,3\n")],
     );
 }
 
@@ -396,10 +490,18 @@ fn the_devices() {
         "warning cdi",
         "which podman could use",
     );
-    broken(
+    broken_and_mended(
         |m| m.put("etc/kcm/pools/new/exclusive", "0"),
         "warning pools",
         "has no CPU list",
+        &[
+            &|m| {
+                fs::remove_dir_all(m.path("etc/kcm/pools/cp")).unwrap();
+                m.put("etc/kcm/pools/new/0-1/tasks", "");
+                m.update_devices();
+            },
+            &|m| fs::remove_dir_all(m.path("etc/kcm/pools/new")).unwrap(),
+        ],
     );
     broken(
         |m| fs::rename(m.path("etc/kcm/pools/cp"), m.path("etc/kcm/pools/other")).unwrap(),
@@ -427,10 +529,18 @@ fn the_devices() {
 
 #[test]
 fn the_pools() {
-    broken(
+    broken_and_mended(
         |m| fs::remove_dir_all(m.path("etc/kcm")).unwrap(),
         "fault pools",
         "pinfold init",
+        &[&|m| {
+            m.put("etc/kcm/lock", "");
+            m.mode("etc/kcm/lock", 0o600);
+            m.put("etc/kcm/pools/dp/exclusive", "1");
+            m.put("etc/kcm/pools/dp/2/tasks", "");
+            m.put("etc/kcm/pools/dp/3/tasks", "");
+            m.update_devices();
+        }],
     );
     let machine = Machine::new();
     machine.put("etc/kcm/pools/cp/3/tasks", "");
@@ -447,23 +557,36 @@ fn the_pools() {
         "warning pools",
         "chmod 600",
     );
-    broken(
+    broken_and_mended(
         |m| m.put("sys/devices/system/cpu/online", "0-2\n"),
         "warning pools",
         "offline (3)",
+        &[&|m| m.put("sys/devices/system/cpu/online", "0-3\n")],
     );
-    broken(
+    broken_and_mended(
         |m| m.put("sys/devices/system/cpu/online", "0-1\n"),
         "fault pools",
         "every CPU list of pool \"dp\"",
+        &[&|m| m.put("sys/devices/system/cpu/online", "0-3\n"), &|m| {
+            fs::remove_dir_all(m.path("etc/kcm/pools/dp")).unwrap();
+            fs::remove_dir_all(m.path("etc/kcm/pools/cp")).unwrap();
+            m.put("etc/kcm/pools/dp/exclusive", "1");
+            m.put("etc/kcm/pools/dp/1/tasks", "");
+            m.put("proc/cmdline", "isolcpus=1\n");
+            m.update_devices();
+        }],
     );
-    broken(
+    broken_and_mended(
         |m| {
             fs::rename(m.path("etc/kcm/pools/cp"), m.path("etc/kcm/pools/none")).unwrap();
             m.update_devices();
         },
         "warning pools",
         "cannot be asked for",
+        &[&|m| {
+            fs::rename(m.path("etc/kcm/pools/none"), m.path("etc/kcm/pools/some")).unwrap();
+            m.update_devices();
+        }],
     );
     let twice = |m: &Machine| m.findings(&[]).0;
     let machine = Machine::new();
@@ -500,55 +623,63 @@ fn container(machine: &Machine, place: &str, annotations: &[&str]) {
 #[test]
 fn containers_that_ask_and_have_none() {
     let ask = ["pinfold.io/pool=dp"];
-    for (place, annotations, who, remedy) in [
+    for (place, annotations, who, remedy, test) in [
         (
             "run/runc/web",
             &ask[..],
             "runc",
             "pinfold-runtime in place of runc",
+            "unpinned::a_runtime_without_hooks",
         ),
         (
             "run/docker/runtime-runc/moby/web",
             &ask,
             "docker",
             "`docker run --runtime pinfold`",
+            "unpinned::docker_without_the_runtime",
         ),
         (
             "run/containerd/runc/k8s.io/web",
             &ask,
             "Kubernetes",
             "RuntimeClass of the handler pinfold",
+            "served::pinned_from_the_first_instruction",
         ),
         (
             "run/containerd/runc/default/web",
             &ask,
             "containerd",
             "`ctr run --runc-binary`",
+            "unpinned::ctr_without_the_shim",
         ),
         (
             "run/runc/web",
             &["pinfold.io/pool=dp", "io.container.manager=libpod"],
             "podman",
             "saw it start: `podman restart web`",
+            "unpinned::podman_that_forgets_its_hooks",
         ),
         (
             "run/runc/web",
             &["pinfold.io/pool=dp", "io.container.manager=cri-o"],
             "CRI-O",
             "make its pod anew",
+            NOWHERE,
         ),
         (
             "run/runc/web",
             &["pinfold.io/pol=dp"],
             "runc",
             "would have been refused: unknown annotation",
+            "unpinned::a_runtime_without_hooks",
         ),
     ] {
         let asks = |machine: &Machine| container(machine, place, annotations);
-        broken(
+        broken_as_in(
             asks,
             &format!("fault containers: {who} container web "),
             remedy,
+            test,
         );
     }
     // Who has not been told of us has to be told first.
@@ -582,12 +713,13 @@ fn containers_that_ask_and_have_none() {
 #[test]
 fn keys_that_look_like_ours() {
     let docker = "run/docker/runtime-runc/moby/web";
-    broken(
+    broken_as_in(
         |m| container(m, docker, &["pinfold/pool=dp"]),
         "warning containers: docker container web has the annotation \"pinfold/pool\"",
         "anew with the annotation \"pinfold.io/pool\"",
+        "unpinned::docker_without_the_runtime",
     );
-    broken(
+    broken_as_in(
         |m| {
             container(m, docker, &[]);
             let home = m.path("docker/containers/web").display().to_string();
@@ -598,6 +730,7 @@ fn keys_that_look_like_ours() {
         },
         "warning containers: docker container web has the label \"pinfold.io/pool\"",
         "--annotation pinfold.io/pool=… in place of --label",
+        "unpinned::docker_without_the_runtime",
     );
 }
 
@@ -617,11 +750,12 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
         }
     };
     let scope = "/machine.slice/libpod-1.scope";
-    broken(
+    broken_and_mended(
         |m| group(m, "/machine.slice/web.service", "1-2"),
         "warning neighbours: the cgroup \"/machine.slice/web.service\" was given the CPUs 1-2 by others \
          than Pinfold, among them 2 of pool \"dp\": ",
         "AllowedCPUs= of \"web.service\"",
+        &[&|m| group(m, "/machine.slice/web.service", "1")],
     );
     // Of a container, its own or crun's scope above it.
     for below in ["", "/container"] {
@@ -635,11 +769,12 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
             container(m, "run/runc/web", &["io.container.manager=libpod"]);
             m.put("proc/7/cgroup", &format!("0::{scope}{below}\n"));
         };
-        broken(
+        broken_as_in(
             hand_kept,
             "warning neighbours: podman container web was given the CPUs 2-3 by others than Pinfold, \
              among them 2 of pool \"dp\"; 3 of pool \"dp\": ",
             "without --cpuset-cpus",
+            "unpinned::podman_with_a_label_or_a_list_kept_by_hand",
         );
     }
     // What excludes nothing says nothing, nor does what only others have, nor a group without a process.
@@ -690,25 +825,55 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
 #[test]
 fn rules_of_the_configuration() {
     let configure = |text: &'static str| move |m: &Machine| m.put("etc/pinfold/config.toml", text);
-    broken(
+    broken_and_mended(
         configure("[pools.gone]\ndoors = [\"shim\"]\n"),
         "warning rules",
         "pool \"gone\", which is not there",
+        &[
+            &|m| {
+                m.put("etc/kcm/pools/gone/exclusive", "0");
+                m.put("etc/kcm/pools/gone/0/tasks", "");
+                fs::rename(m.path("etc/kcm/pools/cp/0-1"), m.path("etc/kcm/pools/cp/1")).unwrap();
+                m.update_devices();
+            },
+            &|m| m.put("etc/pinfold/config.toml", ""),
+        ],
     );
-    broken(
+    broken_and_mended(
         configure("[pools.dp]\ndoors = []\n"),
         "warning rules",
         "nobody can ask for pool \"dp\"",
+        &[
+            &|m| {
+                m.put(
+                    "etc/pinfold/config.toml",
+                    "[pools.dp]\ndoors = [\"shim\"]\n",
+                )
+            },
+            &|m| m.put("etc/pinfold/config.toml", "[pools.dp]\n"),
+        ],
     );
-    broken(
+    broken_and_mended(
         configure("[runtime]\nengine = \"lxc\"\n"),
         "fault runtime",
         "make it podman, crio, containerd or docker",
+        &[&|m| {
+            m.put(
+                "etc/pinfold/config.toml",
+                "[runtime]\nengine = \"podman\"\n",
+            )
+        }],
     );
-    broken(
+    broken_and_mended(
         configure("[pools.dp]\nnamespaces = [\"telco\"]\n"),
         "warning runtime",
         "set runtime.engine",
+        &[&|m| {
+            m.put(
+                "etc/pinfold/config.toml",
+                "[pools.dp]\nnamespaces = [\"telco\"]\n[runtime]\nengine = \"containerd\"\n",
+            )
+        }],
     );
 }
 
@@ -728,7 +893,7 @@ fn hook_files() {
         "fault podman",
         "there is no /gone/pinfold",
     );
-    broken(
+    broken_and_mended(
         |m| {
             m.edit(
                 create,
@@ -737,7 +902,8 @@ fn hook_files() {
             )
         },
         "fault podman",
-        "once too often",
+        "once too often, at two stages",
+        &[&|m| m.edit(create, ", \"prestart\"", "")],
     );
     broken(
         |m| {
@@ -806,7 +972,7 @@ fn programs() {
 #[test]
 fn engines() {
     let drop_in = "etc/containers/containers.conf.d/99-pinfold.conf";
-    broken(
+    broken_and_mended(
         |m| {
             m.put(
                 "etc/containers/containers.conf.d/99-zz.conf",
@@ -815,6 +981,11 @@ fn engines() {
         },
         "warning podman",
         "replaces",
+        &[&|m| {
+            let all =
+                "[engine]\nruntime_supports_json = [\"crun\", \"pinfold\", \"pinfold-runtime\"]\n";
+            m.put("etc/containers/containers.conf.d/99-zz.conf", all);
+        }],
     );
     broken(
         |m| {
@@ -826,10 +997,11 @@ fn engines() {
         "warning podman",
         "pinfold install podman",
     );
-    broken(
+    broken_and_mended(
         |m| m.put("etc/containers/containers.conf", "[engine"),
         "fault podman",
         "no TOML",
+        &[&|m| m.put("etc/containers/containers.conf", "[engine]\n")],
     );
     broken(
         |m| {
@@ -849,30 +1021,36 @@ fn engines() {
         "fault containerd",
         "annotations",
     );
-    broken(
+    broken_and_mended(
         |m| m.put("etc/containerd/config.toml", "version = 9\n"),
         "fault containerd",
         "version 9",
+        &[&|m| m.put("etc/containerd/config.toml", CONTAINERD_BY_HAND)],
     );
     broken(
         |m| m.put("etc/containerd/config.toml", "version = 2\n"),
         "warning containerd",
         "pinfold install containerd",
     );
-    broken(
+    broken_and_mended(
         |m| m.put("etc/docker/daemon.json", "{"),
         "fault docker",
         "no JSON",
+        &[&|m| {
+            m.put("etc/docker/daemon.json", "{}");
+            m.install("docker");
+        }],
     );
     broken(
         |m| m.put("etc/docker/daemon.json", "{}"),
         "warning docker",
         "pinfold install docker",
     );
-    broken(
+    broken_and_mended(
         |m| m.edit("etc/docker/daemon.json", "\"cdi\": true", "\"cdi\": false"),
         "warning docker",
         "features.cdi",
+        &[&|m| m.edit("etc/docker/daemon.json", "\"cdi\": false", "\"cdi\": true")],
     );
     broken(
         |m| m.put("etc/crio/crio.conf.d/.99-pinfold.conf.a1b2c3", "[half"),
@@ -1007,18 +1185,20 @@ fn claims() {
     let machine = Machine::new();
     claim(&machine, "this-boot", "2");
     assert_eq!(machine.findings(&[]).0, [""; 0]);
-    broken(
+    broken_as_in(
         |m| claim(m, "this-boot", "0-3"),
         "warning claims",
         "holds the CPUs 2 and may run on 0-3",
+        "masks::widened_by_others_and_confined_again",
     );
-    broken(
+    broken_as_in(
         |m| {
             claim(m, "this-boot", "2");
             m.put("etc/kcm/pools/dp/2/tasks", "");
         },
         "warning claims",
         "other tools do not see it",
+        "owners::other_tools_pid",
     );
     let machine = Machine::new();
     claim(&machine, "another-boot", "2");
@@ -1030,7 +1210,7 @@ fn claims() {
             .any(|line| line.contains("counts as held: it is of another boot")),
         "{found:#?}"
     );
-    broken(
+    broken_as_in(
         |m| {
             claim(m, "this-boot", "2");
             let lock = m.path("etc/kcm/lock");
@@ -1040,8 +1220,9 @@ fn claims() {
         },
         "warning pools",
         "was replaced since its claims were made",
+        "owners::lock_is_replaced",
     );
-    broken(
+    broken_as_in(
         |m| {
             let key = key(&m.path("etc/kcm/lock"));
             m.put("run/pinfold/boot", "this-boot");
@@ -1052,6 +1233,7 @@ fn claims() {
         },
         "warning claims",
         "left over",
+        "killpoints::prestart_that_makes_a_cgroup",
     );
 }
 

@@ -124,7 +124,12 @@ fn stages(ours: &[Placed], engine: Engine, report: &mut Report) {
             .collect()
     };
     let starts = [at("prestart"), at("createRuntime")].concat();
-    if starts.len() > 1 {
+    if let [one, other] = starts[..]
+        && one == other
+    {
+        let text = format!("{one} pins every container once too often, at two stages");
+        report.fault(what, text, "take prestart out of its stages");
+    } else if starts.len() > 1 {
         let text = format!(
             "{} each pin every container, once too often",
             starts.join(" and ")
