@@ -359,7 +359,7 @@ fn what_check_says_of_the_pool_directory_is_done_and_then_it_is_content() {
             },
             verb: "check start",
             says: &[
-                "a start would fail: the lock",
+                "starts have to wait: the lock",
                 "is held by process",
                 "`kill ",
             ],
@@ -389,6 +389,16 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
     }
+}
+
+/// That somebody has the lock for a moment is as it should be.
+#[test]
+fn check_waits_for_whoever_has_the_lock() {
+    let mut site = Site::new();
+    let lock = site.path("kcm/lock").display().to_string();
+    site.other("flock", &["--no-fork", &lock, "sleep", "1"]);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(site.complaint("check start"), None);
 }
 
 #[test]

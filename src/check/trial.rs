@@ -9,8 +9,20 @@ use crate::placement::Site;
 use crate::pools::{LockError, PoolDirectory};
 use crate::refusal::Refusal;
 
-/// How long the lock is waited for. A start waits for longer; but whoever looks wants an answer.
-const BRIEF: Duration = Duration::from_millis(500);
+/// How long the lock is waited for: that somebody has it is as it should be, and that one has it for so long is not. A
+/// start waits for longer; but whoever looks wants an answer.
+const BRIEF: Duration = Duration::from_secs(3);
+
+/// Nobody keeps the lock, and it is not to be had all the same.
+fn crowded() -> Refusal {
+    Refusal::new(
+        format!(
+            "others had the lock one after the other for {} s",
+            BRIEF.as_secs()
+        ),
+        "look again when fewer containers start and end",
+    )
+}
 
 /// Tries it.
 pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report) {
@@ -21,7 +33,12 @@ pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report)
         // Capabilities are a thread's own (capabilities(7)): this one has those of a hook.
         let start = scope.spawn(|| {
             limits::drop_capabilities().map_err(LockError::Unusable)?;
-            let lock = directory.lock(&site.host, site.patience.min(BRIEF))?;
+            directory.is_let_go(&site.host, BRIEF)?;
+            let lock = directory.lock_in_turn(&site.host, BRIEF, &site.run_dir);
+            let lock = lock.map_err(|error| match error {
+                LockError::Held(_) => LockError::Held(crowded().into()),
+                other => other,
+            })?;
             let written = directory.try_writing(&lock);
             Ok::<_, LockError>((written, Ledger::try_writing(&site.run_dir)))
         });
@@ -50,7 +67,12 @@ pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report)
         }
         // What is not ours to lock is told of with the claims, and a broken lock with the pools.
         Ok(Err(LockError::Denied(_))) => {}
-        Ok(Err(LockError::Unusable(error) | LockError::Held(error))) => {
+        Ok(Err(LockError::Held(error))) => {
+            let refusal = Refusal::of(&error);
+            let text = format!("starts have to wait: {}", refusal.what);
+            report.warn("start", text, refusal.remedy);
+        }
+        Ok(Err(LockError::Unusable(error))) => {
             let (text, remedy) = cannot(&error);
             report.fault("start", text, remedy);
         }
