@@ -6,6 +6,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
 
 struct Tree {
     dir: tempfile::TempDir,
@@ -280,4 +283,32 @@ fn a_trial_of_init_says_what_init_would() {
 
 fn trial_of<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     [arguments, &["--dry-run"]].concat()
+}
+
+#[test]
+fn no_trial_waits_for_the_lock() {
+    let tree = Tree::new();
+    let lock = fs::File::open(tree.path("etc/kcm/lock")).unwrap();
+    let held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let replace = ["init", "--pool", "only=rest:shared", "--force", "--dry-run"];
+    for (arguments, says) in [
+        (&["pool", "remove", "dp", "--dry-run"][..], "would remove 1"),
+        (&replace, "in place of other pools"),
+    ] {
+        let began = Instant::now();
+        let output = tree.run(arguments);
+        assert!(began.elapsed() < Duration::from_secs(20), "{arguments:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success() && said.contains(says),
+            "{arguments:?}: {said}"
+        );
+        // Whoever has it may be changing the pools.
+        let warned = String::from_utf8(output.stderr).unwrap();
+        assert!(warned.contains("read without the lock"), "{warned}");
+        assert!(!warned.contains("--lock-timeout"), "{warned}");
+    }
+    drop(held);
+    let output = tree.run(&["pool", "remove", "dp", "--dry-run"]);
+    assert!(output.status.success() && output.stderr.is_empty());
 }

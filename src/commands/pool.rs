@@ -11,7 +11,9 @@ use super::{Settings, status};
 use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
 use crate::cpulist::CpuSet;
 use crate::install::refresh_cdi;
-use crate::placement::{Change, Changed, ListState, SurveyedPool, change, stock, survey};
+use crate::placement::{
+    Change, Changed, ListState, SurveyedPool, change, stock, survey, try_change,
+};
 use crate::pools::carve::Cut;
 use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit, list_name};
 use crate::pools::{Kind, PoolDirectory};
@@ -194,11 +196,10 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
 
 /// The CDI devices follow the pools.
 fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool) -> Result<u8> {
-    let site = match is_trial {
-        true => settings.site(),
-        false => settings.site_with_processes()?,
+    let changed = match is_trial {
+        true => try_change(settings.site(), stock, wanted)?,
+        false => change(settings.site_with_processes()?, stock, wanted)?,
     };
-    let changed = change(site, stock, wanted, is_trial)?;
     // It is done, and said, whatever becomes of the devices.
     tell(&changed, is_trial)?;
     if !is_trial {

@@ -139,7 +139,7 @@ impl Books<'_> {
         if !before.starts_with(&ours) {
             match before.strip_prefix(&format!("{} ", self.boot_id)) {
                 Some(other) => {
-                    self.ledger.expect_boot(&self.boot_id);
+                    self.view.ledger.expect_boot(&self.view.boot_id);
                     self.take_over(other.trim_end(), site)?;
                 }
                 None => self.forget_earlier_boots()?,
@@ -148,7 +148,7 @@ impl Books<'_> {
             self.ledger
                 .write_boot_mark(&format!("{ours}{directory}\n"))?;
         }
-        self.ledger.expect_boot(&self.boot_id);
+        self.view.ledger.expect_boot(&self.view.boot_id);
         Ok(())
     }
 

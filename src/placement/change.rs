@@ -1,18 +1,21 @@
 //! Changing the pools while containers run: CPUs that are in no pool are given to one, and lists without owners taken
 //! out of one. A shared list grows under its owners, who get the new CPUs.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::life::Life;
 use super::refusal::unreadable;
 use super::stock::givable;
-use super::{Books, Site};
+use super::survey::trial;
+use super::{Books, Site, View};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
 use crate::pools::resize::{Standing, cpus_of, resize};
-use crate::pools::{CpuList, Kind, Pool, PoolDirectory};
+use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::topology;
 
@@ -62,30 +65,30 @@ impl Changed {
 }
 
 /// Changes the pools; done twice it is done once. `stock` has the machine's cores; those of them that are free are found
-/// out under the lock. A trial changes nothing.
+/// out under the lock.
 ///
 /// # Errors
 /// An owner in the way, by name; too few free cores; CPUs that are in a pool already, or offline.
-pub fn change(site: &Site, stock: Stock, change: &Change, is_trial: bool) -> Result<Changed> {
-    let books = match is_trial {
-        true => {
-            let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
-            let lock = directory.lock(&site.host, site.patience)?;
-            site.books_to_look(directory, lock)?
-        }
-        false => site.open_books(cpuset::hierarchy(&site.host)?)?,
-    };
-    let steps = match change {
-        Change::Add(spec) => books.adding(spec, &stock)?,
-        Change::AddLists(pool) => books.adding_lists(pool)?,
-        Change::RemoveIfThere(name) if !books.has_pool(name)? => Changed::default(),
-        Change::Remove(name) | Change::RemoveIfThere(name) => books.removing(name)?,
-        Change::Resize(spec) => books.resizing(spec, &stock)?,
-    };
-    if !is_trial {
-        books.carry_out(change, &steps)?;
-    }
+pub fn change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
+    let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
+    let steps = books.steps(change, &stock)?;
+    books.carry_out(change, &steps)?;
     Ok(steps)
+}
+
+/// What [`change`] would come to; nothing is changed, and the lock is not waited for.
+///
+/// # Errors
+/// Those of [`change`].
+pub fn try_change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
+    // Without the right to it a trial can be made all the same.
+    if let Err(LockError::Unusable(error)) = directory.is_let_go(&site.host, Duration::ZERO) {
+        return Err(error);
+    }
+    trial(site, &directory, || {
+        site.view(&directory)?.steps(change, &stock)
+    })
 }
 
 impl Change {
@@ -99,7 +102,17 @@ impl Change {
     }
 }
 
-impl Books<'_> {
+impl View<'_> {
+    fn steps(&self, change: &Change, stock: &Stock) -> Result<Changed> {
+        match change {
+            Change::Add(spec) => self.adding(spec, stock),
+            Change::AddLists(pool) => self.adding_lists(pool),
+            Change::RemoveIfThere(name) if !self.has_pool(name)? => Ok(Changed::default()),
+            Change::Remove(name) | Change::RemoveIfThere(name) => self.removing(name),
+            Change::Resize(spec) => self.resizing(spec, stock),
+        }
+    }
+
     fn adding(&self, spec: &PoolSpec, stock: &Stock) -> Result<Changed> {
         if self.has_pool(&spec.name)? {
             let pool = self.directory.pool(&spec.name)?;
@@ -237,54 +250,6 @@ impl Books<'_> {
         Ok(changed)
     }
 
-    fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
-        let name = change.name();
-        if steps.is_new {
-            let kind = match change {
-                Change::Add(spec) | Change::Resize(spec) => spec.kind,
-                Change::AddLists(pool) => pool.kind,
-                Change::Remove(_) | Change::RemoveIfThere(_) => return Ok(()),
-            };
-            let pool = PlannedPool {
-                name: name.to_owned(),
-                kind,
-                lists: steps.added.clone(),
-            };
-            return self.directory.add_pool(&self.lock, &pool);
-        }
-        // A resize that was interrupted may have to be finished for its owners alone, and a pool have no list.
-        let is_addition = matches!(change, Change::Add(_) | Change::AddLists(_));
-        if (*steps == Changed::default() && is_addition) || !self.has_pool(name)? {
-            return Ok(());
-        }
-        let shrunk = steps.renamed.iter().filter(|(from, to)| to.is_subset(from));
-        let given_up: Vec<CpuSet> = shrunk
-            .map(|(from, _)| from.clone())
-            .chain(steps.removed.clone())
-            .collect();
-        self.clear(name, &given_up)?;
-        if let Change::Remove(_) | Change::RemoveIfThere(_) = change {
-            return self.directory.remove_pool(&self.lock, name);
-        }
-        for cpus in &steps.added {
-            self.directory.add_list(&self.lock, name, cpus)?;
-        }
-        let pool = self.directory.pool(name)?;
-        for list in pool
-            .lists
-            .iter()
-            .filter(|list| steps.removed.contains(&list.cpus))
-        {
-            self.directory.remove_list(&self.lock, name, &list.name)?;
-        }
-        if pool.kind == Kind::Shared {
-            for list in &self.directory.pool(name)?.lists {
-                self.follow(&pool, list, steps.becomes(&list.cpus))?;
-            }
-        }
-        Ok(())
-    }
-
     fn has_pool(&self, name: &str) -> Result<bool> {
         Ok(self
             .directory
@@ -308,28 +273,6 @@ impl Books<'_> {
         }
         let strangers = self.strangers_in(list)?;
         Ok(strangers.first().map(|pid| format!("process {pid}")))
-    }
-
-    /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are then nobody's.
-    fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
-        let pool = self.directory.pool(name)?;
-        for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
-            self.ensure_time_to_look(&pool)?;
-            self.reap_list(name, &list.name, usize::MAX)?;
-            self.ensure_time_to_look(&pool)?;
-        }
-        let pool = self.directory.pool(name)?;
-        for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
-            let is_held = !list.tasks.is_empty() || !self.ledger.on_list(&list.name)?.is_empty();
-            ensure!(
-                !is_held,
-                Refusal::new(
-                    format!("what a dead owner held of {} could not be freed", list.name),
-                    "`pinfold reconcile` says why"
-                )
-            );
-        }
-        Ok(())
     }
 
     /// The CPUs that are in any pool, or that anybody owns.
@@ -404,5 +347,77 @@ impl Books<'_> {
                 pool.kind.word()
             ),
         }
+    }
+}
+
+impl Books<'_> {
+    fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
+        let name = change.name();
+        if steps.is_new {
+            let kind = match change {
+                Change::Add(spec) | Change::Resize(spec) => spec.kind,
+                Change::AddLists(pool) => pool.kind,
+                Change::Remove(_) | Change::RemoveIfThere(_) => return Ok(()),
+            };
+            let pool = PlannedPool {
+                name: name.to_owned(),
+                kind,
+                lists: steps.added.clone(),
+            };
+            return self.directory.add_pool(&self.lock, &pool);
+        }
+        // A resize that was interrupted may have to be finished for its owners alone, and a pool have no list.
+        let is_addition = matches!(change, Change::Add(_) | Change::AddLists(_));
+        if (*steps == Changed::default() && is_addition) || !self.has_pool(name)? {
+            return Ok(());
+        }
+        let shrunk = steps.renamed.iter().filter(|(from, to)| to.is_subset(from));
+        let given_up: Vec<CpuSet> = shrunk
+            .map(|(from, _)| from.clone())
+            .chain(steps.removed.clone())
+            .collect();
+        self.clear(name, &given_up)?;
+        if let Change::Remove(_) | Change::RemoveIfThere(_) = change {
+            return self.directory.remove_pool(&self.lock, name);
+        }
+        for cpus in &steps.added {
+            self.directory.add_list(&self.lock, name, cpus)?;
+        }
+        let pool = self.directory.pool(name)?;
+        for list in pool
+            .lists
+            .iter()
+            .filter(|list| steps.removed.contains(&list.cpus))
+        {
+            self.directory.remove_list(&self.lock, name, &list.name)?;
+        }
+        if pool.kind == Kind::Shared {
+            for list in &self.directory.pool(name)?.lists {
+                self.follow(&pool, list, steps.becomes(&list.cpus))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are then nobody's.
+    fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
+        let pool = self.directory.pool(name)?;
+        for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
+            self.ensure_time_to_look(&pool)?;
+            self.reap_list(name, &list.name, usize::MAX)?;
+            self.ensure_time_to_look(&pool)?;
+        }
+        let pool = self.directory.pool(name)?;
+        for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
+            let is_held = !list.tasks.is_empty() || !self.ledger.on_list(&list.name)?.is_empty();
+            ensure!(
+                !is_held,
+                Refusal::new(
+                    format!("what a dead owner held of {} could not be freed", list.name),
+                    "`pinfold reconcile` says why"
+                )
+            );
+        }
+        Ok(())
     }
 }

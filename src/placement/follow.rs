@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::Books;
+use super::{Books, View};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
@@ -85,7 +85,9 @@ impl Books<'_> {
         }
         self.set_cpus(&group, cpus, &after.mems)
     }
+}
 
+impl View<'_> {
     /// The claims on a list of this pool that do not name it and its CPUs alone.
     pub(super) fn claims_to_follow(
         &self,

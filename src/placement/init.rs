@@ -3,7 +3,8 @@
 use anyhow::{Result, bail};
 
 use super::refusal::unreadable;
-use super::{Books, Site};
+use super::survey::trial;
+use super::{Site, View};
 use crate::cgroup::cpuset;
 use crate::claims::{Entry, Ledger};
 use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
@@ -53,7 +54,7 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
     Ok(made)
 }
 
-/// What [`init`] would come to; nothing is changed.
+/// What [`init`] would come to; nothing is changed, and the lock is not waited for.
 ///
 /// # Errors
 /// Those of [`init`]. That a captured tree cannot be written is none.
@@ -64,12 +65,14 @@ pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result
         }
         return Ok(Made::New);
     };
-    let lock = directory.lock_to_look(&site.host, site.patience)?;
-    let made = decide(&directory, plan, existing)?;
-    let has_claims = Ledger::open_if_there(&site.run_dir)?.is_some();
-    if made != Made::AlreadyThere && (made != Made::New || has_claims) {
-        site.books_to_look(directory, lock)?.refuse_live_owners()?;
-    }
+    let made = trial(site, &directory, || {
+        let made = decide(&directory, plan, existing)?;
+        let has_claims = Ledger::open_if_there(&site.run_dir)?.is_some();
+        if made != Made::AlreadyThere && (made != Made::New || has_claims) {
+            site.view(&directory)?.refuse_live_owners()?;
+        }
+        Ok(made)
+    })?;
     if site.host.is_running_root() && made != Made::AlreadyThere {
         PoolDirectory::can_begin(&site.conf_dir)?;
     }
@@ -113,7 +116,7 @@ fn owned(owner: &str, path: &str) -> Refusal {
     )
 }
 
-impl Books<'_> {
+impl View<'_> {
     fn refuse_live_owners(&self) -> Result<()> {
         let path = self.directory.path().display();
         for pid in self.directory.all_numbers_in_tasks()? {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 
-use super::Books;
+use super::View;
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Claim;
 use crate::cpulist::CpuSet;
@@ -96,7 +96,7 @@ pub(super) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Opti
     Ok(is_it.then_some(group))
 }
 
-impl Books<'_> {
+impl View<'_> {
     /// [`life_of`] a claim, under the lock.
     pub(super) fn life_of(&self, claim: &Claim) -> Result<Life> {
         if !self.tells_lives {

@@ -31,6 +31,7 @@ mod unreadable;
 mod usage;
 
 use std::cell::Cell;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ use anyhow::Result;
 pub use audit::{Audit, audit, live_claims};
 pub use beside::{Neighbour, Neighbours, neighbours};
 pub use boot::replaced_lock;
-pub use change::{Change, Changed, change};
+pub use change::{Change, Changed, change, try_change};
 pub use command::{CommandPlace, pin_command};
 pub use container::{Start, pin_container};
 pub use explain::{Explanation, Taken, explain};
@@ -84,22 +85,35 @@ pub struct Site {
 /// How long a start looks for what dead owners hold while others wait: well below the 10 s of a hook.
 const LOOKING: Duration = Duration::from_secs(5);
 
-/// Everything about a site while its lock is held: nobody else changes any of it.
-struct Books<'a> {
+/// Everything about a site, to be read: others may be changing it.
+struct View<'a> {
     host: &'a Host,
     directory: PoolDirectory,
     ledger: Ledger,
     hierarchy: Hierarchy,
     boot_id: String,
-    deadline: Option<Instant>,
     /// Does the machine say who lives? A captured one may not: then every owner counts as alive.
     tells_lives: bool,
+}
+
+/// The same while its lock is held: nobody else changes any of it.
+struct Books<'a> {
+    view: View<'a>,
+    deadline: Option<Instant>,
     /// When looking for what dead owners hold has to end.
     until: Instant,
     /// Has every claim its links? Where it was not found out yet, `None`.
     links: Cell<Option<bool>>,
     // Dropped last: whatever the other fields' users do is done under it.
     lock: Lock,
+}
+
+impl<'a> Deref for Books<'a> {
+    type Target = View<'a>;
+
+    fn deref(&self) -> &View<'a> {
+        &self.view
+    }
 }
 
 /// How long something may take that would take `most`, where everything has to be over at a deadline.
@@ -126,27 +140,30 @@ impl Site {
     ) -> Result<Books<'_>> {
         files::ensure_trusted_way(&self.run_dir, || self.host.unknown_root())?;
         lock.close_to_others();
-        let mut books = Books {
+        let view = View {
             host: &self.host,
             ledger: Ledger::open(&self.run_dir)?,
             hierarchy,
             boot_id: process::boot_id(&self.host)?,
-            deadline: self.deadline,
             tells_lives: true,
+            directory,
+        };
+        let mut books = Books {
+            view,
+            deadline: self.deadline,
             until: Instant::now() + at_most(LOOKING, self.deadline),
             links: Cell::new(None),
-            directory,
             lock,
         };
         if self.usage.is_some() {
-            books.ledger.keep_ended();
+            books.view.ledger.keep_ended();
         }
         books.begin_boot(self)?;
         Ok(books)
     }
 
-    /// The books for a trial, which changes nothing, not even what an earlier boot left.
-    fn books_to_look(&self, directory: PoolDirectory, lock: Lock) -> Result<Books<'_>> {
+    /// What a trial reads, which changes nothing, not even what an earlier boot left.
+    fn view(&self, directory: &PoolDirectory) -> Result<View<'_>> {
         let (hierarchy, boot_id) = match self.host.is_running_root() {
             true => (
                 Some(cpuset::hierarchy(&self.host)?),
@@ -157,17 +174,13 @@ impl Site {
                 process::boot_id(&self.host).ok(),
             ),
         };
-        Ok(Books {
+        Ok(View {
             host: &self.host,
             ledger: Ledger::to_look(&self.run_dir)?,
             tells_lives: hierarchy.is_some() && boot_id.is_some(),
             hierarchy: hierarchy.unwrap_or_else(|| cpuset::usual_hierarchy(&self.host)),
             boot_id: boot_id.unwrap_or_default(),
-            deadline: self.deadline,
-            until: Instant::now() + at_most(LOOKING, self.deadline),
-            links: Cell::new(None),
-            directory,
-            lock,
+            directory: directory.clone(),
         })
     }
 }

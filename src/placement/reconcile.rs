@@ -205,8 +205,8 @@ impl Books<'_> {
 
     /// Lets go of the lock, and whoever waits for it have it.
     fn let_others_in(self) {
-        let Books { lock, host, .. } = self;
-        lock.hand_on(host);
+        let Books { lock, view, .. } = self;
+        lock.hand_on(view.host);
     }
 
     /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that goes offline from every

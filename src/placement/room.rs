@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Books;
+use super::View;
 use crate::cpulist::CpuSet;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, Stock};
@@ -14,7 +14,7 @@ use crate::request::is_pool_name;
 /// What says that there is less to be had.
 const ASK: &str = "ask for ";
 
-impl Books<'_> {
+impl View<'_> {
     /// What to do about cores that are missing for a pool: besides asking for fewer, which other pool has to give up how
     /// much. `fits` tells whether it would do that just these CPUs were taken.
     pub(super) fn with_room(

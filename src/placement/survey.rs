@@ -187,7 +187,34 @@ pub fn survey(site: &Site) -> Result<Survey> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let Steady { seen, is_steady } = steadily(|| look(site, &directory))?;
     let mut survey = seen;
-    let doubt = match directory.is_let_go(&site.host, BRIEF) {
+    let doubt = doubt(site, &directory, is_steady);
+    survey.remarks.splice(0..0, doubt);
+    Ok(survey)
+}
+
+/// What a trial would come to, without the lock: as two looks in a row see it. Where that is in doubt, it is said.
+///
+/// # Errors
+/// What both looks refuse.
+pub(super) fn trial<T: PartialEq>(
+    site: &Site,
+    directory: &PoolDirectory,
+    look: impl Fn() -> Result<T>,
+) -> Result<T> {
+    // A refusal can come of a change that is half made, too.
+    let Steady { seen, is_steady } = steadily(|| Ok(look().map_err(|error| Refusal::of(&error))))?;
+    // A directory whose lock has not been made is nobody's.
+    if files::entry_if_there(&directory.lock_path())?.is_some() {
+        if let Some(doubt) = doubt(site, directory, is_steady) {
+            log::warn!("{doubt}");
+        }
+    }
+    Ok(seen?)
+}
+
+/// Why what was seen without the lock may not be so, if it may not.
+fn doubt(site: &Site, directory: &PoolDirectory, is_steady: bool) -> Option<Refusal> {
+    match directory.is_let_go(&site.host, BRIEF) {
         Ok(()) if is_steady => None,
         Ok(()) => Some(Refusal::new(
             "read without the lock, and owners changed all the time",
@@ -205,9 +232,7 @@ pub fn survey(site: &Site) -> Result<Survey> {
             );
             Some(Refusal::new(what, refusal.remedy))
         }
-    };
-    survey.remarks.splice(0..0, doubt);
-    Ok(survey)
+    }
 }
 
 /// What was seen, and whether two looks in a row saw it.

@@ -99,23 +99,6 @@ impl From<LockError> for anyhow::Error {
 }
 
 impl PoolDirectory {
-    /// The lock for one who only looks: where it has not been made yet nobody can hold it, and the directory itself
-    /// stands for it.
-    pub fn lock_to_look(&self, host: &Host, patience: Duration) -> Result<Lock, LockError> {
-        match self.lock_path().symlink_metadata() {
-            Err(error) if files::is_gone(&error) => {
-                let file = File::open(&self.path).context("open the pool directory");
-                let file = file.map_err(LockError::Unusable)?;
-                self.usable(file.try_lock_exclusive())?;
-                Ok(Lock {
-                    file,
-                    path: self.path.clone(),
-                })
-            }
-            _ => self.lock(host, patience),
-        }
-    }
-
     /// Takes the lock, waiting at most `patience`; with none it is only tried. Whoever just looks
     /// ([`PoolDirectory::is_let_go`]) has it for a moment, and is waited for all the same.
     pub fn lock(&self, host: &Host, patience: Duration) -> Result<Lock, LockError> {
