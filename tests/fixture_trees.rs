@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, SystemTime};
 
+use pinfold::claims::Ledger;
 use pinfold::host::Host;
 use pinfold::names::Names;
-use pinfold::placement::{Site, Start, pin_container, reconcile, release, reserve};
+use pinfold::placement::{Site, Start, give_up, pin_container, reconcile, release, reserve};
 use pinfold::process::affinity;
 use pinfold::request::{Locality, Mems, Request, Size};
 
@@ -493,6 +494,48 @@ fn a_start_frees_no_more_of_the_dead_than_it_needs() {
     reconcile(&machine.site()).unwrap();
     let left = lists().filter(|tasks| machine.get(tasks) == "2147483000");
     assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn what_waited_in_vain_to_be_freed_comes_after_all_others() {
+    let machine = Machine::new();
+    let own = std::process::id();
+    machine.put("proc/sys/kernel/random/uuid", "a-nonce\n");
+    machine.put(
+        &format!("proc/{own}/stat"),
+        &fs::read_to_string(format!("/proc/{own}/stat")).unwrap(),
+    );
+    machine.put("sys/devices/system/cpu/online", "0-7\n");
+    machine.put("sys/fs/cgroup/cpuset.cpus.effective", "0-7\n");
+    fs::remove_dir_all(machine.dir.path().join("etc/kcm/pools/dp")).unwrap();
+    machine.put("etc/kcm/pools/dp/exclusive", "1");
+    for cpu in 1..=3 {
+        machine.put(
+            &format!("etc/kcm/pools/dp/{cpu}/tasks"),
+            &format!("214748300{cpu}"),
+        );
+    }
+    let request = Request {
+        pool: "dp".into(),
+        size: Size::Lists(1),
+        locality: Locality::default(),
+        mems: Mems::Inherit,
+    };
+    let reserve = |id: &str| reserve(&machine.site(), id, Names::default(), None, &request);
+    // All are of dead owners; that of the first, which is chosen first, could not be freed before.
+    let mut claim = reserve("first").unwrap();
+    assert_eq!(claim.lists, ["1"]);
+    give_up(&machine.site(), &claim).unwrap();
+    claim.owner.pid = 2147483001;
+    claim.processes = vec![claim.owner];
+    claim.id = "slow".to_owned();
+    claim.is_slow = true;
+    machine.put("etc/kcm/pools/dp/1/tasks", "2147483001");
+    let run_dir = machine.site().run_dir;
+    Ledger::open(&run_dir).unwrap().write(&claim).unwrap();
+    for (id, list) in [("second", "2"), ("third", "3"), ("last", "1")] {
+        assert_eq!(reserve(id).unwrap().lists, [list]);
+    }
 }
 
 #[test]

@@ -80,6 +80,7 @@ impl Site {
             mems: CpuSet::new(),
             cgroup: None,
             unit_settings: Vec::new(),
+            is_slow: false,
             since: 1_700_000_000,
         };
         Ledger::open(&self.path("run"))

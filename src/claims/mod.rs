@@ -563,6 +563,7 @@ mod tests {
                 moved_from: None,
             }),
             unit_settings: Vec::new(),
+            is_slow: false,
             since: 1,
         }
     }

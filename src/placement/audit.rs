@@ -143,6 +143,10 @@ impl Look<'_> {
         let owner = claim.shown();
         let id = Shown(&owner);
         let lists = claim.lists.join(" and ");
+        if claim.lists.is_empty() {
+            let what = format!("what was changed for {id}, which was released, is not undone");
+            return Ok(Some(Refusal::new(what, RECONCILE)));
+        }
         if !life_of(claim, &self.site.host, &self.hierarchy, &self.boot_id)?.is_alive() {
             let what = format!("{id} holds {lists} of {} and is gone", claim.pool);
             return Ok(Some(Refusal::new(what, RECONCILE)));

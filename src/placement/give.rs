@@ -183,6 +183,7 @@ impl Books<'_> {
             mems: share.mems,
             cgroup: None,
             unit_settings: Vec::new(),
+            is_slow: false,
             since: now.map_or(0, |now| now.as_secs()),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::Books;
+use super::reap::Owners;
 use super::refusal::{Seen, no_such_node};
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
@@ -89,6 +90,14 @@ struct Look {
     next: usize,
     /// How many are looked at before choosing again.
     portion: usize,
+    /// Those of dead owners that are slow to be freed: they come after all others.
+    slow: Vec<usize>,
+}
+
+impl Look {
+    fn is_over(&self, pool: &Pool) -> bool {
+        self.next >= pool.lists.len() && self.slow.is_empty()
+    }
 }
 
 impl Books<'_> {
@@ -112,6 +121,7 @@ impl Books<'_> {
         let mut look = Look {
             next: 0,
             portion: FIRST_LOOK,
+            slow: Vec::new(),
         };
         let mut levels = None;
         loop {
@@ -141,7 +151,7 @@ impl Books<'_> {
                     levels = Some(known);
                 }
                 Err(Refusal::Exhausted { .. } | Refusal::Scattered(_) | Refusal::Untold { .. })
-                    if look.next < pool.lists.len() =>
+                    if !look.is_over(&pool) =>
                 {
                     self.look_on(&pool, &mut look, &mut owners)?;
                 }
@@ -210,16 +220,22 @@ impl Books<'_> {
 
     /// Looks at who owns some more lists; those of dead owners alone count as free from now on.
     fn look_on(&self, pool: &Pool, look: &mut Look, owners: &mut [usize]) -> Result<()> {
+        if look.next >= pool.lists.len() {
+            look.slow.drain(..).for_each(|index| owners[index] = 0);
+            return Ok(());
+        }
         let end = pool.lists.len().min(look.next + look.portion);
-        let looked_at = pool.lists.iter().zip(owners).take(end).skip(look.next);
-        for (list, owners) in looked_at {
+        let looked_at = pool.lists.iter().zip(owners).enumerate();
+        for (index, (list, owners)) in looked_at.take(end).skip(look.next) {
             // One whose number is missing in `tasks` was chosen before, and found held.
             if list.tasks.is_empty() {
                 continue;
             }
             self.ensure_time_to_look(pool)?;
-            if self.has_dead_owners_alone(list)? {
-                *owners = 0;
+            match self.owners_of(list)? {
+                Owners::Living => {}
+                Owners::Dead => *owners = 0,
+                Owners::Slow => look.slow.push(index),
             }
         }
         look.next = end;

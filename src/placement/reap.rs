@@ -12,6 +12,17 @@ use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::Process;
 use crate::refusal::Refusal;
 
+/// How the owners of a list are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owners {
+    /// One lives, as far as can be told.
+    Living,
+    /// All are dead.
+    Dead,
+    /// The same; but giving back waited in vain before.
+    Slow,
+}
+
 /// What was freed of one list.
 pub(super) struct Reaped {
     pub(super) freed: Vec<Reclaimed>,
@@ -196,29 +207,38 @@ impl Books<'_> {
         Ok(dead.into_iter().map(of_pid).collect())
     }
 
-    /// Are all owners of a list dead? What cannot be told counts as alive. Nothing is freed; but where one lives on whose
-    /// recorded process is dead, another of its processes stands for it in `tasks` from now on.
-    pub(super) fn has_dead_owners_alone(&self, list: &CpuList) -> Result<bool> {
+    /// Who owns a list? What cannot be told counts as alive. Nothing is freed; but where one lives on whose recorded process
+    /// is dead, another of its processes stands for it in `tasks` from now on.
+    pub(super) fn owners_of(&self, list: &CpuList) -> Result<Owners> {
         let mut claimed = Vec::new();
+        let mut dead = Owners::Dead;
         let is_shown = |claim: &Claim| claim.pids().iter().all(|pid| list.tasks.contains(pid));
         for entry in self.ledger.on_list(&list.name)? {
             let Some(claim) = entry.claim() else {
-                return Ok(false);
+                return Ok(Owners::Living);
             };
             match self.life_of(claim) {
-                Ok(Life::Gone) => claimed.extend(claim.pids()),
-                Ok(Life::Recorded) if is_shown(claim) => return Ok(false),
+                Ok(Life::Gone) => {
+                    claimed.extend(claim.pids());
+                    if claim.is_slow {
+                        dead = Owners::Slow;
+                    }
+                }
+                Ok(Life::Recorded) if is_shown(claim) => return Ok(Owners::Living),
                 Ok(_) => {
                     if let Err(error) = self.settle(claim) {
                         log::warn!("{} counts as held: {error:#}", claim.shown());
                     }
-                    return Ok(false);
+                    return Ok(Owners::Living);
                 }
-                Err(_) => return Ok(false),
+                Err(_) => return Ok(Owners::Living),
             }
         }
         let mut others = list.tasks.iter().filter(|pid| !claimed.contains(pid));
-        Ok(!others.any(|pid| self.is_pid_alive(*pid)))
+        Ok(match others.any(|pid| self.is_pid_alive(*pid)) {
+            true => Owners::Living,
+            false => dead,
+        })
     }
 
     /// Frees a list, if only dead owners hold it: is it nobody's now?

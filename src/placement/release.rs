@@ -1,8 +1,8 @@
 //! Taking CPU lists back, by container id.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 
-use super::life::awaited_group;
+use super::life::{Life, awaited_group};
 use super::refusal::unreadable;
 use super::{Books, Site};
 use crate::cgroup::cpuset;
@@ -52,7 +52,8 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
 /// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become all that its
 /// parents allow, without those of exclusive pools; where that leaves none, without those that anybody owns.
 ///
-/// An owner that has nowhere else to run, or whose group cannot be changed, is a problem, and keeps its lists.
+/// Of a dead owner the lists are freed, too, where what was changed for it cannot be undone now: its claim stays without
+/// them until it can be. An owner that lives and has nowhere else to run, or whose group cannot be changed, is a problem, and keeps its lists.
 ///
 /// # Errors
 /// As [`release`].
@@ -91,8 +92,10 @@ fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
 impl Books<'_> {
     /// Frees a claim, whether its owner lives or not.
     fn take_from(&self, claim: &Claim) -> Result<()> {
-        let Some(kept) = self.settle(claim)? else {
-            return Ok(());
+        let kept = match self.settle(claim) {
+            Ok(None) => return Ok(()),
+            Ok(Some(kept)) => kept,
+            Err(error) => return self.take_from_dead(claim, error),
         };
         let is_out = self.let_out(&kept).and_then(|()| self.ensure_out(&kept));
         // It may have ended meanwhile, and that be all that failed.
@@ -100,6 +103,24 @@ impl Books<'_> {
             return Ok(());
         }
         is_out.and_then(|()| self.drop_record(&kept))
+    }
+
+    /// Frees the lists of a dead owner all the same where not all that was changed for it can be undone now.
+    fn take_from_dead(&self, claim: &Claim, error: Error) -> Result<()> {
+        if claim.lists.is_empty() || self.life_of(claim)? != Life::Gone {
+            return Err(error);
+        }
+        self.take_lists(claim)?;
+        let path = claim.cgroup.as_ref().map(|group| group.path.as_str());
+        let path = path.or(claim.awaited.as_deref()).unwrap_or_default();
+        log::warn!(
+            "what was changed for {} is not undone ({}): whoever comes into the cgroup {} runs on {} too, until `pinfold reconcile` has undone it, or the cgroup is removed",
+            claim.shown(),
+            error.root_cause(),
+            Shown(path),
+            claim.cpus
+        );
+        Ok(())
     }
 
     fn let_out(&self, claim: &Claim) -> Result<()> {

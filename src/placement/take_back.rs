@@ -24,7 +24,13 @@ const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
 impl Books<'_> {
     /// Gives back what a claim holds if its owner is gone: is it?
     pub(super) fn free_if_gone(&self, claim: &Claim) -> Result<bool> {
-        Ok(self.life_of(claim)? == Life::Gone && self.give_back(claim)?)
+        match self.life_of(claim)? {
+            Life::Recorded => Ok(false),
+            // Its lists can be another's by now: whoever is in its group is let out.
+            _ if claim.lists.is_empty() => self.take_back(claim).map(|()| true),
+            Life::Survived(_) => Ok(false),
+            Life::Gone => self.give_back(claim),
+        }
     }
 
     /// The same for an earlier owner of an id: what is left of it is not the trouble of the one that has the id now.
@@ -47,6 +53,9 @@ impl Books<'_> {
             Err(_) if began.elapsed() < BRIEFLY => self.restore_group(claim),
             other => other,
         };
+        if restored.is_err() && began.elapsed() >= BRIEFLY {
+            self.note_slow(claim);
+        }
         if let Some((group, _)) = self.group_of(claim)? {
             if group.is_populated()? {
                 self.keep_confined(claim)?;
@@ -62,6 +71,37 @@ impl Books<'_> {
             )
         })?;
         self.drop_record(claim).map(|()| true)
+    }
+
+    /// Whoever looks for CPUs next is to try others first.
+    fn note_slow(&self, claim: &Claim) {
+        let slow = Claim {
+            is_slow: true,
+            ..claim.clone()
+        };
+        if !claim.is_slow {
+            if let Err(error) = self.ledger.write(&slow) {
+                log::warn!("note that {} is slow: {error:#}", claim.shown());
+            }
+        }
+    }
+
+    /// Takes the lists from a dead owner of which not all can be undone. The claim stays without them, so that the rest is
+    /// still undone once it can be.
+    ///
+    /// # Errors
+    /// A process that could still run on them.
+    pub(super) fn take_lists(&self, claim: &Claim) -> Result<()> {
+        if let Some((group, _)) = self.group_of(claim)? {
+            let path = group.path();
+            ensure!(!group.is_populated()?, "the cgroup {path} holds processes");
+        }
+        self.change_tasks(claim, &claim.pids(), &[])?;
+        let rest = Claim {
+            lists: Vec::new(),
+            ..claim.clone()
+        };
+        self.ledger.rewrite(claim, &rest)
     }
 
     /// Takes back all that a claim holds, whoever is in its group: its owner has ended.

@@ -34,6 +34,11 @@ pub(crate) fn cases() -> Vec<Case> {
             what_is_not_restored_stays_claimed,
         ),
         plain(
+            "release::by_force_of_a_dead_owner_that_cannot_be_restored",
+            root,
+            by_force_of_a_dead_owner_that_cannot_be_restored,
+        ),
+        plain(
             "release::by_the_beginning_of_an_id",
             root,
             by_the_beginning_of_an_id,
@@ -195,6 +200,48 @@ fn what_is_not_restored_stays_claimed(world: &World) {
     std::fs::remove_dir(&cgroup).unwrap();
     world.reconcile();
     world.assert_all_free("after the group was removed");
+}
+
+/// Of a dead owner the list is free, and what cannot be undone now is undone later.
+fn by_force_of_a_dead_owner_that_cannot_be_restored(world: &World) {
+    let cgroup = owner(world).die();
+    let read_only = ReadOnly::new(&cgroup.join("cpuset.cpus"));
+    release(world, &["a"]).exits(1);
+    assert_eq!(world.tasks("dp", "1").len(), 1);
+    let freed = release(world, &["a", "--force"]).ok();
+    assert!(freed.stdout.contains("freed 1 of pool dp"), "{freed}");
+    let named = cgroup.file_name().unwrap().to_str().unwrap();
+    assert!(
+        freed.stderr.contains("is not undone") && freed.stderr.contains(named),
+        "says what is left, and where: {freed}"
+    );
+    let next = Standin::new(world, "next");
+    let request = json!({ "pinfold.io/pool": "dp" });
+    world
+        .hook("createRuntime", &state("next", next.pid, request))
+        .ok();
+    let is_nexts = || {
+        let (affinity, tasks) = (affinity(next.pid), world.tasks("dp", "1"));
+        assert_eq!((affinity.as_str(), tasks), ("1", vec![next.pid]));
+    };
+    is_nexts();
+    // What is left is still known, and tried, and said.
+    assert_eq!(world.claims_of("a").len(), 1);
+    process::run(&mut world.pinfold(&["reconcile"])).exits(1);
+    let check = process::run(&mut world.pinfold(&["check"]));
+    assert!(check.stdout.contains("which was released"), "{check}");
+    is_nexts();
+    // Whoever came into the group meanwhile is let out, and not kept on what is another's.
+    let mut late = Command::new("sleep").arg("600").spawn().unwrap();
+    std::fs::write(cgroup.join("cgroup.procs"), late.id().to_string()).unwrap();
+    drop(read_only);
+    world.reconcile();
+    assert_eq!(cgroups::mask(&cgroup), hierarchy().unnarrowed());
+    assert_ne!(affinity(late.id() as i32), "1");
+    assert!(world.claims_of("a").is_empty());
+    is_nexts();
+    late.kill().unwrap();
+    late.wait().unwrap();
 }
 
 /// Two owners on CPUs 0 and 1 of an exclusive pool, with ids as engines make them up.

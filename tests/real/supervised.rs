@@ -49,6 +49,11 @@ pub(crate) fn cases() -> Vec<Case> {
             what_systemd_is_not_told_stays_claimed,
         ),
         plain(
+            "supervised::a_systemd_that_never_answers_is_noted_and_passed",
+            needs,
+            a_systemd_that_never_answers_is_noted_and_passed,
+        ),
+        plain(
             "supervised::released_by_force_at_the_start",
             needs,
             released_by_force_at_the_start,
@@ -322,6 +327,31 @@ fn what_systemd_is_not_told_stays_claimed(world: &World) {
     drop(covered);
     world.reconcile();
     world.assert_all_free("after systemd could be told");
+    assert_eq!(allowed_cpus(&unit), "");
+    assert!(!unit.settings().exists(), "a drop-in is left");
+}
+
+/// Giving back waits in vain once, and the list is had by force all the same.
+fn a_systemd_that_never_answers_is_noted_and_passed(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let unit = Unit::start(world, "unanswered", "", "/bin/sleep 600");
+    unit.sleeping(&unit.group(), 1);
+    unit.kill();
+    let silent = world.dir.join("silent");
+    std::fs::write(&silent, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    std::fs::set_permissions(&silent, PermissionsExt::from_mode(0o755)).unwrap();
+    let covered = Covered::by("systemctl", &silent);
+    let claims = world.claims();
+    let id = claims[0]["id"].as_str().unwrap();
+    run(&mut world.pinfold(&["release", id])).exits(1);
+    assert_eq!(world.claim_of(id)["is_slow"], true);
+    let freed = run(&mut world.pinfold(&["release", id, "--force"])).ok();
+    assert!(freed.stderr.contains("is not undone"), "{freed}");
+    assert!(world.tasks("dp", "1").is_empty());
+    assert_eq!(world.claims().len(), 1, "what is left to undo is known");
+    drop(covered);
+    world.reconcile();
+    world.assert_all_free("after systemd answers again");
     assert_eq!(allowed_cpus(&unit), "");
     assert!(!unit.settings().exists(), "a drop-in is left");
 }
