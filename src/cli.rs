@@ -192,7 +192,7 @@ pub enum Verb {
     Stats(Stats),
     /// Sum up what owners that ended have used
     #[command(
-        after_help = "Examples:\n  pinfold usage --since 24h --by pool\n  pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n\nENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they used of it.\nNOISE: what others used of it, as far as it was watched. INEXACT: of how many the last sample counts,\nor nothing is known. Those that still run are in pinfold stats."
+        after_help = "Examples:\n  pinfold usage --since 24h --by pool\n  pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n  pinfold usage --since 7d --svg week.svg\n\nENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they used of it.\nNOISE: what others used of it, as far as it was watched. INEXACT: of how many the last sample counts,\nor nothing is known. Those that still run are in pinfold stats."
     )]
     Usage(Usage),
     /// Add pools, remove them, change their size; owners are never touched
@@ -378,6 +378,9 @@ pub struct Usage {
     /// Print it as JSON
     #[arg(long)]
     pub json: bool,
+    /// Draw it over time, by pool, into a file, or to standard output (-), as an SVG picture
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["by", "json", "no_trunc"])]
+    pub svg: Option<PathBuf>,
     /// Shorten nothing to fit the line
     #[arg(long, conflicts_with = "json")]
     pub no_trunc: bool,

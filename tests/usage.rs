@@ -144,6 +144,56 @@ fn a_table_fits_the_line_and_shows_nothing_raw() {
     );
 }
 
+/// What owners used is drawn over the time for which they had their CPUs.
+#[test]
+fn a_picture_shows_what_was_used_over_time() {
+    let site = Site::new();
+    let hostile = "</text>\u{1b}\u{202e}&";
+    let text: String = [(1, "dp", 60), (2, hostile, 1800), (3, "old", 90_000)]
+        .map(|(number, pool, ago)| format!("{}\n", record(number, "web", pool, ago)))
+        .concat();
+    std::fs::write(site.log(), text + "junk\n").unwrap();
+    let texts = |ran: &Output| -> Vec<String> {
+        assert!(ran.status.success(), "{ran:?}");
+        let picture = String::from_utf8(ran.stdout.clone()).unwrap();
+        let document = roxmltree::Document::parse(&picture).unwrap();
+        let texts = document
+            .descendants()
+            .filter(|node| node.has_tag_name("text"));
+        texts
+            .filter_map(|node| node.text().map(str::to_owned))
+            .collect()
+    };
+    let has = |texts: &[String], shown: &str| texts.iter().any(|text| text == shown);
+    let ran = site.usage(&["--svg", "-"]);
+    assert!(stderr(&ran).contains("line 4 of"), "{ran:?}");
+    let all = texts(&ran);
+    for shown in ["dp", "old", "</text>\\u{1b}\\u{202e}&", "2.5 CPU seconds"] {
+        assert!(has(&all, shown), "{shown}: {all:?}");
+    }
+    // Of the last half hour and a bit there is half of what the first used, and less of the second.
+    let ran = site.usage(&["--svg", "-", "--since", "1900s"]);
+    let some = texts(&ran);
+    assert!(has(&some, "dp") && !has(&some, "old"), "{some:?}");
+    assert!(!has(&some, "2.5 CPU seconds"), "{some:?}");
+    let none = texts(&site.usage(&["--svg", "-", "--since", "1s"]));
+    assert!(
+        has(&none, "Nobody who owned CPUs ended in that time."),
+        "{none:?}"
+    );
+    let file = site.dir.path().join("week.svg");
+    let ran = site.usage(&["--svg", file.to_str().unwrap()]);
+    assert!(ran.status.success() && ran.stdout.is_empty(), "{ran:?}");
+    let drawn = std::fs::read_to_string(&file).unwrap();
+    assert!(drawn.starts_with("<svg ") && drawn.ends_with("</svg>\n"));
+    for other in ["--json", "--no-trunc", "--by=pool"] {
+        let ran = site.usage(&["--svg", "-", other]);
+        assert_eq!(ran.status.code(), Some(2), "{other}: {ran:?}");
+    }
+    let ran = site.usage(&["--svg", site.dir.path().to_str().unwrap()]);
+    assert!(stderr(&ran).contains("is not a regular file"), "{ran:?}");
+}
+
 #[test]
 fn broken_lines_are_skipped_counted_and_said() {
     let site = Site::new();

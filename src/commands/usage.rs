@@ -1,13 +1,15 @@
 //! `pinfold usage`: what owners that ended have used.
 
+mod picture;
+
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::Settings;
-use super::output::Output;
+use super::output::{Output, Target};
 use super::screen::{self, ODD, PLAIN, Table};
 use crate::cli::{SumBy, Usage};
 use crate::placement::account;
@@ -15,6 +17,7 @@ use crate::refusal::Refusal;
 use crate::usage::{By, Kept, Sum, sum};
 
 pub(super) fn run(args: &Usage, settings: &Settings) -> Result<u8> {
+    let target = args.svg.as_deref().map(Target::of).transpose()?;
     let site = settings.site();
     let log = site.usage.as_ref().ok_or_else(|| {
         Refusal::new(
@@ -32,11 +35,15 @@ pub(super) fn run(args: &Usage, settings: &Settings) -> Result<u8> {
     if let Some(said) = broken(&kept) {
         log::warn!("{said}");
     }
-    let since = args.since.map(|age| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let since = now.unwrap_or_default().saturating_sub(age);
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-    });
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let since = args.since.map(|age| seconds(now.saturating_sub(age)));
+    if let Some(target) = target {
+        target.write(&picture::picture(&kept.records, since, seconds(now)))?;
+        return Ok(0);
+    }
     let sums = sum(&kept.records, since, by(args.by));
     let mut out = Output::product();
     if args.json {

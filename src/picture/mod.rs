@@ -11,5 +11,8 @@ mod owners;
 mod pools;
 mod style;
 mod svg;
+mod time;
+mod usage;
 
 pub use machine::{Load, Owned, Scene, machine};
+pub use usage::{Span, usage};

@@ -57,28 +57,9 @@ pub(super) fn legend(svg: &mut Svg, scene: &Scene<'_>, (x, y): (i32, i32), most:
         svg.text("small muted", (x, y + SMALL + 2), "There are no pools.");
         return y + LINE + GAP;
     }
-    let entries: Vec<(String, String)> = scene
-        .pools
-        .iter()
-        .map(|pool| (clipped(&one_line(&pool.name), MOST_NAME), about(pool)))
-        .collect();
-    let long = |(name, about): &(String, String)| width(name, SMALL) + 10 + width(about, SMALL);
-    let wide = BOX.0 + 6 + entries.iter().map(long).max().unwrap_or_default();
-    let columns = ((most + 3 * GAP) / (wide + 3 * GAP)).max(1);
-    for (place, (name, about)) in entries.iter().enumerate() {
-        let index = i32::try_from(place).unwrap_or_default();
-        let at = (
-            x + index % columns * (wide + 3 * GAP),
-            y + index / columns * ROW,
-        );
-        sample(svg, Some(place), Tenure::Owned, at, &letters(place));
-        let base = at.1 + BOX.1 - 4;
-        svg.text("small strong", (at.0 + BOX.0 + 6, base), name);
-        let beside = at.0 + BOX.0 + 6 + width(name, SMALL) + 10;
-        svg.text("small muted", (beside, base), about);
-    }
-    let count = i32::try_from(entries.len()).unwrap_or_default();
-    let y = y + (count + columns - 1) / columns * ROW;
+    let about = |pool: &SurveyedPool| (pool.name.clone(), about(pool));
+    let entries: Vec<(String, String)> = scene.pools.iter().map(about).collect();
+    let y = names(svg, &entries, (x, y), most);
     let mut at = x;
     for (pool, tenure, word) in [
         (Some(0), Tenure::Owned, "owned"),
@@ -91,6 +72,31 @@ pub(super) fn legend(svg: &mut Svg, scene: &Scene<'_>, (x, y): (i32, i32), most:
         at += width(word, SMALL) + 2 * GAP;
     }
     y + ROW + GAP / 2
+}
+
+/// Names pools, and tells of each what is known beside; returns where that ends.
+pub(super) fn names(
+    svg: &mut Svg,
+    entries: &[(String, String)],
+    (x, y): (i32, i32),
+    most: i32,
+) -> i32 {
+    let name = |name: &str| clipped(&one_line(name), MOST_NAME);
+    let long = |(one, about): &(String, String)| width(&name(one), SMALL) + width(about, SMALL);
+    let wide = BOX.0 + 6 + 10 + entries.iter().map(long).max().unwrap_or_default();
+    let columns = ((most + 3 * GAP) / (wide + 3 * GAP)).max(1);
+    let mut end = y;
+    for (index, (place, (one, about))) in (0..).zip(entries.iter().enumerate()) {
+        let (column, row) = (index % columns, index / columns);
+        let at = (x + column * (wide + 3 * GAP), y + row * ROW);
+        end = at.1 + ROW;
+        sample(svg, Some(place), Tenure::Owned, at, &letters(place));
+        let (at, base) = (at.0 + BOX.0 + 6, at.1 + BOX.1 - 4);
+        svg.text("small strong", (at, base), &name(one));
+        let at = at + width(&name(one), SMALL) + 10;
+        svg.text("small muted", (at, base), about);
+    }
+    end
 }
 
 /// Draws a box of a pool, or of none, with a text in it.

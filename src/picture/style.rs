@@ -56,7 +56,7 @@ impl Ink {
 const STRIPES_OPACITY: f64 = 0.4;
 
 /// What letters and boxes have for colours: what it is, on a light page, on a dark one.
-const THEME: [(&str, &str, &str); 11] = [
+const THEME: [(&str, &str, &str); 12] = [
     (".page", "fill:#ffffff", "fill:#0d1117"),
     ("text", "fill:#1f2328", "fill:#e6edf3"),
     (".muted", "fill:#57606a", "fill:#a3adb8"),
@@ -84,6 +84,7 @@ const THEME: [(&str, &str, &str); 11] = [
         "fill:url(#noise);stroke:#e6edf3",
     ),
     (".hatch", "stroke:#1f2328", "stroke:#e6edf3"),
+    (".grid", "stroke:#d0d7de", "stroke:#30363d"),
 ];
 
 /// A pool's looks, by its place among the pools: the classes of a box of its colour, of letters on

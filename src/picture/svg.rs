@@ -37,6 +37,14 @@ impl Svg {
         ));
     }
 
+    /// Draws a line of these classes.
+    pub(super) fn line(&mut self, classes: impl Display, from: (i32, i32), to: (i32, i32)) {
+        let ((x1, y1), (x2, y2)) = (from, to);
+        self.put(format_args!(
+            "<line class=\"{classes}\" x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\"/>\n"
+        ));
+    }
+
     /// Writes a text of these classes that begins at `x`, with its base line at `y`.
     pub(super) fn text(&mut self, classes: impl Display, (x, y): (i32, i32), text: &str) {
         self.put(format_args!(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pinfold::cpulist::CpuSet;
 use pinfold::names::Names;
-use pinfold::picture::{Load, Owned, Scene, machine};
+use pinfold::picture::{Load, Owned, Scene, Span, machine, usage};
 use pinfold::placement::{ListState, Owner, OwnerState, SurveyedList, SurveyedPool};
 use pinfold::pools::Kind;
 use pinfold::topology::{CoreKind, Topology};
@@ -403,12 +403,13 @@ fn owners_are_told_by_name_and_by_what_they_did() {
 /// Made anew by `PINFOLD_TEST_DRAW=1 cargo test --test choosing pictures`.
 #[test]
 fn pictures_are_what_they_were() {
-    for (file, drawn) in [
-        ("docs/topology.svg", readme()),
-        ("tests/pictures/8-cpus.svg", small()),
+    let hour = BEGIN + 10 * 3600..=BEGIN + 11 * 3600;
+    for (file, picture) in [
+        ("docs/topology.svg", readme().picture()),
+        ("tests/pictures/8-cpus.svg", small().picture()),
+        ("tests/pictures/usage.svg", usage(&day(), &hour)),
     ] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-        let picture = drawn.picture();
         if std::env::var_os("PINFOLD_TEST_DRAW").is_some() {
             std::fs::write(&path, &picture).unwrap();
         }
@@ -417,5 +418,63 @@ fn pictures_are_what_they_were() {
             kept == picture,
             "{file} is not what is drawn now: make it anew, and look at it"
         );
+    }
+}
+
+/// 2026-01-01, in seconds since the epoch.
+const BEGIN: i64 = 1_767_225_600;
+
+/// A day of a machine, as the log of usage tells it: what runs for long, and many that are short.
+fn day() -> Vec<Span<'static>> {
+    const HOUR: i64 = 3600;
+    let span = |pool, start, end, used, noise| Span {
+        pool,
+        start,
+        end,
+        used,
+        noise,
+    };
+    let at = |hours: i64| BEGIN + hours * HOUR;
+    let mut spans = vec![
+        span("dataplane", at(0), at(20), 120_000.0, 900.0),
+        span("dataplane", at(5), at(11), 41_000.0, 3_000.0),
+        span("realtime", at(2), at(24), 30_000.0, 0.0),
+        span("common", at(7), at(9), 9_000.0, 14_000.0),
+    ];
+    for minute in 0..300 {
+        let start = at(10) + minute * 120;
+        spans.push(span("batch", start, start + 90, 60.0 + minute as f64, 7.0));
+    }
+    spans
+}
+
+#[test]
+fn usage_over_time_can_be_read() {
+    let day = day();
+    let many: Vec<String> = (0..12)
+        .map(|number| format!("pool-{number}{HOSTILE}"))
+        .collect();
+    let many = many.iter().zip(1..).map(|(pool, number)| Span {
+        pool,
+        start: BEGIN + number * 86_400 * 20,
+        end: BEGIN + number * 86_400 * 40,
+        used: f64::MAX * number as f64,
+        noise: -1.0,
+    });
+    let charts = [
+        ("day", usage(&day, &(BEGIN..=BEGIN + 86_400))),
+        ("hour", usage(&day, &(BEGIN + 36_000..=BEGIN + 39_600))),
+        ("none", usage(&[], &(BEGIN..=BEGIN))),
+        (
+            "odd",
+            usage(&many.collect::<Vec<_>>(), &(BEGIN..=BEGIN + 86_400 * 400)),
+        ),
+    ];
+    for (name, picture) in charts {
+        let texts = readable(name, &picture);
+        let has = |shown: &str| texts.iter().any(|text| text.text == shown);
+        // An hour of two owners, and the five minutes after it of one.
+        assert_eq!(has("13.3k CPU seconds"), name == "hour", "{name}");
+        assert!(has("0"), "{name}");
     }
 }
