@@ -1,6 +1,7 @@
 //! The OCI runtime behind `pinfold-runtime`: which one it is, and whether it is fit for it.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -160,7 +161,11 @@ pub fn of_made(host: &Host, line: &RuntimeLine, preferred: PathBuf) -> PathBuf {
             Some(root) => root.clone(),
             None => own_root(host, maker),
         };
-        root.join(id).join(file).symlink_metadata().is_ok()
+        // One that cannot be looked at may be there; and where another lies that one is not.
+        match root.join(id).join(file).symlink_metadata() {
+            Ok(_) => true,
+            Err(error) => !files::is_gone(&error) && error.kind() != ErrorKind::NotADirectory,
+        }
     };
     // One of another name keeps what we do not know of.
     if !KEPT.iter().any(|(maker, _)| *maker == name) {
@@ -297,6 +302,32 @@ mod tests {
             let line = RuntimeLine::parse(&words.collect::<Vec<_>>());
             let found = of_made(&host, &line, preferred.into());
             assert_eq!(found, dir.path().join(taken), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_looked_at_may_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            files::replace(&path, b"", 0o755, files::Durability::Crash).unwrap();
+        };
+        ["usr/bin/runc", "usr/bin/crun", "run/runc/other"]
+            .into_iter()
+            .for_each(put);
+        let host = Host::new(dir.path());
+        // A link that leads to itself: ELOOP, for root too.
+        std::fs::create_dir_all(dir.path().join("run/crun")).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("run/crun/a")).unwrap();
+        for (words, preferred, taken) in [
+            ("kill a", "/x/runc", dir.path().join("usr/bin/crun")),
+            // What lies in the place of a directory has none below it.
+            ("kill other", "/x/crun", "/x/crun".into()),
+        ] {
+            let words: Vec<_> = words.split(' ').map(Into::into).collect();
+            let line = RuntimeLine::parse(&words);
+            assert_eq!(of_made(&host, &line, preferred.into()), taken, "{line:?}");
         }
     }
 

@@ -757,6 +757,21 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
         "AllowedCPUs= of \"web.service\"",
         &[&|m| group(m, "/machine.slice/web.service", "1")],
     );
+    // One that cannot be read is not one without CPUs.
+    let unread = "sys/fs/cgroup/machine.slice/web.service/cpuset.cpus.effective";
+    broken_and_mended(
+        |m| {
+            group(m, "/machine.slice/web.service", "1-2");
+            fs::remove_file(m.path(unread)).unwrap();
+            fs::create_dir(m.path(unread)).unwrap();
+        },
+        "warning neighbours: a cgroup may have CPUs of exclusive pools: ",
+        "cpuset.cpus.effective",
+        &[&|m| {
+            fs::remove_dir(m.path(unread)).unwrap();
+            group(m, "/machine.slice/web.service", "1");
+        }],
+    );
     // Of a container, its own or crun's scope above it.
     for below in ["", "/container"] {
         let hand_kept = |m: &Machine| {

@@ -226,6 +226,13 @@ pub fn check_neighbours(site: &Site, kept: &[Kept]) -> Vec<Finding> {
                 };
                 report.warn("neighbours", text, "see to these first");
             }
+            for unread in found.unread.iter().filter(|_| geteuid().is_root()) {
+                report.warn(
+                    "neighbours",
+                    format!("a cgroup may have CPUs of exclusive pools: {unread}"),
+                    "see whether it can be read, and what is in it (`systemd-cgls`)",
+                );
+            }
         }
         Err(_) if !geteuid().is_root() => {}
         Err(error) => report.error("neighbours", &error),

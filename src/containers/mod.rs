@@ -118,7 +118,7 @@ pub fn running(host: &Host, docker_exec_root: Option<&str>) -> Found {
         seen: BTreeSet::new(),
         found: Found::default(),
     };
-    for root in roots::all(host, docker_exec_root) {
+    for root in roots::all(host, docker_exec_root, &mut search.found.remarks) {
         if let Err(error) = search.look_into(&root) {
             search.found.remarks.push(format!("{error:#}"));
         }
@@ -418,5 +418,23 @@ mod tests {
             remarks.len() == 1 && remarks[0].contains("more containers than are looked at (4096)"),
             "{remarks:?}"
         );
+    }
+
+    #[test]
+    fn namespaces_that_are_not_looked_at_are_said() {
+        let machine = Machine::new();
+        let tasks = machine
+            .dir
+            .path()
+            .join("run/containerd/io.containerd.runtime.v2.task");
+        for number in 0..=1024 {
+            std::fs::create_dir_all(tasks.join(number.to_string())).unwrap();
+        }
+        // What is no directory, and is not "not there" either.
+        machine.put("run/user", "");
+        let remarks = machine.running().remarks;
+        assert_eq!(remarks.len(), 2, "{remarks:?}");
+        assert!(remarks[0].contains("more directories than are looked at (1024)"));
+        assert!(remarks[1].contains("run/user"), "{remarks:?}");
     }
 }

@@ -58,8 +58,15 @@ pub(super) struct Root {
 }
 
 /// All that there are, the runtimes' own first: these know when a process started.
-pub(super) fn all(host: &Host, docker_exec_root: Option<&str>) -> Vec<Root> {
+///
+/// What cannot be looked at, and what is left out, is added to the remarks.
+pub(super) fn all(
+    host: &Host,
+    docker_exec_root: Option<&str>,
+    remarks: &mut Vec<String>,
+) -> Vec<Root> {
     let mut roots = Vec::new();
+    let mut directories = |dir: &Path| directories(dir, remarks);
     let of_root = |dir: PathBuf, form, namespace| Root {
         dir,
         form,
@@ -80,6 +87,7 @@ pub(super) fn all(host: &Host, docker_exec_root: Option<&str>) -> Vec<Root> {
     for docker in dockers {
         let docker = host.path(docker);
         let runtimes = directories(&docker);
+        let runtimes = runtimes.into_iter();
         let runtimes = runtimes.filter(|(name, _)| name.starts_with("runtime-"));
         states.extend(runtimes.map(|(_, dir)| dir));
         bundles.push(docker.join("containerd/daemon"));
@@ -102,7 +110,15 @@ pub(super) fn all(host: &Host, docker_exec_root: Option<&str>) -> Vec<Root> {
             });
         }
     }
-    roots.retain(|root| belongs_to(&root.dir, root.user));
+    roots.retain(|root| match files::entry_if_there(&root.dir) {
+        Ok(_) => belongs_to(&root.dir, root.user),
+        Err(error) => {
+            if geteuid().is_root() {
+                remarks.push(format!("{error:#}"));
+            }
+            false
+        }
+    });
     roots
 }
 
@@ -113,15 +129,30 @@ pub(super) fn belongs_to(dir: &Path, user: u32) -> bool {
     looks.is_ok_and(|looks| looks.is_dir() && trusted.contains(&looks.uid()))
 }
 
-/// The directories in a directory; none where it cannot be listed: nobody but root can look into many of them.
-fn directories(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
-    let mut names = names_in(dir, MOST_DIRECTORIES).unwrap_or_default();
+/// The names in a directory, with their paths. Nobody but root can look into many of them.
+fn directories(dir: &Path, remarks: &mut Vec<String>) -> Vec<(String, PathBuf)> {
+    let mut names = match names_in(dir, MOST_DIRECTORIES + 1) {
+        Ok(names) => names,
+        Err(error) => {
+            if geteuid().is_root() {
+                remarks.push(format!("{error:#}"));
+            }
+            return Vec::new();
+        }
+    };
+    if names.len() > MOST_DIRECTORIES {
+        names.truncate(MOST_DIRECTORIES);
+        remarks.push(format!(
+            "{} has more directories than are looked at ({MOST_DIRECTORIES})",
+            dir.display()
+        ));
+    }
     names.sort();
-    let dir = dir.to_owned();
-    names.into_iter().map(move |name| {
+    let with_path = |name: String| {
         let path = dir.join(&name);
         (name, path)
-    })
+    };
+    names.into_iter().map(with_path).collect()
 }
 
 /// At most so many names of a directory; none where it is not there.

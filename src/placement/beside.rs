@@ -9,9 +9,13 @@ use crate::cgroup::{Group, cpuset};
 use crate::claims::{Entry, Ledger};
 use crate::containers::Container;
 use crate::cpulist::CpuSet;
+use crate::files;
 
 /// So many groups are looked at: whoever may make groups of its own can make any number.
 const MOST_GROUPS: usize = 20_000;
+
+/// So many of those that cannot be looked at are named.
+const MOST_UNREAD: usize = 3;
 
 /// A group, outside our books, that was given CPUs, and processes that run there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub struct Neighbours {
     pub groups: Vec<Neighbour>,
     /// Were there more groups than are looked at?
     pub is_cut: bool,
+    /// What could not be looked at, a sentence each, the first few.
+    pub unread: Vec<String>,
 }
 
 /// Finds the groups in which processes run on any of these CPUs because the group, and not one
@@ -49,7 +55,7 @@ pub fn neighbours(site: &Site, cpus: &CpuSet, containers: &[Container]) -> Resul
         cpus,
         containers: containers.iter().enumerate().filter_map(group_of).collect(),
         owners: owners(site)?,
-        seen: BTreeSet::new(),
+        told: BTreeSet::new(),
         found: Neighbours::default(),
     };
     walk.all(hierarchy.top()?);
@@ -74,7 +80,7 @@ struct Walk<'a> {
     containers: BTreeMap<String, usize>,
     owners: BTreeSet<(String, u64)>,
     /// The groups that are among the found already.
-    seen: BTreeSet<String>,
+    told: BTreeSet<String>,
     found: Neighbours,
 }
 
@@ -85,7 +91,22 @@ struct Next {
 }
 
 impl Walk<'_> {
-    /// What cannot be looked at is gone, or of a kind that has no processes of its own.
+    /// What was looked at; nothing where that is gone by now, and where it cannot be looked at, which is noted.
+    fn seen<T>(&mut self, looked: Result<T>) -> Option<T> {
+        match looked {
+            Ok(seen) => Some(seen),
+            Err(error) => {
+                let unread = &mut self.found.unread;
+                let text = format!("{error:#}");
+                let is_new = !unread.contains(&text) && unread.len() < MOST_UNREAD;
+                if !files::says_gone(&error) && is_new {
+                    unread.push(text);
+                }
+                None
+            }
+        }
+    }
+
     fn all(&mut self, top: Group) {
         let mut waiting = vec![Next {
             group: top,
@@ -98,20 +119,25 @@ impl Walk<'_> {
                 self.found.is_cut = true;
                 return;
             }
-            if self.is_owners(&next.group) {
+            let inode = self.seen(next.group.inode()).flatten();
+            let place = inode.map(|inode| (next.group.path().to_owned(), inode));
+            if place.is_some_and(|place| self.owners.contains(&place)) {
                 continue;
             }
-            let giver = match cpuset::own_cpus(&next.group) {
-                // What a partition has is all there is below it; conmon and the engine's other
-                // helpers have to be there.
-                _ if cpuset::is_partition(&next.group).unwrap_or(false) => None,
-                Ok(Some(_)) => Some(next.group.clone()),
-                _ => next.giver,
+            // What a partition has is all there is below it; conmon and the engine's other helpers
+            // have to be there.
+            let is_partition = self.seen(cpuset::is_partition(&next.group));
+            let own = self.seen(cpuset::own_cpus(&next.group)).flatten();
+            let giver = match own {
+                _ if is_partition == Some(true) => None,
+                Some(_) => Some(next.group.clone()),
+                None => next.giver,
             };
             if let Some(giver) = &giver {
                 self.look_at(&next.group, giver);
             }
-            let children = next.group.children().unwrap_or_default().into_iter().rev();
+            let children = self.seen(next.group.children()).unwrap_or_default();
+            let children = children.into_iter().rev();
             waiting.extend(children.map(|group| Next {
                 group,
                 giver: giver.clone(),
@@ -119,20 +145,18 @@ impl Walk<'_> {
         }
     }
 
-    fn is_owners(&self, group: &Group) -> bool {
-        let inode = group.inode().ok().flatten();
-        inode.is_some_and(|inode| self.owners.contains(&(group.path().to_owned(), inode)))
-    }
-
     fn look_at(&mut self, group: &Group, giver: &Group) {
-        let Ok(Some(cpus)) = cpuset::effective_cpus(giver) else {
-            return;
-        };
-        if cpus.is_disjoint(self.cpus) || self.seen.contains(giver.path()) {
+        if self.told.contains(giver.path()) {
             return;
         }
-        if group.pids().is_ok_and(|pids| !pids.is_empty()) {
-            self.seen.insert(giver.path().to_owned());
+        let Some(cpus) = self.seen(cpuset::effective_cpus(giver)).flatten() else {
+            return;
+        };
+        if cpus.is_disjoint(self.cpus) {
+            return;
+        }
+        if self.seen(group.pids()).is_some_and(|pids| !pids.is_empty()) {
+            self.told.insert(giver.path().to_owned());
             self.found.groups.push(Neighbour {
                 path: giver.path().to_owned(),
                 cpus,
