@@ -343,6 +343,14 @@ pub fn trusted_of_machine(
             "put the real thing there"
         )
     );
+    // Of a device everybody else has a use, too: nobody is told to change it.
+    ensure!(
+        metadata.is_file() || metadata.is_dir(),
+        Refusal::new(
+            format!("{shown} is neither a file nor a directory"),
+            "put the real thing there, or name another"
+        )
+    );
     ensure!(
         metadata.mode() & 0o002 == 0,
         Refusal::new(

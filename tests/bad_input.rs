@@ -738,7 +738,7 @@ fn command_lines() {
         (
             &["release", "a/b"],
             1,
-            &["no owner is called \"a/b\"", "nobody owns"],
+            &["no owner is called \"a/b\"", "given CPUs to nobody"],
         ),
         (&["release", "\x1b[31m"], 1, &["\\u{1b}[31m"]),
         (&["release", ""], 1, &["no owner is called \"\""]),

@@ -21,10 +21,12 @@ enum Does {
     /// Runs that one, where there are several to choose from.
     RunsNth(usize),
     /// Follows advice; what a person does.
-    Follows(&'static dyn Fn(&Site)),
+    Follows(&'static dyn Fn(&mut Site)),
+    /// Says it in these other ways.
+    Instead(&'static [&'static str]),
 }
 
-use Does::{Follows, Runs, RunsNth};
+use Does::{Follows, Instead, Runs, RunsNth};
 
 impl Site {
     fn new() -> Site {
@@ -182,7 +184,7 @@ fn holds(case: &Case) {
     let verb = case.verb;
     let (text, remedy) = site
         .complaint(verb)
-        .unwrap_or_else(|| panic!("{verb} complains of nothing"));
+        .unwrap_or_else(|| panic!("{verb} complains of nothing: {:?}", case.says));
     for part in case.says {
         let all = format!("{text}: {remedy}");
         assert!(all.contains(part), "{verb} should say {part:?}: {all}");
@@ -194,7 +196,13 @@ fn holds(case: &Case) {
                 .unwrap_or_else(|| panic!("no command: {remedy}")),
         ),
         RunsNth(n) => site.runs(commands(&remedy)[n]),
-        Follows(does) => does(&site),
+        Follows(does) => does(&mut site),
+        Instead(lines) => {
+            for line in lines {
+                assert_eq!(site.complaint(line), None, "after {remedy}");
+            }
+            return;
+        }
     }
     // A process that was ended is gone once it was waited for.
     for child in &mut site.others {
@@ -509,4 +517,447 @@ fn an_unreadable_claim_is_freed_once_its_owner_is_gone_and_never_before() {
         fs::read_to_string(site.path("kcm/pools/dp/2/tasks")).unwrap(),
         ""
     );
+}
+
+/// A process that owns a list by another tool's hand, for as long as the test runs.
+fn owned(site: &mut Site, list: &str) {
+    let pid = site.other("sleep", &["600"]);
+    site.put(&format!("kcm/pools/dp/{list}/tasks"), &pid.to_string());
+}
+
+fn stops(site: &mut Site) {
+    for child in &mut site.others {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_request_that_is_refused_is_put_as_it_says() {
+    let nothing: &dyn Fn(&mut Site) = &|_| {};
+    let devices: &dyn Fn(&mut Site) = &|site| {
+        site.put("sys/class/net/eth0/device/numa_node", "1\n");
+        site.put("sys/bus/pci/devices/0000:00:1f.0/numa_node", "1\n");
+        symlink("/dev", site.path("dev")).unwrap();
+    };
+    let no_caches: &dyn Fn(&mut Site) = &|site| {
+        for cpu in 0..4 {
+            let cache = format!("sys/devices/system/cpu/cpu{cpu}/cache");
+            fs::remove_dir_all(site.path(&cache)).unwrap();
+        }
+    };
+    for case in [
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --lists 3",
+            says: &["too small", "ask for less, or make it larger"],
+            does: Instead(&["explain --pool dp --lists 2"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --lists 3",
+            says: &["`pinfold pool resize --help"],
+            does: Follows(&|site| {
+                assert_eq!(site.complaint("pool resize common 1"), None);
+                assert_eq!(site.complaint("pool resize dp 3"), None);
+            }),
+        },
+        Case {
+            spoils: &|site| ["2", "3"].iter().for_each(|list| owned(site, list)),
+            verb: "explain --pool dp",
+            says: &["exhausted", "stop an owner"],
+            does: Follows(&stops),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --numa 9",
+            says: &["ask for one that there is, or drop pinfold.io/numa"],
+            does: Instead(&["explain --pool dp --numa 1", "explain --pool dp"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --numa 0",
+            says: &["ask for less, or drop pinfold.io/numa"],
+            does: Instead(&["explain --pool dp"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool common --lists 2",
+            says: &["ask for 1, or use pinfold.io/cpus"],
+            does: Instead(&[
+                "explain --pool common --lists 1",
+                "explain --pool common --cpus 2",
+            ]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --lists 1 --cpus 1",
+            says: &["cannot be used with"],
+            does: Instead(&["explain --pool dp --lists 1", "explain --pool dp --cpus 1"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --numa spread --cache single",
+            says: &["exclude each other: drop one"],
+            does: Instead(&[
+                "explain --pool dp --numa spread",
+                "explain --pool dp --cache single",
+            ]),
+        },
+        Case {
+            spoils: no_caches,
+            verb: "explain --pool dp --lists 2 --cache single",
+            says: &["does not tell", "drop pinfold.io/cache"],
+            does: Instead(&["explain --pool dp --lists 2"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --mems local",
+            says: &["which NUMA nodes have memory", "drop pinfold.io/mems"],
+            does: Instead(&["explain --pool dp"]),
+        },
+        Case {
+            spoils: devices,
+            verb: "explain --pool dp --near eth1",
+            says: &["no block device eth1: name one of those in", "class/net"],
+            does: Instead(&["explain --pool dp --near eth0"]),
+        },
+        Case {
+            spoils: devices,
+            verb: "explain --pool dp --near 0000:00:02.0",
+            says: &["no PCI device 0000:00:02.0: name one that `lspci -D` lists"],
+            does: Instead(&["explain --pool dp --near 0000:00:1f.0"]),
+        },
+        Case {
+            spoils: devices,
+            verb: "explain --pool dp --near /dev/nosuch",
+            says: &["no device node /dev/nosuch", "name one that is in /dev"],
+            does: Instead(&["explain --pool dp --near /dev/null"]),
+        },
+        Case {
+            spoils: &|site| {
+                site.put("sys/devices/card/net/eth0/x", "");
+                site.put("sys/devices/card/numa_node", "many\n");
+                site.put("sys/class/net/x", "");
+                symlink(
+                    "../../devices/card/net/eth0",
+                    site.path("sys/class/net/eth0"),
+                )
+                .unwrap();
+            },
+            verb: "explain --pool dp --near eth0",
+            says: &["which is no NUMA node: drop pinfold.io/near"],
+            does: Instead(&["explain --pool dp"]),
+        },
+        Case {
+            spoils: &|site| site.put("sys/devices/system/cpu/online", "0-1\n"),
+            verb: "explain --pool dp",
+            says: &["put the CPUs 2-3 online"],
+            does: Follows(&|site| site.put("sys/devices/system/cpu/online", "0-3\n")),
+        },
+        Case {
+            spoils: nothing,
+            verb: "explain --pool dp --lock-timeout 1e9",
+            says: &["it must be from 0 to"],
+            does: Instead(&["explain --pool dp"]),
+        },
+    ] {
+        holds(&case);
+    }
+}
+
+#[test]
+fn pools_that_cannot_be_as_asked_are_made_as_it_says() {
+    let nothing: &dyn Fn(&mut Site) = &|_| {};
+    let room: &dyn Fn(&mut Site) = &|site| {
+        fs::remove_dir_all(site.path("kcm/pools/dp")).unwrap();
+    };
+    for case in [
+        Case {
+            spoils: room,
+            verb: "pool add y=1:exclusive --list 2",
+            says: &["drop =1"],
+            does: Instead(&["pool add y:exclusive --list 2"]),
+        },
+        Case {
+            spoils: room,
+            verb: "pool add y:exclusive,numa=pack --list 2",
+            says: &["drop numa=, cache= and cores=, or --list"],
+            does: Instead(&["pool add y:exclusive --list 2"]),
+        },
+        Case {
+            spoils: room,
+            verb: "pool add y:exclusive --list 2 --list 2-3",
+            says: &["CPU 2 is in two of the lists: give each CPU to one list"],
+            does: Instead(&["pool add y:exclusive --list 2 --list 3"]),
+        },
+        Case {
+            spoils: room,
+            verb: "pool add y:exclusive --list 2 --list 5",
+            says: &["CPU 5 is not online", "or leave it out"],
+            does: Instead(&["pool add y:exclusive --list 2"]),
+        },
+        Case {
+            spoils: &|site| {
+                fs::remove_dir_all(site.path("kcm/pools/dp")).unwrap();
+                site.put("sys/devices/system/cpu/online", "0-2\n");
+            },
+            verb: "pool add y:exclusive --list 3",
+            says: &["put it online in /sys/devices/system/cpu first"],
+            does: Follows(&|site| site.put("sys/devices/system/cpu/online", "0-3\n")),
+        },
+        Case {
+            spoils: &|site| fs::remove_dir_all(site.path("kcm/pools/common")).unwrap(),
+            verb: "pool add dp:exclusive --list 1",
+            says: &["with other lists: name the new one otherwise, or remove the old one"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| fs::remove_dir_all(site.path("kcm/pools/common")).unwrap(),
+            verb: "pool add dp:exclusive --list 1",
+            says: &["name the new one otherwise"],
+            does: Instead(&["pool add other:exclusive --list 1"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "pool add dp=1:shared",
+            says: &["it is exclusive: name the new one otherwise, or remove the old one"],
+            does: Runs,
+        },
+        Case {
+            spoils: nothing,
+            verb: "pool remove gone",
+            says: &["there is no pool", "dp"],
+            does: Instead(&["pool remove gone --if-exists", "pool remove dp"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "pool resize gone 1",
+            says: &["there is no pool", "pinfold pool add gone=1:exclusive"],
+            does: Instead(&["pool resize dp 1"]),
+        },
+        Case {
+            spoils: &|site| owned(site, "2"),
+            verb: "pool remove dp",
+            says: &["owns 2 of pool dp", "stop it first"],
+            does: Follows(&stops),
+        },
+        Case {
+            spoils: &|site| ["2", "3"].iter().for_each(|list| owned(site, list)),
+            verb: "pool resize dp 1",
+            says: &["lists with owners stay", "stop them first"],
+            does: Follows(&stops),
+        },
+        Case {
+            spoils: nothing,
+            verb: "init --pool x=1:exclusive",
+            says: &["has other pools already", "add --force"],
+            does: Instead(&["init --force --pool x=1:exclusive"]),
+        },
+        Case {
+            spoils: &|site| owned(site, "2"),
+            verb: "init --force --pool x=1:exclusive",
+            says: &["owns CPUs in", "stop it first"],
+            does: Follows(&stops),
+        },
+        Case {
+            spoils: nothing,
+            verb: "init --force --pool a=1:exclusive --pool a=1:shared",
+            says: &["asked for twice: give each a name of its own"],
+            does: Instead(&["init --force --pool a=1:exclusive --pool b=1:shared"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "init --force --pool a=rest:shared --pool b=rest:shared",
+            says: &["two pools are to get the rest", "give one a number"],
+            does: Instead(&["init --force --pool a=1:shared --pool b=rest:shared"]),
+        },
+        Case {
+            spoils: nothing,
+            verb: "init --force --pool a=9:exclusive",
+            says: &["too few", "ask for"],
+            does: Instead(&["init --force --pool a=2:exclusive"]),
+        },
+    ] {
+        holds(&case);
+    }
+}
+
+#[test]
+fn directories_and_files_are_put_right_as_it_says() {
+    let no_pools: &dyn Fn(&mut Site) = &|site| fs::remove_dir_all(site.path("kcm")).unwrap();
+    for case in [
+        Case {
+            spoils: no_pools,
+            verb: "status",
+            says: &["does not exist: make it: `pinfold init"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| fs::remove_dir_all(site.path("kcm/pools")).unwrap(),
+            verb: "status",
+            says: &["half-made", "make it: `pinfold init"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                let path = site.path("kcm/pools");
+                fs::read_dir(path).unwrap().for_each(|pool| {
+                    fs::remove_dir_all(pool.unwrap().path()).unwrap();
+                });
+            },
+            verb: "check pools",
+            says: &["has no pool: make some: `pinfold init"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| fs::remove_file(site.path("kcm/lock")).unwrap(),
+            verb: "reconcile",
+            says: &["half-made", "make its lock: `install -m 600 /dev/null"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| site.put("run", ""),
+            verb: "reconcile",
+            says: &["is not a directory", "move it away: `mv "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                fs::create_dir(site.path("run")).unwrap();
+                site.mode("run", 0o777);
+            },
+            verb: "reconcile",
+            says: &["can be written by others: `chown 0 "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                let exclusive = site.path("kcm/pools/dp/exclusive");
+                fs::remove_file(&exclusive).unwrap();
+                fs::create_dir(exclusive).unwrap();
+                site.mode("kcm/pools/dp/exclusive", 0o755);
+            },
+            verb: "explain --pool dp",
+            says: &["is not a regular file", "`rm -r "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                site.mode("kcm/pools/dp", 0o775);
+                let pool = site.path("kcm/pools/dp");
+                std::os::unix::fs::chown(pool, None, Some(1234)).unwrap();
+            },
+            verb: "check pools",
+            says: &["can be written by the group", "`chmod g-w "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                site.put("real/x", "");
+                fs::rename(site.path("kcm"), site.path("real/kcm")).unwrap();
+                symlink("real/kcm", site.path("kcm")).unwrap();
+                std::os::unix::fs::lchown(site.path("kcm"), Some(1234), None).unwrap();
+            },
+            verb: "check pools",
+            says: &[
+                "belongs to uid 1234, who can let it lead elsewhere",
+                "`chown -h ",
+            ],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| std::os::unix::fs::chown(site.dir.path(), Some(1234), None).unwrap(),
+            verb: "check pools",
+            says: &["belongs to uid 1234, who can replace what is in it"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| {
+                use std::os::unix::ffi::OsStrExt;
+                let name = std::ffi::OsStr::from_bytes(b"kcm/pools/dp/\xff");
+                fs::create_dir(site.dir.path().join(name)).unwrap();
+            },
+            verb: "explain --pool dp",
+            says: &["is not UTF-8: move it away"],
+            does: Follows(&|site| {
+                let path = site.path("kcm/pools/dp").display().to_string();
+                site.runs(&format!("rmdir {path}/*[!0-9a-z]"));
+            }),
+        },
+        Case {
+            spoils: &|site| symlink("dp", site.path("kcm/pools/other")).unwrap(),
+            verb: "status",
+            says: &["other is a symbolic link", "or take it away: `rm "],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| site.put("kcm/pools/new/exclusive", "1"),
+            verb: "check pools",
+            says: &["has no CPU list", "`pinfold pool remove new"],
+            does: RunsNth(1),
+        },
+        Case {
+            spoils: &|site| {
+                site.put("kcm/pools/new/exclusive", "1");
+                fs::remove_dir_all(site.path("kcm/pools/common")).unwrap();
+            },
+            verb: "check pools",
+            says: &["has no CPU list", "`pinfold pool resize new 1"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|site| site.put("kcm/pools/dp/2/tasks", "4194303"),
+            verb: "check pools",
+            says: &["held by dead owners", "`pinfold reconcile"],
+            does: Runs,
+        },
+        Case {
+            spoils: &|_| {},
+            verb: "status --config /nowhere/pinfold.toml",
+            says: &["does not exist: make it, or name another with --config"],
+            does: Instead(&["status"]),
+        },
+        Case {
+            spoils: &|_| {},
+            verb: "status --config /dev/null",
+            says: &["is neither a file nor a directory", "or name another"],
+            does: Instead(&["status"]),
+        },
+        Case {
+            spoils: &|site| site.put("etc/pinfold/config.toml", "colour = 1\n"),
+            verb: "status",
+            says: &["line 1", "mend it there"],
+            does: Follows(&|site| site.put("etc/pinfold/config.toml", "lock-timeout = 1\n")),
+        },
+    ] {
+        holds(&case);
+    }
+}
+
+#[test]
+fn what_another_tool_has_is_given_back_by_its_end() {
+    let mut site = Site::new();
+    owned(&mut site, "2");
+    let (said, _) = site.complaint("release nobody").unwrap();
+    assert!(said.contains("no owner is called"), "{said}");
+    site.runs(commands(&said)[0]);
+    let pid = site.others[0].id();
+    let (said, _) = site.complaint(&format!("release pid:{pid}")).unwrap();
+    assert!(said.contains("let that tool give it back"), "{said}");
+    stops(&mut site);
+    site.runs(commands(&said)[0]);
+    let tasks = fs::read_to_string(site.path("kcm/pools/dp/2/tasks"));
+    assert_eq!(tasks.unwrap(), "");
+}
+
+#[test]
+fn a_pool_with_a_level_for_sockets_is_taken_away() {
+    let site = Site::new();
+    fs::remove_file(site.path("kcm/pools/dp/2/tasks")).unwrap();
+    site.put("kcm/pools/dp/2/3/tasks", "");
+    let (said, _) = site.complaint("explain --pool dp").unwrap();
+    assert!(said.contains("a level for sockets"), "{said}");
+    site.runs(commands(&said)[0]);
+    assert_eq!(site.complaint("pool add dp=1:exclusive"), None);
 }

@@ -41,7 +41,7 @@ pub fn find(site: &Site, called: &str) -> Result<String> {
         )),
         [] => {
             let all = match known.is_empty() {
-                true => "nobody owns any CPUs".to_owned(),
+                true => "Pinfold has given CPUs to nobody".to_owned(),
                 false => format!("there are {}", list(&known.iter().collect::<Vec<_>>())),
             };
             bail!(Refusal::new(
