@@ -19,7 +19,8 @@ demo: build
 
 # All tests, with the real runtimes.
 test:
-	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3
+	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3 \
+		python:prometheus_client=python3-prometheus-client
 	mkdir -p target/reports
 	rm -f target/reports/here.jsonl
 	PINFOLD_TEST_COMMIT=$$(git describe --always --dirty) PINFOLD_TEST_REPORT=$(CURDIR)/target/reports/here.jsonl \

@@ -5,6 +5,7 @@ pub mod pool;
 mod tips;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -50,6 +51,7 @@ impl Cli {
             Verb::Init(_)
             | Verb::Hook(_)
             | Verb::Isolate(_)
+            | Verb::Metrics(_)
             | Verb::Release(_)
             | Verb::Install(_)
             | Verb::Uninstall(_)
@@ -195,6 +197,11 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold usage --since 24h --by pool\n  pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n  pinfold usage --since 7d --svg week.svg\n\nENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they used of it.\nNOISE: what others used of it, as far as it was watched. INEXACT: of how many the last sample counts,\nor nothing is known. Those that still run are in pinfold stats."
     )]
     Usage(Usage),
+    /// Print what is known as OpenMetrics text, for Prometheus
+    #[command(
+        after_help = "Examples:\n  pinfold metrics\n  pinfold metrics --textfile /var/lib/prometheus/node-exporter/pinfold.prom\n  pinfold metrics --listen 127.0.0.1:9469"
+    )]
+    Metrics(Metrics),
     /// Add pools, remove them, change their size; owners are never touched
     #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
     Pool(pool::Pool),
@@ -384,6 +391,17 @@ pub struct Usage {
     /// Shorten nothing to fit the line
     #[arg(long, conflicts_with = "json")]
     pub no_trunc: bool,
+}
+
+/// `pinfold metrics`
+#[derive(Debug, Args)]
+pub struct Metrics {
+    /// Write them to this file, replacing it in one step: for node_exporter's textfile directory
+    #[arg(long, value_name = "FILE")]
+    pub textfile: Option<PathBuf>,
+    /// Answer GET /metrics there, until it is ended; whoever can reach it can read them
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "textfile")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// What `pinfold usage` sums up by.

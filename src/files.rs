@@ -1,7 +1,9 @@
 //! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
 
+mod summed;
 mod trust;
 
+pub use summed::{summed, unsummed};
 pub use trust::{Way, ensure_trusted_way};
 
 use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};

@@ -73,9 +73,10 @@ fn runtime(arguments: &[OsString]) -> ExitCode {
     let Err(error) = shim::run(arguments) else {
         return ExitCode::SUCCESS;
     };
-    let message = one_line(&Refusal::of(&error).to_string());
+    let refusal = Refusal::of(&error);
+    let message = one_line(&refusal.to_string());
     let _ = writeln!(io::stderr(), "{SHIM}: {message}");
-    shim::report(arguments, &message);
+    shim::report(arguments, &message, refusal.reason);
     ExitCode::from(FAILED)
 }
 

@@ -1,4 +1,5 @@
-//! A refusal is a value: what is not done and why, and what to do about it. Neither can be left out.
+//! A refusal is a value: what is not done and why, and what to do about it. Neither can be left
+//! out.
 //!
 //! A command that is to be run stands in backquotes: `` `pinfold reconcile` ``.
 
@@ -21,6 +22,58 @@ pub struct Refusal {
     pub remedy: String,
     /// Was a value wrong on the command line, whatever the machine is like?
     pub is_usage: bool,
+    /// What kind of refusal it is, for who counts them.
+    pub reason: Reason,
+}
+
+/// What kind of refusal one is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Too much of the pool is in use.
+    Exhausted,
+    /// The pool has nothing that the request fits, or that may be given here, whoever owns what.
+    Unfit,
+    /// The request makes no sense.
+    Request,
+    /// There is no such pool.
+    Pool,
+    /// The pool's rules do not let it in.
+    Rules,
+    /// Its CPUs were chosen by somebody else.
+    Chosen,
+    /// Somebody else did not let go of the lock.
+    Lock,
+    /// Anything else: something failed.
+    #[default]
+    Other,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Reason; 8] = [
+        Reason::Exhausted,
+        Reason::Unfit,
+        Reason::Request,
+        Reason::Pool,
+        Reason::Rules,
+        Reason::Chosen,
+        Reason::Lock,
+        Reason::Other,
+    ];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Exhausted => "exhausted",
+            Reason::Unfit => "unfit",
+            Reason::Request => "request",
+            Reason::Pool => "pool",
+            Reason::Rules => "rules",
+            Reason::Chosen => "chosen",
+            Reason::Lock => "lock",
+            Reason::Other => "other",
+        }
+    }
 }
 
 impl Refusal {
@@ -30,7 +83,13 @@ impl Refusal {
             what: what.into(),
             remedy: remedy.into(),
             is_usage: false,
+            reason: Reason::Other,
         }
+    }
+
+    /// The same, of this kind.
+    pub fn because(self, reason: Reason) -> Refusal {
+        Refusal { reason, ..self }
     }
 
     /// One of a command line that says what cannot be, on any machine.
@@ -41,7 +100,8 @@ impl Refusal {
         }
     }
 
-    /// Any error as a refusal. One that has no remedy of its own gets the one for what the kernel said.
+    /// Any error as a refusal. One that has no remedy of its own gets the one for what the kernel
+    /// said.
     pub fn of(error: &Error) -> Refusal {
         let text = format!("{error:#}");
         let own = error
@@ -103,9 +163,9 @@ impl std::error::Error for Refusal {}
 
 /// Saying what to do about an error that somebody else found.
 pub trait OrRefuse<T> {
-    /// Turns an error into a refusal: what was to be done, what went wrong, and what to do. Where the error says what to do
-    /// by itself, that is better than what is said here; and so is what helps against the kernel's no, but for what is not
-    /// there.
+    /// Turns an error into a refusal: what was to be done, what went wrong, and what to do. Where
+    /// the error says what to do by itself, that is better than what is said here; and so is what
+    /// helps against the kernel's no, but for what is not there.
     fn or_refuse(self, refusal: impl FnOnce() -> Refusal) -> Result<T>;
 }
 
@@ -122,6 +182,9 @@ impl<T, E: Into<Error>> OrRefuse<T> for Result<T, E> {
             let inner = Refusal::of(&error);
             if has_own || (!is_missing && !inner.is_vague()) {
                 refusal.remedy = inner.remedy;
+            }
+            if refusal.reason == Reason::Other {
+                refusal.reason = inner.reason;
             }
             refusal.what = format!("{}: {}", refusal.what, inner.what);
             refusal.into()

@@ -9,7 +9,7 @@ use std::fmt;
 pub use locality::{Locality, Numa};
 pub use near_miss::meant;
 
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::text::Shown;
 
 /// What every key of ours begins with.
@@ -158,6 +158,10 @@ pub fn is_ours(key: &str) -> bool {
 pub fn from_annotations(
     annotations: &BTreeMap<String, String>,
 ) -> Result<Option<Request>, Refusal> {
+    read(annotations).map_err(|refusal| refusal.because(Reason::Request))
+}
+
+fn read(annotations: &BTreeMap<String, String>) -> Result<Option<Request>, Refusal> {
     let value_of = |keys: [&str; 2]| keys.iter().find_map(|key| annotations.get(*key));
     if value_of(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox") {
         return Ok(None);

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::config::{Door, PoolRules};
 use crate::engines::Engine;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::request;
 use crate::text::Shown;
 
@@ -40,7 +40,7 @@ impl Visitor {
         let words: Vec<&str> = doors.iter().map(|door| door.word()).collect();
         ensure!(
             doors.contains(&self.door),
-            Refusal::new(
+            kept_out(
                 format!(
                     "it may not be asked for by {}: doors in the configuration has {}",
                     self.door.word(),
@@ -68,12 +68,12 @@ impl Visitor {
             Some(Engine::Containerd) => request::CONTAINERD_NAMESPACE,
             Some(Engine::Crio) => request::CRIO_NAMESPACE,
             Some(Engine::Podman | Engine::Docker) => {
-                bail!(Refusal::new(
+                bail!(kept_out(
                     "only pods of Kubernetes may use it",
                     "ask for another pool"
                 ))
             }
-            None => bail!(Refusal::new(
+            None => bail!(kept_out(
                 "only pods of some namespaces may use it, and nothing says which engine runs it",
                 match self.door {
                     Door::Shim => "name that as runtime.engine in the configuration",
@@ -84,11 +84,11 @@ impl Visitor {
         };
         match annotation(mark)? {
             Some(namespace) if allowed.contains(&namespace) => Ok(()),
-            Some(namespace) => bail!(Refusal::new(
+            Some(namespace) => bail!(kept_out(
                 format!("its namespace {} may not use it", Shown(&namespace)),
                 "ask for another pool, or have it added to namespaces in the configuration"
             )),
-            None => bail!(Refusal::new(
+            None => bail!(kept_out(
                 format!(
                     "it has no mark {mark} of its namespace, and only pods of some namespaces may use it"
                 ),
@@ -96,4 +96,8 @@ impl Visitor {
             )),
         }
     }
+}
+
+fn kept_out(what: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+    Refusal::new(what, remedy).because(Reason::Rules)
 }

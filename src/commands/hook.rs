@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Settings;
 use super::admission::Visitor;
+use super::settings::Told;
 use crate::cli::{Hook, Options, Stage};
 use crate::config::Door;
 use crate::engines::Engine;
@@ -39,7 +40,14 @@ pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
             Some(state) => (state.shown_id(), names_of(state)),
             None => (String::new(), Names::default()),
         };
-        Settings::keep_refusal(options, &id, names, &message);
+        let is_start = args.stage != Stage::Poststop;
+        let told = Told {
+            container: &id,
+            names,
+            message: &message,
+            reason: is_start.then_some(refusal.reason),
+        };
+        Settings::keep_refusal(options, told);
     }
     done.map(|()| 0)
 }

@@ -14,10 +14,12 @@ use nix::sys::signal::{
 };
 use nix::unistd::Pid;
 
+use super::settings::count_refusal;
 use super::{Settings, request};
 use crate::cli::Isolate;
 use crate::placement::{CommandPlace, Site, pin_command};
 use crate::process;
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// The command cannot be executed, and it is not found: podman-run(1), "Exit Status".
@@ -50,7 +52,8 @@ pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
         &request,
         !args.no_affinity,
     )
-    .with_context(|| format!("cannot isolate a command on CPUs of pool {}", request.pool))?;
+    .with_context(|| format!("cannot isolate a command on CPUs of pool {}", request.pool))
+    .inspect_err(|error| count_refusal(&site.run_dir, Refusal::of(error).reason))?;
     let awaited = awaited(site);
     let code = match start(args, &place, &awaited) {
         Ok(mut child) => {

@@ -8,6 +8,7 @@ mod hook;
 mod init;
 mod install;
 mod isolate;
+mod metrics;
 mod news;
 mod output;
 mod pool;
@@ -48,6 +49,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Pool(args) => pool::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Explain(args) => explain::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Metrics(args) => metrics::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Usage(args) => usage::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Why(args) => why::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),

@@ -14,11 +14,12 @@ use super::news;
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
 use crate::config::{Config, PoolRules, Runtime, Usage};
+use crate::counters;
 use crate::host::Host;
 use crate::last_words;
 use crate::names::Names;
 use crate::placement::Site;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::refusals::{self, Refused};
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
@@ -35,6 +36,31 @@ pub(super) struct Settings {
     site: Site,
     pools: BTreeMap<String, PoolRules>,
     runtime: Runtime,
+}
+
+/// What an engine was told of a container.
+pub(super) struct Told<'a> {
+    /// Its id.
+    pub(super) container: &'a str,
+    /// What people call it.
+    pub(super) names: Names,
+    /// The sentence.
+    pub(super) message: &'a str,
+    /// Why its start was refused; `None` where it was its end that failed.
+    pub(super) reason: Option<Reason>,
+}
+
+/// Counts a refusal. One that cannot be counted was told all the same.
+pub(super) fn count_refusal(run_dir: &Path, reason: Reason) {
+    let counted = counters::count(run_dir, |counters| {
+        *counters
+            .refusals
+            .entry(reason.word().to_owned())
+            .or_default() += 1;
+    });
+    if let Err(error) = counted {
+        log::info!("{error:#}");
+    }
 }
 
 /// Where settings come from besides the options.
@@ -109,7 +135,7 @@ impl Settings {
     }
 
     /// Keeps a refusal where `pinfold why` looks for it. One that cannot be kept is in the system log all the same.
-    pub(super) fn keep_refusal(options: &Options, container: &str, names: Names, message: &str) {
+    pub(super) fn keep_refusal(options: &Options, refused: Told<'_>) {
         let run_dir = match Settings::resolve(options, |_| None, HOOK_PATIENCE) {
             Ok((settings, _)) => settings.site.run_dir,
             Err(_) => Host::new("/").default_run_dir(),
@@ -117,11 +143,17 @@ impl Settings {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let refusal = Refused {
             at: now.map_or(0, |now| now.as_secs()),
-            container: container.to_owned(),
-            names,
-            message: message.to_owned(),
+            container: refused.container.to_owned(),
+            names: refused.names,
+            message: refused.message.to_owned(),
         };
-        let kept = Ledger::open(&run_dir).and_then(|_| refusals::record(&run_dir, &refusal));
+        let kept = Ledger::open(&run_dir).and_then(|_| {
+            let recorded = refusals::record(&run_dir, &refusal);
+            if let Some(reason) = refused.reason {
+                count_refusal(&run_dir, reason);
+            }
+            recorded
+        });
         if let Err(error) = kept {
             log::info!("{error:#}");
         }

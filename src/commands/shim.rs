@@ -17,6 +17,7 @@ use clap::Parser;
 use super::Settings;
 use super::admission::Visitor;
 use super::hook::with_device;
+use super::settings::Told;
 use crate::bundle::Bundle;
 use crate::caller;
 use crate::cgroup::of_config;
@@ -35,7 +36,7 @@ use crate::names::{self, Ancestry, Names};
 use crate::oci::{shown_id, usable_id};
 use crate::oci_config::{OciConfig, Pinning};
 use crate::placement::{self, reserve};
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::request::{self, Mems, Request};
 use crate::runtime_line::{CgroupManager, RuntimeLine};
 use crate::runtime_log;
@@ -157,7 +158,7 @@ struct Chosen {
 }
 
 /// Tells an engine where it looks for it, and the system log, what went wrong.
-pub fn report(arguments: &[OsString], message: &str) {
+pub fn report(arguments: &[OsString], message: &str, reason: Reason) {
     system_log::send(&Host::new("/"), Severity::Error, message);
     let line = RuntimeLine::parse(arguments);
     // An engine that gave a log that cannot be written reads stderr.
@@ -168,7 +169,13 @@ pub fn report(arguments: &[OsString], message: &str) {
     let config = text.and_then(|text| OciConfig::parse(&text).ok());
     let names = config.map(|config| names_in(&config, &line, &Host::new("/")));
     let names = names.unwrap_or_default();
-    Settings::keep_refusal(&Options::default(), id, names, message);
+    let told = Told {
+        container: id,
+        names,
+        message,
+        reason: Some(reason),
+    };
+    Settings::keep_refusal(&Options::default(), told);
 }
 
 /// A container with a request, and its configuration as it was read.

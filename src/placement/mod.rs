@@ -55,13 +55,13 @@ pub use reserve::{give_up, reserve};
 pub use stock::stock;
 pub use survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
 pub use unpinned::{Lack, labels_meant, unpinned};
-pub use usage::{account, read_before_end};
+pub use usage::{account, read_before_end, readings};
 
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Ledger;
 use crate::files;
 use crate::host::Host;
-use crate::pools::{Lock, PoolDirectory};
+use crate::pools::{Lock, LockError, PoolDirectory};
 use crate::process::{self, Process};
 use crate::usage::Log;
 
@@ -104,6 +104,8 @@ struct Books<'a> {
     until: Instant,
     /// Has every claim its links? Where it was not found out yet, `None`.
     links: Cell<Option<bool>>,
+    /// How many lists of dead owners were freed.
+    reclaimed: Cell<u64>,
     // Dropped last: whatever the other fields' users do is done under it.
     lock: Lock,
 }
@@ -127,8 +129,12 @@ impl Site {
     fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
         let directory = PoolDirectory::open(&self.host, &self.conf_dir)?;
         let patience = at_most(self.patience, self.deadline);
-        let lock = directory.lock_in_turn(&self.host, patience, &self.run_dir)?;
-        self.books(directory, lock, hierarchy)
+        let began = Instant::now();
+        let lock = directory.lock_in_turn(&self.host, patience, &self.run_dir);
+        if let Err(LockError::Held(_)) = &lock {
+            self.count(Some(began.elapsed()), 0);
+        }
+        self.books(directory, lock?, hierarchy)
     }
 
     /// The same where the lock is held already.
@@ -153,6 +159,7 @@ impl Site {
             deadline: self.deadline,
             until: Instant::now() + at_most(LOOKING, self.deadline),
             links: Cell::new(None),
+            reclaimed: Cell::new(0),
             lock,
         };
         if self.usage.is_some() {

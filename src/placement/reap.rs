@@ -131,6 +131,8 @@ impl Books<'_> {
             freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
         }
         self.directory.remove_leftovers(&self.lock, pool, list)?;
+        let has_freed = u64::from(!freed.is_empty());
+        self.reclaimed.set(self.reclaimed.get() + has_freed);
         Ok(Reaped {
             freed: freed.into_iter().collect(),
             is_whole,

@@ -1,5 +1,6 @@
 //! Bringing everything in order, everywhere.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -115,6 +116,9 @@ pub fn reconcile(site: &Site) -> Result<Report> {
     report.reclaimed.dedup();
     // KCM's order.
     report.reclaimed.sort_by_key(|one| one.pid);
+    let lists = report.reclaimed.iter().map(|one| (&one.pool, &one.cpus));
+    let lists: BTreeSet<_> = lists.collect();
+    site.count(None, lists.len() as u64);
     Ok(report)
 }
 

@@ -8,7 +8,7 @@ use crate::cgroup::cpuset::Bound;
 use crate::choose::{self, Offer, Reach, Scattered, Within};
 use crate::cpulist::CpuSet;
 use crate::pools::{Kind, Pool};
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::request::{Numa, Request, Size};
 use crate::topology::Levels;
 
@@ -38,7 +38,11 @@ impl Seen<'_> {
         let size = self.request.size;
         let name = &self.pool.name;
         let kept = self.kept();
-        match refusal {
+        let reason = match refusal {
+            choose::Refusal::Exhausted { .. } => Reason::Exhausted,
+            _ => Reason::Unfit,
+        };
+        let refusal = match refusal {
             choose::Refusal::Exhausted { free } => Refusal::new(
                 format!(
                     "the pool is exhausted: {size} asked for, {free} free{}",
@@ -88,7 +92,8 @@ impl Seen<'_> {
                 },
                 self.remedy(&kept, "use another pool"),
             ),
-        }
+        };
+        refusal.because(reason)
     }
 
     /// How much a list counts for.
@@ -273,6 +278,7 @@ pub fn chosen_already(what: &str, value: &str) -> Refusal {
         format!("its configuration already sets the {what} {value}"),
         "make it anew without them (--cpuset-cpus, --cpuset-mems, resources.cpu; `update` does not take them back), or drop the pool",
     )
+    .because(Reason::Chosen)
 }
 
 /// The annotation that asks for it.

@@ -2,14 +2,15 @@
 //! of it is done under the lock, and no failure of it fails anything else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{Books, Site};
 use crate::account::{Accounts, Times};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Ended, Entry, Ledger, OwnerKind};
+use crate::counters;
 use crate::process;
 use crate::usage::{Log, Record, Sample, Samples};
 
@@ -100,13 +101,64 @@ fn forget_oldest(ledger: &Ledger, names: &[String]) -> Result<()> {
     ended.iter().try_for_each(|one| ledger.forget(one))
 }
 
+/// Reads what every owner has used; what is known of one is kept for its end, where that is wanted.
+///
+/// # Errors
+/// The ledger, the machine's hierarchies or its own counters cannot be read. An owner that cannot be
+/// read is left out.
+pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
+    let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
+        return Ok(Vec::new());
+    };
+    let entries = ledger.all()?;
+    if site.usage.is_some() {
+        site.forget_others(&ledger, &entries)?;
+    }
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let accounts = Accounts::of(&site.host);
+    let times = accounts.times()?;
+    let reader = Reader {
+        site,
+        hierarchy: cpuset::hierarchy(&site.host)?,
+        samples: Samples::of(&site.run_dir),
+        boot_id: process::boot_id(&site.host)?,
+    };
+    let mut readings = Vec::new();
+    for claim in entries.iter().filter_map(Entry::claim) {
+        let sample = reader.read_or_say(claim, |_| Some(times.clone()), &accounts);
+        readings.extend(sample.map(|sample| (claim.clone(), sample)));
+    }
+    Ok(readings)
+}
+
 impl Site {
     /// Closes the books; whoever was ended under them is accounted for then.
     pub(super) fn close(&self, books: Books<'_>) {
         let has_ended = books.ledger.has_ended();
+        let (waited, reclaimed) = (books.lock.waited(), books.reclaimed.get());
         drop(books);
+        self.count(waited, reclaimed);
         if has_ended {
             self.say(account(self, AT_ONCE));
+        }
+    }
+
+    /// Counts a wait for the lock, where it was one, and lists of dead owners that were freed.
+    pub(super) fn count(&self, waited: Option<Duration>, reclaimed: u64) {
+        if waited.is_none() && reclaimed == 0 {
+            return;
+        }
+        let counted = counters::count(&self.run_dir, |counters| {
+            if let Some(waited) = waited {
+                counters.lock_waits += 1;
+                counters.lock_wait_seconds += waited.as_secs_f64();
+            }
+            counters.reclaimed_lists += reclaimed;
+        });
+        if let Err(error) = counted {
+            log::info!("{error:#}");
         }
     }
 
@@ -123,41 +175,25 @@ impl Site {
 
     /// Reads what every owner has used.
     pub(super) fn read_owners(&self) {
-        if let Err(error) = self.try_reading_owners() {
+        if self.usage.is_none() {
+            return;
+        }
+        if let Err(error) = readings(self) {
             log::info!("what owners use: {error:#}");
         }
     }
 
-    fn try_reading_owners(&self) -> Result<()> {
-        let ledger = Ledger::open_if_there(&self.run_dir)?;
-        let Some(ledger) = ledger.filter(|_| self.usage.is_some()) else {
-            return Ok(());
-        };
+    /// Whoever has ended, and is accounted for, has no claim; what was read of it since is
+    /// nobody's.
+    fn forget_others(&self, ledger: &Ledger, entries: &[Entry]) -> Result<()> {
         let samples = Samples::of(&self.run_dir);
-        let entries = ledger.all()?;
-        let claims: Vec<&Claim> = entries.iter().filter_map(Entry::claim).collect();
-        // Whoever has ended, and is accounted for, has no claim; what was read of it since is
-        // nobody's.
-        let known = claims.iter().map(|claim| claim.marker_name());
+        let claims = entries.iter().filter_map(Entry::claim);
+        let known = claims.map(Claim::marker_name);
         let known: BTreeSet<String> = known.chain(ledger.names_of_ended()?).collect();
         for name in samples.names()? {
             if !known.contains(&name) {
                 samples.forget(&name)?;
             }
-        }
-        if claims.is_empty() {
-            return Ok(());
-        }
-        let accounts = Accounts::of(&self.host);
-        let times = accounts.times()?;
-        let reader = Reader {
-            site: self,
-            hierarchy: cpuset::hierarchy(&self.host)?,
-            samples,
-            boot_id: process::boot_id(&self.host)?,
-        };
-        for claim in claims {
-            reader.read_or_say(claim, |_| Some(times.clone()), &accounts);
         }
         Ok(())
     }
@@ -262,27 +298,32 @@ impl Reader<'_> {
         claim: &Claim,
         times: impl FnOnce(Option<&Sample>) -> Option<BTreeMap<u32, Times>>,
         accounts: &Accounts<'_>,
-    ) {
-        if let Err(error) = self.read(claim, times, accounts) {
+    ) -> Option<Sample> {
+        self.read(claim, times, accounts).unwrap_or_else(|error| {
             log::info!("what {} uses: {error:#}", claim.shown());
-        }
+            None
+        })
     }
 
+    /// What is known of an owner now; `None` where nothing is.
     fn read(
         &self,
         claim: &Claim,
         times: impl FnOnce(Option<&Sample>) -> Option<BTreeMap<u32, Times>>,
         accounts: &Accounts<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<Sample>> {
+        if claim.kind == OwnerKind::Reservation || claim.boot_id != self.boot_id {
+            return Ok(None);
+        }
         let host = &self.site.host;
         let name = claim.marker_name();
         let before = self.samples.of_owner(&name);
-        let is_of_no_owner = claim.kind == OwnerKind::Reservation || claim.boot_id != self.boot_id;
         let is_done = before.as_ref().is_some_and(|before| before.is_final);
-        if is_of_no_owner || is_done || !has_group(claim, &self.hierarchy)? {
-            return Ok(());
-        }
-        let path = &claim.cgroup.as_ref().context("it has no group")?.path;
+        let group = claim.cgroup.as_ref().filter(|_| !is_done);
+        let Some(group) = group.filter(|_| matches!(has_group(claim, &self.hierarchy), Ok(true)))
+        else {
+            return Ok(before);
+        };
         let mut living = None;
         for process in claim.processes.iter().rev() {
             if process.is_alive(host)? {
@@ -291,21 +332,26 @@ impl Reader<'_> {
             }
         }
         let meter = match living {
-            Some(pid) => accounts.meter(pid, &claim.cpus, Some(path))?,
-            None => accounts.meter_of_group(&claim.cpus, path)?,
+            Some(pid) => accounts.meter(pid, &claim.cpus, Some(&group.path))?,
+            None => accounts.meter_of_group(&claim.cpus, &group.path)?,
         };
         // In that order: what is read of an empty group is all that there will be.
         let is_final = living.is_none() && meter.is_final()?;
         let Some(mark) = accounts.mark(&meter, times(before.as_ref()).as_ref())? else {
-            return Ok(());
+            return Ok(before);
         };
         // Of processes those that ended have left the sum.
-        let is_less = |before: &Sample| before.mark.total > mark.total;
-        if before.as_ref().is_some_and(is_less) {
-            return Ok(());
+        if before
+            .as_ref()
+            .is_some_and(|before| before.mark.total > mark.total)
+        {
+            return Ok(before);
         }
         let sample = Sample::after(before.as_ref(), now(), mark, is_final);
-        self.samples.keep(&name, &sample)
+        if self.site.usage.is_some() {
+            self.samples.keep(&name, &sample)?;
+        }
+        Ok(Some(sample))
     }
 }
 

@@ -17,7 +17,7 @@ use super::wait::Alarm;
 use super::{LOCK_MODE, PoolDirectory};
 use crate::files;
 use crate::host::Host;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::text::{Shown, shell_word};
 
 /// The pool directory, held. Dropping it lets go.
@@ -25,6 +25,7 @@ use crate::text::{Shown, shell_word};
 pub struct Lock {
     file: File,
     path: PathBuf,
+    waited: Option<Duration>,
 }
 
 /// Between two looks at whether somebody lets go, or has got it.
@@ -128,13 +129,16 @@ impl PoolDirectory {
             queue,
             ticket: None,
         };
+        let mut has_waited = false;
         loop {
             let file = self.open_lock(host)?;
             if wait.is_behind_others() {
+                has_waited = true;
                 wait.stand_in_queue();
             }
             match file.try_lock_exclusive() {
                 Err(error) if is_contended(&error) => {
+                    has_waited = true;
                     if patience.is_zero() && wait.began.elapsed() < LOOK && !is_kept(host, &file) {
                         sleep(PAUSE);
                         continue;
@@ -148,6 +152,7 @@ impl PoolDirectory {
             let lock = Lock {
                 file,
                 path: self.lock_path(),
+                waited: has_waited.then(|| wait.began.elapsed()),
             };
             // Whoever waited may have got an inode that was replaced meanwhile, which keeps nobody out.
             if lock.is_in_place().map_err(LockError::Unusable)? {
@@ -284,7 +289,8 @@ impl PoolDirectory {
             self.lock_path().display(),
             waited.as_secs_f64()
         );
-        LockError::Held(Refusal::new(what, remedy + &self.open_to_others(file)).into())
+        let refusal = Refusal::new(what, remedy + &self.open_to_others(file));
+        LockError::Held(refusal.because(Reason::Lock).into())
     }
 
     /// Waits in the kernel's queue.
@@ -338,6 +344,11 @@ impl Drop for Lock {
 }
 
 impl Lock {
+    /// How long others were waited for; `None` where nobody had it.
+    pub fn waited(&self) -> Option<Duration> {
+        self.waited
+    }
+
     /// What tells this lock, and so its pool directory, from every other on the machine.
     pub fn key(&self) -> Result<String> {
         Ok(key_of(&self.file.metadata().context("look at the lock")?))

@@ -24,7 +24,7 @@ pub use owners::TasksChange;
 use crate::cpulist::CpuSet;
 use crate::files::{self, Way, trusted};
 use crate::host::Host;
-use crate::refusal::{OrRefuse, Refusal};
+use crate::refusal::{OrRefuse, Reason, Refusal};
 use crate::text::{Shown, shell_word};
 
 /// The mode of directories in a pool directory.
@@ -220,10 +220,13 @@ impl PoolDirectory {
                 ),
                 (false, false) => (known.join(", "), "ask for one of those".to_owned()),
             };
-            bail!(Refusal::new(
-                format!("there is no pool {name} in {path}, which has {has}"),
-                remedy
-            ));
+            bail!(
+                Refusal::new(
+                    format!("there is no pool {name} in {path}, which has {has}"),
+                    remedy
+                )
+                .because(Reason::Pool)
+            );
         }
         let (pool, problems) = self.readable_part(name)?;
         match problems.into_iter().next() {

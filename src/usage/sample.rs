@@ -1,15 +1,14 @@
 //! What was last read of each owner that has not been accounted for yet:
 //! `samples/<id>@<pid>-<start>` in the run directory.
 //!
-//! A sample is written over the one before it, in one write of always the same length, so that a
-//! writer that dies leaves nothing to clean up; what was torn, the check sum tells.
+//! A sample is written over the one before it ([`files::summed`]).
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
@@ -48,9 +47,6 @@ impl Sample {
 /// and is left out.
 const LENGTH: usize = 2048;
 
-/// How long the digits of the check sum are, with the blank behind them.
-const SUM: usize = 9;
-
 /// The directory of samples.
 #[derive(Debug, Clone)]
 pub struct Samples {
@@ -68,9 +64,7 @@ impl Samples {
     /// What was last read of an owner; `None` where nobody has, or what is there is damaged.
     pub fn of_owner(&self, name: &str) -> Option<Sample> {
         let text = files::read_if_there(&self.dir.join(name)).ok()??;
-        let (sum, rest) = text.split_at_checked(SUM)?;
-        let is_whole = format!("{:08x} ", crc32fast::hash(rest.as_bytes())) == sum;
-        serde_json::from_str(rest).ok().filter(|_| is_whole)
+        serde_json::from_str(files::unsummed(&text)?).ok()
     }
 
     /// Keeps a sample of an owner.
@@ -78,15 +72,15 @@ impl Samples {
     /// # Errors
     /// It cannot be written.
     pub fn keep(&self, name: &str, sample: &Sample) -> Result<()> {
-        let mut sample = sample.clone();
-        let mut text = serde_json::to_string(&sample)?;
-        if text.len() > LENGTH - SUM - 1 {
-            sample.mark.cpus = None;
-            text = serde_json::to_string(&sample)?;
-        }
-        ensure!(text.len() < LENGTH - SUM, "a sample of {name} is too long");
-        let rest = format!("{text:<0$}\n", LENGTH - SUM - 1);
-        let whole = format!("{:08x} {rest}", crc32fast::hash(rest.as_bytes()));
+        let whole = match files::summed(&serde_json::to_string(sample)?, LENGTH) {
+            Some(whole) => whole,
+            None => {
+                let mut short = sample.clone();
+                short.mark.cpus = None;
+                let short = files::summed(&serde_json::to_string(&short)?, LENGTH);
+                short.with_context(|| format!("a sample of {name} is too long"))?
+            }
+        };
         let path = self.dir.join(name);
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new()

@@ -51,6 +51,7 @@ mod killpoints_shim;
 mod kube;
 mod life;
 mod masks;
+mod metrics;
 mod named;
 mod nearness;
 mod needs;
@@ -138,6 +139,7 @@ fn main() -> ExitCode {
         served::cases(),
         named::cases(),
         stats::cases(),
+        metrics::cases(),
         usage::cases(),
         status::cases(),
         pods::cases(),

@@ -27,6 +27,8 @@ pub(crate) enum Need {
     Systemd,
     Strace,
     Python3,
+    /// A python3 with the library that Prometheus has for it.
+    PrometheusClient,
     HookFiles,
     /// A CPU can be switched off.
     Hotplug,
@@ -66,6 +68,7 @@ impl Need {
             Need::Systemd => Path::new("/run/systemd/system").is_dir(),
             Need::Strace => find("strace").is_some(),
             Need::Python3 => find("python3").is_some(),
+            Need::PrometheusClient => prometheus_python().is_some(),
             Need::Hotplug => Path::new("/sys/devices/system/cpu/cpu5/online").exists(),
             Need::SubordinateIds => std::fs::read_to_string("/etc/subuid")
                 .is_ok_and(|text| text.lines().any(|line| line.starts_with("containers:"))),
@@ -106,6 +109,22 @@ fn docker_version() -> Option<u32> {
             .find_map(|word| word.split_once('.'));
         version?.0.parse().ok()
     })
+}
+
+/// A python3 with the library that Prometheus has for it.
+pub(crate) fn prometheus_python() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let has_it = |python: &PathBuf| {
+        let import = ["-c", "import prometheus_client.openmetrics.parser"];
+        let ran = crate::process::run(Command::new(python).args(import));
+        ran.code() == Some(0)
+    };
+    let all = || [find("python3"), Some("/usr/bin/python3".into())];
+    let found = FOUND.get_or_init(|| {
+        let there = all().into_iter().flatten().filter(|path| path.is_file());
+        there.into_iter().find(has_it)
+    });
+    found.clone()
 }
 
 /// The absolute path of a program, as found on PATH or where the system's own programs lie.

@@ -1,0 +1,53 @@
+//! `pinfold metrics`: what Prometheus reads, printed, written to a file, or answered by HTTP.
+
+mod server;
+
+use std::io::Write;
+
+use anyhow::Result;
+
+use super::Settings;
+use super::output::Output;
+use crate::cli::Metrics;
+use crate::counters;
+use crate::files::{self, Durability};
+use crate::metrics::{Facts, older_text, text};
+use crate::placement::{Site, readings, survey};
+
+pub(super) fn run(args: &Metrics, settings: &Settings) -> Result<u8> {
+    let site = settings.site_with_processes()?;
+    if let Some(address) = args.listen {
+        return server::serve(address, || text(&facts(site)?));
+    }
+    let text = text(&facts(site)?)?;
+    match &args.textfile {
+        Some(path) => {
+            let text = older_text(&text);
+            files::replace(path, text.as_bytes(), 0o644, Durability::Crash)?;
+        }
+        None => Output::product().write_all(text.as_bytes())?,
+    }
+    Ok(0)
+}
+
+/// All that is known now. What cannot be read of owners, or of what was counted, hides nothing
+/// else.
+fn facts(site: &Site) -> Result<Facts> {
+    let survey = survey(site)?;
+    for remark in &survey.remarks {
+        log::warn!("{remark}");
+    }
+    let owners = readings(site).unwrap_or_else(|error| {
+        log::warn!("what owners use: {error:#}");
+        Vec::new()
+    });
+    let counters = counters::read(&site.run_dir).unwrap_or_else(|error| {
+        log::warn!("{error:#}");
+        counters::Counters::default()
+    });
+    Ok(Facts {
+        pools: survey.pools,
+        owners,
+        counters,
+    })
+}

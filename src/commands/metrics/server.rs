@@ -1,0 +1,127 @@
+//! As much of HTTP as a scrape takes (RFC 9112): a GET of `/metrics`, one at a time.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::commands::news;
+use crate::metrics::CONTENT_TYPE;
+
+/// How long a client may take to ask, and as long again to read the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest request that is read, in bytes.
+const MOST_BYTES: usize = 8 << 10;
+/// How long after a failure to accept the next is tried: descriptors may be free by then.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers for ever.
+///
+/// # Errors
+/// It cannot listen there.
+pub(super) fn serve(address: SocketAddr, metrics: impl Fn() -> Result<String>) -> Result<u8> {
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    let address = listener.local_addr().context("find out the address")?;
+    if !address.ip().is_loopback() {
+        log::warn!("whoever can reach {address} can read the names of owners and what they use");
+    }
+    log::info!("listening on {address}");
+    loop {
+        news::begin_round();
+        let answered = listener
+            .accept()
+            .and_then(|(client, _)| answer(client, &metrics));
+        if let Err(error) = answered {
+            log::info!("answer a scrape: {error}");
+            if error.kind() != io::ErrorKind::TimedOut {
+                sleep(PAUSE);
+            }
+        }
+    }
+}
+
+fn answer(mut client: TcpStream, metrics: impl Fn() -> Result<String>) -> io::Result<()> {
+    let Some(request) = read_request(&mut client)? else {
+        return respond(
+            &mut client,
+            "400 Bad Request",
+            "not a request that is understood\n",
+        );
+    };
+    match request.as_str() {
+        "/metrics" => match metrics() {
+            Ok(text) => respond(&mut client, "200 OK", &text),
+            Err(error) => {
+                log::error!("{error:#}");
+                let status = "500 Internal Server Error";
+                respond(
+                    &mut client,
+                    status,
+                    "the metrics cannot be read: see Pinfold's log\n",
+                )
+            }
+        },
+        "" => respond(&mut client, "405 Method Not Allowed", "only GET\n"),
+        _ => respond(&mut client, "404 Not Found", "see /metrics\n"),
+    }
+}
+
+/// The path that is asked for, without its query; empty for another method than GET. `None` where
+/// it makes no sense, or is too long.
+fn read_request(client: &mut TcpStream) -> io::Result<Option<String>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut request = Vec::new();
+    let mut chunk = [0; 1024];
+    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        client.set_read_timeout(Some(left))?;
+        let read = client.read(&mut chunk)?;
+        request.extend_from_slice(&chunk[..read]);
+        if read == 0 || request.len() > MOST_BYTES {
+            return Ok(None);
+        }
+    }
+    let text = String::from_utf8_lossy(&request);
+    let line = text.lines().next().unwrap_or_default();
+    let words: Vec<&str> = line.split(' ').collect();
+    Ok(match words.as_slice() {
+        ["GET", path, version] if version.starts_with("HTTP/1.") => {
+            path.split('?').next().map(str::to_owned)
+        }
+        [_, _, version] if version.starts_with("HTTP/1.") => Some(String::new()),
+        _ => None,
+    })
+}
+
+fn respond(client: &mut TcpStream, status: &str, body: &str) -> io::Result<()> {
+    let kind = match status.starts_with("200") {
+        true => CONTENT_TYPE,
+        false => "text/plain; charset=utf-8",
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let deadline = Instant::now() + PATIENCE;
+    let answer = [head.as_bytes(), body.as_bytes()].concat();
+    let mut rest = answer.as_slice();
+    while !rest.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        client.set_write_timeout(Some(left))?;
+        match client.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Counts that outlive the process that counts: the file `counters` in the run directory, which is
+//! lost with the boot, as claims are. Only what is slow anyhow is counted: a refusal, a wait for
+//! the lock, the freeing of what dead owners held.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+const FILE: &str = "counters";
+/// The length of the file, in bytes.
+const LENGTH: usize = 1024;
+/// How long others who count are waited for: they take microseconds.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How often it is tried.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What was counted since the boot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Starts that were refused, by the word for the reason.
+    pub refusals: BTreeMap<String, u64>,
+    /// How often somebody waited for the lock.
+    pub lock_waits: u64,
+    /// For how many seconds in all.
+    pub lock_wait_seconds: f64,
+    /// CPU lists of dead owners that were freed by somebody else than the end of those.
+    pub reclaimed_lists: u64,
+}
+
+/// Counts something. The run directory is there, and nobody else can write in it.
+///
+/// # Errors
+/// The file cannot be written: nothing depends on it.
+pub fn count(run_dir: &Path, change: impl FnOnce(&mut Counters)) -> Result<()> {
+    let path = run_dir.join(FILE);
+    let attempt = || -> Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)?;
+        let file = lock(file)?;
+        let mut counters = parse(&read_all(&file)?);
+        change(&mut counters);
+        let text = files::summed(&serde_json::to_string(&counters)?, LENGTH);
+        let text = text.context("there are too many counters")?;
+        Ok(file.write_all_at(text.as_bytes(), 0)?)
+    };
+    attempt().with_context(|| format!("write {}", path.display()))
+}
+
+/// What was counted.
+///
+/// # Errors
+/// The file cannot be read; none, or a damaged one, counts nothing.
+pub fn read(run_dir: &Path) -> Result<Counters> {
+    let text = files::read_if_there(&run_dir.join(FILE))?;
+    Ok(parse(&text.unwrap_or_default()))
+}
+
+fn parse(text: &str) -> Counters {
+    let whole = files::unsummed(text);
+    let counters = whole.and_then(|text| serde_json::from_str(text).ok());
+    counters.unwrap_or_default()
+}
+
+fn read_all(file: &File) -> io::Result<String> {
+    let mut bytes = [0; LENGTH];
+    let mut length = 0;
+    while length < LENGTH {
+        match file.read_at(&mut bytes[length..], length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
+}
+
+fn lock(mut file: File) -> io::Result<Flock<File>> {
+    let began = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) if began.elapsed() < PATIENCE => {
+                file = unlocked;
+                sleep(PAUSE);
+            }
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Counters::default());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        let count_one = |counters: &mut Counters| {
+                            *counters.refusals.entry("exhausted".into()).or_default() += 1;
+                            counters.lock_wait_seconds += 0.5;
+                        };
+                        count(dir.path(), count_one).unwrap();
+                    }
+                });
+            }
+        });
+        let counters = read(dir.path()).unwrap();
+        assert_eq!(counters.refusals["exhausted"], 200);
+        assert_eq!(counters.lock_wait_seconds, 100.0);
+    }
+
+    #[test]
+    fn what_is_damaged_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        files::replace(&path, b"nonsense", 0o600, files::Durability::Crash).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Counters::default());
+        count(dir.path(), |counters| counters.reclaimed_lists += 2).unwrap();
+        assert_eq!(read(dir.path()).unwrap().reclaimed_lists, 2);
+    }
+}
