@@ -137,7 +137,7 @@ fn of_a_dead_owner_and_again(world: &World) {
     world.assert_all_free("after release");
     assert_eq!(cgroups::mask(&cgroup), hierarchy().unnarrowed());
     let again = release(world, &["a"]).exits(1);
-    assert!(again.stderr.contains("nobody owns"), "{again}");
+    assert!(again.stderr.contains("given CPUs to nobody"), "{again}");
     world.assert_all_free("after releasing again");
     // A hook that is told of an id that nobody knows has nothing to do.
     let unknown = json!({"id": "never-heard-of", "status": "stopped"});
