@@ -1357,3 +1357,28 @@ fn the_auditor() {
         "leads nowhere",
     );
 }
+
+/// podman reads that file in place of all others; whoever unsets the variable has what was looked at.
+#[test]
+fn a_file_of_podmans_that_a_variable_names() {
+    let machine = Machine::new();
+    let check = |variable: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pinfold"));
+        command.arg("--host-root").arg(machine.dir.path());
+        for other in ["CONTAINERS_CONF", "CONTAINERS_CONF_OVERRIDE"] {
+            command.env_remove(other);
+        }
+        if let Some(variable) = variable {
+            command.env(variable, "/home/a/containers.conf");
+        }
+        let output = command.arg("check").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for variable in ["CONTAINERS_CONF", "CONTAINERS_CONF_OVERRIDE"] {
+        let said = check(Some(variable));
+        let named = format!("{variable} is set: podman reads \"/home/a/containers.conf\" then");
+        assert!(said.contains(&named), "{said}");
+        assert!(said.contains(&format!("`unset {variable}`")), "{said}");
+        assert!(!check(None).contains(variable));
+    }
+}

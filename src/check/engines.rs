@@ -11,6 +11,7 @@ use crate::engines::hooks::HookFile;
 use crate::engines::{Engine, RUNTIME, crio, docker, podman};
 use crate::host::Host;
 use crate::install::{self, EngineFiles, Place, check_program};
+use crate::text::Shown;
 
 /// Returns those that have the shim.
 pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> Vec<Engine> {
@@ -45,8 +46,30 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> Vec<Engine> {
     have_shim
 }
 
+/// podman's own variables for files that count in place of all others, or over them (containers.conf(5)).
+const PODMAN_VARIABLES: [&str; 2] = ["CONTAINERS_CONF", "CONTAINERS_CONF_OVERRIDE"];
+
+/// A podman that has what we have in the environment reads these; what a service has, nobody here knows.
+fn named_by_variables(report: &mut Report) {
+    for variable in PODMAN_VARIABLES {
+        let Some(file) = std::env::var_os(variable).filter(|file| !file.is_empty()) else {
+            continue;
+        };
+        let text = format!(
+            "{variable} is set: podman reads {} then, which is not looked at",
+            Shown(&file.to_string_lossy())
+        );
+        report.warn(
+            Engine::Podman.word(),
+            text,
+            format!("`unset {variable}`, or see that hooks_dir in that file names the directory of the hook files"),
+        );
+    }
+}
+
 fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Result<bool> {
     let engine = Engine::Podman;
+    named_by_variables(report);
     let files = install::podman_files(place)?;
     let hook = hooks::check(scope, &files.all.hooks_dirs(), engine, report);
     let has_hooks = hook.is_some();
