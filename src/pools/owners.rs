@@ -159,6 +159,36 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_cannot_be_looked_at_is_none_that_is_gone() {
+        let (dir, directory) = directory("cp cp/1=5");
+        let lock = lock(&directory);
+        let drop_owner = || {
+            let change = TasksChange {
+                pool: "cp",
+                list: "1",
+                drop: &[5],
+                add: &[],
+            };
+            directory.change_tasks(&lock, &change)
+        };
+        let (pool, away) = (dir.path().join("pools/cp"), dir.path().join("away"));
+        std::fs::rename(&pool, &away).unwrap();
+        // Nothing is there, and so nothing to drop.
+        drop_owner().unwrap();
+        // Errors for root, too: ENOTDIR, and ELOOP.
+        files::replace(&pool, b"", 0o644, files::Durability::Crash).unwrap();
+        assert!(drop_owner().is_err());
+        std::fs::remove_file(&pool).unwrap();
+        std::os::unix::fs::symlink("cp", &pool).unwrap();
+        assert!(drop_owner().is_err());
+        std::fs::remove_file(&pool).unwrap();
+        std::fs::rename(&away, &pool).unwrap();
+        assert_eq!(directory.tasks("cp", "1").unwrap(), [5]);
+        drop_owner().unwrap();
+        assert!(directory.tasks("cp", "1").unwrap().is_empty());
+    }
+
+    #[test]
     fn the_time_of_a_record_cannot_be_set() {
         let (dir, directory) = directory("dp! dp/1=5 dp/2=");
         let path = dir.path().join("pools/dp/1/tasks");

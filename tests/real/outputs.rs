@@ -232,6 +232,45 @@ fn errors_are_no_closed_pipe(world: &World) {
     .assert_told_truly(world);
 
     Tried {
+        prepare: &|nth| {
+            fresh();
+            let owner = Standin::new(world, &format!("dead{nth}"));
+            let started = state("owner", owner.pid, annotations());
+            world.hook("prestart", &started).ok();
+            owner.die();
+        },
+        command: &|()| world.pinfold(&["reconcile"]),
+        input: &|()| String::new(),
+        is_done: &|()| world.tasks("dp", "1").is_empty() && world.claims().is_empty(),
+    }
+    .assert_told_truly(world);
+
+    let programs = world.dir.join("bin");
+    std::fs::create_dir(&programs).expect("make a directory");
+    for program in ["pinfold", "pinfold-runtime"] {
+        let to = programs.join(program);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pinfold"), to).expect("link a program");
+    }
+    let config = world.dir.join("containerd.toml");
+    let path = config.to_str().expect("a path in UTF-8");
+    let programs = programs.to_str().expect("a path in UTF-8");
+    let install = [
+        "install",
+        "containerd",
+        "--engine-config",
+        path,
+        "--bin-dir",
+        programs,
+    ];
+    Tried {
+        prepare: &|_| std::fs::write(&config, "version = 2\n").expect("write a configuration"),
+        command: &|()| world.pinfold(&install),
+        input: &|()| String::new(),
+        is_done: &|()| std::fs::read_to_string(&config).is_ok_and(|text| text.contains("pinfold")),
+    }
+    .assert_told_truly(world);
+
+    Tried {
         prepare: &|_| fresh(),
         command: &|()| world.pinfold(&["pool", "add", "new:exclusive", "--list", "0"]),
         input: &|()| String::new(),

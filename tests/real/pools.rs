@@ -34,6 +34,11 @@ pub(crate) fn cases() -> Vec<Case> {
         by_lists,
     ));
     cases.push(plain(
+        "pools::an_owner_whose_claim_cannot_be_read_stops_a_resize",
+        needs,
+        unreadable_owner,
+    ));
+    cases.push(plain(
         "pools::a_pool_that_is_not_there_is_told",
         &[Need::Root],
         not_there,
@@ -163,6 +168,32 @@ fn grows_under_its_owners(world: &World, engine: Engine) {
         pool(world, &["remove", "common", "--if-exists"]).ok();
         assert_eq!(lists(world, "common"), Vec::<String>::new());
     }
+}
+
+/// Whoever would keep its old CPUs without a word keeps the pool as it is.
+fn unreadable_owner(world: &World) {
+    world.pool("common", Kind::Shared, &["0"]);
+    let owner = Standin::new(world, "a");
+    let request = json!({ "pinfold.io/pool": "common" });
+    world
+        .hook("createRuntime", &state("a", owner.pid, request))
+        .ok();
+    let home = std::fs::read_dir(world.run.join("claims/a")).unwrap();
+    let claim = home.into_iter().next().unwrap().unwrap().path();
+    let text = std::fs::read(&claim).unwrap();
+    std::fs::write(&claim, "{").unwrap();
+    for arguments in [&["resize", "common", "2"][..], &["remove", "common"]] {
+        let refused = pool(world, arguments).exits(1);
+        assert!(refused.stderr.contains("the claim /"), "{refused}");
+        assert_eq!(lists(world, "common"), ["0"]);
+        assert_eq!(world.tasks("common", "0"), [owner.pid]);
+        assert_eq!(affinity(owner.pid), "0");
+    }
+    std::fs::write(&claim, text).unwrap();
+    pool(world, &["resize", "common", "2"]).ok();
+    let list = the_list(world, "common");
+    assert_follows(world, "a", owner.pid, &list);
+    assert_ne!(list, "0");
 }
 
 /// Two lists of an exclusive pool, one with an owner: that one stays, whatever is asked for.
