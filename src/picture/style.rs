@@ -122,7 +122,8 @@ pub(super) fn letters(place: usize) -> String {
 pub(super) fn sheet() -> String {
     let mut sheet = format!(
         "<style>\n\
-         text{{font:{LABEL}px ui-monospace,\"DejaVu Sans Mono\",Menlo,Consolas,monospace;white-space:pre}}\n\
+         text{{font:{LABEL}px ui-monospace,\"DejaVu Sans Mono\",Menlo,Consolas,monospace;\
+         white-space:pre}}\n\
          .heading{{font-size:{HEADING}px;font-weight:bold}}\n\
          .small{{font-size:{SMALL}px}}\n\
          .strong{{font-weight:bold}}\n\

@@ -33,7 +33,8 @@ impl Svg {
             height,
         } = rect;
         self.put(format_args!(
-            "<rect class=\"{classes}\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"/>\n"
+            "<rect class=\"{classes}\" x=\"{x}\" y=\"{y}\" \
+             width=\"{width}\" height=\"{height}\"/>\n"
         ));
     }
 
@@ -82,7 +83,8 @@ impl Svg {
 }
 
 /// A text as it stands in an element: what cannot be seen is shown by its number, which is also
-/// what XML has no characters for, and what XML gives a meaning is escaped (W3C, XML 1.0, 2.2, 2.4).
+/// what XML has no characters for, and what XML gives a meaning is escaped (W3C, XML 1.0, sections
+/// 2.2 and 2.4).
 struct Escaped<'a>(&'a str);
 
 impl Display for Escaped<'_> {

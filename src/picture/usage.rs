@@ -56,7 +56,8 @@ pub fn usage(spans: &[Span<'_>], time: &RangeInclusive<i64>) -> String {
     let about = match entries.is_empty() {
         true => "Nobody who owned CPUs ended in that time.".to_owned(),
         false => format!(
-            "Of owners that ended, CPU seconds {each}. What one used is divided evenly over its time."
+            "Of owners that ended, CPU seconds {each}. \
+             What one used is divided evenly over its time."
         ),
     };
     svg.text("small muted", (x, y + SMALL), &about);

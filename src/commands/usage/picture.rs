@@ -3,7 +3,8 @@
 use crate::picture::{Span, usage};
 use crate::usage::{Record, seconds_of};
 
-/// The picture of owners that ended since some time, up to now; both are in seconds since the epoch.
+/// The picture of owners that ended since some time, up to now; both are in seconds since the
+/// epoch.
 pub(super) fn picture(records: &[Record], since: Option<i64>, now: i64) -> String {
     let counts = |record: &&Record| since.is_none_or(|since| record.at() >= since);
     let spans: Vec<Span<'_>> = records.iter().filter(counts).map(span).collect();
