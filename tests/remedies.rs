@@ -261,7 +261,7 @@ fn a_node_that_is_not_there_is_named_with_those_there_are() {
     let site = Site::new();
     for (numa, parts) in [
         ("9", ["there is no NUMA node 9", "this machine has 0-1"]),
-        ("0", ["2 lists free in dp", "0 of them on node 0"]),
+        ("0", ["2 CPU lists free in dp", "0 of them on node 0"]),
     ] {
         let (said, _) = site
             .complaint(&format!("explain --pool dp --numa {numa}"))
@@ -280,7 +280,7 @@ fn where_lists_lie_is_told_as_it_is() {
     let (said, _) = site
         .complaint("explain --pool dp --lists 3 --numa single")
         .unwrap();
-    let part = "3 lists free in dp, but 1 on node 0, 2 on node 1";
+    let part = "3 CPU lists free in dp, but 1 on node 0, 2 on node 1";
     assert!(said.contains(part), "{said}");
 }
 

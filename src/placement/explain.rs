@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::Site;
 use super::pick::want;
-use super::refusal::{Seen, no_such_node};
+use super::refusal::{Seen, by_node, no_such_node};
 use super::survey::{ListState, SurveyedList, survey};
 use crate::choose::{Offer, Reach, Situation, Want, choose};
 use crate::cpulist::CpuSet;
@@ -191,7 +191,7 @@ fn reasons(
         "{} of {} CPU lists can be given{}",
         free.len(),
         offers.len(),
-        by_node(&free, offers, levels)
+        where_they_lie(&free, offers, levels)
     ));
     if let Some(device) = &request.locality.near {
         why.push(match want.near.is_empty() {
@@ -252,25 +252,16 @@ fn reasons(
     why.push(format!(
         "{} left{}",
         left.len(),
-        by_node(&left, offers, levels)
+        where_they_lie(&left, offers, levels)
     ));
     why
 }
 
 /// `: 2 on node 0, 4 on node 1`, where there is more than one.
-fn by_node(lists: &[usize], offers: &[Offer<'_>], levels: &Levels) -> String {
+fn where_they_lie(lists: &[usize], offers: &[Offer<'_>], levels: &Levels) -> String {
     if levels.nodes.len() < 2 || lists.is_empty() {
         return String::new();
     }
-    let on = |node: &Group| {
-        let here = lists
-            .iter()
-            .filter(|index| !offers[**index].cpus.is_disjoint(&node.cpus));
-        match node.id {
-            Group::UNTOLD => format!("{} on a node that the kernel does not tell", here.count()),
-            number => format!("{} on node {number}", here.count()),
-        }
-    };
-    let counts: Vec<String> = levels.nodes.iter().map(on).collect();
-    format!(": {}", counts.join(", "))
+    let lists = lists.iter().map(|index| (offers[*index].cpus, 1));
+    format!(": {}", by_node(lists, levels))
 }

@@ -1,6 +1,5 @@
 //! A refused choice as what its reader sees, and what to do.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::keeper::{let_through, shown_group};
@@ -10,7 +9,7 @@ use crate::cpulist::CpuSet;
 use crate::pools::{Kind, Pool};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Numa, Request, Size};
-use crate::topology::Levels;
+use crate::topology::{Group, Levels};
 
 /// What a choice looked at.
 pub(super) struct Seen<'a> {
@@ -48,14 +47,14 @@ impl Seen<'_> {
                     "the pool is exhausted: {size} asked for, {free} free{}",
                     self.told(&kept)
                 ),
-                self.remedy(&kept, "stop an owner (`pinfold describe` shows them), or make the pool larger (`pinfold pool resize --help`)"),
+                self.remedy(&kept, *free, "stop an owner (`pinfold describe` shows them), or make the pool larger (`pinfold pool resize --help`)"),
             ),
             choose::Refusal::TooSmall { all } => Refusal::new(
                 format!(
                     "the pool is too small: {size} asked for, and it can give {all} at most{}",
                     self.told(&kept)
                 ),
-                self.remedy(&kept, "ask for less, or make it larger (`pinfold pool resize --help`)"),
+                self.remedy(&kept, *all, "ask for less, or make it larger (`pinfold pool resize --help`)"),
             ),
             choose::Refusal::Scattered(scattered) => self.scattered(scattered),
             choose::Refusal::Untold { within, gap } => Refusal::new(
@@ -77,8 +76,8 @@ impl Seen<'_> {
             choose::Refusal::Offline => Refusal::new(
                 "every CPU list of the pool has a CPU that is offline",
                 format!(
-                    "put the CPUs {} online in /sys/devices/system/cpu, or make a pool of others (`pinfold pool add --help`)",
-                    kept.offline_cpus
+                    "{}, or make a pool of others (`pinfold pool add --help`)",
+                    put_online(&kept.offline_cpus)
                 ),
             ),
             choose::Refusal::NotAllowed => Refusal::new(
@@ -90,7 +89,7 @@ impl Seen<'_> {
                     ),
                     None => format!("no CPU list of pool {name} is allowed here"),
                 },
-                self.remedy(&kept, "use another pool"),
+                self.remedy(&kept, 0, "use another pool"),
             ),
         };
         refusal.because(reason)
@@ -134,20 +133,23 @@ impl Seen<'_> {
         }
         if kept.offline > 0 {
             told += &format!(
-                ", and {} that nobody owns and that need the offline CPUs {}",
-                kept.offline, kept.offline_cpus
+                ", and {} besides that nobody owns, with {} offline",
+                kept.offline,
+                counted_cpus(&kept.offline_cpus)
             );
         }
         told
     }
 
-    fn remedy(&self, kept: &Kept, otherwise: &str) -> String {
+    /// What to do; `had` is what could be given without what is kept away.
+    fn remedy(&self, kept: &Kept, had: usize, otherwise: &str) -> String {
+        let (Size::Lists(asked) | Size::Cpus(asked)) = self.request.size;
+        let would_do = |kept: usize| kept > 0 && had + kept >= asked;
         match self.bound {
-            Some(bound) if kept.forbidden > 0 => let_through(bound, &kept.forbidden_cpus),
-            _ if kept.offline > 0 => format!(
-                "put the CPUs {} online in /sys/devices/system/cpu, or {otherwise}",
-                kept.offline_cpus
-            ),
+            Some(bound) if would_do(kept.forbidden) => let_through(bound, &kept.forbidden_cpus),
+            _ if would_do(kept.offline) => {
+                format!("{}, or {otherwise}", put_online(&kept.offline_cpus))
+            }
             _ => otherwise.to_owned(),
         }
     }
@@ -161,13 +163,19 @@ impl Seen<'_> {
             ever,
             ..
         } = scattered;
-        let unit = match self.request.size {
-            Size::Lists(_) => "lists",
-            Size::Cpus(_) => "CPUs",
+        let free = match self.request.size {
+            Size::Lists(_) => Size::Lists(*free),
+            Size::Cpus(_) => Size::Cpus(*free),
         };
         let lie = match within {
-            Within::OneNode => self.by_node(),
+            Within::OneNode => {
+                let lists = self
+                    .free()
+                    .map(|offer| (offer.cpus, self.weight(offer.cpus)));
+                by_node(lists, self.levels)
+            }
             Within::Node(number) => format!("{fits} of them on node {number}"),
+            Within::OneCache if *fits == 0 => "none of them lies under one".into(),
             Within::OneCache => format!(
                 "under {} last-level caches, {fits} at most under one, on node {node}",
                 self.caches()
@@ -183,7 +191,7 @@ impl Seen<'_> {
         let told = self.told(&self.kept());
         Refusal::new(
             format!(
-                "{} asked for within {within}, and {free} {unit} free in {}, but {lie}{told}",
+                "{} asked for within {within}, and {free} free in {}, but {lie}{told}",
                 self.request.size, self.pool.name
             ),
             format!("ask for less, or drop pinfold.io/{}{stop}", key(*within)),
@@ -199,37 +207,40 @@ impl Seen<'_> {
         })
     }
 
-    /// Where they lie: `2 on node 0, 1 on node 1, 1 over several nodes`.
-    fn by_node(&self) -> String {
-        let mut amounts: BTreeMap<u32, usize> = BTreeMap::new();
-        let mut over_several = 0;
-        for offer in self.free() {
-            let weight = self.weight(offer.cpus);
-            let within = |cpus: &CpuSet| offer.cpus.is_subset(cpus);
-            match self.levels.nodes.iter().find(|node| within(&node.cpus)) {
-                Some(node) => *amounts.entry(node.id).or_default() += weight,
-                None => over_several += weight,
-            }
-        }
-        let amounts = amounts.iter();
-        let mut parts: Vec<String> = amounts
-            .map(|(node, amount)| format!("{amount} on node {node}"))
-            .collect();
-        if over_several > 0 {
-            parts.push(format!("{over_several} over several nodes"));
-        }
-        parts.join(", ")
-    }
-
     /// Under how many last-level caches they lie.
     fn caches(&self) -> usize {
         let caches = self.levels.caches.iter();
-        let has_any = |cache: &&crate::topology::Group| {
+        let has_any = |cache: &&Group| {
             self.free()
                 .any(|offer| !offer.cpus.is_disjoint(&cache.cpus))
         };
         caches.filter(has_any).count()
     }
+}
+
+/// Where CPU lists lie, each with what it counts for: `2 on node 0, 0 on node 1, 1 over several nodes`.
+pub(super) fn by_node<'a>(
+    lists: impl Iterator<Item = (&'a CpuSet, usize)>,
+    levels: &Levels,
+) -> String {
+    let mut amounts = vec![0; levels.nodes.len()];
+    let mut over_several = 0;
+    for (cpus, weight) in lists {
+        let mut nodes = levels.nodes.iter();
+        match nodes.position(|node| cpus.is_subset(&node.cpus)) {
+            Some(index) => amounts[index] += weight,
+            None => over_several += weight,
+        }
+    }
+    let on = |(node, amount): (&Group, &usize)| match node.id {
+        Group::UNTOLD => format!("{amount} on a node that the kernel does not tell"),
+        number => format!("{amount} on node {number}"),
+    };
+    let mut parts: Vec<String> = levels.nodes.iter().zip(&amounts).map(on).collect();
+    if over_several > 0 {
+        parts.push(format!("{over_several} over several nodes"));
+    }
+    parts.join(", ")
 }
 
 /// The refusal of a NUMA node that the machine does not have. `all` are its levels, whatever the pool.
@@ -253,6 +264,13 @@ pub(super) fn counted_cpus(cpus: &CpuSet) -> String {
         1 => format!("CPU {cpus}"),
         _ => format!("the CPUs {cpus}"),
     }
+}
+
+fn put_online(cpus: &CpuSet) -> String {
+    format!(
+        "put {} online in /sys/devices/system/cpu",
+        counted_cpus(cpus)
+    )
 }
 
 /// What it is one of.

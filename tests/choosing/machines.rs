@@ -13,7 +13,7 @@ use pinfold::topology::{Gaps, Group, Levels};
 /// A tree of sysfs that lives as long as this.
 pub(crate) struct Tree {
     pub(crate) host: Host,
-    _dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 /// A captured machine, by the name of its archive.
@@ -32,7 +32,7 @@ pub(crate) fn captured(name: &str) -> Tree {
     assert!(status.success(), "unpack {}", archive.display());
     Tree {
         host: Host::new(dir.path()),
-        _dir: dir,
+        dir,
     }
 }
 
@@ -171,7 +171,7 @@ impl Shape {
         }
         Tree {
             host: Host::new(dir.path()),
-            _dir: dir,
+            dir,
         }
     }
 }
