@@ -719,15 +719,24 @@ fn keys_that_look_like_ours() {
         "anew with the annotation \"pinfold.io/pool\"",
         "unpinned::docker_without_the_runtime",
     );
+    let labelled = |m: &Machine| {
+        container(m, docker, &[]);
+        let home = m.path("docker/containers/web").display().to_string();
+        let config = serde_json::json!({"mounts": [{"source": format!("{home}/hosts")}]});
+        m.put("bundle/config.json", &config.to_string());
+        let record =
+            r#"{"ID":"web","Name":"/front","Config":{"Labels":{"a":"b","pinfold.io/pool":"dp"}}}"#;
+        m.put("docker/containers/web/config.v2.json", record);
+    };
+    let machine = Machine::new();
+    labelled(&machine);
+    let said = String::from_utf8(machine.pinfold(&["describe"]).stderr).unwrap();
+    assert!(
+        said.contains("container web has the label \"pinfold.io/pool\""),
+        "{said}"
+    );
     broken_as_in(
-        |m| {
-            container(m, docker, &[]);
-            let home = m.path("docker/containers/web").display().to_string();
-            let config = serde_json::json!({"mounts": [{"source": format!("{home}/hosts")}]});
-            m.put("bundle/config.json", &config.to_string());
-            let record = r#"{"ID":"web","Name":"/front","Config":{"Labels":{"a":"b","pinfold.io/pool":"dp"}}}"#;
-            m.put("docker/containers/web/config.v2.json", record);
-        },
+        labelled,
         "warning containers: docker container web has the label \"pinfold.io/pool\"",
         "--annotation pinfold.io/pool=… in place of --label",
         "unpinned::docker_without_the_runtime",

@@ -29,21 +29,26 @@ const MOST_SAID: u64 = 64 << 20;
 /// # Errors
 /// podman does not tell.
 pub fn labels(host: &Host, containers: &[Container]) -> Result<BTreeMap<String, Vec<String>>> {
-    let mut labels = BTreeMap::new();
-    for container in containers
-        .iter()
-        .filter(|one| one.starter == Starter::Docker)
-    {
-        let record = DockerRecord::of(&container.config_path, &container.id);
-        let keys = record.map(DockerRecord::labels).unwrap_or_default();
-        labels.insert(container.id.clone(), keys);
-    }
+    let mut labels = recorded_labels(containers);
     let is_ours = |one: &&Container| one.user == geteuid().as_raw();
     let mut own = containers.iter().filter(is_ours);
     if own.any(|one| one.starter == Starter::Podman) && host.is_running_root() {
         labels.extend(of_podman(host)?);
     }
     Ok(labels)
+}
+
+/// The same of docker's alone, which stand in a file: no other program is waited for.
+pub fn recorded_labels(containers: &[Container]) -> BTreeMap<String, Vec<String>> {
+    let docker = containers
+        .iter()
+        .filter(|one| one.starter == Starter::Docker);
+    let labels = docker.map(|container| {
+        let record = DockerRecord::of(&container.config_path, &container.id);
+        let keys = record.map(DockerRecord::labels).unwrap_or_default();
+        (container.id.clone(), keys)
+    });
+    labels.collect()
 }
 
 fn of_podman(host: &Host) -> Result<BTreeMap<String, Vec<String>>> {

@@ -21,7 +21,7 @@ use crate::oci::is_container_id;
 use crate::oci_config::OciConfig;
 use crate::process::{self, Process};
 
-pub use labels::labels;
+pub use labels::{labels, recorded_labels};
 
 use roots::{Form, Root};
 use state::State;

@@ -172,7 +172,10 @@ impl View<'_> {
             let lacking = list.intersection(&online).difference(&givable);
             ensure!(
                 lacking.is_empty(),
-                "no cgroup here allows CPU {lacking}: run this on the host itself"
+                Refusal::new(
+                    format!("no cgroup here allows CPU {lacking}"),
+                    "run this on the host itself"
+                )
             );
             let offline = list.difference(&online);
             ensure!(
