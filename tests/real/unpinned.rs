@@ -60,9 +60,11 @@ pub(crate) fn cases() -> Vec<Case> {
     .collect()
 }
 
-/// What `check` finds of a container, but for what is well: others' tests may have containers here as well.
+/// What `check` finds of a container, but for what is well: others' tests may have containers here as
+/// well, and groups of which it is said that they are beside this one.
 fn findings_of(check: &Ran, name: &str) -> Vec<String> {
-    let lines = check.stdout.lines();
+    let beside = format!("which \"{name}");
+    let lines = check.stdout.lines().filter(|line| !line.contains(&beside));
     let lines = lines.filter(|line| line.contains(name) && !line.starts_with("ok "));
     lines.map(str::to_owned).collect()
 }
