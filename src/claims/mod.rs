@@ -217,15 +217,36 @@ impl Ledger {
     }
 
     /// The claim that a link from a CPU list leads to; `None` where there is none, or it has that
-    /// list no more.
+    /// list no more. One that the lists which it names do not lead to is older than this link:
+    /// somebody put it back, and it cannot be read as what it was.
     pub fn at(&self, list: &str, marker: &Marker) -> Option<Entry> {
         let Marker(name) = marker;
         let path = self.run_dir.join("lists").join(list).join(name);
         let entry = self.read(&path, |claim| claim.marker_name() == *name)?;
+        let Some(claim) = entry.claim() else {
+            return Some(entry);
+        };
+        if claim.lists.iter().any(|other| other == list) {
+            return Some(entry);
+        }
         // A claim that was given another list meanwhile leaves its link for a moment, or for good where it was killed.
-        let claim = entry.claim();
-        let has_it = claim.is_none_or(|claim| claim.lists.iter().any(|other| other == list));
-        has_it.then_some(entry)
+        if self.is_linked(claim) {
+            return None;
+        }
+        Some(Entry::Opaque {
+            path,
+            reason: "it does not name this list, and its own do not lead to it: it is an old one"
+                .to_owned(),
+        })
+    }
+
+    /// Do all lists that a claim names lead to it, as far as can be told?
+    fn is_linked(&self, claim: &Claim) -> bool {
+        let lists = self.run_dir.join("lists");
+        claim.lists.iter().all(|list| {
+            let link = lists.join(list).join(claim.marker_name());
+            matches!(files::entry_if_there(&link), Ok(Some(_)))
+        })
     }
 
     /// A claim as it is now: others may have changed it, or removed it, since this copy was read.

@@ -11,6 +11,7 @@ use crate::claims::{Claim, Entry, Marker};
 use crate::pools::{CpuList, Pool, TasksChange};
 use crate::process::Process;
 use crate::refusal::Refusal;
+use crate::text::Shown;
 
 /// How the owners of a list are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,7 @@ impl Books<'_> {
         if self.free_if_gone(claim)? {
             return Ok(None);
         }
+        self.ensure_current(claim)?;
         let mut living = Vec::new();
         for process in &claim.processes {
             if process.is_alive(self.host)? {
@@ -168,6 +170,39 @@ impl Books<'_> {
         Ok(are_whole)
     }
 
+    /// Makes the links to a claim where they are missing.
+    pub(super) fn link(&self, claim: &Claim) -> Result<()> {
+        match self.ensure_current(claim) {
+            Ok(()) => self.ledger.link(claim),
+            // It is about to be freed.
+            Err(_) if self.life_of(claim)? == Life::Gone => Ok(()),
+            old => old,
+        }
+    }
+
+    /// A claim that was put back from before its list got another name is not to be made to look like a true one: the links
+    /// that it lacks tell.
+    fn ensure_current(&self, claim: &Claim) -> Result<()> {
+        for list in &claim.lists {
+            if self.directory.has_list(&claim.pool, list)? {
+                return Ok(());
+            }
+        }
+        ensure!(
+            claim.lists.is_empty(),
+            Refusal::new(
+                format!(
+                    "the claim of {} names lists that pool {} does not have: {}",
+                    claim.shown(),
+                    Shown(&claim.pool),
+                    claim.lists.join(" and ")
+                ),
+                "stop it: then `pinfold reconcile` frees what it holds"
+            )
+        );
+        Ok(())
+    }
+
     /// Gives every claim its links again; `false` where one did not get them, or there was no time.
     fn relink(&self) -> Result<bool> {
         for id in self.ledger.ids()? {
@@ -176,7 +211,7 @@ impl Books<'_> {
                 return Ok(false);
             }
             for claim in self.ledger.of_id(&id)?.iter().filter_map(Entry::claim) {
-                if let Err(error) = self.ledger.link(claim) {
+                if let Err(error) = self.link(claim) {
                     log::warn!("{} counts as held: {error:#}", claim.shown());
                     return Ok(false);
                 }

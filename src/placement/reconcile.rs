@@ -128,7 +128,7 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for claim in books.ledger.of_id(&id)?.iter().filter_map(Entry::claim) {
-            let linked = books.ledger.link(claim);
+            let linked = books.link(claim);
             are_linked &= linked.is_ok();
             report.note(linked);
         }

@@ -16,6 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         plain("corruption::of_the_books", needs, of_the_books),
         plain("corruption::of_what_was_before", needs, stale),
+        plain("corruption::of_what_it_was_itself", needs, own_past),
     ]
 }
 
@@ -227,6 +228,75 @@ fn stale(world: &World) {
         restore(world, &scene.saved);
     }
     campaign::count_executions(old.len() * 4);
+}
+
+/// An owner's claim as it was before its pool grew, or before another process stood for it, is put back: where its first
+/// process lives, and where only another does.
+fn own_past(world: &World) {
+    for (is_grown, has_first) in [(true, true), (true, false), (false, false)] {
+        let when = format!("grown: {is_grown}, first process: {has_first}");
+        world.empty();
+        let (kind, wishes): (_, &[&[&str]]) = match is_grown {
+            true => (
+                Kind::Shared,
+                &[&["pool", "remove", "dp"], &["pool", "resize", "dp", "1"]],
+            ),
+            false => (Kind::Exclusive, &[&["pool", "remove", "dp"]]),
+        };
+        world.pool("dp", kind, &["0"]);
+        let owner = Standin::running(world, "own", &["--when-told", "--orphan", "--wait"]);
+        owner.says("waiting to be told");
+        let asked = state("own", owner.pid, request());
+        world.hook("createRuntime", &asked).ok();
+        crate::process::send(owner.pid, nix::libc::SIGUSR1);
+        owner.says("orphan: ready");
+        let group = owner.cgroup();
+        let old = save(world);
+        if is_grown {
+            crate::process::run(&mut world.pinfold(&["pool", "resize", "dp", "2"])).ok();
+        }
+        let first = match has_first {
+            true => Some(owner),
+            false => {
+                owner.die();
+                None
+            }
+        };
+        if !is_grown {
+            world.reconcile();
+        }
+        let now = save(world);
+        let is_tasks = |path: &&PathBuf| path.ends_with("tasks");
+        let tasks = now.keys().find(is_tasks).expect("a list");
+        let is_claim = |path: &Path| path.extension().is_some_and(|kind| kind == "json");
+        let mut put_back = 0;
+        for (path, content) in old.iter().filter(|(path, _)| is_claim(path)) {
+            if let (Content::File(bytes), true) = (content, now.get(path) != Some(content)) {
+                std::fs::write(path, bytes).expect("put an earlier claim back");
+                put_back += 1;
+            }
+        }
+        assert_eq!(put_back, 1, "{when}");
+        for _ in 0..2 {
+            crate::process::run(&mut world.pinfold(&["reconcile"]));
+            for wish in wishes {
+                let ran = crate::process::run(&mut world.pinfold(wish));
+                assert_ne!(
+                    ran.code(),
+                    Some(0),
+                    "{when}: taken from a live owner: {ran}"
+                );
+            }
+            let recorded = std::fs::read_to_string(tasks).expect("read tasks");
+            assert_ne!(recorded, "", "{when}: its list is nobody's");
+            assert!(!crate::cgroups::processes(&group).is_empty(), "it lives");
+            campaign::count_executions(1 + wishes.len());
+        }
+        drop(first);
+        crate::cgroups::clear(&crate::cgroups::named(&world.tag));
+        world.reconcile();
+        world.assert_all_free(&format!("{when}: once it is dead"));
+    }
 }
 
 fn save(world: &World) -> Saved {
