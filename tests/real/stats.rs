@@ -14,6 +14,12 @@ use std::time::Instant;
 pub(crate) fn cases() -> Vec<Case> {
     let root = &[Need::Root, Need::Cpus(2)];
     let mut cases = each(Engine::all(), "stats::known_loads", root, known_loads);
+    cases.extend(each(
+        Engine::podman(),
+        "stats::podman_says_the_same",
+        root,
+        podman_says_the_same,
+    ));
     cases.push(plain("stats::a_noisy_neighbour", root, noisy_neighbour));
     cases.push(plain("stats::a_command_on_its_own", root, command));
     cases.push(plain("stats::a_picture_tells_loads", root, picture));
@@ -88,6 +94,39 @@ fn known_loads(world: &World, engine: Engine) {
         assert!(is_between, "{name}: {before} {now}: {told}");
     }
     drop(containers);
+    world.wait_until_free();
+}
+
+/// A container that is busy for half of the time: after a while podman's figures of its whole life
+/// are ours.
+fn podman_says_the_same(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let plan = Plan::pinned("half", "dp").doing(&["--duty", "10"]);
+    let container = Container::up(world, engine, plan);
+    let began = Instant::now();
+    let pid = container.pid();
+    process::eventually("it has run for a while", || {
+        (ran_for(pid) > 5.0).then_some(())
+    });
+    // Ours before and after: podman's has to be between them.
+    let total = || number(&stats(world, "0.1")["owners"][0], "cpuSeconds");
+    let before = total();
+    let said = container.engine_command(&["stats", "--no-stream", "--format", "json"]);
+    let after = total();
+    let said: Value = serde_json::from_str(&said.ok().stdout).expect("podman's JSON");
+    let text = said[0]["cpu_time"].as_str().expect("a time");
+    let podman = humantime::parse_duration(text)
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
+        .as_secs_f64();
+    println!(
+        "after {:.0} s: {before:.3} s, podman {podman:.3} s, {after:.3} s",
+        began.elapsed().as_secs_f64()
+    );
+    assert!(
+        before - 0.01 <= podman && podman <= after + 0.01,
+        "{before} {podman} {after}: {said}"
+    );
+    drop(container);
     world.wait_until_free();
 }
 
