@@ -61,7 +61,7 @@ fn never_depends_on_our_files(world: &World, engine: Engine) {
         ("echo 'colour = 7' >>$1", "unknown field `colour`"),
         ("printf '\\377\\376' >>$1", "valid UTF-8"),
         ("chmod 666 $1", "written by anybody"),
-        ("rm $1; mkfifo $1", "not a regular file"),
+        ("rm $1; mkfifo $1", "neither a file nor a directory"),
         ("rm $1; mkdir $1", "not a regular file"),
         ("rm $1; ln -s $1.good $1", "symbolic link"),
         ("rm $1; ln -s $1 $1", "config.toml"),
