@@ -37,6 +37,9 @@ const HANDED: Duration = Duration::from_millis(100);
 /// Whoever only looks has it for a moment, and this long where others have the CPU meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// So long whoever takes a ticket is waited for: it has the file for microseconds, unless it was stopped.
+const TAKING: Duration = Duration::from_millis(500);
+
 /// The file of the queue, in the run directory.
 const QUEUE: &str = "queue";
 
@@ -70,8 +73,10 @@ impl Wait<'_> {
         };
         let attempt = || {
             files::ensure_trusted_way(&queue, || self.host.unknown_root())?;
-            let ticket = Ticket::take(&queue, self.left() * 3 / 4)?;
-            ticket.wait(self.left() * 3 / 4).map(|()| ticket)
+            let patience = self.left() * 3 / 4;
+            let ticket = Ticket::take(&queue, patience.min(TAKING))?;
+            let left = patience.saturating_sub(self.began.elapsed());
+            ticket.wait(left).map(|()| ticket)
         };
         match attempt() {
             Ok(ticket) => self.ticket = Some(ticket),
@@ -176,9 +181,10 @@ impl PoolDirectory {
             match FileExt::try_lock_shared(&file) {
                 Err(error) if is_contended(&error) => {
                     let now = holder(host, &file);
-                    let known = first.get_or_insert_with(|| now.clone());
-                    if now.is_some() && now != *known {
-                        return Ok(());
+                    match (&first, &now) {
+                        (Some(first), Some(now)) if first != now => return Ok(()),
+                        (None, _) => first = now.clone(),
+                        _ => {}
                     }
                     if started.elapsed() >= patience {
                         let waited = started.elapsed();
