@@ -156,6 +156,7 @@ pub fn of_made(host: &Host, line: &RuntimeLine, preferred: PathBuf) -> PathBuf {
     let (Some(id), Some(name)) = (id, name) else {
         return preferred;
     };
+    // Where it lies for certain, and where it may lie.
     let made = |(maker, file): &(&str, &str)| {
         let root = match &line.root {
             Some(root) => root.clone(),
@@ -163,19 +164,26 @@ pub fn of_made(host: &Host, line: &RuntimeLine, preferred: PathBuf) -> PathBuf {
         };
         // One that cannot be looked at may be there; and where another lies that one is not.
         match root.join(id).join(file).symlink_metadata() {
-            Ok(_) => true,
-            Err(error) => !files::is_gone(&error) && error.kind() != ErrorKind::NotADirectory,
+            Ok(_) => (true, true),
+            Err(error) => {
+                let is_gone = files::is_gone(&error) || error.kind() == ErrorKind::NotADirectory;
+                (false, !is_gone)
+            }
         }
     };
     // One of another name keeps what we do not know of.
     if !KEPT.iter().any(|(maker, _)| *maker == name) {
         return preferred;
     }
-    let makers: Vec<&str> = KEPT
-        .iter()
-        .filter(|kept| made(kept))
-        .map(|(maker, _)| *maker)
-        .collect();
+    let found: Vec<_> = KEPT.iter().map(|kept| (kept.0, made(kept))).collect();
+    let of = |is_maker: fn(&(bool, bool)) -> bool| -> Vec<&str> {
+        let makers = found.iter().filter(|(_, found)| is_maker(found));
+        makers.map(|(maker, _)| *maker).collect()
+    };
+    let mut makers = of(|(is_there, _)| *is_there);
+    if makers.is_empty() {
+        makers = of(|(_, may_be)| *may_be);
+    }
     match makers[..] {
         [maker] if maker != name => host.program(maker).unwrap_or(preferred),
         _ => preferred,
