@@ -1,5 +1,6 @@
-//! Another program that is asked something: within bounds of time and of words, and ended beyond them.
+//! What another process does for this one: within bounds of time and of words, and ended beyond them.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -7,8 +8,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::libc;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork};
 
 use crate::files;
 use crate::limits::Prompt;
@@ -17,6 +20,8 @@ use crate::limits::Prompt;
 const MOST_WORDS: u64 = 1 << 20;
 /// How often it is asked whether it has ended.
 const PAUSE: Duration = Duration::from_millis(5);
+/// The same of one that takes a millisecond or two.
+const BRIEF_PAUSE: Duration = Duration::from_micros(200);
 
 /// What it answered.
 #[derive(Debug)]
@@ -61,6 +66,40 @@ pub fn ask(command: &mut Command, within: Duration) -> Result<Answer> {
     Ok(Answer { status, out })
 }
 
+/// Does something in a process apart, which has this one's memory and none of its standard streams:
+/// a panic, a signal or a hang there ends that process alone. Whether it was done is not told.
+///
+/// # Errors
+/// No process can be made.
+pub fn apart(work: impl FnOnce(), within: Duration) -> Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = null.context("open /dev/null")?;
+    let deadline = Instant::now() + within;
+    // SAFETY: this process has one thread, so that nobody else holds a lock of its memory.
+    let child = match unsafe { fork() }.context("make a process")? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            // Whoever reads what this process writes is not to wait for that one.
+            let streams = [dup2_stdin(&null), dup2_stdout(&null), dup2_stderr(&null)];
+            if streams.iter().all(nix::Result::is_ok) {
+                work();
+            }
+            // SAFETY: it runs nothing of this program, whose destructors are the parent's.
+            unsafe { libc::_exit(0) }
+        }
+    };
+    let goes_on = || waitpid(child, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
+    while goes_on() {
+        if Instant::now() >= deadline {
+            // It ends when the kernel lets it, and is not waited for.
+            let _ = kill(child, Signal::SIGKILL);
+            break;
+        }
+        std::thread::sleep(BRIEF_PAUSE);
+    }
+    Ok(())
+}
+
 fn ended_by(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
     loop {
         let ended = child.try_wait()?;
@@ -68,5 +107,30 @@ fn ended_by(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatu
             return Ok(ended);
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_a_process_apart_is_not_ours() {
+        let begun = Instant::now();
+        apart(
+            || std::thread::sleep(Duration::from_secs(1000)),
+            Duration::from_millis(100),
+        )
+        .unwrap();
+        apart(|| std::process::abort(), Duration::from_secs(60)).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made");
+        apart(
+            || std::fs::create_dir(&path).unwrap(),
+            Duration::from_secs(60),
+        )
+        .unwrap();
+        assert!(path.metadata().is_ok());
     }
 }

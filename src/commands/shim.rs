@@ -7,8 +7,6 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -21,6 +19,7 @@ use super::settings::Told;
 use crate::bundle::Bundle;
 use crate::caller;
 use crate::cgroup::of_config;
+use crate::child;
 use crate::claims::Claim;
 use crate::cli::{Cli, Options, Verb};
 use crate::config::{Door, Plain, Runtime};
@@ -76,8 +75,8 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     error
 }
 
-/// Reads what a container of ours has used, for the runtime is about to remove its group. Whatever that comes to, the
-/// container is deleted: the kernel ends what still reads when this process becomes the runtime.
+/// Reads what a container of ours has used, for the runtime is about to remove its group. A process
+/// of its own does: whatever becomes of that, this one becomes the runtime.
 fn read_before_delete(host: &Host, line: &RuntimeLine, run_dir: Option<PathBuf>) {
     let Some(Ok(id)) = line.id.as_deref().map(usable_id) else {
         return;
@@ -88,19 +87,15 @@ fn read_before_delete(host: &Host, line: &RuntimeLine, run_dir: Option<PathBuf>)
     if !matches!(claims, Ok(Some(_))) {
         return;
     }
-    let (done, is_done) = mpsc::channel();
-    let id = id.to_owned();
-    let read = move || {
+    let read = || {
         let settings = Settings::of_shim(&Options::default(), Instant::now() + READ_WITHIN);
-        let read = settings.and_then(|settings| placement::read_before_end(settings.site(), &id));
+        let read = settings.and_then(|settings| placement::read_before_end(settings.site(), id));
         if let Err(error) = read {
             log::info!("what {id} has used: {error:#}");
         }
-        // Nobody waits any more.
-        let _ = done.send(());
     };
-    if thread::Builder::new().spawn(read).is_ok() {
-        let _ = is_done.recv_timeout(READ_WITHIN);
+    if let Err(error) = child::apart(read, READ_WITHIN) {
+        log::info!("what {id} has used: {error:#}");
     }
 }
 
