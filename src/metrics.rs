@@ -132,10 +132,11 @@ fn register_owners(registry: &mut Registry, owners: &[(Claim, Sample)]) {
             labels.push(("mode", mode.to_owned()));
             used.get_or_create(&labels).inc_by(seconds);
         }
-        noise
-            .get_or_create(&labels())
-            .inc_by(sample.noise.seconds.max(0.0));
-        watched.get_or_create(&labels()).inc_by(sample.noise.over);
+        // Nobody has watched its CPUs yet, or nothing is kept of that: not the same as none.
+        if sample.noise.over > 0.0 {
+            noise.get_or_create(&labels()).inc_by(sample.noise.most);
+            watched.get_or_create(&labels()).inc_by(sample.noise.over);
+        }
     }
     let help = "CPU time that an owner has used";
     registry.register_with_unit("owner_cpu", help, Unit::Seconds, used);

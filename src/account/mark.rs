@@ -43,6 +43,9 @@ pub struct Noise {
     /// CPU seconds. What is added to this can be a little below zero, for the kernel counts idle
     /// time in hundredths of a second; over time that evens out.
     pub seconds: f64,
+    /// The largest that it ever was: a counter for others, which never goes back.
+    #[serde(default)]
+    pub most: f64,
     /// How long.
     pub over: f64,
 }
@@ -73,8 +76,10 @@ impl Mark {
         let used = self.total - before.total;
         let quiet = now.quiet - then.quiet;
         let is_told = now.cpus == then.cpus && over > 0.0 && used >= 0.0 && quiet >= 0.0;
+        let seconds = f64::from(now.count) * over - quiet - used;
         is_told.then(|| Noise {
-            seconds: f64::from(now.count) * over - quiet - used,
+            seconds,
+            most: seconds.max(0.0),
             over,
         })
     }
@@ -100,8 +105,10 @@ impl Noise {
     /// Both together.
     pub fn and(self, other: Option<Noise>) -> Noise {
         let other = other.unwrap_or_default();
+        let seconds = self.seconds + other.seconds;
         Noise {
-            seconds: self.seconds + other.seconds,
+            seconds,
+            most: self.most.max(seconds),
             over: self.over + other.over,
         }
     }
@@ -145,5 +152,10 @@ mod tests {
         }
         let sum = Noise::default().and(Some(told)).and(None).and(Some(told));
         assert_eq!((sum.seconds, sum.over), (2.0, 20.0));
+        // A quiet time that the kernel counted too long takes nothing from the most.
+        let quiet = noise(&mark(110.0, 7.0, "2-3", 66.5)).unwrap();
+        assert_eq!((quiet.seconds, quiet.most), (-0.5, 0.0));
+        let sum = sum.and(Some(quiet));
+        assert_eq!((sum.seconds, sum.most), (1.5, 2.0));
     }
 }

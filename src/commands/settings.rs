@@ -240,6 +240,9 @@ impl Settings {
 /// Where it is written down what owners have used: for another run directory than the machine's own
 /// it is in that one, where nothing names it, so that two sites never share a file by accident.
 fn usage_log(usage: Usage, host: &Host, run_dir: &Path) -> Result<Option<Log>> {
+    if !usage.enabled {
+        return Ok(None);
+    }
     let default = || match run_dir == host.default_run_dir() {
         true => host.default_usage_log(),
         false => run_dir.join("usage.jsonl"),
@@ -253,7 +256,7 @@ fn usage_log(usage: Usage, host: &Host, run_dir: &Path) -> Result<Option<Log>> {
         )
     );
     let rotate_at = u64::from(usage.rotate_at_mib.get()) << 20;
-    Ok(usage.enabled.then_some(Log { path, rotate_at }))
+    Ok(Some(Log { path, rotate_at }))
 }
 
 /// Starts the log.

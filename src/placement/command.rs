@@ -21,6 +21,9 @@ use crate::process::Process;
 use crate::request::Request;
 use crate::usage::Sample;
 
+/// What the id of a command begins with; its pid follows.
+const COMMAND: &str = "isolate-";
+
 /// How long recording a command's process waits for the lock.
 const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -55,7 +58,7 @@ pub fn pin_command(
     let host = &site.host;
     let pid = std::process::id() as i32;
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
-    let id = format!("isolate-{pid}");
+    let id = format!("{COMMAND}{pid}");
     let hierarchy = cpuset::hierarchy(host)?;
     let wish = Wish::of(host, request)?;
     let names = names::of_command(host, program);
@@ -73,7 +76,7 @@ pub fn pin_command(
     };
     let claim = books.give(&applicant, &wish)?;
     // systemd takes its time, and nobody else has to wait for it.
-    site.close(books);
+    site.close_start(books);
     let (claim, procs_file) = match &applicant.place {
         Place::Supervised {
             group,
@@ -262,8 +265,9 @@ impl Books<'_> {
         Ok(before)
     }
 
-    /// The claims of commands in a unit: that on its group, and those of this path whose CPUs the
-    /// group, made anew since, was given by systemd, which kept them.
+    /// The claims of commands in a unit: that on its group; those of this path whose CPUs the
+    /// group, made anew since, was given by systemd, which kept them; and those of this path that
+    /// were released by force, of which systemd may know still.
     fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
         let mut entries = Vec::new();
         let on_group = group
@@ -281,6 +285,14 @@ impl Books<'_> {
             if list.parse().is_ok_and(is_among) {
                 entries.extend(self.ledger.on_list(&list)?);
             }
+        }
+        // No list leads to what was released by force.
+        let ids = self.ledger.ids()?.into_iter();
+        for id in ids.filter(|id| id.starts_with(COMMAND)) {
+            let of_id = self.ledger.of_id(&id)?.into_iter();
+            entries.extend(
+                of_id.filter(|entry| entry.claim().is_some_and(|claim| claim.lists.is_empty())),
+            );
         }
         let mut claims: Vec<Claim> = Vec::new();
         for entry in entries {

@@ -53,7 +53,7 @@ pub fn reserve(
         }
         return Err(error);
     }
-    site.close(books);
+    site.close_start(books);
     Ok(claim)
 }
 

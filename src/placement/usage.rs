@@ -11,6 +11,7 @@ use crate::account::{Accounts, Times};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Ended, Entry, Ledger, OwnerKind};
 use crate::counters;
+use crate::files;
 use crate::process;
 use crate::usage::{Log, Record, Sample, Samples};
 
@@ -52,7 +53,7 @@ pub fn account(site: &Site, most: usize) -> Result<()> {
     }
     let accounted = write_down(site, log, &ledger, &names[..names.len().min(most)]);
     if accounted.is_err() && names.len() > MOST_WAITING {
-        forget_oldest(&ledger, &names)?;
+        forget_oldest(&ledger, &Samples::of(&site.run_dir), &names)?;
     }
     accounted
 }
@@ -62,12 +63,7 @@ fn write_down(site: &Site, log: &Log, ledger: &Ledger, names: &[String]) -> Resu
     let boot_id = process::boot_id(&site.host)?;
     // Whoever has the file has these owners, too: each of them is written down once.
     let mut writer = log.writer()?;
-    let ended = names
-        .iter()
-        .filter_map(|name| ledger.ended(name).transpose());
-    let mut ended: Vec<Ended> = ended.collect::<Result<_>>()?;
-    ended.sort_by_key(|one| one.at);
-    for one in ended {
+    for one in ended_of(ledger, names) {
         if site
             .deadline
             .is_some_and(|deadline| Instant::now() >= deadline)
@@ -90,15 +86,28 @@ fn write_down(site: &Site, log: &Log, ledger: &Ledger, names: &[String]) -> Resu
 }
 
 /// The directory of claims is in memory: it does not grow without end.
-fn forget_oldest(ledger: &Ledger, names: &[String]) -> Result<()> {
-    let ended = names
-        .iter()
-        .filter_map(|name| ledger.ended(name).transpose());
-    let mut ended: Vec<Ended> = ended.collect::<Result<_>>()?;
-    ended.sort_by_key(|one| one.at);
+fn forget_oldest(ledger: &Ledger, samples: &Samples, names: &[String]) -> Result<()> {
+    let mut ended = ended_of(ledger, names);
     ended.truncate(names.len() - MOST_WAITING / 2);
     log::warn!("{} owners that ended are never accounted for", ended.len());
-    ended.iter().try_for_each(|one| ledger.forget(one))
+    ended.iter().try_for_each(|one| {
+        ledger.forget(one)?;
+        samples.forget(&one.name)
+    })
+}
+
+/// Those of these names that can be looked at, the oldest first.
+fn ended_of(ledger: &Ledger, names: &[String]) -> Vec<Ended> {
+    let of_name = |name: &String| match ledger.ended(name) {
+        Ok(ended) => ended,
+        Err(error) => {
+            log::warn!("an owner that ended is not accounted for: {error:#}");
+            None
+        }
+    };
+    let mut ended: Vec<Ended> = names.iter().filter_map(of_name).collect();
+    ended.sort_by_key(|one| one.at);
+    ended
 }
 
 /// Reads what every owner has used; what is known of one is kept for its end, where that is wanted.
@@ -112,7 +121,9 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
     };
     let entries = ledger.all()?;
     if site.usage.is_some() {
-        site.forget_others(&ledger, &entries)?;
+        if let Err(error) = site.forget_others(&ledger, &entries) {
+            log::info!("forget what nobody has used: {error:#}");
+        }
     }
     if entries.is_empty() {
         return Ok(Vec::new());
@@ -134,12 +145,18 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
 }
 
 impl Site {
-    /// Closes the books; whoever was ended under them is accounted for then.
-    pub(super) fn close(&self, books: Books<'_>) {
-        let has_ended = books.ledger.has_ended();
+    /// Closes the books of a start. Whoever was ended under them is accounted for by others: a
+    /// container waits for this, and a file of records can be anywhere.
+    pub(super) fn close_start(&self, books: Books<'_>) {
         let (waited, reclaimed) = (books.lock.waited(), books.reclaimed.get());
         drop(books);
         self.count(waited, reclaimed);
+    }
+
+    /// Closes the books; whoever was ended under them is accounted for then.
+    pub(super) fn close(&self, books: Books<'_>) {
+        let has_ended = books.ledger.has_ended();
+        self.close_start(books);
         if has_ended {
             self.say(account(self, AT_ONCE));
         }
@@ -150,12 +167,16 @@ impl Site {
         if waited.is_none() && reclaimed == 0 {
             return;
         }
-        let counted = counters::count(&self.run_dir, |counters| {
-            if let Some(waited) = waited {
-                counters.lock_waits += 1;
-                counters.lock_wait_seconds += waited.as_secs_f64();
-            }
-            counters.reclaimed_lists += reclaimed;
+        // Nobody who had the lock has looked at the directory yet.
+        let counted = files::ensure_trusted_way(&self.run_dir, || self.host.unknown_root());
+        let counted = counted.and_then(|()| {
+            counters::count(&self.run_dir, |counters| {
+                if let Some(waited) = waited {
+                    counters.lock_waits += 1;
+                    counters.lock_wait_seconds += waited.as_secs_f64();
+                }
+                counters.reclaimed_lists += reclaimed;
+            })
         });
         if let Err(error) = counted {
             log::info!("{error:#}");
@@ -348,8 +369,16 @@ impl Reader<'_> {
             return Ok(before);
         }
         let sample = Sample::after(before.as_ref(), now(), mark, is_final);
+        // Somebody else may have read it later, and come here before.
+        let last = self.samples.of_owner(&name);
+        let is_later = |last: &Sample| last.is_final || last.mark.clock > sample.mark.clock;
+        if let Some(last) = last.filter(is_later) {
+            return Ok(Some(last));
+        }
         if self.site.usage.is_some() {
-            self.samples.keep(&name, &sample)?;
+            if let Err(error) = self.samples.keep(&name, &sample) {
+                log::info!("{error:#}");
+            }
         }
         Ok(Some(sample))
     }

@@ -7,10 +7,9 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::Settings;
-use super::output::Output;
+use super::output::{Output, Target};
 use crate::cli::Metrics;
 use crate::counters;
-use crate::files::{self, Durability};
 use crate::metrics::{Facts, older_text, text};
 use crate::placement::{Site, readings, survey};
 
@@ -22,8 +21,7 @@ pub(super) fn run(args: &Metrics, settings: &Settings) -> Result<u8> {
     let text = text(&facts(site)?)?;
     match &args.textfile {
         Some(path) => {
-            let text = older_text(&text);
-            files::replace(path, text.as_bytes(), 0o644, Durability::Crash)?;
+            Target::of(path)?.write(&older_text(&text))?;
         }
         None => Output::product().write_all(text.as_bytes())?,
     }
