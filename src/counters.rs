@@ -7,12 +7,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +20,6 @@ const FILE: &str = "counters";
 const LENGTH: usize = 1024;
 /// How long others who count are waited for: they take microseconds.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How often it is tried.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// What was counted since the boot.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -55,7 +50,7 @@ pub fn count(run_dir: &Path, change: impl FnOnce(&mut Counters)) -> Result<()> {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&path)?;
-        let file = lock(file)?;
+        files::lock_within(&file, PATIENCE)?;
         let mut counters = parse(&read_all(&file)?);
         change(&mut counters);
         let text = files::summed(&serde_json::to_string(&counters)?, LENGTH);
@@ -92,20 +87,6 @@ fn read_all(file: &File) -> io::Result<String> {
         }
     }
     Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
-}
-
-fn lock(mut file: File) -> io::Result<Flock<File>> {
-    let began = Instant::now();
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Ok(locked),
-            Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) if began.elapsed() < PATIENCE => {
-                file = unlocked;
-                sleep(PAUSE);
-            }
-            Err((_, error)) => return Err(error.into()),
-        }
-    }
 }
 
 #[cfg(test)]

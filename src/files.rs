@@ -10,6 +10,8 @@ use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
@@ -414,6 +416,31 @@ fn open_regular_with(path: &Path, options: &mut OpenOptions) -> Result<File> {
         ));
     }
     Ok(file)
+}
+
+/// How often a lock is tried that others have for microseconds.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Takes the flock(2) of a file of our own, which it has until it is closed: an unlocking that fails
+/// is nobody's trouble.
+///
+/// # Errors
+/// Somebody else has it for longer than that, or it cannot be locked.
+pub fn lock_within(file: &File, patience: Duration) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        match fs2::FileExt::try_lock_exclusive(file) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                let is_held = error.raw_os_error() == fs2::lock_contended_error().raw_os_error();
+                let may_pass = is_held || error.kind() == io::ErrorKind::Interrupted;
+                if !may_pass || began.elapsed() >= patience {
+                    return Err(error);
+                }
+            }
+        }
+        sleep(PAUSE);
+    }
 }
 
 fn split(path: &Path) -> io::Result<(&Path, &str)> {

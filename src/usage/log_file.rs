@@ -7,12 +7,10 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::geteuid;
 
@@ -23,8 +21,6 @@ use crate::text::shell_word;
 
 /// How long another writer is waited for: each has the file for milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is tried.
-const PAUSE: Duration = Duration::from_millis(5);
 /// How often the file can be another before it is given up.
 const MOST_TRIES: u32 = 8;
 /// The longest line that is read, in bytes: a record of thousands of lists is shorter.
@@ -43,7 +39,7 @@ pub struct Log {
 #[derive(Debug)]
 pub struct Writer<'a> {
     log: &'a Log,
-    file: Flock<File>,
+    file: File,
     /// Where the next record begins.
     end: u64,
 }
@@ -71,12 +67,13 @@ impl Log {
         let deadline = Instant::now() + PATIENCE;
         for _ in 0..MOST_TRIES {
             let file = self.open_in(&dir, &name)?;
-            let file = lock(file, deadline).or_refuse(|| {
-                Refusal::new(
-                    format!("lock {}", self.path.display()),
-                    "see who has it open: `fuser -v` tells",
-                )
-            })?;
+            files::lock_within(&file, deadline.saturating_duration_since(Instant::now()))
+                .or_refuse(|| {
+                    Refusal::new(
+                        format!("lock {}", self.path.display()),
+                        "see who has it open: `fuser -v` tells",
+                    )
+                })?;
             let (ours, there) = (
                 file.metadata()?,
                 fstatat(dir.as_fd(), name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW),
@@ -247,7 +244,7 @@ impl Writer<'_> {
     /// It cannot be written: then nothing of it is there.
     pub fn add(&mut self, record: &Record) -> Result<()> {
         let line = record.line()?;
-        let mut file = &*self.file;
+        let mut file = &self.file;
         let mut last = [b'\n'];
         let is_torn = self.end > 0
             && matches!(file.read_at(&mut last, self.end - 1), Ok(1))
@@ -276,19 +273,6 @@ fn former(name: impl Into<OsString>) -> OsString {
     let mut name = name.into();
     name.push(".1");
     name
-}
-
-fn lock(mut file: File, deadline: Instant) -> io::Result<Flock<File>> {
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Ok(locked),
-            Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < deadline => {
-                file = unlocked;
-                sleep(PAUSE);
-            }
-            Err((_, error)) => return Err(error.into()),
-        }
-    }
 }
 
 #[cfg(test)]
