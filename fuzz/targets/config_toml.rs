@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use pinfold::config::{Config, Runtime};
+use pinfold::config::{Config, Plain};
 use pinfold::host::Host;
 use pinfold_fuzz::Scratch;
 
@@ -14,10 +14,11 @@ fuzz_target!(|text: &str| {
     ROOT.put("etc/pinfold/config.toml", text.as_bytes());
     let host = Host::new(ROOT.path());
     let whole = Config::load(&host, None);
-    let runtime = Runtime::load(&host);
-    // A sound file has a sound part, and the part is the same.
+    let plain = Plain::load(&host);
+    // A sound file has sound parts, and they are the same.
     if let Ok(config) = whole {
-        let runtime = runtime.expect("the whole file can be read");
-        assert_eq!(config.runtime.unwrap_or_default(), runtime);
+        let plain = plain.expect("the whole file can be read");
+        assert_eq!(config.runtime.unwrap_or_default(), plain.runtime);
+        assert_eq!(config.run_dir, plain.run_dir);
     }
 });

@@ -81,7 +81,7 @@ fn before_use(world: &World, engine: Engine) {
         .then(|| hierarchy().make(parent.trim_start_matches('/')));
     let offline = Offline::begin();
     let container = |name| Container::prepare(world, engine, Plan::pinned(name, "dp"));
-    container("a").assert_refused(&["dp", "offline", &format!("put the CPUs {CPU} online")]);
+    container("a").assert_refused(&["dp", "offline", &format!("put CPU {CPU} online")]);
     assert_described(world, "free");
     world.assert_all_free("after a refusal");
     drop(offline);
