@@ -465,8 +465,9 @@ fn a_claim_of_another_boot_than_the_mark_holds_its_list() {
     assert!(file.exists());
 }
 
-#[test]
-fn a_start_frees_no_more_of_the_dead_than_it_needs() {
+/// A machine of these CPUs, with an exclusive pool `dp` without a list, on which this process can
+/// reserve.
+fn reserving(cpus: &str) -> Machine {
     let machine = Machine::new();
     let own = std::process::id();
     machine.put("proc/sys/kernel/random/uuid", "a-nonce\n");
@@ -474,10 +475,20 @@ fn a_start_frees_no_more_of_the_dead_than_it_needs() {
         &format!("proc/{own}/stat"),
         &fs::read_to_string(format!("/proc/{own}/stat")).unwrap(),
     );
-    machine.put("sys/devices/system/cpu/online", "0-4095\n");
-    machine.put("sys/fs/cgroup/cpuset.cpus.effective", "0-4095\n");
+    for file in [
+        "devices/system/cpu/online",
+        "fs/cgroup/cpuset.cpus.effective",
+    ] {
+        machine.put(&format!("sys/{file}"), &format!("{cpus}\n"));
+    }
     fs::remove_dir_all(machine.dir.path().join("etc/kcm/pools/dp")).unwrap();
     machine.put("etc/kcm/pools/dp/exclusive", "1");
+    machine
+}
+
+#[test]
+fn a_start_frees_no_more_of_the_dead_than_it_needs() {
+    let machine = reserving("0-4095");
     let lists = || (0..600).map(|cpu| format!("etc/kcm/pools/dp/{cpu}/tasks"));
     // Numbers that no process can have.
     lists().for_each(|tasks| machine.put(&tasks, "2147483000"));
@@ -498,17 +509,7 @@ fn a_start_frees_no_more_of_the_dead_than_it_needs() {
 
 #[test]
 fn what_waited_in_vain_to_be_freed_comes_after_all_others() {
-    let machine = Machine::new();
-    let own = std::process::id();
-    machine.put("proc/sys/kernel/random/uuid", "a-nonce\n");
-    machine.put(
-        &format!("proc/{own}/stat"),
-        &fs::read_to_string(format!("/proc/{own}/stat")).unwrap(),
-    );
-    machine.put("sys/devices/system/cpu/online", "0-7\n");
-    machine.put("sys/fs/cgroup/cpuset.cpus.effective", "0-7\n");
-    fs::remove_dir_all(machine.dir.path().join("etc/kcm/pools/dp")).unwrap();
-    machine.put("etc/kcm/pools/dp/exclusive", "1");
+    let machine = reserving("0-7");
     for cpu in 1..=3 {
         machine.put(
             &format!("etc/kcm/pools/dp/{cpu}/tasks"),

@@ -1,6 +1,7 @@
 //! What owners use: read while their groups are there, and written down once they have ended. None
 //! of it is done under the lock, and no failure of it fails anything else.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -113,8 +114,8 @@ fn ended_of(ledger: &Ledger, names: &[String]) -> Vec<Ended> {
 /// Reads what every owner has used; what is known of one is kept for its end, where that is wanted.
 ///
 /// # Errors
-/// The ledger, the machine's hierarchies or its own counters cannot be read. An owner that cannot be
-/// read is left out.
+/// The ledger, the machine's hierarchies or its own counters cannot be read. An owner that cannot
+/// be read is left out.
 pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
     let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(Vec::new());
@@ -225,12 +226,13 @@ impl Site {
             return;
         }
         let read = || -> Result<()> {
+            // Most have no group any more when their end comes: nothing is looked for then.
+            let accounts = LazyCell::new(|| Accounts::of(&self.host));
             let mut reader = None;
             for claim in ledger.of_id(id)?.iter().filter_map(Entry::claim) {
                 if !has_group(claim, hierarchy)? {
                     continue;
                 }
-                let accounts = Accounts::of(&self.host);
                 let reader = match &mut reader {
                     Some(reader) => reader,
                     none => none.insert(Reader {
