@@ -1,4 +1,5 @@
-//! What another process does for this one: within bounds of time and of words, and ended beyond them.
+//! What another process does for this one: within bounds of time and of words, and ended beyond
+//! them.
 
 use std::fs::OpenOptions;
 use std::io;

@@ -138,8 +138,8 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// Reads that in the default file, whatever else is in it: a container that runs has to be reached, and ended, also
-    /// where a key of another table is misspelt.
+    /// Reads that in the default file, whatever else is in it: a container that runs has to be
+    /// reached, and ended, also where a key of another table is misspelt.
     ///
     /// # Errors
     /// As for the whole file, but for what is in its other tables.

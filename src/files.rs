@@ -421,8 +421,8 @@ fn open_regular_with(path: &Path, options: &mut OpenOptions) -> Result<File> {
 /// How often a lock is tried that others have for microseconds.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Takes the flock(2) of a file of our own, which it has until it is closed: an unlocking that fails
-/// is nobody's trouble.
+/// Takes the flock(2) of a file of our own, which it has until it is closed: an unlocking that
+/// fails is nobody's trouble.
 ///
 /// # Errors
 /// Somebody else has it for longer than that, or it cannot be locked.

@@ -244,8 +244,8 @@ impl Host {
         self.root.join("run/pinfold")
     }
 
-    /// The file of what owners have used, where none is named, for the directory of our records where
-    /// none is named. It outlives boots.
+    /// The file of what owners have used, where none is named, for the directory of our records
+    /// where none is named. It outlives boots.
     pub fn default_usage_log(&self) -> PathBuf {
         self.root.join("var/log/pinfold/usage.jsonl")
     }

@@ -166,8 +166,8 @@ pub fn cpu_ticks(host: &Host, pid: i32) -> Result<Option<(u64, u64)>> {
     Ok(stat.map(|stat| (stat.user, stat.system)))
 }
 
-/// The CPU time, outside the kernel and inside it, of all children of this process that it has waited
-/// for, and of theirs (getrusage(2), `RUSAGE_CHILDREN`).
+/// The CPU time, outside the kernel and inside it, of all children of this process that it has
+/// waited for, and of theirs (getrusage(2), `RUSAGE_CHILDREN`).
 ///
 /// # Errors
 /// The kernel refuses it.

@@ -225,8 +225,8 @@ fn broken(break_it: impl Fn(&Machine), expected: &str, part: &str) {
     assert_eq!(left, [""; 0], "no command helps");
 }
 
-/// The same where no command is named, or not for a tree: somebody does in one of these ways what it
-/// says, and then nothing is found.
+/// The same where no command is named, or not for a tree: somebody does in one of these ways what
+/// it says, and then nothing is found.
 #[track_caller]
 fn broken_and_mended(
     break_it: impl Fn(&Machine),
@@ -1367,7 +1367,8 @@ fn the_auditor() {
     );
 }
 
-/// podman reads that file in place of all others; whoever unsets the variable has what was looked at.
+/// podman reads that file in place of all others; whoever unsets the variable has what was looked
+/// at.
 #[test]
 fn a_file_of_podmans_that_a_variable_names() {
     let machine = Machine::new();

@@ -1,5 +1,5 @@
-//! Verbs that only read, with pools and claims that are half-made or cannot be read: each shows what it can, says what it
-//! cannot, and ends with 1 where that was asked for.
+//! Verbs that only read, with pools and claims that are half-made or cannot be read: each shows
+//! what it can, says what it cannot, and ends with 1 where that was asked for.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 use std::fs;
@@ -274,7 +274,8 @@ fn a_directory_that_cannot_be_read_fails_all_that_shows_it() {
     );
 }
 
-/// Which root cannot be kept from: whoever may not look into a parent is told that, and nothing else.
+/// Which root cannot be kept from: whoever may not look into a parent is told that, and nothing
+/// else.
 #[test]
 fn a_parent_that_only_root_may_read_is_told_to_others() {
     let site = Site::new();

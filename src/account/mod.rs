@@ -1,8 +1,8 @@
 //! What owners did with their CPUs, and who else was there.
 //!
 //! A [`Meter`] knows where the kernel keeps one owner's account; a [`Reading`] is what all meters
-//! show at one moment, and [`Interval`] is what happened between two of them. A [`Mark`] is what one
-//! meter showed, for who comes later.
+//! show at one moment, and [`Interval`] is what happened between two of them. A [`Mark`] is what
+//! one meter showed, for who comes later.
 
 mod interval;
 mod machine;
@@ -217,8 +217,8 @@ impl Accounts<'_> {
         machine::times(self.host)
     }
 
-    /// What a meter shows now, to be kept; with what its CPUs have done, where `times` tells. `None`
-    /// where the owner is gone.
+    /// What a meter shows now, to be kept; with what its CPUs have done, where `times` tells.
+    /// `None` where the owner is gone.
     ///
     /// # Errors
     /// A file that cannot be read.

@@ -72,8 +72,8 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
     }
 }
 
-/// What `check` finds of containers that ask for CPUs and have none, but for the labels that podman would have to be asked
-/// for; nothing where the claims cannot be read.
+/// What `check` finds of containers that ask for CPUs and have none, but for the labels that podman
+/// would have to be asked for; nothing where the claims cannot be read.
 pub fn check_requests(scope: &Scope<'_>) -> Vec<Finding> {
     let mut report = Report::default();
     let found = running(scope.host());

@@ -46,10 +46,12 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> Vec<Engine> {
     have_shim
 }
 
-/// podman's own variables for files that count in place of all others, or over them (containers.conf(5)).
+/// podman's own variables for files that count in place of all others, or over them
+/// (containers.conf(5)).
 const PODMAN_VARIABLES: [&str; 2] = ["CONTAINERS_CONF", "CONTAINERS_CONF_OVERRIDE"];
 
-/// A podman that has what we have in the environment reads these; what a service has, nobody here knows.
+/// A podman that has what we have in the environment reads these; what a service has, nobody here
+/// knows.
 fn named_by_variables(report: &mut Report) {
     for variable in PODMAN_VARIABLES {
         let Some(file) = std::env::var_os(variable).filter(|file| !file.is_empty()) else {

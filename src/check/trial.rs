@@ -9,8 +9,8 @@ use crate::placement::Site;
 use crate::pools::{LockError, PoolDirectory};
 use crate::refusal::Refusal;
 
-/// How long the lock is waited for: that somebody has it is as it should be, and that one has it for so long is not. A
-/// start waits for longer; but whoever looks wants an answer.
+/// How long the lock is waited for: that somebody has it is as it should be, and that one has it
+/// for so long is not. A start waits for longer; but whoever looks wants an answer.
 const BRIEF: Duration = Duration::from_secs(3);
 
 /// Nobody keeps the lock, and it is not to be had all the same.

@@ -52,8 +52,8 @@ pub struct Claim {
     pub processes: Vec<Process>,
     /// The pool.
     pub pool: String,
-    /// The directory names of its CPU lists, by first CPU; none where it was released by force, and what it changed is still
-    /// to be undone.
+    /// The directory names of its CPU lists, by first CPU; none where it was released by force, and
+    /// what it changed is still to be undone.
     pub lists: Vec<String>,
     /// All CPUs of these lists, in the kernel's format.
     #[serde(with = "as_text")]
@@ -68,7 +68,8 @@ pub struct Claim {
     /// they stay at the end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unit_settings: Vec<String>,
-    /// Did giving it back once wait for somebody in vain, for systemd say? Then it is the last to be tried again.
+    /// Did giving it back once wait for somebody in vain, for systemd say? Then it is the last to
+    /// be tried again.
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_slow: bool,
     /// When it was made, in seconds since the epoch.

@@ -1,7 +1,7 @@
 //! A hook's command line, read without clap.
 //!
-//! Every start of a container waits for its hooks, and clap builds all verbs before it looks for the
-//! one that is meant. Read here is what engines and `pinfold-runtime` write. Any other line is
+//! Every start of a container waits for its hooks, and clap builds all verbs before it looks for
+//! the one that is meant. Read here is what engines and `pinfold-runtime` write. Any other line is
 //! clap's, which has the messages and the help; where both read a line, they read the same.
 
 use std::ffi::{OsStr, OsString};

@@ -42,7 +42,8 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
     Ok(u8::from(!problems.is_empty()))
 }
 
-/// The pools, where there are any, and why others cannot be read: a machine has a topology without them too.
+/// The pools, where there are any, and why others cannot be read: a machine has a topology without
+/// them too.
 fn pools(site: &Site) -> (Vec<Pool>, Vec<Error>) {
     let (mut pools, mut problems) = (Vec::new(), Vec::new());
     let names = || -> Result<_> {
@@ -129,7 +130,8 @@ fn draw_within(part: &Part, indent: &str, out: &mut String, label: &impl Fn(&Par
     }
 }
 
-/// A core's CPUs, what is special about them, and the pools that they are in: `core 0,8 (atom, isolated): dataplane`.
+/// A core's CPUs, what is special about them, and the pools that they are in: `core 0,8 (atom,
+/// isolated): dataplane`.
 fn core_label(core: &Part, topology: &Topology, pools: &[Pool]) -> String {
     let mut label = core.to_string();
     let core = &core.cpus;

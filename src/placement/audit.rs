@@ -44,7 +44,8 @@ pub fn audit(site: &Site) -> Result<Audit> {
     agreed(|| look(site, &directory))
 }
 
-/// What a look sees that was seen before: owners who start and end are halfway for longer where the machine is busy.
+/// What a look sees that was seen before: owners who start and end are halfway for longer where the
+/// machine is busy.
 fn agreed(look: impl Fn() -> Result<Audit>) -> Result<Audit> {
     let before = steadily(&look)?.seen;
     if before.remarks.is_empty() {

@@ -91,7 +91,8 @@ struct Next {
 }
 
 impl Walk<'_> {
-    /// What was looked at; nothing where that is gone by now, and where it cannot be looked at, which is noted.
+    /// What was looked at; nothing where that is gone by now, and where it cannot be looked at,
+    /// which is noted.
     fn seen<T>(&mut self, looked: Result<T>) -> Option<T> {
         match looked {
             Ok(seen) => Some(seen),

@@ -369,7 +369,8 @@ impl Books<'_> {
             };
             return self.directory.add_pool(&self.lock, &pool);
         }
-        // A resize that was interrupted may have to be finished for its owners alone, and a pool have no list.
+        // A resize that was interrupted may have to be finished for its owners alone, and a pool
+        // have no list.
         let is_addition = matches!(change, Change::Add(_) | Change::AddLists(_));
         if (*steps == Changed::default() && is_addition) || !self.has_pool(name)? {
             return Ok(());
@@ -402,7 +403,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are then nobody's.
+    /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are
+    /// then nobody's.
     fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
         let pool = self.directory.pool(name)?;
         for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {

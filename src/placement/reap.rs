@@ -180,8 +180,8 @@ impl Books<'_> {
         }
     }
 
-    /// A claim that was put back from before its list got another name is not to be made to look like a true one: the links
-    /// that it lacks tell.
+    /// A claim that was put back from before its list got another name is not to be made to look
+    /// like a true one: the links that it lacks tell.
     fn ensure_current(&self, claim: &Claim) -> Result<()> {
         for list in &claim.lists {
             if self.directory.has_list(&claim.pool, list)? {
@@ -244,8 +244,9 @@ impl Books<'_> {
         Ok(dead.into_iter().map(of_pid).collect())
     }
 
-    /// Who owns a list? What cannot be told counts as alive. Nothing is freed; but where one lives on whose recorded process
-    /// is dead, another of its processes stands for it in `tasks` from now on.
+    /// Who owns a list? What cannot be told counts as alive. Nothing is freed; but where one lives
+    /// on whose recorded process is dead, another of its processes stands for it in `tasks` from
+    /// now on.
     pub(super) fn owners_of(&self, list: &CpuList) -> Result<Owners> {
         let mut claimed = Vec::new();
         let mut dead = Owners::Dead;

@@ -98,8 +98,8 @@ impl<'a> Turns<'a> {
 
 /// Frees what dead owners hold in every pool, confines again what is no longer confined as its claim says, links again
 /// what has lost its links, and removes what killed programs left behind. A problem with one claim or pool does not stop
-/// the rest, and others get the lock in between. Before that, what each owner has used is read; after it, what those have
-/// used that ended is written down.
+/// the rest, and others get the lock in between. Before that, what each owner has used is read;
+/// after it, what those have used that ended is written down.
 ///
 /// # Errors
 /// Only what keeps it from beginning: the pool directory, the lock, the ledger.

@@ -218,7 +218,8 @@ impl Seen<'_> {
     }
 }
 
-/// Where CPU lists lie, each with what it counts for: `2 on node 0, 0 on node 1, 1 over several nodes`.
+/// Where CPU lists lie, each with what it counts for: `2 on node 0, 0 on node 1, 1 over several
+/// nodes`.
 pub(super) fn by_node<'a>(
     lists: impl Iterator<Item = (&'a CpuSet, usize)>,
     levels: &Levels,

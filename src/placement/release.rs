@@ -52,8 +52,9 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
 /// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become all that its
 /// parents allow, without those of exclusive pools; where that leaves none, without those that anybody owns.
 ///
-/// Of a dead owner the lists are freed, too, where what was changed for it cannot be undone now: its claim stays without
-/// them until it can be. An owner that lives and has nowhere else to run, or whose group cannot be changed, is a problem, and keeps its lists.
+/// Of a dead owner the lists are freed, too, where what was changed for it cannot be undone now:
+/// its claim stays without them until it can be. An owner that lives and has nowhere else to run,
+/// or whose group cannot be changed, is a problem, and keeps its lists.
 ///
 /// # Errors
 /// As [`release`].
@@ -105,7 +106,8 @@ impl Books<'_> {
         is_out.and_then(|()| self.drop_record(&kept))
     }
 
-    /// Frees the lists of a dead owner all the same where not all that was changed for it can be undone now.
+    /// Frees the lists of a dead owner all the same where not all that was changed for it can be
+    /// undone now.
     fn take_from_dead(&self, claim: &Claim, error: Error) -> Result<()> {
         if claim.lists.is_empty() || self.life_of(claim)? != Life::Gone {
             return Err(error);

@@ -192,7 +192,8 @@ pub fn survey(site: &Site) -> Result<Survey> {
     Ok(survey)
 }
 
-/// What a trial would come to, without the lock: as two looks in a row see it. Where that is in doubt, it is said.
+/// What a trial would come to, without the lock: as two looks in a row see it. Where that is in
+/// doubt, it is said.
 ///
 /// # Errors
 /// What both looks refuse.

@@ -86,8 +86,8 @@ impl Books<'_> {
         }
     }
 
-    /// Takes the lists from a dead owner of which not all can be undone. The claim stays without them, so that the rest is
-    /// still undone once it can be.
+    /// Takes the lists from a dead owner of which not all can be undone. The claim stays without
+    /// them, so that the rest is still undone once it can be.
     ///
     /// # Errors
     /// A process that could still run on them.

@@ -37,7 +37,8 @@ const HANDED: Duration = Duration::from_millis(100);
 /// Whoever only looks has it for a moment, and this long where others have the CPU meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// So long whoever takes a ticket is waited for: it has the file for microseconds, unless it was stopped.
+/// So long whoever takes a ticket is waited for: it has the file for microseconds, unless it was
+/// stopped.
 const TAKING: Duration = Duration::from_millis(500);
 
 /// The file of the queue, in the run directory.
@@ -65,8 +66,9 @@ impl Wait<'_> {
         queue.is_some_and(|queue| queue::is_waited_in(queue))
     }
 
-    /// Waits in the queue until it is its turn to wait for the lock itself. Whoever is before it may have been stopped
-    /// (SIGSTOP): a quarter of the patience is left for what is to be had all the same.
+    /// Waits in the queue until it is its turn to wait for the lock itself. Whoever is before it
+    /// may have been stopped (SIGSTOP): a quarter of the patience is left for what is to be had all
+    /// the same.
     fn stand_in_queue(&mut self) {
         let Some(queue) = self.queue.take() else {
             return;
@@ -545,7 +547,8 @@ mod tests {
     const STARTERS: usize = 64;
     const TURNS: usize = 20;
 
-    /// Of each time: how many others had the lock while it was waited for. A time would tell of the machine's other work.
+    /// Of each time: how many others had the lock while it was waited for. A time would tell of the
+    /// machine's other work.
     fn others_before_one(run_dir: &Path) -> Vec<usize> {
         use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
         let (_dir, directory) = directory();

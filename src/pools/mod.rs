@@ -177,7 +177,8 @@ impl PoolDirectory {
         doubts
     }
 
-    /// A part that is not there, or is another thing, makes it half-made. What cannot be looked at may be whole.
+    /// A part that is not there, or is another thing, makes it half-made. What cannot be looked at
+    /// may be whole.
     fn or_half_made<T>(&self, looked: Result<T>, remedy: impl Into<String>) -> Result<T> {
         match looked {
             Err(error) if error.is::<io::Error>() && !files::says_gone(&error) => Err(error),
@@ -195,8 +196,8 @@ impl PoolDirectory {
         Ok(names)
     }
 
-    /// What lies among the pools and may be meant for one, an error each: a symbolic link, which KCM's
-    /// tools follow and we do not, or a name that nobody can ask for.
+    /// What lies among the pools and may be meant for one, an error each: a symbolic link, which
+    /// KCM's tools follow and we do not, or a name that nobody can ask for.
     pub fn not_pools(&self) -> Result<Vec<Error>> {
         let entries = entries(&self.pools())?.into_iter();
         Ok(entries.filter_map(Result::err).collect())

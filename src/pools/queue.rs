@@ -1,9 +1,11 @@
-//! The order in which those who wait for the lock get it: each takes a ticket, and waits for whoever has the one before.
+//! The order in which those who wait for the lock get it: each takes a ticket, and waits for
+//! whoever has the one before.
 //!
-//! The kernel wakes the first who waits for a flock(2), but does not hand it over: whoever comes in the moment of the waking
-//! is before all who wait. So they wait in a file of our own, a locked byte each (`F_OFD_SETLKW`, fcntl_locking(2)), and only
-//! the first of them waits for the lock itself. This is a courtesy: the lock alone keeps others out. Whoever is killed
-//! lets go of its byte; where the file cannot be used, all wait in the kernel's queue, as other tools do.
+//! The kernel wakes the first who waits for a flock(2), but does not hand it over: whoever comes in
+//! the moment of the waking is before all who wait. So they wait in a file of our own, a locked
+//! byte each (`F_OFD_SETLKW`, fcntl_locking(2)), and only the first of them waits for the lock
+//! itself. This is a courtesy: the lock alone keeps others out. Whoever is killed lets go of its
+//! byte; where the file cannot be used, all wait in the kernel's queue, as other tools do.
 
 use std::fs::File;
 use std::io;
@@ -62,7 +64,8 @@ impl Ticket {
         Ok(Ticket { file, number })
     }
 
-    /// Waits until whoever has the ticket before it goes on or ends, but at most `patience`: it may have been stopped.
+    /// Waits until whoever has the ticket before it goes on or ends, but at most `patience`: it may
+    /// have been stopped.
     pub(super) fn wait(&self, patience: Duration) -> Result<()> {
         if self.number == 0 {
             return Ok(());

@@ -60,8 +60,8 @@ impl Log {
     /// full.
     ///
     /// # Errors
-    /// A directory that is not ours, or that others can write; a file that is none of ours; one that
-    /// cannot be made, or that somebody else keeps locked.
+    /// A directory that is not ours, or that others can write; a file that is none of ours; one
+    /// that cannot be made, or that somebody else keeps locked.
     pub fn writer(&self) -> Result<Writer<'_>> {
         let (dir, name) = self.directory()?;
         let deadline = Instant::now() + PATIENCE;

@@ -230,8 +230,8 @@ fn stale(world: &World) {
     campaign::count_executions(old.len() * 4);
 }
 
-/// An owner's claim as it was before its pool grew, or before another process stood for it, is put back: where its first
-/// process lives, and where only another does.
+/// An owner's claim as it was before its pool grew, or before another process stood for it, is put
+/// back: where its first process lives, and where only another does.
 fn own_past(world: &World) {
     for (is_grown, has_first) in [(true, true), (true, false), (false, false)] {
         let when = format!("grown: {is_grown}, first process: {has_first}");

@@ -1,5 +1,5 @@
-//! docker's CPU lists that are kept by hand: the way to pools and back, as docs/recipes.md has it, and what `docker update`
-//! leaves behind.
+//! docker's CPU lists that are kept by hand: the way to pools and back, as docs/recipes.md has it,
+//! and what `docker update` leaves behind.
 
 use crate::cases::{Case, each};
 use crate::engines::{Door, Driver};

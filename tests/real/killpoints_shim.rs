@@ -297,8 +297,9 @@ fn confined_and_left(world: &World) {
     rival.die();
 }
 
-/// A runtime that says it runs hooks, and runs none: its container is confined by its configuration alone. It owns its CPUs
-/// for as long as it lives, whatever its runtime did, and `reconcile` says nothing of freeing them.
+/// A runtime that says it runs hooks, and runs none: its container is confined by its configuration
+/// alone. It owns its CPUs for as long as it lives, whatever its runtime did, and `reconcile` says
+/// nothing of freeing them.
 fn drops(world: &World) {
     let without = "case \"$1\" in create)
             sed -i 's/\"createRuntime\"/\"other\"/; s/\"poststop\"/\"others\"/' \"$3/config.json\";;

@@ -54,8 +54,8 @@ impl Snapshot {
     }
 }
 
-/// What is kept of a refusal for `pinfold why`, and counted for `pinfold metrics`, is no part of the
-/// books.
+/// What is kept of a refusal for `pinfold why`, and counted for `pinfold metrics`, is no part of
+/// the books.
 fn is_of_refusals(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| name.starts_with("refusals") || name == "counters")

@@ -60,8 +60,8 @@ pub(crate) fn cases() -> Vec<Case> {
     .collect()
 }
 
-/// What `check` finds of a container, but for what is well: others' tests may have containers here as
-/// well, and groups of which it is said that they are beside this one.
+/// What `check` finds of a container, but for what is well: others' tests may have containers here
+/// as well, and groups of which it is said that they are beside this one.
 fn findings_of(check: &Ran, name: &str) -> Vec<String> {
     let beside = format!("which \"{name}");
     let lines = check.stdout.lines().filter(|line| !line.contains(&beside));
