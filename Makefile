@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak mutants fuzz test-suites bench test-vm vm-shell support install uninstall clean
+.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -55,9 +55,20 @@ FUZZ_SECONDS ?= 60
 fuzz:
 	fuzz/run $(FUZZ_SECONDS)
 
-# How long a choice among 512 CPU lists takes.
-bench:
+# What a start and an end cost, beside an empty program and under runc and crun: a table with every target, and
+# target/bench/bench.json with charts. Some minutes; ROUNDS= for another number of runs of each.
+ROUNDS ?= 200
+BENCH = cargo run --quiet --locked --example start --
+bench: build
+	packaging/install-packages runc crun valgrind strace
 	cargo bench --locked --bench choose
+	$(BENCH) --rounds $(ROUNDS) target/dist/pinfold
+
+# The short form: instructions and system calls, which are the same each time. Fails where they are 5 % over what
+# benches/budget.json says; UPDATE=1 records what they are now.
+budget: build
+	packaging/install-packages valgrind strace
+	$(BENCH) --counts benches/budget.json $(if $(call is_set,$(UPDATE)),--update) target/dist/pinfold
 
 # The demo and the tests on real parts in a machine under qemu: Debian with systemd and cgroup v2. Slow: it is emulated.
 # SUITE=bookworm or sid for others, LEGACY=1 for cgroup v1 on bookworm, BRIEF=1 for the part that shows most, TIMEOUT= for

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 use nix::unistd::geteuid;
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 
 use crate::refusal::Refusal;
 use crate::text::shell_word;
@@ -39,8 +41,29 @@ pub fn read(path: &Path) -> Result<String> {
 /// open it themselves with `O_NOFOLLOW`.
 pub fn read_if_there(path: &Path) -> Result<Option<String>> {
     let attempt = File::open(path).and_then(|file| read_bytes(file, MOST_BYTES));
-    match attempt {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+    lossy(attempt, path)
+}
+
+/// The same of a file that one read(2) tells whole, so that it is not asked again whether there is more: a regular file, and
+/// what the kernel makes as one record, a value of sysfs or of a cgroup, `stat` and `cgroup` of a process.
+///
+/// A list that the kernel makes record by record (`mountinfo`, `locks`, `cgroup.procs`) comes in pieces: it is read by
+/// [`read_if_there`].
+pub fn read_record_if_there(path: &Path) -> Result<Option<String>> {
+    let attempt = File::open(path).and_then(|file| read_record(file, MOST_BYTES));
+    lossy(attempt, path)
+}
+
+/// The same; a file that is missing is an error.
+pub fn read_record_of(path: &Path) -> Result<String> {
+    read_record_if_there(path)?.with_context(|| format!("read {}: no such file", path.display()))
+}
+
+fn lossy(read: io::Result<Vec<u8>>, path: &Path) -> Result<Option<String>> {
+    match read {
+        Ok(bytes) => Ok(Some(String::from_utf8(bytes).unwrap_or_else(|error| {
+            String::from_utf8_lossy(error.as_bytes()).into_owned()
+        }))),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
@@ -111,7 +134,13 @@ fn if_there(looked: io::Result<Metadata>, path: &Path) -> Result<Option<Metadata
 /// Reads to the end, but refuses input of more than `most` bytes and input that is not UTF-8.
 pub fn read_bounded(source: impl Read, most: u64) -> io::Result<String> {
     let bytes = read_bytes(source, most)?;
-    String::from_utf8(bytes).map_err(|_| {
+    text_of(&bytes)?;
+    Ok(String::from_utf8(bytes).unwrap_or_default())
+}
+
+/// Text out of bytes that have to be UTF-8.
+pub fn text_of(bytes: &[u8]) -> io::Result<&str> {
+    std::str::from_utf8(bytes).map_err(|_| {
         let message = "stream did not contain valid UTF-8";
         io::Error::new(io::ErrorKind::InvalidData, message)
     })
@@ -121,13 +150,32 @@ fn read_bytes(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
     // A kernel file is made anew at each read(2): the fewer, the less it can change in between.
     let mut bytes = Vec::with_capacity(READ_BYTES);
     source.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("larger than {most} bytes"),
-        ));
-    }
+    ensure_at_most(bytes.len(), most)?;
     Ok(bytes)
+}
+
+/// Reads a file that one read(2) tells whole: it is over with the first that does not fill the buffer.
+pub fn read_record(file: File, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(READ_BYTES);
+    loop {
+        match rustix::io::read(&file, spare_capacity(&mut bytes)) {
+            Err(Errno::INTR) => continue,
+            other => other?,
+        };
+        ensure_at_most(bytes.len(), most)?;
+        if bytes.len() < bytes.capacity() {
+            return Ok(bytes);
+        }
+        bytes.reserve(bytes.len());
+    }
+}
+
+fn ensure_at_most(length: usize, most: u64) -> io::Result<()> {
+    if length as u64 <= most {
+        return Ok(());
+    }
+    let message = format!("larger than {most} bytes");
+    Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
 /// Gives a kernel file a value with one write(2); the file is neither made nor truncated.
@@ -396,8 +444,27 @@ pub fn open_or_make_regular(path: &Path, mode: u32) -> Result<File> {
     open_regular_with(path, &mut options)
 }
 
+/// The same of a file that was looked at a moment ago, where nobody else can put another in its place.
+pub fn open_seen(path: &Path, seen: &Metadata) -> Result<File> {
+    match seen.is_file() {
+        true => open_unfollowed(path, OpenOptions::new().read(true)),
+        false => open_regular(path),
+    }
+}
+
 fn open_regular_with(path: &Path, options: &mut OpenOptions) -> Result<File> {
-    let file = options
+    let file = open_unfollowed(path, options)?;
+    if !file.metadata()?.is_file() {
+        bail!(Refusal::new(
+            format!("open {}: is not a regular file", path.display()),
+            "put a real file there"
+        ));
+    }
+    Ok(file)
+}
+
+fn open_unfollowed(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    options
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| match error.raw_os_error() {
@@ -408,14 +475,7 @@ fn open_regular_with(path: &Path, options: &mut OpenOptions) -> Result<File> {
             .into(),
             _ => anyhow::Error::new(error),
         })
-        .with_context(|| format!("open {}", path.display()))?;
-    if !file.metadata()?.is_file() {
-        bail!(Refusal::new(
-            format!("open {}: is not a regular file", path.display()),
-            "put a real file there"
-        ));
-    }
-    Ok(file)
+        .with_context(|| format!("open {}", path.display()))
 }
 
 /// How often a lock is tried that others have for microseconds.
@@ -487,6 +547,32 @@ mod tests {
         assert!(write_kernel(&dir.path().join("cpuset.cpus"), "0").is_err());
         assert!(names_in(dir.path()).unwrap().is_empty());
         assert!(write_kernel(&dir.path().join("cpuset.cpus"), "").is_err());
+    }
+
+    #[test]
+    fn a_record_is_read_whole_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        for length in [
+            0,
+            1,
+            READ_BYTES - 1,
+            READ_BYTES,
+            READ_BYTES + 1,
+            5 * READ_BYTES,
+        ] {
+            replace(&path, &vec![b'x'; length], 0o600, Durability::Crash).unwrap();
+            let open = || File::open(&path).unwrap();
+            assert_eq!(read_record(open(), MOST_BYTES).unwrap().len(), length);
+            assert_eq!(read_record(open(), length as u64).unwrap().len(), length);
+            if length > 0 {
+                assert!(read_record(open(), length as u64 - 1).is_err());
+            }
+        }
+        assert_eq!(
+            read_record_if_there(&dir.path().join("none")).unwrap(),
+            None
+        );
     }
 
     #[test]

@@ -41,7 +41,10 @@ impl State {
         let text = files::read_bounded(&mut source, MOST_STATE)
             .context("read the container's state from standard input");
         // A runtime that is still writing would be killed by SIGPIPE if we left it: take the rest.
-        io::copy(&mut source, &mut io::sink()).context("read standard input")?;
+        // What could be read has been read to its end.
+        if text.is_err() {
+            io::copy(&mut source, &mut io::sink()).context("read standard input")?;
+        }
         text
     }
 

@@ -33,7 +33,7 @@ impl Process {
     /// The process that has this number now; `None` where there is none, or only a wholly dead one.
     pub fn with_pid(host: &Host, pid: i32) -> Result<Option<Process>> {
         let path = host.proc_pid(pid, "stat");
-        let Some(text) = files::read_if_there(&path)? else {
+        let Some(text) = files::read_record_if_there(&path)? else {
             return Ok(None);
         };
         let stat = Stat::parse(&text).with_context(|| {
@@ -119,7 +119,7 @@ pub fn ignored_signals(host: &Host) -> u64 {
 
 /// A process's parent; `None` where the process is not there, or cannot be looked at.
 pub fn parent(host: &Host, pid: i32) -> Option<i32> {
-    let stat = files::read_if_there(&host.proc_pid(pid, "stat")).ok()??;
+    let stat = files::read_record_if_there(&host.proc_pid(pid, "stat")).ok()??;
     Stat::parse(&stat).map(|stat| stat.parent)
 }
 
@@ -130,8 +130,9 @@ const MOST_COMMAND_LINE: u64 = 64 << 10;
 /// shown raw. What is longer than 64 KiB, or cannot be read, has none.
 pub fn command_line(host: &Host, pid: i32) -> Vec<OsString> {
     let file = File::open(host.proc_pid(pid, "cmdline"));
-    let text = file.and_then(|file| files::read_bounded(file, MOST_COMMAND_LINE));
-    let text = text.unwrap_or_default();
+    let text = file.and_then(|file| files::read_record(file, MOST_COMMAND_LINE));
+    // What is not UTF-8 is no engine's.
+    let text = String::from_utf8(text.unwrap_or_default()).unwrap_or_default();
     let words = text.strip_suffix('\0').unwrap_or(&text).split('\0');
     words.map(OsString::from).collect()
 }
@@ -250,12 +251,14 @@ impl Stat {
 
 /// The identity of this boot.
 pub fn boot_id(host: &Host) -> Result<String> {
-    Ok(files::read(&host.boot_id())?.trim().to_owned())
+    Ok(files::read_record_of(&host.boot_id())?.trim().to_owned())
 }
 
 /// What nobody else has: a random UUID of the kernel's.
 pub fn nonce(host: &Host) -> Result<String> {
-    Ok(files::read(&host.random_uuid())?.trim().to_owned())
+    Ok(files::read_record_of(&host.random_uuid())?
+        .trim()
+        .to_owned())
 }
 
 /// When this boot was, in seconds since the epoch; it moves when the clock is set.
@@ -315,8 +318,12 @@ pub fn affinity(pid: i32) -> io::Result<CpuSet> {
     let result =
         unsafe { libc::sched_getaffinity(pid, size_of_val(&mask), mask.as_mut_ptr().cast()) };
     Errno::result(result)?;
-    let is_set = |cpu: &u32| mask[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
-    Ok((0..=LARGEST_CPU).filter(is_set).collect())
+    let words = (0..).step_by(64).zip(mask).filter(|(_, word)| *word != 0);
+    let cpus = words.flat_map(|(first, word)| {
+        let is_set = move |bit: &u32| word >> bit & 1 == 1;
+        (0..u64::BITS).filter(is_set).map(move |bit| first + bit)
+    });
+    Ok(cpus.collect())
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ fn effective_mems_file(version: Version) -> &'static str {
 
 fn read_set(group: &Group, file: &str) -> Result<Option<CpuSet>> {
     let path = group.dir().join(file);
-    let Some(text) = files::read_if_there(&path)? else {
+    let Some(text) = files::read_record_if_there(&path)? else {
         return Ok(None);
     };
     let set = cpulist::of_kernel(&text)
@@ -144,7 +144,7 @@ pub fn effective_cpus(group: &Group) -> Result<Option<CpuSet>> {
 
 /// The values of a group's files now; `None` where the controller is not enabled for it, or it is gone.
 pub fn masks(group: &Group) -> Result<Option<Masks>> {
-    let read = |file: &str| files::read_if_there(&group.dir().join(file));
+    let read = |file: &str| files::read_record_if_there(&group.dir().join(file));
     let (Some(cpus), Some(mems)) = (read(CPUS)?, read(MEMS)?) else {
         return Ok(None);
     };
@@ -235,34 +235,35 @@ pub fn is_partition(group: &Group) -> Result<bool> {
     ))
 }
 
-/// The values that whoever made a group chose for it; those that it inherits are left out.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Chosen {
-    /// `cpuset.cpus`.
-    pub cpus: Option<String>,
-    /// `cpuset.mems`.
-    pub mems: Option<String>,
-}
-
-/// Tells chosen values from inherited ones.
+/// The CPUs that whoever made a group chose for it; none where it inherits them.
 ///
 /// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets the scope's, or both.
-pub fn chosen(group: &Group, masks: &Masks) -> Result<Chosen> {
-    let scope = scope_above(group);
-    let above = scope.as_ref().map(self::masks).transpose()?.flatten();
-    let above = above.unwrap_or_default();
-    let chosen = |own: &str, of_scope: &str, file: &str, effective: &str| match (
-        excluding(group, own, file, effective)?,
-        &scope,
-    ) {
-        (None, Some(scope)) => excluding(scope, of_scope, file, effective),
-        (own, _) => Ok(own),
-    };
-    let version = group.version();
-    Ok(Chosen {
-        cpus: chosen(&masks.cpus, &above.cpus, CPUS, effective_cpus_file(version))?,
-        mems: chosen(&masks.mems, &above.mems, MEMS, effective_mems_file(version))?,
-    })
+pub fn chosen_cpus(group: &Group, masks: &Masks) -> Result<Option<String>> {
+    let effective = effective_cpus_file(group.version());
+    chosen(group, masks, |masks| &masks.cpus, CPUS, effective)
+}
+
+/// The same of memory nodes.
+pub fn chosen_mems(group: &Group, masks: &Masks) -> Result<Option<String>> {
+    let effective = effective_mems_file(group.version());
+    chosen(group, masks, |masks| &masks.mems, MEMS, effective)
+}
+
+fn chosen(
+    group: &Group,
+    masks: &Masks,
+    value: impl Fn(&Masks) -> &str,
+    file: &str,
+    effective: &str,
+) -> Result<Option<String>> {
+    let own = excluding(group, value(masks), file, effective)?;
+    match scope_above(group).filter(|_| own.is_none()) {
+        Some(scope) => {
+            let above = self::masks(&scope)?.unwrap_or_default();
+            excluding(&scope, value(&above), file, effective)
+        }
+        None => Ok(own),
+    }
 }
 
 /// The CPUs that a group was given, as they are written, where it has fewer for it than the group above; `None` where the
@@ -631,7 +632,7 @@ mod tests {
             let group = group.group(&format!("/{path}"));
             let masks = masks(&group).unwrap().unwrap();
             assert_eq!(
-                super::chosen(&group, &masks).unwrap().cpus.as_deref(),
+                chosen_cpus(&group, &masks).unwrap().as_deref(),
                 chosen,
                 "{version:?} {path} {scope:?} {own:?}"
             );

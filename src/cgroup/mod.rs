@@ -108,7 +108,7 @@ impl Hierarchy {
     /// The group that a process is in; `None` where the process is gone.
     pub fn group_of(&self, host: &Host, pid: i32) -> Result<Option<Group>> {
         let path = host.proc_pid(pid, "cgroup");
-        let Some(text) = files::read_if_there(&path)? else {
+        let Some(text) = files::read_record_if_there(&path)? else {
             return Ok(None);
         };
         let group = self

@@ -120,6 +120,8 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
         name: CString::default(),
     };
     match visitor.enter(&at, c".", &top)? {
+        // As below: most groups have none.
+        ControlFlow::Continue(true) if is_leaf_now(&at, c"")? => {}
         ControlFlow::Continue(true) => level.left = groups_in(&at)?,
         ControlFlow::Continue(false) => {}
         ControlFlow::Break(()) => return Ok(()),
@@ -177,9 +179,10 @@ fn open<P: nix::NixPath + ?Sized>(at: impl AsFd, path: &P) -> nix::Result<OwnedF
 }
 
 /// Has a group none below it? Asked once its processes were looked for: who moves into a new one
-/// below is found there.
+/// below is found there. Without a name it is the group itself.
 fn is_leaf_now(at: &OwnedFd, name: &CStr) -> nix::Result<bool> {
-    match fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_EMPTY_PATH;
+    match fstatat(at, name, flags) {
         Err(Errno::ENOENT | Errno::ENODEV) => Ok(true),
         other => Ok(other?.st_nlink == LINKS_OF_A_LEAF),
     }

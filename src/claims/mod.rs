@@ -110,7 +110,8 @@ impl Ledger {
             )
         );
         ensure!(
-            metadata.mode() & 0o022 == 0 && [0, geteuid().as_raw()].contains(&metadata.uid()),
+            metadata.mode() & 0o022 == 0
+                && (metadata.uid() == 0 || metadata.uid() == geteuid().as_raw()),
             Refusal::new(
                 format!("{} can be written by others", run_dir.display()),
                 format!("`chown {} {word} && chmod 700 {word}`", geteuid())
@@ -301,9 +302,16 @@ impl Ledger {
             link(&lists.join(list).join(claim.marker_name()), &target)?;
         }
         if let Some(group) = &claim.cgroup {
-            make_directory(&self.run_dir.join("cgroups"))?;
             let marker = self.cgroup_marker(group.inode);
-            link(&marker, &Path::new("../claims").join(&file))?;
+            let target = Path::new("../claims").join(&file);
+            // The directory is there but for the first.
+            match link(&marker, &target) {
+                Err(error) if files::says_gone(&error) => {
+                    make_directory(&self.run_dir.join("cgroups"))?;
+                    link(&marker, &target)?;
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -469,7 +477,7 @@ impl Ledger {
 
     /// The mark that the first to take the lock after a boot leaves; `None` where there is none.
     pub fn boot_mark(&self) -> Result<Option<String>> {
-        files::read_if_there(&self.run_dir.join("boot"))
+        files::read_record_if_there(&self.run_dir.join("boot"))
     }
 
     /// Leaves that mark.
@@ -484,7 +492,7 @@ impl Ledger {
 
     /// Reads a claim, through a link or not, that has to be the one `is_it` tells; `None` where there is none.
     fn read(&self, path: &Path, is_it: impl FnOnce(&Claim) -> bool) -> Option<Entry> {
-        let text = match files::read_if_there(path) {
+        let text = match files::read_record_if_there(path) {
             Ok(None) => return None,
             Ok(Some(text)) => Ok(text),
             Err(error) => Err(error),

@@ -130,9 +130,8 @@ fn doubt_of(path: &Path, metadata: &Metadata, is_trusted: impl Fn(u32) -> bool) 
             format!("`chmod o-w {word}`"),
         ));
     }
-    let is_ours = [0, getegid().as_raw()].contains(&metadata.gid());
-    if mode & 0o020 != 0 && !is_sticky && !is_ours {
-        let gid = metadata.gid();
+    let gid = metadata.gid();
+    if mode & 0o020 != 0 && !is_sticky && gid != 0 && gid != getegid().as_raw() {
         return Some(Refusal::new(
             format!("{path} can be written by the group {gid}, which can replace what is in it"),
             format!("`chmod g-w {word}`"),

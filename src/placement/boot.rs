@@ -134,7 +134,7 @@ impl Books<'_> {
     /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With another boot, or
     /// none, what is in `tasks` from before it is void.
     pub(super) fn begin_boot(&mut self, site: &Site) -> Result<()> {
-        let ours = format!("{} {} ", self.boot_id, self.lock.key()?);
+        let ours = format!("{} {} ", self.boot_id, self.lock.key());
         let before = self.ledger.boot_mark()?.unwrap_or_default();
         if !before.starts_with(&ours) {
             match before.strip_prefix(&format!("{} ", self.boot_id)) {

@@ -9,7 +9,8 @@ use super::life::Life;
 use super::pick::Wish;
 use super::refusal::unreadable;
 use super::{Books, Site, at_most};
-use crate::cgroup::{Group, cpuset, systemd};
+use crate::cgroup::cpuset::{self, Masks};
+use crate::cgroup::{Group, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
 use crate::process::Process;
@@ -84,7 +85,10 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
     };
     // What systemd may know of.
     let unit = scope.as_ref().unwrap_or(group);
-    let found = cpuset::masks(unit)?.unwrap_or_default();
+    let found = match start.reservation {
+        Some(_) => cpuset::masks(unit)?.unwrap_or_default(),
+        None => Masks::default(),
+    };
     let claim = match (pinned, reserved) {
         (Some(claim), reserved) => {
             books.confirm(claim, reserved.as_ref(), request, &applicant.place)?

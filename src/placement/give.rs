@@ -292,11 +292,13 @@ pub(super) fn gone(pid: i32) -> Refusal {
 
 /// One request, one place: whoever made the group has given it CPUs already.
 fn refuse_chosen_cpus(group: &Group, before: &Masks, request: &Request) -> Result<()> {
-    let chosen = cpuset::chosen(group, before)?;
-    let (what, value) = match (chosen.cpus, chosen.mems) {
-        (Some(cpus), _) => ("CPUs", cpus),
-        (None, Some(mems)) if request.mems == Mems::Local => ("memory nodes", mems),
-        _ => return Ok(()),
-    };
-    bail!(chosen_already(what, &value))
+    if let Some(cpus) = cpuset::chosen_cpus(group, before)? {
+        bail!(chosen_already("CPUs", &cpus));
+    }
+    if request.mems == Mems::Local {
+        if let Some(mems) = cpuset::chosen_mems(group, before)? {
+            bail!(chosen_already("memory nodes", &mems));
+        }
+    }
+    Ok(())
 }

@@ -196,6 +196,6 @@ impl Books<'_> {
     /// The group that we make for an owner that has none of its own. No other process ever had this name.
     fn new_group(&self, id: &str, owner: Process) -> Result<Group> {
         let name = format!("{id}-{}-{}", owner.pid, owner.start);
-        Ok(self.hierarchy.parent_for(&self.lock.key()?)?.child(&name))
+        Ok(self.hierarchy.parent_for(&self.lock.key())?.child(&name))
     }
 }

@@ -177,12 +177,7 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
     let books = turns.books()?;
     report.note(books.ledger.remove_leftovers());
     report.note(books.directory.remove_unfinished_pools(&books.lock));
-    report.note(
-        books
-            .lock
-            .key()
-            .and_then(|key| books.remove_unclaimed_groups_of(&key)),
-    );
+    report.note(books.remove_unclaimed_groups_of(&books.lock.key()));
     Ok(())
 }
 

@@ -60,7 +60,7 @@ pub fn reserve(
 /// Is a group nobody's yet? One that another container runs in, or that somebody narrowed, tells nothing about ours.
 fn is_fresh(group: &Group) -> Result<bool> {
     let masks = cpuset::masks(group)?.unwrap_or_default();
-    Ok(!group.is_populated()? && cpuset::chosen(group, &masks)?.cpus.is_none())
+    Ok(!group.is_populated()? && cpuset::chosen_cpus(group, &masks)?.is_none())
 }
 
 /// Gives back what was reserved, where no runtime will be run.

@@ -113,5 +113,5 @@ fn is_free(site: &Site, container: &Container) -> Result<bool> {
     let Some(masks) = cpuset::masks(&group)? else {
         return Ok(true);
     };
-    Ok(cpuset::chosen(&group, &masks)?.cpus.is_none())
+    Ok(cpuset::chosen_cpus(&group, &masks)?.is_none())
 }

@@ -25,6 +25,8 @@ use crate::text::{Shown, shell_word};
 pub struct Lock {
     file: File,
     path: PathBuf,
+    /// What the file was when it was taken: its device and inode are for ever.
+    taken: Metadata,
     waited: Option<Duration>,
 }
 
@@ -156,7 +158,9 @@ impl PoolDirectory {
                 Err(error) if is_interrupted(&error) => continue,
                 other => self.usable(other)?,
             }
+            let taken = file.metadata().context("look at the lock");
             let lock = Lock {
+                taken: taken.map_err(LockError::Unusable)?,
                 file,
                 path: self.lock_path(),
                 waited: has_waited.then(|| wait.began.elapsed()),
@@ -358,8 +362,8 @@ impl Lock {
     }
 
     /// What tells this lock, and so its pool directory, from every other on the machine.
-    pub fn key(&self) -> Result<String> {
-        Ok(key_of(&self.file.metadata().context("look at the lock")?))
+    pub fn key(&self) -> String {
+        key_of(&self.taken)
     }
 
     /// Makes sure that what is held still keeps others out.
@@ -397,9 +401,8 @@ impl Lock {
     /// else shall from now on.
     pub fn close_to_others(&self) {
         let attempt = || -> io::Result<()> {
-            let metadata = self.file.metadata()?;
-            let is_ours = metadata.uid() == geteuid().as_raw();
-            if is_ours && metadata.mode() & 0o077 != 0 {
+            let is_open = self.taken.mode() & 0o077 != 0;
+            if is_open && self.taken.uid() == geteuid().as_raw() {
                 let closed = Permissions::from_mode(LOCK_MODE);
                 self.file.set_permissions(closed)?;
                 log::warn!(
@@ -416,9 +419,9 @@ impl Lock {
 
     /// Does the path still name the inode that is held?
     fn is_in_place(&self) -> Result<bool> {
-        let held = self.file.metadata().context("look at the lock")?;
+        let place = |metadata: &Metadata| (metadata.dev(), metadata.ino());
         let named = files::entry_if_there(&self.path)?;
-        Ok(named.is_some_and(|named| key_of(&named) == key_of(&held)))
+        Ok(named.is_some_and(|named| place(&named) == place(&self.taken)))
     }
 }
 
@@ -709,11 +712,11 @@ mod tests {
         let (dir, directory) = directory();
         let host = Host::new("/");
         let held = directory.lock(&host, Duration::ZERO).unwrap();
-        let former = held.key().unwrap();
+        let former = held.key();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 let lock = directory.lock(&host, Duration::from_secs(60)).unwrap();
-                lock.key().unwrap()
+                lock.key()
             });
             until_waiting(&directory, 1);
             let lock = dir.path().join("lock");

@@ -205,8 +205,9 @@ impl PoolDirectory {
 
     /// Reads one pool whole. An unknown one is an error that names those there are.
     pub fn pool(&self, name: &str) -> Result<Pool> {
+        let read = self.readable_part(name);
         let path = self.pools().join(name);
-        if files::entry_if_there(&path)?.is_none() {
+        if read.as_ref().is_err_and(files::says_gone) && files::entry_if_there(&path)?.is_none() {
             let known = self.pool_names()?;
             let path = self.path.display();
             let name = Shown(name);
@@ -229,7 +230,7 @@ impl PoolDirectory {
                 .because(Reason::Pool)
             );
         }
-        let (pool, problems) = self.readable_part(name)?;
+        let (pool, problems) = read?;
         match problems.into_iter().next() {
             Some(problem) => Err(problem),
             None => Ok(pool),
@@ -273,7 +274,14 @@ impl PoolDirectory {
                 }
             }
         }
+        let mut given: CpuSet = seen.iter().flat_map(|(_, _, cpus)| cpus.iter()).collect();
         for list in &pool.lists {
+            // Whose they are is only looked for where they are somebody's.
+            if given.is_disjoint(&list.cpus) {
+                given.extend(&list.cpus);
+                seen.push((name.to_owned(), list.name.clone(), list.cpus.clone()));
+                continue;
+            }
             let overlaps = |(_, _, cpus): &&(_, _, CpuSet)| !cpus.is_disjoint(&list.cpus);
             if let Some((other, overlapping, cpus)) = seen.iter().find(overlaps) {
                 bail!(Refusal::new(
@@ -290,7 +298,6 @@ impl PoolDirectory {
                     )
                 ));
             }
-            seen.push((name.to_owned(), list.name.clone(), list.cpus.clone()));
         }
         Ok(pool)
     }
@@ -311,7 +318,7 @@ impl PoolDirectory {
                 )
             )
         );
-        Ok(match files::read(&path)?.as_bytes().first() {
+        Ok(match files::read_record_of(&path)?.as_bytes().first() {
             Some(b'1') => Kind::Exclusive,
             _ => Kind::Shared,
         })

@@ -41,10 +41,12 @@ impl PoolDirectory {
         if metadata.len() == 0 {
             return Ok(Vec::new());
         }
-        let file = files::open_regular(&path)?;
-        let text = files::read_bounded(file, tasks::MOST_BYTES)
-            .with_context(|| format!("read {}", path.display()))?;
-        tasks::parse(&text).with_context(|| format!("read {}", path.display()))
+        let file = files::open_seen(&path, &metadata)?;
+        let read = || -> Result<Vec<i32>> {
+            let text = files::read_record(file, tasks::MOST_BYTES)?;
+            tasks::parse(files::text_of(&text)?)
+        };
+        read().with_context(|| format!("read {}", path.display()))
     }
 
     /// Changes the owners of a list in one step, for all who hold the lock after us: drops one occurrence of

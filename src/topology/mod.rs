@@ -33,7 +33,7 @@ use crate::refusal::Refusal;
 /// A file that is missing, names no CPU, or cannot be read: nothing else tells it for sure.
 pub fn online(host: &Host) -> Result<CpuSet> {
     let path = host.sys_cpu("online");
-    let text = files::read(&path)?;
+    let text = files::read_record_of(&path)?;
     let cpus: CpuSet = cpulist::of_kernel(&text)
         .parse()
         .with_context(|| format!("read {}", path.display()))?;

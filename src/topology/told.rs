@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
 
     /// The text up to a NUL, without white space around it.
     pub(super) fn text(&self, path: &Path) -> Said<String> {
-        match files::read_if_there(path) {
+        match files::read_record_if_there(path) {
             Ok(None) => Said::Missing,
             Ok(Some(text)) => match cpulist::of_kernel(&text) {
                 "" => Said::Nothing,
