@@ -308,7 +308,7 @@ impl PoolDirectory {
         let remedy = format!(
             "say whether each list has one owner, `printf 1 > {word}`, or many, `printf 0 > {word}`"
         );
-        let metadata = self.or_half_made(trusted(&path), remedy)?;
+        let metadata = self.or_half_made(trusted(&path), remedy.clone())?;
         ensure!(
             metadata.is_file(),
             Refusal::new(
@@ -318,10 +318,16 @@ impl PoolDirectory {
                 )
             )
         );
-        Ok(match files::read_record_of(&path)?.as_bytes().first() {
-            Some(b'1') => Kind::Exclusive,
-            _ => Kind::Shared,
-        })
+        // KCM's tools take anything but a 1 for a shared pool, and write nothing but a 1 or a 0: what holds neither is
+        // damaged, and shall not give a list to a second owner.
+        match files::read_record_of(&path)?.as_bytes().first() {
+            Some(b'1') => Ok(Kind::Exclusive),
+            Some(b'0') => Ok(Kind::Shared),
+            _ => bail!(Refusal::new(
+                format!("{} holds neither 1 nor 0", path.display()),
+                remedy
+            )),
+        }
     }
 
     fn list(&self, pool: &str, name: String) -> Result<CpuList> {
@@ -481,6 +487,25 @@ mod tests {
         let (_dir, directory) = directory("dp! dp/1= cp cp/1-2=");
         assert!(refusal(directory.sound_pool("dp")).contains("overlaps \"1-2\" of pool \"cp\""));
         assert!(refusal(directory.sound_pool("xx")).contains("which has cp, dp"));
+    }
+
+    #[test]
+    fn a_kind_that_is_damaged_is_none() {
+        let (dir, directory) = directory("dp! dp/1=");
+        let file = dir.path().join("pools/dp/exclusive");
+        let told = |content: &str| {
+            files::replace(&file, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+            directory.sound_pool("dp").map(|pool| pool.kind)
+        };
+        for (content, kind) in [("1\n", Kind::Exclusive), ("0", Kind::Shared)] {
+            assert_eq!(told(content).unwrap(), kind, "{content:?}");
+        }
+        for content in ["", "\0", "3", "yes"] {
+            assert!(
+                refusal(told(content)).contains("neither 1 nor 0"),
+                "{content:?}"
+            );
+        }
     }
 
     #[test]
