@@ -311,7 +311,7 @@ pub fn remove_empty_directory(path: &Path) -> Result<bool> {
 
 /// Removes the temporary files that a killed [`replace`] of `directory/name` left behind.
 ///
-/// Only for callers that hold the lock under which that file is replaced.
+/// Who replaces that file meanwhile fails: hold the lock under which that is done, or have it done again.
 pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
     let prefix = temporary_prefix(name);
     for entry in names_in(directory)? {

@@ -60,6 +60,7 @@ fn make(change: &Change) -> Result<()> {
             "try again"
         )
     );
+    remove_leftovers(&change.path);
     let Some(text) = &change.after else {
         files::remove(&change.path)?;
         return sync_parent(&change.path);
@@ -79,6 +80,17 @@ fn make(change: &Change) -> Result<()> {
         NEW_FILE_MODE,
         Durability::PowerLoss,
     )
+}
+
+/// Removes what an install that was killed left beside this file: CRI-O reads each file of its directory, whatever its name.
+fn remove_leftovers(path: &Path) {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let (Some(dir), Some(name)) = (path.parent(), name) else {
+        return;
+    };
+    if let Err(error) = files::remove_leftovers(dir, name) {
+        log::warn!("remove what was left beside {}: {error:#}", path.display());
+    }
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
@@ -121,6 +133,15 @@ mod tests {
         assert!(apply(&plan(changes)).is_err());
         assert_eq!(files::read(&path("a")).unwrap(), "old");
         assert!(!path("sub/b").try_exists().unwrap());
+    }
+
+    #[test]
+    fn what_a_killed_install_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, left) = (dir.path().join("a"), dir.path().join(".a.a1B2c3"));
+        files::replace(&left, b"ha", 0o600, Durability::Crash).unwrap();
+        apply(&plan(vec![change(&path, None, Some("half"))])).unwrap();
+        assert!(!left.try_exists().unwrap());
     }
 
     #[test]
