@@ -154,8 +154,12 @@ fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> 
 fn caches(host: &Host, reader: &Reader<'_>, levels: &Levels) -> Vec<Cache> {
     let mut caches = Vec::new();
     for group in &levels.caches {
-        // What is odd about these is noted with the levels.
-        let Some((index, _)) = last_level_cache(&Reader::new(host), group.id, 3) else {
+        // What is odd about these is noted with the levels, unless they could be read there.
+        let again = Reader::new(host);
+        let Some((index, _)) = last_level_cache(&again, group.id, 3) else {
+            if !levels.gaps.caches.cpus.contains(group.id) {
+                reader.add_all(again.into_odd());
+            }
             continue;
         };
         let file = |name: &str| host.sys_cpu(&format!("cpu{}/cache/index{index}/{name}", group.id));

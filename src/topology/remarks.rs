@@ -10,7 +10,7 @@ use crate::cpulist::CpuSet;
 /// Something odd in sysfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
-    /// Do other files tell the same?
+    /// Do other files tell the same, or does it tell nothing on such a machine?
     pub is_answered: bool,
     /// What is odd, and what comes of it.
     pub text: String,
@@ -44,11 +44,20 @@ pub fn remarks(topology: &Topology) -> Vec<Remark> {
     let level = levels
         .into_iter()
         .filter_map(|(gap, what, effect)| of_level(gap, what, effect));
-    let others = gathered(&topology.odd).into_iter().map(|text| Remark {
-        is_answered: true,
-        text: format!("{text}: it is left out of the picture"),
-    });
-    level.chain(others).collect()
+    let (unread, odd): (Vec<Oddity>, Vec<Oddity>) = topology
+        .odd
+        .iter()
+        .cloned()
+        .partition(|oddity| oddity.is_unread);
+    let left_out = |is_answered| {
+        move |text: String| Remark {
+            is_answered,
+            text: format!("{text}: it is left out of the picture"),
+        }
+    };
+    let others = gathered(&odd).into_iter().map(left_out(true));
+    let unread = gathered(&unread).into_iter().map(left_out(false));
+    level.chain(others).chain(unread).collect()
 }
 
 fn of_level(gap: &Gap, what: &str, effect: &str) -> Option<Remark> {

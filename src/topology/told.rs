@@ -21,6 +21,8 @@ pub struct Oddity {
     pub path: PathBuf,
     /// `is empty`, `is missing`, `holds "x", which is no CPU list`.
     pub what: String,
+    /// Did reading it fail? Then nobody knows what it tells, and the next look may.
+    pub is_unread: bool,
 }
 
 impl fmt::Display for Oddity {
@@ -80,10 +82,20 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn note(&self, path: &Path, what: impl Into<String>) {
+        self.add(path, what.into(), false);
+    }
+
+    fn add(&self, path: &Path, what: String, is_unread: bool) {
         self.odd.borrow_mut().insert(Oddity {
             path: path.to_owned(),
-            what: what.into(),
+            what,
+            is_unread,
         });
+    }
+
+    /// Takes over what another reader has noted.
+    pub(super) fn add_all(&self, odd: Vec<Oddity>) {
+        self.odd.borrow_mut().extend(odd);
     }
 
     /// Was something odd at this path, or below it?
@@ -91,6 +103,7 @@ impl<'a> Reader<'a> {
         let from = Oddity {
             path: path.to_owned(),
             what: String::new(),
+            is_unread: false,
         };
         let odd = self.odd.borrow();
         let next = odd.range(from..).next();
@@ -106,7 +119,11 @@ impl<'a> Reader<'a> {
                 text => Said::Value(text.to_owned()),
             },
             Err(error) => {
-                self.note(path, format!("cannot be read: {}", error.root_cause()));
+                self.add(
+                    path,
+                    format!("cannot be read: {}", error.root_cause()),
+                    true,
+                );
                 Said::Odd
             }
         }
