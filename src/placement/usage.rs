@@ -115,7 +115,7 @@ fn ended_of(ledger: &Ledger, names: &[String]) -> Vec<Ended> {
 ///
 /// # Errors
 /// The ledger, the machine's hierarchies or its own counters cannot be read. An owner that cannot
-/// be read is left out.
+/// be read is left out, with a warning.
 pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
     let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(Vec::new());
@@ -139,8 +139,10 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
     };
     let mut readings = Vec::new();
     for claim in entries.iter().filter_map(Entry::claim) {
-        let sample = reader.read_or_say(claim, |_| Some(times.clone()), &accounts);
-        readings.extend(sample.map(|sample| (claim.clone(), sample)));
+        match reader.read(claim, |_| Some(times.clone()), &accounts) {
+            Ok(sample) => readings.extend(sample.map(|sample| (claim.clone(), sample))),
+            Err(error) => log::warn!("what {} uses is left out: {error:#}", claim.shown()),
+        }
     }
     Ok(readings)
 }
@@ -342,11 +344,15 @@ impl Reader<'_> {
         let name = claim.marker_name();
         let before = self.samples.of_owner(&name);
         let is_done = before.as_ref().is_some_and(|before| before.is_final);
-        let group = claim.cgroup.as_ref().filter(|_| !is_done);
-        let Some(group) = group.filter(|_| matches!(has_group(claim, &self.hierarchy), Ok(true)))
-        else {
+        let Some(group) = claim.cgroup.as_ref().filter(|_| !is_done) else {
             return Ok(before);
         };
+        match has_group(claim, &self.hierarchy) {
+            Ok(true) => {}
+            // What was read earlier is better than nothing.
+            Err(error) if before.is_none() => return Err(error),
+            Ok(false) | Err(_) => return Ok(before),
+        }
         let mut living = None;
         for process in claim.processes.iter().rev() {
             if process.is_alive(host)? {
