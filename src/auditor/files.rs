@@ -22,8 +22,8 @@ pub(super) struct Books {
     pub(super) unreadable: Vec<String>,
     /// Each link below the directory of claims, and where it leads.
     pub(super) links: BTreeMap<String, String>,
-    /// The owners that ended and are not accounted for yet.
-    pub(super) ended: BTreeSet<String>,
+    /// The owners that ended and are not accounted for yet: names, each with its boot, for another boot gives the same pids.
+    pub(super) ended: BTreeSet<(String, String)>,
     pub(super) lists: Vec<List>,
     pub(super) boot_mark: Option<String>,
 }
@@ -117,8 +117,14 @@ impl Books {
         for kind in ["lists", "cgroups"] {
             books.read_links(run_dir, kind, remarks);
         }
-        let ended = entries(&run_dir.join("ended"), remarks);
-        books.ended = ended.iter().map(name).collect();
+        for entry in entries(&run_dir.join("ended"), remarks) {
+            let claim = text(&entry.path(), remarks);
+            let claim = claim.and_then(|text| serde_json::from_str::<Claim>(&text).ok());
+            // One that is damaged is nobody's, and no owner misses it.
+            books
+                .ended
+                .extend(claim.map(|claim| (name(&entry), claim.boot_id)));
+        }
         books.read_pools(&conf_dir.join("pools"), remarks);
         leftovers(run_dir, remarks);
         books

@@ -215,7 +215,8 @@ impl<'a> Look<'a> {
     /// Nobody has ended and is an owner.
     fn ended(&self, remarks: &mut Remarks) {
         for (claim, _) in self.claims() {
-            if self.books.ended.contains(&claim.owner_name()) {
+            let ended = (claim.owner_name(), claim.boot_id.clone());
+            if self.books.ended.contains(&ended) {
                 remarks.broken(format!("{} has ended and has a claim", claim.name()));
             }
         }
