@@ -1,11 +1,12 @@
-//! Files that rot: bits that flip, ends that are cut off, contents swapped or old, links gone, an empty mark. Whatever is found,
-//! no list of a live owner is given away.
+//! Files that rot: bits that flip, ends that are cut off, contents swapped or old, links gone, an empty mark; of claims, of those that
+//! ended, of `tasks`, `exclusive` and `lock`, and of what is counted or queued beside them. Whatever is found, no list of a
+//! live owner is given away.
 
 use crate::campaign::{self, Dice, number, seed};
 use crate::cases::{Case, Need, plain};
 use crate::process::affinity;
 use crate::world::{Kind, Standin, World, state};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("corruption::of_the_books", needs, of_the_books),
         plain("corruption::of_what_was_before", needs, stale),
         plain("corruption::of_what_it_was_itself", needs, own_past),
+        plain("corruption::of_an_earlier_boot_is_none", needs, other_boot),
     ]
 }
 
@@ -59,10 +61,18 @@ impl<'w> Scene<'w> {
             world.hook("createRuntime", &asked).ok();
             owner
         });
+        // Beside them: a record of one that ended, a refusal that was counted, and a queue.
+        let rival = Standin::new(world, "rival");
+        let asked = state("rival", rival.pid, request());
+        world.hook("createRuntime", &asked).exits(1);
+        set_aside(world, &world.claim_of("a"), |claim| {
+            claim["owner"]["start"] = json!(1);
+        });
+        std::fs::write(world.run.join("queue"), [0; 3]).expect("make a queue");
         Scene {
             held: owners.each_ref().map(|owner| affinity(owner.pid)),
             owners,
-            rival: Standin::new(world, "rival"),
+            rival,
             saved: save(world),
             world,
         }
@@ -91,8 +101,7 @@ fn of_the_books(world: &World) {
     let mut scene = Scene::new(world);
     let mut jobs: Vec<(usize, Rot)> = Vec::new();
     for (number, (path, content)) in scene.saved.iter().enumerate() {
-        // KCM's format has no check: a pool that says that it is shared, or another pid, cannot be told from a true one.
-        if cannot_be_told(path) {
+        if is_told_alone(path) {
             continue;
         }
         jobs.push((number, Rot::Vanish));
@@ -101,7 +110,10 @@ fn of_the_books(world: &World) {
         }
         if let Content::File(bytes) = content {
             jobs.push((number, Rot::Empty));
-            jobs.extend((0..bytes.len() * 8).map(|bit| (number, Rot::Flip(bit))));
+            // KCM's format has no check: a pool that says that it is shared is shared.
+            let is_kind = path.ends_with("exclusive");
+            let bits = (0..bytes.len() * 8).filter(|bit| !is_kind || *bit > 0);
+            jobs.extend(bits.map(|bit| (number, Rot::Flip(bit))));
             jobs.extend((1..bytes.len()).map(|length| (number, Rot::Truncate(length))));
         }
     }
@@ -110,7 +122,7 @@ fn of_the_books(world: &World) {
         jobs.swap(last, dice.below(last + 1));
     }
     // Those are few, and always tried.
-    jobs.sort_by_key(|(_, rot)| !matches!(rot, Rot::Swap));
+    jobs.sort_by_key(|(_, rot)| !matches!(rot, Rot::Swap | Rot::Vanish | Rot::Empty));
     let seconds = number("PINFOLD_TEST_FAULTS_SECONDS").unwrap_or(20) * 2;
     let began = std::time::Instant::now();
     let (mut tried, mut failures) = (0, Vec::new());
@@ -152,11 +164,45 @@ fn of_the_books(world: &World) {
 /// The failures that are told.
 const MOST_TOLD: usize = 12;
 
-fn cannot_be_told(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default();
-    ["exclusive", "tasks", "lock"]
+/// What was used, and what was refused: no list depends on them.
+fn is_told_alone(path: &Path) -> bool {
+    ["usage.jsonl", "refusals"]
         .iter()
-        .any(|kcm| name == *kcm)
+        .any(|name| path.ends_with(name))
+}
+
+/// Makes a record of an owner that ended out of a claim.
+fn set_aside(world: &World, claim: &Value, change: impl FnOnce(&mut Value)) {
+    let mut ended = claim.clone();
+    change(&mut ended);
+    ended.as_object_mut().expect("an object").remove("sum");
+    let owner = &ended["owner"];
+    let name = format!(
+        "{}@{}-{}",
+        claim["id"].as_str().expect("an id"),
+        owner["pid"],
+        owner["start"]
+    );
+    let directory = world.run.join("ended");
+    std::fs::create_dir_all(&directory).expect("make a directory");
+    std::fs::write(directory.join(name), ended.to_string()).expect("write a record");
+}
+
+/// An owner has the numbers of one that ended before a reboot, and nothing is wrong with that.
+fn other_boot(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let owner = Standin::new(world, "a");
+    let asked = state("a", owner.pid, request());
+    world.hook("createRuntime", &asked).ok();
+    let claim = world.claim_of("a");
+    set_aside(world, &claim, |ended| {
+        ended["boot_id"] = json!("00000000-0000-4000-8000-000000000000");
+    });
+    world.assert_settled("beside one of another boot");
+    set_aside(world, &claim, |_| {});
+    let seen = std::panic::catch_unwind(AssertUnwindSafe(|| world.assert_sound("")));
+    assert!(seen.is_err(), "an owner that has ended is not seen");
+    owner.die();
 }
 
 fn rotten(path: &Path, rot: Rot, content: &Content) {
@@ -169,8 +215,11 @@ fn rotten(path: &Path, rot: Rot, content: &Content) {
     match rot {
         Rot::Vanish => return std::fs::remove_file(path).expect("remove a file"),
         Rot::Flip(bit) => {
-            let place = (bit / 8).min(bytes.len() - 1);
-            bytes[place] ^= 1 << (bit % 8);
+            let place = (bit / 8).min(bytes.len().saturating_sub(1));
+            // What was empty when it was looked at has no bit.
+            if let Some(byte) = bytes.get_mut(place) {
+                *byte ^= 1 << (bit % 8);
+            }
         }
         Rot::Truncate(length) => bytes.truncate(length),
         Rot::Empty => bytes.clear(),

@@ -20,6 +20,10 @@ mod command_lines;
 mod corruption;
 mod disks;
 mod errors;
+mod installs;
+mod looks;
+mod loops;
+mod scenes;
 mod shim;
 mod soak;
 mod supervisor;
@@ -45,6 +49,10 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let cases: Vec<cases::Case> = [
         verbs::cases(),
+        scenes::cases(),
+        looks::cases(),
+        installs::cases(),
+        loops::cases(),
         shim::cases(),
         corruption::cases(),
         command_lines::cases(),

@@ -27,6 +27,8 @@ pub(crate) enum Deed {
     Halve,
     /// The process is killed, and the call not carried out.
     Kill,
+    /// From here on no pause lasts: clock_nanosleep(2) returns at once.
+    Hurry,
 }
 
 /// A deed at the `nth` call, counted from 0.
@@ -87,12 +89,24 @@ struct Seen {
     calls: Vec<Call>,
     done: usize,
     fail_all: Option<i32>,
+    hurries: bool,
     synced: BTreeSet<u64>,
 }
 
 /// Runs a command to its end, with what is to happen to its own calls after its exec.
 #[track_caller]
 pub(crate) fn run(command: &mut Command, input: &[u8], injections: &[Injection]) -> Watched {
+    run_within(HANG, command, input, injections)
+}
+
+/// The same for a command that may take so long.
+#[track_caller]
+pub(crate) fn run_within(
+    limit: Duration,
+    command: &mut Command,
+    input: &[u8],
+    injections: &[Injection],
+) -> Watched {
     let (ours, theirs) = pair();
     let seen = Arc::new(Mutex::new(Seen::default()));
     let supervisor = supervise(ours, injections.to_vec(), Arc::clone(&seen));
@@ -102,7 +116,7 @@ pub(crate) fn run(command: &mut Command, input: &[u8], injections: &[Injection])
     let running = Running::start(command, input);
     drop(theirs);
     assert!(
-        running.ends_within(HANG),
+        running.ends_within(limit),
         "{command:?} hangs with {injections:?}"
     );
     let ran = running.wait();
@@ -261,6 +275,7 @@ fn supervise(ours: OwnedFd, injections: Vec<Injection>, seen: Arc<Mutex<Seen>>) 
                     crate::process::send(asked.pid as i32, libc::SIGKILL);
                     continue;
                 }
+                Some(Deed::Hurry) => {}
                 None => answer.flags = CONTINUE,
             }
             // SAFETY: as above. Where nobody waits for the answer any more, there is nothing to do.
@@ -284,14 +299,22 @@ fn decide(asked: &libc::seccomp_notif, injections: &[Injection], seen: &mut Seen
     let nth = seen.calls.len();
     seen.calls.push(call);
     let of_now = injections.iter().find(|injection| injection.nth == nth);
-    let of_before = seen.fail_all.filter(|errno| call.can_give(*errno));
-    let deed = of_now
-        .map(|injection| injection.deed)
-        .or(of_before.map(Deed::Fail));
-    if let Some(Deed::FailAll(errno)) = deed {
-        seen.fail_all = Some(errno);
+    let of_now = of_now.map(|injection| injection.deed);
+    match of_now {
+        Some(Deed::FailAll(errno)) => seen.fail_all = Some(errno),
+        Some(Deed::Hurry) => seen.hurries = true,
+        _ => {}
     }
-    seen.done += usize::from(of_now.is_some());
+    // An error that this call never gives would show nothing.
+    let is_possible = |deed: &Deed| match deed {
+        Deed::Fail(errno) | Deed::FailAll(errno) => call.can_give(*errno),
+        Deed::Halve | Deed::Kill => true,
+        Deed::Hurry => number == libc::SYS_clock_nanosleep,
+    };
+    let of_before = seen.fail_all.map(Deed::Fail).filter(is_possible);
+    let pause = seen.hurries.then_some(Deed::Hurry).filter(is_possible);
+    let deed = of_now.filter(is_possible).or(of_before).or(pause);
+    seen.done += usize::from(of_now.is_some() && deed.is_some());
     // What it becomes is another program.
     seen.is_over = deed.is_none() && number == libc::SYS_execve;
     if deed.is_none() && [libc::SYS_fsync, libc::SYS_fdatasync].contains(&number) {
@@ -308,9 +331,9 @@ fn is_kernel_file(asked: &libc::seccomp_notif) -> bool {
     target.is_ok_and(|file| file.starts_with("/sys") || file.starts_with("/proc"))
 }
 
-/// Carries out write(2) for the process, with half of its bytes.
+/// Carries out write(2), or pwrite(2), for the process, with half of its bytes.
 fn write_half(asked: &libc::seccomp_notif) -> i64 {
-    let [fd, address, length, ..] = asked.data.args;
+    let [fd, address, length, place, ..] = asked.data.args;
     let mut bytes = vec![0; (length / 2) as usize];
     let memory = File::open(format!("/proc/{}/mem", asked.pid));
     let read = memory.and_then(|memory| memory.read_exact_at(&mut bytes, address));
@@ -321,6 +344,10 @@ fn write_half(asked: &libc::seccomp_notif) -> i64 {
         let process = OwnedFd::from_raw_fd(process);
         let file = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) as RawFd;
         let file = OwnedFd::from_raw_fd(file);
-        libc::write(file.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) as i64
+        let (file, half) = (file.as_raw_fd(), bytes.as_ptr().cast());
+        match libc::c_long::from(asked.data.nr) {
+            libc::SYS_pwrite64 => libc::pwrite(file, half, bytes.len(), place as i64) as i64,
+            _ => libc::write(file, half, bytes.len()) as i64,
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The verbs, each with what it finds and what its exit code promises.
 
-use crate::campaign::{Ending, Scene, campaign};
+use crate::campaign::{Ending, Scene, campaign, short_campaign};
 use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
 use crate::needs::Need;
@@ -8,12 +8,13 @@ use crate::process::{self, affinity};
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::Root, Need::Cpus(2)];
     vec![
         plain("errors::create_runtime", needs, create_runtime),
+        plain("errors::prestart", needs, prestart),
+        plain("errors::create_runtime_of_others", needs, of_others),
         plain("errors::create_runtime_that_frees", needs, that_frees),
         plain("errors::create_runtime_that_moves", needs, that_moves),
         plain("errors::poststop", needs, poststop),
@@ -26,34 +27,32 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("errors::pool_remove", needs, pool_remove),
         plain("errors::pool_resize", needs, pool_resize),
         plain("errors::init", needs, init),
-        plain("errors::describe", needs, describe),
-        plain("errors::check", needs, check),
     ]
 }
 
-const POOL: &str = "dp";
+pub(crate) const POOL: &str = "dp";
 
-fn annotations() -> serde_json::Value {
+pub(crate) fn annotations() -> serde_json::Value {
     json!({ "pinfold.io/pool": POOL })
 }
 
-fn victim(world: &World) -> String {
+pub(crate) fn victim(world: &World) -> String {
     format!("{}-victim", world.tag)
 }
 
-fn fresh(world: &World, lists: &[&str]) {
+pub(crate) fn fresh(world: &World, lists: &[&str]) {
     world.empty();
     world.pool(POOL, Kind::Exclusive, lists);
 }
 
-fn pin(world: &World, id: &str, pid: i32) {
+pub(crate) fn pin(world: &World, id: &str, pid: i32) {
     world
         .hook("createRuntime", &state(id, pid, annotations()))
         .ok();
 }
 
 /// Nobody is left; the first to look takes away what is left, and it is as on the first day.
-fn all_comes_back(world: &World, groups: &[PathBuf]) {
+pub(crate) fn all_comes_back(world: &World, groups: &[PathBuf]) {
     world.reconcile();
     world.assert_all_free("at the end");
     for group in groups {
@@ -69,7 +68,7 @@ fn all_comes_back(world: &World, groups: &[PathBuf]) {
 }
 
 /// Has the container of this id what it asked for, wholly or not at all?
-fn judge_start(world: &World, id: &str, pid: i32, ending: &Ending) {
+pub(crate) fn judge_start(world: &World, id: &str, pid: i32, ending: &Ending) {
     let claims = world.claims_of(id);
     let (tasks, runs_on) = (world.tasks(POOL, "1"), affinity(pid));
     if ending.is_success() {
@@ -106,6 +105,43 @@ fn create_runtime(world: &World) {
     campaign(world, "createRuntime", || {
         fresh(world, &["1"]);
         start(world, Standin::new(world, "a"), vec![])
+    });
+}
+
+/// Older runtimes have this stage alone.
+fn prestart(world: &World) {
+    short_campaign(world, "prestart", || {
+        fresh(world, &["1"]);
+        let mut scene = start(world, Standin::new(world, "a"), vec![]);
+        scene.command = world.pinfold(&["hook", "prestart"]);
+        scene
+    });
+}
+
+/// I4: a container that asks for nothing is started, unless it cannot be read that it asks for nothing.
+fn of_others(world: &World) {
+    short_campaign(world, "createRuntime of others", || {
+        fresh(world, &["1"]);
+        let standin = Standin::new(world, "a");
+        let (pid, before) = (standin.pid, affinity(standin.pid));
+        let asked = state(&victim(world), pid, json!({ "org.example/pool": POOL }));
+        Scene {
+            command: world.pinfold(&["hook", "createRuntime"]),
+            input: asked.to_string(),
+            judge: Box::new(move |ending| {
+                assert_eq!(affinity(pid), before, "{ending:?}");
+                let is_told = !ending.stderr.is_empty() || !ending.is_clean_failure();
+                assert!(ending.is_success() || is_told, "{ending:?}");
+                world.assert_all_free("it asked for nothing");
+                // A refusal is kept.
+                let is_written = world.run.exists() && ending.is_success();
+                assert!(!is_written, "something of ours is written");
+            }),
+            finish: Box::new(move || {
+                let group = standin.die();
+                all_comes_back(world, &[group]);
+            }),
+        }
     });
 }
 
@@ -157,7 +193,7 @@ fn poststop(world: &World) {
 }
 
 /// Who says that it gave back has done so, or says that it cannot tell whether the owner lives, and keeps all.
-fn judge_end(world: &World, ending: &Ending) {
+pub(crate) fn judge_end(world: &World, ending: &Ending) {
     let is_kept = ending.stderr.contains("counts as alive") && !world.claims().is_empty();
     if ending.is_success() && !is_kept {
         assert_eq!(
@@ -424,61 +460,4 @@ fn init(world: &World) {
             finish: Box::new(|| all_comes_back(world, &[])),
         }
     });
-}
-
-/// What only looks changes nothing.
-fn looks(
-    world: &World,
-    name: &str,
-    line: &'static [&'static str],
-    compare: impl Fn(&str, &Ending) + Copy,
-) {
-    campaign(world, name, || {
-        fresh(world, &["0", "1"]);
-        let (id, standin) = (victim(world), Standin::new(world, "a"));
-        pin(world, &id, standin.pid);
-        let before = layout(world);
-        let expected = process::run(&mut world.pinfold(line));
-        Scene {
-            command: world.pinfold(line),
-            input: String::new(),
-            judge: Box::new(move |ending| {
-                assert_eq!(layout(world), before, "it changed something");
-                world.assert_settled("after a look");
-                // A reader that goes away early hears the beginning.
-                let is_heard = expected.stdout.starts_with(&ending.stdout);
-                if ending.code == expected.code() && !is_heard && ending.stderr.is_empty() {
-                    compare(&expected.stdout, ending);
-                }
-            }),
-            finish: Box::new(move || {
-                let group = standin.die();
-                all_comes_back(world, &[group]);
-            }),
-        }
-    });
-}
-
-/// What is said is true, or it is said that it cannot be told.
-fn describe(world: &World) {
-    looks(
-        world,
-        "describe",
-        &["describe", "--json"],
-        |expected, ending| {
-            assert_eq!(ending.stdout, expected, "silently other");
-        },
-    );
-}
-
-/// Some hundred files of others are looked at, and what cannot be looked at is not always told: that is counted.
-fn check(world: &World) {
-    let silent = AtomicUsize::new(0);
-    looks(world, "check", &["check", "--json"], |_, _| {
-        silent.fetch_add(1, Ordering::Relaxed);
-    });
-    println!(
-        "check said silently other things {} times",
-        silent.into_inner()
-    );
 }

@@ -3,6 +3,7 @@
 use crate::process;
 use nix::libc;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// The hierarchy that confines processes to CPUs.
@@ -217,4 +218,25 @@ fn mounts() -> Vec<Mount> {
         })
     };
     text.lines().filter_map(mount).collect()
+}
+
+/// A file that cannot be written while this lives, for root neither.
+pub(crate) struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    pub(crate) fn new(file: &Path) -> ReadOnly {
+        let mount = |options: &[&str]| {
+            let mut mount = Command::new("mount");
+            process::run(mount.args(options).arg(file).arg(file)).ok();
+        };
+        mount(&["--bind"]);
+        mount(&["-o", "remount,bind,ro"]);
+        ReadOnly(file.to_owned())
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
 }

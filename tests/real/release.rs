@@ -1,12 +1,11 @@
 //! Giving back by hand.
 
 use crate::cases::{Case, plain};
-use crate::cgroups::{self, hierarchy};
+use crate::cgroups::{self, ReadOnly, hierarchy};
 use crate::needs::Need;
 use crate::process::{self, Ran, affinity, is_alive};
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::json;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -142,27 +141,6 @@ fn of_a_dead_owner_and_again(world: &World) {
     // A hook that is told of an id that nobody knows has nothing to do.
     let unknown = json!({"id": "never-heard-of", "status": "stopped"});
     world.hook("poststop", &unknown).ok();
-}
-
-/// A file that cannot be written while this lives, for root neither.
-struct ReadOnly(PathBuf);
-
-impl ReadOnly {
-    fn new(file: &Path) -> ReadOnly {
-        let mount = |options: &[&str]| {
-            let mut mount = Command::new("mount");
-            process::run(mount.args(options).arg(file).arg(file)).ok();
-        };
-        mount(&["--bind"]);
-        mount(&["-o", "remount,bind,ro"]);
-        ReadOnly(file.to_owned())
-    }
-}
-
-impl Drop for ReadOnly {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
 }
 
 /// A group that keeps our mask keeps its claim, and the list with it: what comes into that group
