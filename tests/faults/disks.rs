@@ -2,9 +2,10 @@
 
 use crate::campaign;
 use crate::cases::{Case, Need, plain};
+use crate::errors::Call;
 use crate::process;
 use crate::soak::watched;
-use crate::supervisor::{self, Deed, Injection};
+use crate::supervisor::{self, Deed, Injection, Rename, Watched};
 use crate::verbs::layout;
 use crate::world::{Kind, Standin, World, files_below, state, stopped};
 use nix::mount::{MsFlags, mount};
@@ -24,8 +25,10 @@ pub(crate) fn cases() -> Vec<Case> {
             power_loss(world, &["pool", "remove", "--if-exists", "old"]);
         }),
         plain("power::pool_resize", needs, |world| {
-            power_loss(world, &["pool", "resize", "cp", "1"]);
+            world.has_two_cpus();
+            power_loss(world, &["pool", "resize", "cp", "2"]);
         }),
+        plain("power::a_start", needs, start),
         plain("full::of_bytes", needs, |world| full(world, "size=64k")),
         plain("full::of_inodes", needs, |world| {
             full(world, "nr_inodes=40")
@@ -38,8 +41,9 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// The power goes at each call: what was written and not synced is gone then, and only the names are left of it. Pools that were
-/// there are whole, and the same change can be made again; one that was made lasts.
+/// The power goes at each call: what was written and not synced is gone then, and only the names are left of it; of the names that
+/// were not synced none, or all but one, has come to the disk. Pools that were there are whole, and the same change can be
+/// made again; one that was made lasts.
 fn power_loss(world: &World, line: &[&str]) {
     let arrange = || {
         world.empty();
@@ -54,25 +58,90 @@ fn power_loss(world: &World, line: &[&str]) {
     let done = supervisor::run(&mut world.pinfold(line), b"", &[]);
     assert_eq!(done.ran.code(), Some(0), "{}", done.ran);
     let wanted = layout(world);
-    lose(world, &before, &done.synced);
+    lose(world, &before, &done, None);
     assert_eq!(layout(world), wanted, "what was made does not last");
-    for nth in 0..done.calls.len() {
-        let before = arrange();
-        let deed = Deed::Kill;
-        let cut = supervisor::run(&mut world.pinfold(line), b"", &[Injection { nth, deed }]);
-        lose(world, &before, &cut.synced);
-        let _ = std::fs::remove_dir_all(&world.run);
-        let kind = std::fs::read_to_string(world.conf.join("pools/cp/exclusive"));
-        assert_eq!(kind.ok().as_deref(), Some("0"), "cp is torn at call {nth}");
-        process::run(&mut world.pinfold(line)).ok();
-        assert_eq!(
-            layout(world),
-            wanted,
-            "done again after a loss at call {nth}"
-        );
+    let (mut losses, mut points, mut names_lost) = (0, 0, 0);
+    for nth in changing(&done.calls) {
+        // The first time tells which names are at risk.
+        let mut lost = vec![None];
+        while let Some(name) = lost.pop() {
+            let before = arrange();
+            let deed = Deed::Kill;
+            let cut = supervisor::run(&mut world.pinfold(line), b"", &[Injection { nth, deed }]);
+            let when = format!("at call {nth}, lost of the names {name:?}");
+            lose(world, &before, &cut, name);
+            let _ = std::fs::remove_dir_all(&world.run);
+            let kind = std::fs::read_to_string(world.conf.join("pools/cp/exclusive"));
+            assert_eq!(kind.ok().as_deref(), Some("0"), "cp is torn {when}");
+            process::run(&mut world.pinfold(line)).ok();
+            assert_eq!(layout(world), wanted, "done again after a loss {when}");
+            losses += 1;
+            if name.is_none() {
+                let names = cut.renames.iter().filter(|one| is_of(world, one)).count();
+                points += 1;
+                names_lost += usize::from(names > 0);
+                lost.extend((0..names).filter(|_| names > 1).map(Some));
+            }
+        }
     }
-    println!("power lost at {} points", done.calls.len());
-    campaign::count_executions(done.calls.len() * 2);
+    println!(
+        "power lost {losses} times at {points} points, at {names_lost} of them a name with it"
+    );
+    assert!(
+        names_lost > 0,
+        "no name is ever at risk: the test sees none"
+    );
+    campaign::count_executions(losses * 2);
+}
+
+/// Where the file systems are not as before: at each call that changes them, and at the end.
+fn changing(calls: &[Call]) -> Vec<usize> {
+    let changing = (0..calls.len()).filter(|nth| calls[*nth].changes_files());
+    changing.chain([calls.len()]).collect()
+}
+
+/// A name that is lost with the boot is no matter.
+fn is_of(world: &World, rename: &Rename) -> bool {
+    rename.to.starts_with(&world.conf)
+}
+
+/// The power goes in a start: pools are whole after it, and the next start gets the list.
+fn start(world: &World) {
+    let request = || json!({ "pinfold.io/pool": "dp" });
+    let arrange = || {
+        world.empty();
+        world.pool("dp", Kind::Exclusive, &["1"]);
+        (inodes(world), Standin::new(world, "a"))
+    };
+    let run = |pid: i32, injections: &[Injection]| {
+        let input = state("a", pid, request()).to_string();
+        let mut hook = world.pinfold(&["hook", "createRuntime"]);
+        supervisor::run(&mut hook, input.as_bytes(), injections)
+    };
+    let (_, standin) = arrange();
+    let points = changing(&run(standin.pid, &[]).calls);
+    end(standin);
+    for nth in &points {
+        let (before, standin) = arrange();
+        let deed = Deed::Kill;
+        let cut = run(standin.pid, &[Injection { nth: *nth, deed }]);
+        end(standin);
+        lose(world, &before, &cut, None);
+        let _ = std::fs::remove_dir_all(&world.run);
+        let next = Standin::new(world, "next");
+        let ran = world.hook("createRuntime", &state("next", next.pid, request()));
+        assert_eq!(process::affinity(next.pid), "1", "at call {nth}: {ran}");
+        end(next);
+        world.reconcile();
+        world.assert_all_free(&format!("after a loss at call {nth}"));
+    }
+    println!("power lost at {} points", points.len());
+    campaign::count_executions(points.len() * 3);
+}
+
+fn end(standin: Standin) {
+    let group = standin.die();
+    let _ = std::fs::remove_dir(group);
 }
 
 fn inodes(world: &World) -> BTreeSet<u64> {
@@ -81,11 +150,24 @@ fn inodes(world: &World) -> BTreeSet<u64> {
     files.map(inode).collect()
 }
 
-fn lose(world: &World, before: &BTreeSet<u64>, synced: &BTreeSet<u64>) {
+/// What a power loss leaves: files without content, where it was not synced; and of names that were not synced the one of this
+/// number is lost alone, or all are.
+fn lose(world: &World, before: &BTreeSet<u64>, cut: &Watched, name: Option<usize>) {
     for file in files_below(&world.conf) {
         let inode = file.metadata().expect("look at a file").ino();
-        if !before.contains(&inode) && !synced.contains(&inode) {
+        if !before.contains(&inode) && !cut.synced.contains(&inode) {
             std::fs::write(&file, "").expect("lose what is in a file");
+        }
+    }
+    let names: Vec<&Rename> = cut.renames.iter().filter(|one| is_of(world, one)).collect();
+    let is_lost = |number: &usize| name.is_none_or(|name| name == *number);
+    for number in (0..names.len()).rev().filter(is_lost) {
+        let Rename { from, to, replaced } = names[number];
+        // It can have been renamed again.
+        if std::fs::rename(to, from).is_ok() {
+            if let Some(replaced) = replaced {
+                std::fs::write(to, replaced).expect("bring an old file back");
+            }
         }
     }
 }

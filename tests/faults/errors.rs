@@ -218,6 +218,31 @@ impl Call {
         }
     }
 
+    /// Does it change what a file system has, so that it is another one right before than right after it?
+    pub(crate) fn changes_files(self) -> bool {
+        const CHANGING: [&str; 17] = [
+            "write",
+            "pwrite64",
+            "writev",
+            "ftruncate",
+            "fsync",
+            "fdatasync",
+            "mkdir",
+            "mkdirat",
+            "rmdir",
+            "unlink",
+            "unlinkat",
+            "symlink",
+            "symlinkat",
+            "link",
+            "linkat",
+            "fchmod",
+            "fchown",
+        ];
+        let name = self.to_string();
+        name.starts_with("rename") || CHANGING.contains(&&*name)
+    }
+
     pub(crate) fn can_give(self, errno: i32) -> bool {
         self.errors().contains(&errno)
     }

@@ -7,10 +7,13 @@ use crate::errors::Call;
 use crate::process::{Ran, Running};
 use nix::libc;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -46,7 +49,18 @@ pub(crate) struct Watched {
     pub(crate) done: usize,
     /// The inodes of files that it had synced.
     pub(crate) synced: BTreeSet<u64>,
+    /// What it renamed, in order, without having the directory synced since.
+    pub(crate) renames: Vec<Rename>,
     pub(crate) ran: Ran,
+}
+
+/// A rename(2).
+#[derive(Clone, Debug)]
+pub(crate) struct Rename {
+    pub(crate) from: PathBuf,
+    pub(crate) to: PathBuf,
+    /// What was in the file that it replaced.
+    pub(crate) replaced: Option<Vec<u8>>,
 }
 
 /// A command that hangs fails the test; the bound of a hook on its own time is below.
@@ -91,6 +105,7 @@ struct Seen {
     fail_all: Option<i32>,
     hurries: bool,
     synced: BTreeSet<u64>,
+    renames: Vec<Rename>,
 }
 
 /// Runs a command to its end, with what is to happen to its own calls after its exec.
@@ -127,6 +142,7 @@ pub(crate) fn run_within(
         calls: std::mem::take(&mut seen.calls),
         done: seen.done,
         synced: std::mem::take(&mut seen.synced),
+        renames: std::mem::take(&mut seen.renames),
         ran,
     }
 }
@@ -317,12 +333,66 @@ fn decide(asked: &libc::seccomp_notif, injections: &[Injection], seen: &mut Seen
     seen.done += usize::from(of_now.is_some() && deed.is_some());
     // What it becomes is another program.
     seen.is_over = deed.is_none() && number == libc::SYS_execve;
-    if deed.is_none() && [libc::SYS_fsync, libc::SYS_fdatasync].contains(&number) {
-        let file = format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0]);
-        seen.synced
-            .extend(std::fs::metadata(file).map(|file| file.ino()));
+    if deed.is_none() {
+        note(asked, seen);
     }
     deed
+}
+
+/// Notes what a power loss leaves of a call that is carried out now.
+fn note(asked: &libc::seccomp_notif, seen: &mut Seen) {
+    let number = libc::c_long::from(asked.data.nr);
+    if [libc::SYS_fsync, libc::SYS_fdatasync].contains(&number) {
+        let file = format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0]);
+        seen.synced
+            .extend(std::fs::metadata(&file).map(|file| file.ino()));
+        if let Ok(directory) = std::fs::read_link(file) {
+            seen.renames
+                .retain(|rename| rename.to.parent() != Some(&*directory));
+        }
+    }
+    if let Some((from, to)) = renamed(asked) {
+        let replaced = std::fs::read(&to).ok();
+        seen.renames.push(Rename { from, to, replaced });
+    }
+}
+
+/// From where to where a rename goes.
+fn renamed(asked: &libc::seccomp_notif) -> Option<(PathBuf, PathBuf)> {
+    let arguments = asked.data.args;
+    let at = |directory: u64, address: u64| -> Option<PathBuf> {
+        let place = match directory as i32 {
+            libc::AT_FDCWD => format!("/proc/{}/cwd", asked.pid),
+            number => format!("/proc/{}/fd/{number}", asked.pid),
+        };
+        Some(
+            std::fs::read_link(place)
+                .ok()?
+                .join(text_at(asked.pid, address)?),
+        )
+    };
+    let here = libc::AT_FDCWD as u64;
+    match libc::c_long::from(asked.data.nr) {
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_rename => Some((at(here, arguments[0])?, at(here, arguments[1])?)),
+        libc::SYS_renameat | libc::SYS_renameat2 => Some((
+            at(arguments[0], arguments[1])?,
+            at(arguments[2], arguments[3])?,
+        )),
+        _ => None,
+    }
+}
+
+/// The text that ends with a NUL in the memory of a process.
+fn text_at(pid: u32, address: u64) -> Option<OsString> {
+    let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut bytes = vec![0; libc::PATH_MAX as usize];
+    // The memory behind it may end.
+    let read = memory.read_at(&mut bytes, address).ok()?;
+    bytes.truncate(read);
+    let length = bytes.iter().position(|byte| *byte == 0)?;
+    bytes.truncate(length);
+    Some(OsString::from_vec(bytes))
 }
 
 fn is_kernel_file(asked: &libc::seccomp_notif) -> bool {
