@@ -284,6 +284,14 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_the_same_each_time_they_are_written() {
+        let text = r#"{"x":[4444444003275844400327584045,0.1,1e-300,18446744073709551615]}"#;
+        let config = OciConfig::parse(text).unwrap();
+        let again = OciConfig::parse(&config.print().unwrap()).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
     fn what_it_chose_itself_is_seen_in_both_forms() {
         for (resources, cpus, mems) in [
             (r#"{"cpu":{"cpus":"1","mems":""}}"#, Some("1"), None),
