@@ -24,8 +24,9 @@ const LINKS_OF_A_LEAF: u64 = 2;
 /// (cgroups(7)).
 const UNNAMED: i32 = 0;
 
-/// So many groups are searched for those with certain inodes.
-const MOST_SEARCHED: usize = 1 << 16;
+/// So many groups are looked at: others wait for the lock meanwhile. Version 1 bounds their number nowhere; version 2 says at once
+/// where nobody lives below, and lets their number be bounded (cgroup-v2.rst, `cgroup.max.descendants`).
+const MOST_GROUPS: usize = 1 << 16;
 
 /// One level of a walk that is on its way down.
 struct Level {
@@ -52,15 +53,28 @@ trait Visit {
 
 /// Hands the processes of a group, and of those below it, to `found`, group by group, until that has enough. A group that
 /// is gone has none; 0 stands for one that lives there and that nothing names.
+///
+/// # Errors
+/// Also more groups than [`MOST_GROUPS`], unless there was enough before.
 pub(super) fn processes(
     dir: &Path,
     version: Version,
     found: impl FnMut(Vec<i32>) -> ControlFlow<()>,
 ) -> io::Result<()> {
+    processes_in(dir, version, found, Bound(MOST_GROUPS))
+}
+
+fn processes_in(
+    dir: &Path,
+    version: Version,
+    found: impl FnMut(Vec<i32>) -> ControlFlow<()>,
+    bound: Bound,
+) -> io::Result<()> {
     let mut processes = Processes {
         version,
         found,
         has_found: false,
+        bound,
     };
     walk(dir, &mut processes)?;
     // Of a group that is threaded itself (kernel: cgroup-v2.rst, "Threads") no file here names a
@@ -84,15 +98,15 @@ fn is_populated(dir: &Path) -> io::Result<bool> {
 /// The directories of the groups with these inodes, from the one where the search begins.
 ///
 /// # Errors
-/// Also more groups than [`MOST_SEARCHED`].
+/// Also more groups than [`MOST_GROUPS`].
 pub(super) fn with_inodes(dir: &Path, inodes: &[u64]) -> io::Result<Vec<PathBuf>> {
-    search(dir, inodes, MOST_SEARCHED)
+    search(dir, inodes, MOST_GROUPS)
 }
 
 fn search(dir: &Path, inodes: &[u64], most: usize) -> io::Result<Vec<PathBuf>> {
     let mut search = Search {
         inodes,
-        left: most,
+        bound: Bound(most),
         at: PathBuf::new(),
         found: Vec::new(),
     };
@@ -241,10 +255,23 @@ fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>>
     }
 }
 
+/// How many groups may still be looked at.
+struct Bound(usize);
+
+impl Bound {
+    /// Looks at one more.
+    fn count(&mut self) -> io::Result<()> {
+        let many = "there are too many groups to look at: remove the empty ones (find DIRECTORY -depth -mindepth 1 -type d -exec rmdir {} +)";
+        self.0 = self.0.checked_sub(1).ok_or(io::Error::other(many))?;
+        Ok(())
+    }
+}
+
 struct Processes<F> {
     version: Version,
     found: F,
     has_found: bool,
+    bound: Bound,
 }
 
 impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
@@ -254,6 +281,7 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
         name: &CStr,
         _: &FileStat,
     ) -> io::Result<ControlFlow<(), bool>> {
+        self.bound.count()?;
         // Version 2 tells of all groups below at once (kernel: cgroup-v2.rst, "[Un]populated Notification").
         let events = match self.version {
             Version::V1 => String::new(),
@@ -284,8 +312,7 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
 
 struct Search<'a> {
     inodes: &'a [u64],
-    /// How many groups may still be looked at.
-    left: usize,
+    bound: Bound,
     at: PathBuf,
     found: Vec<PathBuf>,
 }
@@ -297,10 +324,7 @@ impl Visit for Search<'_> {
         name: &CStr,
         stat: &FileStat,
     ) -> io::Result<ControlFlow<(), bool>> {
-        let Some(left) = self.left.checked_sub(1) else {
-            return Err(io::Error::other("there are too many groups to look at"));
-        };
-        self.left = left;
+        self.bound.count()?;
         if name != c"." {
             self.at.push(OsStr::from_bytes(name.to_bytes()));
         }
@@ -380,6 +404,22 @@ mod tests {
         };
         processes(dir.path(), Version::V1, enough).unwrap();
         assert_eq!(visits, 1);
+    }
+
+    #[test]
+    fn groups_without_number_are_not_all_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..10 {
+            put(dir.path(), &format!("{number}/cgroup.procs"), "");
+        }
+        // The first is the one that they are below.
+        let looked = |most| {
+            let found = |_| ControlFlow::Continue(());
+            processes_in(dir.path(), Version::V1, found, Bound(most))
+        };
+        assert!(looked(11).is_ok());
+        let error = looked(10).unwrap_err().to_string();
+        assert!(error.contains("too many groups"), "{error}");
     }
 
     #[test]
