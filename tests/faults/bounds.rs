@@ -16,6 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         plain("bounds::thousands_on_one_list", needs, thousands),
         plain("bounds::thousands_under_a_new_lock", needs, new_lock),
+        plain("bounds::groups_below_that_are_empty", needs, empty_groups),
         plain("bounds::claims_are_linked_once", needs, linked_once),
         plain("bounds::a_claim_that_cannot_be_linked", needs, not_linked),
     ]
@@ -108,6 +109,36 @@ fn new_lock(world: &World) {
     for one in [standin, late] {
         one.die();
     }
+    world.reconcile();
+    world.assert_all_free("at the end");
+}
+
+/// A dead owner has left hundreds of empty groups: a start that frees it looks at each of them a few times.
+fn empty_groups(world: &World) {
+    const GROUPS: usize = 300;
+    /// Of system calls; opening and listing each one as well would be half as many again.
+    const MOST_OF_EACH: usize = 24;
+    const MOST_BESIDE: usize = 600;
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let dead = Standin::new(world, "dead");
+    world
+        .hook("createRuntime", &state("dead", dead.pid, request("dp")))
+        .ok();
+    let group = dead.cgroup();
+    for number in 0..GROUPS {
+        std::fs::create_dir(group.join(number.to_string())).expect("make a group");
+    }
+    dead.die();
+    let next = Standin::new(world, "next");
+    let asked = state("next", next.pid, request("dp")).to_string();
+    let mut hook = world.pinfold(&["hook", "createRuntime"]);
+    let run = supervisor::run(&mut hook, asked.as_bytes(), &[]);
+    assert_eq!(affinity(next.pid), "1", "{}", run.ran.ok());
+    let calls = run.calls.len();
+    println!("{GROUPS} empty groups of a dead owner: {calls} system calls of a start");
+    assert!(calls < GROUPS * MOST_OF_EACH + MOST_BESIDE, "{calls} calls");
+    campaign::count_executions(1);
+    next.die();
     world.reconcile();
     world.assert_all_free("at the end");
 }

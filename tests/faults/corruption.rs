@@ -18,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("corruption::of_the_books", needs, of_the_books),
         plain("corruption::of_what_was_before", needs, stale),
         plain("corruption::of_what_it_was_itself", needs, own_past),
+        plain("corruption::of_who_has_to_follow", needs, unfollowed),
         plain("corruption::of_an_earlier_boot_is_none", needs, other_boot),
     ]
 }
@@ -186,6 +187,37 @@ fn set_aside(world: &World, claim: &Value, change: impl FnOnce(&mut Value)) {
     let directory = world.run.join("ended");
     std::fs::create_dir_all(&directory).expect("make a directory");
     std::fs::write(directory.join(name), ended.to_string()).expect("write a record");
+}
+
+/// A shared list grows, and the claim of one of its owners cannot be read: nobody says that all have grown.
+fn unfollowed(world: &World) {
+    world.has_two_cpus();
+    world.pool("dp", Kind::Shared, &["0"]);
+    let owner = Standin::new(world, "a");
+    let asked = state("a", owner.pid, request());
+    world.hook("createRuntime", &asked).ok();
+    let is_claim = |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "json");
+    let saved = save(world);
+    let claim = saved.keys().find(is_claim).expect("there is a claim");
+    let Some(Content::File(bytes)) = saved.get(claim) else {
+        panic!("a claim is a file");
+    };
+    let resize = || crate::process::run(&mut world.pinfold(&["pool", "resize", "dp", "2"]));
+    rotten(
+        claim,
+        Rot::Flip(bytes.len() * 4),
+        &Content::File(bytes.clone()),
+    );
+    let refused = resize().exits(1);
+    assert!(refused.stderr.contains("claim"), "says why: {refused}");
+    assert_eq!(affinity(owner.pid), "0");
+    std::fs::write(claim, bytes).expect("restore the claim");
+    resize().ok();
+    assert_eq!(affinity(owner.pid), "0-1", "done again");
+    campaign::count_executions(3);
+    owner.die();
+    world.reconcile();
+    world.assert_all_free("at the end");
 }
 
 /// An owner has the numbers of one that ended before a reboot, and nothing is wrong with that.
