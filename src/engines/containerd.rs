@@ -256,10 +256,12 @@ pub fn add(files: &[ConfigFile], shim: &str) -> Result<String> {
     if file.has_namesake() {
         handlers.remove(RUNTIME);
     }
-    if handlers.get(RUNTIME).is_none() {
+    let is_new = handlers.get(RUNTIME).is_none();
+    if is_new {
         handlers.insert(RUNTIME, Item::Table(handler_like(model(files))));
     }
-    if !complete(table_at(handlers, &[RUNTIME])?, shim)? {
+    // One that is like another can be complete as it is.
+    if !complete(table_at(handlers, &[RUNTIME])?, shim)? && !is_new {
         return Ok(file.text.clone());
     }
     let text = after.document.to_string();
