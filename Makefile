@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support install uninstall clean
+.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -88,11 +88,20 @@ support:
 	cargo run --quiet --locked --example support-table -- target/reports/*.jsonl >target/SUPPORT.md
 	mv target/SUPPORT.md docs/SUPPORT.md
 
-# The binary, the manual page, and the hooks for podman and CRI-O with the binary's real path.
-install: build
+# Completions of bash, zsh and fish.
+completions:
+	cargo run --quiet --locked --example generate -- target/dist/completions
+
+# The binary, the manual page, completions, and the hooks for podman and CRI-O with the binary's real path.
+install: build completions
 	install -D target/dist/pinfold $(DESTDIR)$(PREFIX)/bin/pinfold
 	ln -sf pinfold $(DESTDIR)$(PREFIX)/bin/pinfold-runtime
 	install -D -m 644 docs/pinfold.8 $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
+	install -D -m 644 target/dist/completions/pinfold.bash \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/pinfold
+	install -D -m 644 target/dist/completions/_pinfold $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_pinfold
+	install -D -m 644 target/dist/completions/pinfold.fish \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/pinfold.fish
 	install -d $(DESTDIR)$(HOOKS_DIR)
 	for stage in createRuntime poststop; do \
 		sed 's,/usr/local/bin/pinfold,$(PREFIX)/bin/pinfold,' hooks/pinfold-$$stage.json \
@@ -102,6 +111,9 @@ install: build
 uninstall:
 	rm -f $(DESTDIR)$(HOOKS_DIR)/pinfold-createRuntime.json $(DESTDIR)$(HOOKS_DIR)/pinfold-poststop.json
 	rm -f $(DESTDIR)$(PREFIX)/bin/pinfold $(DESTDIR)$(PREFIX)/bin/pinfold-runtime $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/pinfold
+	rm -f $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_pinfold
+	rm -f $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/pinfold.fish
 
 clean:
 	cargo clean
