@@ -48,7 +48,8 @@ impl Cli {
             Verb::Pool(args) => matches!(&args.action, pool::Action::Show(show) if show.json),
             Verb::Why(args) => args.json,
             Verb::Usage(args) => args.json,
-            Verb::Init(_)
+            Verb::Setup(_)
+            | Verb::Init(_)
             | Verb::Hook(_)
             | Verb::Isolate(_)
             | Verb::Metrics(_)
@@ -172,6 +173,11 @@ pub fn seconds(text: &str) -> Result<f64, String> {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Make pools for this machine, tell the engines on it, and check: all that a first container needs
+    #[command(
+        after_help = "Examples:\n  pinfold setup\n  pinfold setup --yes\n  pinfold setup --engine podman --pool fast=2:exclusive --pool rest=rest:shared\n  pinfold setup --undo\n\nPools that are there stay as they are. Nothing is restarted: what has to be is named.\nExit status: 1 where `pinfold check` finds a fault at the end."
+    )]
+    Setup(Setup),
     /// Make the pool directory
     #[command(
         after_help = "Examples:\n  pinfold init\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
@@ -256,8 +262,31 @@ pub enum Verb {
     Check(Check),
 }
 
-/// `pinfold init`
+/// `pinfold setup`
 #[derive(Debug, Args)]
+pub struct Setup {
+    /// Do it without asking
+    #[arg(long, short)]
+    pub yes: bool,
+    /// These engines alone [default: those whose programs are there; containerd not where docker runs it]
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub engine: Vec<EngineArg>,
+    /// A pool, as init takes it, where there are none yet; without any, pools that fit the machine
+    #[arg(long, value_name = "NAME=N|rest:exclusive|shared[,…]", value_parser = pool::spec)]
+    pub pool: Vec<PoolSpec>,
+    /// The directory of pinfold and pinfold-runtime [default: that of this program]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// Show what would be done, and do nothing
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
+    /// Take back what setup did: the engines' files become what they were, and the pools go that it made
+    #[arg(long, conflicts_with_all = ["engine", "pool", "bin_dir"])]
+    pub undo: bool,
+}
+
+/// `pinfold init`
+#[derive(Debug, Default, Args)]
 pub struct Init {
     /// KCM's form: so many physical cores, by number and from CPU 0 on, for the exclusive pool dataplane; 4 where only
     /// the other is given
@@ -646,7 +675,7 @@ pub struct InstallPlace {
 }
 
 /// `pinfold check`
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Check {
     /// Print JSON
     #[arg(long)]
@@ -712,6 +741,16 @@ pub enum TargetArg {
 }
 
 impl TargetArg {
+    /// The one for an engine.
+    pub fn of(engine: engines::Engine) -> TargetArg {
+        match engine {
+            engines::Engine::Podman => TargetArg::Podman,
+            engines::Engine::Crio => TargetArg::Crio,
+            engines::Engine::Containerd => TargetArg::Containerd,
+            engines::Engine::Docker => TargetArg::Docker,
+        }
+    }
+
     /// The engine; `None` for the devices.
     pub fn engine(self) -> Option<engines::Engine> {
         match self {

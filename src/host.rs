@@ -250,6 +250,11 @@ impl Host {
         self.root.join("var/log/pinfold/usage.jsonl")
     }
 
+    /// What `pinfold setup` did, for its `--undo`.
+    pub fn setup_record(&self) -> PathBuf {
+        self.root.join("var/lib/pinfold/setup.json")
+    }
+
     /// The configuration file where none is named.
     pub fn default_config(&self) -> PathBuf {
         self.root.join("etc/pinfold/config.toml")

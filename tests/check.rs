@@ -1,11 +1,14 @@
 //! `pinfold check` on a tree that stands in for a machine where all is well, and with one thing broken at a time.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::PathBuf;
-use std::process::{Command, Output};
+mod common;
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::Machine;
 use serde_json::Value;
 
 /// A handler as `pinfold install containerd` writes it, for a version that it knows.
@@ -22,103 +25,27 @@ BinaryName = "/usr/local/bin/pinfold-runtime"
 
 const HOOKS: &str = "usr/share/containers/oci/hooks.d";
 
-/// A machine with cgroup version 2, systemd, two pools and four engines that all know Pinfold.
-struct Machine {
-    dir: tempfile::TempDir,
+/// A machine with two pools and four engines that all know Pinfold.
+fn all_is_well() -> Machine {
+    let machine = Machine::without_pools();
+    for (path, content) in [
+        ("etc/kcm/lock", ""),
+        ("etc/kcm/pools/dp/exclusive", "1"),
+        ("etc/kcm/pools/dp/2/tasks", ""),
+        ("etc/kcm/pools/dp/3/tasks", ""),
+        ("etc/kcm/pools/cp/exclusive", "0"),
+        ("etc/kcm/pools/cp/0-1/tasks", ""),
+    ] {
+        machine.put(path, content);
+    }
+    machine.mode("etc/kcm/lock", 0o600);
+    for engine in ["podman", "crio", "containerd", "docker"] {
+        machine.install(engine);
+    }
+    machine
 }
 
 impl Machine {
-    fn new() -> Machine {
-        let machine = Machine {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        for (path, content) in [
-            (
-                "proc/1/mountinfo",
-                "40 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
-            ),
-            ("proc/sys/kernel/random/boot_id", "this-boot\n"),
-            ("proc/sys/kernel/osrelease", "6.12.1-amd64\n"),
-            ("proc/stat", "btime 1000000\n"),
-            ("proc/cmdline", "quiet isolcpus=2-3\n"),
-            ("run/systemd/system/x", ""),
-            (
-                "usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so",
-                "",
-            ),
-            ("sys/devices/system/cpu/online", "0-3\n"),
-            (
-                "sys/fs/cgroup/cgroup.controllers",
-                "cpuset cpu io memory pids\n",
-            ),
-            ("sys/fs/cgroup/cpuset.cpus.effective", "0-3\n"),
-            (
-                "sys/fs/cgroup/machine.slice/cgroup.subtree_control",
-                "cpuset cpu\n",
-            ),
-            ("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-3\n"),
-            ("etc/kcm/lock", ""),
-            ("etc/kcm/pools/dp/exclusive", "1"),
-            ("etc/kcm/pools/dp/2/tasks", ""),
-            ("etc/kcm/pools/dp/3/tasks", ""),
-            ("etc/kcm/pools/cp/exclusive", "0"),
-            ("etc/kcm/pools/cp/0-1/tasks", ""),
-            ("etc/docker/daemon.json", "{}"),
-            ("usr/local/bin/pinfold", ""),
-            ("usr/bin/podman", ""),
-            ("usr/bin/crio", ""),
-            ("usr/bin/containerd", ""),
-            ("usr/sbin/dockerd", ""),
-        ] {
-            machine.put(path, content);
-        }
-        for (file, content) in [
-            ("cpu/present", "0-3\n"),
-            ("node/online", "0\n"),
-            ("node/has_cpu", "0\n"),
-            ("node/has_memory", "0\n"),
-            ("node/node0/cpulist", "0-3\n"),
-            ("node/node0/meminfo", "Node 0 MemTotal: 1048576 kB\n"),
-        ] {
-            machine.put(&format!("sys/devices/system/{file}"), content);
-        }
-        for cpu in 0..4 {
-            for (file, content) in [
-                ("topology/package_cpus_list", "0-3\n"),
-                ("topology/physical_package_id", "0\n"),
-                ("topology/core_cpus_list", &format!("{cpu}\n")),
-                ("cache/index3/shared_cpu_list", "0-3\n"),
-                ("cache/index3/level", "3\n"),
-                ("cache/index3/size", "16384K\n"),
-            ] {
-                let path = format!("sys/devices/system/cpu/cpu{cpu}/{file}");
-                machine.put(&path, content);
-            }
-        }
-        machine.mode("etc/kcm/lock", 0o600);
-        machine.mode("usr/local/bin/pinfold", 0o755);
-        symlink("pinfold", machine.path("usr/local/bin/pinfold-runtime")).unwrap();
-        for engine in ["podman", "crio", "containerd", "docker"] {
-            machine.install(engine);
-        }
-        machine
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn put(&self, name: &str, text: &str) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-        // Whatever the umask is, what is here can be trusted.
-        for ancestor in PathBuf::from(name).ancestors().skip(1) {
-            self.mode(ancestor.to_str().unwrap(), 0o755);
-        }
-        self.mode(name, 0o644);
-    }
-
     fn edit(&self, name: &str, from: &str, to: &str) {
         let text = fs::read_to_string(self.path(name)).unwrap();
         assert!(text.contains(from), "{name}: {text}");
@@ -127,19 +54,6 @@ impl Machine {
 
     fn remove(&self, name: &str) {
         fs::remove_file(self.path(name)).unwrap();
-    }
-
-    fn mode(&self, name: &str, mode: u32) {
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    fn pinfold(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_pinfold"))
-            .arg("--host-root")
-            .arg(self.dir.path())
-            .args(arguments)
-            .output()
-            .unwrap()
     }
 
     fn update_devices(&self) {
@@ -221,7 +135,7 @@ fn does(machine: &Machine, remedy: &str) -> bool {
 /// The command in it is done, and then nothing is found.
 #[track_caller]
 fn broken(break_it: impl Fn(&Machine), expected: &str, part: &str) {
-    let left = after_commands(&Machine::new(), break_it, expected, part);
+    let left = after_commands(&all_is_well(), break_it, expected, part);
     assert_eq!(left, [""; 0], "no command helps");
 }
 
@@ -235,7 +149,7 @@ fn broken_and_mended(
     ways: &[&dyn Fn(&Machine)],
 ) {
     for mend in ways {
-        let machine = Machine::new();
+        let machine = all_is_well();
         let left = after_commands(&machine, &break_it, expected, part);
         assert!(!left.is_empty(), "a command helps");
         mend(&machine);
@@ -250,7 +164,7 @@ const NOWHERE: &str = "";
 /// The same where it takes real containers or processes: a test in `tests/real` does it.
 #[track_caller]
 fn broken_as_in(break_it: impl Fn(&Machine), expected: &str, part: &str, test: &str) {
-    let left = after_commands(&Machine::new(), break_it, expected, part);
+    let left = after_commands(&all_is_well(), break_it, expected, part);
     assert!(!left.is_empty(), "a command helps");
     if test == NOWHERE {
         return;
@@ -296,7 +210,7 @@ fn after_commands(
 
 #[test]
 fn where_all_is_well_every_line_is_ok() {
-    let machine = Machine::new();
+    let machine = all_is_well();
     let output = machine.pinfold(&["check"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
@@ -333,7 +247,7 @@ fn other_pools_of_the_same_cpus() {
     );
     // One that has others is nobody's trouble, and so is one that cannot be read.
     for list in ["1", "no list"] {
-        let machine = Machine::new();
+        let machine = all_is_well();
         machine.put("etc/cmk/pools/dp/exclusive", "1");
         machine.put(&format!("etc/cmk/pools/dp/{list}/tasks"), "");
         assert_eq!(machine.findings(&[]).0, [""; 0], "{list}");
@@ -342,7 +256,7 @@ fn other_pools_of_the_same_cpus() {
 
 #[test]
 fn a_partition_of_the_operators_own() {
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-1\n");
     machine.put("sys/fs/cgroup/fast.slice/cpuset.cpus.effective", "2-3\n");
     let kind = "sys/fs/cgroup/fast.slice/cpuset.cpus.partition";
@@ -364,7 +278,7 @@ fn a_partition_of_the_operators_own() {
 /// A container's topmost cgroup is its own.
 #[test]
 fn init_in_a_container() {
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.put("sys/fs/cgroup/cpuset.cpus", "1-2\n");
     machine.put("sys/fs/cgroup/cpuset.cpus.effective", "1-2\n");
     let pools = machine.path("pools");
@@ -414,7 +328,7 @@ fn sysfs_that_does_not_tell() {
         }],
     );
     // What another file tells is no warning, and is named all the same.
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.put("sys/devices/system/node/has_cpu", "\n");
     machine.put(&cpu("isolated"), "(null)\n");
     assert_eq!(machine.findings(&[]).0, [""; 0]);
@@ -515,7 +429,7 @@ fn the_devices() {
     );
     broken(|m| m.put(cdi, "{}"), "fault cdi", "not of Pinfold");
     // Nobody has a use for them: that is well, and is said.
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.remove(cdi);
     machine.edit("etc/docker/daemon.json", "\"cdi\": true", "\"cdi\": false");
     machine.pinfold(&["uninstall", "podman"]);
@@ -542,7 +456,7 @@ fn the_pools() {
             m.update_devices();
         }],
     );
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.put("etc/kcm/pools/cp/3/tasks", "");
     let (found, code) = machine.findings(&[]);
     assert_eq!((found.len(), code), (2, 1), "{found:#?}");
@@ -589,14 +503,14 @@ fn the_pools() {
         }],
     );
     let twice = |m: &Machine| m.findings(&[]).0;
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.mode("etc/kcm/pools/dp", 0o777);
     assert!(
         twice(&machine)
             .iter()
             .any(|line| line.starts_with("fault pools") && line.contains("chmod o-w"))
     );
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.put("etc/kcm/pools/dp/2/tasks", "77777");
     assert!(
         twice(&machine)
@@ -683,7 +597,7 @@ fn containers_that_ask_and_have_none() {
         );
     }
     // Who has not been told of us has to be told first.
-    let machine = Machine::new();
+    let machine = all_is_well();
     container(&machine, "run/docker/runtime-runc/moby/web", &ask);
     machine.put("etc/docker/daemon.json", "{}");
     let (found, _) = machine.findings(&[]);
@@ -704,7 +618,7 @@ fn containers_that_ask_and_have_none() {
         &["pinfold.io/pool=none"],
         &["pinfold.io/pool.other=dp"],
     ] {
-        let machine = Machine::new();
+        let machine = all_is_well();
         container(&machine, "run/runc/web", annotations);
         assert_eq!(machine.findings(&[]), (vec![], 0));
     }
@@ -728,7 +642,7 @@ fn keys_that_look_like_ours() {
             r#"{"ID":"web","Name":"/front","Config":{"Labels":{"a":"b","pinfold.io/pool":"dp"}}}"#;
         m.put("docker/containers/web/config.v2.json", record);
     };
-    let machine = Machine::new();
+    let machine = all_is_well();
     labelled(&machine);
     let said = String::from_utf8(machine.pinfold(&["describe"]).stderr).unwrap();
     assert!(
@@ -808,14 +722,14 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
         ("/machine.slice/a.scope", "0-1", "7"),
         ("/machine.slice/a.scope", "2-3", ""),
     ] {
-        let machine = Machine::new();
+        let machine = all_is_well();
         group(&machine, path, cpus);
         machine.put(&format!("sys/fs/cgroup{path}/cgroup.procs"), procs);
         assert_eq!(machine.findings(&[]), (vec![], 0), "{cpus} {procs}");
     }
     // A partition, in which conmon runs beside the containers; but not what was given some of its
     // CPUs.
-    let machine = Machine::new();
+    let machine = all_is_well();
     let fast = "/fast.slice";
     group(&machine, fast, "2-3");
     machine.put("sys/fs/cgroup/fast.slice/cpuset.cpus.partition", "root\n");
@@ -832,7 +746,7 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
         found.len() == 1 && found[0].contains("\"/fast.slice/web.scope\" was given the CPUs 2"),
         "{found:#?}"
     );
-    let machine = Machine::new();
+    let machine = all_is_well();
     group(&machine, "/system.slice/web.service", "2-3");
     for verb in [
         &["explain", "--pool", "dp"][..],
@@ -948,7 +862,7 @@ fn hook_files() {
         );
     };
     // CRI-O reads the directory too, and finds podman's file of that name behind its own.
-    let machine = Machine::new();
+    let machine = all_is_well();
     second(&machine);
     let (found, code) = machine.findings(&[]);
     assert_eq!(code, 1);
@@ -964,7 +878,7 @@ fn hook_files() {
             .any(|line| line.starts_with("fault crio") && line.contains("once too often")),
         "{found:#?}"
     );
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.put(&format!("{HOOKS}/broken.json"), "{");
     let (found, code) = machine.findings(&[]);
     assert_eq!(code, 1);
@@ -978,7 +892,7 @@ fn hook_files() {
 
 #[test]
 fn programs() {
-    let machine = Machine::new();
+    let machine = all_is_well();
     machine.mode("usr/local/bin/pinfold", 0o644);
     let (found, code) = machine.findings(&[]);
     assert_eq!(code, 1);
@@ -1096,7 +1010,7 @@ fn engines() {
         "warning containerd",
         "containerd 1.x takes that table alone",
     );
-    let machine = Machine::new();
+    let machine = all_is_well();
     for file in [
         drop_in,
         &format!("{HOOKS}/pinfold-createRuntime.json"),
@@ -1193,7 +1107,7 @@ fn what_others_can_change_is_named_with_its_parents() {
             "run can be written by anybody, who can replace",
         ),
     ] {
-        let machine = Machine::new();
+        let machine = all_is_well();
         machine.put("run/pinfold/boot", "");
         machine.mode("run/pinfold", 0o700);
         machine.mode(path, bits);
@@ -1206,7 +1120,7 @@ fn what_others_can_change_is_named_with_its_parents() {
 
 #[test]
 fn claims() {
-    let machine = Machine::new();
+    let machine = all_is_well();
     claim(&machine, "this-boot", "2");
     assert_eq!(machine.findings(&[]).0, [""; 0]);
     broken_as_in(
@@ -1224,7 +1138,7 @@ fn claims() {
         "other tools do not see it",
         "owners::other_tools_pid",
     );
-    let machine = Machine::new();
+    let machine = all_is_well();
     claim(&machine, "another-boot", "2");
     let (found, code) = machine.findings(&[]);
     assert_eq!(code, 0);
@@ -1279,11 +1193,11 @@ fn claim_file(machine: &Machine) -> String {
 
 #[test]
 fn the_auditor() {
-    let machine = Machine::new();
+    let machine = all_is_well();
     whole_claim(&machine);
     assert_eq!(machine.findings(&["--deep"]).0, [""; 0]);
     let break_it = |how: &dyn Fn(&Machine), level: &str, part: &str| {
-        let machine = Machine::new();
+        let machine = all_is_well();
         whole_claim(&machine);
         how(&machine);
         let (found, code) = machine.findings(&["--deep"]);
@@ -1371,7 +1285,7 @@ fn the_auditor() {
 /// at.
 #[test]
 fn a_file_of_podmans_that_a_variable_names() {
-    let machine = Machine::new();
+    let machine = all_is_well();
     let check = |variable: Option<&str>| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pinfold"));
         command.arg("--host-root").arg(machine.dir.path());

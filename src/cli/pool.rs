@@ -109,7 +109,7 @@ pub struct Resize {
 }
 
 /// The CPUs of the host's own work.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Housekeeping {
     /// Give the cores of these CPUs to no exclusive pool; none: give them all [default: 0]
     #[arg(long, value_name = "CPUS", value_parser = reserve)]

@@ -89,7 +89,7 @@ const OF_PINFOLD: [Tip; 19] = [
     ),
     (&["pools"], "pinfold pool show shows the pools"),
     (
-        &["setup", "enable", "configure", "config"],
+        &["enable", "configure", "config"],
         "pinfold install makes an engine use Pinfold",
     ),
     (

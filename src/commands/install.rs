@@ -72,27 +72,33 @@ pub(super) fn run_cdi(args: &Cdi, options: &Options) -> Result<u8> {
 }
 
 pub(super) fn run_removal(args: &Uninstall, options: &Options) -> Result<u8> {
-    let settings = &Settings::of_command_line(&own_options(&args.place, options)?)?;
-    let place = place(&args.place, "uninstall", settings)?;
     if !args.force {
-        ensure_no_owners(args.place.target, settings)?;
+        let options = own_options(&args.place, options)?;
+        ensure_no_owners(args.place.target, &Settings::of_command_line(&options)?)?;
     }
-    let plan = match args.place.target.engine() {
+    remove(&args.place, options)
+}
+
+/// Makes an engine forget Pinfold, whoever owns what.
+pub(super) fn remove(at: &InstallPlace, options: &Options) -> Result<u8> {
+    let settings = &Settings::of_command_line(&own_options(at, options)?)?;
+    let place = place(at, "uninstall", settings)?;
+    let plan = match at.target.engine() {
         Some(engine) => {
             let mut plan = plan_removal(engine, &place)?;
-            if !args.place.user {
+            if !at.user {
                 plan.and(plan_engine_devices_removal(place.host, engine)?);
             }
             plan
         }
         None => plan_cdi_removal(&place)?,
     };
-    carry_out(&plan, args.place.target, args.place.dry_run)?;
-    if !args.place.dry_run && plan.changes.is_empty() {
+    carry_out(&plan, at.target, at.dry_run)?;
+    if !at.dry_run && plan.changes.is_empty() {
         writeln!(
             Output::account(),
             "{} has nothing of Pinfold's",
-            word(args.place.target)
+            word(at.target)
         )?;
     }
     for remark in &plan.remarks {
@@ -116,6 +122,11 @@ fn ensure_no_owners(target: TargetArg, settings: &Settings) -> Result<()> {
         engine == its.word()
     };
     let owners: Vec<&Claim> = owners.iter().filter(may_be_its).collect();
+    ensure_none(&owners, "stop them first, or add --force")
+}
+
+/// Refuses, and names them, where there are any.
+pub(super) fn ensure_none(owners: &[&Claim], remedy: &str) -> Result<()> {
     let one = |claim: &&Claim| {
         format!(
             "{} on {} of {}",
@@ -134,7 +145,7 @@ fn ensure_no_owners(target: TargetArg, settings: &Settings) -> Result<()> {
         owners.is_empty(),
         Refusal::new(
             format!("containers own CPUs: {}{and_more}", named.join(", ")),
-            "stop them first, or add --force"
+            remedy
         )
     );
     Ok(())

@@ -16,6 +16,7 @@ mod reconcile;
 mod release;
 mod screen;
 mod settings;
+mod setup;
 pub mod shim;
 mod stats;
 mod status;
@@ -41,6 +42,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     match &cli.verb {
         Verb::Hook(args) => hook::run(args, &cli.options),
         Verb::Isolate(args) => isolate::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Setup(args) => setup::run(args, &cli.options),
         Verb::Init(args) => init::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Stats(args) => stats::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Status(args) => status::run(args, &Settings::of_command_line(&cli.options)?),

@@ -7,6 +7,7 @@ mod containerd;
 mod default_runtime;
 mod docker;
 mod hooked;
+mod setup_record;
 mod user;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub use docker::daemon_json;
 use docker::wiring as docker_wiring;
 use hooked::podman_hook;
 pub use hooked::{EngineFiles, crio_files, podman_files};
+pub use setup_record::SetupRecord;
 pub use user::User;
 
 use crate::engines::{Engine, Programs, RUNTIME, SHIM};

@@ -79,6 +79,20 @@ pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result
     Ok(made)
 }
 
+/// Removes the pool directory.
+///
+/// # Errors
+/// Live owners, always; and what cannot be removed.
+pub fn unmake(site: &Site) -> Result<()> {
+    let Some(directory) = PoolDirectory::begun(&site.conf_dir)? else {
+        return Ok(());
+    };
+    let lock = directory.lock(&site.host, site.patience)?;
+    let books = site.books(directory, lock, cpuset::hierarchy(&site.host)?)?;
+    books.refuse_live_owners()?;
+    books.directory.remove(&books.lock)
+}
+
 fn decide(directory: &PoolDirectory, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let path = directory.path().display();
     Ok(match directory.found()? {

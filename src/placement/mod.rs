@@ -45,7 +45,7 @@ pub use command::{CommandPlace, pin_command};
 pub use container::{Start, pin_container};
 pub use explain::{Explanation, Taken, explain};
 pub use find::{find, pid_id};
-pub use init::{Existing, Made, init, try_init};
+pub use init::{Existing, Made, init, try_init, unmake};
 pub use keeper::let_through;
 pub use reap::Reclaimed;
 pub use reconcile::{Report, reconcile};

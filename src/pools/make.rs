@@ -194,6 +194,25 @@ impl PoolDirectory {
         };
         put().with_context(|| format!("put {} in place", self.pools().display()))
     }
+
+    /// Removes the pools, in one step for readers, then the lock, and the directory where nothing of others is in it.
+    pub fn remove(&self, lock: &Lock) -> Result<()> {
+        self.remove_unfinished_pools(lock)?;
+        let prefix = files::temporary_prefix("pools");
+        let aside = tempfile::Builder::new()
+            .prefix(&prefix)
+            .tempdir_in(&self.path);
+        let aside =
+            aside.with_context(|| format!("make a directory in {}", self.path.display()))?;
+        if files::entry_if_there(&self.pools())?.is_some() {
+            fs::rename(self.pools(), aside.path().join("pools"))
+                .with_context(|| format!("remove {}", self.pools().display()))?;
+        }
+        let path = aside.path().display().to_string();
+        aside.close().with_context(|| format!("remove {path}"))?;
+        files::remove(&self.lock_path())?;
+        files::remove_empty_directory(&self.path).map(drop)
+    }
 }
 
 pub(super) fn put_pool(path: &Path, pool: &PlannedPool) -> Result<()> {

@@ -1,0 +1,238 @@
+//! `pinfold setup`: from nothing to the first container with CPUs of its own, and back.
+
+use std::fmt::Display;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use nix::unistd::geteuid;
+
+use super::output::Output;
+use super::{Settings, check, init, install};
+use crate::cli::{Check, Init, Install, InstallPlace, Options, Setup, TargetArg};
+use crate::cpulist::CpuSet;
+use crate::engines::{Engine, RUNTIME};
+use crate::files;
+use crate::host::Host;
+use crate::install::SetupRecord;
+use crate::placement::{live_claims, stock, unmake};
+use crate::pools::{Kind, PoolDirectory};
+use crate::refusal::Refusal;
+use crate::text::one_line;
+use crate::topology::Levels;
+
+pub(super) fn run(args: &Setup, options: &Options) -> Result<u8> {
+    let settings = Settings::of_command_line(options)?;
+    let host = &settings.site().host;
+    ensure!(
+        geteuid().is_root() || !host.is_running_root() || args.dry_run,
+        Refusal::new(
+            "this is for the whole machine",
+            "run it as root; or, for your own podman, `pinfold install podman --user`"
+        )
+    );
+    match args.undo {
+        true => undo(args, &settings, options),
+        false => set_up(args, &settings, options),
+    }
+}
+
+fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
+    let site = settings.site();
+    let engines = engines(args, &site.host);
+    let has_pools = files::entry_if_there(&site.conf_dir.join("pools"))?.is_some();
+    let mut out = Output::account();
+    writeln!(out, "{}", machine(&site.host)?)?;
+    if has_pools {
+        writeln!(out, "pools: those in {} stay", path(&site.conf_dir))?;
+    } else if !args.yes {
+        init::run(&pools(args, true), settings)?;
+    }
+    match engines.is_empty() {
+        true => writeln!(out, "engines: none found; name one with --engine")?,
+        false => writeln!(out, "engines: {}", words(&engines))?,
+    }
+    if args.dry_run {
+        return Ok(0);
+    }
+    ensure_agreed(
+        args.yes,
+        "Make these pools, and change these engines' files?",
+    )?;
+
+    let mut record = SetupRecord::read(&site.host)?.unwrap_or_default();
+    if !has_pools {
+        let before = record.pools.replace(site.conf_dir.clone());
+        record.write(&site.host)?;
+        if let Err(error) = init::run(&pools(args, false), settings) {
+            record.pools = before;
+            record.write(&site.host)?;
+            return Err(error);
+        }
+    }
+    for engine in &engines {
+        record.add(*engine);
+        record.write(&site.host)?;
+        let place = place(*engine, false);
+        let bin_dir = args.bin_dir.clone();
+        install::run(&Install { place, bin_dir }, options)?;
+    }
+    let code = check::run(&Check::default(), options)?;
+    if let Some(pool) = exclusive_pool(settings)? {
+        writeln!(out, "try it:")?;
+        for engine in &engines {
+            writeln!(out, "  {}", first_command(*engine, &pool))?;
+        }
+        writeln!(out, "  pinfold isolate --pool {pool} -- COMMAND")?;
+    }
+    writeln!(out, "back to what it was: pinfold setup --undo")?;
+    Ok(code)
+}
+
+fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
+    let host = &settings.site().host;
+    let Some(record) = SetupRecord::read(host)? else {
+        bail!(Refusal::new(
+            "setup has done nothing here",
+            "take back what was done by hand with `pinfold uninstall ENGINE`"
+        ));
+    };
+    let options = &Options {
+        conf_dir: options.conf_dir.clone().or(record.pools.clone()),
+        ..options.clone()
+    };
+    let settings = Settings::of_command_line(options)?;
+    let site = settings.site();
+    let engines = record.engines();
+    let owners = live_claims(site)?;
+    install::ensure_none(&owners.iter().collect::<Vec<_>>(), "stop them first")?;
+    let mut out = Output::account();
+    writeln!(out, "engines: {}", words(&engines))?;
+    if let Some(pools) = &record.pools {
+        writeln!(out, "pools: {} goes", path(pools))?;
+    }
+    if args.dry_run {
+        return Ok(0);
+    }
+    ensure_agreed(args.yes, "Take this back?")?;
+    for engine in engines {
+        install::remove(&place(engine, false), options)?;
+    }
+    if record.pools.as_ref() == Some(&site.conf_dir) {
+        unmake(site)?;
+        writeln!(out, "removed {}", path(&site.conf_dir))?;
+    }
+    SetupRecord::remove(&site.host)?;
+    Ok(0)
+}
+
+/// Those that are named, or whose programs are there. docker runs a containerd of its own: that one starts pods only where a
+/// kubelet is.
+fn engines(args: &Setup, host: &Host) -> Vec<Engine> {
+    if !args.engine.is_empty() {
+        let named = |engine: &Engine| args.engine.iter().any(|arg| Engine::from(*arg) == *engine);
+        return Engine::ALL.into_iter().filter(named).collect();
+    }
+    let has = |program: &str| host.program(program).is_some();
+    let is_dockers = has(Engine::Docker.program()) && !has("kubelet");
+    let mut engines = Engine::ALL.to_vec();
+    engines.retain(|engine| has(engine.program()));
+    engines.retain(|engine| *engine != Engine::Containerd || !is_dockers);
+    engines
+}
+
+/// What there is to divide.
+fn machine(host: &Host) -> Result<String> {
+    let stock = stock(host, None)?;
+    let cores = stock.cores.iter();
+    let cpus: CpuSet = cores.flat_map(|core| core.cpus.iter()).collect();
+    let levels = Levels::of(host, &cpus);
+    let count = |number: usize, one: &str| match number {
+        1 => format!("1 {one}"),
+        number => format!("{number} {one}s"),
+    };
+    Ok(format!(
+        "machine: {}, {}, in {} and {}; the core of CPU {} is the host's",
+        count(stock.cores.len(), "core"),
+        count(cpus.len(), "CPU"),
+        count(levels.packages.len().max(1), "package"),
+        count(levels.nodes.len().max(1), "NUMA node"),
+        stock.reserved
+    ))
+}
+
+fn pools(args: &Setup, is_dry_run: bool) -> Init {
+    Init {
+        pool: args.pool.clone(),
+        dry_run: is_dry_run,
+        ..Init::default()
+    }
+}
+
+fn place(engine: Engine, is_dry_run: bool) -> InstallPlace {
+    InstallPlace {
+        target: TargetArg::of(engine),
+        engine_config: None,
+        hooks_dir: None,
+        user: false,
+        dry_run: is_dry_run,
+    }
+}
+
+/// The first exclusive pool by name.
+fn exclusive_pool(settings: &Settings) -> Result<Option<String>> {
+    let site = settings.site();
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
+    for name in directory.pool_names()? {
+        if directory.pool(&name)?.kind == Kind::Exclusive {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// What to type for a first container.
+fn first_command(engine: Engine, pool: &str) -> String {
+    match engine {
+        Engine::Podman => format!("podman run --rm --annotation pinfold.io/pool={pool} IMAGE"),
+        Engine::Docker => {
+            format!("docker run --rm --runtime {RUNTIME} --annotation pinfold.io/pool={pool} IMAGE")
+        }
+        Engine::Containerd | Engine::Crio => format!(
+            "crictl runp --runtime {RUNTIME} POD.json    # with the annotation pinfold.io/pool: {pool}"
+        ),
+    }
+}
+
+/// Asks on a terminal, unless that was answered already.
+fn ensure_agreed(yes: bool, question: &str) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    ensure!(
+        io::stdin().is_terminal(),
+        Refusal::usage(
+            "nobody can be asked here: standard input is no terminal",
+            "add --yes to do it, or --dry-run to look"
+        )
+    );
+    let mut terminal = io::stderr();
+    write!(terminal, "{question} [y/N] ")?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    let is_agreed = matches!(answer.trim(), "y" | "Y" | "yes");
+    ensure!(
+        is_agreed,
+        Refusal::new("nothing was changed", "answer y to go on, or add --yes")
+    );
+    Ok(())
+}
+
+fn words(engines: &[Engine]) -> String {
+    let words: Vec<&str> = engines.iter().map(|engine| engine.word()).collect();
+    words.join(", ")
+}
+
+fn path(path: &Path) -> impl Display {
+    one_line(&path.display().to_string())
+}

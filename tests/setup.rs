@@ -1,0 +1,136 @@
+//! `pinfold setup` on a tree that stands in for a machine: from nothing to where all is well, and back to nothing.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use common::Machine;
+
+/// What is in each file below a directory.
+fn files(directory: &Path) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.display().to_string();
+        if path.symlink_metadata().unwrap().is_dir() {
+            files.extend(self::files(&path));
+        } else {
+            files.insert(name, fs::read_to_string(&path).unwrap());
+        }
+    }
+    files
+}
+
+/// The same of what `setup` may change.
+fn changeable(machine: &Machine) -> BTreeMap<String, String> {
+    let mut all = files(&machine.path("etc"));
+    for directory in ["var", "usr/share"] {
+        let path = machine.path(directory);
+        if path.exists() {
+            all.extend(files(&path));
+        }
+    }
+    all
+}
+
+fn set_up(machine: &Machine, more: &[&str]) -> Output {
+    machine.pinfold(&[&["setup", "--bin-dir", "/usr/local/bin"], more].concat())
+}
+
+fn said(output: &Output) -> String {
+    let bytes = [output.stdout.as_slice(), &output.stderr].concat();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn from_nothing_to_where_all_is_well_and_back() {
+    let machine = Machine::without_pools();
+    let before = changeable(&machine);
+    let output = set_up(&machine, &["--yes"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let text = said(&output);
+    for part in [
+        "machine: 4 cores, 4 CPUs, in 1 package and 1 NUMA node",
+        // containerd is docker's own.
+        "engines: podman, crio, docker\n",
+        "podman run --rm --annotation pinfold.io/pool=dataplane IMAGE",
+        "docker run --rm --runtime pinfold --annotation pinfold.io/pool=dataplane IMAGE",
+        "systemctl restart docker",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("fault"), "{text}");
+
+    let once = changeable(&machine);
+    let again = set_up(&machine, &["--yes"]);
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    assert_eq!(
+        changeable(&machine),
+        once,
+        "the second time changes nothing"
+    );
+
+    let trial = machine.pinfold(&["setup", "--undo", "--dry-run"]);
+    assert_eq!(trial.status.code(), Some(0), "{}", said(&trial));
+    assert_eq!(changeable(&machine), once, "a trial changes nothing");
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(0), "{}", said(&back));
+    assert_eq!(changeable(&machine), before);
+    assert!(!machine.path("etc/kcm").exists());
+    let twice = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(twice.status.code(), Some(1), "{}", said(&twice));
+}
+
+#[test]
+fn nothing_is_done_without_a_yes() {
+    let machine = Machine::without_pools();
+    let before = changeable(&machine);
+    for (more, code) in [(&["--dry-run"][..], 0), (&[][..], 2)] {
+        let output = set_up(&machine, more);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert!(said(&output).contains("would make"), "{}", said(&output));
+        assert_eq!(changeable(&machine), before);
+    }
+}
+
+#[test]
+fn pools_that_were_there_outlive_the_undoing() {
+    let machine = Machine::without_pools();
+    let made = machine.pinfold(&["init", "--pool", "mine=1:exclusive"]);
+    assert!(made.status.success(), "{}", said(&made));
+    let pools = files(&machine.path("etc/kcm"));
+    let output = set_up(&machine, &["--yes", "--engine", "docker"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(
+        said(&output).contains("pools: those in"),
+        "{}",
+        said(&output)
+    );
+    assert!(
+        said(&output).contains("pinfold.io/pool=mine"),
+        "{}",
+        said(&output)
+    );
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(0), "{}", said(&back));
+    assert_eq!(files(&machine.path("etc/kcm")), pools);
+}
+
+#[test]
+fn what_it_did_is_believed_of_root_alone() {
+    let machine = Machine::without_pools();
+    let output = set_up(&machine, &["--yes", "--engine", "podman"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    for (content, mode) in [("{", 0o644), ("{\"engines\":[]}", 0o666)] {
+        machine.put("var/lib/pinfold/setup.json", content);
+        machine.mode("var/lib/pinfold/setup.json", mode);
+        let output = machine.pinfold(&["setup", "--undo", "--yes"]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("setup.json"), "{}", said(&output));
+        assert!(machine.path("etc/kcm/pools").exists());
+    }
+}
