@@ -1,8 +1,10 @@
 //! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
 
+mod steady;
 mod summed;
 mod trust;
 
+pub use steady::SteadyFile;
 pub use summed::{summed, unsummed};
 pub use trust::{Way, ensure_trusted_way};
 

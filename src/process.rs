@@ -156,15 +156,11 @@ pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
     Ok(false)
 }
 
-/// The CPU time that a process's threads have used outside the kernel and inside it, in clock ticks
-/// (proc_pid_stat(5), fields 14 and 15); `None` where it is gone.
-///
-/// # Errors
-/// It cannot be read.
-pub fn cpu_ticks(host: &Host, pid: i32) -> Result<Option<(u64, u64)>> {
-    let stat = files::read_if_there(&host.proc_pid(pid, "stat"))?;
-    let stat = stat.and_then(|text| Stat::parse(&text));
-    Ok(stat.map(|stat| (stat.user, stat.system)))
+/// The CPU time that a process's threads have used outside the kernel and inside it, in clock ticks,
+/// as the text of its `stat` tells (proc_pid_stat(5), fields 14 and 15); `None` where that is not in
+/// its form.
+pub fn ticks_in(stat: &str) -> Option<(u64, u64)> {
+    Stat::parse(stat).map(|stat| (stat.user, stat.system))
 }
 
 /// The CPU time, outside the kernel and inside it, of all children of this process that it has
@@ -179,42 +175,6 @@ pub fn usage_of_waited() -> io::Result<(Duration, Duration)> {
         seconds + Duration::from_micros(value.tv_usec().unsigned_abs())
     };
     Ok((time(usage.user_time()), time(usage.system_time())))
-}
-
-/// How often threads gave up a CPU or lost it, and moved to another.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Switches {
-    /// Context switches, voluntary ones and others (proc_pid_status(5)).
-    pub switches: u64,
-    /// Moves between CPUs (`/proc/<pid>/sched`); `None` where the kernel does not say.
-    pub migrations: Option<u64>,
-}
-
-/// The same of all threads of a process that are there.
-///
-/// # Errors
-/// Its threads cannot be listed.
-pub fn switches(host: &Host, pid: i32) -> Result<Switches> {
-    let mut sum = Switches::default();
-    for thread in files::names_in(&host.proc_pid(pid, "task"))? {
-        // A thread can end at any time.
-        let read = |file: &str| {
-            files::read(&host.proc_pid(pid, &format!("task/{thread}/{file}"))).unwrap_or_default()
-        };
-        let status = read("status");
-        let counts = status.lines().filter_map(|line| {
-            let (_, count) = line.split_once("voluntary_ctxt_switches:")?;
-            count.trim().parse::<u64>().ok()
-        });
-        sum.switches += counts.sum::<u64>();
-        let sched = read("sched");
-        let mut lines = sched.lines().filter_map(|line| line.split_once(':'));
-        let moves = lines.find(|(key, _)| key.trim() == "se.nr_migrations");
-        if let Some(moves) = moves.and_then(|(_, count)| count.trim().parse::<u64>().ok()) {
-            sum.migrations = Some(sum.migrations.unwrap_or_default() + moves);
-        }
-    }
-    Ok(sum)
 }
 
 /// What is used of `/proc/<pid>/stat`.

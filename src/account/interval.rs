@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Account, Meter, Reading};
-use crate::process::Switches;
+use super::{Account, Meter, Reading, time_online};
 
 /// What happened between two readings.
 #[derive(Debug)]
@@ -21,7 +20,8 @@ pub struct Interval {
 pub struct Share {
     /// The totals at the end.
     pub account: Account,
-    /// The time that the owner used, outside the kernel and inside it.
+    /// The time that the owner used, outside the kernel and inside it; what it used on other CPUs is
+    /// left out where the kernel tells for each CPU.
     pub utilisation: f64,
     /// How many CPUs were busy with it on average: 1 is one CPU all the time.
     pub busy_cpus: f64,
@@ -41,7 +41,7 @@ pub struct Share {
     pub waited: Option<f64>,
     /// Context switches a second.
     pub switches: Option<f64>,
-    /// Moves between CPUs a second.
+    /// Moves between CPUs a second, over the last seconds.
     pub migrations: Option<f64>,
 }
 
@@ -61,6 +61,13 @@ impl Reading {
         }
     }
 
+    /// Has an owner gone since an earlier reading of the same meters?
+    pub fn has_lost(&self, before: &Reading) -> bool {
+        let pairs = self.accounts.iter().zip(&before.accounts);
+        let mut gone = pairs.filter(|(now, then)| now.is_none() && then.is_some());
+        gone.next().is_some()
+    }
+
     fn share(
         &self,
         before: &Reading,
@@ -71,11 +78,17 @@ impl Reading {
     ) -> Share {
         let mut counted = 0u32;
         let (mut idle, mut irq, mut softirq, mut steal) = (0.0, 0.0, 0.0, 0.0);
+        let mut told = 0.0;
         for cpu in meter.cpus.iter() {
             let (Some(now), Some(then)) = (self.cpus.get(&cpu), before.cpus.get(&cpu)) else {
                 continue;
             };
+            // It was offline meanwhile, and its idle time has begun anew.
+            if now.idle < then.idle {
+                continue;
+            }
             counted += 1;
+            told += less(now.counted, then.counted);
             idle += less(now.idle, then.idle);
             irq += less(now.irq, then.irq);
             softirq += less(now.softirq, then.softirq);
@@ -84,21 +97,24 @@ impl Reading {
         let seconds = length.as_secs_f64();
         let whole = (seconds * f64::from(counted)).max(f64::MIN_POSITIVE);
         let used = less(account.usage.total, earlier.usage.total);
-        let busy = f64::from(counted) * seconds - idle - steal;
+        let used_here = match (account.on_its_cpus, earlier.on_its_cpus) {
+            (Some(now), Some(then)) => less(now, then),
+            _ => used,
+        };
+        let busy = time_online(f64::from(counted) * seconds, told, used_here) - idle - steal;
         let part = |time: f64| (time / whole).clamp(0.0, 1.0);
         let of_time = |now: Option<Duration>, then: Option<Duration>| {
             Some(less(now?, then?) / seconds.max(f64::MIN_POSITIVE))
         };
-        let a_second = |count: fn(Switches) -> Option<u64>| {
-            let (now, then) = (account.switches?, earlier.switches?);
-            let counted = count(now)?.saturating_sub(count(then)?);
-            Some(counted as f64 / seconds.max(f64::MIN_POSITIVE))
+        let switches = match (account.switches, earlier.switches) {
+            (Some(now), Some(then)) => Some(now.saturating_sub(then) as f64),
+            _ => None,
         };
         Share {
             account,
-            utilisation: part(used),
+            utilisation: part(used_here),
             busy_cpus: used / seconds.max(f64::MIN_POSITIVE),
-            noise: part(busy - used - irq - softirq),
+            noise: part(busy - used_here - irq - softirq),
             irq: part(irq),
             softirq: part(softirq),
             steal: part(steal),
@@ -107,8 +123,8 @@ impl Reading {
                 _ => None,
             },
             waited: of_time(account.waited, earlier.waited),
-            switches: a_second(|all| Some(all.switches)),
-            migrations: a_second(|all| all.migrations),
+            switches: switches.map(|count| count / seconds.max(f64::MIN_POSITIVE)),
+            migrations: account.migrations,
         }
     }
 }
@@ -133,17 +149,25 @@ mod tests {
                 ..Usage::default()
             },
             source: Source::Group,
+            on_its_cpus: None,
             throttled: Some(Duration::from_secs_f64(total / 2.0)),
             waited: None,
             switches: None,
+            migrations: None,
         })
     }
 
-    fn reading(at: Instant, times: &[(u32, f64, f64)], accounts: Vec<Option<Account>>) -> Reading {
-        let times = times.iter().map(|(cpu, idle, softirq)| {
+    /// Times are of CPUs: idle, with software interrupts, and all.
+    fn reading(
+        at: Instant,
+        times: &[(u32, f64, f64, f64)],
+        accounts: Vec<Option<Account>>,
+    ) -> Reading {
+        let times = times.iter().map(|(cpu, idle, softirq, counted)| {
             let times = Times {
                 idle: Duration::from_secs_f64(*idle),
                 softirq: Duration::from_secs_f64(*softirq),
+                counted: Duration::from_secs_f64(*counted),
                 ..Times::default()
             };
             (*cpu, times)
@@ -165,14 +189,22 @@ mod tests {
         let meters = [meter("2-3"), meter("5"), meter("9")];
         let before = reading(
             start,
-            &[(2, 10.0, 0.0), (3, 20.0, 0.0), (5, 7.0, 1.0)],
+            &[
+                (2, 10.0, 0.0, 50.0),
+                (3, 20.0, 0.0, 50.0),
+                (5, 7.0, 1.0, 50.0),
+            ],
             vec![account(4.0), account(1.0), account(1.0)],
         );
         let now = reading(
             start + Duration::from_secs(10),
             // CPU 2 was never idle, 3 half the time; 5 was busy for a second, half of it with
             // software interrupts.
-            &[(2, 10.0, 0.0), (3, 25.0, 0.0), (5, 16.0, 1.5)],
+            &[
+                (2, 10.0, 0.0, 60.0),
+                (3, 25.0, 0.0, 60.0),
+                (5, 16.0, 1.5, 60.0),
+            ],
             vec![account(18.0), account(1.0), account(0.5)],
         );
         let interval = now.since(&before, &meters);
@@ -194,11 +226,52 @@ mod tests {
     #[test]
     fn who_began_meanwhile_has_no_share_yet() {
         let start = Instant::now();
-        let before = reading(start, &[(2, 0.0, 0.0)], vec![None]);
+        let before = reading(start, &[(2, 0.0, 0.0, 0.0)], vec![None]);
         let later = start + Duration::from_secs(1);
-        let now = reading(later, &[(2, 0.0, 0.0)], vec![account(1.0)]);
+        let now = reading(later, &[(2, 0.0, 0.0, 0.0)], vec![account(1.0)]);
         assert_eq!(now.since(&before, &[meter("2")]).shares, [None]);
         // Nor has anybody where no time has passed.
         assert_eq!(now.since(&now, &[meter("2")]).shares, [None]);
+    }
+
+    #[test]
+    fn what_an_owner_used_elsewhere_is_no_use_of_its_cpus() {
+        let start = Instant::now();
+        let on = |total: f64, here: f64| {
+            account(total).map(|account| Account {
+                on_its_cpus: Some(Duration::from_secs_f64(here)),
+                ..account
+            })
+        };
+        let before = reading(start, &[(2, 0.0, 0.0, 0.0)], vec![on(4.0, 1.0)]);
+        let later = start + Duration::from_secs(10);
+        let now = reading(later, &[(2, 2.0, 0.0, 10.0)], vec![on(20.0, 4.0)]);
+        let share = now.since(&before, &[meter("2")]).shares[0].unwrap();
+        let near = |one: f64, other: f64| assert!((one - other).abs() < 1e-9, "{one} {other}");
+        near(share.utilisation, 0.3);
+        near(share.busy_cpus, 1.6);
+        near(share.noise, 0.5);
+    }
+
+    #[test]
+    fn a_cpu_that_was_offline_is_not_noisy() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(10);
+        for (then, now, noise) in [
+            // Offline for six of ten seconds, idle for three.
+            ((5.0, 100.0), (8.0, 104.0), 0.1),
+            // Its idle time has begun anew.
+            ((50.0, 100.0), (1.0, 104.0), 0.0),
+            // Busy with the owner, though no tick has met that.
+            ((5.0, 100.0), (9.0, 104.0), 0.1),
+        ] {
+            let used = if now.0 == 9.0 { 5.0 } else { 0.0 };
+            let before = [(2, then.0, 0.0, then.1)];
+            let before = reading(start, &before, vec![account(1.0)]);
+            let now = [(2, now.0, 0.0, now.1)];
+            let now = reading(later, &now, vec![account(1.0 + used)]);
+            let share = now.since(&before, &[meter("2")]).shares[0].unwrap();
+            assert!((share.noise - noise).abs() < 1e-9, "{share:?}");
+        }
     }
 }

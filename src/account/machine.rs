@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cgroup::cpuacct::ticks;
-use crate::files;
-use crate::host::Host;
+use crate::files::SteadyFile;
 
 /// Totals of one CPU since the machine started, in clock ticks of the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,12 +19,19 @@ pub struct Times {
     pub softirq: Duration,
     /// A hypervisor ran somebody else.
     pub steal: Duration,
+    /// These, and the time in which processes ran: all that was counted. It stands still while the
+    /// CPU is offline.
+    pub counted: Duration,
 }
 
+/// How many of the fields of a CPU's line are times of its own: those behind them are in the first
+/// two as well.
+const FIELDS: usize = 8;
+
 /// The counters of each CPU that is online.
-pub(super) fn times(host: &Host) -> Result<BTreeMap<u32, Times>> {
-    let path = host.proc_stat();
-    let text = files::read(&path)?;
+pub(super) fn times(stat: &mut SteadyFile) -> Result<BTreeMap<u32, Times>> {
+    // Read to its end, for a file system of somebody's may stand in for it, as lxcfs.
+    let text = stat.read_list()?.context("there is no /proc/stat")?;
     // The lines of CPUs are the first; that of interrupts, which can be long, comes behind them.
     let lines = text.lines().take_while(|line| line.starts_with("cpu"));
     let lines = lines.filter_map(|line| line.strip_prefix("cpu")?.split_once(' '));
@@ -37,16 +43,20 @@ pub(super) fn times(host: &Host) -> Result<BTreeMap<u32, Times>> {
                 .map(|field| field.parse().ok())
                 .collect::<Option<_>>()?;
             let field = |index: usize| ticks(fields.get(index).copied().unwrap_or_default()).ok();
+            let counted = fields
+                .iter()
+                .take(FIELDS)
+                .try_fold(0u64, |sum, field| sum.checked_add(*field));
             let times = Times {
                 idle: field(3)? + field(4)?,
                 irq: field(5)?,
                 softirq: field(6)?,
                 steal: field(7)?,
+                counted: ticks(counted?).ok()?,
             };
             Some((number.parse().ok()?, times))
         };
-        let (number, times) = read()
-            .with_context(|| format!("read {}: not in the form of proc_stat(5)", path.display()))?;
+        let (number, times) = read().context("read /proc/stat: not in the form of proc_stat(5)")?;
         all.insert(number, times);
     }
     Ok(all)
@@ -55,28 +65,29 @@ pub(super) fn times(host: &Host) -> Result<BTreeMap<u32, Times>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files;
 
     #[test]
     fn reads_the_lines_of_cpus_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let host = Host::new(dir.path());
+        let path = dir.path().join("stat");
         let put = |text: &str| {
-            std::fs::create_dir_all(dir.path().join("proc")).unwrap();
-            let path = dir.path().join("proc/stat");
             files::replace(&path, text.as_bytes(), 0o444, files::Durability::Crash).unwrap();
         };
+        let times = || times(&mut SteadyFile::new(path.clone()));
         put(
             "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 50 1000 20 3 4 5 0 0\ncpu7 1 2 3 4\nintr 77 0 1\nctxt 5\n",
         );
-        let all = times(&host).unwrap();
+        let all = times().unwrap();
         assert_eq!(all.keys().copied().collect::<Vec<_>>(), [0, 7]);
         let hundredths = |count: u64| Duration::from_millis(10 * count);
         assert_eq!(all[&0].idle, hundredths(1020));
         assert_eq!(all[&0].softirq, hundredths(4));
         assert_eq!(all[&0].steal, hundredths(5));
+        assert_eq!(all[&0].counted, hundredths(1182));
         // Older kernels have fewer columns.
         assert_eq!(all[&7].irq, Duration::ZERO);
         put("cpu0 1 x 3 4\n");
-        assert!(times(&host).is_err());
+        assert!(times().is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, Meter, Source, Times};
+use super::{Account, Meter, Source, Times, time_online};
 use std::collections::BTreeMap;
 
 /// What one meter showed at one moment of this boot. Times are in seconds.
@@ -20,6 +20,9 @@ pub struct Mark {
     pub system: f64,
     /// How that is known.
     pub source: Source,
+    /// The part of it that was used on its own CPUs, where the kernel tells for each CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_its_cpus: Option<f64>,
     /// What its CPUs had done until then; `None` where nobody looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<OfCpus>,
@@ -35,6 +38,10 @@ pub struct OfCpus {
     /// The time in which neither the owner ran nor anybody who counts as noise: idle, interrupts,
     /// software interrupts, and what a hypervisor took.
     pub quiet: f64,
+    /// All that was counted of them, which stands still while one is offline; `None` in marks of
+    /// older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<f64>,
 }
 
 /// What others did on an owner's CPUs, in CPU seconds, and how long they were watched, in seconds.
@@ -64,6 +71,7 @@ impl Mark {
             user: usage.user.as_secs_f64(),
             system: usage.system.as_secs_f64(),
             source: account.source,
+            on_its_cpus: account.on_its_cpus.map(|time| time.as_secs_f64()),
             cpus: times.map(|times| OfCpus::new(meter, times)),
         }
     }
@@ -74,9 +82,19 @@ impl Mark {
         let (now, then) = (self.cpus.as_ref()?, before.cpus.as_ref()?);
         let over = self.clock - before.clock;
         let used = self.total - before.total;
+        // What it used elsewhere kept none of its own CPUs busy.
+        let used_here = match (self.on_its_cpus, before.on_its_cpus) {
+            (Some(now), Some(then)) => now - then,
+            _ => used,
+        };
         let quiet = now.quiet - then.quiet;
         let is_told = now.cpus == then.cpus && over > 0.0 && used >= 0.0 && quiet >= 0.0;
-        let seconds = f64::from(now.count) * over - quiet - used;
+        let whole = f64::from(now.count) * over;
+        let counted = match (now.counted, then.counted) {
+            (Some(now), Some(then)) => now - then,
+            _ => whole,
+        };
+        let seconds = time_online(whole, counted, used_here) - quiet - used_here;
         is_told.then(|| Noise {
             seconds,
             most: seconds.max(0.0),
@@ -89,12 +107,13 @@ impl OfCpus {
     fn new(meter: &Meter, times: &BTreeMap<u32, Times>) -> OfCpus {
         let online = meter.cpus.iter().filter(|cpu| times.contains_key(cpu));
         let online: crate::cpulist::CpuSet = online.collect();
-        let quiet = online.iter().filter_map(|cpu| times.get(&cpu)).map(|of| {
-            let quiet = of.idle + of.irq + of.softirq + of.steal;
-            quiet.as_secs_f64()
-        });
+        let sum = |time: fn(&Times) -> Duration| {
+            let each = online.iter().filter_map(|cpu| times.get(&cpu)).map(time);
+            each.sum::<Duration>().as_secs_f64()
+        };
         OfCpus {
-            quiet: quiet.sum(),
+            quiet: sum(|of| of.idle + of.irq + of.softirq + of.steal),
+            counted: Some(sum(|of| of.counted)),
             count: u32::try_from(online.len()).unwrap_or(u32::MAX),
             cpus: online.to_string(),
         }
@@ -125,10 +144,12 @@ mod tests {
             user: total,
             system: 0.0,
             source: Source::Group,
+            on_its_cpus: None,
             cpus: (!cpus.is_empty()).then(|| OfCpus {
                 cpus: cpus.to_owned(),
                 count: 2,
                 quiet,
+                counted: None,
             }),
         }
     }
@@ -157,5 +178,23 @@ mod tests {
         assert_eq!((quiet.seconds, quiet.most), (-0.5, 0.0));
         let sum = sum.and(Some(quiet));
         assert_eq!((sum.seconds, sum.most), (1.5, 2.0));
+    }
+
+    #[test]
+    fn what_was_used_elsewhere_and_time_offline_are_no_part_of_it() {
+        let at = |clock: f64, total: f64, here: f64, quiet: f64, counted: f64| {
+            let mut mark = mark(clock, total, "2-3", quiet);
+            mark.on_its_cpus = Some(here);
+            mark.cpus.as_mut().unwrap().counted = Some(counted);
+            mark
+        };
+        let before = at(100.0, 3.0, 2.0, 50.0, 150.0);
+        let noise = |now: &Mark| now.noise_since(&before).unwrap().seconds;
+        // Of four seconds it used one on its CPUs, which were busy for five.
+        assert_eq!(noise(&at(110.0, 7.0, 3.0, 65.0, 170.0)), 4.0);
+        // Ticks are missed, but not many.
+        assert_eq!(noise(&at(110.0, 7.0, 3.0, 65.0, 168.0)), 4.0);
+        // One CPU was offline for eight seconds, idle for the rest of the time.
+        assert_eq!(noise(&at(110.0, 7.0, 6.0, 57.0, 162.0)), 1.0);
     }
 }

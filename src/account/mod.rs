@@ -7,7 +7,10 @@
 mod interval;
 mod machine;
 mod mark;
+mod members;
+mod meter;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -18,12 +21,13 @@ use serde::{Deserialize, Serialize};
 pub use interval::{Interval, Share};
 pub use machine::Times;
 pub use mark::{Mark, Noise, OfCpus};
+pub use meter::{Depth, Meter};
 
 use crate::cgroup::cpuacct::{self, Usage};
-use crate::cgroup::{Group, Hierarchy, Version, cpu, cpuset, pressure};
+use crate::cgroup::{Group, Hierarchy, Version, cpu, cpuset};
 use crate::cpulist::CpuSet;
+use crate::files::{self, SteadyFile};
 use crate::host::Host;
-use crate::process::{self, Switches};
 
 /// The hierarchies that keep accounts, where they are mounted.
 #[derive(Debug)]
@@ -32,17 +36,17 @@ pub struct Accounts<'a> {
     cpuset: Option<Hierarchy>,
     cpuacct: Option<Hierarchy>,
     cpu: Option<Hierarchy>,
+    /// The CPUs that the machine can have, once somebody has asked.
+    possible: OnceCell<Option<CpuSet>>,
 }
 
-/// Where the account of one owner is.
+/// The meters of all owners, which are read together, again and again.
 #[derive(Debug)]
-pub struct Meter {
-    /// Its CPUs.
-    pub cpus: CpuSet,
-    pid: i32,
-    confines: Option<Group>,
-    usage: Option<Group>,
-    throttled: Option<Group>,
+pub struct Meters<'a> {
+    accounts: &'a Accounts<'a>,
+    stat: SteadyFile,
+    /// One for each owner.
+    pub all: Vec<Meter>,
 }
 
 /// How an owner's CPU time is known.
@@ -76,15 +80,19 @@ pub struct Account {
     pub usage: Usage,
     /// How that is known.
     pub source: Source,
+    /// The part of it that was used on the owner's own CPUs, where the kernel tells for each CPU
+    /// (version 1).
+    pub on_its_cpus: Option<Duration>,
     /// How long a bandwidth limit kept it from running, added up over CPUs; `None` where the kernel
     /// does not say.
     pub throttled: Option<Duration>,
     /// How long a process of its waited for a CPU (pressure stall information); `None` where the
     /// kernel does not say.
     pub waited: Option<Duration>,
-    /// How often its threads gave up a CPU or lost it, and moved between CPUs; only where that was
-    /// asked for.
-    pub switches: Option<Switches>,
+    /// How often its threads that are there gave up a CPU or lost it; only where that was asked for.
+    pub switches: Option<u64>,
+    /// How often they moved between CPUs lately, a second, where the kernel says.
+    pub migrations: Option<f64>,
 }
 
 /// What all meters showed at one moment.
@@ -95,49 +103,6 @@ pub struct Reading {
     accounts: Vec<Option<Account>>,
 }
 
-impl Meter {
-    /// Is the group that it reads the account of still there, and is nobody in it? Then nothing is
-    /// added to that any more.
-    ///
-    /// # Errors
-    /// A group that cannot be looked at.
-    pub fn is_final(&self) -> Result<bool> {
-        let Some(usage) = &self.usage else {
-            return Ok(false);
-        };
-        let of_confines = self.confines.as_ref().map(Group::is_populated);
-        let is_empty = !usage.is_populated()? && !of_confines.transpose()?.unwrap_or(false);
-        Ok(is_empty && usage.inode()?.is_some())
-    }
-
-    /// Does it read the account of a group?
-    pub fn has_group(&self) -> bool {
-        self.usage.is_some()
-    }
-
-    /// Is any other process in the owner's group than this one?
-    ///
-    /// # Errors
-    /// A group that cannot be looked at.
-    pub fn holds_others_than(&self, pid: i32) -> Result<bool> {
-        let Some(group) = &self.confines else {
-            return Ok(false);
-        };
-        Ok(group.all_pids()?.iter().any(|other| *other != pid))
-    }
-
-    /// One that knows of a process alone.
-    pub fn of_process(pid: i32, cpus: &CpuSet) -> Meter {
-        Meter {
-            cpus: cpus.clone(),
-            pid,
-            confines: None,
-            usage: None,
-            throttled: None,
-        }
-    }
-}
-
 impl Accounts<'_> {
     /// Finds the hierarchies.
     pub fn of(host: &Host) -> Accounts<'_> {
@@ -146,6 +111,7 @@ impl Accounts<'_> {
             cpuset: cpuset::hierarchy(host).ok(),
             cpuacct: cpuacct::hierarchy(host).ok(),
             cpu: cpu::hierarchy(host).ok(),
+            possible: OnceCell::new(),
         }
     }
 
@@ -181,13 +147,8 @@ impl Accounts<'_> {
             (Some(hierarchy), Some(confines)) => self.own_group(hierarchy, confines, pid),
             _ => Ok(None),
         };
-        Ok(Meter {
-            cpus: cpus.clone(),
-            pid,
-            usage: own(&self.cpuacct)?,
-            throttled: own(&self.cpu)?,
-            confines,
-        })
+        let (usage, throttled) = (own(&self.cpuacct)?, own(&self.cpu)?);
+        Ok(Meter::new(pid, cpus, confines, usage, throttled))
     }
 
     /// The same of an owner that may have no process any more, in the group of its claim: runtimes
@@ -200,13 +161,8 @@ impl Accounts<'_> {
             let hierarchy = hierarchy.as_ref();
             hierarchy.map(|of| of.group(path)).transpose()
         };
-        Ok(Meter {
-            cpus: cpus.clone(),
-            pid: 0,
-            confines: group(&self.cpuset)?,
-            usage: group(&self.cpuacct)?,
-            throttled: None,
-        })
+        let (confines, usage) = (group(&self.cpuset)?, group(&self.cpuacct)?);
+        Ok(Meter::new(0, cpus, confines, usage, None))
     }
 
     /// What each CPU that is online has done since the machine started.
@@ -214,7 +170,7 @@ impl Accounts<'_> {
     /// # Errors
     /// The machine's own counters cannot be read.
     pub fn times(&self) -> Result<BTreeMap<u32, Times>> {
-        machine::times(self.host)
+        machine::times(&mut SteadyFile::new(self.host.proc_stat()))
     }
 
     /// What a meter shows now, to be kept; with what its CPUs have done, where `times` tells.
@@ -224,11 +180,11 @@ impl Accounts<'_> {
     /// A file that cannot be read.
     pub fn mark(
         &self,
-        meter: &Meter,
+        meter: &mut Meter,
         times: Option<&BTreeMap<u32, Times>>,
     ) -> Result<Option<Mark>> {
         let clock = now()?;
-        let account = self.account(meter, false)?;
+        let account = self.account(meter, Depth::Usage)?;
         Ok(account.map(|account| Mark::new(clock, &account, meter, times)))
     }
 
@@ -250,9 +206,11 @@ impl Accounts<'_> {
                 system,
             },
             source: Source::Waited,
+            on_its_cpus: None,
             throttled: None,
             waited: None,
             switches: None,
+            migrations: None,
         };
         Ok(Mark::new(now()?, &account, meter, Some(times)))
     }
@@ -283,15 +241,43 @@ impl Accounts<'_> {
         Ok(others.iter().all(|pid| own.contains(pid)).then_some(group))
     }
 
-    /// Reads all meters; of threads only what is asked for, for there can be thousands of them.
+    /// All meters, to be read together.
+    pub fn together(&self, all: Vec<Meter>) -> Meters<'_> {
+        Meters {
+            accounts: self,
+            stat: SteadyFile::new(self.host.proc_stat()),
+            all,
+        }
+    }
+
+    /// One owner's totals; `None` where it is gone.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn account(&self, meter: &mut Meter, depth: Depth) -> Result<Option<Account>> {
+        meter.account(self.host, || self.possible(), depth)
+    }
+
+    /// The CPUs that the machine can have (kernel: Documentation/admin-guide/cputopology.rst).
+    fn possible(&self) -> Option<CpuSet> {
+        let read = || {
+            let text = files::read_if_there(&self.host.sys_cpu("possible")).ok()??;
+            crate::cpulist::of_kernel(&text).parse().ok()
+        };
+        self.possible.get_or_init(read).clone()
+    }
+}
+
+impl Meters<'_> {
+    /// Reads all meters.
     ///
     /// # Errors
     /// The machine's own counters cannot be read.
-    pub fn read(&self, meters: &[Meter], with_switches: bool) -> Result<Reading> {
+    pub fn read(&mut self, depth: Depth) -> Result<Reading> {
         let at = Instant::now();
-        let cpus = machine::times(self.host)?;
-        let accounts = meters.iter().map(|meter| {
-            let account = self.account(meter, with_switches);
+        let cpus = machine::times(&mut self.stat)?;
+        let accounts = self.all.iter_mut().map(|meter| {
+            let account = self.accounts.account(meter, depth);
             account.unwrap_or_else(|error| {
                 log::info!("the account of process {}: {error:#}", meter.pid);
                 None
@@ -303,73 +289,20 @@ impl Accounts<'_> {
             cpus,
         })
     }
+}
 
-    /// One owner's totals; `None` where it is gone.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    pub fn account(&self, meter: &Meter, with_switches: bool) -> Result<Option<Account>> {
-        let of_group = match &meter.usage {
-            Some(group) => cpuacct::usage(group)?.map(|usage| (usage, Source::Group)),
-            None => None,
-        };
-        let pids = || match &meter.confines {
-            Some(group) => group.all_pids(),
-            None => Ok(vec![meter.pid]),
-        };
-        let (usage, source) = match of_group {
-            Some(known) => known,
-            None => match self.sum_over(&pids()?)? {
-                Some(usage) => (usage, Source::Processes),
-                None => return Ok(None),
-            },
-        };
-        Ok(Some(Account {
-            usage,
-            source,
-            throttled: match &meter.throttled {
-                Some(group) => cpu::throttled(group)?,
-                None => None,
-            },
-            waited: match &meter.confines {
-                Some(group) => pressure::cpu(group)?,
-                None => None,
-            },
-            switches: match with_switches {
-                true => Some(self.switches_of(&pids()?)?),
-                false => None,
-            },
-        }))
-    }
+/// The part of the time that is counted of CPUs that are there all the time, at least, and how many
+/// seconds it can be less: some times are counted by the clock tick that meets them.
+const LEAST_COUNTED: f64 = 0.9;
+const UNCOUNTED: f64 = 0.05;
 
-    fn sum_over(&self, pids: &[i32]) -> Result<Option<Usage>> {
-        let mut sum: Option<Usage> = None;
-        for pid in pids {
-            let Some((user, system)) = process::cpu_ticks(self.host, *pid)? else {
-                continue;
-            };
-            let (user, system) = (cpuacct::ticks(user)?, cpuacct::ticks(system)?);
-            let before = sum.unwrap_or_default();
-            sum = Some(Usage {
-                total: before.total + user + system,
-                user: before.user + user,
-                system: before.system + system,
-            });
-        }
-        Ok(sum)
-    }
-
-    fn switches_of(&self, pids: &[i32]) -> Result<Switches> {
-        let mut sum = Switches::default();
-        for pid in pids {
-            let of_process = process::switches(self.host, *pid)?;
-            sum.switches += of_process.switches;
-            sum.migrations = match (sum.migrations, of_process.migrations) {
-                (Some(one), Some(other)) => Some(one + other),
-                (one, other) => one.or(other),
-            };
-        }
-        Ok(sum)
+/// How long CPUs were there within a time, in CPU seconds, where the kernel has counted so much of
+/// them and their owner has used so much: while one is offline nothing is counted. What the owner
+/// used can be what no tick has met.
+fn time_online(whole: f64, counted: f64, used: f64) -> f64 {
+    match counted + used < LEAST_COUNTED * whole - UNCOUNTED {
+        true => counted,
+        false => whole,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Group, Hierarchy, Version, values};
-use crate::files;
+use crate::files::SteadyFile;
 use crate::host::Host;
 
 /// The hierarchy of this controller.
@@ -17,15 +17,37 @@ pub fn hierarchy(host: &Host) -> Result<Hierarchy> {
     Hierarchy::of(host, "cpu")
 }
 
-/// How long a group's processes were throttled since it was made, added up over CPUs; `None` where
-/// it is gone, or the controller is off there.
-///
-/// # Errors
-/// A file that cannot be read.
-pub fn throttled(group: &Group) -> Result<Option<Duration>> {
-    let text = files::read_if_there(&group.dir().join("cpu.stat"))?.unwrap_or_default();
-    Ok(match group.version() {
-        Version::V1 => values::number(&text, "throttled_time").map(Duration::from_nanos),
-        Version::V2 => values::number(&text, "throttled_usec").map(Duration::from_micros),
-    })
+/// The account of one group, which is read again and again.
+#[derive(Debug)]
+pub struct Counter {
+    version: Version,
+    stat: SteadyFile,
+}
+
+impl Counter {
+    /// That of a group, there or not.
+    pub fn of(group: &Group) -> Counter {
+        Counter {
+            version: group.version(),
+            stat: SteadyFile::new(group.dir().join("cpu.stat")),
+        }
+    }
+
+    /// How long the group's processes were throttled since it was made, added up over CPUs; `None`
+    /// where it is gone, or the controller is off there.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn throttled(&mut self) -> Result<Option<Duration>> {
+        let text = self.stat.read()?;
+        Ok(text.and_then(|text| throttled_in(self.version, &text)))
+    }
+}
+
+/// The same, where the text of the group's `cpu.stat` is known.
+pub fn throttled_in(version: Version, stat: &str) -> Option<Duration> {
+    match version {
+        Version::V1 => values::number(stat, "throttled_time").map(Duration::from_nanos),
+        Version::V2 => values::number(stat, "throttled_usec").map(Duration::from_micros),
+    }
 }

@@ -7,6 +7,7 @@ pub mod cpuacct;
 pub mod cpuset;
 pub mod of_config;
 pub mod pressure;
+mod roll;
 pub mod systemd;
 mod values;
 mod walk;
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
+
+pub use roll::Roll;
 
 use crate::files;
 use crate::host::Host;

@@ -8,32 +8,46 @@ use anyhow::Result;
 use nix::libc;
 
 use super::{Group, Version};
-use crate::files;
+use crate::files::SteadyFile;
 
-/// How long at least one process of the group waited since it was made; `None` where the kernel
-/// keeps no such account, or the group is gone.
-///
-/// # Errors
-/// A file that cannot be read.
-pub fn cpu(group: &Group) -> Result<Option<Duration>> {
-    if group.version() == Version::V1 {
-        return Ok(None);
+/// The account of one group, which is read again and again.
+#[derive(Debug)]
+pub struct Counter {
+    cpu: Option<SteadyFile>,
+}
+
+impl Counter {
+    /// That of a group, there or not.
+    pub fn of(group: &Group) -> Counter {
+        let file = || SteadyFile::new(group.dir().join("cpu.pressure"));
+        Counter {
+            cpu: (group.version() == Version::V2).then(file),
+        }
     }
-    let read = files::read_if_there(&group.dir().join("cpu.pressure"));
-    let text = match read {
-        // As the kernel says it where it was started without (psi=0).
-        Err(error) if is_not_kept(&error) => None,
-        read => read?,
-    };
-    let text = text.unwrap_or_default();
-    let some = text.lines().find_map(|line| line.strip_prefix("some "));
-    let total = some.and_then(|line| {
-        let mut parts = line.split(' ');
-        parts.find_map(|part| part.strip_prefix("total="))
-    });
-    Ok(total
-        .and_then(|total| total.parse().ok())
-        .map(Duration::from_micros))
+
+    /// How long at least one process of the group waited since it was made; `None` where the kernel
+    /// keeps no such account, or the group is gone.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn waited(&mut self) -> Result<Option<Duration>> {
+        let Some(file) = &mut self.cpu else {
+            return Ok(None);
+        };
+        let text = match file.read() {
+            // As the kernel says it where it was started without (psi=0).
+            Err(error) if is_not_kept(&error) => None,
+            read => read?,
+        };
+        Ok(text.and_then(|text| waited_in(&text)))
+    }
+}
+
+fn waited_in(text: &str) -> Option<Duration> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let mut parts = some.split(' ');
+    let total = parts.find_map(|part| part.strip_prefix("total="))?;
+    total.parse().ok().map(Duration::from_micros)
 }
 
 fn is_not_kept(error: &anyhow::Error) -> bool {

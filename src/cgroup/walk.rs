@@ -18,7 +18,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::Version;
 
 /// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
-const LINKS_OF_A_LEAF: u64 = 2;
+pub(super) const LINKS_OF_A_LEAF: u64 = 2;
 
 /// What stands for a process whose number is not to be had, as for one of another pid namespace
 /// (cgroups(7)).

@@ -265,11 +265,11 @@ impl Site {
             let accounts = Accounts::of(&self.host);
             let times = accounts.times()?;
             let path = claim.cgroup.as_ref().map(|group| group.path.as_str());
-            let meter = accounts.meter(claim.owner.pid, &claim.cpus, path)?;
+            let mut meter = accounts.meter(claim.owner.pid, &claim.cpus, path)?;
             // In the group of a unit we are as well.
             let is_final = began.is_some() && !meter.holds_others_than(claim.owner.pid)?;
             let mark = match meter.has_group() {
-                true => accounts.mark(&meter, Some(&times))?,
+                true => accounts.mark(&mut meter, Some(&times))?,
                 false => None,
             };
             let mark = match mark {
@@ -360,13 +360,13 @@ impl Reader<'_> {
                 break;
             }
         }
-        let meter = match living {
+        let mut meter = match living {
             Some(pid) => accounts.meter(pid, &claim.cpus, Some(&group.path))?,
             None => accounts.meter_of_group(&claim.cpus, &group.path)?,
         };
         // In that order: what is read of an empty group is all that there will be.
         let is_final = living.is_none() && meter.is_final()?;
-        let Some(mark) = accounts.mark(&meter, times(before.as_ref()).as_ref())? else {
+        let Some(mark) = accounts.mark(&mut meter, times(before.as_ref()).as_ref())? else {
             return Ok(before);
         };
         // Of processes those that ended have left the sum.

@@ -132,10 +132,12 @@ mod tests {
             user: total,
             system: 0.0,
             source: Source::Group,
+            on_its_cpus: Some(0.5),
             cpus: Some(OfCpus {
                 cpus,
                 count: 2,
                 quiet: 3.25,
+                counted: Some(7.5),
             }),
         };
         Sample::after(None, 7, mark, false)

@@ -1,14 +1,17 @@
 //! `pinfold stats` agrees with the kernel's own account, and sees who else is on an owner's CPUs.
 
 use crate::cases::{Case, each, plain};
+use crate::cgroups::{self, hierarchy};
 use crate::container::Container;
 use crate::engines::Engine;
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process::{self, Running};
+use crate::strace;
 use crate::world::{Kind, Standin, World, state};
 use nix::libc;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::time::Instant;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -23,6 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(plain("stats::a_noisy_neighbour", root, noisy_neighbour));
     cases.push(plain("stats::a_command_on_its_own", root, command));
     cases.push(plain("stats::a_picture_tells_loads", root, picture));
+    let strace = &[Need::Root, Need::Cpus(2), Need::Strace];
+    cases.push(plain("stats::a_sample_is_cheap", strace, a_sample_is_cheap));
     cases
 }
 
@@ -217,4 +222,120 @@ fn command(world: &World) {
     assert!(number(owner, "contextSwitchesPerSecond") >= 0.0, "{owner}");
     isolate.signal(libc::SIGTERM);
     isolate.wait();
+}
+
+/// So many owners, each in groups of its own in every hierarchy, as containers are.
+struct Crowd {
+    standins: Vec<Standin>,
+    groups: Vec<PathBuf>,
+}
+
+impl Crowd {
+    fn new(world: &World, count: usize) -> Crowd {
+        world.pool("sh", Kind::Shared, &["0-1"]);
+        let request = json!({ "pinfold.io/pool": "sh" });
+        let mut crowd = Crowd {
+            standins: Vec::new(),
+            groups: Vec::new(),
+        };
+        for number in 0..count {
+            let id = format!("owner-{number}");
+            let standin = Standin::new(world, &id);
+            world
+                .hook("prestart", &state(&id, standin.pid, request.clone()))
+                .ok();
+            if hierarchy().version == 1 {
+                let cpuset = standin.cgroup();
+                let below = cpuset.strip_prefix(&hierarchy().root).expect("it is below");
+                for controller in ["cpuacct", "cpu"] {
+                    let dir = cgroups::mount_with(controller).join(below);
+                    if std::fs::create_dir(&dir).is_ok() {
+                        crowd.groups.push(dir.clone());
+                    }
+                    std::fs::write(dir.join("cgroup.procs"), standin.pid.to_string())
+                        .expect("move it");
+                }
+            }
+            crowd.standins.push(standin);
+        }
+        crowd
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.standins.clear();
+        cgroups::clear(&self.groups);
+    }
+}
+
+/// The CPU time of one sample, in milliseconds: of many, once it goes on as it does for hours.
+fn cost_of_a_sample(world: &World, arguments: &[&str]) -> f64 {
+    const SAMPLES: usize = 40;
+    let line = [&["stats", "--interval", "0.1"], arguments].concat();
+    let stats = Running::start(&mut world.pinfold(&line), b"");
+    // A document a line, or tables with an empty line behind each.
+    let end = match arguments.contains(&"--json") {
+        true => "}\n",
+        false => "\n\n",
+    };
+    let at = |count: usize| {
+        process::eventually("it has taken samples", || {
+            (stats.stdout().matches(end).count() >= count).then_some(())
+        });
+        (ran_for(stats.pid()), stats.stdout().matches(end).count())
+    };
+    let (before, first) = at(5);
+    let (after, last) = at(5 + SAMPLES);
+    stats.kill();
+    1e3 * (after - before) / (last - first) as f64
+}
+
+/// How many system calls a sample takes: the median of those between two pauses.
+fn calls_of_a_sample(world: &World, arguments: &[&str]) -> usize {
+    let line = [&["stats", "--interval", "0.1"], arguments].concat();
+    let trace = world.dir.join("trace");
+    let command = world.pinfold(&line);
+    let mut strace = strace::under(&command, &["-qq".to_owned()], &trace);
+    let pauses = || {
+        let text = std::fs::read_to_string(&trace).unwrap_or_default();
+        let is_pause = |line: &&str| line.contains("nanosleep(") && line.contains("99");
+        text.lines().filter(is_pause).count()
+    };
+    let stats = Running::start(&mut strace, b"");
+    process::eventually("it has taken samples", || (pauses() >= 25).then_some(()));
+    // strace hands nothing on to it.
+    let of_world = process::processes_mentioning(&world.conf.display().to_string());
+    of_world
+        .iter()
+        .for_each(|pid| process::send(*pid, libc::SIGKILL));
+    drop(stats);
+    let text = std::fs::read_to_string(&trace).expect("read the trace");
+    let mut counts = Vec::new();
+    let mut count = 0;
+    for line in text.lines() {
+        count += 1;
+        if line.contains("nanosleep(") {
+            counts.push(std::mem::take(&mut count));
+        }
+    }
+    // The first are of its start.
+    let mut counts = counts.split_off(5);
+    counts.sort_unstable();
+    counts[counts.len() / 2]
+}
+
+/// A sample of 64 owners costs the host less than a millisecond: what has to be read of each is
+/// read by one call a file, of files that stay open.
+fn a_sample_is_cheap(world: &World) {
+    const OWNERS: usize = 64;
+    let _crowd = Crowd::new(world, OWNERS);
+    for (arguments, files) in [(&[][..], 2), (&["--json"], 4), (&["-o", "wide"], 4)] {
+        let cost = cost_of_a_sample(world, arguments);
+        let calls = calls_of_a_sample(world, arguments);
+        println!("a sample of {OWNERS} owners {arguments:?}: {cost:.2} ms, {calls} calls");
+        // With the machine's own counters, the clock, and what is printed.
+        let most = OWNERS * files + 40;
+        assert!(calls <= most, "{calls} calls, and {most} are enough");
+    }
 }

@@ -14,13 +14,14 @@ use self::sheet::Sheet;
 use super::Settings;
 use super::output::Output;
 use super::screen;
-use crate::account::{Accounts, Interval, Meter, Reading};
+use crate::account::{Accounts, Depth, Interval, Meter, Meters, Reading};
 use crate::cli::{Form, Stats};
-use crate::placement::{Owner, Site, Survey, find, pid_id, survey};
+use crate::placement::{Owner, Seen, Site, Survey, find, pid_id, survey_to_watch};
 use crate::text;
 
-/// The owners are looked for again after so long at the latest, and at once when one comes or goes.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The owners are looked for again when the books change, or one is gone, and else after so long:
+/// that reads all that there is, which costs more than many samples.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
@@ -72,13 +73,16 @@ struct Watch<'a> {
     site: &'a Site,
     accounts: &'a Accounts<'a>,
     owners: Vec<Owner>,
-    meters: Vec<Meter>,
+    meters: Meters<'a>,
     before: Reading,
     last: Interval,
     /// The owners of that interval, where others have been found since.
     shown: Option<Vec<Owner>>,
     chosen: Vec<Chosen>,
-    looked: (Instant, Option<SystemTime>),
+    looked: Instant,
+    seen: Seen,
+    /// Has an owner gone, so that they have to be looked for?
+    has_lost: bool,
 }
 
 /// What is shown of one interval.
@@ -92,17 +96,19 @@ struct Moment<'a> {
 
 impl<'a> Watch<'a> {
     fn begin(args: &'a Stats, site: &'a Site, accounts: &'a Accounts<'a>) -> Result<Watch<'a>> {
-        let looked = (Instant::now(), claims_changed(site));
-        let survey = survey(site)?;
+        let looked = Instant::now();
+        let (survey, seen) = survey_to_watch(site)?;
         let chosen = choose(args, site, &survey)?;
         let owners = living(survey, &chosen);
-        let meters = meters(&owners, accounts);
-        let before = accounts.read(&meters, args.with_switches())?;
+        let mut meters = accounts.together(meters(&owners, accounts));
+        let before = meters.read(depth(args))?;
         Ok(Watch {
-            last: before.since(&before, &meters),
+            last: before.since(&before, &meters.all),
             shown: None,
             before,
             looked,
+            seen,
+            has_lost: false,
             args,
             site,
             accounts,
@@ -114,10 +120,9 @@ impl<'a> Watch<'a> {
 
     /// Ends an interval, and begins the next one.
     fn go_on(&mut self) -> Result<()> {
-        let now = self
-            .accounts
-            .read(&self.meters, self.args.with_switches())?;
-        self.last = now.since(&self.before, &self.meters);
+        let now = self.meters.read(depth(self.args))?;
+        self.last = now.since(&self.before, &self.meters.all);
+        self.has_lost |= now.has_lost(&self.before);
         self.before = now;
         self.shown = None;
         Ok(())
@@ -135,26 +140,41 @@ impl<'a> Watch<'a> {
 
     /// Looks who is there, where that can have changed; the next interval is theirs.
     fn look_again(&mut self) -> Result<()> {
-        let (at, changed) = self.looked;
-        let changed_now = claims_changed(self.site);
-        if changed_now == changed && at.elapsed() < LOOK_AGAIN {
+        let is_due = self.has_lost || self.looked.elapsed() >= LOOK_AGAIN;
+        if !is_due && !self.seen.may_have_changed() {
             return Ok(());
         }
-        self.looked = (Instant::now(), changed_now);
-        let owners = living(survey(self.site)?, &self.chosen);
+        self.has_lost = false;
+        self.looked = Instant::now();
+        let (survey, seen) = survey_to_watch(self.site)?;
+        self.seen = seen;
+        let owners = living(survey, &self.chosen);
         let before = std::mem::replace(&mut self.owners, owners);
+        // Whoever is the same is read on, by the files that are open.
+        let mut known: Vec<Meter> = std::mem::take(&mut self.meters.all);
+        for owner in &self.owners {
+            let group = owner.group.as_deref();
+            let same = known
+                .iter()
+                .position(|meter| meter.is_of(owner.pid, &owner.cpus, group));
+            let meter = match same {
+                Some(place) => known.swap_remove(place),
+                None => meter(owner, self.accounts),
+            };
+            self.meters.all.push(meter);
+        }
         self.shown.get_or_insert(before);
-        self.meters = meters(&self.owners, self.accounts);
-        self.before = self
-            .accounts
-            .read(&self.meters, self.args.with_switches())?;
+        self.before = self.meters.read(depth(self.args))?;
         Ok(())
     }
 }
 
-/// When a claim was last made or removed.
-fn claims_changed(site: &Site) -> Option<SystemTime> {
-    site.run_dir.join("claims").metadata().ok()?.modified().ok()
+/// What is read of each owner.
+fn depth(args: &Stats) -> Depth {
+    match args.with_switches() {
+        true => Depth::Everything,
+        false => Depth::Rates,
+    }
 }
 
 /// Owners that somebody asked for.
@@ -205,18 +225,23 @@ fn living(survey: Survey, chosen: &[Chosen]) -> Vec<Owner> {
         .collect()
 }
 
-/// Where each owner's account is; of one whose group cannot be looked at, its process's.
+/// Where each owner's account is.
 pub(super) fn meters<'a>(
     owners: impl IntoIterator<Item = &'a Owner>,
     accounts: &Accounts<'_>,
 ) -> Vec<Meter> {
-    let meter = |owner: &Owner| {
-        accounts
-            .meter(owner.pid, &owner.cpus, owner.group.as_deref())
-            .unwrap_or_else(|error| {
-                log::warn!("the account of {}: {error:#}", owner.shown());
-                Meter::of_process(owner.pid, &owner.cpus)
-            })
-    };
-    owners.into_iter().map(meter).collect()
+    owners
+        .into_iter()
+        .map(|owner| meter(owner, accounts))
+        .collect()
+}
+
+/// Where an owner's account is; of one whose group cannot be looked at, its process's.
+fn meter(owner: &Owner, accounts: &Accounts<'_>) -> Meter {
+    accounts
+        .meter(owner.pid, &owner.cpus, owner.group.as_deref())
+        .unwrap_or_else(|error| {
+            log::warn!("the account of {}: {error:#}", owner.shown());
+            Meter::of_process(owner.pid, &owner.cpus)
+        })
 }

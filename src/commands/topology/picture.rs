@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::super::output::Target;
 use super::super::stats;
-use crate::account::{Accounts, Share};
+use crate::account::{Accounts, Depth, Share};
 use crate::files;
 use crate::picture::{Load, Owned, Scene, machine};
 use crate::placement::{Owner, Site, Survey, survey};
@@ -60,12 +60,11 @@ fn measure(site: &Site, owners: &[Owner]) -> Result<BTreeMap<usize, Load>> {
     }
     let accounts = Accounts::of(&site.host);
     let meters = stats::meters(living.iter().map(|(_, owner)| *owner), &accounts);
-    let before = accounts.read(&meters, false)?;
+    let mut meters = accounts.together(meters);
+    let before = meters.read(Depth::Usage)?;
     sleep(INTERVAL);
-    let shares = accounts
-        .read(&meters, false)?
-        .since(&before, &meters)
-        .shares;
+    let now = meters.read(Depth::Usage)?;
+    let shares = now.since(&before, &meters.all).shares;
     let load = |((place, _), share): (&(usize, &Owner), Option<Share>)| {
         let share = share?;
         let load = Load {

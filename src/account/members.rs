@@ -1,0 +1,310 @@
+//! The processes of one owner, and their threads: what `/proc` tells of each, read again and again.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::cgroup::cpuacct::{self, Usage};
+use crate::cgroup::{Group, Roll};
+use crate::files::{self, SteadyFile};
+use crate::host::Host;
+use crate::process;
+
+/// Of an owner with more threads than that no switches are told: each costs a reading.
+const MOST_THREADS: u64 = 256;
+
+/// How often it is looked who an owner's processes and threads are, and how often those have moved
+/// between CPUs: that takes longer than all else that is read.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Owners look in turns, by the numbers of their processes: not all in one reading.
+const TURNS: u32 = 10;
+
+/// What threads did.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Switches {
+    /// How often they gave up a CPU or lost it.
+    pub(super) switches: u64,
+    /// Moves between CPUs, a second, between the last two looks; `None` where the kernel does not
+    /// say.
+    pub(super) migrations: Option<f64>,
+}
+
+/// Who an owner's processes are.
+#[derive(Debug)]
+pub(super) struct Members {
+    pid: i32,
+    roll: Option<Roll>,
+    stats: BTreeMap<i32, SteadyFile>,
+    looks: u32,
+    looked: Instant,
+    threads: BTreeMap<(i32, String), Thread>,
+    migrations: Option<f64>,
+}
+
+/// The files of a thread.
+#[derive(Debug)]
+struct Thread {
+    switches: SteadyFile,
+    form: Form,
+    sched: SteadyFile,
+    /// How often it had moved when it was last looked at.
+    moves: Option<u64>,
+}
+
+/// Which file tells of a thread's switches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// `schedstat` (kernel: Documentation/scheduler/sched-stats.rst): how often it came to a CPU,
+    /// which is as often as it left one. The shortest by far.
+    Schedstat,
+    /// `status` (proc_pid_status(5)), where the kernel has no other.
+    Status,
+}
+
+impl Members {
+    /// Those of a group, or a process alone.
+    pub(super) fn of(pid: i32, group: Option<Group>) -> Members {
+        Members {
+            pid,
+            roll: group.map(Roll::of),
+            stats: BTreeMap::new(),
+            looks: 0,
+            looked: Instant::now(),
+            threads: BTreeMap::new(),
+            migrations: None,
+        }
+    }
+
+    /// The CPU time of those that are there, added up; `None` where none is.
+    pub(super) fn usage(&mut self, host: &Host) -> Result<Option<Usage>> {
+        let pids = self.pids()?;
+        self.stats.retain(|pid, _| pids.binary_search(pid).is_ok());
+        let mut sum: Option<Usage> = None;
+        for pid in pids {
+            let stat = self.stats.entry(pid);
+            let stat = stat.or_insert_with(|| SteadyFile::new(host.proc_pid(pid, "stat")));
+            let text = stat.read()?;
+            let Some((user, system)) = text.and_then(|text| process::ticks_in(&text)) else {
+                continue;
+            };
+            let (user, system) = (cpuacct::ticks(user)?, cpuacct::ticks(system)?);
+            let before = sum.unwrap_or_default();
+            sum = Some(Usage {
+                total: before.total + user + system,
+                user: before.user + user,
+                system: before.system + system,
+            });
+        }
+        Ok(sum)
+    }
+
+    /// What their threads did; `None` where there are too many to ask each.
+    pub(super) fn switches(&mut self, host: &Host) -> Result<Option<Switches>> {
+        // The first two readings are of somebody who may want no third.
+        let turn = LOOK_AGAIN * (self.pid.unsigned_abs() % TURNS) / TURNS;
+        let due = match self.looks {
+            0 | 1 => Duration::ZERO,
+            2 => turn,
+            _ => LOOK_AGAIN,
+        };
+        if self.looked.elapsed() >= due {
+            let has_all = self.look(host)?;
+            if !has_all {
+                return Ok(None);
+            }
+        }
+        let mut switches = 0;
+        for thread in self.threads.values_mut() {
+            switches += thread.switches()?;
+        }
+        Ok(Some(Switches {
+            switches,
+            migrations: self.migrations,
+        }))
+    }
+
+    /// Looks which threads there are, and how often they have moved; `false` where they are too
+    /// many.
+    fn look(&mut self, host: &Host) -> Result<bool> {
+        let length = self.looked.elapsed();
+        self.looked = Instant::now();
+        self.looks = self.looks.saturating_add(1);
+        let pids = self.pids()?;
+        let mut count = 0;
+        for pid in &pids {
+            // The kernel counts threads among the links of the directory (proc_task_getattr).
+            let dir = files::metadata_if_there(&host.proc_pid(*pid, "task"))?;
+            count += dir.map_or(0, |dir| dir.nlink().saturating_sub(2));
+            if count > MOST_THREADS {
+                self.threads.clear();
+                return Ok(false);
+            }
+        }
+        let mut known = std::mem::take(&mut self.threads);
+        let (mut moved, mut is_told) = (0, false);
+        for pid in pids {
+            for name in files::names_in(&host.proc_pid(pid, "task"))? {
+                let thread = known.remove(&(pid, name.clone()));
+                let mut thread = match thread {
+                    Some(thread) => thread,
+                    None => Thread::of(host, pid, &name)?,
+                };
+                if let Some(more) = thread.moves()? {
+                    moved += more;
+                    is_told = true;
+                }
+                self.threads.insert((pid, name), thread);
+            }
+        }
+        let seconds = length.as_secs_f64();
+        self.migrations = (is_told && seconds > 0.0).then(|| moved as f64 / seconds);
+        Ok(true)
+    }
+
+    /// Their numbers, in order.
+    fn pids(&mut self) -> Result<Vec<i32>> {
+        let mut pids = match &mut self.roll {
+            Some(roll) => roll.pids()?,
+            None => vec![self.pid],
+        };
+        pids.sort_unstable();
+        Ok(pids)
+    }
+}
+
+impl Thread {
+    fn of(host: &Host, pid: i32, name: &str) -> Result<Thread> {
+        let file = |file: &str| SteadyFile::new(host.proc_pid(pid, &format!("task/{name}/{file}")));
+        let mut schedstat = file("schedstat");
+        let (switches, form) = match schedstat.read()? {
+            Some(_) => (schedstat, Form::Schedstat),
+            None => (file("status"), Form::Status),
+        };
+        Ok(Thread {
+            switches,
+            form,
+            sched: file("sched"),
+            moves: None,
+        })
+    }
+
+    /// How often it gave up a CPU or lost it; never, where it has ended.
+    fn switches(&mut self) -> Result<u64> {
+        let text = self.switches.read()?.unwrap_or_default();
+        Ok(switches_in(&text, self.form))
+    }
+
+    /// How often it has moved since the last look, where that is known.
+    fn moves(&mut self) -> Result<Option<u64>> {
+        let text = self.sched.read()?.unwrap_or_default();
+        let before = std::mem::replace(&mut self.moves, moves_in(&text));
+        let both = self.moves.zip(before);
+        Ok(both.map(|(now, then)| now.saturating_sub(then)))
+    }
+}
+
+fn switches_in(text: &str, form: Form) -> u64 {
+    match form {
+        Form::Schedstat => {
+            let third = text.split_whitespace().nth(2);
+            third
+                .and_then(|count| count.parse().ok())
+                .unwrap_or_default()
+        }
+        Form::Status => {
+            let counts = text.lines().filter_map(|line| {
+                let (key, count) = line.split_once(':')?;
+                let is_one = key.ends_with("voluntary_ctxt_switches");
+                is_one.then(|| count.trim().parse::<u64>().ok()).flatten()
+            });
+            counts.sum()
+        }
+    }
+}
+
+fn moves_in(sched: &str) -> Option<u64> {
+    let mut lines = sched.lines().filter_map(|line| line.split_once(':'));
+    let (_, count) = lines.find(|(key, _)| key.trim_end() == "se.nr_migrations")?;
+    count.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{Durability, replace};
+
+    #[test]
+    fn either_file_of_a_thread_tells_of_its_switches() {
+        assert_eq!(
+            switches_in("138105229 420467688 387\n", Form::Schedstat),
+            387
+        );
+        assert_eq!(switches_in("", Form::Schedstat), 0);
+        let status = "Name:\tvoluntary_ctxt_switches:\t9\nvoluntary_ctxt_switches:\t5\n\
+            nonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(switches_in(status, Form::Status), 12);
+        let sched = "sh (7, #threads: 1)\n---\nse.exec_start     :   1.5\n\
+            se.nr_migrations      :   3\nnr_switches     :   12\n";
+        assert_eq!(moves_in(sched), Some(3));
+        assert_eq!(moves_in("sh (7, #threads: 1)\n"), None);
+    }
+
+    #[test]
+    fn threads_are_counted_as_they_come_and_go_and_too_many_are_not_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        let thread = |name: usize, file: &str, text: &str| {
+            let home = dir.path().join(format!("proc/7/task/{name}"));
+            std::fs::create_dir_all(&home).unwrap();
+            replace(&home.join(file), text.as_bytes(), 0o444, Durability::Crash).unwrap();
+        };
+        // As one that has just begun: each reading looks.
+        let mut members = Members::of(7, None);
+        let mut read = || {
+            members.looks = 1;
+            // A file that is replaced is another, unlike the kernel's.
+            for thread in members.threads.values_mut() {
+                let dir = format!("proc/7/task/{}", 7);
+                thread.sched = SteadyFile::new(host.path(&format!("/{dir}/sched")));
+            }
+            members.switches(&host).unwrap()
+        };
+        assert_eq!(read().map(|told| told.switches), Some(0));
+        thread(7, "schedstat", "1 1 10\n");
+        thread(7, "sched", "se.nr_migrations : 2\n");
+        thread(8, "status", "voluntary_ctxt_switches:\t5\n");
+        assert_eq!(read().unwrap().switches, 15);
+        std::fs::remove_dir_all(dir.path().join("proc/7/task/8")).unwrap();
+        thread(9, "schedstat", "1 1 100\n");
+        thread(7, "sched", "se.nr_migrations : 5000000\n");
+        let told = read().unwrap();
+        assert_eq!(told.switches, 110);
+        assert!(told.migrations.unwrap() > 1000.0, "{told:?}");
+        for name in 11..11 + MOST_THREADS as usize {
+            thread(name, "schedstat", "1 1 1\n");
+        }
+        assert_eq!(read(), None);
+    }
+
+    #[test]
+    fn the_threads_of_a_real_process_are_there() {
+        let host = Host::new("/");
+        let mut own = Members::of(std::process::id() as i32, None);
+        let before = own.switches(&host).unwrap().unwrap();
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || told.recv());
+            for _ in 0..50 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let now = own.switches(&host).unwrap().unwrap();
+            assert!(now.switches > before.switches, "{before:?} {now:?}");
+            drop(tell);
+        });
+        let usage = own.usage(&host).unwrap().unwrap();
+        assert_eq!(usage.total, usage.user + usage.system);
+    }
+}
