@@ -107,7 +107,7 @@ pub fn pin_command(
 
 /// Where there is room for a command.
 #[derive(Debug)]
-enum Lodging {
+pub(super) enum Lodging {
     /// In the group that we are in: our supervisor, a unit, has nobody else in it, and so the
     /// unit's limits and its end reach the command.
     Supervisors(Group),
@@ -198,7 +198,7 @@ impl CommandPlace {
 
 impl Books<'_> {
     /// Where a command is to run, as its lodging says.
-    fn place_of_command(
+    pub(super) fn place_of_command(
         &self,
         lodging: Lodging,
         id: &str,
@@ -240,7 +240,7 @@ impl Books<'_> {
 
     /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was claimed there is free.
     /// Returns what the unit has without us.
-    fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Masks> {
+    pub(super) fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Masks> {
         let found = cpuset::masks(group)?.unwrap_or_default();
         let now: CpuSet = found.cpus.parse()?;
         let mut before = found;
@@ -268,7 +268,7 @@ impl Books<'_> {
     /// The claims of commands in a unit: that on its group; those of this path whose CPUs the
     /// group, made anew since, was given by systemd, which kept them; and those of this path that
     /// were released by force, of which systemd may know still.
-    fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
+    pub(super) fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
         let mut entries = Vec::new();
         let on_group = group
             .inode()?

@@ -201,3 +201,6 @@ impl Books<'_> {
         Ok(self.hierarchy.parent_for(&self.lock.key())?.child(&name))
     }
 }
+
+#[cfg(test)]
+mod tests;

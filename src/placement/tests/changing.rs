@@ -1,0 +1,227 @@
+//! Changing pools: who is in the way, what is said of it, and what is done.
+
+use super::{FIRST, Machine, cpus, group_of, said};
+use crate::cpulist::CpuSet;
+use crate::placement::{Change, change, try_change};
+use crate::pools::Kind;
+use crate::pools::carve::{Core, Cut};
+use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit};
+
+/// Four cores of two threads, all for pools.
+fn stock() -> Stock {
+    let core = |first: u32| Core {
+        cpus: CpuSet::from_iter([first, first + 4]),
+        node: None,
+        cache: None,
+    };
+    Stock {
+        cores: (0..4).map(core).collect(),
+        ..Stock::default()
+    }
+}
+
+fn spec(name: &str, kind: Kind, cores: Cores) -> PoolSpec {
+    PoolSpec {
+        name: name.to_owned(),
+        cores,
+        kind,
+        cut: Cut::default(),
+        unit: Unit::Core,
+    }
+}
+
+#[test]
+fn a_dead_owner_is_in_nobodys_way_and_a_live_or_unreadable_one_is() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0,4", "1,5", "2,6", "3,7"]);
+    let remove = || {
+        let site = machine.site();
+        change(&site, stock(), &Change::Remove("dp".to_owned()))
+    };
+    let live = machine.pinned("web", 1, "dp", &["0,4"]);
+    let message = said(remove());
+    assert!(
+        message.contains("web owns 0,4 of pool dp: stop it first"),
+        "{message}"
+    );
+    machine.end(live.owner, &group_of("web"));
+    let stranger = machine.start(2, "/other");
+    machine.set_tasks("dp", "1,5", &stranger.pid.to_string());
+    let message = said(remove());
+    let owner = format!("process {} owns 1,5", stranger.pid);
+    assert!(message.contains(&owner), "{message}");
+    machine.end(stranger, "/other");
+    let torn = machine.dead("torn", 3, "dp", &["2,6"]);
+    let file = format!(
+        "run/pinfold/claims/torn/{}-{}.json",
+        torn.owner.pid, torn.owner.start
+    );
+    machine.put(&file, "{");
+    let message = said(remove());
+    assert!(
+        message.contains("the claim /") && message.contains("owns 2,6"),
+        "{message}"
+    );
+    assert!(machine.has_list("dp", "0,4"));
+    machine.ledger().remove(&torn).unwrap();
+    remove().unwrap();
+    assert!(!machine.is_there("etc/kcm/pools/dp"));
+    assert!(!machine.knows("web"));
+    // Removing twice is removing once.
+    let again = Change::RemoveIfThere("dp".to_owned());
+    change(&machine.site(), stock(), &again).unwrap();
+}
+
+#[test]
+fn a_pool_is_removed_where_it_is_there() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0,4"]);
+    let removal = Change::RemoveIfThere("dp".to_owned());
+    let steps = try_change(&machine.site(), stock(), &removal).unwrap();
+    assert_eq!(steps.removed, [cpus("0,4")]);
+    assert!(machine.has_list("dp", "0,4"));
+    let steps = change(&machine.site(), stock(), &removal).unwrap();
+    assert_eq!(steps.removed, [cpus("0,4")]);
+    assert!(!machine.is_there("etc/kcm/pools/dp"));
+}
+
+/// The pool was taken away under its owner by hand.
+#[test]
+fn cpus_that_somebody_owns_and_no_pool_has_are_not_given_again() {
+    let machine = Machine::new();
+    machine.pool("old", "1", &["0,4"]);
+    let claim = machine.pinned("web", 1, "old", &["0,4"]);
+    std::fs::remove_dir_all(machine.path("etc/kcm/pools/old")).unwrap();
+    let add = |cores| Change::Add(spec("dp", Kind::Exclusive, cores));
+    let steps = try_change(&machine.site(), stock(), &add(Cores::Rest)).unwrap();
+    assert_eq!(steps.added, [cpus("1,5"), cpus("2,6"), cpus("3,7")]);
+    let lists = Change::AddLists(PlannedPool {
+        name: "dp".to_owned(),
+        kind: Kind::Exclusive,
+        lists: vec![cpus("4")],
+    });
+    let message = said(try_change(&machine.site(), stock(), &lists));
+    assert!(
+        message.contains("CPU 4 is in no pool, and web owns it"),
+        "{message}"
+    );
+    machine.end(claim.owner, &group_of("web"));
+    let steps = try_change(&machine.site(), stock(), &add(Cores::Rest)).unwrap();
+    assert_eq!(steps.added.len(), 4);
+    try_change(&machine.site(), stock(), &lists).unwrap();
+}
+
+/// Another tool has dropped the pid of a dead owner, whose group cannot be looked at or restored.
+#[test]
+fn a_list_that_cannot_be_freed_is_not_taken_away() {
+    for tasks in [String::new(), (FIRST + 1).to_string()] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0,4", "1,5"]);
+        machine.dead("web", 1, "dp", &["0,4"]);
+        machine.set_tasks("dp", "0,4", &tasks);
+        machine.remove("sys/fs/cgroup/machine.slice/web/cpuset.cpus");
+        let mask = machine.path("sys/fs/cgroup/machine.slice/web/cpuset.cpus");
+        std::fs::create_dir(mask).unwrap();
+        let removal = Change::Remove("dp".to_owned());
+        let message = said(change(&machine.site(), stock(), &removal));
+        assert!(
+            message.contains("what a dead owner held of 0,4 could not be freed"),
+            "{tasks:?}: {message}"
+        );
+        assert!(machine.has_list("dp", "0,4") && machine.knows("web"));
+    }
+}
+
+#[test]
+fn a_pool_that_is_there_is_added_again_and_another_one_is_refused_with_what_makes_it_so() {
+    let machine = Machine::new();
+    let add = |kind, cores, unit| {
+        let spec = PoolSpec {
+            unit,
+            ..spec("dp", kind, cores)
+        };
+        change(&machine.site(), stock(), &Change::Add(spec))
+    };
+    let (exclusive, core) = (Kind::Exclusive, Unit::Core);
+    assert!(add(exclusive, Cores::Count(2), core).unwrap().is_new);
+    assert_eq!(machine.tasks("dp", "1,5"), "");
+    assert!(!add(exclusive, Cores::Count(2), core).unwrap().is_new);
+    let resize = |size: &str| format!("give it its new size: `pinfold pool resize dp {size}`");
+    let other = "it is exclusive: name the new one otherwise, or remove the old one: \
+                 `pinfold pool remove dp`";
+    for (kind, cores, unit, remedy) in [
+        (exclusive, Cores::Count(3), core, resize("3").as_str()),
+        (exclusive, Cores::Count(1), core, resize("1").as_str()),
+        (exclusive, Cores::Rest, core, resize("rest").as_str()),
+        (exclusive, Cores::Count(2), Unit::Thread, other),
+        (Kind::Shared, Cores::Count(2), core, other),
+    ] {
+        let message = said(add(kind, cores, unit));
+        assert!(
+            message.starts_with("there is a pool dp already, and it is another")
+                && message.ends_with(remedy),
+            "{kind:?} {cores:?} {unit:?}: {message}"
+        );
+    }
+    assert!(machine.has_list("dp", "0,4") && !machine.has_list("dp", "2,6"));
+}
+
+#[test]
+fn a_pool_is_added_with_its_lists_once() {
+    let machine = Machine::new();
+    let add = |kind, lists: &[&str]| {
+        let lists = lists.iter().map(|list| cpus(list)).collect();
+        let name = "dp".to_owned();
+        let planned = PlannedPool { name, kind, lists };
+        change(&machine.site(), stock(), &Change::AddLists(planned))
+    };
+    assert!(add(Kind::Exclusive, &["1", "0"]).unwrap().is_new);
+    assert!(!add(Kind::Exclusive, &["1", "0"]).unwrap().is_new);
+    for (kind, lists) in [(Kind::Exclusive, ["0", "2"]), (Kind::Shared, ["0", "1"])] {
+        let message = said(add(kind, &lists));
+        assert!(
+            message.contains("there is a pool dp already, with other lists"),
+            "{message}"
+        );
+    }
+}
+
+/// Of all ways to make room the first is a shared pool's that loses no more than is missing.
+#[test]
+fn who_asks_for_too_many_cores_is_told_which_pool_can_give_them_up() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0,4"]);
+    machine.pool("both", "0", &["1-2,5-6"]);
+    let add = |cores| {
+        let spec = spec("new", Kind::Exclusive, Cores::Count(cores));
+        said(change(&machine.site(), stock(), &Change::Add(spec)))
+    };
+    let message = add(2);
+    assert!(
+        message.ends_with(", or make room first: `pinfold pool resize both 1`"),
+        "{message}"
+    );
+    let message = add(3);
+    assert!(
+        message.ends_with(", or make room first: `pinfold pool remove both`"),
+        "{message}"
+    );
+    // Nobody loses a list to make room, and a pool with owners is not removed for it.
+    machine.pinned("web", 1, "both", &["1-2,5-6"]);
+    let message = add(3);
+    assert!(!message.contains("make room"), "{message}");
+    // Where nothing is free at all there is nothing to ask for.
+    machine.pool("rest", "1", &["3,7"]);
+    let message = add(1);
+    assert!(
+        message.ends_with(": make room first: `pinfold pool remove dp`"),
+        "{message}"
+    );
+    // A pool does not make room for itself.
+    let larger = Change::Resize(spec("dp", Kind::Exclusive, Cores::Count(2)));
+    let message = said(change(&machine.site(), stock(), &larger));
+    assert!(
+        message.ends_with(": make room first: `pinfold pool remove rest`"),
+        "{message}"
+    );
+}

@@ -1,0 +1,105 @@
+//! Taking CPUs from whoever has them.
+
+use super::{FIRST, Machine, group_of, open, said};
+use crate::placement::{force_release, reconcile, release};
+
+/// Without shared CPUs it runs on those of exclusive pools that nobody owns, as far as anything tells.
+#[test]
+fn a_live_owner_is_let_out_to_what_nobody_owns() {
+    for (shared, lists, expected) in [
+        (&[][..], &["0", "1", "2", "3", "4-7"][..], "3"),
+        (&["4-7"], &["0", "1", "2", "3"], "4-7"),
+    ] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", lists);
+        machine.pool("cp", "0", shared);
+        machine.pinned("web", 1, "dp", &["0"]);
+        // One that another tool took for dead, and one that it knows alone.
+        machine.pinned("db", 2, "dp", &["1"]);
+        machine.set_tasks("dp", "1", "");
+        machine.set_tasks("dp", "2", &(FIRST + 3).to_string());
+        if lists.len() == 5 {
+            machine.pinned("rest", 4, "dp", &["4-7"]);
+        }
+        let group = group_of("web");
+        machine.put(
+            &format!("sys/fs/cgroup{group}/cpuset.cpus.effective"),
+            expected,
+        );
+        let outcome = force_release(&machine.site(), "web").unwrap();
+        assert_eq!(outcome.problems, [], "{lists:?}");
+        assert_eq!(outcome.freed.len(), 1);
+        assert_eq!(machine.value(&group, "cpuset.cpus"), expected);
+        assert_eq!(machine.tasks("dp", "0"), "");
+        assert!(!machine.knows("web") && machine.knows("db"));
+    }
+}
+
+/// A pool that cannot be read counts as exclusive, and its lists as owned.
+#[test]
+fn nobody_is_let_out_onto_the_cpus_of_a_pool_that_cannot_be_read() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1-6"]);
+    machine.pool("odd", "1", &["7"]);
+    machine.remove("etc/kcm/pools/odd/exclusive");
+    machine.pinned("web", 1, "dp", &["0"]);
+    machine.pinned("db", 2, "dp", &["1-6"]);
+    let outcome = force_release(&machine.site(), "web").unwrap();
+    assert_eq!(outcome.freed.len(), 0);
+    let problem = &outcome.problems[0].what;
+    assert!(
+        problem.contains("web has nowhere to run but on 0"),
+        "{problem}"
+    );
+    assert!(machine.knows("web"));
+}
+
+/// I2: whoever may still run there keeps what it has.
+#[test]
+fn an_owner_whose_group_stays_on_its_cpus_keeps_them() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    let claim = machine.pinned("web", 1, "dp", &["0"]);
+    // Nothing here obeys what is written, so that the group has its old CPUs still.
+    let outcome = force_release(&machine.site(), "web").unwrap();
+    assert_eq!((outcome.freed.len(), outcome.problems.len()), (0, 1));
+    assert_eq!(machine.tasks("dp", "0"), claim.owner.pid.to_string());
+}
+
+/// I4: an id without a claim costs no lock.
+#[test]
+fn an_unknown_id_needs_no_lock() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    machine.pinned("web", 1, "dp", &["0"]);
+    let site = machine.site();
+    let books = open(&site);
+    assert!(release(&site, "other").unwrap().kept.is_empty());
+    assert!(force_release(&site, "other").unwrap().freed.is_empty());
+    assert!(said(release(&site, "web")).contains("the lock"));
+    drop(books);
+    assert_eq!(release(&site, "web").unwrap().kept.len(), 1);
+}
+
+/// A dead owner's lists are free where its group cannot be restored, and that is done later.
+#[test]
+fn of_a_dead_owner_the_lists_are_freed_and_the_rest_is_undone_later() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    machine.dead("web", 1, "dp", &["0"]);
+    let mask = machine.path("sys/fs/cgroup/machine.slice/web/cpuset.cpus");
+    let kept = machine.path("mask");
+    std::fs::rename(&mask, &kept).unwrap();
+    std::fs::create_dir(&mask).unwrap();
+    let outcome = force_release(&machine.site(), "web").unwrap();
+    assert_eq!((outcome.freed.len(), outcome.problems.len()), (1, 0));
+    assert_eq!(machine.tasks("dp", "0"), "");
+    assert!(machine.knows("web"));
+    // What cannot be undone still is not taken for done.
+    assert_eq!(reconcile(&machine.site()).unwrap().problems.len(), 1);
+    std::fs::remove_dir(&mask).unwrap();
+    std::fs::rename(&kept, &mask).unwrap();
+    assert_eq!(reconcile(&machine.site()).unwrap().problems, []);
+    assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "");
+    assert!(!machine.knows("web"));
+}

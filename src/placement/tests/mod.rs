@@ -1,0 +1,268 @@
+//! The use cases on a tree that stands for a machine with cgroup v2, whose processes are files.
+
+mod changing;
+mod forced;
+mod made;
+mod reaping;
+mod starting;
+mod supervised;
+mod unreadable;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Books, Site};
+use crate::cgroup::cpuset;
+use crate::claims::{Before, Claim, ClaimedGroup, Ledger, OwnerKind, VERSION};
+use crate::cpulist::CpuSet;
+use crate::files::{Durability, entry_if_there, read, replace};
+use crate::host::Host;
+use crate::names::Names;
+use crate::process::Process;
+
+/// No process of the machine that runs the tests has this number, or a higher one
+/// (proc_sys_kernel(5), `pid_max`).
+const FIRST: i32 = 1 << 22;
+
+/// The boot of the tree.
+const BOOT: &str = "this-boot";
+
+struct Machine {
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    /// Eight CPUs, all of which every group allows, and a pool directory without pools.
+    fn new() -> Machine {
+        let machine = Machine {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for (path, content) in [
+            (
+                "proc/1/mountinfo",
+                "40 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            ),
+            ("proc/sys/kernel/random/boot_id", BOOT),
+            ("proc/sys/kernel/random/uuid", "a-nonce\n"),
+            ("proc/stat", "cpu 1\nbtime 1000000\n"),
+            ("sys/devices/system/cpu/online", "0-7\n"),
+            ("sys/fs/cgroup/cpuset.cpus.effective", "0-7\n"),
+            (
+                "sys/fs/cgroup/cgroup.subtree_control",
+                "cpu cpuset memory\n",
+            ),
+            ("etc/kcm/lock", ""),
+            ("etc/kcm/pools/.keep", ""),
+        ] {
+            machine.put(path, content);
+        }
+        machine.remove("etc/kcm/pools/.keep");
+        machine
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn put(&self, path: &str, content: &str) {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        replace(&path, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+    }
+
+    fn is_there(&self, path: &str) -> bool {
+        let entry = entry_if_there(&self.path(path)).unwrap();
+        entry.is_some()
+    }
+
+    fn get(&self, path: &str) -> String {
+        read(&self.path(path)).unwrap()
+    }
+
+    fn remove(&self, path: &str) {
+        std::fs::remove_file(self.path(path)).unwrap();
+    }
+
+    /// A pool with these lists.
+    fn pool(&self, name: &str, exclusive: &str, lists: &[&str]) {
+        self.put(&format!("etc/kcm/pools/{name}/exclusive"), exclusive);
+        for list in lists {
+            self.put(&format!("etc/kcm/pools/{name}/{list}/tasks"), "");
+        }
+    }
+
+    fn set_tasks(&self, pool: &str, list: &str, tasks: &str) {
+        self.put(&format!("etc/kcm/pools/{pool}/{list}/tasks"), tasks);
+    }
+
+    fn tasks(&self, pool: &str, list: &str) -> String {
+        self.get(&format!("etc/kcm/pools/{pool}/{list}/tasks"))
+    }
+
+    fn has_list(&self, pool: &str, list: &str) -> bool {
+        self.is_there(&format!("etc/kcm/pools/{pool}/{list}"))
+    }
+
+    /// A group without processes.
+    fn group(&self, path: &str) {
+        for (file, content) in [
+            ("cgroup.procs", ""),
+            ("cpuset.cpus", "\n"),
+            ("cpuset.mems", "\n"),
+            ("cpuset.cpus.effective", "0-7\n"),
+        ] {
+            self.put(&format!("sys/fs/cgroup{path}/{file}"), content);
+        }
+    }
+
+    /// What a file of a group was last written: a plain one is not cut off by that.
+    fn value(&self, group: &str, file: &str) -> String {
+        let text = self.get(&format!("sys/fs/cgroup{group}/{file}"));
+        text.lines().next().unwrap_or_default().to_owned()
+    }
+
+    /// A process that lives, in a group where it is alone.
+    fn start(&self, number: i32, group: &str) -> Process {
+        let process = self.process(number);
+        self.group(group);
+        self.live(process, group);
+        process
+    }
+
+    fn process(&self, number: i32) -> Process {
+        Process {
+            pid: FIRST + number,
+            start: 1000 + u64::try_from(number).unwrap(),
+        }
+    }
+
+    /// The same in a group that is there, and where others may be.
+    fn live(&self, process: Process, group: &str) {
+        let Process { pid, start } = process;
+        let zeros = "0 ".repeat(15);
+        let stat = format!("{pid} (sleep) S 1 {zeros}1 0 {start} 0\n");
+        self.put(&format!("proc/{pid}/stat"), &stat);
+        self.put(&format!("proc/{pid}/cgroup"), &format!("0::{group}\n"));
+        let procs = format!("sys/fs/cgroup{group}/cgroup.procs");
+        let others = self.get(&procs);
+        self.put(&procs, &format!("{others}{pid}\n"));
+    }
+
+    fn end(&self, process: Process, group: &str) {
+        std::fs::remove_dir_all(self.path(&format!("proc/{}", process.pid))).unwrap();
+        let procs = format!("sys/fs/cgroup{group}/cgroup.procs");
+        let rest = self.get(&procs).replace(&format!("{}\n", process.pid), "");
+        self.put(&procs, &rest);
+    }
+
+    fn site(&self) -> Site {
+        let host = Host::new(self.dir.path());
+        Site {
+            conf_dir: host.default_conf_dir(),
+            run_dir: host.default_run_dir(),
+            patience: Duration::ZERO,
+            deadline: None,
+            usage: None,
+            host,
+        }
+    }
+
+    fn ledger(&self) -> Ledger {
+        Ledger::open(&self.site().run_dir).unwrap()
+    }
+
+    /// A container on some lists of a pool, confined in a group of its own, as a start leaves it in
+    /// the ledger and in `tasks`.
+    fn pinned(&self, id: &str, number: i32, pool: &str, lists: &[&str]) -> Claim {
+        let group = group_of(id);
+        let process = self.start(number, &group);
+        let claim = self.claim(id, process, pool, lists);
+        self.put(
+            &format!("sys/fs/cgroup{group}/cpuset.cpus"),
+            &format!("{}\n", claim.cpus),
+        );
+        self.put(
+            &format!("sys/fs/cgroup{group}/cpuset.cpus.effective"),
+            &format!("{}\n", claim.cpus),
+        );
+        self.ledger().write(&claim).unwrap();
+        for list in lists {
+            let others = self.tasks(pool, list);
+            let comma = if others.is_empty() { "" } else { "," };
+            let pid = process.pid;
+            self.set_tasks(pool, list, &format!("{others}{comma}{pid}"));
+        }
+        claim
+    }
+
+    /// Its claim, unwritten, on the group that it has now.
+    fn claim(&self, id: &str, owner: Process, pool: &str, lists: &[&str]) -> Claim {
+        let path = group_of(id);
+        Claim {
+            version: VERSION,
+            id: id.to_owned(),
+            kind: OwnerKind::Container,
+            names: Names::default(),
+            nonce: None,
+            awaited: None,
+            boot_id: BOOT.to_owned(),
+            owner,
+            processes: vec![owner],
+            pool: pool.to_owned(),
+            lists: lists.iter().map(|list| (*list).to_owned()).collect(),
+            cpus: cpus(&lists.join(",")),
+            mems: CpuSet::new(),
+            cgroup: Some(self.claimed(&path)),
+            unit_settings: Vec::new(),
+            is_slow: false,
+            since: 1,
+        }
+    }
+
+    /// A group that was there, as a claim names it.
+    fn claimed(&self, path: &str) -> ClaimedGroup {
+        use std::os::unix::fs::MetadataExt;
+        let dir = self.path(&format!("sys/fs/cgroup{path}"));
+        ClaimedGroup {
+            path: path.to_owned(),
+            inode: dir.metadata().unwrap().ino(),
+            made: false,
+            confined: true,
+            before: Before::default(),
+            moved_from: None,
+        }
+    }
+
+    /// Is there a claim of this id?
+    fn knows(&self, id: &str) -> bool {
+        !self.ledger().of_id(id).unwrap().is_empty()
+    }
+
+    /// The same container, dead; nobody has come since.
+    fn dead(&self, id: &str, number: i32, pool: &str, lists: &[&str]) -> Claim {
+        let claim = self.pinned(id, number, pool, lists);
+        self.end(claim.owner, &group_of(id));
+        claim
+    }
+}
+
+fn open(site: &Site) -> Books<'_> {
+    let hierarchy = cpuset::hierarchy(&site.host).unwrap();
+    site.open_books(hierarchy).unwrap()
+}
+
+/// The group of a container.
+fn group_of(id: &str) -> String {
+    format!("/machine.slice/{id}")
+}
+
+fn cpus(text: &str) -> CpuSet {
+    text.parse().unwrap()
+}
+
+/// What an error says, remedy and all.
+fn said<T: std::fmt::Debug>(result: anyhow::Result<T>) -> String {
+    let error = result.unwrap_err();
+    let refusal = crate::refusal::Refusal::of(&error);
+    format!("{}: {}", refusal.what, refusal.remedy)
+}

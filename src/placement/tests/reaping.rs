@@ -1,0 +1,194 @@
+//! Freeing what dead owners hold, and what must not be freed with it.
+
+use super::{FIRST, Machine, group_of, open};
+use crate::claims::Claim;
+use crate::placement::reap::Owners;
+use crate::placement::reconcile;
+use crate::pools::CpuList;
+
+fn list(machine: &Machine, name: &str) -> CpuList {
+    let site = machine.site();
+    let pool = open(&site).directory.pool("dp").unwrap();
+    let mut lists = pool.lists.into_iter();
+    lists.find(|list| list.name == name).unwrap()
+}
+
+/// A start frees no more of a crowded list than it has time for.
+#[test]
+fn no_more_owners_are_freed_than_was_said() {
+    let machine = Machine::new();
+    machine.pool("dp", "0", &["0-3"]);
+    for number in 1..=3 {
+        machine.dead(&format!("c{number}"), number, "dp", &["0-3"]);
+    }
+    let site = machine.site();
+    let books = open(&site);
+    let left = || books.ledger.on_list("0-3").unwrap().len();
+    let reaped = books.reap_list("dp", "0-3", 0).unwrap();
+    assert_eq!((reaped.freed.len(), reaped.is_whole, left()), (0, false, 3));
+    let reaped = books.reap_list("dp", "0-3", 2).unwrap();
+    assert_eq!((reaped.freed.len(), reaped.is_whole, left()), (2, false, 1));
+    let reaped = books.reap_list("dp", "0-3", 2).unwrap();
+    assert_eq!((reaped.freed.len(), reaped.is_whole, left()), (1, true, 0));
+    assert_eq!(machine.tasks("dp", "0-3"), "");
+}
+
+/// Of thousands of owners the dead are looked at first, or none of them would be freed.
+#[test]
+fn the_dead_are_freed_before_the_living_are_looked_at() {
+    let machine = Machine::new();
+    machine.pool("dp", "0", &["0-3"]);
+    // The directory of links is read in an order of its own.
+    for number in 1..=8 {
+        machine.pinned(&format!("c{number}"), number, "dp", &["0-3"]);
+    }
+    machine.dead("dead", 9, "dp", &["0-3"]);
+    let site = machine.site();
+    let books = open(&site);
+    let reaped = books.reap_list("dp", "0-3", 1).unwrap();
+    assert_eq!((reaped.freed.len(), reaped.is_whole), (1, false));
+    assert_eq!(books.ledger.on_list("0-3").unwrap().len(), 8);
+}
+
+/// A dead pid may be the one that an unreadable claim stands for, or that of a claim not looked at.
+#[test]
+fn a_pid_is_not_dropped_while_any_claim_of_the_list_is_unread() {
+    let stranger = FIRST + 7;
+    for is_torn in [true, false] {
+        let machine = Machine::new();
+        machine.pool("dp", "0", &["0-3"]);
+        let web = machine.dead("web", 1, "dp", &["0-3"]);
+        let db = machine.dead("db", 2, "dp", &["0-3"]);
+        let tasks = format!("{},{},{stranger}", web.owner.pid, db.owner.pid);
+        machine.set_tasks("dp", "0-3", &tasks);
+        if is_torn {
+            machine.put(&file_of(&db), "{");
+        }
+        let site = machine.site();
+        let books = open(&site);
+        let most = if is_torn { usize::MAX } else { 1 };
+        books.reap_list("dp", "0-3", most).unwrap();
+        let tasks = machine.tasks("dp", "0-3");
+        assert!(tasks.ends_with(&stranger.to_string()), "{is_torn}: {tasks}");
+        // Once all can be read and looked at, it goes.
+        if !is_torn {
+            books.reap_list("dp", "0-3", usize::MAX).unwrap();
+            assert_eq!(machine.tasks("dp", "0-3"), "");
+        }
+    }
+}
+
+/// A claim whose links were lost gets them before its pid is taken for a stranger's.
+#[test]
+fn a_dead_pid_that_no_link_explains_has_all_links_looked_at() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let web = machine.pinned("web", 1, "dp", &["0"]);
+    let survivor = machine.process(2);
+    machine.live(survivor, &group_of("web"));
+    machine.end(web.owner, &group_of("web"));
+    let link = format!(
+        "run/pinfold/lists/0/web@{}-{}",
+        web.owner.pid, web.owner.start
+    );
+    machine.remove(&link);
+    let site = machine.site();
+    let books = open(&site);
+    assert_eq!(books.reap_list("dp", "0", usize::MAX).unwrap().freed, []);
+    assert!(machine.is_there(&link));
+    assert_eq!(machine.tasks("dp", "0"), survivor.pid.to_string());
+}
+
+/// I6: other tools see an owner by what stands in `tasks`.
+#[test]
+fn who_owns_a_list_is_told_and_shown() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1", "2", "3"]);
+    let site = machine.site();
+    let owners = |name: &str| {
+        let list = list(&machine, name);
+        open(&site).owners_of(&list).unwrap()
+    };
+    let live = machine.pinned("live", 1, "dp", &["0"]);
+    assert_eq!(owners("0"), Owners::Living);
+    machine.set_tasks("dp", "0", "");
+    assert_eq!(owners("0"), Owners::Living);
+    assert_eq!(machine.tasks("dp", "0"), live.owner.pid.to_string());
+    machine.dead("dead", 2, "dp", &["1"]);
+    assert_eq!(owners("1"), Owners::Dead);
+    let slow = machine.dead("slow", 3, "dp", &["2"]);
+    let slow = Claim {
+        is_slow: true,
+        ..slow
+    };
+    machine.ledger().write(&slow).unwrap();
+    assert_eq!(owners("2"), Owners::Slow);
+    // A process of another tool's beside a dead owner.
+    let stranger = machine.start(4, "/other");
+    let both = format!("{},{}", machine.tasks("dp", "1"), stranger.pid);
+    machine.set_tasks("dp", "1", &both);
+    assert_eq!(owners("1"), Owners::Living);
+    // None of them was freed.
+    for id in ["live", "dead", "slow"] {
+        assert!(machine.knows(id), "{id}");
+    }
+}
+
+/// A copy that was put back, or lies under another name, is no claim of its owner.
+#[test]
+fn only_a_claim_in_its_own_place_counts() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    let web = machine.pinned("web", 1, "dp", &["0"]);
+    let text = machine.get(&file_of(&web));
+    machine.put("run/pinfold/claims/web/.4-4.json.pinfold.x", &text);
+    machine.put("run/pinfold/claims/web/.4-4.json", &text);
+    machine.put("run/pinfold/claims/web/notes", &text);
+    assert_eq!(machine.ledger().of_id("web").unwrap().len(), 1);
+    for path in ["web/4194399-9.json", "other/4194305-1001.json"] {
+        machine.put(&format!("run/pinfold/claims/{path}"), &text);
+        let id = path.split_once('/').unwrap().0;
+        let entries = machine.ledger().of_id(id).unwrap();
+        let unread = entries.iter().filter(|entry| entry.claim().is_none());
+        assert_eq!(unread.count(), 1, "{path}");
+    }
+}
+
+/// What a killed writer left beside a claim of an owner that ended goes with it.
+#[test]
+fn a_reconciliation_leaves_nothing_of_the_dead() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    machine.dead("web", 1, "dp", &["0"]);
+    machine.put("run/pinfold/claims/web/.pinfold-x", "");
+    let report = reconcile(&machine.site()).unwrap();
+    assert_eq!((report.problems.len(), report.reclaimed.len()), (0, 1));
+    assert_eq!(machine.tasks("dp", "0"), "");
+    assert!(!machine.is_there("run/pinfold/claims/web"));
+    assert!(!machine.is_there("run/pinfold/lists/0"));
+    assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "");
+}
+
+/// A shared list shrank, a CPU went offline, or somebody else wrote the file: what is there is not
+/// the next container's.
+#[test]
+fn the_group_of_a_dead_container_is_as_before_whatever_it_has() {
+    for mask in ["0-1", "0", "0-3", "5", ""] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0-1"]);
+        machine.dead("web", 1, "dp", &["0-1"]);
+        machine.put(
+            "sys/fs/cgroup/machine.slice/web/cpuset.cpus",
+            &format!("{mask}\n"),
+        );
+        let report = reconcile(&machine.site()).unwrap();
+        assert_eq!(report.problems, [], "{mask:?}");
+        assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "");
+        assert!(!machine.knows("web"));
+    }
+}
+
+fn file_of(claim: &Claim) -> String {
+    let Claim { id, owner, .. } = claim;
+    format!("run/pinfold/claims/{id}/{}-{}.json", owner.pid, owner.start)
+}

@@ -1,0 +1,172 @@
+//! What a start finds of itself, and of those who had its id or its group before.
+
+use super::{Machine, cpus, group_of, open, said};
+use crate::claims::{Claim, OwnerKind};
+use crate::names::Names;
+use crate::placement::{Start, give_up, pin_container, reserve};
+use crate::process::Process;
+use crate::request::{Locality, Mems, Request, Size};
+
+fn request(size: Size) -> Request {
+    Request {
+        pool: "dp".into(),
+        size,
+        locality: Locality::default(),
+        mems: Mems::Inherit,
+    }
+}
+
+/// What the hook comes to for a container; where it was not pinned before it fails at the last step,
+/// for there is no such process to be confined, and nothing stays.
+fn pin(machine: &Machine, id: &str, process: Process, size: Size) -> anyhow::Result<Claim> {
+    machine.put(
+        &format!("proc/{}/cgroup", std::process::id()),
+        "0::/user.slice\n",
+    );
+    let start = Start {
+        id,
+        pid: process.pid,
+        names: Names::default(),
+        reservation: None,
+    };
+    pin_container(&machine.site(), start, &request(size))
+}
+
+/// An engine that runs two hooks asks twice, and each time for the same.
+#[test]
+fn whoever_asks_twice_has_to_ask_for_as_much() {
+    for (size, agrees) in [
+        (Size::Lists(2), true),
+        (Size::Lists(1), false),
+        (Size::Cpus(4), true),
+        (Size::Cpus(3), true),
+        (Size::Cpus(5), false),
+    ] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0-1", "2-3"]);
+        let claim = machine.pinned("web", 1, "dp", &["0-1", "2-3"]);
+        let message = said(pin(&machine, "web", claim.owner, size));
+        let is_refused = message.contains("it has 0-3 of pool dp since a moment ago");
+        assert_eq!(is_refused, !agrees, "{size:?}: {message}");
+    }
+}
+
+/// Its predecessor died without a poststop.
+#[test]
+fn a_start_frees_dead_owners_of_its_id_and_keeps_live_ones() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1", "2"]);
+    let dead = machine.dead("web", 1, "dp", &["0"]);
+    std::fs::rename(
+        machine.path("sys/fs/cgroup/machine.slice/web"),
+        machine.path("sys/fs/cgroup/machine.slice/former"),
+    )
+    .unwrap();
+    let process = machine.start(2, &group_of("web"));
+    said(pin(&machine, "web", process, Size::Lists(1)));
+    assert_eq!(machine.tasks("dp", "0"), "", "{dead:?}");
+    assert!(!machine.knows("web"));
+    // Another runtime runs one of the same id.
+    let live = machine.pinned("db", 3, "dp", &["1"]);
+    let process = machine.start(4, "/other.slice/db");
+    said(pin(&machine, "db", process, Size::Lists(1)));
+    assert_eq!(machine.tasks("dp", "1"), live.owner.pid.to_string());
+    assert!(machine.knows("db"));
+}
+
+/// A runtime that was killed left its group with our mask in it, and this start is alone there.
+#[test]
+fn a_start_that_is_alone_in_a_group_takes_it_from_whoever_had_it() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    machine.dead("former", 1, "dp", &["0"]);
+    let process = machine.process(2);
+    machine.live(process, &group_of("former"));
+    let message = said(pin(&machine, "web", process, Size::Lists(1)));
+    assert!(message.contains("affinity"), "{message}");
+    assert_eq!(machine.tasks("dp", "0"), "");
+    assert!(!machine.knows("former") && !machine.knows("web"));
+    assert_eq!(machine.value(&group_of("former"), "cpuset.cpus"), "");
+}
+
+/// The shim died; its runtime had made the group already, and the same container is started again.
+#[test]
+fn what_was_reserved_for_an_earlier_start_is_free() {
+    for is_confined in [true, false] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0", "1"]);
+        let process = machine.start(2, &group_of("web"));
+        let mut claim = machine.claim("web", machine.process(1), "dp", &["0"]);
+        claim.kind = OwnerKind::Reservation;
+        claim.cgroup = None;
+        claim.awaited = Some(group_of("web"));
+        claim.nonce = Some("an-earlier".to_owned());
+        machine.ledger().write(&claim).unwrap();
+        machine.set_tasks("dp", "0", &claim.owner.pid.to_string());
+        let mask = if is_confined { "0\n" } else { "\n" };
+        machine.put("sys/fs/cgroup/machine.slice/web/cpuset.cpus", mask);
+        said(pin(&machine, "web", process, Size::Lists(1)));
+        assert_eq!(machine.tasks("dp", "0"), "", "{is_confined}");
+        assert!(!machine.knows("web"));
+        assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "");
+    }
+}
+
+/// The group that a reservation awaits tells its owner only where nobody had it before.
+#[test]
+fn a_reservation_awaits_a_group_that_nobody_has_and_is_given_up_again() {
+    for (path, is_awaited) in [
+        ("/machine.slice/new", true),
+        ("/machine.slice/empty", true),
+        ("/machine.slice/used", false),
+        ("/machine.slice/narrowed", false),
+    ] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0"]);
+        let pid = std::process::id() as i32;
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        machine.put(&format!("proc/{pid}/stat"), &stat);
+        machine.group("/machine.slice/empty");
+        machine.group("/machine.slice/narrowed");
+        machine.put("sys/fs/cgroup/machine.slice/narrowed/cpuset.cpus", "3\n");
+        let effective = "sys/fs/cgroup/machine.slice/narrowed/cpuset.cpus.effective";
+        machine.put(effective, "3\n");
+        machine.start(1, "/machine.slice/used");
+        let expected = crate::cgroup::of_config::Expected {
+            path: path.to_owned(),
+            is_exact: true,
+        };
+        let request = request(Size::Lists(1));
+        let names = Names::default();
+        let site = machine.site();
+        let claim = reserve(&site, "web", names, Some(expected), &request).unwrap();
+        let awaited = claim.awaited.as_deref();
+        assert_eq!(awaited, is_awaited.then_some(path));
+        assert_eq!(machine.tasks("dp", "0"), pid.to_string());
+        give_up(&site, &claim).unwrap();
+        assert_eq!(machine.tasks("dp", "0"), "");
+        assert!(!machine.knows("web"));
+    }
+}
+
+/// It is told by its mask: one without, or with other CPUs, is somebody else's.
+#[test]
+fn the_group_that_a_reservation_awaits_stands_for_it_once_it_is_confined() {
+    for (mask, is_alive) in [("0-1", true), ("0", true), ("0-2", false), ("", false)] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0-1"]);
+        machine.start(2, &group_of("web"));
+        let mut claim = machine.claim("web", machine.process(1), "dp", &["0-1"]);
+        claim.kind = OwnerKind::Reservation;
+        claim.cgroup = None;
+        claim.awaited = Some(group_of("web"));
+        machine.put(
+            "sys/fs/cgroup/machine.slice/web/cpuset.cpus",
+            &format!("{mask}\n"),
+        );
+        let site = machine.site();
+        let life = open(&site).life_of(&claim).unwrap();
+        assert_eq!(life.is_alive(), is_alive, "{mask:?}");
+        assert_eq!(claim.cpus, cpus("0-1"));
+    }
+}

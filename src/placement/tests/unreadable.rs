@@ -1,0 +1,96 @@
+//! Claims that rot: who may be their owner, and what is done once nobody is.
+
+use super::{FIRST, Machine, group_of};
+use crate::claims::Claim;
+use crate::placement::reconcile;
+
+/// The claim's file holds nothing that can be read.
+fn torn(machine: &Machine, claim: &Claim) -> String {
+    let Claim { id, owner, .. } = claim;
+    let path = format!("run/pinfold/claims/{id}/{}-{}.json", owner.pid, owner.start);
+    machine.put(&path, "{");
+    path
+}
+
+fn problems(machine: &Machine) -> Vec<String> {
+    let report = reconcile(&machine.site()).unwrap();
+    let problems = report.problems.into_iter();
+    problems
+        .map(|problem| format!("{}: {}", problem.what, problem.remedy))
+        .collect()
+}
+
+#[test]
+fn it_is_freed_once_nobody_is_left_who_could_be_its_owner() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let claim = machine.pinned("web", 1, "dp", &["0", "1"]);
+    let file = torn(&machine, &claim);
+    let group = group_of("web");
+    let held = |who: &str| {
+        let problems = problems(&machine);
+        assert!(
+            problems.len() == 1 && problems[0].contains(who),
+            "{who}: {problems:?}"
+        );
+        assert!(machine.is_there(&file));
+        assert!(
+            machine
+                .tasks("dp", "1")
+                .contains(&claim.owner.pid.to_string())
+        );
+    };
+    held(&format!("process {} may be its owner", claim.owner.pid));
+    let survivor = machine.process(2);
+    machine.live(survivor, &group);
+    machine.end(claim.owner, &group);
+    held("a process in the cgroup /machine.slice/web may be its owner");
+    // It went elsewhere, and another tool has it on one of the lists.
+    machine.end(survivor, &group);
+    let stranger = machine.start(3, "/other");
+    let both = format!("{},{}", claim.owner.pid, stranger.pid);
+    machine.set_tasks("dp", "1", &both);
+    held(&format!("process {} may be its owner", stranger.pid));
+    machine.set_tasks("dp", "1", &claim.owner.pid.to_string());
+    assert_eq!(problems(&machine), Vec::<String>::new());
+    assert_eq!(machine.tasks("dp", "0"), "");
+    assert_eq!(machine.tasks("dp", "1"), "");
+    assert_eq!(machine.value(&group, "cpuset.cpus"), "");
+    assert!(!machine.is_there("run/pinfold/claims/web"));
+    assert!(!machine.is_there("run/pinfold/lists/0"));
+    assert!(!machine.is_there("run/pinfold/lists/1"));
+    let links = std::fs::read_dir(machine.path("run/pinfold/cgroups"));
+    assert_eq!(links.unwrap().count(), 0);
+}
+
+/// A process in `tasks` that another claim explains is not its owner, and neither is one in that
+/// claim's group.
+#[test]
+fn the_owner_of_another_claim_is_not_its_owner() {
+    let machine = Machine::new();
+    machine.pool("dp", "0", &["0"]);
+    let web = machine.dead("web", 1, "dp", &["0"]);
+    let db = machine.pinned("db", 2, "dp", &["0"]);
+    torn(&machine, &web);
+    assert_eq!(problems(&machine), Vec::<String>::new());
+    assert_eq!(machine.tasks("dp", "0"), db.owner.pid.to_string());
+    assert!(machine.knows("db") && !machine.knows("web"));
+}
+
+/// What it says of itself is not asked: a number can be another's by now.
+#[test]
+fn what_was_freed_is_told() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    machine.pool("other", "1", &["2"]);
+    let claim = machine.dead("web", 1, "dp", &["0", "1"]);
+    torn(&machine, &claim);
+    let report = reconcile(&machine.site()).unwrap();
+    let told: Vec<(String, String, i32)> = report
+        .reclaimed
+        .into_iter()
+        .map(|one| (one.pool, one.cpus, one.pid))
+        .collect();
+    let of = |list: &str| ("dp".to_owned(), list.to_owned(), FIRST + 1);
+    assert_eq!(told, [of("0"), of("1")]);
+}
