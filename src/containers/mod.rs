@@ -137,7 +137,7 @@ struct Search<'a> {
 impl Search<'_> {
     fn look_into(&mut self, root: &Root) -> Result<()> {
         // Others' are there for themselves and for root alone.
-        if !geteuid().is_root() && !roots::belongs_to(&root.dir, geteuid().as_raw()) {
+        if !geteuid().is_root() && !roots::belongs_to(&root.dir, geteuid().as_raw())? {
             return Ok(());
         }
         let mut ids = roots::names_in(&root.dir, MOST_IN_A_ROOT + 1)?;
@@ -159,7 +159,7 @@ impl Search<'_> {
     }
 
     fn look_at(&mut self, root: &Root, dir: &Path, id: &str) -> Result<()> {
-        if !roots::belongs_to(dir, root.user) {
+        if !roots::belongs_to(dir, root.user)? {
             return Ok(());
         }
         let state = match root.form {

@@ -110,8 +110,8 @@ pub(super) fn all(
             });
         }
     }
-    roots.retain(|root| match files::entry_if_there(&root.dir) {
-        Ok(_) => belongs_to(&root.dir, root.user),
+    roots.retain(|root| match belongs_to(&root.dir, root.user) {
+        Ok(belongs) => belongs,
         Err(error) => {
             if geteuid().is_root() {
                 remarks.push(format!("{error:#}"));
@@ -122,11 +122,15 @@ pub(super) fn all(
     roots
 }
 
-/// Is it a directory, not a link to one, that belongs to this user, to us or to root?
-pub(super) fn belongs_to(dir: &Path, user: u32) -> bool {
+/// Is it a directory, not a link to one, that belongs to this user, to us or to root? Not where it
+/// is gone.
+///
+/// # Errors
+/// It cannot be looked at: that says nothing of whose it is.
+pub(super) fn belongs_to(dir: &Path, user: u32) -> Result<bool> {
     let trusted = [0, user, geteuid().as_raw()];
-    let looks = dir.symlink_metadata();
-    looks.is_ok_and(|looks| looks.is_dir() && trusted.contains(&looks.uid()))
+    let looks = files::entry_if_there(dir)?;
+    Ok(looks.is_some_and(|looks| looks.is_dir() && trusted.contains(&looks.uid())))
 }
 
 /// The names in a directory, with their paths. Nobody but root can look into many of them.
@@ -168,5 +172,22 @@ pub(super) fn names_in(dir: &Path, most: usize) -> Result<Vec<String>> {
             .into_iter()
             .filter_map(|name| name.into_string().ok())
             .collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_gone_belongs_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = geteuid().as_raw();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        assert!(belongs_to(dir.path(), own).unwrap());
+        assert!(!belongs_to(&dir.path().join("link"), own).unwrap());
+        assert!(!belongs_to(&dir.path().join("gone"), own).unwrap());
+        // The kernel does not look at a name of more than 255 bytes.
+        assert!(belongs_to(&dir.path().join("x".repeat(300)), own).is_err());
     }
 }
