@@ -204,6 +204,12 @@ impl PoolDirectory {
         }
     }
 
+    /// Who has the lock now, if anybody: a pid.
+    pub fn holder(&self, host: &Host) -> Option<i32> {
+        let file = files::open_regular(&self.lock_path()).ok()?;
+        holder(host, &file).map(|(pid, _)| pid)
+    }
+
     /// Who uses the file that was `lock` before, holding it or waiting for it, where `key` is what
     /// [`Lock::key`] said of it.
     pub fn user_of_former(&self, host: &Host, key: &str) -> Result<Option<String>> {
@@ -493,8 +499,31 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(started.elapsed() >= Duration::from_millis(30));
+        assert_eq!(directory.holder(&host), Some(std::process::id() as i32));
         drop(held);
+        assert_eq!(directory.holder(&host), None);
         directory.lock(&host, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_held_lock_that_others_can_hold_too_is_to_be_closed() {
+        for (mode, is_open) in [(0o600, false), (0o644, true), (0o604, true), (0o700, false)] {
+            let (dir, directory) = directory();
+            let path = dir.path().join("lock");
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let host = Host::new("/");
+            let _held = directory.lock(&host, Duration::ZERO).unwrap();
+            let error = match directory.lock(&host, Duration::ZERO) {
+                Err(LockError::Held(error)) => error,
+                other => panic!("{other:?}"),
+            };
+            let remedy = Refusal::of(&error).remedy;
+            let chmod = format!(
+                "; others than its owner can hold it too: chmod 600 {}",
+                path.display()
+            );
+            assert_eq!(remedy.contains(&chmod), is_open, "{mode:o}: {remedy}");
+        }
     }
 
     #[test]
