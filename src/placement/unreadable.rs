@@ -15,6 +15,7 @@ use crate::files;
 use crate::pools::TasksChange;
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
+use crate::text::{Shown, shell_word};
 
 impl Books<'_> {
     /// Frees what an unreadable claim holds, if its owner is gone.
@@ -35,19 +36,25 @@ impl Books<'_> {
                 "run `pinfold reconcile` of the Pinfold that wrote it"
             ));
         };
-        if traces.lists.is_empty() {
-            bail!(held(
-                "nothing tells which CPUs it has",
-                &format!(
-                    "once the container {} is gone, remove that file",
-                    crate::text::Shown(&traces.id)
-                )
-            ));
-        }
         if let Some(who) = self.possible_owner(&traces)? {
             bail!(held(
                 &format!("{who} may be its owner"),
                 "stop that, and then `pinfold reconcile`"
+            ));
+        }
+        // No list is held by it: it is of one that was released by force, and stays while a group
+        // may have a mask of ours, of which nothing tells.
+        let groups = self.hierarchy.groups_with(&traces.inodes)?;
+        if let Some(group) = groups.first().filter(|_| traces.lists.is_empty()) {
+            bail!(held(
+                &format!(
+                    "nothing tells which CPUs it has, and its cgroup {} is still there",
+                    Shown(group.path())
+                ),
+                &format!(
+                    "`rmdir {}`, and then `pinfold reconcile`",
+                    shell_word(group.dir())
+                )
             ));
         }
         log::warn!(

@@ -94,3 +94,26 @@ fn what_was_freed_is_told() {
     let of = |list: &str| ("dp".to_owned(), list.to_owned(), FIRST + 1);
     assert_eq!(told, [of("0"), of("1")]);
 }
+
+/// One that was released by force, and rots: it holds no list, and has a group to restore at most.
+#[test]
+fn one_without_lists_ends_with_its_owner_and_its_group() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    let mut claim = machine.pinned("web", 1, "dp", &["0"]);
+    machine.ledger().remove(&claim).unwrap();
+    machine.set_tasks("dp", "0", "");
+    claim.lists.clear();
+    machine.ledger().write(&claim).unwrap();
+    torn(&machine, &claim);
+    let problem = problems(&machine).pop().unwrap();
+    assert!(problem.contains("may be its owner"), "{problem}");
+    machine.end(claim.owner, &group_of("web"));
+    let problem = problems(&machine).pop().unwrap();
+    let group = machine.path("sys/fs/cgroup/machine.slice/web");
+    let remedy = format!("`rmdir {}`, and then `pinfold reconcile`", group.display());
+    assert!(problem.ends_with(&remedy), "{problem}");
+    std::fs::remove_dir_all(group).unwrap();
+    assert_eq!(problems(&machine), Vec::<String>::new());
+    assert!(!machine.is_there("run/pinfold/claims/web"));
+}
