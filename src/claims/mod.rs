@@ -613,6 +613,19 @@ mod tests {
     }
 
     #[test]
+    fn a_link_tells_the_process_that_its_claim_was_made_for() {
+        for (name, pid) in [
+            ("web@77-5", Some(77)),
+            ("a@b-c@77-5", Some(77)),
+            ("web", None),
+            ("web@77", None),
+            ("web@x-5", None),
+        ] {
+            assert_eq!(Marker(name.to_owned()).pid(), pid, "{name}");
+        }
+    }
+
+    #[test]
     fn claims_are_found_by_id_list_and_cgroup() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(&dir.path().join("run")).unwrap();
