@@ -72,6 +72,14 @@ pub fn pid_is_alive(host: &Host, pid: i32) -> Result<bool> {
     }
 }
 
+/// Has the first thread of a process ended (proc_pid_stat(5), state Z or X)? The others mostly follow
+/// it at once. Not where that cannot be read.
+pub fn is_ending(host: &Host, pid: i32) -> bool {
+    let stat = files::read_if_there(&host.proc_pid(pid, "stat")).ok();
+    let stat = stat.flatten().and_then(|text| Stat::parse(&text));
+    stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
+}
+
 /// Is a process that `/proc` does not show there all the same (`hidepid=`, proc(5))? Then it counts as alive.
 fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
     if !host.is_running_root() || files::metadata_if_there(&host.proc_pid(pid, "stat"))?.is_some() {

@@ -1,10 +1,13 @@
 //! Taking CPU lists back, by container id.
 
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Error, Result, bail, ensure};
 
 use super::life::{Life, awaited_group};
 use super::refusal::unreadable;
-use super::{Books, Site};
+use super::{Books, Site, at_most};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
@@ -13,6 +16,13 @@ use crate::pools::Kind;
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::text::Shown;
+
+/// How long the other threads of a process are waited for whose first thread has ended: runc deletes a
+/// container that it kills before the last of them is gone. Nobody waits for us meanwhile.
+const ENDING: Duration = Duration::from_millis(100);
+
+/// Between two looks at whether they are.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What became of the claims of one id.
 #[derive(Debug, Default)]
@@ -31,6 +41,24 @@ pub struct Release {
 /// # Errors
 /// What keeps it from beginning: the pool directory, the lock, the ledger.
 pub fn release(site: &Site, id: &str) -> Result<Release> {
+    let until = Instant::now() + at_most(ENDING, site.deadline);
+    let mut freed = Vec::new();
+    loop {
+        let mut outcome = release_now(site, id)?;
+        freed.append(&mut outcome.freed);
+        let is_ending = |claim: &Claim| {
+            let mut processes = claim.processes.iter();
+            processes.any(|process| process::is_ending(&site.host, process.pid))
+        };
+        if Instant::now() >= until || !outcome.kept.iter().any(is_ending) {
+            outcome.freed = freed;
+            return Ok(outcome);
+        }
+        sleep(PAUSE);
+    }
+}
+
+fn release_now(site: &Site, id: &str) -> Result<Release> {
     let Some(books) = books_if_known(site, id)? else {
         return Ok(Release::default());
     };

@@ -1,4 +1,7 @@
-//! Taking CPUs from whoever has them.
+//! Giving CPUs back, and taking them from whoever has them.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::{FIRST, Machine, group_of, open, said};
 use crate::placement::{force_release, reconcile, release};
@@ -102,4 +105,50 @@ fn of_a_dead_owner_the_lists_are_freed_and_the_rest_is_undone_later() {
     assert_eq!(reconcile(&machine.site()).unwrap().problems, []);
     assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "");
     assert!(!machine.knows("web"));
+}
+
+/// `runc delete -f` kills, and does not wait for the last thread.
+#[test]
+fn the_last_threads_of_a_process_that_ends_are_waited_for_a_moment() {
+    for ends in [true, false] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0"]);
+        let claim = machine.pinned("web", 1, "dp", &["0"]);
+        let stat = format!("proc/{}/stat", claim.owner.pid);
+        let running = machine.get(&stat);
+        machine.put(
+            &stat,
+            &running
+                .replace(" S 1 ", " Z 1 ")
+                .replace(" 1 0 1001 ", " 2 0 1001 "),
+        );
+        let began = Instant::now();
+        let outcome = std::thread::scope(|scope| {
+            if ends {
+                scope.spawn(|| {
+                    sleep(Duration::from_millis(20));
+                    machine.end(claim.owner, &group_of("web"));
+                });
+            }
+            release(&machine.site(), "web").unwrap()
+        });
+        assert_eq!(
+            (outcome.freed.len(), outcome.kept.len()),
+            if ends { (1, 0) } else { (0, 1) }
+        );
+        assert!(began.elapsed() >= Duration::from_millis(if ends { 20 } else { 100 }));
+    }
+}
+
+/// A live owner is no reason to wait.
+#[test]
+fn nobody_waits_for_a_process_that_lives() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    let claim = machine.pinned("web", 1, "dp", &["0"]);
+    assert!(!crate::process::is_ending(
+        &machine.site().host,
+        claim.owner.pid
+    ));
+    assert_eq!(release(&machine.site(), "web").unwrap().kept.len(), 1);
 }

@@ -149,10 +149,10 @@ impl Machine {
     }
 
     fn end(&self, process: Process, group: &str) {
-        std::fs::remove_dir_all(self.path(&format!("proc/{}", process.pid))).unwrap();
         let procs = format!("sys/fs/cgroup{group}/cgroup.procs");
         let rest = self.get(&procs).replace(&format!("{}\n", process.pid), "");
         self.put(&procs, &rest);
+        std::fs::remove_dir_all(self.path(&format!("proc/{}", process.pid))).unwrap();
     }
 
     fn site(&self) -> Site {
