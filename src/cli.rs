@@ -350,9 +350,13 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Is anything shown that has to be asked of each thread?
-    pub fn with_switches(&self) -> bool {
-        self.json || self.look.output.is_some()
+    /// Is anything shown, or sorted by, that takes more than the CPU time as a whole?
+    pub fn with_everything(&self) -> bool {
+        let of_all = matches!(
+            self.sort,
+            SortBy::User | SortBy::System | SortBy::Switches | SortBy::Moves
+        );
+        self.json || self.look.output.is_some() || of_all
     }
 }
 
@@ -377,9 +381,28 @@ pub enum SortBy {
     Wait,
     /// By THROT%
     Throt,
+    /// By id, of -o wide, as all below
+    Id,
+    /// By CPU%
+    Cpu,
+    /// By the time outside the kernel
+    User,
+    /// By that inside it
+    System,
+    /// By SOFTIRQ%
+    Softirq,
+    /// By STEAL%
+    Steal,
+    /// By context switches
+    Switches,
+    /// By moves between CPUs
+    Moves,
 }
 
 impl SortBy {
+    /// The columns that are shown without -o wide: those before the id.
+    pub const NARROW: usize = 9;
+
     /// The word for it.
     pub fn word(self) -> String {
         let value = self.to_possible_value();

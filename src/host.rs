@@ -110,6 +110,11 @@ impl Host {
         self.root.join("proc")
     }
 
+    /// How long processes of the machine waited for a CPU (kernel: Documentation/accounting/psi.rst).
+    pub fn proc_pressure(&self) -> PathBuf {
+        self.root.join("proc/pressure/cpu")
+    }
+
     /// `/proc/stat`, whose `btime` line is the time of boot in seconds since the epoch (proc_stat(5)).
     pub fn proc_stat(&self) -> PathBuf {
         self.root.join("proc/stat")

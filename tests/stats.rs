@@ -189,6 +189,81 @@ fn it_is_drawn_in_its_place_and_fits() {
     }
 }
 
+/// The wide table is cut at the terminal's edge, and shown whole where there is room.
+#[test]
+fn the_wide_table_is_cut_at_the_edge() {
+    for (rows, columns) in [(24, 80), (60, 200)] {
+        let site = Site::new(4);
+        let line = ["-o", "wide", "--sort", "switches", "--interval", "0.2"];
+        let mut session = Session::start(site.command(&line), rows, columns);
+        session.until("figures are shown", |screen| {
+            let shown = lines(screen);
+            let is_sorted = shown
+                .last()
+                .is_some_and(|line| line.contains("by switches;"));
+            is_sorted && shown.iter().any(|line| line.contains(" 0.0"))
+        });
+        let shown = lines(session.screen.screen());
+        assert_eq!(shown.len(), usize::from(rows), "{shown:?}");
+        assert!(shown[0].starts_with("NAME"), "{shown:?}");
+        assert_eq!(shown[0].contains("MOVES/S"), columns > 80, "{shown:?}");
+        // Each owner has a line, and none goes on in the next.
+        let of_owners = shown.iter().filter(|line| line.starts_with("sleep"));
+        assert_eq!(of_owners.count(), 4, "{shown:?}");
+        assert!(shown[5].is_empty(), "{shown:?}");
+        // All columns have their turn, those of the wide table as well.
+        session.press("s");
+        session.until("the next column", |screen| {
+            screen.contents().contains("by moves;")
+        });
+        session.press("s");
+        session.until("the first column again", |screen| {
+            screen.contents().contains("by name;")
+        });
+        session.press("q");
+        assert_eq!(session.ends().code(), Some(0));
+    }
+}
+
+/// Under a shell with job control: Ctrl-Z gives the terminal back, and `fg` takes it again.
+#[test]
+fn it_stops_and_goes_on_as_a_job() {
+    let site = Site::new(1);
+    let stats = site.command(&["--interval", "0.2"]);
+    let mut shell = Command::new("sh");
+    // The second command is run once the first has stopped.
+    let script = "set -m; \"$@\"; stty -a >\"$0\"; read line; fg >/dev/null";
+    let told = site.dir.path().join("stty");
+    shell.args(["-c", script]).arg(&told);
+    shell.arg(stats.get_program()).args(stats.get_args());
+    shell.env("TERM", "xterm").env_remove("NO_COLOR");
+    let mut session = Session::start(shell, 24, 80);
+    session.until("it is shown", |screen| screen.contents().contains("q quit"));
+    session.press("\x1a");
+    session.until("the screen is given back", |screen| {
+        !screen.alternate_screen() && !screen.hide_cursor()
+    });
+    let patience = Instant::now() + Duration::from_secs(20);
+    let modes = loop {
+        let modes = std::fs::read_to_string(&told).unwrap_or_default();
+        if modes.contains("icanon") {
+            break modes;
+        }
+        assert!(Instant::now() < patience, "the shell does not go on");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let words: Vec<&str> = modes.split([' ', ';', '\n']).collect();
+    for word in ["icanon", "echo", "isig", "opost"] {
+        assert!(words.contains(&word), "{word}: {modes}");
+    }
+    session.press("\n");
+    session.until("it is shown again", |screen| {
+        screen.alternate_screen() && screen.contents().contains("q quit")
+    });
+    session.press("q");
+    assert_eq!(session.ends().code(), Some(0));
+}
+
 #[test]
 fn figures_stay_while_others_are_looked_for() {
     let busy = Command::new("sh")

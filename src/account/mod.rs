@@ -49,6 +49,17 @@ pub struct Meters<'a> {
     pub all: Vec<Meter>,
 }
 
+/// What an account tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Figure {
+    /// The CPU time of a group. Without it that of processes is added up.
+    Usage,
+    /// How long a bandwidth limit kept it from running.
+    Throttling,
+    /// How long it waited for a CPU.
+    Pressure,
+}
+
 /// How an owner's CPU time is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -115,22 +126,27 @@ impl Accounts<'_> {
         }
     }
 
-    /// What cannot be told on this machine, and why: a sentence each.
-    pub fn missing(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if self.cpuacct.is_none() {
-            missing.push(
-                "no CPU accounting is mounted: CPU time is added up over processes, and what ended has left the sum (mount cgroup2, or cgroup with the option cpuacct)"
-                    .to_owned(),
-            );
-        }
-        if self.cpu.is_none() {
-            missing.push(
-                "no CPU controller is mounted: throttling is not known (mount cgroup2, or cgroup with the option cpu)"
-                    .to_owned(),
-            );
-        }
-        missing
+    /// What cannot be told on this machine, and why.
+    pub fn missing(&self) -> Vec<(Figure, String)> {
+        let why = |mounted: Result<Hierarchy>| mounted.err().map(|error| format!("{error:#}"));
+        let no_groups = why(cpuset::hierarchy(self.host));
+        let no_usage = no_groups.or_else(|| why(cpuacct::hierarchy(self.host)));
+        let no_limits = why(cpu::hierarchy(self.host));
+        let has_pressure = self.cpuset.as_ref().is_none_or(|cpuset| {
+            let kept = files::metadata_if_there(&self.host.proc_pressure());
+            cpuset.version == Version::V1 || matches!(kept, Ok(Some(_)))
+        });
+        let no_pressure = (!has_pressure).then(|| {
+            "the kernel keeps no account of pressure (start it with the parameter psi=1)".to_owned()
+        });
+        [
+            (Figure::Usage, no_usage),
+            (Figure::Throttling, no_limits),
+            (Figure::Pressure, no_pressure),
+        ]
+        .into_iter()
+        .filter_map(|(figure, why)| Some((figure, why?)))
+        .collect()
     }
 
     /// Where the account of an owner is: of a process that stands for it, on these CPUs, in the
@@ -310,4 +326,58 @@ fn time_online(whole: f64, counted: f64, used: f64) -> f64 {
 fn now() -> Result<Duration> {
     let clock = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
     Ok(clock.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_mounted_is_told_with_the_reason() {
+        let cpuset = "31 30 0:27 / /cpuset rw - cgroup cgroup rw,cpuset\n";
+        let cpuacct = "32 30 0:28 / /acct rw - cgroup cgroup rw,cpuacct\n";
+        let cpu = "33 30 0:29 / /cpu rw - cgroup cgroup rw,cpu\n";
+        let two = "34 30 0:30 / /two rw - cgroup2 cgroup2 rw\n";
+        let psi = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+        use Figure::{Pressure, Throttling, Usage};
+        type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a [(Figure, &'a str)]);
+        let cases: [Case<'_>; 6] = [
+            (&[cpuset, cpuacct, cpu], None, &[]),
+            (&[cpuset, cpu], None, &[(Usage, "hierarchy with cpuacct")]),
+            (
+                &[cpuset, cpuacct],
+                None,
+                &[(Throttling, "hierarchy with cpu")],
+            ),
+            (&[two], Some(psi), &[]),
+            (&[two], None, &[(Pressure, "psi=1")]),
+            (
+                &[],
+                None,
+                &[(Usage, "with cpuset"), (Throttling, "with cpu")],
+            ),
+        ];
+        for (mounts, pressure, expected) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let put = |file: &str, text: &str| {
+                let path = dir.path().join(file);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                let crash = files::Durability::Crash;
+                files::replace(&path, text.as_bytes(), 0o444, crash).unwrap();
+            };
+            put("proc/1/mountinfo", &mounts.concat());
+            if let Some(pressure) = pressure {
+                put("proc/pressure/cpu", pressure);
+            }
+            let host = Host::new(dir.path());
+            let missing = Accounts::of(&host).missing();
+            assert_eq!(missing.len(), expected.len(), "{mounts:?}: {missing:?}");
+            for ((figure, why), (expected, part)) in missing.iter().zip(expected) {
+                assert!(
+                    figure == expected && why.contains(part),
+                    "{figure:?}: {why}"
+                );
+            }
+        }
+    }
 }

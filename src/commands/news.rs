@@ -7,6 +7,44 @@ use std::sync::{Mutex, PoisonError};
 /// The messages of the last round and of this one; none where there are no rounds, as in a hook.
 static SAID: Mutex<Option<Said>> = Mutex::new(None);
 
+/// The messages that wait for the end of what is drawn on the terminal; `None` where nothing is.
+static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
+
+/// From here on messages are kept, for the terminal is somebody's screen.
+pub(super) fn hold() {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.get_or_insert_default();
+}
+
+/// The last message that is kept, and how many are.
+pub(super) fn held() -> Option<(String, usize)> {
+    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    let held = held.as_ref()?;
+    Some((held.last()?.clone(), held.len()))
+}
+
+/// The messages that were kept: from here on they are logged again.
+pub(super) fn let_go() -> Vec<String> {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.take().unwrap_or_default()
+}
+
+/// Keeps a message, if messages are kept.
+pub(super) fn is_held(message: &str) -> bool {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(held) = held.as_mut() else {
+        return false;
+    };
+    if held.len() == MOST_HELD {
+        held.remove(0);
+    }
+    held.push(message.to_owned());
+    true
+}
+
+/// So many messages are kept, the last ones.
+const MOST_HELD: usize = 100;
+
 #[derive(Default)]
 struct Said {
     before: BTreeSet<String>,

@@ -167,6 +167,27 @@ fn shortened(text: &str, most: usize) -> String {
     begin.chain([CUT]).collect()
 }
 
+/// A line of so many columns at most; its colours stay, also that which ends them.
+pub(super) fn cut(line: &str, most: usize) -> String {
+    let mut shown = String::with_capacity(line.len());
+    let (mut width, mut is_escape) = (0, false);
+    for character in line.chars() {
+        match character {
+            '\x1b' => is_escape = true,
+            // A letter ends what began with `ESC [` (ECMA-48, 5.4).
+            _ if is_escape => is_escape = !character.is_ascii_alphabetic(),
+            _ => {
+                width += character.width().unwrap_or_default();
+                if width > most {
+                    continue;
+                }
+            }
+        }
+        shown.push(character);
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +229,14 @@ mod tests {
         assert_eq!(written(&table, Some(15)), "ID   NAME\n3f9  a-long-na…\n");
         table.drop_beyond(1);
         assert_eq!(written(&table, None), "ID\n3f9\n");
+    }
+
+    #[test]
+    fn a_line_is_cut_without_its_colours() {
+        let line = "ab\x1b[32mcd\x1b[0m日x\x1b[31mz\x1b[0m";
+        assert_eq!(cut(line, 3), "ab\x1b[32mc\x1b[0m\x1b[31m\x1b[0m");
+        assert_eq!(cut(line, 5), "ab\x1b[32mcd\x1b[0m\x1b[31m\x1b[0m");
+        assert_eq!(cut(line, 8), line);
     }
 
     #[test]

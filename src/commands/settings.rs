@@ -272,7 +272,7 @@ fn start_log(options: &Options, filter: Option<String>, target: Target) {
         let style = out.default_level_style(record.level());
         let level = record.level().as_str().to_ascii_lowercase();
         let message = one_line(&record.args().to_string());
-        if !news::is_news(&message) {
+        if !news::is_news(&message) || news::is_held(&format!("{level}: {message}")) {
             return Ok(());
         }
         writeln!(out, "pinfold: {style}{level}{style:#}: {message}")

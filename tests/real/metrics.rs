@@ -316,14 +316,14 @@ fn served(world: &World) {
             "{answer}"
         );
     }
-    // Nobody who asks slowly, or reads nothing, keeps others out for longer than he may take.
+    // Nobody who asks slowly, or reads nothing, keeps others out.
     let mut slow = TcpStream::connect(&address).expect("connect");
     slow.write_all(b"GET /met").expect("begin to ask");
     let deaf = TcpStream::connect(&address).expect("connect");
     let began = Instant::now();
     assert!(get("/metrics").contains("200 OK"));
     assert!(
-        began.elapsed() < Duration::from_secs(30),
+        began.elapsed() < Duration::from_secs(4),
         "{:?}",
         began.elapsed()
     );

@@ -25,6 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ));
     cases.push(plain("stats::a_noisy_neighbour", root, noisy_neighbour));
     cases.push(plain("stats::a_command_on_its_own", root, command));
+    cases.push(plain("stats::an_ambiguous_id", root, ambiguous));
     cases.push(plain("stats::a_picture_tells_loads", root, picture));
     let strace = &[Need::Root, Need::Cpus(2), Need::Strace];
     cases.push(plain("stats::a_sample_is_cheap", strace, a_sample_is_cheap));
@@ -179,6 +180,28 @@ fn busy_on(cpu: u32) -> f64 {
     (fields[..3].iter().sum::<f64>()) / 100.0
 }
 
+/// What several owners are called is refused, and who they are is said.
+fn ambiguous(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    let request = json!({ "pinfold.io/pool": "dp" });
+    let both = ["web-1", "web-2"].map(|id| {
+        let owner = Standin::new(world, id);
+        world
+            .hook("prestart", &state(id, owner.pid, request.clone()))
+            .ok();
+        owner
+    });
+    let line = ["stats", "--no-stream", "--interval", "0.1", "web-"];
+    let ran = process::run(&mut world.pinfold(&line)).exits(1);
+    for part in ["can be 2 owners", "web-1 on 0 of dp", "web-2 on 1 of dp"] {
+        assert!(ran.stderr.contains(part), "{part}: {ran}");
+    }
+    let mut whole = line;
+    whole[4] = "web-2";
+    process::run(&mut world.pinfold(&whole)).ok();
+    drop(both);
+}
+
 /// What owners do, and who disturbs them, is in the picture of the machine.
 fn picture(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
@@ -296,6 +319,7 @@ fn calls_of_a_sample(world: &World, arguments: &[&str]) -> usize {
     let line = [&["stats", "--interval", "0.1"], arguments].concat();
     let trace = world.dir.join("trace");
     let command = world.pinfold(&line);
+    let _ = std::fs::remove_file(&trace);
     let mut strace = strace::under(&command, &["-qq".to_owned()], &trace);
     let pauses = || {
         let text = std::fs::read_to_string(&trace).unwrap_or_default();

@@ -1,8 +1,9 @@
-//! As much of HTTP as a scrape takes (RFC 9112): a GET of `/metrics`, one at a time.
+//! As much of HTTP as a scrape takes (RFC 9112): a GET of `/metrics`, a few at once.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::thread::sleep;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{Builder, scope, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,6 +13,8 @@ use crate::metrics::CONTENT_TYPE;
 
 /// How long a client may take to ask, and as long again to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// So many clients are answered at once: who asks slowly keeps nobody out.
+const AT_ONCE: usize = 8;
 /// The longest request that is read, in bytes.
 const MOST_BYTES: usize = 8 << 10;
 /// How long after a failure to accept the next is tried: descriptors may be free by then.
@@ -21,25 +24,43 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// It cannot listen there.
-pub(super) fn serve(address: SocketAddr, metrics: impl Fn() -> Result<String>) -> Result<u8> {
+pub(super) fn serve(
+    address: SocketAddr,
+    metrics: impl Fn() -> Result<String> + Sync,
+) -> Result<u8> {
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     let address = listener.local_addr().context("find out the address")?;
     if !address.ip().is_loopback() {
         log::warn!("whoever can reach {address} can read the names of owners and what they use");
     }
     log::info!("listening on {address}");
-    loop {
-        news::begin_round();
-        let answered = listener
-            .accept()
-            .and_then(|(client, _)| answer(client, &metrics));
-        if let Err(error) = answered {
-            log::info!("answer a scrape: {error}");
-            if error.kind() != io::ErrorKind::TimedOut {
+    let (metrics, served) = (&metrics, &AtomicUsize::new(0));
+    scope(|scope| {
+        loop {
+            while served.load(Ordering::Acquire) >= AT_ONCE {
+                sleep(PAUSE);
+            }
+            let begun = listener.accept().and_then(|(client, _)| {
+                news::begin_round();
+                served.fetch_add(1, Ordering::AcqRel);
+                let serve = move || {
+                    if let Err(error) = answer(client, metrics) {
+                        log::info!("answer a scrape: {error}");
+                    }
+                    served.fetch_sub(1, Ordering::AcqRel);
+                };
+                let begun = Builder::new().spawn_scoped(scope, serve);
+                if begun.is_err() {
+                    served.fetch_sub(1, Ordering::AcqRel);
+                }
+                begun.map(drop)
+            });
+            if let Err(error) = begun {
+                log::info!("accept a scrape: {error}");
                 sleep(PAUSE);
             }
         }
-    }
+    })
 }
 
 fn answer(mut client: TcpStream, metrics: impl Fn() -> Result<String>) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! The table on a terminal, drawn anew in its place until somebody has seen enough.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::sheet::Sheet;
 use super::terminal::Terminal;
 use super::{Moment, Watch};
 use crate::cli::{SortBy, Stats};
-use crate::commands::screen;
+use crate::commands::{news, screen};
 use crate::last_words::ENDING;
 use crate::text::one_line;
 
@@ -54,8 +54,13 @@ pub(super) fn run(
         notes: notes.iter().map(|note| one_line(note)).collect(),
         seconds: args.interval.as_secs_f64(),
     };
+    news::hold();
     let ended = view.show(args.interval, watch);
     drop(view);
+    for message in news::let_go() {
+        // Nobody reads it where the terminal is gone.
+        let _ = writeln!(io::stderr(), "pinfold: {message}");
+    }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&inherited), None).context("restore the signals")?;
     if let Some(signal) = ended? {
         // Whoever started this sees that it ended by it.
@@ -150,7 +155,7 @@ impl View {
                     rest
                 }
                 [ESCAPE, b'[' | b'O', b'D', rest @ ..] | [b'S', rest @ ..] => {
-                    self.sort_by_neighbour(SortBy::value_variants().len() - 1);
+                    self.sort_by_neighbour(-1);
                     rest
                 }
                 [b'r', rest @ ..] => {
@@ -162,10 +167,16 @@ impl View {
         }
     }
 
-    fn sort_by_neighbour(&mut self, steps: usize) {
+    /// Sorts by a column beside, among those that are shown.
+    fn sort_by_neighbour(&mut self, steps: isize) {
         let all = SortBy::value_variants();
+        let all = match self.sheet.is_wide {
+            true => all,
+            false => &all[..SortBy::NARROW],
+        };
         let now = all.iter().position(|one| *one == self.sheet.sort);
-        self.sheet.sort = all[(now.unwrap_or_default() + steps) % all.len()];
+        let next = now.map_or(0, |now| now.wrapping_add_signed(steps + all.len() as isize));
+        self.sheet.sort = all[next % all.len()];
     }
 
     fn draw(&self, moment: &Moment<'_>) -> Result<()> {
@@ -174,8 +185,13 @@ impl View {
         self.sheet.write(&mut page, moment, Some(columns))?;
         let page = String::from_utf8_lossy(&page.into_inner()).into_owned();
         let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
-        // The last lines say what cannot be told, and what can be done.
-        let room = rows.saturating_sub(1 + self.notes.len());
+        // The last lines say what cannot be told, what went wrong, and what can be done.
+        let mut notes = self.notes.clone();
+        notes.extend(news::held().map(|(last, count)| match count {
+            1 => last,
+            _ => format!("{last} (and {} before)", count - 1),
+        }));
+        let room = rows.saturating_sub(1 + notes.len());
         if lines.len() > room {
             let hidden = lines.len() - room.saturating_sub(1);
             lines.truncate(room.saturating_sub(1));
@@ -192,9 +208,13 @@ impl View {
             }
         );
         lines.resize(room, String::new());
-        let below = self.notes.iter().chain([&help]);
-        lines.extend(below.map(|line| line.chars().take(columns).collect()));
+        let below = notes.iter().chain([&help]);
+        lines.extend(below.cloned());
         lines.truncate(rows);
+        // Not every terminal leaves out what is beyond its edge.
+        lines
+            .iter_mut()
+            .for_each(|line| *line = screen::cut(line, columns));
         // All at once: nobody sees half of it.
         let mut frame = Vec::new();
         queue!(frame, MoveTo(0, 0))?;

@@ -14,7 +14,7 @@ use self::sheet::Sheet;
 use super::Settings;
 use super::output::Output;
 use super::screen;
-use crate::account::{Accounts, Depth, Interval, Meter, Meters, Reading};
+use crate::account::{Accounts, Depth, Figure, Interval, Meter, Meters, Reading};
 use crate::cli::{Form, Stats};
 use crate::placement::{Owner, Seen, Site, Survey, find, pid_id, survey_to_watch};
 use crate::text;
@@ -26,7 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let accounts = Accounts::of(&site.host);
-    let missing = accounts.missing();
+    let missing: Vec<String> = accounts.missing().into_iter().map(lack).collect();
     missing.iter().for_each(|note| log::warn!("{note}"));
     let mut watch = Watch::begin(args, site, &accounts)?;
     let is_json = args.json || args.look.output == Some(Form::Json);
@@ -65,6 +65,18 @@ pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
             return Ok(0);
         }
     }
+}
+
+/// Which columns are missing, or less than they could be, and why.
+fn lack((figure, why): (Figure, String)) -> String {
+    let columns = match figure {
+        Figure::Usage => {
+            "TIME, USED%, NOISE%, USER and SYSTEM are added up over processes, and what ended has left the sum"
+        }
+        Figure::Throttling => "THROT% is not known",
+        Figure::Pressure => "WAIT% is not known",
+    };
+    format!("{columns}: {why}")
 }
 
 /// Owners, read again and again.
@@ -171,7 +183,7 @@ impl<'a> Watch<'a> {
 
 /// What is read of each owner.
 fn depth(args: &Stats) -> Depth {
-    match args.with_switches() {
+    match args.with_everything() {
         true => Depth::Everything,
         false => Depth::Rates,
     }

@@ -22,7 +22,7 @@ const BAD_NOISE: f64 = 0.10;
 pub(super) struct Sheet {
     pub(super) sort: SortBy,
     pub(super) is_reversed: bool,
-    is_wide: bool,
+    pub(super) is_wide: bool,
     is_whole: bool,
 }
 
@@ -46,7 +46,10 @@ impl Sheet {
     ) -> io::Result<()> {
         if moment.owners.is_empty() {
             return match moment.is_chosen {
-                true => writeln!(out, "None of these owns any CPUs now."),
+                true => writeln!(
+                    out,
+                    "Nobody of those that were asked for owns any CPUs now."
+                ),
                 false => writeln!(out, "Nobody owns any CPUs."),
             };
         }
@@ -157,6 +160,14 @@ impl Sheet {
             SortBy::Irq => by(|share| share.irq + share.softirq),
             SortBy::Wait => by(|share| share.waited.unwrap_or_default()),
             SortBy::Throt => by(|share| share.throttled.unwrap_or_default()),
+            SortBy::Id => one.0.id.cmp(&other.0.id),
+            SortBy::Cpu => by(|share| share.busy_cpus),
+            SortBy::User => by(|share| share.account.usage.user.as_secs_f64()),
+            SortBy::System => by(|share| share.account.usage.system.as_secs_f64()),
+            SortBy::Softirq => by(|share| share.softirq),
+            SortBy::Steal => by(|share| share.steal),
+            SortBy::Switches => by(|share| share.switches.unwrap_or_default()),
+            SortBy::Moves => by(|share| share.migrations.unwrap_or_default()),
         }
     }
 }

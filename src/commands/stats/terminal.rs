@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -39,8 +40,10 @@ impl Terminal {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())))
             .context("open the terminal")?;
-        // From here on, whatever fails: it is given back.
+        // From here on, whatever fails: it is given back. A panic ends a release build right where
+        // it happens, and its message is not for the screen of ours.
         let terminal = Terminal { out };
+        give_back_in_panic(terminal.out.try_clone().context("open the terminal")?);
         terminal.set_up()?;
         Ok(terminal)
     }
@@ -109,8 +112,67 @@ impl Terminal {
     }
 }
 
+/// Gives the terminal back before a panic says anything.
+fn give_back_in_panic(out: File) {
+    let terminal = ManuallyDrop::new(Terminal { out });
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        terminal.give_back();
+        before(info);
+    }));
+}
+
 impl Drop for Terminal {
     fn drop(&mut self) {
         self.give_back();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::pty::openpty;
+    use nix::sys::termios::tcgetattr;
+    use std::io::Read;
+    use std::process::Command;
+
+    /// What the next test runs on a terminal: it panics, and nothing is dropped.
+    #[test]
+    #[ignore = "runs on a terminal of the next test's"]
+    fn panics() {
+        std::mem::forget(Terminal::take().unwrap());
+        let _ = std::thread::spawn(|| panic!("said on the screen that was there before")).join();
+        // SAFETY: nothing is left to be done.
+        unsafe { libc::_exit(0) };
+    }
+
+    #[test]
+    fn a_panic_leaves_the_terminal_as_it_was() {
+        let pty = openpty(None, None).unwrap();
+        let before = tcgetattr(&pty.slave).unwrap();
+        let of_child = || pty.slave.try_clone().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture"])
+            .arg("commands::stats::terminal::tests::panics")
+            .stdin(of_child())
+            .stdout(of_child())
+            .stderr(of_child())
+            .spawn()
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+        assert_eq!(tcgetattr(&pty.slave).unwrap(), before);
+        let mut shown = vec![0; 4096];
+        let length = File::from(pty.master).read(&mut shown).unwrap();
+        let shown = String::from_utf8_lossy(&shown[..length]).into_owned();
+        let place = |text: &str| {
+            shown
+                .find(text)
+                .unwrap_or_else(|| panic!("{text:?}: {shown:?}"))
+        };
+        assert!(place("\x1b[?1049h") < place("\x1b[?1049l"), "{shown:?}");
+        assert!(
+            place("\x1b[?1049l") < place("said on the screen"),
+            "{shown:?}"
+        );
     }
 }
