@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar;
 
@@ -66,11 +67,17 @@ pub fn json(document: &Value) -> String {
 }
 
 /// The same on one line.
-pub fn json_line(document: &Value) -> String {
-    escape_json(&document.to_string())
+pub fn json_line(document: &impl Serialize) -> String {
+    // What is given here are plain values, with words for keys: the library takes them all.
+    escape_json(&serde_json::to_string(document).unwrap_or_default())
 }
 
 fn escape_json(text: &str) -> String {
+    // Most are of such characters alone, and long.
+    let is_plain = |byte: u8| byte == b'\n' || byte == b' ' || byte.is_ascii_graphic();
+    if text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
     let mut shown = String::with_capacity(text.len());
     let mut units = [0; 2];
     for character in text.chars() {

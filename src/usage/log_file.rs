@@ -173,15 +173,19 @@ impl Log {
     pub fn read(&self) -> Result<Kept> {
         let mut kept = Kept::default();
         let mut seen = HashSet::new();
-        for path in [
-            PathBuf::from(former(self.path.as_os_str())),
-            self.path.clone(),
-        ] {
+        let open = |path: PathBuf| -> Result<Option<(PathBuf, File)>> {
             if files::entry_if_there(&path)?.is_none() {
-                continue;
+                return Ok(None);
             }
             let file = files::open_regular(&path)
                 .or_refuse(|| Refusal::new("the records cannot be read", "run this as root"))?;
+            Ok(Some((path, file)))
+        };
+        // In that order: where the file is put aside in between, it is both, and its records count
+        // once. In the other order it would be neither.
+        let own = open(self.path.clone())?;
+        let former = open(former(self.path.as_os_str()).into())?;
+        for (path, file) in [former, own].into_iter().flatten() {
             kept.read(&path, file, &mut seen)?;
         }
         Ok(kept)

@@ -37,7 +37,7 @@ pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
         let moment = watch.moment();
         let mut out = Output::product();
         match is_json {
-            true => out.json(&moment.document())?,
+            true => out.json(&serde_json::to_value(moment.document())?)?,
             false => out.coloured(|out| sheet.write(out, &moment, Some(screen::table_width())))?,
         }
         return Ok(0);

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::io::{self, Write};
 
 use anstyle::Style;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::Moment;
 use crate::account::Share;
@@ -194,42 +194,78 @@ fn colour(noise: f64) -> Style {
     }
 }
 
+/// What is shown, for programs: times in seconds, shares of the time of the owner's CPUs from 0
+/// to 1.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    interval_seconds: f64,
+    owners: Vec<Row<'a>>,
+    time: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row<'a> {
+    account: Option<&'static str>,
+    busy_cpus: Option<f64>,
+    context_switches_per_second: Option<f64>,
+    cpu_seconds: Option<f64>,
+    cpus: String,
+    engine: Option<&'a str>,
+    id: Option<&'a str>,
+    irq: Option<f64>,
+    lists: &'a [String],
+    migrations_per_second: Option<f64>,
+    name: Option<String>,
+    noise: Option<f64>,
+    pid: i32,
+    pool: &'a str,
+    pressure: Option<f64>,
+    softirq: Option<f64>,
+    steal: Option<f64>,
+    system_seconds: Option<f64>,
+    throttled: Option<f64>,
+    user_seconds: Option<f64>,
+    utilization: Option<f64>,
+}
+
 impl Moment<'_> {
-    /// The same for programs: times in seconds, shares of the time of the owner's CPUs from 0 to 1.
-    pub(super) fn document(&self) -> Value {
+    pub(super) fn document(&self) -> Document<'_> {
         let rounded = |number: f64| (number * 1e6).round() / 1e6;
-        let owner = |(owner, share): (&Owner, &Option<Share>)| {
+        let row = |(owner, share)| -> Row<'_> {
+            let (owner, share): (&Owner, &Option<Share>) = (owner, share);
             let number =
                 |number: fn(&Share) -> Option<f64>| share.as_ref().and_then(number).map(rounded);
-            json!({
-                "account": share.map(|share| share.account.source.word()),
-                "busyCpus": number(|share| Some(share.busy_cpus)),
-                "contextSwitchesPerSecond": number(|share| share.switches),
-                "cpuSeconds": number(|share| Some(share.account.usage.total.as_secs_f64())),
-                "cpus": owner.cpus.to_string(),
-                "engine": owner.names.engine,
-                "id": owner.id,
-                "irq": number(|share| Some(share.irq)),
-                "lists": owner.lists,
-                "migrationsPerSecond": number(|share| share.migrations),
-                "name": owner.names.title(),
-                "noise": number(|share| Some(share.noise)),
-                "pid": owner.pid,
-                "pool": owner.pool,
-                "pressure": number(|share| share.waited),
-                "softirq": number(|share| Some(share.softirq)),
-                "steal": number(|share| Some(share.steal)),
-                "systemSeconds": number(|share| Some(share.account.usage.system.as_secs_f64())),
-                "throttled": number(|share| share.throttled),
-                "userSeconds": number(|share| Some(share.account.usage.user.as_secs_f64())),
-                "utilization": number(|share| Some(share.utilisation)),
-            })
+            Row {
+                account: share.map(|share| share.account.source.word()),
+                busy_cpus: number(|share| Some(share.busy_cpus)),
+                context_switches_per_second: number(|share| share.switches),
+                cpu_seconds: number(|share| Some(share.account.usage.total.as_secs_f64())),
+                cpus: owner.cpus.to_string(),
+                engine: owner.names.engine.as_deref(),
+                id: owner.id.as_deref(),
+                irq: number(|share| Some(share.irq)),
+                lists: &owner.lists,
+                migrations_per_second: number(|share| share.migrations),
+                name: owner.names.title(),
+                noise: number(|share| Some(share.noise)),
+                pid: owner.pid,
+                pool: &owner.pool,
+                pressure: number(|share| share.waited),
+                softirq: number(|share| Some(share.softirq)),
+                steal: number(|share| Some(share.steal)),
+                system_seconds: number(|share| Some(share.account.usage.system.as_secs_f64())),
+                throttled: number(|share| share.throttled),
+                user_seconds: number(|share| Some(share.account.usage.user.as_secs_f64())),
+                utilization: number(|share| Some(share.utilisation)),
+            }
         };
         let owners = self.owners.iter().zip(&self.interval.shares);
-        json!({
-            "intervalSeconds": rounded(self.interval.length.as_secs_f64()),
-            "owners": owners.map(owner).collect::<Vec<_>>(),
-            "time": humantime::format_rfc3339_millis(self.at).to_string(),
-        })
+        Document {
+            interval_seconds: rounded(self.interval.length.as_secs_f64()),
+            owners: owners.map(row).collect(),
+            time: humantime::format_rfc3339_millis(self.at).to_string(),
+        }
     }
 }
