@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions install uninstall clean
+.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions packages test-packages install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -91,6 +91,16 @@ support:
 # Completions of bash, zsh and fish.
 completions:
 	cargo run --quiet --locked --example generate -- target/dist/completions
+
+# A .deb, an .rpm, a tarball and an SBOM of each target, below target/packages.
+TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+packages: completions
+	packaging/install-packages aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu
+	packaging/packages target/packages $(TARGETS)
+
+# The .deb in the test machine: installed, set up, used, upgraded under a container, downgraded, removed, purged.
+test-packages: completions
+	tests/packages/run
 
 # The binary, the manual page, completions, and the hooks for podman and CRI-O with the binary's real path.
 install: build completions

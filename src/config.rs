@@ -214,6 +214,24 @@ mod tests {
     use crate::files::Durability;
 
     #[test]
+    fn the_shipped_file_has_every_key_and_only_those() {
+        let shipped = include_str!("../packaging/config.toml");
+        assert_eq!(parse::<Config>(shipped).unwrap(), Config::default());
+        let keys = shipped.lines().filter_map(|line| line.strip_prefix('#'));
+        let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ')).collect();
+        let config: Config = parse(&keys.join("\n")).unwrap();
+        assert_eq!(
+            config.usage,
+            Usage {
+                path: config.usage.path.clone(),
+                ..Usage::default()
+            }
+        );
+        let text = format!("{config:?}");
+        assert!(!text.contains("None"), "a key is missing: {text}");
+    }
+
+    #[test]
     fn reads_every_key_and_no_other() {
         let text = "conf-dir = '/a'\nrun-dir = '/b'\nhost-root = '/c'\nlock-timeout = 2.5\nlog = 'debug'\n";
         let config: Config = parse(text).unwrap();
