@@ -1,5 +1,6 @@
 //! The use cases on a tree that stands for a machine with cgroup v2, whose processes are files.
 
+mod booting;
 mod changing;
 mod forced;
 mod made;

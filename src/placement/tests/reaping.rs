@@ -188,6 +188,30 @@ fn the_group_of_a_dead_container_is_as_before_whatever_it_has() {
     }
 }
 
+/// A copy from before its list got another name was put back: the new list's link tells.
+#[test]
+fn an_old_copy_of_a_claim_is_not_read_as_what_it_was() {
+    let machine = Machine::new();
+    machine.pool("dp", "0", &["0-1", "0-3"]);
+    let old = machine.pinned("web", 1, "dp", &["0-1"]);
+    let copy = machine.get(&file_of(&old));
+    let new = Claim {
+        lists: vec!["0-3".to_owned()],
+        ..old.clone()
+    };
+    let ledger = machine.ledger();
+    ledger.rewrite(&old, &new).unwrap();
+    assert!(ledger.on_list("0-1").unwrap().is_empty());
+    assert!(!machine.is_there("run/pinfold/lists/0-1"));
+    assert_eq!(ledger.on_list("0-3").unwrap()[0].claim(), Some(&new));
+    machine.put(&file_of(&old), &copy);
+    assert!(ledger.on_list("0-3").unwrap()[0].claim().is_none());
+    // Killed before the former link was removed: both lead to it, and the new one counts.
+    ledger.write(&old).unwrap();
+    assert!(ledger.on_list("0-3").unwrap().is_empty());
+    assert_eq!(ledger.on_list("0-1").unwrap()[0].claim(), Some(&old));
+}
+
 fn file_of(claim: &Claim) -> String {
     let Claim { id, owner, .. } = claim;
     format!("run/pinfold/claims/{id}/{}-{}.json", owner.pid, owner.start)
