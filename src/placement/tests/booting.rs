@@ -18,6 +18,8 @@ fn boot(machine: &Machine) {
     while seconds() == written {
         sleep(Duration::from_millis(10));
     }
+    // What is written now can have a time that is some milliseconds old (coarse clock, time(7)).
+    sleep(Duration::from_millis(20));
     machine.put("proc/stat", &format!("btime {}\n", seconds()));
 }
 

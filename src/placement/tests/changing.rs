@@ -225,3 +225,53 @@ fn who_asks_for_too_many_cores_is_told_which_pool_can_give_them_up() {
         "{message}"
     );
 }
+
+/// I1 and I3: the record, the mask and other tools' view go with the list.
+#[test]
+fn owners_of_a_shared_list_follow_it() {
+    let machine = Machine::new();
+    machine.pool("cp", "0", &["0,4"]);
+    let web = machine.pinned("web", 1, "cp", &["0,4"]);
+    // Only kept together, without a mask.
+    let mut loose = machine.pinned("loose", 2, "cp", &["0,4"]);
+    loose.cgroup.as_mut().unwrap().confined = false;
+    machine.ledger().write(&loose).unwrap();
+    let mask = "sys/fs/cgroup/machine.slice/loose/cpuset.cpus";
+    machine.put(mask, "\n");
+    machine.dead("dead", 3, "cp", &["0,4"]);
+    let stranger = machine.start(4, "/other");
+    let tasks = format!("{},{}", machine.tasks("cp", "0,4"), stranger.pid);
+    machine.set_tasks("cp", "0,4", &tasks);
+    // A claim of a pool that was removed by hand, whose list had this name.
+    let mut other = machine.pinned("other", 5, "cp", &["0,4"]);
+    other.pool = "gone".to_owned();
+    machine.ledger().write(&other).unwrap();
+    machine.set_tasks("cp", "0,4", &tasks);
+    let effective = "sys/fs/cgroup/machine.slice/web/cpuset.cpus.effective";
+    machine.put(effective, "0-1,4-5\n");
+    let larger = Change::Resize(spec("cp", Kind::Shared, Cores::Count(2)));
+    let changed = change(&machine.site(), stock(), &larger).unwrap();
+    assert_eq!(changed.renamed, Some((cpus("0,4"), cpus("0-1,4-5"))));
+    let mut owners = changed.owners;
+    owners.sort();
+    assert_eq!(owners, ["loose", "web"]);
+    assert_eq!(changed.strangers, [stranger.pid]);
+    assert!(!machine.has_list("cp", "0,4"));
+    let tasks = machine.tasks("cp", "0,1,4,5");
+    for pid in [web.owner.pid, loose.owner.pid, stranger.pid] {
+        assert!(tasks.contains(&pid.to_string()), "{tasks}");
+    }
+    for id in ["web", "loose"] {
+        let entries = machine.ledger().of_id(id).unwrap();
+        let claim = entries[0].claim().unwrap();
+        assert_eq!(claim.lists, ["0,1,4,5"], "{id}");
+        assert_eq!(claim.cpus, cpus("0-1,4-5"), "{id}");
+    }
+    assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "0-1,4-5");
+    assert_eq!(machine.value(&group_of("loose"), "cpuset.cpus"), "");
+    let entries = machine.ledger().of_id("other").unwrap();
+    assert_eq!(entries[0].claim(), Some(&other));
+    // Done twice it is done once.
+    let again = change(&machine.site(), stock(), &larger).unwrap();
+    assert_eq!((again.renamed, again.owners), (None, Vec::<String>::new()));
+}

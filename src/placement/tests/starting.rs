@@ -170,3 +170,31 @@ fn the_group_that_a_reservation_awaits_stands_for_it_once_it_is_confined() {
         assert_eq!(claim.cpus, cpus("0-1"));
     }
 }
+
+/// Its process left the group and runs on those CPUs; or nobody can tell who has them.
+#[test]
+fn a_group_is_not_taken_from_whoever_may_live() {
+    for is_torn in [true, false] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0", "1"]);
+        let claim = machine.pinned("former", 1, "dp", &["0"]);
+        machine.end(claim.owner, &group_of("former"));
+        if is_torn {
+            let file = format!("former/{}-{}.json", claim.owner.pid, claim.owner.start);
+            machine.put(&format!("run/pinfold/claims/{file}"), "{");
+        } else {
+            machine.group("/other");
+            machine.live(claim.owner, "/other");
+        }
+        let process = machine.process(2);
+        machine.live(process, &group_of("former"));
+        let message = said(pin(&machine, "web", process, Size::Lists(1)));
+        assert_eq!(
+            message.contains("it is on its cgroup"),
+            is_torn,
+            "{message}"
+        );
+        assert!(machine.knows("former"));
+        assert_eq!(machine.tasks("dp", "0"), claim.owner.pid.to_string());
+    }
+}
