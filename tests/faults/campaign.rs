@@ -143,15 +143,7 @@ pub(crate) fn short_campaign<'a>(world: &'a World, name: &str, scene: impl Fn() 
 
 fn for_a_while<'a>(world: &'a World, name: &str, share: f64, scene: impl Fn() -> Scene<'a>) {
     let calls = untouched(scene());
-    let unlisted: BTreeSet<String> = calls
-        .iter()
-        .filter(|call| !call.is_listed())
-        .map(Call::to_string)
-        .collect();
-    assert!(
-        unlisted.is_empty(),
-        "{name} makes calls of which `errors` does not know what they give: {unlisted:?}"
-    );
+    assert_listed(&calls);
     let mut recovery = world.pinfold(&["reconcile"]);
     let after = supervisor::run(&mut recovery, b"", &[]).calls.len();
     let mut dice = Dice(seed());
@@ -231,6 +223,16 @@ pub(crate) fn readers_go<'a>(world: &'a World, name: &str, scene: impl Fn() -> S
         of: tried,
         ..Counts::default()
     });
+}
+
+/// Whoever makes a new call says in `errors` what it can give; else that would never be tried.
+fn assert_listed(calls: &[Call]) {
+    let unlisted = calls.iter().filter(|call| !call.is_listed());
+    let unlisted: BTreeSet<String> = unlisted.map(Call::to_string).collect();
+    assert!(
+        unlisted.is_empty(),
+        "`errors` does not know what these calls give: {unlisted:?}"
+    );
 }
 
 /// Executions of what has no points.
@@ -314,6 +316,7 @@ fn trials(calls: &[Call], after: usize, dice: &mut Dice) -> Vec<Trial> {
 /// One trial; gives how many of its injections it came to.
 fn one(world: &World, mut scene: Scene<'_>, trial: &Trial) -> usize {
     let watched = supervisor::run(&mut scene.command, scene.input.as_bytes(), &trial.verb);
+    assert_listed(&watched.calls);
     world.assert_sound("after the verb");
     let lasting = |injection: &Injection| matches!(injection.deed, Deed::FailAll(_));
     let ending = Ending {
