@@ -31,7 +31,7 @@ impl Roll {
     pub fn pids(&mut self) -> Result<Vec<i32>> {
         // Most groups have none below: there is one list then. One that names nobody, or cannot be
         // read, is a matter for who knows why (threaded groups).
-        let is_leaf = |links: u64| links == LINKS_OF_A_LEAF;
+        let is_leaf = |links: u64| links == u64::from(LINKS_OF_A_LEAF);
         if self
             .group
             .dir()

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::libc::nlink_t;
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::Version;
 
 /// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
-pub(super) const LINKS_OF_A_LEAF: u64 = 2;
+pub(super) const LINKS_OF_A_LEAF: u8 = 2;
 
 /// What stands for a process whose number is not to be had, as for one of another pid namespace
 /// (cgroups(7)).
@@ -198,7 +199,7 @@ fn is_leaf_now(at: &OwnedFd, name: &CStr) -> nix::Result<bool> {
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_EMPTY_PATH;
     match fstatat(at, name, flags) {
         Err(Errno::ENOENT | Errno::ENODEV) => Ok(true),
-        other => Ok(other?.st_nlink == LINKS_OF_A_LEAF),
+        other => Ok(other?.st_nlink == nlink_t::from(LINKS_OF_A_LEAF)),
     }
 }
 
