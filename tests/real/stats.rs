@@ -353,6 +353,14 @@ fn calls_of_a_sample(world: &World, arguments: &[&str]) -> usize {
 fn a_sample_is_cheap(world: &World) {
     const OWNERS: usize = 64;
     let _crowd = Crowd::new(world, OWNERS);
+    // Nobody is read for little: all of them have to be there, at the end as well.
+    let all_are_read = || {
+        let document = stats(world, "0.1");
+        let owners = document["owners"].as_array().expect("owners");
+        let of_groups = owners.iter().filter(|owner| owner["account"] == "group");
+        assert_eq!(of_groups.count(), OWNERS, "{document}");
+    };
+    all_are_read();
     for (arguments, files) in [(&[][..], 2), (&["--json"], 4), (&["-o", "wide"], 4)] {
         let cost = cost_of_a_sample(world, arguments);
         let calls = calls_of_a_sample(world, arguments);
@@ -360,5 +368,10 @@ fn a_sample_is_cheap(world: &World) {
         // With the machine's own counters, the clock, and what is printed.
         let most = OWNERS * files + 40;
         assert!(calls <= most, "{calls} calls, and {most} are enough");
+        assert!(
+            calls >= 2 * OWNERS,
+            "{calls} calls cannot read {OWNERS} owners"
+        );
     }
+    all_are_read();
 }
