@@ -94,6 +94,16 @@ const CALLS: &[Row] = &[
     ),
     (libc::SYS_kill, "kill", &[EPERM]),
     (libc::SYS_getrandom, "getrandom", &[EINTR, ENOSYS]),
+    (
+        libc::SYS_inotify_init1,
+        "inotify_init1",
+        &[EMFILE, ENFILE, ENOMEM],
+    ),
+    (
+        libc::SYS_inotify_add_watch,
+        "inotify_add_watch",
+        &[EACCES, ENOMEM, ENOSPC],
+    ),
     (libc::SYS_clock_nanosleep, "clock_nanosleep", &[EINTR]),
     (libc::SYS_wait4, "wait4", &[EINTR]),
     (libc::SYS_waitid, "waitid", &[EINTR]),
