@@ -44,6 +44,18 @@ fn what_is_damaged_and_of_an_earlier_boot_is_nobodys_and_what_cannot_be_read_is_
     remove_dir(machine.path(tasks)).unwrap();
 }
 
+/// The clock was set forward since it was written, or the machine booted since: nobody can tell.
+#[test]
+fn what_is_damaged_and_of_an_unknown_boot_is_held() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    machine.put("run/initctl", "");
+    machine.set_tasks("dp", "0", "rubbish");
+    machine.put("proc/stat", "btime 99999999999\n");
+    drop(open(&machine.site()));
+    assert_eq!(machine.tasks("dp", "0"), "rubbish");
+}
+
 /// Of this boot anything counts, as its readers judge it.
 #[test]
 fn what_is_damaged_in_this_boot_stays() {

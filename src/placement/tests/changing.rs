@@ -275,3 +275,28 @@ fn owners_of_a_shared_list_follow_it() {
     let again = change(&machine.site(), stock(), &larger).unwrap();
     assert_eq!((again.renamed, again.owners), (None, Vec::<String>::new()));
 }
+
+/// A pool of which any list is owned cannot be removed, so that it is not offered.
+#[test]
+fn who_names_cpus_of_a_pool_is_told_what_can_be_done() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let add = |list: &str| {
+        let lists = Change::AddLists(PlannedPool {
+            name: "new".to_owned(),
+            kind: Kind::Exclusive,
+            lists: vec![cpus(list)],
+        });
+        said(try_change(&machine.site(), stock(), &lists))
+    };
+    let removal = "or remove that pool: `pinfold pool remove dp`";
+    assert!(add("0-2").ends_with(removal), "{}", add("0-2"));
+    machine.pinned("web", 1, "dp", &["1"]);
+    let message = add("0");
+    assert!(
+        message.contains("CPU 0 is in list 0 of pool dp: ") && !message.contains("remove"),
+        "{message}"
+    );
+    let message = add("1");
+    assert!(message.contains("of pool dp, which web owns"), "{message}");
+}
