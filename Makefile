@@ -39,7 +39,7 @@ soak:
 	PINFOLD_TEST_SOAK_SECONDS=$(SOAK) cargo test --locked --test faults -- soak::
 
 # Changes the code in one small way after another, and lists the changes that no quick test sees. SHARD=1/8 for a part of
-# them; what only tests on real processes see is listed as well. cargo-mutants is installed below target/tools.
+# them; what only tests on real processes see is listed as well: docs/MUTANTS.md. cargo-mutants is installed below target/tools.
 SHARD ?= 0/1
 mutants:
 	[ -x target/tools/bin/cargo-mutants ] || cargo install --locked --root target/tools cargo-mutants
