@@ -1,61 +1,103 @@
 //! A bundle's configuration on disk: what its maker wrote there, and what we make of it. What was found is kept beside it,
 //! so that the next start of the bundle begins from that.
+//!
+//! It is kept as a hard link to the very file that was found, whose name tells what was written in its place: nothing of the
+//! user's is written again, so nothing has to be synced. After a power loss what we wrote may be torn or empty; its inode
+//! tells that it is ours.
 
 use std::ffi::OsString;
+use std::fs::{Metadata, hard_link};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
+use nix::libc;
 use nix::unistd::{AccessFlags, access};
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
 
-use crate::files::{self, Durability};
+use crate::files::{self, Durability, Replacement};
 use crate::refusal::Refusal;
 
-/// What is behind the configuration's name in that of the file that keeps what was found.
-const KEPT: &str = ".pinfold";
-/// The keeper's mode: a configuration can hold secrets, in its environment.
-const KEPT_MODE: u32 = 0o600;
+/// What is behind the configuration's name in that of the file that was found: then come the inode, its
+/// birth, the bytes and the check sum of what was written in its place.
+const KEPT: &str = ".pinfold-";
+/// The mode of a copy: a configuration can hold secrets, in its environment.
+const COPY_MODE: u32 = 0o600;
 
 /// A configuration that may be rewritten.
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
     found: String,
+    /// Where what was found lies, where it is not the configuration itself.
+    kept: Option<PathBuf>,
+    /// What earlier starts have kept, and what of theirs was killed has left.
+    old: Vec<PathBuf>,
 }
 
-/// What is kept beside it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Kept {
-    /// What was found, word for word.
-    found: String,
-    /// Which text was written in its place.
+/// A file that is kept, as its name tells.
+struct Keeper {
+    path: PathBuf,
     wrote: Mark,
 }
 
-/// What tells a text from another; nobody who could write one gains by making two alike.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What tells a file that we wrote from another; nobody who could write one gains by making two alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
+    inode: u64,
+    /// When that inode was made, in nanoseconds since the epoch, for another file can have its number later; 0 where the file
+    /// system does not say.
+    born: u64,
     bytes: usize,
     crc32: u32,
 }
 
 impl Mark {
-    fn of(text: &str) -> Mark {
+    fn of(file: Option<&Metadata>, text: &str) -> Mark {
+        let born = file.and_then(|file| file.created().ok());
+        let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         Mark {
+            inode: file.map_or(0, MetadataExt::ino),
+            born: born.map_or(0, |born| born.as_nanos() as u64),
             bytes: text.len(),
             crc32: crc32fast::hash(text.as_bytes()),
         }
     }
+
+    fn parse(text: &str) -> Option<Mark> {
+        let mut parts = text.splitn(4, '-');
+        Some(Mark {
+            inode: parts.next()?.parse().ok()?,
+            born: parts.next()?.parse().ok()?,
+            bytes: parts.next()?.parse().ok()?,
+            crc32: u32::from_str_radix(parts.next()?, 16).ok()?,
+        })
+    }
+
+    /// Did we write the file that is there now? One that was copied since has another inode; and of one that was torn, as a
+    /// power loss can leave it, the inode alone tells.
+    fn is_of(&self, now: &Mark, is_whole: bool) -> bool {
+        let is_same_text = (self.bytes, self.crc32) == (now.bytes, now.crc32);
+        is_same_text || (self.is_of_file(now) && !is_whole)
+    }
+
+    fn is_of_file(&self, now: &Mark) -> bool {
+        (self.inode, self.born) == (now.inode, now.born)
+    }
 }
 
 impl Bundle {
-    /// The configuration of this path, whose text is `text` now. Where that is what we wrote, what we found then counts.
+    /// The configuration of this path, whose text is `text` now. Where that is what we wrote, or what is left of it, what we
+    /// found then counts.
     ///
     /// # Errors
     /// What is kept cannot be read; a symbolic link, whose target may be the configuration of others too.
     pub fn new(path: PathBuf, text: String) -> Result<Bundle> {
+        let entry = files::entry_if_there(&path)?;
         ensure!(
-            !files::entry_if_there(&path)?.is_some_and(|entry| entry.is_symlink()),
+            !entry.as_ref().is_some_and(|entry| entry.is_symlink()),
             Refusal::new(
                 format!(
                     "{} is a symbolic link, which would not be one any more",
@@ -64,14 +106,29 @@ impl Bundle {
                 "put the real thing there"
             )
         );
-        let kept = files::read_text_if_there(&keeper(&path))?;
-        // Without sense it is not ours, or of another version: then what is there now is what was found.
-        let kept: Option<Kept> = kept.and_then(|kept| serde_json::from_str(&kept).ok());
-        let found = match kept {
-            Some(kept) if kept.wrote == Mark::of(&text) => kept.found,
-            _ => text,
+        let now = Mark::of(entry.as_ref(), &text);
+        let is_whole = serde_json::from_str::<IgnoredAny>(&text).is_ok();
+        let (keepers, mut old) = beside(&path)?;
+        let ours = keepers
+            .iter()
+            .filter(|keeper| keeper.wrote.is_of(&now, is_whole))
+            .max_by_key(|keeper| keeper.wrote.is_of_file(&now));
+        let kept = ours.map(|keeper| keeper.path.clone());
+        let found = match &kept {
+            Some(kept) => {
+                let file = files::open_regular(kept)?;
+                let text = files::read_bounded(file, files::MOST_BYTES);
+                text.with_context(|| format!("read {}", kept.display()))?
+            }
+            None => text,
         };
-        Ok(Bundle { path, found })
+        old.extend(keepers.into_iter().map(|keeper| keeper.path));
+        Ok(Bundle {
+            path,
+            found,
+            kept,
+            old,
+        })
     }
 
     /// What its maker wrote.
@@ -79,16 +136,17 @@ impl Bundle {
         &self.found
     }
 
+    /// Is what is there now what we wrote, or what is left of it?
+    pub fn is_ours(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// Can it be replaced? What is found out before anything is done needs no undoing.
     ///
     /// # Errors
     /// A directory in which nothing can be made.
     pub fn ensure_writable(&self) -> Result<()> {
-        let directory = self
-            .path
-            .parent()
-            .filter(|path| !path.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new("."));
+        let directory = directory_of(&self.path);
         access(directory, AccessFlags::W_OK)
             .with_context(|| format!("write to the bundle {}", directory.display()))
     }
@@ -101,32 +159,83 @@ impl Bundle {
     pub fn write(&self, text: &str) -> Result<()> {
         let looks = self.path.metadata();
         let looks = looks.with_context(|| format!("look at {}", self.path.display()))?;
-        let kept = Kept {
-            found: self.found.clone(),
-            wrote: Mark::of(text),
-        };
-        let kept = serde_json::to_string(&kept).context("keep what was found")?;
-        let keeper = keeper(&self.path);
-        self.remove_leftovers()?;
-        files::replace(&keeper, kept.as_bytes(), KEPT_MODE, Durability::PowerLoss)?;
-        files::replace_like(&self.path, text.as_bytes(), &looks)
-    }
-
-    /// What a shim left that was killed while it replaced one of the two: a runtime makes a container of a bundle once at a
-    /// time.
-    fn remove_leftovers(&self) -> Result<()> {
-        for path in [&self.path, &keeper(&self.path)] {
-            if let (Some(directory), Some(name)) = (path.parent(), path.file_name()) {
-                files::remove_leftovers(directory, &name.to_string_lossy())?;
+        let ours = Replacement::like(&self.path, text.as_bytes(), &looks)?;
+        let keeper = keeper(&self.path, Mark::of(Some(&ours.metadata()?), text));
+        // One of this name was kept for a file of that inode that is gone.
+        files::remove(&keeper)?;
+        self.keep(&keeper)?;
+        if let Err(error) = ours.put() {
+            files::remove(&keeper)?;
+            return Err(error);
+        }
+        // A runtime makes a container of a bundle once at a time: nobody else needs these.
+        for path in self.old.iter().filter(|path| **path != keeper) {
+            if let Err(error) = files::remove(path) {
+                log::warn!("{error:#}");
             }
         }
         Ok(())
     }
+
+    fn keep(&self, keeper: &Path) -> Result<()> {
+        let found = self.kept.as_ref().unwrap_or(&self.path);
+        match hard_link(found, keeper) {
+            // Not every file system has links, or has one more of them.
+            Err(error) if is_no_way_to_link(&error) => {
+                let text = self.found.as_bytes();
+                files::replace(keeper, text, COPY_MODE, Durability::PowerLoss)
+            }
+            other => {
+                other.with_context(|| format!("keep {} as {}", found.display(), keeper.display()))
+            }
+        }
+    }
 }
 
-fn keeper(path: &Path) -> PathBuf {
+fn is_no_way_to_link(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EMLINK | libc::EXDEV)
+    )
+}
+
+fn directory_of(path: &Path) -> &Path {
+    let parent = path.parent().filter(|path| !path.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
+/// What is kept beside a configuration; and what a shim left that was killed while it replaced one.
+fn beside(path: &Path) -> Result<(Vec<Keeper>, Vec<PathBuf>)> {
+    let directory = directory_of(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!("{name}{KEPT}");
+    let mut keepers = Vec::new();
+    let mut old = Vec::new();
+    for entry in files::names_in(directory)? {
+        let wrote = entry.strip_prefix(&prefix).and_then(Mark::parse);
+        let path = directory.join(&entry);
+        match wrote {
+            Some(wrote) => keepers.push(Keeper { path, wrote }),
+            None if files::is_leftover(&entry, &name) => old.push(path),
+            // Of a copy.
+            None if entry.starts_with(&files::temporary_prefix(&prefix)[..=prefix.len()]) => {
+                old.push(path);
+            }
+            None => {}
+        }
+    }
+    Ok((keepers, old))
+}
+
+fn keeper(path: &Path, wrote: Mark) -> PathBuf {
     let mut keeper = OsString::from(path);
-    keeper.push(KEPT);
+    let Mark {
+        inode,
+        born,
+        bytes,
+        crc32,
+    } = wrote;
+    keeper.push(format!("{KEPT}{inode}-{born}-{bytes}-{crc32:08x}"));
     keeper.into()
 }
 
@@ -142,49 +251,93 @@ mod tests {
         files::replace(path, text.as_bytes(), 0o640, Durability::Crash).unwrap();
     }
 
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names = files::names_in(dir).unwrap();
+        names.sort();
+        names
+    }
+
     #[test]
     fn the_next_start_begins_from_what_was_found() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
-        put(&path, "mine");
-        for text in ["first", "second"] {
+        put(&path, "{\"mine\":1}");
+        let inode = path.metadata().unwrap().ino();
+        for text in ["{\"first\":1}", "{\"second\":1}"] {
             let bundle = open(&path);
-            assert_eq!(bundle.found(), "mine");
+            assert_eq!(bundle.found(), "{\"mine\":1}");
             bundle.write(text).unwrap();
             assert_eq!(files::read(&path).unwrap(), text);
+            // It is the very file, and the only one.
+            let names = names(dir.path());
+            assert_eq!(names.len(), 2, "{names:?}");
+            let kept = dir.path().join(&names[1]).metadata().unwrap();
+            assert_eq!((kept.ino(), kept.nlink()), (inode, 1));
         }
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
-        // Its maker has written another since.
-        put(&path, "other");
-        assert_eq!(open(&path).found(), "other");
-        open(&path).write("third").unwrap();
-        assert_eq!(open(&path).found(), "other");
+        // Its maker has written another since, in a file of its own or in place.
+        put(&path, "{\"other\":1}");
+        assert_eq!(open(&path).found(), "{\"other\":1}");
+        open(&path).write("{\"third\":1}").unwrap();
+        assert_eq!(open(&path).found(), "{\"other\":1}");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut file| io::Write::write_all(&mut file, b"{\"fresh\":1}"))
+            .unwrap();
+        assert_eq!(open(&path).found(), "{\"fresh\":1}");
+        assert!(!open(&path).is_ours());
+    }
+
+    #[test]
+    fn what_a_power_loss_leaves_of_ours_is_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let ours = "{\"ours\":[1,2,3]}";
+        for left in [0, 1, ours.len() as u64 - 1] {
+            put(&path, "{\"mine\":1}");
+            open(&path).write(ours).unwrap();
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(left).unwrap();
+            assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
+            // Blocks that were never written hold zeros.
+            file.set_len(ours.len() as u64).unwrap();
+            assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
+            open(&path).write(ours).unwrap();
+            assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
+            std::fs::remove_file(&path).unwrap();
+        }
+        // What somebody else has broken is not ours.
+        put(&path, "{\"broken");
+        assert!(!open(&path).is_ours());
     }
 
     #[test]
     fn a_death_between_the_two_files_and_leftovers_do_no_harm() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
-        put(&path, "mine");
-        open(&path).write("ours").unwrap();
-        put(&path, "new");
-        let kept = serde_json::to_string(&Kept {
-            found: "new".into(),
-            wrote: Mark::of("never written"),
-        });
-        put(&keeper(&path), &kept.unwrap());
-        assert_eq!(open(&path).found(), "new");
-        put(&keeper(&path), "no JSON");
-        assert_eq!(open(&path).found(), "new");
-        let others = ".config.json.swp";
-        for leftover in [".config.json.abcDE1", ".config.json.pinfold.abcDE1", others] {
+        put(&path, "{\"mine\":1}");
+        open(&path).write("{\"ours\":1}").unwrap();
+        put(&path, "{\"new\":1}");
+        let bundle = open(&path);
+        bundle
+            .keep(&keeper(&path, Mark::of(None, "{\"never written\":1}")))
+            .unwrap();
+        assert_eq!(open(&path).found(), "{\"new\":1}");
+        let others = [".config.json.swp", "config.json.pinfold-notes"];
+        for leftover in [".config.json.abcDE1", others[0], others[1]] {
             put(&dir.path().join(leftover), "half");
         }
-        open(&path).write("ours").unwrap();
-        let mut names = files::names_in(dir.path()).unwrap();
-        names.sort();
-        assert_eq!(names, [others, "config.json", "config.json.pinfold"]);
+        open(&path).write("{\"ours\":2}").unwrap();
+        let names = names(dir.path());
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert!(
+            others
+                .iter()
+                .all(|other| names.iter().any(|name| name == other))
+        );
+        assert_eq!(open(&path).found(), "{\"new\":1}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::refusal::Refusal;
 use crate::text::shell_word;
 
 /// The most that is read of any one file, in bytes; `/proc/self/mountinfo` of a busy host is the largest.
-const MOST_BYTES: u64 = 16 << 20;
+pub const MOST_BYTES: u64 = 16 << 20;
 
 /// What is asked for in the first read(2) of a file, in bytes.
 const READ_BYTES: usize = 8 << 10;
@@ -230,6 +230,40 @@ pub fn replace_like(path: &Path, content: &[u8], like: &Metadata) -> Result<()> 
     put(path, content, looks, Durability::PowerLoss)
 }
 
+/// A file that is put together, and not in its place yet: dropping it removes it.
+#[derive(Debug)]
+pub struct Replacement {
+    temporary: tempfile::NamedTempFile,
+    path: PathBuf,
+}
+
+impl Replacement {
+    /// Puts together what is to be in the place of a file, with the mode and the owner of another. It lives through the death
+    /// of any process; it is not synced.
+    pub fn like(path: &Path, content: &[u8], like: &Metadata) -> Result<Replacement> {
+        let looks = (like.mode() & 0o7777, Some((like.uid(), like.gid())));
+        let temporary = put_together(path, content, looks);
+        Ok(Replacement {
+            temporary: temporary.with_context(|| format!("replace {}", path.display()))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// What tells it from every other file, in its place too.
+    pub fn metadata(&self) -> Result<Metadata> {
+        let metadata = self.temporary.as_file().metadata();
+        metadata.with_context(|| format!("replace {}", self.path.display()))
+    }
+
+    /// Puts it in its place.
+    pub fn put(self) -> Result<()> {
+        let put = self.temporary.persist(&self.path);
+        put.map_err(|error| error.error)
+            .with_context(|| format!("replace {}", self.path.display()))?;
+        Ok(())
+    }
+}
+
 /// Does all that replacing a file takes, but for the last step: nothing stays.
 pub fn try_replacing(path: &Path) -> Result<()> {
     let attempt = || -> io::Result<()> {
@@ -250,29 +284,33 @@ const TRIAL_BYTES: usize = 4096;
 /// A file's mode, and its owner and group where they are not those of whoever writes it.
 type Looks = (u32, Option<(u32, u32)>);
 
-fn put(path: &Path, content: &[u8], looks: Looks, durability: Durability) -> Result<()> {
+fn put_together(path: &Path, content: &[u8], looks: Looks) -> io::Result<tempfile::NamedTempFile> {
     let (mode, owner) = looks;
+    let (directory, name) = split(path)?;
+    let mut temporary = tempfile::Builder::new()
+        .prefix(&temporary_prefix(name))
+        .rand_bytes(NONCE_CHARACTERS)
+        .suffix("")
+        .tempfile_in(directory)?;
+    temporary.write_all(content)?;
+    if let Some((uid, gid)) = owner {
+        fchown(temporary.as_file(), Some(uid), Some(gid))?;
+    }
+    // The process's umask is whatever the engine had: the mode is set, not asked for.
+    let mode = Permissions::from_mode(mode);
+    temporary.as_file().set_permissions(mode)?;
+    Ok(temporary)
+}
+
+fn put(path: &Path, content: &[u8], looks: Looks, durability: Durability) -> Result<()> {
     let attempt = || -> io::Result<()> {
-        let (directory, name) = split(path)?;
-        let mut temporary = tempfile::Builder::new()
-            .prefix(&temporary_prefix(name))
-            .rand_bytes(NONCE_CHARACTERS)
-            .suffix("")
-            .tempfile_in(directory)?;
-        temporary.write_all(content)?;
-        if let Some((uid, gid)) = owner {
-            fchown(temporary.as_file(), Some(uid), Some(gid))?;
-        }
-        // The process's umask is whatever the engine had: the mode is set, not asked for.
-        temporary
-            .as_file()
-            .set_permissions(Permissions::from_mode(mode))?;
+        let temporary = put_together(path, content, looks)?;
         if durability == Durability::PowerLoss {
             temporary.as_file().sync_all()?;
         }
         temporary.persist(path).map_err(|error| error.error)?;
         if durability == Durability::PowerLoss {
-            sync_directory(directory)?;
+            sync_directory(split(path)?.0)?;
         }
         Ok(())
     };
@@ -315,15 +353,19 @@ pub fn remove_empty_directory(path: &Path) -> Result<bool> {
 ///
 /// Who replaces that file meanwhile fails: hold the lock under which that is done, or have it done again.
 pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
-    let prefix = temporary_prefix(name);
     for entry in names_in(directory)? {
-        let nonce = entry.strip_prefix(&prefix);
-        // An editor's files beside it have names that are much alike.
-        if nonce.is_some_and(|nonce| nonce.len() == NONCE_CHARACTERS) {
+        if is_leftover(&entry, name) {
             remove(&directory.join(entry))?;
         }
     }
     Ok(())
+}
+
+/// Is this the name of a file in which another was put together?
+pub fn is_leftover(entry: &str, name: &str) -> bool {
+    let nonce = entry.strip_prefix(&temporary_prefix(name));
+    // An editor's files beside it have names that are much alike.
+    nonce.is_some_and(|nonce| nonce.len() == NONCE_CHARACTERS)
 }
 
 /// The names in a directory, unsorted; empty where there is none. Names that are not UTF-8 are left

@@ -1,7 +1,10 @@
 //! The OCI runtime behind `pinfold-runtime`: which one it is, and whether it is fit for it.
 
 use std::ffi::OsStr;
-use std::io::ErrorKind;
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,12 +15,13 @@ use serde_json::Value;
 
 use crate::child;
 use crate::config::Runtime;
-use crate::files;
+use crate::files::{self, Durability};
 use crate::host::Host;
 use crate::oci::is_container_id;
 use crate::oci_config::STAGES;
 use crate::refusal::{OrRefuse, Refusal};
 use crate::runtime_line::RuntimeLine;
+use crate::text::Shown;
 
 /// The runtimes that are taken, the first that is there, where nothing says another.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
@@ -109,9 +113,8 @@ pub fn runtime(
 
 const NAME_ANOTHER: &str = "name runc or crun as runtime.path in Pinfold's configuration";
 
-/// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
-/// container would start on any CPUs. Older ones say nothing.
-pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
+/// A runtime whose hooks see no process of the container's own is of no use, whatever its features say.
+pub fn ensure_fit(runtime: &Path) -> Result<()> {
     let real = runtime
         .canonicalize()
         .with_context(|| format!("look at the runtime {}", runtime.display()))?;
@@ -126,6 +129,13 @@ pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
             ));
         }
     }
+    Ok(())
+}
+
+/// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
+/// container would start on any CPUs. Older ones say nothing.
+pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
+    ensure_fit(runtime)?;
     let said = features(runtime)?;
     ensure!(
         said.is_none_or(|said| has_our_stages(said.as_bytes())),
@@ -138,6 +148,81 @@ pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
         )
     );
     Ok(())
+}
+
+/// The same, and a runtime that was found to run them is not asked again while it is that very file: this is remembered in the
+/// run directory. What cannot be trusted, read or written there is no memory.
+pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> {
+    ensure_fit(runtime)?;
+    let known = Known::of(runtime, run_dir)?;
+    if known.is_there() {
+        return Ok(());
+    }
+    ensure_runs_our_hooks(runtime)?;
+    // One that was replaced meanwhile is not the one that was asked; and a script speaks for another program.
+    if is_program(runtime) && Known::of(runtime, run_dir)?.text == known.text {
+        if let Err(error) = known.keep() {
+            log::info!("{error:#}");
+        }
+    }
+    Ok(())
+}
+
+/// Is it a program by itself (elf(5))?
+fn is_program(runtime: &Path) -> bool {
+    let mut begin = [0; 4];
+    let read = File::open(runtime).and_then(|mut file| file.read_exact(&mut begin));
+    read.is_ok() && begin == *b"\x7fELF"
+}
+
+/// That a runtime runs our hooks.
+struct Known {
+    path: PathBuf,
+    /// What tells that very file from any other of its path.
+    text: String,
+}
+
+impl Known {
+    fn of(runtime: &Path, run_dir: &Path) -> Result<Known> {
+        let look = || -> io::Result<(PathBuf, Metadata)> {
+            let real = runtime.canonicalize()?;
+            let metadata = real.metadata()?;
+            Ok((real, metadata))
+        };
+        let looked = look().with_context(|| format!("look at the runtime {}", runtime.display()));
+        let (real, metadata) = looked?;
+        let hash = crc32fast::hash(real.as_os_str().as_bytes());
+        let text = format!(
+            "{} {}:{} {} {}.{:09} {}.{:09}\n",
+            Shown(&real.to_string_lossy()),
+            metadata.dev(),
+            metadata.ino(),
+            metadata.size(),
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+            metadata.ctime(),
+            metadata.ctime_nsec(),
+        );
+        Ok(Known {
+            path: run_dir.join(format!("runs-hooks-{hash:08x}")),
+            text,
+        })
+    }
+
+    fn is_there(&self) -> bool {
+        let read = || -> Result<bool> {
+            let seen = files::trusted(&self.path)?;
+            let kept = files::open_seen(&self.path, &seen)?;
+            let kept = files::read_record(kept, self.text.len() as u64)?;
+            Ok(kept == self.text.as_bytes())
+        };
+        read().unwrap_or(false)
+    }
+
+    fn keep(&self) -> Result<()> {
+        let text = self.text.as_bytes();
+        files::replace(&self.path, text, 0o600, Durability::Crash)
+    }
 }
 
 /// What a runtime says of itself; `None` where it does not know the question.
@@ -251,6 +336,47 @@ mod tests {
         let error = ensure_runs_our_hooks(&path("runsc")).unwrap_err();
         assert!(error.to_string().contains("runsc gives hooks"), "{error}");
         ensure_runs_our_hooks(&path("other")).unwrap();
+    }
+
+    #[test]
+    fn one_that_runs_our_hooks_is_asked_once() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (runtime, run_dir) = (dir.path().join("runtime"), dir.path().join("run"));
+        std::fs::create_dir(&run_dir).unwrap();
+        let script = "#!/bin/sh\necho '{\"hooks\":[]}'\n";
+        let mode = |mode| std::fs::Permissions::from_mode(mode);
+        let put_script = || {
+            files::replace(&runtime, script.as_bytes(), 0o755, Durability::Crash).unwrap();
+        };
+        let once = || ensure_runs_our_hooks_once(&runtime, &run_dir);
+        // One that says that it runs none is asked each time, and nothing is kept of it.
+        put_script();
+        assert!(once().is_err() && once().is_err());
+        assert!(files::names_in(&run_dir).unwrap().is_empty());
+        // Who is known is not asked.
+        let known = Known::of(&runtime, &run_dir).unwrap();
+        known.keep().unwrap();
+        once().unwrap();
+        // What others can write is no memory, nor is what was damaged.
+        std::fs::set_permissions(&known.path, mode(0o602)).unwrap();
+        assert!(once().is_err());
+        for content in ["", &known.text[1..], &format!("{}x", known.text)] {
+            files::replace(&known.path, content.as_bytes(), 0o600, Durability::Crash).unwrap();
+            assert!(once().is_err(), "{content}");
+        }
+        known.keep().unwrap();
+        once().unwrap();
+        // Another file of the same content is another runtime.
+        put_script();
+        assert!(once().is_err());
+        // A program that says nothing is one; a script may speak for another that changes.
+        std::fs::copy("/bin/true", &runtime).unwrap();
+        once().unwrap();
+        assert!(Known::of(&runtime, &run_dir).unwrap().is_there());
+        files::replace(&runtime, b"#!/bin/sh\n", 0o755, Durability::Crash).unwrap();
+        once().unwrap();
+        assert!(!Known::of(&runtime, &run_dir).unwrap().is_there());
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Many starts at once: how many there are in a second, how long they wait for the lock, and how long each has it.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::measure::Program;
+use crate::measure::{Program, plain};
 use crate::site::{OwnGroup, Site, Sleeper};
 
 /// Starts so many containers at once that ask for a list of a shared pool.
@@ -41,7 +41,7 @@ pub(crate) fn starts(site: &Site, at_once: usize) -> Value {
 
 fn begin(hook: &Program) -> Child {
     let input = std::fs::File::open(&hook.input).expect("open a state");
-    let mut command = Command::new(&hook.words[0]);
+    let mut command = plain(&hook.words[0]);
     command.args(&hook.words[1..]).arg("--verbose");
     command
         .stdin(input)
@@ -67,7 +67,7 @@ fn finish(hook: Child) -> f64 {
 pub(crate) fn lock_held(hook: &Program) -> (f64, f64) {
     let told = tempfile::NamedTempFile::new().expect("make a file");
     let input = std::fs::File::open(&hook.input).expect("open a state");
-    let status = Command::new("strace")
+    let status = plain("strace")
         .args([
             "-f",
             "--seccomp-bpf",

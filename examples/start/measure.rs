@@ -1,6 +1,7 @@
 //! Running a program once, many times, and counting what it does.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -49,7 +50,7 @@ impl Program {
 
     /// Runs it; it has to succeed.
     pub(crate) fn run(&self, tools: &Tools) -> Run {
-        let mut command = Command::new(&tools.launcher);
+        let mut command = plain(&tools.launcher);
         command.arg(&self.input).args(&self.words);
         let told = output(&mut command);
         let numbers: Vec<f64> = told
@@ -69,7 +70,7 @@ impl Program {
 
     /// How many instructions it executes outside the kernel (valgrind's callgrind).
     pub(crate) fn instructions(&self) -> u64 {
-        let mut valgrind = Command::new("valgrind");
+        let mut valgrind = plain("valgrind");
         valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
         let told = self.under(&mut valgrind).stderr;
         let told = String::from_utf8_lossy(&told);
@@ -81,7 +82,7 @@ impl Program {
     /// How many system calls it makes, with all its children.
     pub(crate) fn system_calls(&self) -> u64 {
         let told = tempfile::NamedTempFile::new().expect("make a file");
-        let mut strace = Command::new("strace");
+        let mut strace = plain("strace");
         strace.args(["-f", "-c", "-o"]).arg(told.path());
         self.under(&mut strace);
         let told = std::fs::read_to_string(told.path()).expect("read what strace counted");
@@ -178,4 +179,13 @@ pub(crate) fn output(command: &mut Command) -> String {
     let told = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{command:?} failed: {told}");
     String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// A command without the environment of whoever measures: engines give hooks none, or nearly so, and with `RUST_BACKTRACE`
+/// each error is expensive.
+pub(crate) fn plain(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.env_clear().env("PATH", path);
+    command
 }

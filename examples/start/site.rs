@@ -3,6 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pinfold::cgroup::{Group, Hierarchy, cpuset};
 use pinfold::claims::{Claim, Ledger, OwnerKind, VERSION};
@@ -77,7 +78,9 @@ pub(crate) struct OwnGroup {
 
 impl OwnGroup {
     pub(crate) fn new(name: &str) -> OwnGroup {
-        let path = format!("/pinfoldbench{}{name}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = format!("/pinfoldbench{}n{number}{name}", std::process::id());
         let group = hierarchy().group(&path).expect("a path of a group");
         group.make().expect("make a group");
         cpuset::enable(&group).expect("enable the cpuset controller");
@@ -113,7 +116,7 @@ impl Site {
             dir: dir.expect("make a directory in memory"),
             pinfold: pinfold.display().to_string(),
             size,
-            group: OwnGroup::new(&format!("x{}x{}", size.lists, size.claims)),
+            group: OwnGroup::new("s"),
             owner: Sleeper::new(),
         };
         site.make();

@@ -234,7 +234,15 @@ impl Asking {
             return Ok(None);
         }
         let text = text?.with_context(|| format!("there is no {}", path.display()))?;
-        let config = OciConfig::parse(&text).with_context(|| path.display().to_string())?;
+        let config = OciConfig::parse(&text).or_else(|error| {
+            // What we wrote may have been torn by a power loss: then what we found counts.
+            let bundle = Bundle::new(path.clone(), text.clone())?;
+            match bundle.is_ours() {
+                true => OciConfig::parse(bundle.found()),
+                false => Err(error),
+            }
+        });
+        let config = config.with_context(|| path.display().to_string())?;
         let names = LazyCell::new(|| names_in(&config, line, host));
         let cannot = || cannot_start(line, &names);
         let annotations = config.annotations(request::is_ours).with_context(cannot)?;
@@ -370,7 +378,7 @@ impl Start<'_> {
         config.ensure_plain_keys()?;
         refuse_chosen(&config, &request)?;
         self.bundle.ensure_writable()?;
-        low_level::ensure_runs_our_hooks(self.runtime)?;
+        low_level::ensure_fit(self.runtime)?;
         let program = std::env::current_exe().context("find out where this program is")?;
         let program = program.to_str();
         let program = program.context("the path of this program is no UTF-8")?;
@@ -384,6 +392,8 @@ impl Start<'_> {
         };
 
         let reservation = reserve(site, id, self.names.clone(), group, &request)?;
+        // What is refused has cost no process of the runtime's.
+        let runs = low_level::ensure_runs_our_hooks_once(self.runtime, &site.run_dir);
         let pinning = Pinning {
             program,
             engine: engine.map(Engine::word),
@@ -395,8 +405,8 @@ impl Start<'_> {
             mems: &reservation.mems,
             has_cgroup: self.line.cgroups != CgroupManager::Disabled,
         };
-        let written = config
-            .pin(&pinning)
+        let written = runs
+            .and_then(|()| config.pin(&pinning))
             .and_then(|()| self.bundle.write(&config.print()?));
         if written.is_err() {
             give_up(self.settings, &reservation);

@@ -241,8 +241,10 @@ fn refuses_a_runtime(world: &World, engine: Engine) {
             "runtime.allow",
         ),
     ] {
-        let script = "printf '[runtime]\\n%s\\n' \"$1\" >/etc/pinfold/config.toml";
-        machine.run("sh", &["-ec", script, "sh", &runtime]).ok();
+        let (conf, run) = (world.conf.display(), world.run.display());
+        let config_file = format!("conf-dir = '{conf}'\nrun-dir = '{run}'\n[runtime]\n{runtime}\n");
+        let script = "printf %s \"$1\" >/etc/pinfold/config.toml";
+        machine.run("sh", &["-ec", script, "sh", &config_file]).ok();
         let ran = machine.run(SHIM, &["create", "-b", bundle, "a"]).exits(1);
         assert!(ran.stderr.contains(part), "{ran}");
         assert_eq!(std::fs::read(&config).expect("read config.json"), before);
