@@ -49,14 +49,14 @@ pub fn remarks(topology: &Topology) -> Vec<Remark> {
         .iter()
         .cloned()
         .partition(|oddity| oddity.is_unread);
-    let left_out = |is_answered| {
-        move |text: String| Remark {
-            is_answered,
-            text: format!("{text}: it is left out of the picture"),
-        }
-    };
-    let others = gathered(&odd).into_iter().map(left_out(true));
-    let unread = gathered(&unread).into_iter().map(left_out(false));
+    let others = gathered(&odd).into_iter().map(|text| Remark {
+        is_answered: true,
+        text: format!("{text}: it is left out of the picture"),
+    });
+    let unread = gathered(&unread).into_iter().map(|text| Remark {
+        is_answered: false,
+        text: format!("{text}: what no other file tells is left out of the picture"),
+    });
     level.chain(others).chain(unread).collect()
 }
 

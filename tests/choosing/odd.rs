@@ -170,7 +170,9 @@ fn what_a_second_file_tells_is_never_lost() {
                     assert_eq!(local, set(nodes), "{file} {kind}");
                 }
                 let mut remarks = remarks(&topology).into_iter();
-                assert!(remarks.all(|remark| remark.is_answered), "{file} {kind}");
+                // One that cannot be read now may tell more the next time, and is warned of.
+                let is_well = remarks.all(|remark| remark.is_answered || kind == "unreadable");
+                assert!(is_well, "{file} {kind}");
             });
         }
     }
