@@ -29,6 +29,8 @@ pub const MOST_BYTES: u64 = 16 << 20;
 
 /// What is asked for in the first read(2) of a file, in bytes.
 const READ_BYTES: usize = 8 << 10;
+/// The smallest page of a kernel, in bytes.
+const PAGE_BYTES: usize = 4 << 10;
 
 /// Reads a whole file as text; a file that is missing is an error.
 pub fn read(path: &Path) -> Result<String> {
@@ -156,19 +158,20 @@ fn read_bytes(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a file that one read(2) tells whole: it is over with the first that does not fill the buffer.
+/// Reads a file that mostly one read(2) tells whole: it is over with the first that gives no whole pages. Of sysfs's binary
+/// attributes, as a long list of CPUs is one, each read(2) gives one page at most (kernel: fs/kernfs/file.c).
 pub fn read_record(file: File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(READ_BYTES);
     loop {
-        match rustix::io::read(&file, spare_capacity(&mut bytes)) {
+        let read = match rustix::io::read(&file, spare_capacity(&mut bytes)) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
         ensure_at_most(bytes.len(), most)?;
-        if bytes.len() < bytes.capacity() {
+        if read == 0 || read % PAGE_BYTES != 0 {
             return Ok(bytes);
         }
-        bytes.reserve(bytes.len());
+        bytes.reserve(READ_BYTES);
     }
 }
 
@@ -211,8 +214,10 @@ pub enum Durability {
     PowerLoss,
 }
 
-/// How many letters and digits tell one temporary file from another.
+/// How many letters and digits, chosen at random, tell one temporary file from another.
 const NONCE_CHARACTERS: usize = 6;
+/// What is behind them, so that no word that somebody else puts there (`.NAME.backup`) is one of ours.
+const NONCE_END: &str = "-0";
 
 /// Where a file that is being replaced is put together: `.NAME.<nonce>` beside it.
 pub fn temporary_prefix(name: &str) -> String {
@@ -271,7 +276,7 @@ pub fn try_replacing(path: &Path) -> Result<()> {
         let mut temporary = tempfile::Builder::new()
             .prefix(&temporary_prefix(name))
             .rand_bytes(NONCE_CHARACTERS)
-            .suffix("")
+            .suffix(NONCE_END)
             .tempfile_in(directory)?;
         temporary.write_all(&[0; TRIAL_BYTES])
     };
@@ -290,7 +295,7 @@ fn put_together(path: &Path, content: &[u8], looks: Looks) -> io::Result<tempfil
     let mut temporary = tempfile::Builder::new()
         .prefix(&temporary_prefix(name))
         .rand_bytes(NONCE_CHARACTERS)
-        .suffix("")
+        .suffix(NONCE_END)
         .tempfile_in(directory)?;
     temporary.write_all(content)?;
     if let Some((uid, gid)) = owner {
@@ -364,7 +369,7 @@ pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
 /// Is this the name of a file in which another was put together?
 pub fn is_leftover(entry: &str, name: &str) -> bool {
     let nonce = entry.strip_prefix(&temporary_prefix(name));
-    // An editor's files beside it have names that are much alike.
+    let nonce = nonce.and_then(|nonce| nonce.strip_suffix(NONCE_END));
     nonce.is_some_and(|nonce| nonce.len() == NONCE_CHARACTERS)
 }
 
@@ -644,12 +649,21 @@ mod tests {
     #[test]
     fn leftovers_of_one_name_go_and_others_stay() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [".tasks.abcDE1", ".tasks.swp", ".other.abcDE1", "tasks"] {
+        for name in [
+            ".tasks.abcDE1-0",
+            ".tasks.swp",
+            ".tasks.backup",
+            ".other.abcDE1-0",
+            "tasks",
+        ] {
             replace(&dir.path().join(name), b"", 0o600, Durability::Crash).unwrap();
         }
         remove_leftovers(dir.path(), "tasks").unwrap();
         let mut left = names_in(dir.path()).unwrap();
         left.sort();
-        assert_eq!(left, [".other.abcDE1", ".tasks.swp", "tasks"]);
+        assert_eq!(
+            left,
+            [".other.abcDE1-0", ".tasks.backup", ".tasks.swp", "tasks"]
+        );
     }
 }

@@ -780,7 +780,7 @@ mod tests {
         ledger.write(&killed).unwrap();
         files::remove(&run.join("claims/killed/6-77.json")).unwrap();
         files::replace(
-            &run.join("claims/killed/.6-77.json.abcDE1"),
+            &run.join("claims/killed/.6-77.json.abcDE1-0"),
             b"",
             0o600,
             Durability::Crash,

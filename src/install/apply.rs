@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn what_a_killed_install_left_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, left) = (dir.path().join("a"), dir.path().join(".a.a1B2c3"));
+        let (path, left) = (dir.path().join("a"), dir.path().join(".a.a1B2c3-0"));
         files::replace(&left, b"ha", 0o600, Durability::Crash).unwrap();
         apply(&plan(vec![change(&path, None, Some("half"))])).unwrap();
         assert!(!left.try_exists().unwrap());
