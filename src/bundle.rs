@@ -10,7 +10,7 @@ use std::fs::{Metadata, hard_link};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
@@ -21,7 +21,7 @@ use crate::files::{self, Durability, Replacement};
 use crate::refusal::Refusal;
 
 /// What is behind the configuration's name in that of the file that was found: then come the inode, its
-/// birth, the bytes and the check sum of what was written in its place.
+/// birth and last change, the bytes and the check sum of what was written in its place.
 const KEPT: &str = ".pinfold-";
 /// The mode of a copy: a configuration can hold secrets, in its environment.
 const COPY_MODE: u32 = 0o600;
@@ -35,6 +35,8 @@ pub struct Bundle {
     kept: Option<PathBuf>,
     /// What earlier starts have kept, and what of theirs was killed has left.
     old: Vec<PathBuf>,
+    /// That of the file that was read.
+    inode: Option<u64>,
 }
 
 /// A file that is kept, as its name tells.
@@ -50,37 +52,47 @@ struct Mark {
     /// When that inode was made, in nanoseconds since the epoch, for another file can have its number later; 0 where the file
     /// system does not say.
     born: u64,
+    /// When it was last changed, likewise.
+    changed: u64,
     bytes: usize,
     crc32: u32,
 }
 
 impl Mark {
     fn of(file: Option<&Metadata>, text: &str) -> Mark {
-        let born = file.and_then(|file| file.created().ok());
-        let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        let nanoseconds = |time: io::Result<SystemTime>| {
+            let since = time.ok()?.duration_since(UNIX_EPOCH).ok()?;
+            u64::try_from(since.as_nanos()).ok()
+        };
+        let born = file.and_then(|file| nanoseconds(file.created()));
+        let changed = file.and_then(|file| nanoseconds(file.modified()));
         Mark {
             inode: file.map_or(0, MetadataExt::ino),
-            born: born.map_or(0, |born| born.as_nanos() as u64),
+            born: born.unwrap_or_default(),
+            changed: changed.unwrap_or_default(),
             bytes: text.len(),
             crc32: crc32fast::hash(text.as_bytes()),
         }
     }
 
     fn parse(text: &str) -> Option<Mark> {
-        let mut parts = text.splitn(4, '-');
+        let mut parts = text.splitn(5, '-');
         Some(Mark {
             inode: parts.next()?.parse().ok()?,
             born: parts.next()?.parse().ok()?,
+            changed: parts.next()?.parse().ok()?,
             bytes: parts.next()?.parse().ok()?,
             crc32: u32::from_str_radix(parts.next()?, 16).ok()?,
         })
     }
 
     /// Did we write the file that is there now? One that was copied since has another inode; and of one that was torn, as a
-    /// power loss can leave it, the inode alone tells.
+    /// power loss can leave it, the inode alone tells. That makes no file longer, and its last change no later: what somebody
+    /// has edited in its place is not ours.
     fn is_of(&self, now: &Mark, is_whole: bool) -> bool {
         let is_same_text = (self.bytes, self.crc32) == (now.bytes, now.crc32);
-        is_same_text || (self.is_of_file(now) && !is_whole)
+        let may_be_torn = now.bytes <= self.bytes && now.changed <= self.changed;
+        is_same_text || (self.is_of_file(now) && !is_whole && may_be_torn)
     }
 
     fn is_of_file(&self, now: &Mark) -> bool {
@@ -128,6 +140,7 @@ impl Bundle {
             found,
             kept,
             old,
+            inode: entry.map(|entry| entry.ino()),
         })
     }
 
@@ -181,14 +194,24 @@ impl Bundle {
         let found = self.kept.as_ref().unwrap_or(&self.path);
         match hard_link(found, keeper) {
             // Not every file system has links, or has one more of them.
-            Err(error) if is_no_way_to_link(&error) => {
-                let text = self.found.as_bytes();
-                files::replace(keeper, text, COPY_MODE, Durability::PowerLoss)
-            }
+            Err(error) if is_no_way_to_link(&error) => return self.copy(keeper),
             other => {
-                other.with_context(|| format!("keep {} as {}", found.display(), keeper.display()))
+                other
+                    .with_context(|| format!("keep {} as {}", found.display(), keeper.display()))?;
             }
         }
+        let linked = files::entry_if_there(keeper)?.map(|entry| entry.ino());
+        // Another was put there since it was read, as by a second start of the same bundle.
+        if self.kept.is_none() && linked != self.inode {
+            files::remove(keeper)?;
+            return self.copy(keeper);
+        }
+        Ok(())
+    }
+
+    fn copy(&self, keeper: &Path) -> Result<()> {
+        let text = self.found.as_bytes();
+        files::replace(keeper, text, COPY_MODE, Durability::PowerLoss)
     }
 }
 
@@ -218,13 +241,21 @@ fn beside(path: &Path) -> Result<(Vec<Keeper>, Vec<PathBuf>)> {
             Some(wrote) => keepers.push(Keeper { path, wrote }),
             None if files::is_leftover(&entry, &name) => old.push(path),
             // Of a copy.
-            None if entry.starts_with(&files::temporary_prefix(&prefix)[..=prefix.len()]) => {
-                old.push(path);
-            }
+            None if is_leftover_copy(&entry, &prefix) => old.push(path),
             None => {}
         }
     }
     Ok((keepers, old))
+}
+
+/// `.config.json.pinfold-….NONCE`: what was to become a copy.
+fn is_leftover_copy(entry: &str, prefix: &str) -> bool {
+    let of = entry.strip_prefix('.').and_then(|rest| {
+        let (name, _) = rest.rsplit_once('.')?;
+        Mark::parse(name.strip_prefix(prefix)?)?;
+        Some(name)
+    });
+    of.is_some_and(|name| files::is_leftover(entry, name))
 }
 
 fn keeper(path: &Path, wrote: Mark) -> PathBuf {
@@ -232,10 +263,13 @@ fn keeper(path: &Path, wrote: Mark) -> PathBuf {
     let Mark {
         inode,
         born,
+        changed,
         bytes,
         crc32,
     } = wrote;
-    keeper.push(format!("{KEPT}{inode}-{born}-{bytes}-{crc32:08x}"));
+    keeper.push(format!(
+        "{KEPT}{inode}-{born}-{changed}-{bytes}-{crc32:08x}"
+    ));
     keeper.into()
 }
 
@@ -299,10 +333,17 @@ mod tests {
             put(&path, "{\"mine\":1}");
             open(&path).write(ours).unwrap();
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            let changed = file.metadata().unwrap().modified().unwrap();
             file.set_len(left).unwrap();
+            // What somebody has broken in its place is not ours.
+            let later = changed + std::time::Duration::from_millis(1);
+            file.set_modified(later).unwrap();
+            assert!(!open(&path).is_ours(), "{left}");
+            file.set_modified(changed).unwrap();
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
             // Blocks that were never written hold zeros.
             file.set_len(ours.len() as u64).unwrap();
+            file.set_modified(changed).unwrap();
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
             open(&path).write(ours).unwrap();
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
@@ -311,6 +352,17 @@ mod tests {
         // What somebody else has broken is not ours.
         put(&path, "{\"broken");
         assert!(!open(&path).is_ours());
+    }
+
+    #[test]
+    fn what_was_read_is_kept_also_where_another_start_was_faster() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        put(&path, "{\"mine\":1}");
+        let (first, second) = (open(&path), open(&path));
+        first.write("{\"first\":1}").unwrap();
+        second.write("{\"second\":1}").unwrap();
+        assert_eq!(open(&path).found(), "{\"mine\":1}");
     }
 
     #[test]
@@ -326,7 +378,7 @@ mod tests {
             .unwrap();
         assert_eq!(open(&path).found(), "{\"new\":1}");
         let others = [".config.json.swp", "config.json.pinfold-notes"];
-        for leftover in [".config.json.abcDE1", others[0], others[1]] {
+        for leftover in [".config.json.abcDE1-0", others[0], others[1]] {
             put(&dir.path().join(leftover), "half");
         }
         open(&path).write("{\"ours\":2}").unwrap();
