@@ -134,11 +134,22 @@ pub fn ensure_fit(runtime: &Path) -> Result<()> {
 
 /// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
 /// container would start on any CPUs. Older ones say nothing.
+///
+/// # Errors
+/// One that says that it runs none of ours, or that does not answer in time.
 pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
+    asked(runtime).map(drop)
+}
+
+/// Did it say that it runs them, or nothing?
+fn asked(runtime: &Path) -> Result<bool> {
     ensure_fit(runtime)?;
     let said = features(runtime)?;
+    let says = said
+        .as_ref()
+        .and_then(|said| has_our_stages(said.as_bytes()));
     ensure!(
-        said.is_none_or(|said| has_our_stages(said.as_bytes())),
+        says != Some(false),
         Refusal::new(
             format!(
                 "the runtime {} runs no createRuntime or no poststop hooks",
@@ -147,10 +158,10 @@ pub fn ensure_runs_our_hooks(runtime: &Path) -> Result<()> {
             NAME_ANOTHER
         )
     );
-    Ok(())
+    Ok(says == Some(true))
 }
 
-/// The same, and a runtime that was found to run them is not asked again while it is that very file: this is remembered in the
+/// The same, and a runtime that said that it runs them is not asked again while it is that very file: this is remembered in the
 /// run directory. What cannot be trusted, read or written there is no memory.
 pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> {
     ensure_fit(runtime)?;
@@ -158,9 +169,9 @@ pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> 
     if known.is_there() {
         return Ok(());
     }
-    ensure_runs_our_hooks(runtime)?;
-    // One that was replaced meanwhile is not the one that was asked; and a script speaks for another program.
-    if is_program(runtime) && Known::of(runtime, run_dir)?.text == known.text {
+    let says = asked(runtime)?;
+    // Silence may be a passing failure. One that was replaced meanwhile is not the one that was asked; and a script speaks for another program.
+    if says && is_program(runtime) && Known::of(runtime, run_dir)?.text == known.text {
         if let Err(error) = known.keep() {
             log::info!("{error:#}");
         }
@@ -284,15 +295,12 @@ fn own_root(host: &Host, runtime: &str) -> PathBuf {
     }
 }
 
-/// Are the stages of our hooks among those that a runtime's features list? What lists none counts as silent.
-fn has_our_stages(features: &[u8]) -> bool {
+/// Are the stages of our hooks among those that a runtime's features list? `None` where they list none.
+fn has_our_stages(features: &[u8]) -> Option<bool> {
     let features: Value = serde_json::from_slice(features).unwrap_or_default();
-    match features["hooks"].as_array() {
-        Some(stages) => STAGES
-            .iter()
-            .all(|ours| stages.iter().any(|stage| stage == ours)),
-        None => true,
-    }
+    let stages = features["hooks"].as_array()?;
+    let mut ours = STAGES.iter();
+    Some(ours.all(|ours| stages.iter().any(|stage| stage == ours)))
 }
 
 /// A runtime that is this program would call itself for ever.
@@ -314,13 +322,16 @@ mod tests {
     #[test]
     fn a_runtime_that_lists_hooks_has_to_list_ours() {
         for (features, expected) in [
-            (r#"{"hooks":["prestart","createRuntime","poststop"]}"#, true),
-            (r#"{"hooks":["prestart","poststop"]}"#, false),
-            (r#"{"hooks":[]}"#, false),
-            (r#"{"hooks":null}"#, true),
-            ("{}", true),
-            ("", true),
-            ("usage: runtime", true),
+            (
+                r#"{"hooks":["prestart","createRuntime","poststop"]}"#,
+                Some(true),
+            ),
+            (r#"{"hooks":["prestart","poststop"]}"#, Some(false)),
+            (r#"{"hooks":[]}"#, Some(false)),
+            (r#"{"hooks":null}"#, None),
+            ("{}", None),
+            ("", None),
+            ("usage: runtime", None),
         ] {
             assert_eq!(has_our_stages(features.as_bytes()), expected, "{features}");
         }
@@ -370,11 +381,15 @@ mod tests {
         // Another file of the same content is another runtime.
         put_script();
         assert!(once().is_err());
-        // A program that says nothing is one; a script may speak for another that changes.
-        std::fs::copy("/bin/true", &runtime).unwrap();
-        once().unwrap();
-        assert!(Known::of(&runtime, &run_dir).unwrap().is_there());
-        files::replace(&runtime, b"#!/bin/sh\n", 0o755, Durability::Crash).unwrap();
+        // Silence is remembered of nobody: it may be a passing failure.
+        for silent in ["/bin/true", "/bin/false"] {
+            std::fs::copy(silent, &runtime).unwrap();
+            once().unwrap();
+            assert!(!Known::of(&runtime, &run_dir).unwrap().is_there());
+        }
+        // A script may speak for another program, which changes.
+        let says = "#!/bin/sh\necho '{\"hooks\":[\"createRuntime\",\"poststop\"]}'\n";
+        files::replace(&runtime, says.as_bytes(), 0o755, Durability::Crash).unwrap();
         once().unwrap();
         assert!(!Known::of(&runtime, &run_dir).unwrap().is_there());
     }
