@@ -42,6 +42,7 @@ pub(super) struct Members {
     looked: Instant,
     threads: BTreeMap<(i32, String), Thread>,
     migrations: Option<f64>,
+    has_all: bool,
 }
 
 /// The files of a thread.
@@ -75,6 +76,7 @@ impl Members {
             looked: Instant::now(),
             threads: BTreeMap::new(),
             migrations: None,
+            has_all: false,
         }
     }
 
@@ -111,10 +113,10 @@ impl Members {
             _ => LOOK_AGAIN,
         };
         if self.looked.elapsed() >= due {
-            let has_all = self.look(host)?;
-            if !has_all {
-                return Ok(None);
-            }
+            self.has_all = self.look(host)?;
+        }
+        if !self.has_all {
+            return Ok(None);
         }
         let mut switches = 0;
         for thread in self.threads.values_mut() {
@@ -140,6 +142,7 @@ impl Members {
             count += dir.map_or(0, |dir| dir.nlink().saturating_sub(2));
             if count > MOST_THREADS {
                 self.threads.clear();
+                self.migrations = None;
                 return Ok(false);
             }
         }
@@ -165,8 +168,8 @@ impl Members {
     }
 
     /// Their numbers, in order.
-    fn pids(&mut self) -> Result<Vec<i32>> {
-        let mut pids = match &mut self.roll {
+    fn pids(&self) -> Result<Vec<i32>> {
+        let mut pids = match &self.roll {
             Some(roll) => roll.pids()?,
             None => vec![self.pid],
         };
@@ -287,6 +290,9 @@ mod tests {
             thread(name, "schedstat", "1 1 1\n");
         }
         assert_eq!(read(), None);
+        // Not looked at again, and still too many.
+        members.looks = 3;
+        assert_eq!(members.switches(&host).unwrap(), None);
     }
 
     #[test]

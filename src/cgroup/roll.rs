@@ -12,23 +12,19 @@ use crate::files::SteadyFile;
 #[derive(Debug)]
 pub struct Roll {
     group: Group,
-    listed: SteadyFile,
 }
 
 impl Roll {
     /// That of a group, there or not.
     pub fn of(group: Group) -> Roll {
-        Roll {
-            listed: SteadyFile::new(group.procs_file()),
-            group,
-        }
+        Roll { group }
     }
 
     /// All processes in the group and in those below it; 0 stands for one of another pid namespace.
     ///
     /// # Errors
     /// A group that cannot be looked at.
-    pub fn pids(&mut self) -> Result<Vec<i32>> {
+    pub fn pids(&self) -> Result<Vec<i32>> {
         // Most groups have none below: there is one list then. One that names nobody, or cannot be
         // read, is a matter for who knows why (threaded groups).
         let is_leaf = |links: u64| links == u64::from(LINKS_OF_A_LEAF);
@@ -38,7 +34,9 @@ impl Roll {
             .symlink_metadata()
             .is_ok_and(|own| is_leaf(own.nlink()))
         {
-            let text = self.listed.read_list().ok().flatten();
+            // Version 1 makes the list of an open file anew once a second at most: it is opened each time.
+            let text = SteadyFile::new(self.group.procs_file()).read_list();
+            let text = text.ok().flatten();
             let pids: Option<Vec<i32>> = text
                 .unwrap_or_default()
                 .lines()
