@@ -18,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// How long the other threads of a process are waited for whose first thread has ended: runc deletes a
-/// container that it kills before the last of them is gone. Nobody waits for us meanwhile.
+/// container that it kills before the last of them is gone. The runtime waits for us meanwhile.
 const ENDING: Duration = Duration::from_millis(100);
 
 /// Between two looks at whether they are.
@@ -41,21 +41,32 @@ pub struct Release {
 /// # Errors
 /// What keeps it from beginning: the pool directory, the lock, the ledger.
 pub fn release(site: &Site, id: &str) -> Result<Release> {
+    let mut outcome = release_now(site, id)?;
+    let kept = outcome.kept.iter().flat_map(|claim| &claim.processes);
+    let is_ending = |process: &&Process| process::is_ending(&site.host, process.pid);
+    let ending: Vec<&Process> = kept.filter(is_ending).collect();
+    // The lock is free meanwhile. Where a second look fails, the first one counts.
+    if has_ended_soon(site, &ending)
+        && let Ok(mut again) = release_now(site, id)
+    {
+        again.freed.append(&mut outcome.freed);
+        again.problems.append(&mut outcome.problems);
+        return Ok(again);
+    }
+    Ok(outcome)
+}
+
+/// Waits for processes that are ending; did they all?
+fn has_ended_soon(site: &Site, ending: &[&Process]) -> bool {
     let until = Instant::now() + at_most(ENDING, site.deadline);
-    let mut freed = Vec::new();
-    loop {
-        let mut outcome = release_now(site, id)?;
-        freed.append(&mut outcome.freed);
-        let is_ending = |claim: &Claim| {
-            let mut processes = claim.processes.iter();
-            processes.any(|process| process::is_ending(&site.host, process.pid))
-        };
-        if Instant::now() >= until || !outcome.kept.iter().any(is_ending) {
-            outcome.freed = freed;
-            return Ok(outcome);
+    let is_there = |process: &&Process| process.is_alive(&site.host).unwrap_or(true);
+    while !ending.is_empty() && Instant::now() < until {
+        if !ending.iter().any(is_there) {
+            return true;
         }
         sleep(PAUSE);
     }
+    false
 }
 
 fn release_now(site: &Site, id: &str) -> Result<Release> {
