@@ -118,6 +118,33 @@ fn pools_that_were_there_outlive_the_undoing() {
     let back = machine.pinfold(&["setup", "--undo", "--yes"]);
     assert_eq!(back.status.code(), Some(0), "{}", said(&back));
     assert_eq!(files(&machine.path("etc/kcm")), pools);
+
+    // So does what an engine was told by hand.
+    let by_hand = machine.pinfold(&["install", "podman", "--bin-dir", "/usr/local/bin"]);
+    assert!(by_hand.status.success(), "{}", said(&by_hand));
+    let told = files(&machine.path("usr/share"));
+    let output = set_up(&machine, &["--yes"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(0), "{}", said(&back));
+    assert_eq!(files(&machine.path("usr/share")), told);
+}
+
+#[test]
+fn an_owner_of_another_tool_keeps_everything_in_its_place() {
+    let machine = Machine::without_pools();
+    let output = set_up(&machine, &["--yes", "--engine", "docker"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let list = fs::read_dir(machine.path("etc/kcm/pools/dataplane")).unwrap();
+    let list = list.map(|entry| entry.unwrap().path());
+    let list = list.filter(|path| path.is_dir()).min().unwrap();
+    machine.put("proc/77/stat", &format!("77 (a) S {}0\n", "0 ".repeat(48)));
+    fs::write(list.join("tasks"), "77").unwrap();
+    let before = changeable(&machine);
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(1), "{}", said(&back));
+    assert!(said(&back).contains("77"), "{}", said(&back));
+    assert_eq!(changeable(&machine), before);
 }
 
 #[test]

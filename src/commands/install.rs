@@ -25,6 +25,29 @@ use crate::text::{Shown, lines, one_line, shell_word};
 pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
     let options = &own_options(&args.place, options)?;
     let settings = &Settings::of_command_line(options)?;
+    let plan = planned(args, options, settings)?;
+    carry_out(&plan, args.place.target, args.place.dry_run)?;
+    if !args.place.dry_run && plan.changes.is_empty() {
+        writeln!(
+            Output::account(),
+            "{} knows Pinfold already",
+            word(args.place.target)
+        )?;
+    }
+    for remark in &plan.remarks {
+        log::warn!("{remark}");
+    }
+    Ok(0)
+}
+
+/// Does the engine not know Pinfold yet, or no longer as it would be told now?
+pub(super) fn changes_something(args: &Install, options: &Options) -> Result<bool> {
+    let options = &own_options(&args.place, options)?;
+    let settings = &Settings::of_command_line(options)?;
+    Ok(!planned(args, options, settings)?.changes.is_empty())
+}
+
+fn planned(args: &Install, options: &Options, settings: &Settings) -> Result<Plan> {
     let mut place = place(&args.place, "install", settings)?;
     let programs = Programs::find(place.host, args.bin_dir.as_deref())?;
     let mut plan = match args.place.target.engine() {
@@ -44,18 +67,7 @@ pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
         }
     };
     plan.remarks.extend(missing_pools(&place, settings.site()));
-    carry_out(&plan, args.place.target, args.place.dry_run)?;
-    if !args.place.dry_run && plan.changes.is_empty() {
-        writeln!(
-            Output::account(),
-            "{} knows Pinfold already",
-            word(args.place.target)
-        )?;
-    }
-    for remark in &plan.remarks {
-        log::warn!("{remark}");
-    }
-    Ok(0)
+    Ok(plan)
 }
 
 /// `pinfold cdi` is `pinfold install cdi`.

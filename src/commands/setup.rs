@@ -15,7 +15,7 @@ use crate::engines::{Engine, RUNTIME};
 use crate::files;
 use crate::host::Host;
 use crate::install::SetupRecord;
-use crate::placement::{live_claims, stock, unmake};
+use crate::placement::{live_claims, reconcile, stock, unmake};
 use crate::pools::{Kind, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::text::one_line;
@@ -71,11 +71,15 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
         }
     }
     for engine in &engines {
-        record.add(*engine);
-        record.write(&site.host)?;
         let place = place(*engine, false);
         let bin_dir = args.bin_dir.clone();
-        install::run(&Install { place, bin_dir }, options)?;
+        let install = Install { place, bin_dir };
+        // What somebody has told by hand is not taken back.
+        if install::changes_something(&install, options)? {
+            record.add(*engine);
+            record.write(&site.host)?;
+        }
+        install::run(&install, options)?;
     }
     let code = check::run(&Check::default(), options)?;
     if let Some(pool) = exclusive_pool(settings)? {
@@ -85,6 +89,10 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
         }
         writeln!(out, "  pinfold isolate --pool {pool} -- COMMAND")?;
     }
+    writeln!(
+        out,
+        "what died without its hook is freed soon with: systemctl start pinfold-reconcile"
+    )?;
     writeln!(out, "back to what it was: pinfold setup --undo")?;
     Ok(code)
 }
@@ -108,19 +116,25 @@ fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     install::ensure_none(&owners.iter().collect::<Vec<_>>(), "stop them first")?;
     let mut out = Output::account();
     writeln!(out, "engines: {}", words(&engines))?;
-    if let Some(pools) = &record.pools {
-        writeln!(out, "pools: {} goes", path(pools))?;
+    let has_made = record.pools.as_ref() == Some(&site.conf_dir);
+    if has_made {
+        writeln!(out, "pools: {} goes", path(&site.conf_dir))?;
     }
     if args.dry_run {
         return Ok(0);
     }
     ensure_agreed(args.yes, "Take this back?")?;
-    for engine in engines {
-        install::remove(&place(engine, false), options)?;
-    }
-    if record.pools.as_ref() == Some(&site.conf_dir) {
+    // Whoever is in the pools without a claim of ours is found then, with nothing done yet.
+    if has_made {
+        // Those who are gone without their poststop.
+        if files::entry_if_there(&site.conf_dir.join("pools"))?.is_some() {
+            reconcile(site)?;
+        }
         unmake(site)?;
         writeln!(out, "removed {}", path(&site.conf_dir))?;
+    }
+    for engine in engines {
+        install::remove(&place(engine, false), options)?;
     }
     SetupRecord::remove(&site.host)?;
     Ok(0)
@@ -199,7 +213,7 @@ fn first_command(engine: Engine, pool: &str) -> String {
             format!("docker run --rm --runtime {RUNTIME} --annotation pinfold.io/pool={pool} IMAGE")
         }
         Engine::Containerd | Engine::Crio => format!(
-            "crictl runp --runtime {RUNTIME} POD.json    # with the annotation pinfold.io/pool: {pool}"
+            "crictl run --runtime {RUNTIME} CONTAINER.json POD.json   # annotation pinfold.io/pool: {pool}"
         ),
     }
 }

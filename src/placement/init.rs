@@ -1,12 +1,13 @@
 //! Making the pool directory, unless somebody holds anything in it.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::refusal::unreadable;
 use super::survey::trial;
 use super::{Site, View};
 use crate::cgroup::cpuset;
 use crate::claims::{Entry, Ledger};
+use crate::files;
 use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
 use crate::pools::plan::PlannedPool;
 use crate::pools::{Pool, PoolDirectory};
@@ -82,14 +83,28 @@ pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result
 /// Removes the pool directory.
 ///
 /// # Errors
-/// Live owners, always; and what cannot be removed.
+/// Live owners, always; dead ones, whose groups nobody could restore without it; and what cannot be removed.
 pub fn unmake(site: &Site) -> Result<()> {
     let Some(directory) = PoolDirectory::begun(&site.conf_dir)? else {
         return Ok(());
     };
+    if directory.is_empty()? {
+        return files::remove_empty_directory(&site.conf_dir).map(drop);
+    }
     let lock = directory.lock(&site.host, site.patience)?;
     let books = site.books(directory, lock, cpuset::hierarchy(&site.host)?)?;
     books.refuse_live_owners()?;
+    let left = books.ledger.all()?.len();
+    ensure!(
+        left == 0,
+        Refusal::new(
+            format!(
+                "{left} owners that are gone have claims on {} still",
+                site.conf_dir.display()
+            ),
+            "free what they hold: `pinfold reconcile`"
+        )
+    );
     books.directory.remove(&books.lock)
 }
 

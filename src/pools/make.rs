@@ -195,6 +195,12 @@ impl PoolDirectory {
         put().with_context(|| format!("put {} in place", self.pools().display()))
     }
 
+    /// Is nothing of it there but the directory?
+    pub fn is_empty(&self) -> Result<bool> {
+        let of = |path: &Path| files::entry_if_there(path).map(|entry| entry.is_none());
+        Ok(of(&self.pools())? && of(&self.lock_path())?)
+    }
+
     /// Removes the pools, in one step for readers, then the lock, and the directory where nothing of others is in it.
     pub fn remove(&self, lock: &Lock) -> Result<()> {
         self.remove_unfinished_pools(lock)?;
