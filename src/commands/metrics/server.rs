@@ -13,7 +13,7 @@ use crate::metrics::CONTENT_TYPE;
 
 /// How long a client may take to ask, and as long again to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So many clients are answered at once: who asks slowly keeps nobody out.
+/// So many clients are answered at once: fewer that ask slowly keep nobody out.
 const AT_ONCE: usize = 8;
 /// The longest request that is read, in bytes.
 const MOST_BYTES: usize = 8 << 10;
