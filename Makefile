@@ -95,7 +95,8 @@ completions:
 # A .deb, an .rpm, a tarball and an SBOM of each target, below target/packages.
 TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
 packages: completions
-	packaging/install-packages aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu
+	packaging/install-packages $(if $(findstring aarch64,$(TARGETS)), \
+		"aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
 	packaging/packages target/packages $(TARGETS)
 
 # The .deb in the test machine: installed, set up, used, upgraded under a container, downgraded, removed, purged.
