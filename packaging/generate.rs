@@ -126,7 +126,10 @@ mod tests {
     fn the_manual_has_the_synopsis_of_the_command_line() {
         let manual = std::fs::read_to_string(MANUAL).expect("docs/pinfold.8");
         let remade = with_synopsis(&manual).expect("a synopsis");
-        assert!(manual == remade, "cargo run --example generate -- --synopsis");
+        assert!(
+            manual == remade,
+            "cargo run --example generate -- --synopsis"
+        );
     }
 
     #[test]

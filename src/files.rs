@@ -565,6 +565,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_comes_by_the_page_is_read_whole() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let mut write = File::from(write);
+        let writer = std::thread::spawn(move || {
+            write.write_all(&[b'x'; PAGE_BYTES]).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            write.write_all(b"end").unwrap();
+        });
+        let bytes = read_record(File::from(read), MOST_BYTES).unwrap();
+        writer.join().unwrap();
+        assert_eq!(bytes.len(), PAGE_BYTES + 3);
+        assert!(bytes.ends_with(b"end"));
+    }
+
+    #[test]
     fn replace_makes_and_replaces_with_the_mode_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tasks");
