@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::pty::{OpenptyResult, Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -96,6 +96,11 @@ impl Session {
             .stderr(of_child());
         let lead = || {
             nix::unistd::setsid()?;
+            // Whoever runs the tests in the background may have it ignore these.
+            for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM] {
+                // SAFETY: no handler of ours is there yet.
+                unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+            }
             // SAFETY: the terminal is standard input, and the call takes no more than that and a
             // number.
             match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
@@ -103,7 +108,7 @@ impl Session {
                 _ => Err(std::io::Error::last_os_error()),
             }
         };
-        // SAFETY: between fork and exec it only makes two system calls.
+        // SAFETY: between fork and exec it only makes system calls.
         unsafe { command.pre_exec(lead) };
         let child = command.spawn().unwrap();
         let mut main = File::from(master.try_clone().unwrap());
