@@ -2,7 +2,7 @@
 
 use crate::cases::{Case, plain};
 use crate::needs::{self, Need};
-use crate::process::Running;
+use crate::process::{self, Running};
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::{Value, json};
 use std::process::Command;
@@ -78,7 +78,11 @@ fn one_round(world: &World, kind: Kind, number: usize) -> usize {
     }
     if number % 10 == 0 {
         // Frees what the dead hold, and must not take the peer's for dead.
-        world.reconcile();
+        process::run(&mut world.pinfold(&["reconcile"])).ok();
+        // The peer writes `tasks` in its place: without the lock it can be seen half written.
+        let locked = world.hold_lock();
+        world.assert_settled("after reconcile");
+        drop(locked);
     }
     let pid = standin.pid;
     standin.die();
