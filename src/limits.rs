@@ -5,13 +5,13 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
 use nix::sys::stat::{Mode, umask};
-use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// How long a hook may take as a whole, in seconds: below the `timeout` of the shipped hook files.
 pub const HOOK_SECONDS: u32 = 20;
@@ -129,17 +129,13 @@ pub fn leave_nothing_inherited() {
 /// Gives up every capability but two (capabilities(7)): `CAP_SYS_NICE`, to set the affinity of, and move,
 /// a process of a user namespace; and `CAP_DAC_OVERRIDE`, to write a cgroup that belongs to its root.
 pub fn drop_capabilities() -> Result<()> {
-    let attempt = || -> rustix::io::Result<()> {
-        let had = capabilities(None)?.permitted;
-        let kept = had & (CapabilitySet::SYS_NICE | CapabilitySet::DAC_OVERRIDE);
-        set_capabilities(
-            None,
-            CapabilitySets {
-                effective: kept,
-                permitted: kept,
-                inheritable: CapabilitySet::empty(),
-            },
-        )
+    let attempt = || -> Result<(), caps::errors::CapsError> {
+        let had = caps::read(None, CapSet::Permitted)?;
+        let needed = [Capability::CAP_SYS_NICE, Capability::CAP_DAC_OVERRIDE];
+        let kept: CapsHashSet = needed.into_iter().filter(|one| had.contains(one)).collect();
+        caps::clear(None, CapSet::Inheritable)?;
+        caps::set(None, CapSet::Effective, &kept)?;
+        caps::set(None, CapSet::Permitted, &kept)
     };
     attempt().context("drop capabilities")
 }
@@ -153,11 +149,15 @@ mod tests {
         // Capabilities belong to a thread: the other tests keep theirs.
         let left = std::thread::spawn(|| {
             drop_capabilities().unwrap();
-            capabilities(None).unwrap()
+            let left = |set| caps::read(None, set).unwrap();
+            (
+                left(CapSet::Effective),
+                left(CapSet::Permitted),
+                left(CapSet::Inheritable),
+            )
         });
-        let left = left.join().unwrap();
-        let kept = CapabilitySet::SYS_NICE | CapabilitySet::DAC_OVERRIDE;
-        assert!(kept.contains(left.permitted) && kept.contains(left.effective));
-        assert!(left.inheritable.is_empty());
+        let (effective, permitted, inheritable) = left.join().unwrap();
+        assert!(effective.len() <= 2 && permitted.len() <= 2 && inheritable.is_empty());
+        assert!(!permitted.contains(&Capability::CAP_SYS_ADMIN));
     }
 }
