@@ -17,8 +17,9 @@ use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// How long the other threads of a process are waited for whose first thread has ended: runc deletes a
-/// container that it kills before the last of them is gone. The runtime waits for us meanwhile.
+/// How long the other threads of a process are waited for whose first thread has ended: runc
+/// deletes a container that it kills before the last of them is gone. The runtime waits for us
+/// meanwhile.
 const ENDING: Duration = Duration::from_millis(100);
 
 /// Between two looks at whether they are.
@@ -46,14 +47,17 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
     let is_ending = |process: &&Process| process::is_ending(&site.host, process.pid);
     let ending: Vec<&Process> = kept.filter(is_ending).collect();
     // The lock is free meanwhile. Where a second look fails, the first one counts.
-    if has_ended_soon(site, &ending)
-        && let Ok(mut again) = release_now(site, id)
-    {
-        again.freed.append(&mut outcome.freed);
-        again.problems.append(&mut outcome.problems);
-        return Ok(again);
+    if !has_ended_soon(site, &ending) {
+        return Ok(outcome);
     }
-    Ok(outcome)
+    match release_now(site, id) {
+        // It meets the same problems again.
+        Ok(mut again) => {
+            again.freed.append(&mut outcome.freed);
+            Ok(again)
+        }
+        Err(_) => Ok(outcome),
+    }
 }
 
 /// Waits for processes that are ending; did they all?
