@@ -48,8 +48,9 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
     lossy(attempt, path)
 }
 
-/// The same of a file that one read(2) tells whole, so that it is not asked again whether there is more: a regular file, and
-/// what the kernel makes as one record, a value of sysfs or of a cgroup, `stat` and `cgroup` of a process.
+/// The same of a file that one read(2) tells whole, so that it is not asked again whether there is
+/// more: a regular file, and what the kernel makes as one record, a value of sysfs or of a cgroup,
+/// `stat` and `cgroup` of a process.
 ///
 /// A list that the kernel makes record by record (`mountinfo`, `locks`, `cgroup.procs`) comes in pieces: it is read by
 /// [`read_if_there`].
@@ -158,8 +159,9 @@ fn read_bytes(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a file that mostly one read(2) tells whole: it is over with the first that gives no whole pages. Of sysfs's binary
-/// attributes, as a long list of CPUs is one, each read(2) gives one page at most (kernel: fs/kernfs/file.c).
+/// Reads a file that mostly one read(2) tells whole: it is over with the first that gives no whole
+/// pages. Of sysfs's binary attributes, as a long list of CPUs is one, each read(2) gives one page
+/// at most (kernel: fs/kernfs/file.c).
 pub fn read_record(file: File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(READ_BYTES);
     loop {
@@ -216,7 +218,8 @@ pub enum Durability {
 
 /// How many letters and digits, chosen at random, tell one temporary file from another.
 const NONCE_CHARACTERS: usize = 6;
-/// What is behind them, so that no word that somebody else puts there (`.NAME.backup`) is one of ours.
+/// What is behind them, so that no word that somebody else puts there (`.NAME.backup`) is one of
+/// ours.
 const NONCE_END: &str = "-0";
 
 /// Where a file that is being replaced is put together: `.NAME.<nonce>` beside it.
@@ -231,8 +234,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32, durability: Durability) -
 
 /// Replaces a file, or makes it, with the mode and the owner of another that may be the same; synced.
 pub fn replace_like(path: &Path, content: &[u8], like: &Metadata) -> Result<()> {
-    let looks = (like.mode() & 0o7777, Some((like.uid(), like.gid())));
-    put(path, content, looks, Durability::PowerLoss)
+    put(path, content, looks_of(like), Durability::PowerLoss)
 }
 
 /// A file that is put together, and not in its place yet: dropping it removes it.
@@ -243,11 +245,10 @@ pub struct Replacement {
 }
 
 impl Replacement {
-    /// Puts together what is to be in the place of a file, with the mode and the owner of another. It lives through the death
-    /// of any process; it is not synced.
+    /// Puts together what is to be in the place of a file, with the mode and the owner of another.
+    /// It lives through the death of any process; it is not synced.
     pub fn like(path: &Path, content: &[u8], like: &Metadata) -> Result<Replacement> {
-        let looks = (like.mode() & 0o7777, Some((like.uid(), like.gid())));
-        let temporary = put_together(path, content, looks);
+        let temporary = put_together(path, content, looks_of(like));
         Ok(Replacement {
             temporary: temporary.with_context(|| format!("replace {}", path.display()))?,
             path: path.to_owned(),
@@ -271,15 +272,7 @@ impl Replacement {
 
 /// Does all that replacing a file takes, but for the last step: nothing stays.
 pub fn try_replacing(path: &Path) -> Result<()> {
-    let attempt = || -> io::Result<()> {
-        let (directory, name) = split(path)?;
-        let mut temporary = tempfile::Builder::new()
-            .prefix(&temporary_prefix(name))
-            .rand_bytes(NONCE_CHARACTERS)
-            .suffix(NONCE_END)
-            .tempfile_in(directory)?;
-        temporary.write_all(&[0; TRIAL_BYTES])
-    };
+    let attempt = || -> io::Result<()> { temporary_beside(path)?.write_all(&[0; TRIAL_BYTES]) };
     attempt().with_context(|| format!("replace {}", path.display()))
 }
 
@@ -289,14 +282,23 @@ const TRIAL_BYTES: usize = 4096;
 /// A file's mode, and its owner and group where they are not those of whoever writes it.
 type Looks = (u32, Option<(u32, u32)>);
 
-fn put_together(path: &Path, content: &[u8], looks: Looks) -> io::Result<tempfile::NamedTempFile> {
-    let (mode, owner) = looks;
+fn looks_of(file: &Metadata) -> Looks {
+    (file.mode() & 0o7777, Some((file.uid(), file.gid())))
+}
+
+/// A file with a name of its own beside the one that it is to replace.
+fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let (directory, name) = split(path)?;
-    let mut temporary = tempfile::Builder::new()
+    tempfile::Builder::new()
         .prefix(&temporary_prefix(name))
         .rand_bytes(NONCE_CHARACTERS)
         .suffix(NONCE_END)
-        .tempfile_in(directory)?;
+        .tempfile_in(directory)
+}
+
+fn put_together(path: &Path, content: &[u8], looks: Looks) -> io::Result<tempfile::NamedTempFile> {
+    let (mode, owner) = looks;
+    let mut temporary = temporary_beside(path)?;
     temporary.write_all(content)?;
     if let Some((uid, gid)) = owner {
         fchown(temporary.as_file(), Some(uid), Some(gid))?;
@@ -356,7 +358,8 @@ pub fn remove_empty_directory(path: &Path) -> Result<bool> {
 
 /// Removes the temporary files that a killed [`replace`] of `directory/name` left behind.
 ///
-/// Who replaces that file meanwhile fails: hold the lock under which that is done, or have it done again.
+/// Who replaces that file meanwhile fails: hold the lock under which that is done, or have it done
+/// again.
 pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
     for entry in names_in(directory)? {
         if is_leftover(&entry, name) {
@@ -493,7 +496,8 @@ pub fn open_or_make_regular(path: &Path, mode: u32) -> Result<File> {
     open_regular_with(path, &mut options)
 }
 
-/// The same of a file that was looked at a moment ago, where nobody else can put another in its place.
+/// The same of a file that was looked at a moment ago, where nobody else can put another in its
+/// place.
 pub fn open_seen(path: &Path, seen: &Metadata) -> Result<File> {
     match seen.is_file() {
         true => open_unfollowed(path, OpenOptions::new().read(true)),

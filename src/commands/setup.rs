@@ -71,7 +71,7 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
         }
     }
     for engine in &engines {
-        let place = place(*engine, false);
+        let place = place(*engine);
         let bin_dir = args.bin_dir.clone();
         let install = Install { place, bin_dir };
         // What somebody has told by hand is not taken back.
@@ -131,17 +131,17 @@ fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
             reconcile(site)?;
         }
         unmake(site)?;
-        writeln!(out, "removed {}", path(&site.conf_dir))?;
+        writeln!(out, "removed the pools in {}", path(&site.conf_dir))?;
     }
     for engine in engines {
-        install::remove(&place(engine, false), options)?;
+        install::remove(&place(engine), options)?;
     }
     SetupRecord::remove(&site.host)?;
     Ok(0)
 }
 
-/// Those that are named, or whose programs are there. docker runs a containerd of its own: that one starts pods only where a
-/// kubelet is.
+/// Those that are named, or whose programs are there. docker runs a containerd of its own: that one
+/// starts pods only where a kubelet is.
 fn engines(args: &Setup, host: &Host) -> Vec<Engine> {
     if !args.engine.is_empty() {
         let named = |engine: &Engine| args.engine.iter().any(|arg| Engine::from(*arg) == *engine);
@@ -183,13 +183,13 @@ fn pools(args: &Setup, is_dry_run: bool) -> Init {
     }
 }
 
-fn place(engine: Engine, is_dry_run: bool) -> InstallPlace {
+fn place(engine: Engine) -> InstallPlace {
     InstallPlace {
         target: TargetArg::of(engine),
         engine_config: None,
         hooks_dir: None,
         user: false,
-        dry_run: is_dry_run,
+        dry_run: false,
     }
 }
 
