@@ -1,5 +1,5 @@
-//! `install`, `uninstall` and `cdi`, on a tree of files of its own: an engine's own file is whole at every moment, what says that it is
-//! done is done, and what failed is done by doing it again.
+//! `install`, `uninstall` and `cdi`, on a tree of files of its own: an engine's own file is whole
+//! at every moment, what says that it is done is done, and what failed is done by doing it again.
 
 use crate::campaign::{Ending, Scene, short_campaign};
 use crate::cases::{Case, Need, plain};
@@ -108,6 +108,24 @@ impl<'w> Machine<'w> {
         process::run(&mut self.pinfold(line)).ok();
     }
 
+    /// Success means that the files have become what they were to; whatever failed is done by doing
+    /// it again.
+    fn comes_to<'a>(
+        &'a self,
+        line: &'a [&str],
+        from: &'a Files,
+        to: &'a Files,
+    ) -> Box<dyn FnOnce(&Ending) + 'a> {
+        Box::new(move |ending| {
+            self.assert_whole(&[from, to], ending);
+            if ending.is_success() {
+                assert_eq!(self.files(), *to, "{ending:?}");
+            }
+            self.runs(line);
+            assert_eq!(self.files(), *to, "done again after {ending:?}");
+        })
+    }
+
     /// No file of an engine's is torn: it is one of those that it may be.
     fn assert_whole(&self, may_be: &[&Files], ending: &Ending) {
         for (file, text) in self.files() {
@@ -141,14 +159,7 @@ fn installs(world: &World, engine: &str) {
         Scene {
             command: machine.pinfold(line),
             input: String::new(),
-            judge: Box::new(move |ending| {
-                machine.assert_whole(&[before, after], ending);
-                if ending.is_success() {
-                    assert_eq!(machine.files(), *after, "{ending:?}");
-                }
-                machine.runs(line);
-                assert_eq!(machine.files(), *after, "done again after {ending:?}");
-            }),
+            judge: machine.comes_to(line, before, after),
             finish: Box::new(move || {
                 machine.runs(&["uninstall", engine]);
                 assert_eq!(machine.files(), *before, "taken back");
@@ -171,14 +182,7 @@ fn uninstalls(world: &World, engine: &str) {
         Scene {
             command: machine.pinfold(&line),
             input: String::new(),
-            judge: Box::new(move |ending| {
-                machine.assert_whole(&[before, installed], ending);
-                if ending.is_success() {
-                    assert_eq!(machine.files(), *before, "{ending:?}");
-                }
-                machine.runs(&line);
-                assert_eq!(machine.files(), *before, "done again after {ending:?}");
-            }),
+            judge: machine.comes_to(&line, installed, before),
             finish: Box::new(|| {}),
         }
     });
@@ -220,14 +224,7 @@ fn cdi(world: &World) {
         Scene {
             command: machine.pinfold(line),
             input: String::new(),
-            judge: Box::new(move |ending| {
-                machine.assert_whole(&[before, after], ending);
-                if ending.is_success() {
-                    assert_eq!(machine.files(), *after, "{ending:?}");
-                }
-                machine.runs(line);
-                assert_eq!(machine.files(), *after, "done again after {ending:?}");
-            }),
+            judge: machine.comes_to(line, before, after),
             finish: Box::new(|| {}),
         }
     });
