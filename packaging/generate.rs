@@ -1,7 +1,7 @@
 //! Makes what follows from the command line's types.
 //!
-//! `generate DIRECTORY` writes completions of bash, zsh and fish into it; `generate --synopsis` writes the
-//! synopsis into docs/pinfold.8.
+//! `generate DIRECTORY` writes completions of bash, zsh and fish into it; `generate --synopsis`
+//! writes the synopsis into docs/pinfold.8.
 
 use std::path::Path;
 
@@ -52,7 +52,8 @@ fn with_synopsis(manual: &str) -> Result<String> {
     Ok(format!("{head}{BEFORE}{synopsis}{BEHIND}{tail}"))
 }
 
-/// A line for each verb, and for each action of a verb; the options that every verb has are not repeated.
+/// A line for each verb, and for each action of a verb; the options that every verb has are not
+/// repeated.
 fn synopsis() -> String {
     let mut page = Roff::new();
     page.control("ad", ["l"]).control("nh", []);

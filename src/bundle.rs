@@ -1,9 +1,9 @@
 //! A bundle's configuration on disk: what its maker wrote there, and what we make of it. What was found is kept beside it,
 //! so that the next start of the bundle begins from that.
 //!
-//! It is kept as a hard link to the very file that was found, whose name tells what was written in its place: nothing of the
-//! user's is written again, so nothing has to be synced. After a power loss what we wrote may be torn or empty; its inode
-//! tells that it is ours.
+//! It is kept as a hard link to the very file that was found, whose name tells what was written in
+//! its place: nothing of the user's is written again, so nothing has to be synced. After a power
+//! loss what we wrote may be torn or empty; its inode tells that it is ours.
 
 use std::ffi::OsString;
 use std::fs::{Metadata, hard_link};
@@ -20,8 +20,8 @@ use serde::de::IgnoredAny;
 use crate::files::{self, Durability, Replacement};
 use crate::refusal::Refusal;
 
-/// What is behind the configuration's name in that of the file that was found: then come the inode, its
-/// birth and last change, the bytes and the check sum of what was written in its place.
+/// What is behind the configuration's name in that of the file that was found: then come the inode,
+/// its birth and last change, the bytes and the check sum of what was written in its place.
 const KEPT: &str = ".pinfold-";
 /// The mode of a copy: a configuration can hold secrets, in its environment.
 const COPY_MODE: u32 = 0o600;
@@ -45,12 +45,13 @@ struct Keeper {
     wrote: Mark,
 }
 
-/// What tells a file that we wrote from another; nobody who could write one gains by making two alike.
+/// What tells a file that we wrote from another; nobody who could write one gains by making two
+/// alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     inode: u64,
-    /// When that inode was made, in nanoseconds since the epoch, for another file can have its number later; 0 where the file
-    /// system does not say.
+    /// When that inode was made, in nanoseconds since the epoch, for another file can have its
+    /// number later; 0 where the file system does not say.
     born: u64,
     /// When it was last changed, likewise.
     changed: u64,
@@ -86,9 +87,9 @@ impl Mark {
         })
     }
 
-    /// Did we write the file that is there now? One that was copied since has another inode; and of one that was torn, as a
-    /// power loss can leave it, the inode alone tells. That makes no file longer, and its last change no later: what somebody
-    /// has edited in its place is not ours.
+    /// Did we write the file that is there now? One that was copied since has another inode; and of
+    /// one that was torn, as a power loss can leave it, the inode alone tells. That makes no file
+    /// longer, and its last change no later: what somebody has edited in its place is not ours.
     fn is_of(&self, now: &Mark, is_whole: bool) -> bool {
         let is_same_text = (self.bytes, self.crc32) == (now.bytes, now.crc32);
         let may_be_torn = now.bytes <= self.bytes && now.changed <= self.changed;
@@ -101,8 +102,8 @@ impl Mark {
 }
 
 impl Bundle {
-    /// The configuration of this path, whose text is `text` now. Where that is what we wrote, or what is left of it, what we
-    /// found then counts.
+    /// The configuration of this path, whose text is `text` now. Where that is what we wrote, or
+    /// what is left of it, what we found then counts.
     ///
     /// # Errors
     /// What is kept cannot be read; a symbolic link, whose target may be the configuration of others too.

@@ -173,7 +173,8 @@ pub fn seconds(text: &str) -> Result<f64, String> {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Make pools for this machine, tell the engines on it, and check: all that a first container needs
+    /// Make pools for this machine, tell the engines on it, and check: all that a first container
+    /// needs
     #[command(
         after_help = "Examples:\n  pinfold setup\n  pinfold setup --yes\n  pinfold setup --engine podman --pool fast=2:exclusive --pool rest=rest:shared\n  pinfold setup --undo\n\nPools that are there stay as they are. Nothing is restarted: what has to be is named.\nExit status: 1 where `pinfold check` finds a fault at the end."
     )]
@@ -268,7 +269,8 @@ pub struct Setup {
     /// Do it without asking
     #[arg(long, short)]
     pub yes: bool,
-    /// These engines alone [default: those whose programs are there; containerd not where docker runs it]
+    /// These engines alone [default: those whose programs are there; containerd not where docker
+    /// runs it]
     #[arg(long, value_enum, value_name = "ENGINE")]
     pub engine: Vec<EngineArg>,
     /// A pool, as init takes it, where there are none yet; without any, pools that fit the machine
@@ -280,7 +282,8 @@ pub struct Setup {
     /// Show what would be done, and do nothing
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
-    /// Take back what setup did: the engines' files become what they were, and the pools go that it made
+    /// Take back what setup did: the engines' files become what they were, and the pools go that it
+    /// made
     #[arg(long, conflicts_with_all = ["engine", "pool", "bin_dir"])]
     pub undo: bool,
 }

@@ -110,7 +110,8 @@ impl Host {
         self.root.join("proc")
     }
 
-    /// How long processes of the machine waited for a CPU (kernel: Documentation/accounting/psi.rst).
+    /// How long processes of the machine waited for a CPU (kernel:
+    /// Documentation/accounting/psi.rst).
     pub fn proc_pressure(&self) -> PathBuf {
         self.root.join("proc/pressure/cpu")
     }

@@ -113,7 +113,8 @@ pub fn runtime(
 
 const NAME_ANOTHER: &str = "name runc or crun as runtime.path in Pinfold's configuration";
 
-/// A runtime whose hooks see no process of the container's own is of no use, whatever its features say.
+/// A runtime whose hooks see no process of the container's own is of no use, whatever its features
+/// say.
 pub fn ensure_fit(runtime: &Path) -> Result<()> {
     let real = runtime
         .canonicalize()
@@ -132,8 +133,8 @@ pub fn ensure_fit(runtime: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours: without them the
-/// container would start on any CPUs. Older ones say nothing.
+/// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run ours:
+/// without them the container would start on any CPUs. Older ones say nothing.
 ///
 /// # Errors
 /// One that says that it runs none of ours, or that does not answer in time.
@@ -161,8 +162,9 @@ fn asked(runtime: &Path) -> Result<bool> {
     Ok(says == Some(true))
 }
 
-/// The same, and a runtime that said that it runs them is not asked again while it is that very file: this is remembered in the
-/// run directory. What cannot be trusted, read or written there is no memory.
+/// The same, and a runtime that said that it runs them is not asked again while it is that very
+/// file: this is remembered in the run directory. What cannot be trusted, read or written there is
+/// no memory.
 pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> {
     ensure_fit(runtime)?;
     let known = Known::of(runtime, run_dir)?;
@@ -170,7 +172,8 @@ pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> 
         return Ok(());
     }
     let says = asked(runtime)?;
-    // Silence may be a passing failure. One that was replaced meanwhile is not the one that was asked; and a script speaks for another program.
+    // Silence may be a passing failure. One that was replaced meanwhile is not the one that was
+    // asked; and a script speaks for another program.
     if says && is_program(runtime) && Known::of(runtime, run_dir)?.text == known.text {
         if let Err(error) = known.keep() {
             log::info!("{error:#}");
@@ -295,7 +298,8 @@ fn own_root(host: &Host, runtime: &str) -> PathBuf {
     }
 }
 
-/// Are the stages of our hooks among those that a runtime's features list? `None` where they list none.
+/// Are the stages of our hooks among those that a runtime's features list? `None` where they list
+/// none.
 fn has_our_stages(features: &[u8]) -> Option<bool> {
     let features: Value = serde_json::from_slice(features).unwrap_or_default();
     let stages = features["hooks"].as_array()?;

@@ -72,8 +72,8 @@ pub fn pid_is_alive(host: &Host, pid: i32) -> Result<bool> {
     }
 }
 
-/// Has the first thread of a process ended (proc_pid_stat(5), state Z or X)? The others mostly follow
-/// it at once. Not where that cannot be read.
+/// Has the first thread of a process ended (proc_pid_stat(5), state Z or X)? The others mostly
+/// follow it at once. Not where that cannot be read.
 pub fn is_ending(host: &Host, pid: i32) -> bool {
     let stat = files::read_if_there(&host.proc_pid(pid, "stat")).ok();
     let stat = stat.flatten().and_then(|text| Stat::parse(&text));
@@ -164,9 +164,9 @@ pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
     Ok(false)
 }
 
-/// The CPU time that a process's threads have used outside the kernel and inside it, in clock ticks,
-/// as the text of its `stat` tells (proc_pid_stat(5), fields 14 and 15); `None` where that is not in
-/// its form.
+/// The CPU time that a process's threads have used outside the kernel and inside it, in clock
+/// ticks, as the text of its `stat` tells (proc_pid_stat(5), fields 14 and 15); `None` where that
+/// is not in its form.
 pub fn ticks_in(stat: &str) -> Option<(u64, u64)> {
     Stat::parse(stat).map(|stat| (stat.user, stat.system))
 }

@@ -1,4 +1,5 @@
-//! `pinfold setup` on a tree that stands in for a machine: from nothing to where all is well, and back to nothing.
+//! `pinfold setup` on a tree that stands in for a machine: from nothing to where all is well, and
+//! back to nothing.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 mod common;

@@ -1,4 +1,5 @@
-//! Many starts at once: how many there are in a second, how long they wait for the lock, and how long each has it.
+//! Many starts at once: how many there are in a second, how long they wait for the lock, and how
+//! long each has it.
 
 use std::process::{Child, Stdio};
 use std::time::Instant;
@@ -63,7 +64,8 @@ fn finish(hook: Child) -> f64 {
         .unwrap_or_default()
 }
 
-/// How long a start has the lock, and how long it waited for it, in milliseconds: strace tells when flock(2) came back.
+/// How long a start has the lock, and how long it waited for it, in milliseconds: strace tells when
+/// flock(2) came back.
 pub(crate) fn lock_held(hook: &Program) -> (f64, f64) {
     let told = tempfile::NamedTempFile::new().expect("make a file");
     let input = std::fs::File::open(&hook.input).expect("open a state");

@@ -1,7 +1,8 @@
 //! What Pinfold costs a container's start and its end: `make bench`.
 //!
-//! Everything is measured in one go and by turns, so that what else the machine does meets all of it alike; medians and ratios
-//! are what counts. Run as root, on a machine whose cpusets can be written: it makes groups of its own, and containers.
+//! Everything is measured in one go and by turns, so that what else the machine does meets all of
+//! it alike; medians and ratios are what counts. Run as root, on a machine whose cpusets can be
+//! written: it makes groups of its own, and containers.
 
 #![allow(clippy::disallowed_methods)] // It makes files of its own, as the tests do.
 

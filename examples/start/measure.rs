@@ -181,8 +181,8 @@ pub(crate) fn output(command: &mut Command) -> String {
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
-/// A command without the environment of whoever measures: engines give hooks none, or nearly so, and with `RUST_BACKTRACE`
-/// each error is expensive.
+/// A command without the environment of whoever measures: engines give hooks none, or nearly so,
+/// and with `RUST_BACKTRACE` each error is expensive.
 pub(crate) fn plain(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var_os("PATH").unwrap_or_default();

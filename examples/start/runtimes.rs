@@ -1,4 +1,5 @@
-//! What a start costs whoever waits for it: `run` of a container that ends at once, under the real runtimes.
+//! What a start costs whoever waits for it: `run` of a container that ends at once, under the real
+//! runtimes.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -22,8 +23,8 @@ pub(crate) const WAYS: [&str; 6] = [
     "shim-pinned",
 ];
 
-/// Gives this process an `/etc` that others do not see, for the shim has no options; and hides a second hierarchy of cgroups,
-/// beside which crun does not work.
+/// Gives this process an `/etc` that others do not see, for the shim has no options; and hides a
+/// second hierarchy of cgroups, beside which crun does not work.
 pub(crate) fn enter_own_mounts(dir: &Path) {
     unshare(CloneFlags::CLONE_NEWNS).expect("make a mount namespace: be root");
     let none = None::<&str>;

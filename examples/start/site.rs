@@ -274,7 +274,8 @@ impl Site {
     }
 }
 
-/// The only CPU of a list: of the first it is one that every machine has, of others mostly none that is there.
+/// The only CPU of a list: of the first it is one that every machine has, of others mostly none
+/// that is there.
 fn list_name(list: u32) -> u32 {
     if list == 0 { CPU } else { CPU + 1 + list }
 }

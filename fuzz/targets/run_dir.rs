@@ -1,5 +1,6 @@
-//! What is in the run directory beside claims, divided by NULs: counters, a refusal's line, a record of what was used, and an
-//! owner that ended. Damaged ones are errors or nothing, and never keep others from being read.
+//! What is in the run directory beside claims, divided by NULs: counters, a refusal's line, a
+//! record of what was used, and an owner that ended. Damaged ones are errors or nothing, and never
+//! keep others from being read.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,6 +1,6 @@
-//! The command line of a runtime, a word a line: options that are known never change what is behind them, and whatever is
-//! read as a container's is in the words. That the real runtimes read the same lines alike is tried by `tests/faults`
-//! (`command_lines`).
+//! The command line of a runtime, a word a line: options that are known never change what is behind
+//! them, and whatever is read as a container's is in the words. That the real runtimes read the
+//! same lines alike is tried by `tests/faults` (`command_lines`).
 #![no_main]
 
 use std::ffi::OsString;

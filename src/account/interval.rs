@@ -20,8 +20,8 @@ pub struct Interval {
 pub struct Share {
     /// The totals at the end.
     pub account: Account,
-    /// The time that the owner used, outside the kernel and inside it; what it used on other CPUs is
-    /// left out where the kernel tells for each CPU.
+    /// The time that the owner used, outside the kernel and inside it; what it used on other CPUs
+    /// is left out where the kernel tells for each CPU.
     pub utilisation: f64,
     /// How many CPUs were busy with it on average: 1 is one CPU all the time.
     pub busy_cpus: f64,

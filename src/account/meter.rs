@@ -159,7 +159,8 @@ impl Meter {
     }
 }
 
-/// The time on some CPUs, of that on each that the machine can have; `None` where that is not known.
+/// The time on some CPUs, of that on each that the machine can have; `None` where that is not
+/// known.
 fn on(
     cpus: &CpuSet,
     each_cpu: &[std::time::Duration],

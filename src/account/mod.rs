@@ -100,7 +100,8 @@ pub struct Account {
     /// How long a process of its waited for a CPU (pressure stall information); `None` where the
     /// kernel does not say.
     pub waited: Option<Duration>,
-    /// How often its threads that are there gave up a CPU or lost it; only where that was asked for.
+    /// How often its threads that are there gave up a CPU or lost it; only where that was asked
+    /// for.
     pub switches: Option<u64>,
     /// How often they moved between CPUs lately, a second, where the kernel says.
     pub migrations: Option<f64>,

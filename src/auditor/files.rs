@@ -22,7 +22,8 @@ pub(super) struct Books {
     pub(super) unreadable: Vec<String>,
     /// Each link below the directory of claims, and where it leads.
     pub(super) links: BTreeMap<String, String>,
-    /// The owners that ended and are not accounted for yet: names, each with its boot, for another boot gives the same pids.
+    /// The owners that ended and are not accounted for yet: names, each with its boot, for another
+    /// boot gives the same pids.
     pub(super) ended: BTreeSet<(String, String)>,
     pub(super) lists: Vec<List>,
     pub(super) boot_mark: Option<String>,

@@ -34,7 +34,8 @@ impl Roll {
             .symlink_metadata()
             .is_ok_and(|own| is_leaf(own.nlink()))
         {
-            // Version 1 makes the list of an open file anew once a second at most: it is opened each time.
+            // Version 1 makes the list of an open file anew once a second at most: it is opened
+            // each time.
             let text = SteadyFile::new(self.group.procs_file()).read_list();
             let text = text.ok().flatten();
             let pids: Option<Vec<i32>> = text

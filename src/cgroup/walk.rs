@@ -25,8 +25,9 @@ pub(super) const LINKS_OF_A_LEAF: u8 = 2;
 /// (cgroups(7)).
 const UNNAMED: i32 = 0;
 
-/// So many groups are looked at: others wait for the lock meanwhile. Version 1 bounds their number nowhere; version 2 says at once
-/// where nobody lives below, and lets their number be bounded (cgroup-v2.rst, `cgroup.max.descendants`).
+/// So many groups are looked at: others wait for the lock meanwhile. Version 1 bounds their number
+/// nowhere; version 2 says at once where nobody lives below, and lets their number be bounded
+/// (cgroup-v2.rst, `cgroup.max.descendants`).
 const MOST_GROUPS: usize = 1 << 16;
 
 /// One level of a walk that is on its way down.

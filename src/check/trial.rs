@@ -34,8 +34,8 @@ pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report)
         let start = scope.spawn(|| {
             limits::drop_capabilities().map_err(LockError::Unusable)?;
             directory.is_let_go(&site.host, BRIEF)?;
-            // Tried as a start takes it, which nothing else that is checked needs. Whoever shares the
-            // lock and keeps it is in the way of starts alone.
+            // Tried as a start takes it, which nothing else that is checked needs. Whoever shares
+            // the lock and keeps it is in the way of starts alone.
             let before = directory.holder(&site.host);
             let lock = directory.lock_in_turn(&site.host, BRIEF, &site.run_dir);
             let lock = lock.map_err(|error| match error {

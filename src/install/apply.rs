@@ -82,7 +82,8 @@ fn make(change: &Change) -> Result<()> {
     )
 }
 
-/// Removes what an install that was killed left beside this file: CRI-O reads each file of its directory, whatever its name.
+/// Removes what an install that was killed left beside this file: CRI-O reads each file of its
+/// directory, whatever its name.
 fn remove_leftovers(path: &Path) {
     let name = path.file_name().and_then(|name| name.to_str());
     let (Some(dir), Some(name)) = (path.parent(), name) else {

@@ -201,7 +201,8 @@ impl PoolDirectory {
         Ok(of(&self.pools())? && of(&self.lock_path())?)
     }
 
-    /// Removes the pools, in one step for readers, then the lock, and the directory where nothing of others is in it.
+    /// Removes the pools, in one step for readers, then the lock, and the directory where nothing
+    /// of others is in it.
     pub fn remove(&self, lock: &Lock) -> Result<()> {
         self.remove_unfinished_pools(lock)?;
         let prefix = files::temporary_prefix("pools");

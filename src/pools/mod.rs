@@ -318,8 +318,8 @@ impl PoolDirectory {
                 )
             )
         );
-        // KCM's tools take anything but a 1 for a shared pool, and write nothing but a 1 or a 0: what holds neither is
-        // damaged, and shall not give a list to a second owner.
+        // KCM's tools take anything but a 1 for a shared pool, and write nothing but a 1 or a 0:
+        // what holds neither is damaged, and shall not give a list to a second owner.
         match files::read_record_of(&path)?.as_bytes().first() {
             Some(b'1') => Ok(Kind::Exclusive),
             Some(b'0') => Ok(Kind::Shared),

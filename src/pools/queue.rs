@@ -33,8 +33,9 @@ pub(super) struct Ticket {
 
 /// Does anybody wait, as far as can be told?
 ///
-/// The way to the file is not looked at before: nothing is written or believed of what is in it, and
-/// whoever is sent to wait by a file of somebody else's finds that out before it takes a ticket.
+/// The way to the file is not looked at before: nothing is written or believed of what is in it,
+/// and whoever is sent to wait by a file of somebody else's finds that out before it takes a
+/// ticket.
 pub(super) fn is_waited_in(queue: &Path) -> bool {
     let file = files::open_regular(queue);
     file.is_ok_and(|file| matches!(is_locked(&file), Ok(true)))

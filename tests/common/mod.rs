@@ -5,7 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// A tree that stands in for a machine with cgroup version 2, systemd, and four engines that do not know Pinfold yet.
+/// A tree that stands in for a machine with cgroup version 2, systemd, and four engines that do not
+/// know Pinfold yet.
 pub(crate) struct Machine {
     /// Where it is.
     pub(crate) dir: tempfile::TempDir,

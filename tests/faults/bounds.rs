@@ -113,7 +113,8 @@ fn new_lock(world: &World) {
     world.assert_all_free("at the end");
 }
 
-/// A dead owner has left hundreds of empty groups: a start that frees it looks at each of them a few times.
+/// A dead owner has left hundreds of empty groups: a start that frees it looks at each of them a
+/// few times.
 fn empty_groups(world: &World) {
     const GROUPS: usize = 300;
     /// Of system calls; opening and listing each one as well would be half as many again.

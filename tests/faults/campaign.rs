@@ -136,7 +136,8 @@ pub(crate) fn campaign<'a>(world: &'a World, name: &str, scene: impl Fn() -> Sce
     for_a_while(world, name, 1.0, scene);
 }
 
-/// The same in a third of the time, for a verb that changes little, or has much in common with another.
+/// The same in a third of the time, for a verb that changes little, or has much in common with
+/// another.
 pub(crate) fn short_campaign<'a>(world: &'a World, name: &str, scene: impl Fn() -> Scene<'a>) {
     for_a_while(world, name, 1.0 / 3.0, scene);
 }
@@ -196,7 +197,8 @@ fn for_a_while<'a>(world: &'a World, name: &str, share: f64, scene: impl Fn() ->
     );
 }
 
-/// Every call that can tell of a reader that is gone does so, once and from then on: none is left to chance.
+/// Every call that can tell of a reader that is gone does so, once and from then on: none is left
+/// to chance.
 pub(crate) fn readers_go<'a>(world: &'a World, name: &str, scene: impl Fn() -> Scene<'a>) {
     let calls = untouched(scene());
     let pipes = calls.iter().enumerate();

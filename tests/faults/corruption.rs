@@ -1,6 +1,6 @@
-//! Files that rot: bits that flip, ends that are cut off, contents swapped or old, links gone, an empty mark; of claims, of those that
-//! ended, of `tasks`, `exclusive` and `lock`, and of what is counted or queued beside them. Whatever is found, no list of a
-//! live owner is given away.
+//! Files that rot: bits that flip, ends that are cut off, contents swapped or old, links gone, an
+//! empty mark; of claims, of those that ended, of `tasks`, `exclusive` and `lock`, and of what is
+//! counted or queued beside them. Whatever is found, no list of a live owner is given away.
 
 use crate::campaign::{self, Dice, number, seed};
 use crate::cases::{Case, Need, plain};
@@ -189,7 +189,8 @@ fn set_aside(world: &World, claim: &Value, change: impl FnOnce(&mut Value)) {
     std::fs::write(directory.join(name), ended.to_string()).expect("write a record");
 }
 
-/// A shared list grows, and the claim of one of its owners cannot be read: nobody says that all have grown.
+/// A shared list grows, and the claim of one of its owners cannot be read: nobody says that all
+/// have grown.
 fn unfollowed(world: &World) {
     world.has_two_cpus();
     world.pool("dp", Kind::Shared, &["0"]);

@@ -41,9 +41,9 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// The power goes at each call: what was written and not synced is gone then, and only the names are left of it; of the names that
-/// were not synced none, or all but one, has come to the disk. Pools that were there are whole, and the same change can be
-/// made again; one that was made lasts.
+/// The power goes at each call: what was written and not synced is gone then, and only the names
+/// are left of it; of the names that were not synced none, or all but one, has come to the disk.
+/// Pools that were there are whole, and the same change can be made again; one that was made lasts.
 fn power_loss(world: &World, line: &[&str]) {
     let arrange = || {
         world.empty();
@@ -150,8 +150,8 @@ fn inodes(world: &World) -> BTreeSet<u64> {
     files.map(inode).collect()
 }
 
-/// What a power loss leaves: files without content, where it was not synced; and of names that were not synced the one of this
-/// number is lost alone, or all are.
+/// What a power loss leaves: files without content, where it was not synced; and of names that were
+/// not synced the one of this number is lost alone, or all are.
 fn lose(world: &World, before: &BTreeSet<u64>, cut: &Watched, name: Option<usize>) {
     for file in files_below(&world.conf) {
         let inode = file.metadata().expect("look at a file").ino();

@@ -1,5 +1,6 @@
-//! The errors that each system call can give, by its manual page and by what file systems are known for. Every call that a verb makes
-//! is listed here, or in `supervisor` among those that are passed: a new one fails the campaign that meets it.
+//! The errors that each system call can give, by its manual page and by what file systems are known
+//! for. Every call that a verb makes is listed here, or in `supervisor` among those that are
+//! passed: a new one fails the campaign that meets it.
 //!
 //! "Not there" (ENOENT, and ESRCH or ENODEV of a kernel file) is none of them: of what is there it would be a lie.
 
@@ -228,7 +229,8 @@ impl Call {
         }
     }
 
-    /// Does it change what a file system has, so that it is another one right before than right after it?
+    /// Does it change what a file system has, so that it is another one right before than right
+    /// after it?
     pub(crate) fn changes_files(self) -> bool {
         const CHANGING: [&str; 17] = [
             "write",

@@ -1,5 +1,5 @@
-//! The verbs that only look: whatever fails, they change nothing, and what they say with the exit code of a success is true, or
-//! they say what they could not tell.
+//! The verbs that only look: whatever fails, they change nothing, and what they say with the exit
+//! code of a success is true, or they say what they could not tell.
 
 use crate::campaign::{Ending, Scene, short_campaign};
 use crate::cases::{Case, Need, plain};
@@ -93,7 +93,8 @@ fn is_a_sample(world: &World, file: &Path) -> bool {
     file.starts_with(world.run.join("samples"))
 }
 
-/// Runs the campaign of a verb that only looks; `essence` is what of its output is the same each time.
+/// Runs the campaign of a verb that only looks; `essence` is what of its output is the same each
+/// time.
 fn looks(world: &World, line: &'static [&'static str], essence: fn(&str) -> String) {
     looking(world, line, |expected, ending| {
         let (expected, said) = (essence(expected), essence(&ending.stdout));
@@ -101,7 +102,8 @@ fn looks(world: &World, line: &'static [&'static str], essence: fn(&str) -> Stri
     });
 }
 
-/// `compare` has the output as it should be, and an ending that has its exit code and said nothing else.
+/// `compare` has the output as it should be, and an ending that has its exit code and said nothing
+/// else.
 fn looking(world: &World, line: &'static [&'static str], compare: impl Fn(&str, &Ending) + Copy) {
     // Nothing changes: the next trial finds what this one did, unless it failed.
     let arranged = RefCell::new(None::<(Standin, Ran)>);
@@ -161,7 +163,8 @@ fn without_times(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Who is there; how much it was differs from one time to the next, and is null where it cannot be told.
+/// Who is there; how much it was differs from one time to the next, and is null where it cannot be
+/// told.
 fn who_is_measured(text: &str) -> String {
     let document: Value = serde_json::from_str(text).expect("stats prints JSON");
     let owners = document["owners"].as_array().expect("a list of owners");
@@ -172,7 +175,8 @@ fn who_is_measured(text: &str) -> String {
     owners.collect::<Vec<_>>().join("\n")
 }
 
-/// Every line, but for the value where it is a time; in no order. Others are watched from the second time on.
+/// Every line, but for the value where it is a time; in no order. Others are watched from the
+/// second time on.
 fn what_is_measured(text: &str) -> String {
     let is_there_always = |line: &&str| !line.contains("_noise_") && !line.contains("_watched_");
     let lines = text
@@ -196,7 +200,8 @@ fn deep(text: &str) -> String {
     findings.collect::<Vec<_>>().join("\n")
 }
 
-/// Some hundred files of others are looked at, and what cannot be looked at is not always told: that is counted.
+/// Some hundred files of others are looked at, and what cannot be looked at is not always told:
+/// that is counted.
 fn check(world: &World) {
     let silent = AtomicUsize::new(0);
     looking(world, &["check", "--json"], |expected, ending| {

@@ -1,5 +1,5 @@
-//! What goes on for ever: `reconcile --interval` outlives whatever fails in one of its rounds, and a later round does what that one
-//! could not.
+//! What goes on for ever: `reconcile --interval` outlives whatever fails in one of its rounds, and
+//! a later round does what that one could not.
 
 use crate::campaign::{self, Dice, number, seed};
 use crate::cases::{Case, Need, plain};

@@ -1,5 +1,5 @@
-//! What a verb finds can be odd: others wait for the lock, owners have ended and are not accounted for, a claim has lost its lists, a
-//! group of our own has to go.
+//! What a verb finds can be odd: others wait for the lock, owners have ended and are not accounted
+//! for, a claim has lost its lists, a group of our own has to go.
 
 use crate::campaign::{Ending, Scene, short_campaign};
 use crate::cases::{Case, Need, plain};

@@ -1,5 +1,6 @@
-//! A storm: 64 starts and ends at a time, beside `reconcile` and changes of the pools; any of them may be killed, or have failing
-//! calls. A watchdog looks at the lock, and in the end nothing may be left.
+//! A storm: 64 starts and ends at a time, beside `reconcile` and changes of the pools; any of them
+//! may be killed, or have failing calls. A watchdog looks at the lock, and in the end nothing may
+//! be left.
 
 use crate::campaign::{self, Dice, number, seed};
 use crate::cases::{Case, Need, plain};

@@ -118,7 +118,8 @@ fn prestart(world: &World) {
     });
 }
 
-/// I4: a container that asks for nothing is started, unless it cannot be read that it asks for nothing.
+/// I4: a container that asks for nothing is started, unless it cannot be read that it asks for
+/// nothing.
 fn of_others(world: &World) {
     short_campaign(world, "createRuntime of others", || {
         fresh(world, &["1"]);

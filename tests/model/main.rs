@@ -2,10 +2,11 @@
 //! clock does, and whoever replaces the lock. It is explored whole: every order in which hooks, `reconcile`, another
 //! tool's `isolate`, deaths and disturbances can follow each other.
 //!
-//! The rules that protect I1 and I2 can be left out one at a time; each time the search has to find two owners. So the model
-//! shows why each rule is there, and that it would notice. That the program keeps the rules is for `tests/real` and
-//! `tests/faults` to show. What the model does not know is exit codes: that a verb says that it is done, and has left a pid in
-//! `tasks` or an owner on its old CPUs, is for `tests/faults` too.
+//! The rules that protect I1 and I2 can be left out one at a time; each time the search has to find
+//! two owners. So the model shows why each rule is there, and that it would notice. That the
+//! program keeps the rules is for `tests/real` and `tests/faults` to show. What the model does not
+//! know is exit codes: that a verb says that it is done, and has left a pid in `tasks` or an owner
+//! on its old CPUs, is for `tests/faults` too.
 #![allow(clippy::unwrap_used)] // A test that cannot be set up has to fail.
 
 mod books;

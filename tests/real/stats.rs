@@ -366,7 +366,8 @@ fn a_sample_is_cheap(world: &World) {
         let calls = calls_of_a_sample(world, arguments);
         println!("a sample of {OWNERS} owners {arguments:?}: {cost:.2} ms, {calls} calls");
         // With the machine's own counters, and what is printed. Threads are looked for every five
-        // seconds: where a sample takes long, as on an emulated machine, more of that falls to each.
+        // seconds: where a sample takes long, as on an emulated machine, more of that falls to
+        // each.
         let most = OWNERS * (files + 2) + 40;
         assert!(calls <= most, "{calls} calls, and {most} are enough");
         assert!(

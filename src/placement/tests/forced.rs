@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::{FIRST, Machine, group_of, open, said};
 use crate::placement::{force_release, reconcile, release};
 
-/// Without shared CPUs it runs on those of exclusive pools that nobody owns, as far as anything tells.
+/// Without shared CPUs it runs on those of exclusive pools that nobody owns, as far as anything
+/// tells.
 #[test]
 fn a_live_owner_is_let_out_to_what_nobody_owns() {
     for (shared, lists, expected) in [

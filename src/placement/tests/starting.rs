@@ -16,8 +16,8 @@ fn request(size: Size) -> Request {
     }
 }
 
-/// What the hook comes to for a container; where it was not pinned before it fails at the last step,
-/// for there is no such process to be confined, and nothing stays.
+/// What the hook comes to for a container; where it was not pinned before it fails at the last
+/// step, for there is no such process to be confined, and nothing stays.
 fn pin(machine: &Machine, id: &str, process: Process, size: Size) -> anyhow::Result<Claim> {
     machine.put(
         &format!("proc/{}/cgroup", std::process::id()),

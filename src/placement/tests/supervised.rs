@@ -65,7 +65,8 @@ fn what_a_unit_had_before_its_killed_command_is_what_it_has_without_us() {
     }
 }
 
-/// A process of its that left the unit runs on those CPUs still; and our own claim is no earlier one.
+/// A process of its that left the unit runs on those CPUs still; and our own claim is no earlier
+/// one.
 #[test]
 fn a_command_that_lives_keeps_what_it_has() {
     let (machine, process) = machine("0-1");
