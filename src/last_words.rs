@@ -35,6 +35,9 @@ pub const ENDING: [Signal; 9] = [
     Signal::SIGVTALRM,
 ];
 
+/// How a service manager, a terminal or a person stops what runs for ever.
+const STOPPING: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+
 /// So many seconds after the alarm the kernel ends a process in which its handler does not get to run: one that waits for a
 /// disk cannot be interrupted by anything that is handled.
 const BACKSTOP: i64 = 2;
@@ -42,41 +45,97 @@ const BACKSTOP: i64 = 2;
 /// The most bytes of a message.
 const MOST_BYTES: usize = 600;
 
+/// What is known of a hook's alarm.
+const AFTER: &str = " after 20 s: something that it waited for hangs";
+const _: () = assert!(HOOK_SECONDS == 20);
+
+/// What to do about what is left of a start, an end, or a command.
+const TAKEN_BACK: &str =
+    "what it left is taken back when the pool is next needed, or by pinfold reconcile";
+
+/// What to do about a change of the pools, which is nobody's to take back.
+const DO_AGAIN: &str = "look how far it came (pinfold pool show), and do it again";
+
 /// All that the handler needs, made before it runs: it may not allocate (signal-safety(7)).
 struct Words {
     who: String,
+    /// What is said of an alarm.
+    after: &'static str,
+    /// What to do about what is left.
+    left: &'static str,
     socket: libc::sockaddr_un,
     kernel: CString,
 }
 
 static WORDS: OnceLock<Words> = OnceLock::new();
 
-/// From now on a signal that ends this process is told, with what `who` says of it, on stderr and in the system log; so is
-/// a panic. A limit on the size of files becomes an error of the write (setrlimit(2), `RLIMIT_FSIZE`). What was to be
-/// ignored still is. The alarm has a backstop.
+/// From now on a signal that ends this hook, or the shim, is told, with what `who` says of it, on stderr and in the system
+/// log; so is a panic. A limit on the size of files becomes an error of the write (setrlimit(2), `RLIMIT_FSIZE`). What was
+/// to be ignored still is. The alarm has a backstop.
 ///
 /// # Errors
 /// The kernel refuses it.
 pub fn arrange(host: &Host, who: &str) -> Result<()> {
+    if !tell(host, who, (AFTER, TAKEN_BACK), &ENDING)? {
+        return Ok(());
+    }
+    // An engine may have left some of them blocked.
+    let handled: SigSet = ENDING.into_iter().collect();
+    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&handled), None).context("unblock signals")?;
+    back_the_alarm()
+}
+
+/// The same for a command that has no alarm of its own and leaves its signal mask alone; what is left of it is taken back by
+/// whoever needs it next.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn arrange_for_command(host: &Host, who: &str) -> Result<()> {
+    tell(host, who, ("", TAKEN_BACK), &ENDING).map(drop)
+}
+
+/// The same for one that changes the pools.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn arrange_for_change(host: &Host, who: &str) -> Result<()> {
+    tell(host, who, ("", DO_AGAIN), &ENDING).map(drop)
+}
+
+/// The same for one that runs until it is stopped: how that is done is nothing to tell of.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn arrange_for_service(host: &Host, who: &str) -> Result<()> {
+    let is_a_stop = |signal: &Signal| STOPPING.contains(signal);
+    let others: Vec<Signal> = ENDING.into_iter().filter(|one| !is_a_stop(one)).collect();
+    tell(host, who, ("", TAKEN_BACK), &others).map(drop)
+}
+
+/// Returns whether nothing was arranged before.
+fn tell(
+    host: &Host,
+    who: &str,
+    (after, left): (&'static str, &'static str),
+    signals: &[Signal],
+) -> Result<bool> {
     survive_file_limit()?;
     let (socket, kernel) = host.system_logs();
     let words = Words {
         who: one_line(who),
+        after,
+        left,
         socket: address(&socket),
         kernel: CString::new(kernel.as_os_str().as_bytes()).unwrap_or_default(),
     };
     if WORDS.set(words).is_err() {
-        return Ok(());
+        return Ok(false);
     }
-    let mut handled = SigSet::empty();
-    for signal in ENDING {
-        handle(signal, say_and_end, SaFlags::SA_RESETHAND)?;
-        handled.add(signal);
+    for signal in signals {
+        handle(*signal, say_and_end, SaFlags::SA_RESETHAND)?;
     }
-    // An engine may have left some of them blocked.
-    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&handled), None).context("unblock signals")?;
     tell_of_panics(host.clone());
-    back_the_alarm()
+    Ok(true)
 }
 
 /// A write beyond the limit on the size of files fails, instead of ending the process; a program that this one becomes, or
@@ -113,11 +172,11 @@ extern "C" fn say_and_end(number: c_int) {
         let signal = Signal::try_from(number);
         line.push(signal.map_or("a signal", Signal::as_str).as_bytes());
         if signal == Ok(Signal::SIGALRM) {
-            line.push(AFTER.as_bytes());
+            line.push(words.after.as_bytes());
         }
-        line.push(
-            b"; what it left is taken back when the pool is next needed, or by pinfold reconcile\n",
-        );
+        line.push(b"; ");
+        line.push(words.left.as_bytes());
+        line.push(b"\n");
         words.log(line.bytes());
         // Last, for whoever holds the other end may not read: the backstop ends that.
         write(libc::STDERR_FILENO, &line.bytes()[4..]);
@@ -125,10 +184,6 @@ extern "C" fn say_and_end(number: c_int) {
     // The default action, which is back, comes when this returns.
     let _ = raise(Signal::try_from(number).unwrap_or(Signal::SIGKILL));
 }
-
-/// What is known of an alarm.
-const AFTER: &str = " after 20 s: something that it waited for hangs";
-const _: () = assert!(HOOK_SECONDS == 20);
 
 impl Words {
     fn log(&self, line: &[u8]) {

@@ -10,7 +10,9 @@ use super::{Settings, warn_of_neighbours};
 use crate::check::Kept;
 use crate::cli::Init;
 use crate::cpulist::CpuSet;
+use crate::host::Host;
 use crate::install::refresh_cdi;
+use crate::last_words;
 use crate::placement::{Existing, Made, init, stock, try_init};
 use crate::pools::Kind;
 use crate::pools::carve::{Cut, Numa};
@@ -51,6 +53,7 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
         }
         return print(&mut out, &plan).map(|()| 0);
     }
+    last_words::arrange_for_change(&Host::new("/"), "init")?;
     let mut out = Output::account();
     match init(site, &plan, existing)? {
         Made::New => writeln!(out, "made {path}:")?,

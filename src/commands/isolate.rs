@@ -17,6 +17,8 @@ use nix::unistd::Pid;
 use super::settings::count_refusal;
 use super::{Settings, request};
 use crate::cli::Isolate;
+use crate::host::Host;
+use crate::last_words;
 use crate::placement::{CommandPlace, Site, pin_command};
 use crate::process;
 use crate::refusal::Refusal;
@@ -46,6 +48,7 @@ const PASSED_ON: [Signal; 13] = [
 pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let request = request(&args.wanted)?;
+    last_words::arrange_for_command(&Host::new("/"), "isolate")?;
     let place = pin_command(
         site,
         Path::new(&args.command[0]),

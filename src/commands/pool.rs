@@ -10,7 +10,9 @@ use super::output::Output;
 use super::{Settings, status};
 use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
 use crate::cpulist::CpuSet;
+use crate::host::Host;
 use crate::install::refresh_cdi;
+use crate::last_words;
 use crate::placement::{
     Change, Changed, ListState, SurveyedPool, change, stock, survey, try_change,
 };
@@ -198,7 +200,12 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
 fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool) -> Result<u8> {
     let changed = match is_trial {
         true => try_change(settings.site(), stock, wanted)?,
-        false => change(settings.site_with_processes()?, stock, wanted)?,
+        false => {
+            let site = settings.site_with_processes()?;
+            let who = format!("the change of pool {}", wanted.name());
+            last_words::arrange_for_change(&Host::new("/"), &who)?;
+            change(site, stock, wanted)?
+        }
     };
     // It is done, and said, whatever becomes of the devices.
     tell(&changed, is_trial)?;

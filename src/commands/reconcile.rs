@@ -14,6 +14,8 @@ use serde_json::json;
 use super::output::Output;
 use super::{Settings, news};
 use crate::cli::Reconcile;
+use crate::host::Host;
+use crate::last_words;
 use crate::placement::{Report, Site, reconcile};
 use crate::refusal::Refusal;
 use crate::text::one_line;
@@ -22,6 +24,7 @@ pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     match args.interval {
         None => {
+            last_words::arrange_for_command(&Host::new("/"), "reconcile")?;
             let report = reconcile(site)?;
             tell(&report, args.json, &mut Output::account())?;
             match report.problems.is_empty() {
@@ -29,7 +32,10 @@ pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
                 false => bail!(Refusal::all(&report.problems)),
             }
         }
-        Some(seconds) => for_ever(args, site, Duration::from_secs(seconds)),
+        Some(seconds) => {
+            last_words::arrange_for_service(&Host::new("/"), "reconcile")?;
+            for_ever(args, site, Duration::from_secs(seconds))
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use super::Settings;
 use super::output::Output;
 use crate::claims::Claim;
 use crate::cli::Release;
+use crate::host::Host;
+use crate::last_words;
 use crate::placement::{find, force_release, release};
 use crate::refusal::Refusal;
 use crate::text::one_line;
@@ -15,6 +17,7 @@ use crate::text::one_line;
 pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let id = find(site, &args.owner)?;
+    last_words::arrange_for_command(&Host::new("/"), &format!("the release of {id}"))?;
     let outcome = match args.force {
         true => force_release(site, &id)?,
         false => release(site, &id)?,

@@ -49,6 +49,7 @@ mod killpoints_isolate;
 mod killpoints_runtime;
 mod killpoints_shim;
 mod kube;
+mod last_words;
 mod life;
 mod masks;
 mod metrics;
@@ -157,6 +158,7 @@ fn main() -> ExitCode {
         killpoints_isolate::cases(),
         killpoints_runtime::cases(),
         killpoints_shim::cases(),
+        last_words::cases(),
     ]
     .into_iter()
     .flatten()
