@@ -45,6 +45,7 @@ impl Cli {
             Verb::Explain(args) => args.json,
             Verb::Reconcile(args) => args.json,
             Verb::Check(args) => args.json,
+            Verb::Apply(args) => args.json,
             Verb::Pool(args) => matches!(&args.action, pool::Action::Show(show) if show.json),
             Verb::Why(args) => args.json,
             Verb::Usage(args) => args.json,
@@ -184,6 +185,11 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold init\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
     )]
     Init(Init),
+    /// Make the pools as the configuration declares them; owners are never touched
+    #[command(
+        after_help = "Examples:\n  pinfold apply --dry-run\n  pinfold apply && pinfold pool show\n  pinfold apply --json | jq '.added[].list'\n\nIn /etc/pinfold/config.toml:\n  [pools.dataplane]\n  kind = \"exclusive\"\n  cores = 4\n  [pools.common]\n  kind = \"shared\"\n  cores = \"rest\"\n\nWhere all is so already nothing is written. Exit status: 1 where something stays otherwise,\nas for a list with an owner; what can be done is done then."
+    )]
+    Apply(Apply),
     /// Show the pools, who owns what in them, and how each owner is
     #[command(
         after_help = "Examples:\n  pinfold status\n  pinfold status --json | jq '.owners[] | select(.state == \"moved\")'\n\nStates: running; starting; moved (it runs on other CPUs than it owns: pinfold reconcile mends\nthat); offline (CPUs of it are); gone (freed when the pool is next needed); unreadable (its\nclaim); unknown.\n\nExit status: 1 where a pool could not be read."
@@ -313,6 +319,23 @@ pub struct Init {
     /// Print the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `pinfold apply`
+#[derive(Debug, Default, Args)]
+pub struct Apply {
+    /// Remove pools without owners that are not declared, too
+    #[arg(long)]
+    pub prune: bool,
+    /// The CPUs of the host's own work.
+    #[command(flatten)]
+    pub housekeeping: pool::Housekeeping,
+    /// Print what would be changed and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pinfold status`

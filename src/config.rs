@@ -1,5 +1,7 @@
 //! The configuration file: the same keys as the options, for hooks too, which have no environment.
 
+mod pools;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
@@ -9,8 +11,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
+pub use pools::{Door, PoolTable};
+
 use crate::files;
 use crate::host::Host;
+use crate::pools::plan::Reserve;
 use crate::refusal::{OrRefuse, Refusal};
 
 /// What the file says; every key may be missing, and an unknown one is an error.
@@ -32,9 +37,12 @@ pub struct Config {
     /// Where it is written down what owners have used.
     #[serde(default)]
     pub usage: Usage,
-    /// Who may use which pool.
+    /// The CPUs of the host's own work, for whatever makes or changes pools.
+    #[serde(default, deserialize_with = "pools::reserve")]
+    pub reserve: Option<Reserve>,
+    /// How pools are to be, and who may use them.
     #[serde(default)]
-    pub pools: BTreeMap<String, PoolRules>,
+    pub pools: BTreeMap<String, PoolTable>,
 }
 
 /// The table `[usage]`.
@@ -58,39 +66,6 @@ impl Default for Usage {
             enabled: true,
             path: None,
             rotate_at_mib: ROTATE_AT_MIB,
-        }
-    }
-}
-
-/// A table `[pools.NAME]`.
-#[derive(Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct PoolRules {
-    /// The Kubernetes namespaces whose pods may use it; whoever else asks is refused.
-    pub namespaces: Option<Vec<String>>,
-    /// How it may be asked for; an image can carry annotations too.
-    pub doors: Option<Vec<Door>>,
-}
-
-/// A way in which a container's request comes to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Door {
-    /// Annotations, read by a hook that the engine has.
-    Annotation,
-    /// A CDI device.
-    Cdi,
-    /// Annotations, read by `pinfold-runtime`.
-    Shim,
-}
-
-impl Door {
-    /// Its word in the configuration.
-    pub fn word(self) -> &'static str {
-        match self {
-            Door::Annotation => "annotation",
-            Door::Cdi => "cdi",
-            Door::Shim => "shim",
         }
     }
 }
@@ -219,7 +194,13 @@ mod tests {
         assert_eq!(parse::<Config>(shipped).unwrap(), Config::default());
         let keys = shipped.lines().filter_map(|line| line.strip_prefix('#'));
         let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ')).collect();
-        let config: Config = parse(&keys.join("\n")).unwrap();
+        let mut config: Config = parse(&keys.join("\n")).unwrap();
+        for (name, table) in &config.pools {
+            assert!(table.declared(name).unwrap().is_some(), "{name}");
+        }
+        // No one table has all keys: some do not go together.
+        let lists = config.pools.remove("fast").unwrap().lists;
+        config.pools.get_mut("dataplane").unwrap().lists = lists;
         assert_eq!(
             config.usage,
             Usage {
@@ -254,6 +235,23 @@ mod tests {
             ("conf-dir", "line 1"),
             ("[usage]\nrotate-at-mib = 0", "line 2"),
             ("[usage]\nfile = '/u'", "unknown field `file`"),
+            ("[pools.dp]\nkind = 'own'", "line 2: kind is \"own\": it is"),
+            (
+                "[pools.dp]\ncores = 0",
+                "line 2: cores is \"0\": the number",
+            ),
+            ("[pools.dp]\ncores = -1", "line 2: cores is \"-1\""),
+            ("[pools.dp]\ncores = 1.5", "line 2"),
+            ("[pools.dp]\nnuma = 'best'", "line 2: numa is \"best\""),
+            ("[pools.dp]\nnuma = 10000", "line 2: numa is \"10000\""),
+            ("[pools.dp]\ncache = 3", "line 2: cache is \"3\""),
+            ("[pools.dp]\nunit = 'core'", "line 2: unit is \"core\""),
+            ("[pools.dp]\nlists = '1'", "line 2"),
+            (
+                "[pools.dp]\nlists = ['x']",
+                "line 2: lists: \"x\" is no CPU",
+            ),
+            ("reserve = 'all'", "line 1: reserve is \"all\""),
             (
                 "[pools.dp]\ndoors = ['window']",
                 "line 2: unknown variant `window`",
@@ -262,6 +260,39 @@ mod tests {
             let error = parse::<Config>(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn keys_of_a_pool_that_do_not_go_together_are_named() {
+        for (text, said) in [
+            ("cores = 1", "pools.dp.cores is there without kind"),
+            ("numa = 1", "pools.dp.numa is there without kind"),
+            ("kind = 'shared'", "pools.dp.kind is there without cores"),
+            (
+                "kind = 'shared'\ncores = 1\nlists = ['1']",
+                "pools.dp.lists",
+            ),
+            (
+                "kind = 'shared'\ncores = 1\nunit = 'threads'",
+                "pools.dp.unit",
+            ),
+            ("kind = 'shared'\nlists = ['1']\nnuma = 0", "pools.dp.numa"),
+            ("kind = 'shared'\nlists = ['']", "pools.dp.lists has no CPU"),
+            ("kind = 'shared'\nlists = []", "pools.dp.lists has no CPU"),
+            (
+                "kind = 'shared'\nlists = ['1', '1-2']",
+                "pools.dp.lists has CPU 1",
+            ),
+        ] {
+            let config: Config = parse(&format!("[pools.dp]\n{text}\n")).unwrap();
+            let error = config.pools["dp"].declared("dp").unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        let config: Config = parse("[pools.none]\nkind = 'shared'\ncores = 1\n").unwrap();
+        let error = config.pools["none"].declared("none").unwrap_err();
+        assert!(error.to_string().contains("pools.none.kind is of no pool"));
+        let rules: Config = parse("[pools.dp]\ndoors = []\n").unwrap();
+        assert_eq!(rules.pools["dp"].declared("dp").unwrap(), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::config::{PoolRules, Runtime};
+use crate::config::{PoolTable, Runtime};
 use crate::engines::Engine;
 use crate::host::Host;
 use crate::install::Place;
@@ -80,7 +80,7 @@ pub struct Scope<'a> {
     /// Engines whose files are not at their default places.
     pub places: Vec<(Engine, Place<'a>)>,
     /// Which pools have rules, and what they are.
-    pub rules: &'a BTreeMap<String, PoolRules>,
+    pub rules: &'a BTreeMap<String, PoolTable>,
     /// What `pinfold-runtime` becomes.
     pub runtime: &'a Runtime,
 }

@@ -1,15 +1,14 @@
 //! `pinfold pool`, and how a pool is written on the command line.
 
+use std::str::FromStr;
+
 use clap::{Args, Subcommand};
 
 use crate::cpulist::CpuSet;
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
-use crate::pools::plan::{Cores, PoolSpec, Unit};
+use crate::pools::plan::{Cores, PoolSpec, Reserve, Unit};
 use crate::request::is_pool_name;
-
-/// The most cores that a pool can be asked to have.
-const MOST_CORES: usize = 9999;
 
 /// `pinfold pool`
 #[derive(Debug, Args)]
@@ -92,7 +91,7 @@ pub struct Resize {
     #[arg(value_parser = name)]
     pub name: String,
     /// How many lists an exclusive pool is to have, or how many cores a shared one; rest: all that are in no pool as well
-    #[arg(value_name = "N|rest", value_parser = cores)]
+    #[arg(value_name = "N|rest", value_parser = Cores::from_str)]
     pub size: Cores,
     /// From where more cores come: pack, spread, or the number of a NUMA node
     #[arg(long, value_name = "WHERE")]
@@ -111,16 +110,10 @@ pub struct Resize {
 /// The CPUs of the host's own work.
 #[derive(Debug, Default, Args)]
 pub struct Housekeeping {
-    /// Give the cores of these CPUs to no exclusive pool; none: give them all [default: 0]
-    #[arg(long, value_name = "CPUS", value_parser = reserve)]
-    pub reserve: Option<CpuSet>,
-}
-
-fn reserve(text: &str) -> Result<CpuSet, String> {
-    match text {
-        "none" => Ok(CpuSet::new()),
-        list => list.parse().map_err(|error| format!("{error:#}")),
-    }
+    /// Give the cores of these CPUs to no exclusive pool; none: give them all [default: reserve in the
+    /// configuration file, or 0]
+    #[arg(long, value_name = "CPUS", value_parser = Reserve::from_str)]
+    pub reserve: Option<Reserve>,
 }
 
 /// `NAME=N:exclusive` or `NAME=rest:shared`, with `,key=value` behind.
@@ -136,7 +129,7 @@ pub fn spec(text: &str) -> Result<PoolSpec, String> {
         Form::Part(error) => error,
     })?;
     Ok(PoolSpec {
-        cores: cores(size)?,
+        cores: size.parse()?,
         ..listed
     })
 }
@@ -157,11 +150,8 @@ pub enum Form {
 pub fn listed(text: &str) -> Result<PoolSpec, Form> {
     let (pool, rest) = text.split_once(':').ok_or(Form::Whole)?;
     let mut words = rest.split(',');
-    let kind = match words.next() {
-        Some("exclusive") => Kind::Exclusive,
-        Some("shared") => Kind::Shared,
-        _ => return Err(Form::Whole),
-    };
+    let kind = words.next().and_then(Kind::by_word);
+    let kind = kind.ok_or(Form::Whole)?;
     let mut spec = PoolSpec {
         name: name(pool).map_err(Form::Part)?,
         cores: Cores::Rest,
@@ -190,14 +180,6 @@ fn name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("a pool's name has up to 63 letters, digits, - and _, begins with a letter or digit, and is not none".to_owned())
-}
-
-fn cores(text: &str) -> Result<Cores, String> {
-    match (text, text.parse()) {
-        ("rest", _) => Ok(Cores::Rest),
-        (_, Ok(count @ 1..=MOST_CORES)) => Ok(Cores::Count(count)),
-        _ => Err("the number of cores must be from 1 to 9999, or rest".to_owned()),
-    }
 }
 
 #[cfg(test)]

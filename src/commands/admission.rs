@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 
-use crate::config::{Door, PoolRules};
+use crate::config::{Door, PoolTable};
 use crate::engines::Engine;
 use crate::refusal::{Reason, Refusal};
 use crate::request;
@@ -21,7 +21,7 @@ impl Visitor {
     /// May the pool of these rules be used? `annotation` gives the value of the container's annotation of a key.
     pub(super) fn may_use(
         self,
-        rules: Option<&PoolRules>,
+        rules: Option<&PoolTable>,
         annotation: impl Fn(&str) -> Result<Option<String>>,
     ) -> Result<()> {
         let Some(rules) = rules else {

@@ -13,7 +13,7 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
 use crate::last_words;
-use crate::placement::{Existing, Made, init, stock, try_init};
+use crate::placement::{Existing, Made, init, try_init};
 use crate::pools::Kind;
 use crate::pools::carve::{Cut, Numa};
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
@@ -22,7 +22,7 @@ use crate::text::one_line;
 
 pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     let site = settings.site();
-    let mut stock = stock(&site.host, args.housekeeping.reserve.as_ref())?;
+    let mut stock = settings.stock(args.housekeeping.reserve.as_ref())?;
     let is_kcms = args.num_dp_cores.is_some() || args.num_cp_cores.is_some();
     if args.pool.is_empty() {
         stock.shared_isolated = Some(CONTROLPLANE.to_owned());

@@ -1,6 +1,7 @@
 //! One verb a file; the only code that prints.
 
 mod admission;
+mod apply;
 mod check;
 mod describe;
 mod explain;
@@ -44,6 +45,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Isolate(args) => isolate::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Setup(args) => setup::run(args, &cli.options),
         Verb::Init(args) => init::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Apply(args) => apply::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Stats(args) => stats::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Status(args) => status::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),

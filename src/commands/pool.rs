@@ -13,9 +13,7 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
 use crate::last_words;
-use crate::placement::{
-    Change, Changed, ListState, SurveyedPool, change, stock, survey, try_change,
-};
+use crate::placement::{Change, Changed, ListState, SurveyedPool, change, survey, try_change};
 use crate::pools::carve::Cut;
 use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit, list_name};
 use crate::pools::{Kind, PoolDirectory};
@@ -116,7 +114,7 @@ fn add(args: &Add, settings: &Settings) -> Result<u8> {
             lists: args.list.clone(),
         })
     };
-    let stock = stock(&settings.site().host, args.housekeeping.reserve.as_ref())?;
+    let stock = settings.stock(args.housekeeping.reserve.as_ref())?;
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 
@@ -168,7 +166,7 @@ fn ill_written(pool: &str, remedy: String) -> Refusal {
 }
 
 fn remove(args: &Remove, settings: &Settings) -> Result<u8> {
-    let stock = stock(&settings.site().host, None)?;
+    let stock = settings.stock(None)?;
     let wanted = match args.if_exists {
         true => Change::RemoveIfThere(args.name.clone()),
         false => Change::Remove(args.name.clone()),
@@ -192,7 +190,7 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
         cut,
         unit: Unit::Core,
     });
-    let stock = stock(&settings.site().host, args.housekeeping.reserve.as_ref())?;
+    let stock = settings.stock(args.housekeeping.reserve.as_ref())?;
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 

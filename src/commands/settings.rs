@@ -13,12 +13,13 @@ use log::LevelFilter;
 use super::news;
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{Config, PoolRules, Runtime, Usage};
+use crate::config::{Config, PoolTable, Runtime, Usage};
 use crate::counters;
 use crate::host::Host;
 use crate::last_words;
 use crate::names::Names;
-use crate::placement::Site;
+use crate::placement::{Site, stock};
+use crate::pools::plan::{Reserve, Stock};
 use crate::refusal::{Reason, Refusal};
 use crate::refusals::{self, Refused};
 use crate::system_log::{self, Severity};
@@ -34,7 +35,8 @@ const HOOK_PATIENCE: f64 = 10.0;
 #[derive(Debug)]
 pub(super) struct Settings {
     site: Site,
-    pools: BTreeMap<String, PoolRules>,
+    pools: BTreeMap<String, PoolTable>,
+    reserve: Option<Reserve>,
     runtime: Runtime,
 }
 
@@ -106,9 +108,16 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Which pools have rules, and what they are.
-    pub(super) fn pools(&self) -> &BTreeMap<String, PoolRules> {
+    /// The tables of pools.
+    pub(super) fn pools(&self) -> &BTreeMap<String, PoolTable> {
         &self.pools
+    }
+
+    /// The machine's cores, without those that an option, or the configuration, keeps for the host's own
+    /// work.
+    pub(super) fn stock(&self, option: Option<&Reserve>) -> Result<Stock> {
+        let reserve = option.or(self.reserve.as_ref());
+        stock(&self.site.host, reserve.map(|reserve| &reserve.0))
     }
 
     /// What `pinfold-runtime` becomes.
@@ -231,6 +240,7 @@ impl Settings {
         let settings = Settings {
             site,
             pools: config.pools,
+            reserve: config.reserve,
             runtime: config.runtime.unwrap_or_default(),
         };
         Ok((settings, log.or(config.log)))

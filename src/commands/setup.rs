@@ -8,14 +8,14 @@ use anyhow::{Result, bail, ensure};
 use nix::unistd::geteuid;
 
 use super::output::Output;
-use super::{Settings, check, init, install};
-use crate::cli::{Check, Init, Install, InstallPlace, Options, Setup, TargetArg};
+use super::{Settings, apply, check, init, install};
+use crate::cli::{Apply, Check, Init, Install, InstallPlace, Options, Setup, TargetArg};
 use crate::cpulist::CpuSet;
 use crate::engines::{Engine, RUNTIME};
 use crate::files;
 use crate::host::Host;
 use crate::install::SetupRecord;
-use crate::placement::{live_claims, reconcile, stock, unmake};
+use crate::placement::{live_claims, reconcile, unmake};
 use crate::pools::{Kind, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::text::one_line;
@@ -42,11 +42,11 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     let engines = engines(args, &site.host);
     let has_pools = files::entry_if_there(&site.conf_dir.join("pools"))?.is_some();
     let mut out = Output::account();
-    writeln!(out, "{}", machine(&site.host)?)?;
+    writeln!(out, "{}", machine(settings)?)?;
     if has_pools {
         writeln!(out, "pools: those in {} stay", path(&site.conf_dir))?;
     } else if !args.yes {
-        init::run(&pools(args, true), settings)?;
+        make_pools(args, settings, Doing::Trial)?;
     }
     match engines.is_empty() {
         true => writeln!(out, "engines: none found; name one with --engine")?,
@@ -64,7 +64,7 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     if !has_pools {
         let before = record.pools.replace(site.conf_dir.clone());
         record.write(&site.host)?;
-        if let Err(error) = init::run(&pools(args, false), settings) {
+        if let Err(error) = make_pools(args, settings, Doing::Change) {
             record.pools = before;
             record.write(&site.host)?;
             return Err(error);
@@ -156,8 +156,8 @@ fn engines(args: &Setup, host: &Host) -> Vec<Engine> {
 }
 
 /// What there is to divide.
-fn machine(host: &Host) -> Result<String> {
-    let stock = stock(host, None)?;
+fn machine(settings: &Settings) -> Result<String> {
+    let (host, stock) = (&settings.site().host, settings.stock(None)?);
     let cores = stock.cores.iter();
     let cpus: CpuSet = cores.flat_map(|core| core.cpus.iter()).collect();
     let levels = Levels::of(host, &cpus);
@@ -175,12 +175,29 @@ fn machine(host: &Host) -> Result<String> {
     ))
 }
 
-fn pools(args: &Setup, is_dry_run: bool) -> Init {
-    Init {
-        pool: args.pool.clone(),
-        dry_run: is_dry_run,
-        ..Init::default()
+/// What is done to the pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    Trial,
+    Change,
+}
+
+/// Those that are named, or declared in the configuration, or that fit the machine.
+fn make_pools(args: &Setup, settings: &Settings, doing: Doing) -> Result<()> {
+    let dry_run = doing == Doing::Trial;
+    if args.pool.is_empty() && !apply::declared(settings)?.is_empty() {
+        let apply = Apply {
+            dry_run,
+            ..Apply::default()
+        };
+        return apply::run(&apply, settings).map(drop);
     }
+    let init = Init {
+        pool: args.pool.clone(),
+        dry_run,
+        ..Init::default()
+    };
+    init::run(&init, settings).map(drop)
 }
 
 fn place(engine: Engine) -> InstallPlace {

@@ -29,6 +29,8 @@ pub enum Change {
     Add(PoolSpec),
     /// A pool more, of these lists.
     AddLists(PlannedPool),
+    /// A pool that is there has these lists from now on; those that it loses have no owners.
+    Relist(PlannedPool),
     /// A pool less.
     Remove(String),
     /// The same, where it is there.
@@ -96,17 +98,18 @@ impl Change {
     pub fn name(&self) -> &str {
         match self {
             Change::Add(spec) | Change::Resize(spec) => &spec.name,
-            Change::AddLists(pool) => &pool.name,
+            Change::AddLists(pool) | Change::Relist(pool) => &pool.name,
             Change::Remove(name) | Change::RemoveIfThere(name) => name,
         }
     }
 }
 
 impl View<'_> {
-    fn steps(&self, change: &Change, stock: &Stock) -> Result<Changed> {
+    pub(super) fn steps(&self, change: &Change, stock: &Stock) -> Result<Changed> {
         match change {
             Change::Add(spec) => self.adding(spec, stock),
             Change::AddLists(pool) => self.adding_lists(pool),
+            Change::Relist(pool) => self.relisting(pool),
             Change::RemoveIfThere(name) if !self.has_pool(name)? => Ok(Changed::default()),
             Change::Remove(name) | Change::RemoveIfThere(name) => self.removing(name),
             Change::Resize(spec) => self.resizing(spec, stock),
@@ -165,26 +168,9 @@ impl View<'_> {
             );
             return Ok(Changed::default());
         }
-        let online = topology::online(self.host)?;
-        let givable = givable(self.host)?;
         self.taken()?;
         for list in lists {
-            let lacking = list.intersection(&online).difference(&givable);
-            ensure!(
-                lacking.is_empty(),
-                Refusal::new(
-                    format!("no cgroup here allows CPU {lacking}"),
-                    "run this on the host itself"
-                )
-            );
-            let offline = list.difference(&online);
-            ensure!(
-                offline.is_empty(),
-                Refusal::new(
-                    format!("CPU {offline} is not online"),
-                    "put it online in /sys/devices/system/cpu first, or leave it out"
-                )
-            );
+            self.ensure_givable(list)?;
             if let Some(refusal) = self.who_has(list)? {
                 bail!(refusal);
             }
@@ -194,6 +180,69 @@ impl View<'_> {
             added: lists.clone(),
             ..Changed::default()
         })
+    }
+
+    /// Are all CPUs of a list online, and can containers here be given them?
+    pub(super) fn ensure_givable(&self, list: &CpuSet) -> Result<()> {
+        let online = topology::online(self.host)?;
+        let givable = givable(self.host)?;
+        let lacking = list.intersection(&online).difference(&givable);
+        ensure!(
+            lacking.is_empty(),
+            Refusal::new(
+                format!("no cgroup here allows CPU {lacking}"),
+                "run this on the host itself"
+            )
+        );
+        let offline = list.difference(&online);
+        ensure!(
+            offline.is_empty(),
+            Refusal::new(
+                format!("CPU {offline} is not online"),
+                "put it online in /sys/devices/system/cpu first, or leave it out"
+            )
+        );
+        Ok(())
+    }
+
+    /// A shared pool's one list becomes another under its owners, where it only grows.
+    fn relisting(&self, planned: &PlannedPool) -> Result<Changed> {
+        let pool = self.directory.pool(&planned.name)?;
+        let there: Vec<CpuSet> = pool.lists.iter().map(|list| list.cpus.clone()).collect();
+        let without = |some: &[CpuSet], others: &[CpuSet]| -> Vec<CpuSet> {
+            let is_apart = |list: &&CpuSet| !others.contains(list);
+            some.iter().filter(is_apart).cloned().collect()
+        };
+        let mut changed = Changed {
+            added: without(&planned.lists, &there),
+            removed: without(&there, &planned.lists),
+            ..Changed::default()
+        };
+        if let (Kind::Shared, [from], [to]) = (pool.kind, &there[..], &planned.lists[..]) {
+            if from != to && from.is_subset(to) {
+                let claims = self.claims_to_follow(&pool, &pool.lists[0].name, to)?;
+                return Ok(Changed {
+                    renamed: Some((from.clone(), to.clone())),
+                    owners: claims.iter().map(Claim::shown).collect(),
+                    strangers: self.strangers_in(&pool.lists[0])?,
+                    ..Changed::default()
+                });
+            }
+        }
+        for list in pool
+            .lists
+            .iter()
+            .filter(|list| changed.removed.contains(&list.cpus))
+        {
+            if let Some(owner) = self.owner_of(list)? {
+                bail!(Refusal::new(
+                    format!("{owner} owns {} of pool {}", list.name, planned.name),
+                    "stop it first (`pinfold describe` shows it)"
+                ));
+            }
+        }
+        changed.added.sort();
+        Ok(changed)
     }
 
     fn removing(&self, name: &str) -> Result<Changed> {
@@ -354,12 +403,12 @@ impl View<'_> {
 }
 
 impl Books<'_> {
-    fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
+    pub(super) fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
         let name = change.name();
         if steps.is_new {
             let kind = match change {
                 Change::Add(spec) | Change::Resize(spec) => spec.kind,
-                Change::AddLists(pool) => pool.kind,
+                Change::AddLists(pool) | Change::Relist(pool) => pool.kind,
                 Change::Remove(_) | Change::RemoveIfThere(_) => return Ok(()),
             };
             let pool = PlannedPool {

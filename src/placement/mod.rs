@@ -3,6 +3,7 @@
 //!
 //! This is where the pool directory, the ledger and the cgroups meet; they do not know each other.
 
+mod apply;
 mod audit;
 mod beside;
 mod boot;
@@ -38,6 +39,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+pub use apply::{Applied, apply, try_apply};
 pub use audit::{Audit, audit, live_claims};
 pub use beside::{Neighbour, Neighbours, neighbours};
 pub use boot::replaced_lock;

@@ -1,6 +1,7 @@
 //! Which physical cores a pool is cut from. Pure.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use anyhow::{Result, bail};
 
@@ -54,6 +55,32 @@ pub enum Cache {
     Single,
 }
 
+impl FromStr for Numa {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Numa, String> {
+        match (text, text.parse()) {
+            ("pack", _) => Ok(Numa::Pack),
+            ("spread", _) => Ok(Numa::Spread),
+            (_, Ok(node @ 0..=9999)) => Ok(Numa::Node(node)),
+            _ => Err("numa= is pack, spread or the number of a node".to_owned()),
+        }
+    }
+}
+
+impl FromStr for Cache {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Cache, String> {
+        match text {
+            "pack" => Ok(Cache::Pack),
+            "spread" => Ok(Cache::Spread),
+            "single" => Ok(Cache::Single),
+            _ => Err("cache= is pack, spread or single".to_owned()),
+        }
+    }
+}
+
 impl Numa {
     /// May this core be taken?
     pub(super) fn has(self, core: &Core) -> bool {
@@ -70,17 +97,9 @@ impl Cut {
     /// # Errors
     /// What else could be written.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match (key, value) {
-            ("numa", "pack") => self.numa = Numa::Pack,
-            ("numa", "spread") => self.numa = Numa::Spread,
-            ("numa", node) => match node.parse() {
-                Ok(node @ 0..=9999) => self.numa = Numa::Node(node),
-                _ => return Err("numa= is pack, spread or the number of a node".to_owned()),
-            },
-            ("cache", "pack") => self.cache = Cache::Pack,
-            ("cache", "spread") => self.cache = Cache::Spread,
-            ("cache", "single") => self.cache = Cache::Single,
-            ("cache", _) => return Err("cache= is pack, spread or single".to_owned()),
+        match key {
+            "numa" => self.numa = value.parse()?,
+            "cache" => self.cache = value.parse()?,
             _ => return Err("after the kind there can be numa=, cache= and cores=".to_owned()),
         }
         Ok(())

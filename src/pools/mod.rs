@@ -3,6 +3,7 @@
 
 pub mod carve;
 mod change;
+pub mod converge;
 mod lock;
 mod lock_table;
 pub mod make;
@@ -54,6 +55,13 @@ impl Kind {
             Kind::Exclusive => "exclusive",
             Kind::Shared => "shared",
         }
+    }
+
+    /// The kind of this word.
+    pub fn by_word(word: &str) -> Option<Kind> {
+        [Kind::Exclusive, Kind::Shared]
+            .into_iter()
+            .find(|kind| kind.word() == word)
     }
 
     /// The content of the file `exclusive`: one byte, no newline.

@@ -1,6 +1,8 @@
 //! Dividing a machine's cores among pools. Pure.
 
-use anyhow::{Result, bail, ensure};
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
 
 use super::Kind;
 use super::carve::{Cache, Core, Cut, Numa, take};
@@ -34,6 +36,21 @@ pub enum Cores {
     Rest,
 }
 
+/// The most cores that a pool can be asked to have.
+const MOST_CORES: usize = 9999;
+
+impl FromStr for Cores {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Cores, String> {
+        match (text, text.parse()) {
+            ("rest", _) => Ok(Cores::Rest),
+            (_, Ok(count @ 1..=MOST_CORES)) => Ok(Cores::Count(count)),
+            _ => Err("the number of cores must be from 1 to 9999, or rest".to_owned()),
+        }
+    }
+}
+
 /// What one list of an exclusive pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unit {
@@ -42,6 +59,36 @@ pub enum Unit {
     Core,
     /// One CPU: owners may share a core.
     Thread,
+}
+
+impl FromStr for Unit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Unit, String> {
+        match text {
+            "whole" => Ok(Unit::Core),
+            "threads" => Ok(Unit::Thread),
+            _ => Err("it is whole or threads".to_owned()),
+        }
+    }
+}
+
+/// The CPUs of the host's own work, whose cores no exclusive pool gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reserve(pub CpuSet);
+
+impl FromStr for Reserve {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Reserve, String> {
+        match text {
+            "none" => Ok(Reserve(CpuSet::new())),
+            list => list
+                .parse()
+                .map(Reserve)
+                .map_err(|error| format!("{error:#}")),
+        }
+    }
 }
 
 /// What there is to divide.
@@ -84,6 +131,7 @@ pub fn list_name(cpus: &CpuSet) -> String {
 /// # Errors
 /// Too few cores: how many were asked for, and how many there are.
 pub fn plan(stock: &Stock, specs: &[PoolSpec]) -> Result<Vec<PlannedPool>> {
+    stock.ensure_one_rest(specs)?;
     for is_isolated in [false, true] {
         stock.suffices(specs, is_isolated)?;
     }
@@ -188,6 +236,28 @@ impl Stock {
         }
     }
 
+    /// Does one pool at most get the rest of the isolated cores, and one that of the others?
+    ///
+    /// # Errors
+    /// Two do.
+    pub fn ensure_one_rest(&self, specs: &[PoolSpec]) -> Result<()> {
+        for is_isolated in [false, true] {
+            let rests = specs.iter().filter(|spec| {
+                self.is_from_isolated(spec) == is_isolated
+                    && spec.cores == Cores::Rest
+                    && !matches!(spec.cut.numa, Numa::Node(_))
+            });
+            let rests: Vec<&PoolSpec> = rests.collect();
+            if let [first, _, ..] = rests[..] {
+                bail!(Refusal::new(
+                    format!("two pools are to get the rest of the {}", self.which(first)),
+                    "give one a number"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Are there enough cores in all for those pools that are cut from isolated cores, or for the others?
     fn suffices(&self, specs: &[PoolSpec], is_isolated: bool) -> Result<()> {
         let mut wanted: Vec<&PoolSpec> = specs.iter().collect();
@@ -195,17 +265,7 @@ impl Stock {
         let Some(first) = wanted.first() else {
             return Ok(());
         };
-        let rests = wanted
-            .iter()
-            .filter(|spec| spec.cores == Cores::Rest && !matches!(spec.cut.numa, Numa::Node(_)));
         let what = self.which(first);
-        ensure!(
-            rests.count() <= 1,
-            Refusal::new(
-                format!("two pools are to get the rest of the {what}"),
-                "give one a number"
-            )
-        );
         wanted.sort_by_key(|spec| spec.kind == Kind::Shared);
         // First the exclusive ones, which have fewer cores to come from; then all together.
         let exclusive = wanted.iter().filter(|spec| spec.kind == Kind::Exclusive);

@@ -36,6 +36,16 @@ pub struct Resized {
     pub siblings: CpuSet,
 }
 
+impl Resized {
+    /// Does the pool get or lose anything?
+    pub fn changes_lists(&self) -> bool {
+        let is_other = |(from, to): &(CpuSet, CpuSet)| from != to;
+        !self.added.is_empty()
+            || !self.removed.is_empty()
+            || self.renamed.as_ref().is_some_and(is_other)
+    }
+}
+
 /// Gives a pool so many lists, or a shared one so many cores. A pool of CPUs that are lists by themselves gets the
 /// siblings of its own CPUs first. A shared pool's one list grows; where it has several, it gets another.
 ///

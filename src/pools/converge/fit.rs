@@ -1,0 +1,67 @@
+//! Is a pool that is there of the form that is declared? Its size is another matter.
+
+use super::Owned;
+use crate::cpulist::CpuSet;
+use crate::pools::Kind;
+use crate::pools::carve::{Core, Numa};
+use crate::pools::plan::{PoolSpec, Stock, Unit};
+use crate::pools::resize::cpus_of;
+
+/// How a pool differs from what is declared, in a way that no resize mends; `None` where it does not.
+pub(super) fn misfit(owned: &Owned, spec: &PoolSpec, stock: &Stock) -> Option<String> {
+    let pool = &owned.pool;
+    if pool.kind != spec.kind {
+        return Some(format!("is {}", pool.kind.word()));
+    }
+    let cpus = cpus_of(&pool.lists);
+    if spec.kind == Kind::Exclusive && !has_unit(owned, spec.unit, stock) {
+        return Some(match spec.unit {
+            Unit::Core => "has lists that are not a core each".to_owned(),
+            Unit::Thread => "has lists of several CPUs".to_owned(),
+        });
+    }
+    if let Numa::Node(node) = spec.cut.numa {
+        let is_away = |core: &Core| core.node.is_some_and(|its| its != node);
+        let mut cores = stock.cores.iter().filter(|core| touches(core, &cpus));
+        if cores.any(is_away) {
+            return Some(format!("has cores that are not of NUMA node {node}"));
+        }
+    }
+    None
+}
+
+fn touches(core: &Core, cpus: &CpuSet) -> bool {
+    !core.cpus.is_disjoint(cpus)
+}
+
+/// Is each list what it is to be? CPUs that are offline are of no known core.
+fn has_unit(owned: &Owned, unit: Unit, stock: &Stock) -> bool {
+    let lists = &owned.pool.lists;
+    if unit == Unit::Thread {
+        return lists.iter().all(|list| list.cpus.len() == 1);
+    }
+    let touched = |core: &Core| {
+        lists
+            .iter()
+            .filter(|list| touches(core, &list.cpus))
+            .count()
+    };
+    let is_whole = |list: &CpuSet| {
+        let mut of = stock.cores.iter().filter(|core| touches(core, list));
+        let first = of.next();
+        of.next().is_none() && first.is_none_or(|core| core.cpus.is_subset(list))
+    };
+    stock.cores.iter().all(|core| touched(core) <= 1)
+        && lists.iter().all(|list| is_whole(&list.cpus))
+}
+
+/// How many cores the pool has: at least those that are online, at most as many more as CPUs are offline.
+pub(super) fn cores_of(owned: &Owned, stock: &Stock) -> std::ops::RangeInclusive<usize> {
+    let cpus = cpus_of(&owned.pool.lists);
+    let online = stock
+        .cores
+        .iter()
+        .filter(|core| touches(core, &cpus))
+        .count();
+    online..=stock.cores_in(&cpus).len()
+}

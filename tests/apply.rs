@@ -1,0 +1,209 @@
+//! `pinfold apply` on pools of this machine's first two CPUs: what is declared is made, once.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Site {
+    dir: tempfile::TempDir,
+}
+
+impl Site {
+    fn new(config: &str) -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let site = Site { dir };
+        site.declare(config);
+        site
+    }
+
+    fn declare(&self, config: &str) {
+        let path = self.path("config.toml");
+        fs::write(&path, config).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn apply(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.pinfold(&[&["apply"], arguments].concat());
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        (output.status.code().unwrap(), said)
+    }
+
+    fn pinfold(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pinfold"))
+            .args(arguments)
+            .arg("--conf-dir")
+            .arg(self.path("kcm"))
+            .arg("--run-dir")
+            .arg(self.path("run"))
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .output()
+            .unwrap()
+    }
+
+    /// Every path with what tells that it was written: inode, times of change, size.
+    fn snapshot(&self) -> Vec<(PathBuf, u64, [i64; 4], u64)> {
+        fn visit(path: &Path, seen: &mut Vec<(PathBuf, u64, [i64; 4], u64)>) {
+            let meta = path.symlink_metadata().unwrap();
+            let times = [
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.ctime(),
+                meta.ctime_nsec(),
+            ];
+            seen.push((path.into(), meta.ino(), times, meta.size()));
+            if meta.is_dir() {
+                for entry in fs::read_dir(path).unwrap() {
+                    visit(&entry.unwrap().path(), seen);
+                }
+            }
+        }
+        let mut seen = Vec::new();
+        visit(self.dir.path(), &mut seen);
+        seen.sort();
+        seen
+    }
+
+    fn lists(&self, pool: &str) -> Vec<String> {
+        let pool = fs::read_dir(self.path("kcm/pools").join(pool));
+        let entries = pool.into_iter().flatten().flatten();
+        let lists = entries.filter(|entry| entry.path().is_dir());
+        let mut lists: Vec<String> = lists
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        lists.sort();
+        lists
+    }
+}
+
+const TWO: &str = "[pools.dp]\nkind = 'exclusive'\nlists = ['0']\n\
+    [pools.common]\nkind = 'shared'\nlists = ['1']\ndoors = ['cdi']\n";
+
+#[test]
+fn what_is_declared_is_made_once_and_then_nothing_is_written() {
+    let site = Site::new(TWO);
+    let nothing = site.snapshot();
+    let (code, said) = site.apply(&["--dry-run"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("would change"), "{said}");
+    assert_eq!(site.snapshot(), nothing, "a trial changes nothing");
+
+    let (code, said) = site.apply(&[]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("+ dp      exclusive  0\n"), "{said}");
+    assert!(said.contains("+ common  shared     1\n"), "{said}");
+    assert_eq!(
+        (site.lists("dp"), site.lists("common")),
+        (vec!["0".into()], vec!["1".into()])
+    );
+
+    let made = site.snapshot();
+    for arguments in [&[][..], &["--dry-run"], &["--prune"], &["--json"]] {
+        let (code, said) = site.apply(arguments);
+        assert_eq!(code, 0, "{said}");
+        let expected = if arguments == ["--json"] {
+            "\"added\": []"
+        } else {
+            "nothing to change"
+        };
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(site.snapshot(), made, "{arguments:?} has written something");
+    }
+}
+
+#[test]
+fn pools_follow_their_declaration_and_others_stay() {
+    let site = Site::new(TWO);
+    assert_eq!(site.apply(&[]).0, 0);
+    site.declare("[pools.dp]\nkind = 'exclusive'\nlists = ['0', '1']\n");
+    let (code, said) = site.apply(&[]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("CPU 1 is in pool common"), "{said}");
+    let (code, said) = site.apply(&["--prune", "--json"]);
+    assert_eq!(code, 0, "{said}");
+    let document: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(document["removed"][0]["pool"], "common");
+    assert_eq!(document["added"][0]["list"], "1");
+    assert_eq!(site.lists("dp"), ["0", "1"]);
+    assert!(!site.path("kcm/pools/common").exists());
+
+    site.declare("[pools.dp]\nkind = 'shared'\nlists = ['0']\n");
+    assert_eq!(site.apply(&[]).0, 0);
+    assert_eq!(
+        fs::read_to_string(site.path("kcm/pools/dp/exclusive")).unwrap(),
+        "0"
+    );
+    assert_eq!(site.lists("dp"), ["0"]);
+    site.declare("[pools.dp]\nkind = 'shared'\nlists = ['0-1']\n");
+    assert_eq!(site.apply(&[]).0, 0);
+    assert_eq!(site.lists("dp"), ["0,1"]);
+}
+
+#[test]
+fn a_list_with_an_owner_stays_and_its_owner_is_named() {
+    let site = Site::new("[pools.dp]\nkind = 'exclusive'\nlists = ['0', '1']\n");
+    assert_eq!(site.apply(&[]).0, 0);
+    let mut owner = Command::new("sleep").arg("600").spawn().unwrap();
+    let pid = owner.id().to_string();
+    let tasks = site.path("kcm/pools/dp/1/tasks");
+    fs::write(&tasks, &pid).unwrap();
+    for config in [
+        "[pools.dp]\nkind = 'exclusive'\nlists = ['0']\n",
+        "[pools.dp]\nkind = 'shared'\nlists = ['0']\n",
+    ] {
+        site.declare(config);
+        let (code, said) = site.apply(&[]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(&format!("process {pid} owns")), "{said}");
+        assert!(said.contains("stop it first"), "{said}");
+        assert_eq!(fs::read_to_string(&tasks).unwrap(), pid);
+    }
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let (code, said) = site.apply(&[]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(site.lists("dp"), ["0"]);
+}
+
+#[test]
+fn an_error_names_the_key_and_changes_nothing() {
+    let site = Site::new(TWO);
+    assert_eq!(site.apply(&[]).0, 0);
+    for (config, said) in [
+        (
+            "[pools.dp]\nkind = 'exclusive'\ncores = 9999\n",
+            "9999 asked for",
+        ),
+        (
+            "[pools.dp]\nkind = 'exclusive'\ncores = 'all'\n",
+            "line 3: cores is",
+        ),
+        ("[pools.dp]\nkind = 'exclusive'\n", "pools.dp.kind"),
+        ("[pools.dp]\ncores = 1\n", "pools.dp.cores"),
+        (
+            "[pools.dp]\nkind = 'exclusive'\nlists = ['8190']\n",
+            "pools.dp.lists: CPU 8190 is not online",
+        ),
+        ("reserve = 'x'\n", "line 1: reserve"),
+    ] {
+        site.declare(config);
+        let before = site.snapshot();
+        let (code, text) = site.apply(&[]);
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains(said), "{config}: {text}");
+        assert_eq!(site.snapshot(), before, "{config}");
+    }
+    site.declare("");
+    let (code, text) = site.apply(&["--prune"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("no pools are declared"), "{text}");
+    assert_eq!(site.lists("dp"), ["0"]);
+}
