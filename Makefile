@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions packages test-packages install uninstall clean
+.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions packages test-packages release-check install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -102,6 +102,10 @@ packages: completions
 # The .deb in the test machine: installed, set up, used, upgraded under a container, downgraded, removed, purged.
 test-packages: completions
 	tests/packages/run
+
+# What has to hold before a release; TAG=v1.2.3 for the tag that it is to be of.
+release-check:
+	packaging/release-check $(TAG)
 
 # The binary, the manual page, completions, and the hooks for podman and CRI-O with the binary's real path.
 install: build completions

@@ -474,7 +474,7 @@ fn learns_its_cpus(world: &World, engine: Engine) {
             options.contains(&device[0]),
             "{name}"
         );
-        // As it is told in the README.
+        // As docs/requests.md tells it.
         let file = match hierarchy().version {
             1 => "cpuset/cpuset.cpus",
             _ => "cpuset.cpus.effective",
