@@ -94,6 +94,13 @@ fn nothing_is_done_without_a_yes() {
         let output = set_up(&machine, more);
         assert_eq!(output.status.code(), Some(code), "{}", said(&output));
         assert!(said(&output).contains("would make"), "{}", said(&output));
+        let shows = said(&output).contains("+++ ");
+        assert_eq!(
+            shows,
+            code == 0,
+            "a trial shows the files: {}",
+            said(&output)
+        );
         assert_eq!(changeable(&machine), before);
     }
 }
@@ -129,6 +136,49 @@ fn pools_that_were_there_outlive_the_undoing() {
     let back = machine.pinfold(&["setup", "--undo", "--yes"]);
     assert_eq!(back.status.code(), Some(0), "{}", said(&back));
     assert_eq!(files(&machine.path("usr/share")), told);
+}
+
+/// Somebody replaced the pools that setup made.
+#[test]
+fn pools_that_others_made_at_the_same_place_outlive_the_undoing() {
+    let machine = Machine::without_pools();
+    let output = set_up(&machine, &["--yes", "--engine", "docker"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    // The old one is kept aside, so that its inode is not used again at once.
+    fs::rename(machine.path("etc/kcm"), machine.path("etc/kcm.old")).unwrap();
+    let made = machine.pinfold(&["init", "--pool", "mine=1:exclusive"]);
+    assert!(made.status.success(), "{}", said(&made));
+    let pools = files(&machine.path("etc/kcm"));
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(0), "{}", said(&back));
+    assert!(
+        said(&back).contains("made by others, and stay"),
+        "{}",
+        said(&back)
+    );
+    assert_eq!(files(&machine.path("etc/kcm")), pools);
+}
+
+/// What is declared is made, in place of what would fit.
+#[test]
+fn pools_that_are_declared_are_those_that_setup_makes() {
+    let machine = Machine::without_pools();
+    machine.put(
+        "etc/pinfold/config.toml",
+        "[pools.fast]\nkind = 'exclusive'\ncores = 1\n",
+    );
+    let before = changeable(&machine);
+    let output = set_up(&machine, &["--yes"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(
+        said(&output).contains("pinfold.io/pool=fast"),
+        "{}",
+        said(&output)
+    );
+    assert!(!machine.path("etc/kcm/pools/dataplane").exists());
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(0), "{}", said(&back));
+    assert_eq!(changeable(&machine), before);
 }
 
 #[test]

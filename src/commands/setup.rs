@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use nix::unistd::geteuid;
@@ -53,7 +53,7 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
         false => writeln!(out, "engines: {}", words(&engines))?,
     }
     if args.dry_run {
-        return Ok(0);
+        return show_changes(args, &engines, options).map(|()| 0);
     }
     ensure_agreed(
         args.yes,
@@ -69,6 +69,10 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
             record.write(&site.host)?;
             return Err(error);
         }
+        record.lock = Some(lock_of(settings)?);
+        record.run_dir = absolute(&options.run_dir)?;
+        record.config = absolute(&options.config)?;
+        record.write(&site.host)?;
     }
     for engine in &engines {
         let place = place(*engine);
@@ -87,7 +91,9 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
         for engine in &engines {
             writeln!(out, "  {}", first_command(*engine, &pool))?;
         }
-        writeln!(out, "  pinfold isolate --pool {pool} -- COMMAND")?;
+        let isolate = format!("`pinfold isolate --pool {pool}`");
+        let isolate = options.repeated_in(&isolate).replace('`', "");
+        writeln!(out, "  {isolate} -- COMMAND")?;
     }
     writeln!(
         out,
@@ -107,6 +113,8 @@ fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     };
     let options = &Options {
         conf_dir: options.conf_dir.clone().or(record.pools.clone()),
+        run_dir: options.run_dir.clone().or(record.run_dir.clone()),
+        config: options.config.clone().or(record.config.clone()),
         ..options.clone()
     };
     let settings = Settings::of_command_line(options)?;
@@ -116,7 +124,16 @@ fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     install::ensure_none(&owners.iter().collect::<Vec<_>>(), "stop them first")?;
     let mut out = Output::account();
     writeln!(out, "engines: {}", words(&engines))?;
-    let has_made = record.pools.as_ref() == Some(&site.conf_dir);
+    let is_there = files::entry_if_there(&site.conf_dir.join("pools"))?.is_some();
+    let is_other = match &record.lock {
+        Some(lock) if is_there => *lock != lock_of(&settings)?,
+        _ => false,
+    };
+    let has_made = record.pools.as_ref() == Some(&site.conf_dir) && !is_other;
+    if is_other {
+        let path = path(&site.conf_dir);
+        writeln!(out, "pools: those in {path} were made by others, and stay")?;
+    }
     if has_made {
         writeln!(out, "pools: {} goes", path(&site.conf_dir))?;
     }
@@ -153,6 +170,31 @@ fn engines(args: &Setup, host: &Host) -> Vec<Engine> {
     engines.retain(|engine| has(engine.program()));
     engines.retain(|engine| *engine != Engine::Containerd || !is_dockers);
     engines
+}
+
+/// What the engines' files would become.
+fn show_changes(args: &Setup, engines: &[Engine], options: &Options) -> Result<()> {
+    for engine in engines {
+        let place = InstallPlace {
+            dry_run: true,
+            ..place(*engine)
+        };
+        let bin_dir = args.bin_dir.clone();
+        install::run(&Install { place, bin_dir }, options)?;
+    }
+    Ok(())
+}
+
+/// Which file the pools' lock is.
+fn lock_of(settings: &Settings) -> Result<String> {
+    let site = settings.site();
+    PoolDirectory::open(&site.host, &site.conf_dir)?.lock_key()
+}
+
+/// A path of the command line, for later, when the command runs elsewhere.
+fn absolute(path: &Option<PathBuf>) -> Result<Option<PathBuf>> {
+    let path = path.as_ref().map(std::path::absolute);
+    Ok(path.transpose()?)
 }
 
 /// What there is to divide.
@@ -226,9 +268,9 @@ fn exclusive_pool(settings: &Settings) -> Result<Option<String>> {
 fn first_command(engine: Engine, pool: &str) -> String {
     match engine {
         Engine::Podman => format!("podman run --rm --annotation pinfold.io/pool={pool} IMAGE"),
-        Engine::Docker => {
-            format!("docker run --rm --runtime {RUNTIME} --annotation pinfold.io/pool={pool} IMAGE")
-        }
+        Engine::Docker => format!(
+            "systemctl restart docker && docker run --rm --runtime {RUNTIME} --annotation pinfold.io/pool={pool} IMAGE"
+        ),
         Engine::Containerd | Engine::Crio => format!(
             "crictl run --runtime {RUNTIME} CONTAINER.json POD.json   # annotation pinfold.io/pool: {pool}"
         ),

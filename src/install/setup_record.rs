@@ -17,6 +17,15 @@ use crate::refusal::{OrRefuse, Refusal};
 pub struct SetupRecord {
     /// The pool directory that it made.
     pub pools: Option<PathBuf>,
+    /// Which file its lock was, by device and inode: another directory may have come to its path.
+    #[serde(default)]
+    pub lock: Option<String>,
+    /// The directory of claims, where one was named.
+    #[serde(default)]
+    pub run_dir: Option<PathBuf>,
+    /// The configuration file, where one was named.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
     /// The words of the engines that it told.
     engines: Vec<String>,
 }
