@@ -1,18 +1,19 @@
 //! What another process does for this one: within bounds of time and of words, and ended beyond
 //! them.
 
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2};
 
 use crate::files;
 use crate::limits::Prompt;
@@ -21,8 +22,8 @@ use crate::limits::Prompt;
 const MOST_WORDS: u64 = 1 << 20;
 /// How often it is asked whether it has ended.
 const PAUSE: Duration = Duration::from_millis(5);
-/// The same of one that takes a millisecond or two.
-const BRIEF_PAUSE: Duration = Duration::from_micros(200);
+/// What a process apart says when all is done.
+const DONE: &str = "\0";
 
 /// What it answered.
 #[derive(Debug)]
@@ -68,14 +69,15 @@ pub fn ask(command: &mut Command, within: Duration) -> Result<Answer> {
 }
 
 /// Does something in a process apart, which has this one's memory and none of its standard streams:
-/// a panic, a signal or a hang there ends that process alone. Whether it was done is not told.
+/// a panic, a signal or a hang there ends that process alone.
 ///
 /// # Errors
-/// No process can be made.
-pub fn apart(work: impl FnOnce(), within: Duration) -> Result<()> {
+/// No process can be made; it was not done within that time, or came to an end of its own; what it
+/// failed with.
+pub fn apart(work: impl FnOnce() -> Result<()>, within: Duration) -> Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.context("open /dev/null")?;
-    let deadline = Instant::now() + within;
+    let (hear, tell) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
     // SAFETY: this process has one thread, so that nobody else holds a lock of its memory.
     let child = match unsafe { fork() }.context("make a process")? {
         ForkResult::Parent { child } => child,
@@ -83,22 +85,28 @@ pub fn apart(work: impl FnOnce(), within: Duration) -> Result<()> {
             // Whoever reads what this process writes is not to wait for that one.
             let streams = [dup2_stdin(&null), dup2_stdout(&null), dup2_stderr(&null)];
             if streams.iter().all(nix::Result::is_ok) {
-                work();
+                let words = work().map_or_else(|error| format!("{error:#}"), |()| DONE.to_owned());
+                // Whoever does not hear all of it has given up.
+                let _ = File::from(tell).write_all(words.as_bytes());
             }
             // SAFETY: it runs nothing of this program, whose destructors are the parent's.
             unsafe { libc::_exit(0) }
         }
     };
-    let goes_on = || waitpid(child, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
-    while goes_on() {
-        if Instant::now() >= deadline {
-            // It ends when the kernel lets it, and is not waited for.
-            let _ = kill(child, Signal::SIGKILL);
-            break;
-        }
-        std::thread::sleep(BRIEF_PAUSE);
+    drop(tell);
+    let words = files::read_bounded(Prompt::within(File::from(hear), within), MOST_WORDS);
+    if words.is_err() {
+        // It ends when the kernel lets it, and is not waited for.
+        let _ = kill(child, Signal::SIGKILL);
+        bail!("it was not done within {} s", within.as_secs_f32());
     }
-    Ok(())
+    // It has closed the pipe, and so is at its end.
+    let _ = waitpid(child, None);
+    match words?.as_str() {
+        DONE => Ok(()),
+        "" => bail!("the process that was to do it has ended before"),
+        error => bail!("{error}"),
+    }
 }
 
 fn ended_by(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
@@ -116,22 +124,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_becomes_of_a_process_apart_is_not_ours() {
+    fn what_becomes_of_a_process_apart_is_told() {
         let begun = Instant::now();
-        apart(
-            || std::thread::sleep(Duration::from_secs(1000)),
-            Duration::from_millis(100),
-        )
-        .unwrap();
-        apart(|| std::process::abort(), Duration::from_secs(60)).unwrap();
+        let said = |work: fn() -> Result<()>, within: u64| {
+            let done = apart(work, Duration::from_millis(within));
+            done.map_or_else(|error| format!("{error:#}"), |()| "done".to_owned())
+        };
+        let hang = || -> Result<()> {
+            std::thread::sleep(Duration::from_secs(1000));
+            Ok(())
+        };
+        assert_eq!(said(hang, 100), "it was not done within 0.1 s");
+        let ended = said(|| std::process::abort(), 60_000);
+        assert_eq!(ended, "the process that was to do it has ended before");
+        assert_eq!(said(|| bail!("no room"), 60_000), "no room");
         assert!(begun.elapsed() < Duration::from_secs(30));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made");
-        apart(
-            || std::fs::create_dir(&path).unwrap(),
-            Duration::from_secs(60),
-        )
-        .unwrap();
+        apart(|| Ok(std::fs::create_dir(&path)?), Duration::from_secs(60)).unwrap();
         assert!(path.metadata().is_ok());
     }
 }

@@ -6,7 +6,7 @@ mod trust;
 
 pub use steady::SteadyFile;
 pub use summed::{summed, unsummed};
-pub use trust::{Way, ensure_trusted_way};
+pub use trust::{Way, ensure_trusted_place, ensure_trusted_way};
 
 use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};

@@ -14,6 +14,7 @@ use crate::claims::Claim;
 use crate::counters::Counters;
 use crate::placement::{ListState, SurveyedPool};
 use crate::refusal::Reason;
+use crate::text::one_line;
 use crate::usage::Sample;
 
 /// What the text is, for a reader by HTTP.
@@ -83,7 +84,7 @@ fn register_pools(registry: &mut Registry, pools: &[SurveyedPool]) {
         for state in [ListState::Free, ListState::Owned, ListState::Dead] {
             let count = pool.lists.iter().filter(|list| list.state == state).count();
             let labels = vec![
-                ("pool", pool.name.clone()),
+                ("pool", one_line(&pool.name)),
                 ("state", state.word().to_owned()),
             ];
             let count = i64::try_from(count).unwrap_or(i64::MAX);
@@ -109,7 +110,7 @@ fn register_counters(registry: &mut Registry, counters: &Counters) {
     registry.register("lock_waits", "Waits for the lock", waits);
     let waited = Counter::<f64>::default();
     waited.inc_by(counters.lock_wait_seconds);
-    let help = "Time that starts and ends waited for the lock";
+    let help = "Time for which the lock was waited for";
     registry.register_with_unit("lock_wait", help, Unit::Seconds, waited);
     let reclaimed = Counter::<u64>::default();
     reclaimed.inc_by(counters.reclaimed_lists);
@@ -122,9 +123,9 @@ fn register_owners(registry: &mut Registry, owners: &[(Claim, Sample)]) {
     for (claim, sample) in owners {
         let labels = || -> Labels {
             vec![
-                ("id", claim.id.clone()),
-                ("name", claim.names.title().unwrap_or_default()),
-                ("pool", claim.pool.clone()),
+                ("id", one_line(&claim.id)),
+                ("name", one_line(&claim.names.title().unwrap_or_default())),
+                ("pool", one_line(&claim.pool)),
             ]
         };
         for (mode, seconds) in [("user", sample.mark.user), ("system", sample.mark.system)] {

@@ -63,20 +63,20 @@ pub fn lines(text: &str) -> String {
 /// A JSON document, indented by two. Readers get the same text, and terminals none that they act on: what cannot be seen is
 /// written by its number, as JSON has it (RFC 8259, section 7).
 pub fn json(document: &Value) -> String {
-    escape_json(&format!("{document:#}"))
+    escape_json(format!("{document:#}"))
 }
 
 /// The same on one line.
 pub fn json_line(document: &impl Serialize) -> String {
     // What is given here are plain values, with words for keys: the library takes them all.
-    escape_json(&serde_json::to_string(document).unwrap_or_default())
+    escape_json(serde_json::to_string(document).unwrap_or_default())
 }
 
-fn escape_json(text: &str) -> String {
+fn escape_json(text: String) -> String {
     // Most are of such characters alone, and long.
     let is_plain = |byte: u8| byte == b'\n' || byte == b' ' || byte.is_ascii_graphic();
     if text.bytes().all(is_plain) {
-        return text.to_owned();
+        return text;
     }
     let mut shown = String::with_capacity(text.len());
     let mut units = [0; 2];
@@ -94,6 +94,13 @@ fn escape_json(text: &str) -> String {
 }
 
 fn escape(text: &str, stays: impl Fn(char) -> bool) -> String {
+    // As most are.
+    if text
+        .bytes()
+        .all(|byte| byte == b' ' || byte.is_ascii_graphic())
+    {
+        return text.to_owned();
+    }
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
         if stays(character) {

@@ -41,7 +41,7 @@ pub struct Share {
     pub waited: Option<f64>,
     /// Context switches a second.
     pub switches: Option<f64>,
-    /// Moves between CPUs a second, over the last seconds.
+    /// Moves between CPUs a second, over the last twenty seconds or so.
     pub migrations: Option<f64>,
 }
 

@@ -16,8 +16,8 @@ use crate::process;
 const MOST_THREADS: u64 = 256;
 
 /// How often it is looked who an owner's processes and threads are, and how often those have moved
-/// between CPUs: that takes longer than all else that is read.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// between CPUs: that takes ten times as long as all else that is read.
+const LOOK_AGAIN: Duration = Duration::from_secs(20);
 
 /// Owners look in turns, by the numbers of their processes: not all in one reading.
 const TURNS: u32 = 10;
@@ -25,7 +25,7 @@ const TURNS: u32 = 10;
 /// What threads did.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Switches {
-    /// How often they gave up a CPU or lost it.
+    /// How often they have given up a CPU, or lost it, since they are known.
     pub(super) switches: u64,
     /// Moves between CPUs, a second, between the last two looks; `None` where the kernel does not
     /// say.
@@ -41,6 +41,7 @@ pub(super) struct Members {
     looks: u32,
     looked: Instant,
     threads: BTreeMap<(i32, String), Thread>,
+    switched: u64,
     migrations: Option<f64>,
     has_all: bool,
 }
@@ -50,6 +51,8 @@ pub(super) struct Members {
 struct Thread {
     switches: SteadyFile,
     form: Form,
+    /// How often it had switched when it was last read.
+    switched: Option<u64>,
     sched: SteadyFile,
     /// How often it had moved when it was last looked at.
     moves: Option<u64>,
@@ -75,6 +78,7 @@ impl Members {
             looks: 0,
             looked: Instant::now(),
             threads: BTreeMap::new(),
+            switched: 0,
             migrations: None,
             has_all: false,
         }
@@ -118,12 +122,11 @@ impl Members {
         if !self.has_all {
             return Ok(None);
         }
-        let mut switches = 0;
         for thread in self.threads.values_mut() {
-            switches += thread.switches()?;
+            self.switched += thread.switches()?;
         }
         Ok(Some(Switches {
-            switches,
+            switches: self.switched,
             migrations: self.migrations,
         }))
     }
@@ -189,15 +192,19 @@ impl Thread {
         Ok(Thread {
             switches,
             form,
+            switched: None,
             sched: file("sched"),
             moves: None,
         })
     }
 
-    /// How often it gave up a CPU or lost it; never, where it has ended.
+    /// How often it has given up a CPU, or lost it, since it was last read: never, where it was
+    /// not, or has ended.
     fn switches(&mut self) -> Result<u64> {
         let text = self.switches.read()?.unwrap_or_default();
-        Ok(switches_in(&text, self.form))
+        let now = switches_in(&text, self.form);
+        let before = self.switched.replace(now);
+        Ok(before.map_or(0, |before| now.saturating_sub(before)))
     }
 
     /// How often it has moved since the last look, where that is known.
@@ -269,9 +276,13 @@ mod tests {
         let mut read = || {
             members.looks = 1;
             // A file that is replaced is another, unlike the kernel's.
-            for thread in members.threads.values_mut() {
-                let dir = format!("proc/7/task/{}", 7);
-                thread.sched = SteadyFile::new(host.path(&format!("/{dir}/sched")));
+            for ((_, name), thread) in &mut members.threads {
+                let file = |file| SteadyFile::new(host.proc_pid(7, &format!("task/{name}/{file}")));
+                thread.sched = file("sched");
+                thread.switches = match thread.form {
+                    Form::Schedstat => file("schedstat"),
+                    Form::Status => file("status"),
+                };
             }
             members.switches(&host).unwrap()
         };
@@ -279,12 +290,17 @@ mod tests {
         thread(7, "schedstat", "1 1 10\n");
         thread(7, "sched", "se.nr_migrations : 2\n");
         thread(8, "status", "voluntary_ctxt_switches:\t5\n");
-        assert_eq!(read().unwrap().switches, 15);
+        // What they did before they were known is of another time.
+        assert_eq!(read().unwrap().switches, 0);
+        thread(7, "schedstat", "1 1 17\n");
+        thread(8, "status", "voluntary_ctxt_switches:\t8\n");
+        assert_eq!(read().unwrap().switches, 10);
+        // Whoever ends takes nothing along, and whoever is new brings nothing.
         std::fs::remove_dir_all(dir.path().join("proc/7/task/8")).unwrap();
         thread(9, "schedstat", "1 1 100\n");
         thread(7, "sched", "se.nr_migrations : 5000000\n");
         let told = read().unwrap();
-        assert_eq!(told.switches, 110);
+        assert_eq!(told.switches, 10);
         assert!(told.migrations.unwrap() > 1000.0, "{told:?}");
         for name in 11..11 + MOST_THREADS as usize {
             thread(name, "schedstat", "1 1 1\n");

@@ -1,11 +1,13 @@
 //! The claims of owners that ended: set aside where they would be removed, by one system call
 //! instead of another, until somebody without the lock has written down what the owner did.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{Claim, Ledger, OwnerKind, make_directory, record};
 use crate::files;
@@ -75,6 +77,20 @@ impl Ledger {
     /// The directory cannot be listed.
     pub fn names_of_ended(&self) -> Result<Vec<String>> {
         files::names_in(&self.run_dir.join(DIRECTORY))
+    }
+
+    /// Makes sure that nobody else writes down what they did, until the file is closed; waits for
+    /// somebody who does.
+    ///
+    /// # Errors
+    /// Somebody does so for longer than that, or nobody is set aside.
+    pub fn lock_ended(&self, patience: Duration) -> Result<File> {
+        let path = self.run_dir.join(DIRECTORY);
+        let dir = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        files::lock_within(&dir, patience).with_context(|| {
+            format!("another process writes them down: lock {}", path.display())
+        })?;
+        Ok(dir)
     }
 
     /// One of them; `None` where somebody else has taken it.

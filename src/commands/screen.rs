@@ -1,6 +1,7 @@
 //! How verbs show things to people: tables that fit the line, and words in colour. Colours are for terminals alone, and for
 //! none where `NO_COLOR` is set (no-color.org).
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
@@ -113,13 +114,15 @@ impl Table {
             let least: Vec<usize> = self.columns.iter().map(|(_, least)| *least).collect();
             fit(&mut widths, &least, most);
         }
+        let mut page = String::new();
         let headings = self.columns.iter().map(|(name, _)| (*name, PLAIN));
-        write_line(out, headings, &widths)?;
+        add_line(&mut page, headings, &widths);
         for row in &self.rows {
             let cells = row.iter().map(|(text, style)| (text.as_str(), *style));
-            write_line(out, cells, &widths)?;
+            add_line(&mut page, cells, &widths);
         }
-        Ok(())
+        // At once: what leaves out colours takes long over many pieces.
+        out.write_all(page.as_bytes())
     }
 }
 
@@ -138,27 +141,33 @@ fn fit(widths: &mut [usize], least: &[usize], most: usize) {
     }
 }
 
-fn write_line<'a>(
-    out: &mut impl Write,
+fn add_line<'a>(
+    page: &mut String,
     cells: impl Iterator<Item = (&'a str, Style)>,
     widths: &[usize],
-) -> io::Result<()> {
+) {
     for (index, ((text, style), width)) in cells.zip(widths).enumerate() {
-        let text = shortened(text, *width);
-        write!(out, "{style}{text}{style:#}")?;
+        let mut has = text.width();
+        let text = match has > *width {
+            true => Cow::Owned(shortened(text, *width)),
+            false => Cow::Borrowed(text),
+        };
+        if let Cow::Owned(short) = &text {
+            has = short.width();
+        }
+        match style == PLAIN {
+            true => page.push_str(&text),
+            false => page.push_str(&format!("{style}{text}{style:#}")),
+        }
         if index + 1 < widths.len() {
-            let blanks = width - text.width() + GAP;
-            write!(out, "{:blanks$}", "")?;
+            page.extend(std::iter::repeat_n(' ', width - has + GAP));
         }
     }
-    writeln!(out)
+    page.push('\n');
 }
 
-/// A text of so many columns at most; what is left out is shown as `…`.
+/// The beginning of a text that is longer than so many columns; what is left out is shown as `…`.
 fn shortened(text: &str, most: usize) -> String {
-    if text.width() <= most {
-        return text.to_owned();
-    }
     let mut width = 0;
     let begin = text.chars().take_while(|character| {
         width += character.width().unwrap_or_default();

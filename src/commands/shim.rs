@@ -88,11 +88,8 @@ fn read_before_delete(host: &Host, line: &RuntimeLine, run_dir: Option<PathBuf>)
         return;
     }
     let read = || {
-        let settings = Settings::of_shim(&Options::default(), Instant::now() + READ_WITHIN);
-        let read = settings.and_then(|settings| placement::read_before_end(settings.site(), id));
-        if let Err(error) = read {
-            log::info!("what {id} has used: {error:#}");
-        }
+        let settings = Settings::of_shim(&Options::default(), Instant::now() + READ_WITHIN)?;
+        placement::read_before_end(settings.site(), id)
     };
     if let Err(error) = child::apart(read, READ_WITHIN) {
         log::info!("what {id} has used: {error:#}");

@@ -33,13 +33,26 @@ impl Way {
     /// # Errors
     /// A component that is not there (the error is the system's own), or cannot be looked at.
     pub fn to(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> io::Result<Way> {
+        let mut doubts = Vec::new();
+        let real = Way::follow(path, unknown_root, &mut doubts)?;
+        // A directory can be on the way twice.
+        let mut seen = BTreeSet::new();
+        doubts.retain(|doubt: &Refusal| seen.insert(doubt.what.clone()));
+        Ok(Way { real, doubts })
+    }
+
+    /// Where it leads; the doubts are those of the way as far as it is there.
+    fn follow(
+        path: &Path,
+        unknown_root: impl Fn() -> Option<u32>,
+        doubts: &mut Vec<Refusal>,
+    ) -> io::Result<PathBuf> {
         let is_trusted =
             |uid: u32| uid == 0 || uid == geteuid().as_raw() || unknown_root() == Some(uid);
         let absolute = std::path::absolute(path)?;
         let mut pending = names_of(&absolute);
         let mut real = PathBuf::from("/");
         let mut above = real.symlink_metadata()?;
-        let mut doubts = Vec::new();
         let mut links = 0;
         while let Some(name) = pending.pop() {
             if name == ".." {
@@ -76,10 +89,7 @@ impl Way {
             }
             pending.extend(names_of(&target));
         }
-        // A directory can be on the way twice.
-        let mut seen = BTreeSet::new();
-        doubts.retain(|doubt: &Refusal| seen.insert(doubt.what.clone()));
-        Ok(Way { real, doubts })
+        Ok(real)
     }
 }
 
@@ -97,6 +107,24 @@ pub fn ensure_trusted_way(path: &Path, unknown_root: impl Fn() -> Option<u32>) -
         Err(error) if super::is_gone(&error) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("look at {}", path.display())),
     }
+}
+
+/// The same of one that is about to be made, with directories on the way to it: nobody else can change where.
+///
+/// # Errors
+/// As [`ensure_trusted_way`].
+pub fn ensure_trusted_place(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> Result<()> {
+    let mut doubts = Vec::new();
+    match Way::follow(path, unknown_root, &mut doubts) {
+        Err(error) if !super::is_gone(&error) => {
+            return Err(error).with_context(|| format!("look at {}", path.display()));
+        }
+        _ => {}
+    }
+    doubts
+        .into_iter()
+        .next()
+        .map_or(Ok(()), |doubt| bail!(doubt))
 }
 
 /// The last name first.
@@ -182,6 +210,19 @@ mod tests {
         assert!(super::super::is_gone(
             &Way::to(&root.join("no/x"), || None).unwrap_err()
         ));
+        // What is missing is no excuse for what is there.
+        mode("open", 0o757);
+        for missing in ["open/x", "open/x/y", "open/link/x/y"] {
+            let missing = root.join(missing);
+            assert!(ensure_trusted_way(&missing, || None).is_ok());
+            let said = ensure_trusted_place(&missing, || None).unwrap_err();
+            assert!(
+                format!("{said:#}").contains("open can be written"),
+                "{said:#}"
+            );
+        }
+        mode("open", 0o755);
+        assert!(ensure_trusted_place(&root.join("open/x/y"), || None).is_ok());
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub fn pin_command(
     };
     let claim = books.give(&applicant, &wish)?;
     // systemd takes its time, and nobody else has to wait for it.
-    site.close_start(books);
+    drop(books);
     let (claim, procs_file) = match &applicant.place {
         Place::Supervised {
             group,

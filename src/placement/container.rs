@@ -106,7 +106,7 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
         }
     };
     // systemd takes its time, and nobody else has to wait for it.
-    site.close_start(books);
+    drop(books);
     // The runtime has confined it and told systemd so, as its configuration says.
     if start.reservation.is_some() && found.has_cpus(&claim.cpus) {
         return Ok(claim);

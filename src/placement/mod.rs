@@ -68,6 +68,7 @@ use crate::host::Host;
 use crate::pools::{Lock, LockError, PoolDirectory};
 use crate::process::{self, Process};
 use crate::usage::Log;
+use usage::Tally;
 
 /// Which machine, which pool directory and which claims; and how long to wait for the lock.
 #[derive(Debug, Clone)]
@@ -108,10 +109,10 @@ struct Books<'a> {
     until: Instant,
     /// Has every claim its links? Where it was not found out yet, `None`.
     links: Cell<Option<bool>>,
-    /// How many lists of dead owners were freed.
-    reclaimed: Cell<u64>,
-    // Dropped last: whatever the other fields' users do is done under it.
+    // Dropped after the others: whatever their users do is done under it.
     lock: Lock,
+    // Dropped last: nothing is counted under the lock.
+    tally: Tally<'a>,
 }
 
 impl<'a> Deref for Books<'a> {
@@ -163,7 +164,7 @@ impl Site {
             deadline: self.deadline,
             until: Instant::now() + at_most(LOOKING, self.deadline),
             links: Cell::new(None),
-            reclaimed: Cell::new(0),
+            tally: Tally::of(self, &lock),
             lock,
         };
         if self.usage.is_some() {

@@ -90,6 +90,15 @@ impl Books<'_> {
     /// Frees what dead owners hold of one list, of at most so many owners, and for as long as there
     /// is time to look. A claim that makes trouble counts as held, and does not stop the rest.
     pub(super) fn reap_list(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
+        let reaped = self.reap_uncounted(pool, list, most)?;
+        if !reaped.freed.is_empty() {
+            self.tally.count_reclaimed();
+        }
+        Ok(reaped)
+    }
+
+    /// The same for who counts lists over several openings of the books.
+    pub(super) fn reap_uncounted(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
         let mut freed = BTreeSet::new();
         let mut claimed = BTreeSet::new();
         let mut is_whole = true;
@@ -133,8 +142,6 @@ impl Books<'_> {
             freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
         }
         self.directory.remove_leftovers(&self.lock, pool, list)?;
-        let has_freed = u64::from(!freed.is_empty());
-        self.reclaimed.set(self.reclaimed.get() + has_freed);
         Ok(Reaped {
             freed: freed.into_iter().collect(),
             is_whole,

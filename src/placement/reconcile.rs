@@ -197,7 +197,7 @@ impl Books<'_> {
     /// A list can have been removed since the pool was read.
     fn reap_if_there(&self, pool: &str, list: &str) -> Result<Option<Reaped>> {
         match self.directory.has_list(pool, list)? {
-            true => self.reap_list(pool, list, usize::MAX).map(Some),
+            true => self.reap_uncounted(pool, list, usize::MAX).map(Some),
             false => Ok(None),
         }
     }

@@ -53,7 +53,7 @@ pub fn reserve(
         }
         return Err(error);
     }
-    site.close_start(books);
+    drop(books);
     Ok(claim)
 }
 

@@ -1,23 +1,35 @@
 //! What owners use: read while their groups are there, and written down once they have ended. None
 //! of it is done under the lock, and no failure of it fails anything else.
 
-use std::cell::LazyCell;
+use std::cell::{Cell, LazyCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
-use super::{Books, Site};
+use super::{Books, Site, at_most};
 use crate::account::{Accounts, Times};
 use crate::cgroup::{Hierarchy, cpuset};
+use crate::child;
 use crate::claims::{Claim, Ended, Entry, Ledger, OwnerKind};
 use crate::counters;
 use crate::files;
+use crate::pools::Lock;
 use crate::process;
 use crate::usage::{Log, Record, Sample, Samples};
 
 /// So many owners that ended are accounted for by whoever has ended one: somebody waits for that.
 const AT_ONCE: usize = 64;
+
+/// How long that may take: a file system that does not answer holds up no release.
+const WITHIN: Duration = Duration::from_secs(3);
+
+/// How long it may take to account for all, where nobody waits.
+const ALL_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long another process that accounts for owners is waited for. One that a file system holds
+/// has no others behind it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// So many wait at most to be accounted for, where that cannot be done; then half of them go, the
 /// oldest first.
@@ -48,10 +60,11 @@ pub fn account(site: &Site, most: usize) -> Result<()> {
     let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(());
     };
-    let names = ledger.names_of_ended()?;
-    if names.is_empty() {
+    if ledger.names_of_ended()?.is_empty() {
         return Ok(());
     }
+    let _alone = ledger.lock_ended(PATIENCE)?;
+    let names = ledger.names_of_ended()?;
     let accounted = write_down(site, log, &ledger, &names[..names.len().min(most)]);
     if accounted.is_err() && names.len() > MOST_WAITING {
         forget_oldest(&ledger, &Samples::of(&site.run_dir), &names)?;
@@ -63,7 +76,7 @@ fn write_down(site: &Site, log: &Log, ledger: &Ledger, names: &[String]) -> Resu
     let samples = Samples::of(&site.run_dir);
     let boot_id = process::boot_id(&site.host)?;
     // Whoever has the file has these owners, too: each of them is written down once.
-    let mut writer = log.writer()?;
+    let mut writer = log.writer(&site.host)?;
     for one in ended_of(ledger, names) {
         if site
             .deadline
@@ -148,20 +161,13 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
 }
 
 impl Site {
-    /// Closes the books of a start. Whoever was ended under them is accounted for by others: a
-    /// container waits for this, and a file of records can be anywhere.
-    pub(super) fn close_start(&self, books: Books<'_>) {
-        let (waited, reclaimed) = (books.lock.waited(), books.reclaimed.get());
-        drop(books);
-        self.count(waited, reclaimed);
-    }
-
-    /// Closes the books; whoever was ended under them is accounted for then.
+    /// Closes the books; whoever was ended under them is accounted for then. A start leaves that to
+    /// others: a container waits for it, and a file of records can be anywhere.
     pub(super) fn close(&self, books: Books<'_>) {
         let has_ended = books.ledger.has_ended();
-        self.close_start(books);
+        drop(books);
         if has_ended {
-            self.say(account(self, AT_ONCE));
+            self.account_apart(AT_ONCE, at_most(WITHIN, self.deadline));
         }
     }
 
@@ -188,11 +194,13 @@ impl Site {
 
     /// Accounts for all that ended.
     pub(super) fn account_for_all(&self) {
-        self.say(account(self, usize::MAX));
+        self.account_apart(usize::MAX, at_most(ALL_WITHIN, self.deadline));
     }
 
-    fn say(&self, accounted: Result<()>) {
-        if let Err(error) = accounted {
+    /// Accounts for them in a process apart: the file of records can be on a file system that does
+    /// not answer, and whoever waits for one cannot be ended.
+    fn account_apart(&self, most: usize, within: Duration) {
+        if let Err(error) = child::apart(|| account(self, most), within) {
             log::warn!("owners that ended are not accounted for yet: {error:#}");
         }
     }
@@ -299,6 +307,36 @@ impl Site {
         if let Err(error) = samples.keep(&claim.marker_name(), &sample) {
             log::info!("what {} has used: {error:#}", claim.shown());
         }
+    }
+}
+
+/// What is counted of the books once they are closed, on whatever way that comes.
+#[derive(Debug)]
+pub(super) struct Tally<'a> {
+    site: &'a Site,
+    /// How long others had the lock, where anybody had.
+    waited: Option<Duration>,
+    /// How many lists of dead owners were freed.
+    reclaimed: Cell<u64>,
+}
+
+impl<'a> Tally<'a> {
+    pub(super) fn of(site: &'a Site, lock: &Lock) -> Tally<'a> {
+        Tally {
+            site,
+            waited: lock.waited(),
+            reclaimed: Cell::new(0),
+        }
+    }
+
+    pub(super) fn count_reclaimed(&self) {
+        self.reclaimed.set(self.reclaimed.get() + 1);
+    }
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        self.site.count(self.waited, self.reclaimed.get());
     }
 }
 

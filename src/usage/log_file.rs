@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 
 use super::Record;
 use crate::files;
+use crate::host::Host;
 use crate::refusal::{OrRefuse, Refusal};
 use crate::text::shell_word;
 
@@ -60,10 +61,10 @@ impl Log {
     /// full.
     ///
     /// # Errors
-    /// A directory that is not ours, or that others can write; a file that is none of ours; one
-    /// that cannot be made, or that somebody else keeps locked.
-    pub fn writer(&self) -> Result<Writer<'_>> {
-        let (dir, name) = self.directory()?;
+    /// A directory that is not ours, or that others can write, or replace; a file that is none of
+    /// ours; one that cannot be made, or that somebody else keeps locked.
+    pub fn writer(&self, host: &Host) -> Result<Writer<'_>> {
+        let (dir, name) = self.directory(host)?;
         let deadline = Instant::now() + PATIENCE;
         for _ in 0..MOST_TRIES {
             let file = self.open_in(&dir, &name)?;
@@ -104,11 +105,13 @@ impl Log {
         bail!("{} is another file all the time", self.path.display())
     }
 
-    /// Its directory, which nobody but root and we can write, and its name there.
-    fn directory(&self) -> Result<(OwnedFd, OsString)> {
+    /// Its directory, which nobody but root and we can write, or put another in the place of, and
+    /// its name there.
+    fn directory(&self, host: &Host) -> Result<(OwnedFd, OsString)> {
         let (Some(path), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             bail!("{} is no file", self.path.display());
         };
+        files::ensure_trusted_place(path, || host.unknown_root())?;
         let mut made = DirBuilder::new();
         made.recursive(true)
             .mode(0o755)
@@ -314,6 +317,10 @@ mod tests {
         }
     }
 
+    fn host() -> Host {
+        Host::new("/")
+    }
+
     fn ids(kept: &Kept) -> Vec<&str> {
         kept.records.iter().map(|one| one.id.as_str()).collect()
     }
@@ -323,7 +330,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = log(dir.path());
         assert!(log.read().unwrap().records.is_empty());
-        log.writer().unwrap().add(&record("a")).unwrap();
+        log.writer(&host()).unwrap().add(&record("a")).unwrap();
         assert_eq!(log.path.metadata().unwrap().mode() & 0o777, 0o600);
         let whole = files::read(&log.path).unwrap();
         let newer = whole.replace("\"version\":1", "\"version\":2");
@@ -331,7 +338,7 @@ mod tests {
         // The last was torn, and the next record begins behind it.
         let text = format!("{whole}{whole}{long}\n\n{newer}\u{fffd}\n{{\"version\"");
         files::replace(&log.path, text.as_bytes(), 0o600, files::Durability::Crash).unwrap();
-        log.writer().unwrap().add(&record("b")).unwrap();
+        log.writer(&host()).unwrap().add(&record("b")).unwrap();
         let kept = log.read().unwrap();
         assert_eq!(ids(&kept), ["a", "b"]);
         assert_eq!(kept.broken, 5);
@@ -347,7 +354,7 @@ mod tests {
             ..log(dir.path())
         };
         for number in 0..9 {
-            let mut writer = log.writer().unwrap();
+            let mut writer = log.writer(&host()).unwrap();
             writer.add(&record(&number.to_string())).unwrap();
         }
         let kept = log.read().unwrap();
@@ -375,7 +382,7 @@ mod tests {
                 let log = &log;
                 scope.spawn(move || {
                     for number in 0..25 {
-                        let mut file = log.writer().unwrap();
+                        let mut file = log.writer(&host()).unwrap();
                         file.add(&record(&format!("{writer}-{number}"))).unwrap();
                     }
                 });
@@ -391,10 +398,22 @@ mod tests {
         let log = log(dir.path());
         let home = dir.path().join("log");
         std::fs::create_dir(&home).unwrap();
-        let said = || format!("{:#}", log.writer().unwrap_err());
+        let said = || format!("{:#}", log.writer(&host()).unwrap_err());
         std::fs::set_permissions(&home, PermissionsExt::from_mode(0o777)).unwrap();
         assert!(said().contains("can be written by others"), "{}", said());
         std::fs::set_permissions(&home, PermissionsExt::from_mode(0o755)).unwrap();
+        // Nor is anything made below what others can change.
+        let deep = Log {
+            path: home.join("a/b/usage.jsonl"),
+            ..log.clone()
+        };
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        for log in [&log, &deep] {
+            let said = format!("{:#}", log.writer(&host()).unwrap_err());
+            assert!(said.contains("can be written by anybody"), "{said}");
+        }
+        assert!(home.join("a").symlink_metadata().is_err());
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
         // A link, even one that leads to a file of ours.
         let target = dir.path().join("target");
         files::replace(&target, b"kept", 0o600, files::Durability::Crash).unwrap();

@@ -10,6 +10,7 @@ use nix::libc;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -73,16 +74,38 @@ fn sample<'a>(samples: &'a [Value], name: &str, labels: &Value) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} {labels}: {samples:?}"))
 }
 
+/// Lets a claim have a name that no program of ours would have kept; as older ones wrote it,
+/// without a check sum.
+pub(crate) fn rename_in_claim(world: &World, id: &str, name: &str) {
+    let home = std::fs::read_dir(world.run.join("claims").join(id)).expect("it has claims");
+    let file = home.map(|entry| entry.unwrap().path()).next().unwrap();
+    let mut claim = world.claim_of(id);
+    claim.as_object_mut().expect("a claim").remove("sum");
+    claim["names"] = json!({ "name": name });
+    std::fs::write(&file, claim.to_string()).expect("write the claim");
+}
+
 /// An owner of a name that nobody can be trusted with, a refusal, and a list that a dead one holds.
 fn parsed(world: &World) {
     world.pool("dp", Kind::Exclusive, &["0", "1"]);
     let owner = Standin::running(world, "a", &["--burn"]);
-    let name = "a\"} 1\\n\\";
-    let mut named = request();
-    named["io.kubernetes.container.name"] = json!(name);
-    world
-        .hook("createRuntime", &state("a", owner.pid, named))
-        .ok();
+    start(world, "a", &owner).ok();
+    let name = "a\"} 1\\n\\\u{202e}\n# EOF\n";
+    rename_in_claim(world, "a", name);
+    // Nobody can ask for a pool of such a name, but it is a directory like any other.
+    let pool = "b\"} 2\n\\\u{1b}[2J\u{202e}";
+    let odd = [pool.as_bytes(), b"\xff\n"];
+    let odd = odd.map(|name| {
+        world
+            .conf
+            .join("pools")
+            .join(std::ffi::OsStr::from_bytes(name))
+    });
+    for home in &odd {
+        std::fs::create_dir_all(home.join("7")).expect("make a pool");
+        std::fs::write(home.join("exclusive"), "1").expect("make a pool");
+        std::fs::write(home.join("7/tasks"), "").expect("make a pool");
+    }
     let dead = Standin::new(world, "b");
     start(world, "b", &dead).ok();
     let refused = Standin::new(world, "c");
@@ -96,7 +119,17 @@ fn parsed(world: &World) {
         );
         (used > 0.2).then_some(())
     });
-    let samples = parse("prometheus_client.openmetrics.parser", &metrics(world));
+    let text = metrics(world);
+    // Ends of lines are the text's own, and nothing else of it is invisible.
+    let is_plain = |character: char| matches!(character, ' '..='~' | '\n');
+    assert!(text.chars().all(is_plain), "{text:?}");
+    let samples = parse("prometheus_client.openmetrics.parser", &text);
+    let told = "b\"} 2\\n\\\\u{1b}[2J\\u{202e}";
+    let labels = json!({ "pool": told, "state": "free" });
+    assert_eq!(
+        sample(&samples, "pinfold_pool_lists", &labels)[5].as_f64(),
+        Some(1.0)
+    );
     let lists = |state: &str| {
         let labels = json!({ "pool": "dp", "state": state });
         sample(&samples, "pinfold_pool_lists", &labels)[5].as_f64()
@@ -110,8 +143,7 @@ fn parsed(world: &World) {
     let used = json!({ "id": "a", "pool": "dp", "mode": "user" });
     let used = sample(&samples, "pinfold_owner_cpu_seconds_total", &used);
     assert_eq!((&used[1], &used[2]), (&json!("counter"), &json!("seconds")));
-    let names = used[4]["name"].as_str().expect("a name");
-    assert!(names.is_empty() || names.contains(name), "{used}");
+    assert_eq!(used[4]["name"], "a\"} 1\\n\\\\u{202e}\\n# EOF\\n", "{used}");
     sample(
         &samples,
         "pinfold_owner_noise_seconds_total",
@@ -138,6 +170,8 @@ fn parsed(world: &World) {
     );
     assert_eq!(refusals[1], "counter", "{refusals}");
     assert_eq!(older.len(), samples.len());
+    odd.iter()
+        .for_each(|home| std::fs::remove_dir_all(home).expect("remove the pool"));
     // Types that it does not know are errors to it.
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     assert!(types.clone().count() > 5);
@@ -275,6 +309,43 @@ fn ask(address: &str, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+/// A thousand that connect at once and say nothing, or a letter now and then, or for ever the
+/// same: a few threads, little memory, and who asks properly is answered once those are given up.
+fn many_at_once(address: &str, pid: i32) {
+    let status = |key: &str| -> usize {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.and_then(|number| number.parse().ok()).expect(key)
+    };
+    let before = status("VmRSS:");
+    // A listener's queue has room for some, and the others are kept waiting by the kernel.
+    let connect = |_| TcpStream::connect_timeout(&address.parse().unwrap(), CONNECTED_WITHIN);
+    let mut crowd: Vec<TcpStream> = (0..1000).map_while(|number| connect(number).ok()).collect();
+    assert!(crowd.len() >= 100, "{}", crowd.len());
+    for (number, client) in crowd.iter_mut().enumerate() {
+        client.set_nonblocking(true).unwrap();
+        let said: &[u8] = match number % 3 {
+            0 => b"",
+            1 => b"G",
+            _ => &[b'x'; 6000],
+        };
+        let _ = client.write(said);
+    }
+    let drips = Instant::now();
+    while drips.elapsed() < Duration::from_secs(3) {
+        crowd.iter_mut().for_each(|client| drop(client.write(b"y")));
+        let (threads, memory) = (status("Threads:"), status("VmRSS:"));
+        assert!(threads <= 10, "{threads} threads");
+        assert!(memory < before + 20_000, "{before} and then {memory} kB");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    drop(crowd);
+}
+
+/// How long a connection may take that the kernel has room for.
+const CONNECTED_WITHIN: Duration = Duration::from_millis(300);
+
 fn served(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let line = ["metrics", "--listen", "127.0.0.1:0", "-v"];
@@ -328,6 +399,8 @@ fn served(world: &World) {
         began.elapsed()
     );
     drop((slow, deaf));
+    many_at_once(&address, server.pid());
+    assert!(get("/metrics").contains("200 OK"));
     // A site that cannot be read is an answer, too.
     std::fs::rename(&world.conf, world.dir.join("away")).expect("move it");
     assert!(get("/metrics").contains(" 500 "));
