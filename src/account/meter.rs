@@ -151,7 +151,11 @@ impl Meter {
             account.waited = counter.waited()?;
         }
         if depth == Depth::Everything {
-            let told = self.members.switches(host)?;
+            // What `/proc` does not tell hides nothing that groups tell.
+            let told = self.members.switches(host).unwrap_or_else(|error| {
+                log::warn!("the context switches of process {}: {error:#}", self.pid);
+                None
+            });
             account.switches = told.map(|told| told.switches);
             account.migrations = told.and_then(|told| told.migrations);
         }

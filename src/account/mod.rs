@@ -253,9 +253,18 @@ impl Accounts<'_> {
         if group.path() == "/" {
             return Ok(None);
         }
+        // Processes come and go between one list and the other: somebody else is who is in it
+        // before and after, and not among the owner's.
+        let before = group.all_pids()?;
         let own = confines.all_pids()?;
-        let others = group.all_pids()?;
-        Ok(others.iter().all(|pid| own.contains(pid)).then_some(group))
+        let mut others = before.iter().filter(|pid| !own.contains(pid)).peekable();
+        if others.peek().is_some() {
+            let after = group.all_pids()?;
+            if others.any(|pid| after.contains(pid)) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(group))
     }
 
     /// All meters, to be read together.
@@ -296,7 +305,7 @@ impl Meters<'_> {
         let accounts = self.all.iter_mut().map(|meter| {
             let account = self.accounts.account(meter, depth);
             account.unwrap_or_else(|error| {
-                log::info!("the account of process {}: {error:#}", meter.pid);
+                log::warn!("the account of process {}: {error:#}", meter.pid);
                 None
             })
         });

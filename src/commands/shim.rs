@@ -56,8 +56,8 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     if !line.makes_a_container() {
         let Chosen { runtime, run_dir } = runtime_without_request(&host)?;
         let runtime = low_level::of_made(&host, &line, runtime);
-        if line.verb.as_deref() == Some("delete") {
-            read_before_delete(&host, &line, run_dir);
+        if let Some("delete" | "kill") = line.verb.as_deref() {
+            read_before_end(&host, &line, run_dir);
         }
         return become_runtime(&runtime, arguments);
     }
@@ -75,9 +75,10 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     error
 }
 
-/// Reads what a container of ours has used, for the runtime is about to remove its group. A process
-/// of its own does: whatever becomes of that, this one becomes the runtime.
-fn read_before_delete(host: &Host, line: &RuntimeLine, run_dir: Option<PathBuf>) {
+/// Reads what a container of ours has used, for the runtime is about to remove its group; or to end
+/// it, after which systemd removes the group of a scope before the runtime does (systemd.scope(5)). A
+/// process of its own does: whatever becomes of that, this one becomes the runtime.
+fn read_before_end(host: &Host, line: &RuntimeLine, run_dir: Option<PathBuf>) {
     let Some(Ok(id)) = line.id.as_deref().map(usable_id) else {
         return;
     };

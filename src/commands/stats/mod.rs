@@ -12,6 +12,7 @@ use anyhow::Result;
 
 use self::sheet::Sheet;
 use super::Settings;
+use super::news;
 use super::output::Output;
 use super::screen;
 use crate::account::{Accounts, Depth, Figure, Interval, Meter, Meters, Reading};
@@ -132,6 +133,8 @@ impl<'a> Watch<'a> {
 
     /// Ends an interval, and begins the next one.
     fn go_on(&mut self) -> Result<()> {
+        // What is wrong in each interval is said once.
+        news::begin_round();
         let now = self.meters.read(depth(self.args))?;
         self.last = now.since(&self.before, &self.meters.all);
         self.has_lost |= now.has_lost(&self.before);
