@@ -60,7 +60,7 @@ struct Mark {
 }
 
 impl Mark {
-    fn of(file: Option<&Metadata>, text: &str) -> Mark {
+    fn of(file: Option<&Metadata>, text: &[u8]) -> Mark {
         let nanoseconds = |time: io::Result<SystemTime>| {
             let since = time.ok()?.duration_since(UNIX_EPOCH).ok()?;
             u64::try_from(since.as_nanos()).ok()
@@ -72,7 +72,7 @@ impl Mark {
             born: born.unwrap_or_default(),
             changed: changed.unwrap_or_default(),
             bytes: text.len(),
-            crc32: crc32fast::hash(text.as_bytes()),
+            crc32: crc32fast::hash(text),
         }
     }
 
@@ -102,12 +102,12 @@ impl Mark {
 }
 
 impl Bundle {
-    /// The configuration of this path, whose text is `text` now. Where that is what we wrote, or
+    /// The configuration of this path, which holds `text` now. Where that is what we wrote, or
     /// what is left of it, what we found then counts.
     ///
     /// # Errors
-    /// What is kept cannot be read; a symbolic link, whose target may be the configuration of others too.
-    pub fn new(path: PathBuf, text: String) -> Result<Bundle> {
+    /// What is kept cannot be read; what is neither ours nor UTF-8; a symbolic link, whose target may be the configuration of others too.
+    pub fn new(path: PathBuf, text: Vec<u8>) -> Result<Bundle> {
         let entry = files::entry_if_there(&path)?;
         ensure!(
             !entry.as_ref().is_some_and(|entry| entry.is_symlink()),
@@ -120,7 +120,7 @@ impl Bundle {
             )
         );
         let now = Mark::of(entry.as_ref(), &text);
-        let is_whole = serde_json::from_str::<IgnoredAny>(&text).is_ok();
+        let is_whole = serde_json::from_slice::<IgnoredAny>(&text).is_ok();
         let (keepers, mut old) = beside(&path)?;
         let ours = keepers
             .iter()
@@ -133,7 +133,12 @@ impl Bundle {
                 let text = files::read_bounded(file, files::MOST_BYTES);
                 text.with_context(|| format!("read {}", kept.display()))?
             }
-            None => text,
+            None => {
+                let found = files::text_of(&text);
+                found
+                    .with_context(|| format!("read {}", path.display()))?
+                    .to_owned()
+            }
         };
         old.extend(keepers.into_iter().map(|keeper| keeper.path));
         Ok(Bundle {
@@ -174,7 +179,10 @@ impl Bundle {
         let looks = self.path.metadata();
         let looks = looks.with_context(|| format!("look at {}", self.path.display()))?;
         let ours = Replacement::like(&self.path, text.as_bytes(), &looks)?;
-        let keeper = keeper(&self.path, Mark::of(Some(&ours.metadata()?), text));
+        let keeper = keeper(
+            &self.path,
+            Mark::of(Some(&ours.metadata()?), text.as_bytes()),
+        );
         // One of this name was kept for a file of that inode that is gone.
         files::remove(&keeper)?;
         self.keep(&keeper)?;
@@ -279,7 +287,7 @@ mod tests {
     use super::*;
 
     fn open(path: &Path) -> Bundle {
-        Bundle::new(path.to_owned(), files::read(path).unwrap()).unwrap()
+        Bundle::new(path.to_owned(), std::fs::read(path).unwrap()).unwrap()
     }
 
     fn put(path: &Path, text: &str) {
@@ -348,11 +356,18 @@ mod tests {
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
             open(&path).write(ours).unwrap();
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
+            // Or what another file had there, which may be no text.
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"\xff\xfe", left.min(9)).unwrap();
+            file.set_modified(changed).unwrap();
+            assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
             std::fs::remove_file(&path).unwrap();
         }
         // What somebody else has broken is not ours.
         put(&path, "{\"broken");
         assert!(!open(&path).is_ours());
+        let no_text = Bundle::new(path, b"{\"broken\xff".to_vec());
+        assert!(no_text.is_err());
     }
 
     #[test]
@@ -375,7 +390,7 @@ mod tests {
         put(&path, "{\"new\":1}");
         let bundle = open(&path);
         bundle
-            .keep(&keeper(&path, Mark::of(None, "{\"never written\":1}")))
+            .keep(&keeper(&path, Mark::of(None, b"{\"never written\":1}")))
             .unwrap();
         assert_eq!(open(&path).found(), "{\"new\":1}");
         let others = [".config.json.swp", "config.json.pinfold-notes"];

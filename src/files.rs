@@ -79,7 +79,19 @@ fn lossy(read: io::Result<Vec<u8>>, path: &Path) -> Result<Option<String>> {
 /// # Errors
 /// Also what is not UTF-8: it could not be written back as it was; and what is no regular file: a FIFO would be waited for.
 pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
-    let attempt = || -> io::Result<String> {
+    let Some(bytes) = read_bytes_if_there(path)? else {
+        return Ok(None);
+    };
+    text_of(&bytes).with_context(|| format!("read {}", path.display()))?;
+    Ok(String::from_utf8(bytes).ok())
+}
+
+/// The same of a file whose text may have been torn.
+///
+/// # Errors
+/// What is no regular file: a FIFO would be waited for.
+pub fn read_bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    let attempt = || -> io::Result<Vec<u8>> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
@@ -87,10 +99,10 @@ pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("is not a regular file"));
         }
-        read_bounded(file, MOST_BYTES)
+        read_bytes(file, MOST_BYTES)
     };
     match attempt() {
-        Ok(text) => Ok(Some(text)),
+        Ok(bytes) => Ok(Some(bytes)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }

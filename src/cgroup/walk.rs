@@ -30,6 +30,9 @@ const UNNAMED: i32 = 0;
 /// (cgroup-v2.rst, `cgroup.max.descendants`).
 const MOST_GROUPS: usize = 1 << 16;
 
+/// So many groups are removed at once, for the same reason: removing one takes longer than a look.
+const MOST_REMOVED: usize = 1 << 13;
+
 /// One level of a walk that is on its way down.
 struct Level {
     /// What tells this directory from any other: somebody may move groups meanwhile (version 1).
@@ -117,8 +120,18 @@ fn search(dir: &Path, inodes: &[u64], most: usize) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Removes the groups below one, which stays; `false` where a process is in one of them.
+///
+/// # Errors
+/// Also more groups than [`MOST_REMOVED`]: so many are gone then, and the next to ask removes more.
 pub(super) fn remove_below(dir: &Path) -> io::Result<bool> {
-    let mut removal = Removal { is_done: true };
+    remove_some_below(dir, MOST_REMOVED)
+}
+
+fn remove_some_below(dir: &Path, most: usize) -> io::Result<bool> {
+    let mut removal = Removal {
+        is_done: true,
+        left: most,
+    };
     walk(dir, &mut removal)?;
     Ok(removal.is_done)
 }
@@ -347,6 +360,8 @@ impl Visit for Search<'_> {
 
 struct Removal {
     is_done: bool,
+    /// How many may still be removed.
+    left: usize,
 }
 
 impl Visit for Removal {
@@ -355,6 +370,8 @@ impl Visit for Removal {
     }
 
     fn leave(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<()>> {
+        let many = "there were too many groups to remove at once: the others are removed next time";
+        self.left = self.left.checked_sub(1).ok_or(io::Error::other(many))?;
         match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
             Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => Ok(ControlFlow::Continue(())),
             Err(Errno::EBUSY | Errno::ENOTEMPTY | Errno::EEXIST) => {
@@ -458,6 +475,20 @@ mod tests {
         let error = search(dir.path(), &[u64::MAX], names.len()).unwrap_err();
         assert!(error.to_string().contains("too many"), "{error}");
         assert!(search(dir.path(), &[u64::MAX], names.len() + 1).is_ok());
+    }
+
+    #[test]
+    fn groups_without_number_are_removed_in_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..10 {
+            std::fs::create_dir_all(dir.path().join(format!("{number}/below"))).unwrap();
+        }
+        for _ in 0..2 {
+            let error = remove_some_below(dir.path(), 8).unwrap_err().to_string();
+            assert!(error.contains("too many groups"), "{error}");
+        }
+        assert!(remove_some_below(dir.path(), 8).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

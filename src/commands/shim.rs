@@ -175,7 +175,7 @@ pub fn report(arguments: &[OsString], message: &str, reason: Reason) {
 struct Asking {
     request: Request,
     path: PathBuf,
-    text: String,
+    text: Vec<u8>,
     names: Names,
     /// The CDI device that asks, where annotations do not.
     device: Option<Device>,
@@ -226,13 +226,14 @@ impl Asking {
     /// Reads the container's configuration; `None` where it asks for nothing. Nothing of ours is read.
     fn read(line: &RuntimeLine, host: &Host) -> Result<Option<Asking>> {
         let path = line.config_path();
-        let text = files::read_text_if_there(&path);
+        let text = files::read_bytes_if_there(&path);
         // It may be another verb, which reads none.
         if line.in_doubt.is_some() && !matches!(text, Ok(Some(_))) {
             return Ok(None);
         }
         let text = text?.with_context(|| format!("there is no {}", path.display()))?;
-        let config = OciConfig::parse(&text).or_else(|error| {
+        let parsed = files::text_of(&text).map_err(anyhow::Error::from);
+        let config = parsed.and_then(OciConfig::parse).or_else(|error| {
             // What we wrote may have been torn by a power loss: then what we found counts.
             let bundle = Bundle::new(path.clone(), text.clone())?;
             match bundle.is_ours() {
