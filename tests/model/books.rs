@@ -3,6 +3,8 @@
 //! A step is what nobody can see half of: a rename, a flock(2), a write to a kernel file. Whoever holds the lock can be
 //! killed between any two of its steps.
 
+use crate::search::Model;
+
 /// How many containers want the list.
 const CONTAINERS: usize = 2;
 /// How often `reconcile` runs.
@@ -146,15 +148,6 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// At most one owner that lives may run on the list.
-    pub(crate) fn is_sound(&self) -> bool {
-        let pinned = self
-            .containers
-            .iter()
-            .filter(|it| it.was_pinned && it.is_alive());
-        pinned.count() + usize::from(self.other_runs) <= 1
-    }
-
     fn let_go(&mut self, actor: Actor) {
         for held in &mut self.held {
             if *held == Some(actor) {
@@ -237,44 +230,6 @@ impl World {
 
     fn keeps(&self, rule: Rule) -> bool {
         self.broken != Some(rule)
-    }
-
-    /// How it begins.
-    pub(crate) fn first(&self) -> State {
-        State {
-            containers: Default::default(),
-            hooks: [At::Start; CONTAINERS],
-            reconcile: At::Start,
-            runs: 0,
-            other: if self.clock_stepped {
-                At::Done
-            } else {
-                At::Start
-            },
-            other_runs: self.clock_stepped,
-            other_in_tasks: self.clock_stepped,
-            path: 0,
-            held: [None; 2],
-            mark: (!self.clock_stepped).then_some(0),
-            tasks_seem_old: self.clock_stepped,
-        }
-    }
-
-    /// Everything that can happen next, with its name.
-    pub(crate) fn steps(&self, state: &State) -> Vec<(String, State)> {
-        let mut steps = Vec::new();
-        for number in 0..CONTAINERS {
-            self.life(state, number, &mut steps);
-            self.step(state, Actor::Hook(number), &mut steps);
-        }
-        self.step(state, Actor::Reconcile, &mut steps);
-        self.other_tool(state, &mut steps);
-        if self.can_replace(state) {
-            let mut next = state.clone();
-            next.path = 1;
-            steps.push(("another file is put in the place of the lock".into(), next));
-        }
-        steps
     }
 
     fn can_replace(&self, state: &State) -> bool {
@@ -550,6 +505,55 @@ impl World {
             }
             _ => {}
         }
+    }
+}
+
+impl Model for World {
+    type State = State;
+
+    fn first(&self) -> State {
+        State {
+            containers: Default::default(),
+            hooks: [At::Start; CONTAINERS],
+            reconcile: At::Start,
+            runs: 0,
+            other: if self.clock_stepped {
+                At::Done
+            } else {
+                At::Start
+            },
+            other_runs: self.clock_stepped,
+            other_in_tasks: self.clock_stepped,
+            path: 0,
+            held: [None; 2],
+            mark: (!self.clock_stepped).then_some(0),
+            tasks_seem_old: self.clock_stepped,
+        }
+    }
+
+    fn steps(&self, state: &State) -> Vec<(String, State)> {
+        let mut steps = Vec::new();
+        for number in 0..CONTAINERS {
+            self.life(state, number, &mut steps);
+            self.step(state, Actor::Hook(number), &mut steps);
+        }
+        self.step(state, Actor::Reconcile, &mut steps);
+        self.other_tool(state, &mut steps);
+        if self.can_replace(state) {
+            let mut next = state.clone();
+            next.path = 1;
+            steps.push(("another file is put in the place of the lock".into(), next));
+        }
+        steps
+    }
+
+    /// At most one owner that lives may run on the list.
+    fn is_sound(&self, state: &State) -> bool {
+        let pinned = state
+            .containers
+            .iter()
+            .filter(|it| it.was_pinned && it.is_alive());
+        pinned.count() + usize::from(state.other_runs) <= 1
     }
 }
 

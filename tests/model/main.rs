@@ -4,16 +4,18 @@
 //!
 //! The rules that protect I1 and I2 can be left out one at a time; each time the search has to find
 //! two owners. So the model shows why each rule is there, and that it would notice. That the
-//! program keeps the rules is for `tests/real` and `tests/faults` to show. What the model does not
-//! know is exit codes: that a verb says that it is done, and has left a pid in `tasks` or an owner
-//! on its old CPUs, is for `tests/faults` too.
+//! program keeps the rules is for `tests/real` and `tests/faults` to show.
+//!
+//! The same for what the verbs say: a verb that exits with 0 has left no pid in `tasks`, no owner on old CPUs, and no mask.
 #![allow(clippy::unwrap_used)] // A test that cannot be set up has to fail.
 
 mod books;
 mod search;
+mod verbs;
 
 use books::{Rule, World};
 use search::{Outcome, explore};
+use verbs::Verbs;
 
 /// Every order of steps keeps the rules: the worlds differ in who is there.
 #[test]
@@ -39,5 +41,30 @@ fn each_rule_is_needed() {
         });
         let (name, trace) = found.unwrap_or_else(|| panic!("nothing breaks without {rule:?}"));
         println!("without {rule:?}, {name}:\n  {}", trace.join("\n  "));
+    }
+}
+
+/// Whatever fails, and whoever is killed: what is said to be done is done.
+#[test]
+fn exit_codes_agree_with_the_books() {
+    let outcome = explore(&Verbs::default());
+    println!("{} states", outcome.states());
+    if let Outcome::Broken { trace, .. } = outcome {
+        panic!(
+            "a lie, or a mask that is forgotten, after\n{}",
+            trace.join("\n")
+        );
+    }
+}
+
+#[test]
+fn each_rule_of_the_verbs_is_needed() {
+    for rule in verbs::Rule::ALL {
+        match explore(&Verbs::without(rule)) {
+            Outcome::Broken { trace, .. } => {
+                println!("without {rule:?}:\n  {}", trace.join("\n  "));
+            }
+            Outcome::Sound { .. } => panic!("nothing breaks without {rule:?}"),
+        }
     }
 }

@@ -5,8 +5,19 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 
-use crate::books::{State, World};
+/// What is searched.
+pub(crate) trait Model {
+    /// All of it at one moment.
+    type State: Clone + Eq + Hash;
+    /// How it begins.
+    fn first(&self) -> Self::State;
+    /// Everything that can happen next, with its name.
+    fn steps(&self, state: &Self::State) -> Vec<(String, Self::State)>;
+    /// Does what must always hold hold here?
+    fn is_sound(&self, state: &Self::State) -> bool;
+}
 
 /// What a search came to.
 pub(crate) enum Outcome {
@@ -33,10 +44,10 @@ impl Outcome {
 }
 
 /// Looks at every state that can be reached, until one is not sound.
-pub(crate) fn explore(world: &World) -> Outcome {
+pub(crate) fn explore<M: Model>(world: &M) -> Outcome {
     // How each state was reached first: the state before it, by its place in `seen`, and the step.
-    let mut reached: HashMap<State, usize> = HashMap::new();
-    let mut seen: Vec<(State, Option<(usize, String)>)> = Vec::new();
+    let mut reached: HashMap<M::State, usize> = HashMap::new();
+    let mut seen: Seen<M::State> = Vec::new();
     let mut pending = VecDeque::from([(world.first(), None)]);
     while let Some((state, from)) = pending.pop_front() {
         let Entry::Vacant(free) = reached.entry(state.clone()) else {
@@ -45,7 +56,7 @@ pub(crate) fn explore(world: &World) -> Outcome {
         let place = seen.len();
         free.insert(place);
         seen.push((state.clone(), from));
-        if !state.is_sound() {
+        if !world.is_sound(&state) {
             return Outcome::Broken {
                 states: seen.len(),
                 trace: trace_to(&seen, place),
@@ -60,7 +71,10 @@ pub(crate) fn explore(world: &World) -> Outcome {
     Outcome::Sound { states: seen.len() }
 }
 
-fn trace_to(seen: &[(State, Option<(usize, String)>)], last: usize) -> Vec<String> {
+/// States, each with the one before it and the step between them.
+type Seen<S> = Vec<(S, Option<(usize, String)>)>;
+
+fn trace_to<S>(seen: &Seen<S>, last: usize) -> Vec<String> {
     let mut steps = Vec::new();
     let mut place = last;
     while let Some((before, step)) = &seen[place].1 {
