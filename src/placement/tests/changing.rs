@@ -300,3 +300,50 @@ fn who_names_cpus_of_a_pool_is_told_what_can_be_done() {
     let message = add("1");
     assert!(message.contains("of pool dp, which web owns"), "{message}");
 }
+
+/// An owner that cannot get the new CPUs is told of, and gets them by the same command once it can; one that has its own
+/// memory nodes, or none, keeps that.
+#[test]
+fn who_cannot_follow_a_list_is_told_of_and_follows_later() {
+    let machine = Machine::new();
+    machine.pool("cp", "0", &["0,4"]);
+    machine.pinned("web", 1, "cp", &["0,4"]);
+    machine.pinned("gone", 2, "cp", &["0,4"]);
+    let group = group_of("web");
+    let mask = machine.path(&format!("sys/fs/cgroup{group}/cpuset.cpus"));
+    let kept = machine.path("mask");
+    std::fs::rename(&mask, &kept).unwrap();
+    std::fs::create_dir(&mask).unwrap();
+    machine.put(
+        &format!("sys/fs/cgroup{}/cpuset.cpus.effective", group_of("gone")),
+        "0-1,4-5\n",
+    );
+    let grow = || {
+        let spec = spec("cp", Kind::Shared, Cores::Count(2));
+        change(&machine.site(), stock(), &Change::Resize(spec))
+    };
+    let message = said(grow());
+    assert!(
+        message.contains("not all of its owners have: web") && message.contains("do it again"),
+        "{message}"
+    );
+    assert!(machine.has_list("cp", "0,1,4,5") && !machine.has_list("cp", "0,4"));
+    assert_eq!(machine.value(&group_of("gone"), "cpuset.cpus"), "0-1,4-5");
+    std::fs::remove_dir(&mask).unwrap();
+    std::fs::rename(&kept, &mask).unwrap();
+    // Here nothing obeys what is written, which is told as well.
+    let message = said(grow());
+    assert!(message.contains("web"), "{message}");
+    assert_eq!(machine.value(&group, "cpuset.cpus"), "0-1,4-5");
+    machine.put(
+        &format!("sys/fs/cgroup{group}/cpuset.cpus.effective"),
+        "0-1,4-5\n",
+    );
+    assert_eq!(grow().unwrap(), crate::placement::Changed::default());
+    for entry in machine.ledger().all().unwrap() {
+        let claim = entry.claim().unwrap();
+        assert_eq!(claim.cpus, cpus("0-1,4-5"));
+        assert_eq!(claim.lists, ["0,1,4,5"]);
+        assert_eq!(claim.mems, CpuSet::new(), "{}", claim.id);
+    }
+}
