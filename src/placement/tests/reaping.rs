@@ -216,3 +216,43 @@ fn file_of(claim: &Claim) -> String {
     let Claim { id, owner, .. } = claim;
     format!("run/pinfold/claims/{id}/{}-{}.json", owner.pid, owner.start)
 }
+
+/// Another tool's process has ended, and a killed start of ours has left its group.
+#[test]
+fn what_no_claim_tells_of_is_brought_in_order() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    machine.set_tasks("dp", "0", &(FIRST + 9).to_string());
+    let site = machine.site();
+    let key = open(&site).lock.key();
+    let group = format!("sys/fs/cgroup/pinfold/{key}/x");
+    std::fs::create_dir_all(machine.path(&group)).unwrap();
+    let report = reconcile(&site).unwrap();
+    assert_eq!(report.problems, []);
+    let freed: Vec<_> = report.reclaimed.iter().map(|one| one.pid).collect();
+    assert_eq!(freed, [FIRST + 9]);
+    assert_eq!(machine.tasks("dp", "0"), "");
+    assert!(!machine.is_there(&group));
+}
+
+/// Other tools know an owner by the numbers in `tasks` alone.
+#[test]
+fn a_survivor_is_recorded_in_each_of_its_lists() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let claim = machine.pinned("web", 1, "dp", &["0", "1"]);
+    let survivor = machine.process(2);
+    machine.live(survivor, &group_of("web"));
+    machine.end(claim.owner, &group_of("web"));
+    assert_eq!(reconcile(&machine.site()).unwrap().reclaimed, []);
+    for list in ["0", "1"] {
+        assert_eq!(machine.tasks("dp", list), survivor.pid.to_string());
+    }
+    // Another tool drops it, and it is there again; a list that is renamed away is passed over.
+    machine.set_tasks("dp", "0", "");
+    std::fs::remove_dir_all(machine.path("etc/kcm/pools/dp/1")).unwrap();
+    let report = reconcile(&machine.site()).unwrap();
+    assert_eq!(machine.tasks("dp", "0"), survivor.pid.to_string());
+    assert_eq!(report.problems, []);
+    assert!(!machine.has_list("dp", "1"));
+}
