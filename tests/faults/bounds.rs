@@ -22,8 +22,15 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Others give up after 10 s; an emulated or a busy machine is slow.
-const LONGEST_HOLD: Duration = Duration::from_secs(5);
+/// Others give up after 10 s; where many run beside it on each CPU, all that takes as much longer.
+fn longest_hold() -> Duration {
+    const ALONE: Duration = Duration::from_secs(5);
+    let load = std::fs::read_to_string("/proc/loadavg").expect("read the load");
+    let load = load.split(' ').next().and_then(|word| word.parse().ok());
+    let load: f64 = load.expect("a load is a number (proc_loadavg(5))");
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    ALONE.mul_f64((load / cpus as f64).max(1.0))
+}
 
 fn request(pool: &str) -> Value {
     json!({ "pinfold.io/pool": pool })
@@ -70,7 +77,7 @@ fn thousands(world: &World) {
     let left = world.claims().len();
     assert!(left > DEAD - MOST_FREED, "a start freed all but {left}");
     assert!(left < DEAD, "a start freed nobody");
-    assert!(hold < LONGEST_HOLD, "a start holds the lock for {hold:?}");
+    assert!(hold < longest_hold(), "a start holds the lock for {hold:?}");
     let (_, hold) = watched(world, || {
         process::run(&mut world.pinfold(&["reconcile"])).ok()
     });
@@ -79,7 +86,10 @@ fn thousands(world: &World) {
         hold.as_secs_f64()
     );
     assert_eq!(world.claims().len(), 2, "reconcile frees all others");
-    assert!(hold < LONGEST_HOLD, "reconcile holds the lock for {hold:?}");
+    assert!(
+        hold < longest_hold(),
+        "reconcile holds the lock for {hold:?}"
+    );
     campaign::count_executions(3);
     for one in [standin, late] {
         one.die();
@@ -105,7 +115,7 @@ fn new_lock(world: &World) {
         hold.as_secs_f64()
     );
     assert_eq!(affinity(late.pid), "0", "{}", ran.ok());
-    assert!(hold < LONGEST_HOLD, "a start holds the lock for {hold:?}");
+    assert!(hold < longest_hold(), "a start holds the lock for {hold:?}");
     for one in [standin, late] {
         one.die();
     }
