@@ -29,6 +29,9 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("errors::uninstall_podman", needs, |world| {
             uninstalls(world, "podman");
         }),
+        plain("errors::uninstall_crio", needs, |world| {
+            uninstalls(world, "crio");
+        }),
         plain("errors::uninstall_containerd", needs, |world| {
             uninstalls(world, "containerd");
         }),
