@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions packages test-packages release-check install uninstall clean
+.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions packages lint-packages test-packages release-check install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -98,6 +98,13 @@ packages: completions
 	packaging/install-packages $(if $(findstring aarch64,$(TARGETS)), \
 		"aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
 	packaging/packages target/packages $(TARGETS)
+
+# What Debian's and Fedora's checkers say of those packages; packaging/deb/lintian-overrides and packaging/rpmlint.toml explain
+# what they are not asked about.
+lint-packages:
+	packaging/install-packages lintian rpmlint rpm
+	lintian --fail-on error,warning target/packages/*.deb
+	rpmlint --config packaging/rpmlint.toml target/packages/*.rpm
 
 # The .deb in the test machine: installed, set up, used, upgraded under a container, downgraded, removed, purged.
 test-packages: completions
