@@ -1,14 +1,16 @@
 //! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
 
+mod entries;
 mod steady;
 mod summed;
 mod trust;
 
+pub use entries::{Entry, entries_in};
 pub use steady::SteadyFile;
 pub use summed::{summed, unsummed};
 pub use trust::{Way, ensure_trusted_place, ensure_trusted_way};
 
-use std::fs::{DirEntry, File, Metadata, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -392,49 +394,23 @@ pub fn is_leftover(entry: &str, name: &str) -> bool {
 /// out: nothing of ours or KCM's has such a name.
 pub fn names_in(directory: &Path) -> Result<Vec<String>> {
     let entries = entries_in(directory)?.into_iter();
-    Ok(entries.filter_map(name_of).collect())
+    Ok(entries.filter_map(Entry::into_name).collect())
 }
 
 /// The names of the directories in a directory, likewise.
 pub fn directories_in(directory: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in entries_in(directory)? {
-        if is_directory(&entry)? {
-            names.extend(name_of(entry));
-        }
-    }
-    Ok(names)
+    let entries = entries_in(directory)?.into_iter();
+    let directories = entries.filter(Entry::is_directory);
+    Ok(directories.filter_map(Entry::into_name).collect())
 }
 
 /// The paths of the directories in a directory, whatever their names are made of.
 pub fn directory_paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in entries_in(directory)? {
-        if is_directory(&entry)? {
-            paths.push(entry.path());
-        }
-    }
-    Ok(paths)
-}
-
-fn name_of(entry: DirEntry) -> Option<String> {
-    entry.file_name().into_string().ok()
-}
-
-/// One that is gone since the directory was read is none.
-fn is_directory(entry: &DirEntry) -> Result<bool> {
-    match entry.file_type() {
-        Ok(kind) => Ok(kind.is_dir()),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("look at {}", entry.path().display())),
-    }
-}
-
-fn entries_in(directory: &Path) -> Result<Vec<DirEntry>> {
-    match std::fs::read_dir(directory).and_then(Iterator::collect) {
-        Err(error) if is_gone(&error) => Ok(Vec::new()),
-        other => other.with_context(|| format!("list {}", directory.display())),
-    }
+    let entries = entries_in(directory)?.into_iter();
+    let directories = entries.filter(Entry::is_directory);
+    Ok(directories
+        .map(|entry| directory.join(entry.name))
+        .collect())
 }
 
 /// What a path is, without following a link, if nobody but root, its group and we can change it.
@@ -448,10 +424,21 @@ pub fn trusted_of_machine(
     path: &Path,
     unknown_root: impl FnOnce() -> Option<u32>,
 ) -> Result<Metadata> {
-    let shown = path.display();
     let metadata = path
         .symlink_metadata()
-        .with_context(|| format!("look at {shown}"))?;
+        .with_context(|| format!("look at {}", path.display()))?;
+    ensure_trusted(path, &metadata, unknown_root)?;
+    Ok(metadata)
+}
+
+/// Makes sure that nobody but root, its group and we can change what was found at a path, without
+/// following a link; [`trusted_of_machine`] looks first.
+pub fn ensure_trusted(
+    path: &Path,
+    found: &Metadata,
+    unknown_root: impl FnOnce() -> Option<u32>,
+) -> Result<()> {
+    let (shown, metadata) = (path.display(), found);
     ensure!(
         !metadata.is_symlink(),
         Refusal::new(
@@ -492,7 +479,7 @@ pub fn trusted_of_machine(
             format!("`chown -h {} {}`", geteuid(), shell_word(path))
         )
     );
-    Ok(metadata)
+    Ok(())
 }
 
 /// Opens a regular file that others may have put there: a symbolic link is refused (`O_NOFOLLOW`,
@@ -517,15 +504,25 @@ pub fn open_seen(path: &Path, seen: &Metadata) -> Result<File> {
     }
 }
 
+/// Opens a regular file, as [`open_regular`] does, and tells what it is.
+pub fn open_regular_seen(path: &Path) -> Result<(File, Metadata)> {
+    regular_with(path, OpenOptions::new().read(true))
+}
+
 fn open_regular_with(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    regular_with(path, options).map(|(file, _)| file)
+}
+
+fn regular_with(path: &Path, options: &mut OpenOptions) -> Result<(File, Metadata)> {
     let file = open_unfollowed(path, options)?;
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         bail!(Refusal::new(
             format!("open {}: is not a regular file", path.display()),
             "put a real file there"
         ));
     }
-    Ok(file)
+    Ok((file, metadata))
 }
 
 fn open_unfollowed(path: &Path, options: &mut OpenOptions) -> Result<File> {

@@ -21,6 +21,8 @@ const MOST_LINKS: u32 = 40;
 pub struct Way {
     /// Where it leads, with every link followed.
     pub real: PathBuf,
+    /// What is there.
+    pub metadata: Metadata,
     /// What others can change on it, and what to do, a sentence each: directories above the file itself, and links.
     pub doubts: Vec<Refusal>,
 }
@@ -34,19 +36,23 @@ impl Way {
     /// A component that is not there (the error is the system's own), or cannot be looked at.
     pub fn to(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> io::Result<Way> {
         let mut doubts = Vec::new();
-        let real = Way::follow(path, unknown_root, &mut doubts)?;
+        let (real, metadata) = Way::follow(path, unknown_root, &mut doubts)?;
         // A directory can be on the way twice.
         let mut seen = BTreeSet::new();
         doubts.retain(|doubt: &Refusal| seen.insert(doubt.what.clone()));
-        Ok(Way { real, doubts })
+        Ok(Way {
+            real,
+            metadata,
+            doubts,
+        })
     }
 
-    /// Where it leads; the doubts are those of the way as far as it is there.
+    /// Where it leads, and what is there; the doubts are those of the way as far as it is there.
     fn follow(
         path: &Path,
         unknown_root: impl Fn() -> Option<u32>,
         doubts: &mut Vec<Refusal>,
-    ) -> io::Result<PathBuf> {
+    ) -> io::Result<(PathBuf, Metadata)> {
         let is_trusted =
             |uid: u32| uid == 0 || uid == geteuid().as_raw() || unknown_root() == Some(uid);
         let absolute = std::path::absolute(path)?;
@@ -89,7 +95,7 @@ impl Way {
             }
             pending.extend(names_of(&target));
         }
-        Ok(real)
+        Ok((real, above))
     }
 }
 

@@ -457,9 +457,9 @@ impl Books<'_> {
     fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
         let pool = self.directory.pool(name)?;
         for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {
-            self.ensure_time_to_look(&pool)?;
+            self.ensure_time_to_look(&pool.name)?;
             self.reap_list(name, &list.name, usize::MAX)?;
-            self.ensure_time_to_look(&pool)?;
+            self.ensure_time_to_look(&pool.name)?;
         }
         let pool = self.directory.pool(name)?;
         for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {

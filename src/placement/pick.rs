@@ -12,7 +12,7 @@ use crate::cgroup::cpuset::Bound;
 use crate::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
-use crate::pools::{CpuList, Kind, Pool};
+use crate::pools::{CpuList, Kind, OfferedList, OfferedPool};
 use crate::request::Request;
 use crate::topology::{self, Levels};
 
@@ -25,7 +25,7 @@ const MOST_FREED: usize = 32;
 
 /// A pool as it was read, and the lists of it that were picked.
 pub(super) struct Picked {
-    pub(super) pool: Pool,
+    pub(super) pool: OfferedPool,
     /// Indices into the pool's lists, ascending.
     pub(super) chosen: Vec<usize>,
 }
@@ -95,7 +95,7 @@ struct Look {
 }
 
 impl Look {
-    fn is_over(&self, pool: &Pool) -> bool {
+    fn is_over(&self, pool: &OfferedPool) -> bool {
         self.next >= pool.lists.len() && self.slow.is_empty()
     }
 }
@@ -113,11 +113,13 @@ impl Books<'_> {
             online: online.clone(),
             allowed: bound.cpus.clone(),
         };
-        let mut pool = self.directory.sound_pool(&request.pool)?;
+        let mut pool = self.directory.offered_pool(&request.pool, || {
+            Ok(self.ledger.lists()?.into_iter().collect())
+        })?;
         if pool.kind == Kind::Shared {
             self.rid_of_dead(&mut pool)?;
         }
-        let mut owners: Vec<usize> = pool.lists.iter().map(|list| list.tasks.len()).collect();
+        let mut owners: Vec<usize> = pool.lists.iter().map(OfferedList::owners).collect();
         let mut look = Look {
             next: 0,
             portion: FIRST_LOOK,
@@ -155,24 +157,27 @@ impl Books<'_> {
                 {
                     self.look_on(&pool, &mut look, &mut owners)?;
                 }
-                Err(refusal) => return Err(self.refused(&refusal, &pool, &reach, wish, bound)),
+                Err(refusal) => return Err(self.refused(&refusal, &reach, wish, bound)?.into()),
             }
         }
     }
 
     /// A refusal with what whoever asked needs to know: it may take its time.
+    ///
+    /// # Errors
+    /// What is wrong with the pool, where not all of it was read before.
     fn refused(
         &self,
         refusal: &Refusal,
-        pool: &Pool,
         reach: &Reach,
         wish: &Wish<'_>,
         bound: &Bound,
-    ) -> anyhow::Error {
+    ) -> Result<crate::refusal::Refusal> {
         let levels = Levels::without_cores(self.host, &wish.online);
         if let Some(refusal) = no_such_node(wish.request, &levels) {
-            return refusal.into();
+            return Ok(refusal);
         }
+        let pool = self.directory.pool(&wish.request.pool)?;
         let offer = |list: &'_ CpuList| -> Result<usize> {
             let claims = self.ledger.on_list(&list.name)?.len();
             Ok(list.tasks.len().max(claims))
@@ -191,26 +196,26 @@ impl Books<'_> {
             })
             .collect();
         let seen = Seen {
-            pool,
+            pool: &pool,
             offers: &offers,
             reach,
             levels: &levels,
             request: wish.request,
             bound: Some(bound),
         };
-        seen.refusal(refusal).into()
+        Ok(seen.refusal(refusal))
     }
 
     /// Those of the chosen lists that somebody holds all the same: another tool may have dropped a pid that it took for dead.
     /// What dead owners hold of them is freed.
-    fn held_of(&self, pool: &Pool, chosen: &[usize]) -> Result<Vec<usize>> {
+    fn held_of(&self, pool: &OfferedPool, chosen: &[usize]) -> Result<Vec<usize>> {
         let mut held = Vec::new();
         if pool.kind == Kind::Exclusive {
             for index in chosen {
-                self.ensure_time_to_look(pool)?;
-                if !self.clear_list(&pool.name, &pool.lists[*index])? {
+                self.ensure_time_to_look(&pool.name)?;
+                if !self.clear_list(&pool.name, &pool.lists[*index].name)? {
                     // That it is held is not known where not all of its owners were looked at.
-                    self.ensure_time_to_look(pool)?;
+                    self.ensure_time_to_look(&pool.name)?;
                     held.push(*index);
                 }
             }
@@ -219,7 +224,7 @@ impl Books<'_> {
     }
 
     /// Looks at who owns some more lists; those of dead owners alone count as free from now on.
-    fn look_on(&self, pool: &Pool, look: &mut Look, owners: &mut [usize]) -> Result<()> {
+    fn look_on(&self, pool: &OfferedPool, look: &mut Look, owners: &mut [usize]) -> Result<()> {
         if look.next >= pool.lists.len() {
             look.slow.drain(..).for_each(|index| owners[index] = 0);
             return Ok(());
@@ -227,15 +232,16 @@ impl Books<'_> {
         let end = pool.lists.len().min(look.next + look.portion);
         let looked_at = pool.lists.iter().zip(owners).enumerate();
         for (index, (list, owners)) in looked_at.take(end).skip(look.next) {
-            // One whose number is missing in `tasks` was chosen before, and found held.
-            if list.tasks.is_empty() {
+            if *owners == 0 {
                 continue;
             }
-            self.ensure_time_to_look(pool)?;
-            match self.owners_of(list)? {
-                Owners::Living => {}
-                Owners::Dead => *owners = 0,
-                Owners::Slow => look.slow.push(index),
+            self.ensure_time_to_look(&pool.name)?;
+            match self.owners_of(&pool.name, &list.name) {
+                Ok(Owners::Living) => {}
+                Ok(Owners::Dead) => *owners = 0,
+                Ok(Owners::Slow) => look.slow.push(index),
+                // What is damaged has an owner, as far as can be told.
+                Err(error) => log::warn!("CPU list {} counts as held: {error:#}", list.name),
             }
         }
         look.next = end;
@@ -244,17 +250,17 @@ impl Books<'_> {
     }
 
     /// A shared pool is never exhausted: each start frees what some dead owners hold, so that it does not fill with them.
-    fn rid_of_dead(&self, pool: &mut Pool) -> Result<()> {
+    fn rid_of_dead(&self, pool: &mut OfferedPool) -> Result<()> {
         let mut freed = 0;
         for list in &mut pool.lists {
-            let mut pids = list.tasks.iter();
+            let mut pids = list.tasks.iter().flatten();
             if freed >= MOST_FREED || !pids.any(|pid| !self.is_pid_alive(*pid)) {
                 continue;
             }
             if Instant::now() < self.until {
                 let most = MOST_FREED - freed;
                 freed += self.reap_list(&pool.name, &list.name, most)?.freed.len();
-                list.tasks = self.directory.tasks(&pool.name, &list.name)?;
+                list.tasks = Some(self.directory.tasks(&pool.name, &list.name)?);
             }
         }
         Ok(())

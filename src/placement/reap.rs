@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use super::Books;
 use super::life::Life;
 use crate::claims::{Claim, Entry, Marker};
-use crate::pools::{CpuList, Pool, TasksChange};
+use crate::pools::TasksChange;
 use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::text::Shown;
@@ -254,12 +254,13 @@ impl Books<'_> {
     /// Who owns a list? What cannot be told counts as alive. Nothing is freed; but where one lives
     /// on whose recorded process is dead, another of its processes stands for it in `tasks` from
     /// now on.
-    pub(super) fn owners_of(&self, list: &CpuList) -> Result<Owners> {
+    pub(super) fn owners_of(&self, pool: &str, list: &str) -> Result<Owners> {
+        let tasks = self.directory.tasks(pool, list)?;
         let mut claimed = Vec::new();
         let mut dead = Owners::Dead;
-        let is_shown = |claim: &Claim| claim.pids().iter().all(|pid| list.tasks.contains(pid));
-        for entry in self.ledger.on_list(&list.name)? {
-            let Some(claim) = entry.claim() else {
+        let is_shown = |claim: &Claim| claim.pids().iter().all(|pid| tasks.contains(pid));
+        for entry in self.ledger.on_list(list)? {
+            let Some(claim) = told(&entry) else {
                 return Ok(Owners::Living);
             };
             match self.life_of(claim) {
@@ -279,7 +280,7 @@ impl Books<'_> {
                 Err(_) => return Ok(Owners::Living),
             }
         }
-        let mut others = list.tasks.iter().filter(|pid| !claimed.contains(pid));
+        let mut others = tasks.iter().filter(|pid| !claimed.contains(pid));
         Ok(match others.any(|pid| self.is_pid_alive(*pid)) {
             true => Owners::Living,
             false => dead,
@@ -287,35 +288,41 @@ impl Books<'_> {
     }
 
     /// Frees a list, if only dead owners hold it: is it nobody's now?
-    pub(super) fn clear_list(&self, pool: &str, list: &CpuList) -> Result<bool> {
-        let entries = self.ledger.on_list(&list.name)?;
+    ///
+    /// # Errors
+    /// Also a list that others can change.
+    pub(super) fn clear_list(&self, pool: &str, list: &str) -> Result<bool> {
+        self.directory.ensure_trusted_list(pool, list)?;
+        let entries = self.ledger.on_list(list)?;
         for entry in &entries {
-            if let Entry::Opaque { path, reason } = entry {
-                log::warn!("the claim {} counts as held: {reason}", path.display());
-            }
+            told(entry);
         }
-        if entries.is_empty() && list.tasks.is_empty() {
+        if entries.is_empty() && self.directory.tasks(pool, list)?.is_empty() {
             return Ok(true);
         }
-        self.reap_list(pool, &list.name, usize::MAX)?;
-        Ok(self.ledger.on_list(&list.name)?.is_empty()
-            && self.directory.tasks(pool, &list.name)?.is_empty())
+        self.reap_list(pool, list, usize::MAX)?;
+        Ok(self.ledger.on_list(list)?.is_empty() && self.directory.tasks(pool, list)?.is_empty())
     }
 
     /// Others wait while a start looks for what dead owners hold.
-    pub(super) fn ensure_time_to_look(&self, pool: &Pool) -> Result<()> {
+    pub(super) fn ensure_time_to_look(&self, pool: &str) -> Result<()> {
         ensure!(
             Instant::now() < self.until,
             Refusal::new(
-                format!(
-                    "there was no time to look at all owners of pool {}",
-                    pool.name
-                ),
+                format!("there was no time to look at all owners of pool {pool}",),
                 "`pinfold reconcile` frees what dead ones hold; do it again then"
             )
         );
         Ok(())
     }
+}
+
+/// A claim; of one that cannot be read it is said that it counts as held.
+fn told(entry: &Entry) -> Option<&Claim> {
+    if let Entry::Opaque { path, reason } = entry {
+        log::warn!("the claim {} counts as held: {reason}", path.display());
+    }
+    entry.claim()
 }
 
 /// What a claim held, list by list and pid by pid.

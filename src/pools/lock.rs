@@ -140,7 +140,7 @@ impl PoolDirectory {
         };
         let mut has_waited = false;
         loop {
-            let file = self.open_lock(host)?;
+            let (file, taken) = self.open_lock(host)?;
             if wait.is_behind_others() {
                 has_waited = true;
                 wait.stand_in_queue();
@@ -158,9 +158,8 @@ impl PoolDirectory {
                 Err(error) if is_interrupted(&error) => continue,
                 other => self.usable(other)?,
             }
-            let taken = file.metadata().context("look at the lock");
             let lock = Lock {
-                taken: taken.map_err(LockError::Unusable)?,
+                taken,
                 file,
                 path: self.lock_path(),
                 waited: has_waited.then(|| wait.began.elapsed()),
@@ -181,7 +180,7 @@ impl PoolDirectory {
     /// As [`PoolDirectory::lock`].
     pub fn is_let_go(&self, host: &Host, patience: Duration) -> Result<(), LockError> {
         let started = Instant::now();
-        let file = self.open_lock(host)?;
+        let (file, _) = self.open_lock(host)?;
         let mut first = None;
         loop {
             match FileExt::try_lock_shared(&file) {
@@ -247,16 +246,16 @@ impl PoolDirectory {
 
     /// # Errors
     /// Also one that another user owns or can write: that one could hold it, and keep everybody out.
-    fn open_lock(&self, host: &Host) -> Result<File, LockError> {
+    fn open_lock(&self, host: &Host) -> Result<(File, Metadata), LockError> {
         let path = self.lock_path();
-        let file = self.open_file(&path)?;
-        let trusted = files::trusted_of_machine(&path, || host.unknown_root());
+        let (file, metadata) = self.open_file(&path)?;
+        let trusted = files::ensure_trusted(&path, &metadata, || host.unknown_root());
         trusted.map_err(LockError::Unusable)?;
-        Ok(file)
+        Ok((file, metadata))
     }
 
-    fn open_file(&self, path: &Path) -> Result<File, LockError> {
-        files::open_regular(path).map_err(|error| {
+    fn open_file(&self, path: &Path) -> Result<(File, Metadata), LockError> {
+        files::open_regular_seen(path).map_err(|error| {
             let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
             if kind == Some(io::ErrorKind::PermissionDenied) {
                 LockError::Denied(self.denied(error))
@@ -265,7 +264,7 @@ impl PoolDirectory {
                     "make its lock: `install -m 600 /dev/null {}`",
                     shell_word(path)
                 );
-                let half_made = self.or_half_made(Err::<File, _>(error), remedy);
+                let half_made = self.or_half_made(Err::<(), _>(error), remedy);
                 LockError::Unusable(half_made.expect_err("it was an error"))
             }
         })

@@ -7,6 +7,7 @@ pub mod converge;
 mod lock;
 mod lock_table;
 pub mod make;
+mod offer;
 mod owners;
 pub mod plan;
 mod queue;
@@ -14,12 +15,14 @@ pub mod resize;
 mod tasks;
 mod wait;
 
+use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
 pub use lock::{Lock, LockError};
+pub use offer::{OfferedList, OfferedPool};
 pub use owners::TasksChange;
 
 use crate::cpulist::CpuSet;
@@ -122,8 +125,9 @@ impl PoolDirectory {
             bail!(doubt.clone());
         }
         let path = way.real;
+        files::ensure_trusted(&path, &way.metadata, || None)?;
+        ensure_directory(&path, &way.metadata)?;
         let directory = PoolDirectory { path };
-        trusted_directory(&directory.path)?;
         directory.or_half_made(trusted_directory(&directory.pools()), MAKE)?;
         Ok(directory)
     }
@@ -149,6 +153,11 @@ impl PoolDirectory {
     /// The directory of a list, as a message shows it and a shell takes it.
     fn list_word(&self, pool: &str, list: &str) -> String {
         shell_word(&self.list_path(pool, list))
+    }
+
+    /// Makes sure that nobody but root, and we, can change a list.
+    pub fn ensure_trusted_list(&self, pool: &str, list: &str) -> Result<()> {
+        trusted_directory(&self.list_path(pool, list)).map(drop)
     }
 
     /// Is there a list of this name?
@@ -364,7 +373,7 @@ impl PoolDirectory {
                 )
             )
         );
-        trusted_directory(&self.list_path(pool, &name))?;
+        self.ensure_trusted_list(pool, &name)?;
         let tasks = self.tasks(pool, &name)?;
         Ok(CpuList { name, cpus, tasks })
     }
@@ -420,8 +429,12 @@ fn is_word(name: &str) -> bool {
 }
 
 fn trusted_directory(path: &Path) -> Result<()> {
+    ensure_directory(path, &trusted(path)?)
+}
+
+fn ensure_directory(path: &Path, found: &Metadata) -> Result<()> {
     ensure!(
-        trusted(path)?.is_dir(),
+        found.is_dir(),
         Refusal::new(
             format!("{} is not a directory", path.display()),
             "put a directory there"

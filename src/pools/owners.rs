@@ -1,5 +1,6 @@
 //! Who owns a CPU list: reading and changing `tasks`.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -37,16 +38,7 @@ impl PoolDirectory {
                 return self.or_half_made(Err(error), remedy);
             }
         };
-        // Most lists have no owner: then the size says it all.
-        if metadata.len() == 0 {
-            return Ok(Vec::new());
-        }
-        let file = files::open_seen(&path, &metadata)?;
-        let read = || -> Result<Vec<i32>> {
-            let text = files::read_record(file, tasks::MOST_BYTES)?;
-            tasks::parse(files::text_of(&text)?)
-        };
-        read().with_context(|| format!("read {}", path.display()))
+        tasks_in(&path, &metadata)
     }
 
     /// Changes the owners of a list in one step, for all who hold the lock after us: drops one occurrence of
@@ -117,6 +109,20 @@ pub struct TasksChange<'a> {
     pub drop: &'a [i32],
     /// Pids to add at the end.
     pub add: &'a [i32],
+}
+
+/// The owners in a file that was looked at, and that nobody else can change.
+pub(super) fn tasks_in(path: &Path, seen: &Metadata) -> Result<Vec<i32>> {
+    // Most lists have no owner: then the size says it all.
+    if seen.len() == 0 {
+        return Ok(Vec::new());
+    }
+    let file = files::open_seen(path, seen)?;
+    let read = || -> Result<Vec<i32>> {
+        let text = files::read_record(file, tasks::MOST_BYTES)?;
+        tasks::parse(files::text_of(&text)?)
+    };
+    read().with_context(|| format!("read {}", path.display()))
 }
 
 fn write_tasks(list: &Path, pids: &[i32]) -> Result<()> {

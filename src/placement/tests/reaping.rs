@@ -4,14 +4,6 @@ use super::{FIRST, Machine, group_of, open};
 use crate::claims::Claim;
 use crate::placement::reap::Owners;
 use crate::placement::reconcile;
-use crate::pools::CpuList;
-
-fn list(machine: &Machine, name: &str) -> CpuList {
-    let site = machine.site();
-    let pool = open(&site).directory.pool("dp").unwrap();
-    let mut lists = pool.lists.into_iter();
-    lists.find(|list| list.name == name).unwrap()
-}
 
 /// A start frees no more of a crowded list than it has time for.
 #[test]
@@ -105,10 +97,7 @@ fn who_owns_a_list_is_told_and_shown() {
     let machine = Machine::new();
     machine.pool("dp", "1", &["0", "1", "2", "3"]);
     let site = machine.site();
-    let owners = |name: &str| {
-        let list = list(&machine, name);
-        open(&site).owners_of(&list).unwrap()
-    };
+    let owners = |name: &str| open(&site).owners_of("dp", name).unwrap();
     let live = machine.pinned("live", 1, "dp", &["0"]);
     assert_eq!(owners("0"), Owners::Living);
     machine.set_tasks("dp", "0", "");
