@@ -5,13 +5,14 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::{CapSet, Capability};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
 use nix::sys::stat::{Mode, umask};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 /// How long a hook may take as a whole, in seconds: below the `timeout` of the shipped hook files.
 pub const HOOK_SECONDS: u32 = 20;
@@ -129,13 +130,19 @@ pub fn leave_nothing_inherited() {
 /// Gives up every capability but two (capabilities(7)): `CAP_SYS_NICE`, to set the affinity of, and move,
 /// a process of a user namespace; and `CAP_DAC_OVERRIDE`, to write a cgroup that belongs to its root.
 pub fn drop_capabilities() -> Result<()> {
-    let attempt = || -> Result<(), caps::errors::CapsError> {
+    let attempt = || -> Result<()> {
         let had = caps::read(None, CapSet::Permitted)?;
         let needed = [Capability::CAP_SYS_NICE, Capability::CAP_DAC_OVERRIDE];
-        let kept: CapsHashSet = needed.into_iter().filter(|one| had.contains(one)).collect();
-        caps::clear(None, CapSet::Inheritable)?;
-        caps::set(None, CapSet::Effective, &kept)?;
-        caps::set(None, CapSet::Permitted, &kept)
+        let kept = needed.iter().filter(|one| had.contains(one));
+        let kept = kept.fold(0, |kept, one| kept | one.bitmask());
+        // All three at once: of the crate `caps`, each is two system calls.
+        let kept = CapabilitySet::from_bits_retain(kept);
+        let sets = CapabilitySets {
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
+        };
+        Ok(set_capabilities(None, sets)?)
     };
     attempt().context("drop capabilities")
 }

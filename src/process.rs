@@ -199,15 +199,16 @@ struct Stat {
 impl Stat {
     /// The program's name, in parentheses, can hold anything: fields are counted after the last one.
     fn parse(text: &str) -> Option<Stat> {
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        // So many fields are passed over before each.
         Some(Stat {
-            state: fields.first()?.chars().next()?,
-            parent: fields.get(1)?.parse().ok()?,
-            flags: fields.get(6)?.parse().ok()?,
-            user: fields.get(11)?.parse().ok()?,
-            system: fields.get(12)?.parse().ok()?,
-            threads: fields.get(17)?.parse().ok()?,
-            start: fields.get(19)?.parse().ok()?,
+            state: fields.next()?.chars().next()?,
+            parent: fields.next()?.parse().ok()?,
+            flags: fields.nth(4)?.parse().ok()?,
+            user: fields.nth(4)?.parse().ok()?,
+            system: fields.next()?.parse().ok()?,
+            threads: fields.nth(4)?.parse().ok()?,
+            start: fields.nth(1)?.parse().ok()?,
         })
     }
 

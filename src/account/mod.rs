@@ -24,7 +24,7 @@ pub use mark::{Mark, Noise, OfCpus};
 pub use meter::{Depth, Meter};
 
 use crate::cgroup::cpuacct::{self, Usage};
-use crate::cgroup::{Group, Hierarchy, Version, cpu, cpuset};
+use crate::cgroup::{Group, Hierarchy, Mounts, Version, cpu, cpuset};
 use crate::cpulist::CpuSet;
 use crate::files::{self, SteadyFile};
 use crate::host::Host;
@@ -118,11 +118,13 @@ pub struct Reading {
 impl Accounts<'_> {
     /// Finds the hierarchies.
     pub fn of(host: &Host) -> Accounts<'_> {
+        let mounts = Mounts::read(host).ok();
+        let mounts = mounts.as_ref();
         Accounts {
             host,
-            cpuset: cpuset::hierarchy(host).ok(),
-            cpuacct: cpuacct::hierarchy(host).ok(),
-            cpu: cpu::hierarchy(host).ok(),
+            cpuset: mounts.and_then(|mounts| cpuset::hierarchy_among(mounts).ok()),
+            cpuacct: mounts.and_then(|mounts| cpuacct::hierarchy(mounts).ok()),
+            cpu: mounts.and_then(|mounts| cpu::hierarchy(mounts).ok()),
             possible: OnceCell::new(),
         }
     }
@@ -130,9 +132,12 @@ impl Accounts<'_> {
     /// What cannot be told on this machine, and why.
     pub fn missing(&self) -> Vec<(Figure, String)> {
         let why = |mounted: Result<Hierarchy>| mounted.err().map(|error| format!("{error:#}"));
-        let no_groups = why(cpuset::hierarchy(self.host));
-        let no_usage = no_groups.or_else(|| why(cpuacct::hierarchy(self.host)));
-        let no_limits = why(cpu::hierarchy(self.host));
+        let find = |of: fn(&Mounts<'_>) -> Result<Hierarchy>| {
+            why(Mounts::read(self.host).and_then(|mounts| of(&mounts)))
+        };
+        let no_groups = find(cpuset::hierarchy_among);
+        let no_usage = no_groups.or_else(|| find(cpuacct::hierarchy));
+        let no_limits = find(cpu::hierarchy);
         let has_pressure = self.cpuset.as_ref().is_none_or(|cpuset| {
             let kept = files::metadata_if_there(&self.host.proc_pressure());
             cpuset.version == Version::V1 || matches!(kept, Ok(Some(_)))

@@ -5,16 +5,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Group, Hierarchy, Version, values};
+use super::{Group, Hierarchy, Mounts, Version, values};
 use crate::files::SteadyFile;
-use crate::host::Host;
 
 /// The hierarchy of this controller.
 ///
 /// # Errors
 /// None is mounted.
-pub fn hierarchy(host: &Host) -> Result<Hierarchy> {
-    Hierarchy::of(host, "cpu")
+pub fn hierarchy(mounts: &Mounts<'_>) -> Result<Hierarchy> {
+    mounts.hierarchy("cpu")
 }
 
 /// The account of one group, which is read again and again.

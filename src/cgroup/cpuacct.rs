@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::{Group, Hierarchy, Version, values};
+use super::{Group, Hierarchy, Mounts, Version, values};
 use crate::files::SteadyFile;
-use crate::host::Host;
 
 /// The CPU time of all processes that are or were in a group, and in those below it, since the
 /// group was made.
@@ -56,8 +55,8 @@ pub struct Told {
 ///
 /// # Errors
 /// None is mounted.
-pub fn hierarchy(host: &Host) -> Result<Hierarchy> {
-    Hierarchy::of(host, "cpuacct")
+pub fn hierarchy(mounts: &Mounts<'_>) -> Result<Hierarchy> {
+    mounts.hierarchy("cpuacct")
 }
 
 impl Counter {
@@ -174,6 +173,7 @@ pub fn ticks(count: u64) -> Result<Duration> {
 mod tests {
     use super::*;
     use crate::files::{Durability, replace};
+    use crate::host::Host;
     use std::path::Path;
 
     fn put(root: &Path, file: &str, text: &str) {
@@ -186,7 +186,12 @@ mod tests {
     fn counter(root: &Path, mount: &str) -> Counter {
         put(root, "proc/1/mountinfo", mount);
         let host = Host::new(root);
-        Counter::of(hierarchy(&host).unwrap().group("/a").unwrap())
+        Counter::of(
+            hierarchy(&Mounts::read(&host).unwrap())
+                .unwrap()
+                .group("/a")
+                .unwrap(),
+        )
     }
 
     const V1: &str = "31 30 0:27 / /acct rw - cgroup cgroup rw,cpuacct";

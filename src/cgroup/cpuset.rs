@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 
-use super::{Group, Hierarchy, Version};
+use super::{Group, Hierarchy, Mounts, Version};
 use crate::cpulist::{self, CpuSet};
 use crate::files;
 use crate::host::Host;
@@ -27,6 +27,14 @@ const ENABLE_TRIES: u32 = 20;
 /// None is mounted.
 pub fn hierarchy(host: &Host) -> Result<Hierarchy> {
     Hierarchy::of(host, NAME)
+}
+
+/// The same, where the mounts are read already.
+///
+/// # Errors
+/// None is mounted.
+pub fn hierarchy_among(mounts: &Mounts<'_>) -> Result<Hierarchy> {
+    mounts.hierarchy(NAME)
 }
 
 /// Where it is on most machines: for a captured one that does not say.

@@ -62,26 +62,33 @@ pub struct Group {
     dir: PathBuf,
 }
 
-impl Hierarchy {
-    /// Where it is on most machines: for a captured one that does not say.
-    pub fn usual(host: &Host, controller: &'static str) -> Hierarchy {
-        Hierarchy {
-            version: Version::V2,
-            controller,
-            mount: host.path("/sys/fs/cgroup"),
-            root: "/".to_owned(),
-        }
-    }
+/// What is mounted, read once for all controllers that are looked for.
+#[derive(Debug)]
+pub struct Mounts<'a> {
+    host: &'a Host,
+    /// `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+    text: String,
+}
 
-    /// Finds the hierarchy of a controller among the mounts. Version 1 comes first: on a hybrid
-    /// machine the controller is bound there.
+impl Mounts<'_> {
+    /// Reads them.
     ///
     /// # Errors
-    /// Mounts that cannot be read; no such hierarchy among them.
-    pub fn of(host: &Host, controller: &'static str) -> Result<Hierarchy> {
-        let path = host.mountinfo();
-        let text = files::read(&path)?;
-        let mounts = text
+    /// They cannot be read.
+    pub fn read(host: &Host) -> Result<Mounts<'_>> {
+        let text = files::read(&host.mountinfo())?;
+        Ok(Mounts { host, text })
+    }
+
+    /// Finds the hierarchy of a controller. Version 1 comes first: on a hybrid machine the
+    /// controller is bound there.
+    ///
+    /// # Errors
+    /// None is mounted.
+    pub fn hierarchy(&self, controller: &'static str) -> Result<Hierarchy> {
+        let path = self.host.mountinfo();
+        let mounts = self
+            .text
             .lines()
             .filter_map(|line| Mount::parse(line, controller));
         let mounts: Vec<Mount> = mounts.collect();
@@ -91,7 +98,7 @@ impl Hierarchy {
             found.first().map(|mount| Hierarchy {
                 version,
                 controller,
-                mount: host.path(&mount.point),
+                mount: self.host.path(&mount.point),
                 root: mount.root.clone(),
             })
         };
@@ -106,6 +113,26 @@ impl Hierarchy {
             )
         };
         Ok(found.ok_or_else(none)?)
+    }
+}
+
+impl Hierarchy {
+    /// Where it is on most machines: for a captured one that does not say.
+    pub fn usual(host: &Host, controller: &'static str) -> Hierarchy {
+        Hierarchy {
+            version: Version::V2,
+            controller,
+            mount: host.path("/sys/fs/cgroup"),
+            root: "/".to_owned(),
+        }
+    }
+
+    /// Finds the hierarchy of a controller.
+    ///
+    /// # Errors
+    /// Mounts that cannot be read; no such hierarchy among them.
+    pub fn of(host: &Host, controller: &'static str) -> Result<Hierarchy> {
+        Mounts::read(host)?.hierarchy(controller)
     }
 
     /// The group that a process is in; `None` where the process is gone.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -30,7 +31,7 @@ const CRI: [&str; 3] = [
 const NERDCTL: &str = "nerdctl/name";
 
 /// So many processes above us are looked at: an engine's monitor is the second or third.
-const MOST_ANCESTORS: usize = 8;
+const MOST_ANCESTORS: usize = 4;
 /// The most that is read of an engine's record of a container, in bytes.
 const MOST_RECORD: u64 = 1 << 20;
 
@@ -59,21 +60,25 @@ enum Monitor {
 impl Ancestry {
     /// Looks at the processes above this one.
     pub fn of_this_process(host: &Host) -> Ancestry {
-        Ancestry::of(host, std::process::id() as i32)
+        Ancestry::up_from(host, parent_id().try_into().ok())
     }
 
     /// Looks at the processes above one of a container.
-    pub fn of(host: &Host, mut pid: i32) -> Ancestry {
+    pub fn of(host: &Host, pid: i32) -> Ancestry {
+        Ancestry::up_from(host, process::parent(host, pid))
+    }
+
+    fn up_from(host: &Host, mut next: Option<i32>) -> Ancestry {
         let mut ancestry = Ancestry::default();
-        for _ in 0..MOST_ANCESTORS {
-            let Some(parent) = process::parent(host, pid).filter(|parent| *parent > 1) else {
+        for above in 1..=MOST_ANCESTORS {
+            let Some(pid) = next.filter(|pid| *pid > 1) else {
                 break;
             };
-            ancestry.add(&process::command_line(host, parent));
-            if ancestry.monitor.is_some() {
+            ancestry.add(&process::command_line(host, pid));
+            if ancestry.monitor.is_some() || above == MOST_ANCESTORS {
                 break;
             }
-            pid = parent;
+            next = process::parent(host, pid);
         }
         ancestry
     }
