@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::Version;
-use crate::files::MOST_BYTES;
+use crate::files::{MOST_BYTES, read_bounded};
 
 /// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
 pub(super) const LINKS_OF_A_LEAF: u8 = 2;
@@ -33,9 +33,6 @@ const MOST_GROUPS: usize = 1 << 16;
 
 /// So many groups are removed at once, for the same reason: removing one takes longer than a look.
 const MOST_REMOVED: usize = 1 << 13;
-
-/// What is read of a group's file at a time, in bytes.
-const AT_A_TIME: usize = 4 << 10;
 
 /// One level of a walk that is on its way down.
 struct Level {
@@ -262,18 +259,12 @@ fn is_directory(group: &OwnedFd, name: &CStr) -> io::Result<bool> {
 /// Reads a file of the group of this name in another; `None` where there is none, or the group is gone.
 fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    // The kernel tells a few hundred processes at a time.
-    let mut text = String::with_capacity(AT_A_TIME);
     let path = [name.to_bytes(), b"/", file.as_bytes()].concat();
     let attempt = openat(parent, path.as_slice(), flags, Mode::empty())
         .map_err(io::Error::from)
-        .and_then(|file| {
-            // What is bounded is not asked for its size first.
-            let file = File::from(file);
-            file.take(MOST_BYTES).read_to_string(&mut text)
-        });
+        .and_then(|file| read_bounded(File::from(file), MOST_BYTES));
     match attempt {
-        Ok(_) => Ok(Some(text)),
+        Ok(text) => Ok(Some(text)),
         Err(error) if crate::files::is_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use super::Books;
 use super::reap::Owners;
@@ -92,6 +92,8 @@ struct Look {
     portion: usize,
     /// Those of dead owners that are slow to be freed: they come after all others.
     slow: Vec<usize>,
+    /// Why it cannot be told who owns some of them.
+    untold: Option<Error>,
 }
 
 impl Look {
@@ -124,6 +126,7 @@ impl Books<'_> {
             next: 0,
             portion: FIRST_LOOK,
             slow: Vec::new(),
+            untold: None,
         };
         let mut levels = None;
         loop {
@@ -157,7 +160,10 @@ impl Books<'_> {
                 {
                     self.look_on(&pool, &mut look, &mut owners)?;
                 }
-                Err(refusal) => return Err(self.refused(&refusal, &reach, wish, bound)?.into()),
+                Err(refusal) => {
+                    let refused = self.refused(&refusal, &reach, wish, bound)?;
+                    return Err(look.untold.unwrap_or_else(|| refused.into()));
+                }
             }
         }
     }
@@ -240,8 +246,10 @@ impl Books<'_> {
                 Ok(Owners::Living) => {}
                 Ok(Owners::Dead) => *owners = 0,
                 Ok(Owners::Slow) => look.slow.push(index),
-                // What is damaged has an owner, as far as can be told.
-                Err(error) => log::warn!("CPU list {} counts as held: {error:#}", list.name),
+                // It has one, as far as can be told.
+                Err(error) => {
+                    look.untold.get_or_insert(error);
+                }
             }
         }
         look.next = end;

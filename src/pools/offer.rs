@@ -94,7 +94,7 @@ impl PoolDirectory {
         let mut lists = Vec::new();
         let mut tasks_path = path.clone();
         for entry in files::entries_in(&path).ok()? {
-            if let Some(list) = offered_list(entry, &claimed, &mut tasks_path)? {
+            if let Some(list) = offered_list(entry, &claimed, &mut tasks_path).ok()? {
                 if !given.is_disjoint(&list.cpus) {
                     return None;
                 }
@@ -128,34 +128,36 @@ impl PoolDirectory {
     }
 }
 
-/// One entry of a pool: `None` where it is odd, nothing where it is no list. `path` is the pool's,
-/// and is so again afterwards.
+/// The list that an entry of a pool is, if it is one. `path` is the pool's, and is so again
+/// afterwards.
 fn offered_list(
     entry: Entry,
     claimed: &BTreeSet<String>,
     path: &mut PathBuf,
-) -> Option<Option<OfferedList>> {
+) -> Result<Option<OfferedList>, Odd> {
     if entry.is_symlink() {
-        return None;
+        return Err(Odd);
     }
     if !entry.is_directory() {
-        return Some(None);
+        return Ok(None);
     }
-    let name = entry.name.into_string().ok()?;
-    let cpus: CpuSet = name.parse().ok()?;
+    let name = entry.into_name().ok_or(Odd)?;
+    let cpus: CpuSet = name.parse().map_err(|_| Odd)?;
     if cpus.is_empty() {
-        return None;
+        return Err(Odd);
     }
     let tasks = match claimed.contains(&name) {
         true => None,
         false => {
-            path.push(&name);
-            path.push("tasks");
-            let tasks = owners::tasks_in(path, &trusted(path).ok()?).ok()?;
+            path.extend([name.as_str(), "tasks"]);
+            let tasks = trusted(path).and_then(|seen| owners::tasks_in(path, &seen));
             path.pop();
             path.pop();
-            Some(tasks)
+            Some(tasks.map_err(|_| Odd)?)
         }
     };
-    Some(Some(OfferedList { name, cpus, tasks }))
+    Ok(Some(OfferedList { name, cpus, tasks }))
 }
+
+/// Something is not as it should be; whoever reads all of the pool says what.
+struct Odd;
