@@ -30,7 +30,7 @@ const DONE: &str = "\0";
 pub struct Answer {
     /// How it ended.
     pub status: ExitStatus,
-    /// What it wrote to standard output.
+    /// What it wrote to standard output, or to standard error where that was asked for.
     pub out: String,
 }
 
@@ -40,17 +40,25 @@ pub struct Answer {
 /// It cannot be executed; it has not closed its output and ended within that time, or says more than a mebibyte, or what is
 /// not UTF-8.
 pub fn ask(command: &mut Command, within: Duration) -> Result<Answer> {
+    hear(command.stdout(Stdio::piped()).stderr(Stdio::null()), within)
+}
+
+/// The same, to hear what it writes to standard error, and nothing else.
+pub fn ask_for_errors(command: &mut Command, within: Duration) -> Result<Answer> {
+    hear(command.stdout(Stdio::null()).stderr(Stdio::piped()), within)
+}
+
+fn hear(command: &mut Command, within: Duration) -> Result<Answer> {
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
         .process_group(0)
         .spawn()
         .with_context(|| format!("execute {}", Path::new(command.get_program()).display()))?;
     let deadline = Instant::now() + within;
-    let out = match child.stdout.take() {
-        Some(stdout) => files::read_bounded(Prompt::within(stdout, within), MOST_WORDS),
-        None => Ok(String::new()),
+    let out = match (child.stdout.take(), child.stderr.take()) {
+        (Some(out), _) => files::read_bounded(Prompt::within(out, within), MOST_WORDS),
+        (None, Some(out)) => files::read_bounded(Prompt::within(out, within), MOST_WORDS),
+        (None, None) => Ok(String::new()),
     };
     let ended = match out {
         Ok(_) => ended_by(&mut child, deadline),

@@ -111,6 +111,9 @@ pub fn runtime(
     Ok(path)
 }
 
+/// The question (OCI runtime specification, features.md).
+const FEATURES: &str = "features";
+
 const NAME_ANOTHER: &str = "name runc or crun as runtime.path in Pinfold's configuration";
 
 /// A runtime whose hooks see no process of the container's own is of no use, whatever its features
@@ -162,8 +165,8 @@ fn asked(runtime: &Path) -> Result<bool> {
     Ok(says == Some(true))
 }
 
-/// The same, and a runtime that said that it runs them is not asked again while it is that very
-/// file: this is remembered in the run directory. What cannot be trusted, read or written there is
+/// The same, and a runtime that said that it runs them, or that it does not know the question, is
+/// not asked again while it is that very file: this is remembered in the run directory. What cannot be trusted, read or written there is
 /// no memory.
 pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> {
     ensure_fit(runtime)?;
@@ -171,8 +174,9 @@ pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> 
     if known.is_there() {
         return Ok(());
     }
-    let says = asked(runtime)?;
-    // Silence may be a passing failure. One that was replaced meanwhile is not the one that was
+    // Any other silence may be a passing failure.
+    let says = asked(runtime)? || does_not_know_features(runtime)?;
+    // One that was replaced meanwhile is not the one that was
     // asked; and a script speaks for another program.
     if says && is_program(runtime) && Known::of(runtime, run_dir)?.text == known.text {
         if let Err(error) = known.keep() {
@@ -189,7 +193,7 @@ fn is_program(runtime: &Path) -> bool {
     read.is_ok() && begin == *b"\x7fELF"
 }
 
-/// That a runtime runs our hooks.
+/// That there is nothing more to ask a runtime.
 struct Known {
     path: PathBuf,
     /// What tells that very file from any other of its path.
@@ -239,10 +243,19 @@ impl Known {
     }
 }
 
+/// Does a runtime say that it does not know this question, as older ones do?
+fn does_not_know_features(runtime: &Path) -> Result<bool> {
+    let mut command = Command::new(runtime);
+    let said = child::ask_for_errors(command.arg(FEATURES), FEATURES_WITHIN)
+        .with_context(|| format!("ask {} for its features", runtime.display()))?;
+    let has_failed = said.status.code().is_some_and(|code| code != 0);
+    Ok(has_failed && said.out.contains(FEATURES))
+}
+
 /// What a runtime says of itself; `None` where it does not know the question.
 fn features(runtime: &Path) -> Result<Option<String>> {
     let mut command = Command::new(runtime);
-    let said = child::ask(command.arg("features"), FEATURES_WITHIN)
+    let said = child::ask(command.arg(FEATURES), FEATURES_WITHIN)
         .with_context(|| format!("ask {} for its features", runtime.display()))?;
     Ok(said.status.success().then_some(said.out))
 }
@@ -396,6 +409,20 @@ mod tests {
         files::replace(&runtime, says.as_bytes(), 0o755, Durability::Crash).unwrap();
         once().unwrap();
         assert!(!Known::of(&runtime, &run_dir).unwrap().is_there());
+    }
+
+    #[test]
+    fn one_that_does_not_know_the_question_is_asked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        std::fs::create_dir(&run_dir).unwrap();
+        // `cat: features: No such file or directory`, and a failure without a word.
+        for (program, is_kept) in [("/bin/cat", true), ("/bin/false", false)] {
+            let runtime = Path::new(program);
+            ensure_runs_our_hooks_once(runtime, &run_dir).unwrap();
+            let known = Known::of(runtime, &run_dir).unwrap();
+            assert_eq!(known.is_there(), is_kept, "{program}");
+        }
     }
 
     #[test]
