@@ -1,5 +1,6 @@
 //! `pinfold apply` on pools of this machine's first two CPUs: what is declared is made, once.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+// A test that cannot be set up has to fail.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -206,4 +207,35 @@ fn an_error_names_the_key_and_changes_nothing() {
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("no pools are declared"), "{text}");
     assert_eq!(site.lists("dp"), ["0"]);
+}
+
+/// What an owner elsewhere keeps is no reason to take a pool away, or to make less of it.
+#[test]
+fn a_pool_that_cannot_be_as_declared_is_not_lost() {
+    let site = Site::new(TWO);
+    assert_eq!(site.apply(&[]).0, 0);
+    let mut owner = Command::new("sleep").arg("600").spawn().unwrap();
+    let pid = owner.id().to_string();
+    let tasks = site.path("kcm/pools/common/1/tasks");
+    fs::write(&tasks, &pid).unwrap();
+    let before = site.snapshot();
+    for (dp, expected) in [
+        ("lists = ['1']", "CPU 1 is in pool common"),
+        ("cores = 9999", "9999 asked for"),
+    ] {
+        site.declare(&format!("[pools.dp]\nkind = 'exclusive'\n{dp}\n"));
+        let (code, said) = site.apply(&["--prune"]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(site.lists("dp"), ["0"], "{said}");
+    }
+    let is_pools = |(path, ..): &&(PathBuf, u64, [i64; 4], u64)| path.starts_with(site.path("kcm"));
+    let pools = |all: Vec<_>| all.iter().filter(is_pools).cloned().collect::<Vec<_>>();
+    assert_eq!(pools(site.snapshot()), pools(before));
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    site.declare("[pools.dp]\nkind = 'exclusive'\nlists = ['1']\n");
+    let (code, said) = site.apply(&["--prune"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(site.lists("dp"), ["1"]);
 }

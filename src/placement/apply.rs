@@ -23,16 +23,16 @@ pub struct Applied {
     pub kept: Vec<Kept>,
     /// The owners who were given other CPUs, as a sentence calls them.
     pub owners: Vec<String>,
-    /// The processes that another tool put into a list that became another: they keep the CPUs that they
-    /// have.
+    /// The processes that another tool put into a list that became another: they keep the CPUs
+    /// that they have.
     pub strangers: Vec<i32>,
 }
 
 /// Makes the pools so. Where they are already, the lock is not held and nothing is written.
 ///
 /// # Errors
-/// More than the machine has, and pools that cannot be read or written: before the first change where it can
-/// be known.
+/// More than the machine has, and pools that cannot be read or written: before the first change
+/// where it can be known.
 pub fn apply(
     site: &Site,
     stock: &Stock,

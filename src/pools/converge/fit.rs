@@ -7,7 +7,8 @@ use crate::pools::carve::{Core, Numa};
 use crate::pools::plan::{PoolSpec, Stock, Unit};
 use crate::pools::resize::cpus_of;
 
-/// How a pool differs from what is declared, in a way that no resize mends; `None` where it does not.
+/// How a pool differs from what is declared, in a way that no resize mends; `None` where it does
+/// not.
 pub(super) fn misfit(owned: &Owned, spec: &PoolSpec, stock: &Stock) -> Option<String> {
     let pool = &owned.pool;
     if pool.kind != spec.kind {
@@ -55,7 +56,8 @@ fn has_unit(owned: &Owned, unit: Unit, stock: &Stock) -> bool {
         && lists.iter().all(|list| is_whole(&list.cpus))
 }
 
-/// How many cores the pool has: at least those that are online, at most as many more as CPUs are offline.
+/// How many cores the pool has: at least those that are online, at most as many more as CPUs are
+/// offline.
 pub(super) fn cores_of(owned: &Owned, stock: &Stock) -> std::ops::RangeInclusive<usize> {
     let cpus = cpus_of(&owned.pool.lists);
     let online = stock

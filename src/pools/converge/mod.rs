@@ -1,5 +1,5 @@
 //! The way from the pools that are there to those that are declared: which are removed, made, and
-//! changed, in which order. Pure; each step is one of those that `pool add`, `remove` and `resize` make.
+//! changed, in which order. Pure; each step is one that `pool add`, `remove` or `resize` makes.
 
 mod fit;
 mod model;
@@ -49,7 +49,8 @@ pub enum Undeclared {
     Go,
 }
 
-/// A pool that is there, and who keeps each of its lists from being taken away, in the pool's order.
+/// A pool that is there, and who keeps each of its lists from being taken away, in the pool's
+/// order.
 #[derive(Debug, Clone)]
 pub struct Owned {
     /// The pool.
@@ -59,7 +60,7 @@ pub struct Owned {
 }
 
 /// What there is before.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Present<'a> {
     /// The machine's cores, whoever has them.
     pub stock: &'a Stock,
@@ -67,6 +68,19 @@ pub struct Present<'a> {
     pub pools: Vec<Owned>,
     /// CPUs that are in no pool, and that somebody owns.
     pub owned: CpuSet,
+}
+
+impl Present<'_> {
+    /// The same if nobody owned anything in the pools, and these were all still to be made.
+    fn with_all_to_make(&self, declared: &[Declared]) -> Self {
+        let mut free = self.clone();
+        let is_declared = |owned: &Owned| declared.iter().any(|one| one.name() == owned.pool.name);
+        free.pools.retain(|owned| !is_declared(owned));
+        for owned in &mut free.pools {
+            owned.owners.fill(None);
+        }
+        free
+    }
 }
 
 /// One change of one pool.
@@ -109,10 +123,12 @@ pub struct Course {
     pub after: Vec<PlannedPool>,
 }
 
-/// Finds it. Lists with owners stay as they are. What is to get the rest gives way to what is counted.
+/// Finds it. Lists with owners stay as they are. What is to get the rest gives way to what is
+/// counted. A pool that owners keep from being as declared stays as it was, or is not made.
 ///
 /// # Errors
-/// More declared than the machine has; nothing is to be changed then.
+/// What could not be even if nobody owned anything, as more than the machine has; nothing is to be
+/// changed then.
 pub fn course(
     present: Present<'_>,
     declared: &[Declared],
@@ -127,22 +143,19 @@ pub fn course(
         .collect();
     present.stock.ensure_one_rest(&specs)?;
     ensure_apart(declared)?;
-    let mut model = Model::of(present);
-    let before = model.clone().into_course().after;
-    let names: Vec<&str> = declared.iter().map(Declared::name).collect();
-    if undeclared == Undeclared::Go {
-        model.remove_others(&names);
+    let before = Model::of(present.clone()).planned();
+    let mut model = once(present, declared, undeclared, &specs)?;
+    // Where others have made room, what stayed as it was may follow.
+    for _ in declared {
+        if model.kept.is_empty() {
+            break;
+        }
+        match once(model.present(), declared, undeclared, &specs) {
+            Ok(next) if next.planned() != model.planned() => model = model.followed_by(next),
+            _ => break,
+        }
     }
-    for one in declared {
-        model.clear_way(one)?;
-    }
-    let grown = grown(&model, declared).map_err(|error| {
-        // As a whole it says how many there are and for whom.
-        let others = model.cpus_of_others(&specs);
-        let whole = plan(&model.stock.without(&others), &specs);
-        whole.err().unwrap_or(error)
-    })?;
-    let mut course = grown.into_course();
+    let mut course = model.into_course();
     // What gave way for nothing has all of it back.
     if course.after == before {
         course.steps.clear();
@@ -173,9 +186,55 @@ fn ensure_apart(declared: &[Declared]) -> Result<()> {
     Ok(())
 }
 
-/// With all that is declared; pools of the rest that are there give up, one after the other and as little as
-/// will do, what others are to have.
-fn grown<'a>(model: &Model<'a>, declared: &[Declared]) -> Result<Model<'a>> {
+/// The pools after each was cleared away, made, and resized once.
+fn once<'a>(
+    present: Present<'a>,
+    declared: &[Declared],
+    undeclared: Undeclared,
+    specs: &[PoolSpec],
+) -> Result<Model<'a>> {
+    let before = Model::of(present.clone()).planned();
+    let cleared = |present: &Present<'a>, stay: &[Kept]| {
+        let mut model = Model::of(present.clone());
+        for kept in stay {
+            model.keep(&kept.pool, kept.why.clone());
+        }
+        model.clear(declared, undeclared);
+        model
+    };
+    // As a whole it says how many there are and for whom.
+    let refusal = |model: &Model<'_>, error| {
+        let others = model.cpus_of_others(specs);
+        let whole = plan(&model.stock.without(&others), specs);
+        whole.err().unwrap_or(error)
+    };
+    let mut stay: Vec<Kept> = Vec::new();
+    loop {
+        let model = cleared(&present, &stay);
+        let (mut partly, refused) = match grown(&model, declared) {
+            Ok(grown) => return Ok(grown),
+            Err(short) => *short,
+        };
+        let free = cleared(&present.with_all_to_make(declared), &[]);
+        grown(&free, declared).map_err(|short| refusal(&free, short.1))?;
+        partly.note_owned_rest(declared);
+        ensure!(!partly.kept.is_empty(), refusal(&model, refused));
+        match with_what_can_be(partly, declared, &before) {
+            Ok(grown) => return Ok(grown),
+            Err(kept) => stay.push(kept),
+        }
+    }
+}
+
+/// With all that is declared; pools of the rest that are there give up, one after the other and as
+/// little as will do, what others are to have.
+///
+/// # Errors
+/// What is still missing when they have given up all that they can, and the pools then.
+fn grown<'a>(
+    model: &Model<'a>,
+    declared: &[Declared],
+) -> Result<Model<'a>, Box<(Model<'a>, anyhow::Error)>> {
     let mut refused = match with_all(model.clone(), declared) {
         Ok(grown) => return Ok(grown),
         Err(error) => error,
@@ -183,7 +242,7 @@ fn grown<'a>(model: &Model<'a>, declared: &[Declared]) -> Result<Model<'a>> {
     let mut smaller = model.clone();
     for one in declared {
         let Declared::Cut(spec) = one else { continue };
-        if spec.cores != Cores::Rest {
+        if spec.cores != Cores::Rest || model.is_fixed(&spec.name) {
             continue;
         }
         let before = smaller.clone();
@@ -200,11 +259,7 @@ fn grown<'a>(model: &Model<'a>, declared: &[Declared]) -> Result<Model<'a>> {
             }
         }
     }
-    // What somebody keeps may be what is missing.
-    let mut partly = smaller.clone();
-    partly.note_owned_rest(declared);
-    ensure!(!partly.kept.is_empty(), refused);
-    Ok(with_what_can_be(partly, declared))
+    Err(Box::new((smaller, refused)))
 }
 
 fn with_all<'a>(mut model: Model<'a>, declared: &[Declared]) -> Result<Model<'a>> {
@@ -214,17 +269,36 @@ fn with_all<'a>(mut model: Model<'a>, declared: &[Declared]) -> Result<Model<'a>
     Ok(model)
 }
 
-fn with_what_can_be<'a>(mut model: Model<'a>, declared: &[Declared]) -> Model<'a> {
+/// With what owners leave room for.
+///
+/// # Errors
+/// The first pool that was there before and cannot be as declared: it has to stay as it was.
+fn with_what_can_be<'a>(
+    mut model: Model<'a>,
+    declared: &[Declared],
+    before: &[PlannedPool],
+) -> Result<Model<'a>, Kept> {
     for one in in_turn(declared) {
-        if let Err(error) = model.grow(one) {
-            model.keep(one.name(), Refusal::of(&error));
+        let Err(error) = model.grow(one) else {
+            continue;
+        };
+        let pool = one.name();
+        if !before.iter().any(|former| former.name == pool) {
+            model.keep(pool, Refusal::of(&error));
+            continue;
         }
+        // That it has owners itself says more than what came of it.
+        let mut earlier = model.kept.into_iter().filter(|kept| kept.pool == pool);
+        return Err(earlier.next().unwrap_or_else(|| Kept {
+            pool: pool.to_owned(),
+            why: Refusal::of(&error),
+        }));
     }
-    model
+    Ok(model)
 }
 
-/// Lists that are named first; then the exclusive pools, which have fewer cores to come from; what gets
-/// the rest last.
+/// Lists that are named first; then the exclusive pools, which have fewer cores to come from; what
+/// gets the rest last.
 fn in_turn(declared: &[Declared]) -> Vec<&Declared> {
     let mut turn: Vec<&Declared> = declared.iter().collect();
     turn.sort_by_key(|one| match one {

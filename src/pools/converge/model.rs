@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 
 use super::fit::{cores_of, misfit};
-use super::{Course, Declared, Kept, Owned, Present, Step};
+use super::{Course, Declared, Kept, Owned, Present, Step, Undeclared};
 use crate::cpulist::CpuSet;
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
 use crate::pools::resize::{Resized, Standing, cpus_of, resize};
@@ -36,7 +36,26 @@ impl<'a> Model<'a> {
         }
     }
 
-    pub(super) fn into_course(self) -> Course {
+    /// What is there after the steps.
+    pub(super) fn present(&self) -> Present<'a> {
+        Present {
+            stock: self.stock,
+            pools: self.pools.clone(),
+            owned: self.owned.clone(),
+        }
+    }
+
+    /// The steps of both, and the pools after them.
+    pub(super) fn followed_by(mut self, mut next: Model<'a>) -> Model<'a> {
+        self.steps.append(&mut next.steps);
+        Model {
+            steps: self.steps,
+            ..next
+        }
+    }
+
+    /// The pools, by name.
+    pub(super) fn planned(&self) -> Vec<PlannedPool> {
         let planned = |owned: &Owned| PlannedPool {
             name: owned.pool.name.clone(),
             kind: owned.pool.kind,
@@ -47,12 +66,16 @@ impl<'a> Model<'a> {
                 .map(|list| list.cpus.clone())
                 .collect(),
         };
-        let mut after: Vec<PlannedPool> = self.pools.iter().map(planned).collect();
-        after.sort_by(|one, other| one.name.cmp(&other.name));
+        let mut all: Vec<PlannedPool> = self.pools.iter().map(planned).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+
+    pub(super) fn into_course(self) -> Course {
         Course {
+            after: self.planned(),
             steps: self.steps,
             kept: self.kept,
-            after,
         }
     }
 
@@ -64,8 +87,25 @@ impl<'a> Model<'a> {
         });
     }
 
+    pub(super) fn is_fixed(&self, name: &str) -> bool {
+        self.fixed.iter().any(|fixed| fixed == name)
+    }
+
+    /// Takes away what is in the way of what is declared.
+    pub(super) fn clear(&mut self, declared: &[Declared], undeclared: Undeclared) {
+        if undeclared == Undeclared::Go {
+            let names: Vec<&str> = declared.iter().map(Declared::name).collect();
+            self.remove_others(&names);
+        }
+        for one in declared {
+            if !self.is_fixed(one.name()) {
+                self.clear_way(one);
+            }
+        }
+    }
+
     /// Removes those of other names.
-    pub(super) fn remove_others(&mut self, names: &[&str]) {
+    fn remove_others(&mut self, names: &[&str]) {
         let others = self.pools.iter().map(|owned| owned.pool.name.clone());
         let others: Vec<String> = others
             .filter(|name| !names.contains(&name.as_str()))
@@ -94,15 +134,14 @@ impl<'a> Model<'a> {
     }
 
     /// Takes away what is in the way of a pool's being as it is declared, and in the way of others.
-    pub(super) fn clear_way(&mut self, declared: &Declared) -> Result<()> {
+    fn clear_way(&mut self, declared: &Declared) {
         let Some(at) = self.at(declared.name()) else {
-            return Ok(());
+            return;
         };
         match declared {
             Declared::Cut(spec) => match misfit(&self.pools[at], spec, self.stock) {
                 Some(why) => {
                     self.remove_or_keep(&spec.name, &format!("it {why}"));
-                    Ok(())
                 }
                 None => self.shrink(spec),
             },
@@ -111,13 +150,13 @@ impl<'a> Model<'a> {
     }
 
     /// Gives up what is more than declared, as far as owners let it.
-    fn shrink(&mut self, spec: &PoolSpec) -> Result<()> {
+    fn shrink(&mut self, spec: &PoolSpec) {
         let wanted = match self.wanted_size(spec) {
             Some(wanted) if wanted < self.size_of(&spec.name) => wanted,
-            _ => return Ok(()),
+            _ => return,
         };
         let Err(refused) = self.resize(spec, Cores::Count(wanted)) else {
-            return Ok(());
+            return;
         };
         for more in wanted + 1..self.size_of(&spec.name) {
             if self.resize(spec, Cores::Count(more)).is_ok() {
@@ -125,11 +164,10 @@ impl<'a> Model<'a> {
             }
         }
         self.keep(&spec.name, Refusal::of(&refused));
-        Ok(())
     }
 
-    /// The size that a pool which is there has to be given, in the way that a resize counts; `None` where it
-    /// has that, or gets the rest.
+    /// The size that a pool which is there has to be given, in the way that a resize counts; `None`
+    /// where it has that, or gets the rest.
     fn wanted_size(&self, spec: &PoolSpec) -> Option<usize> {
         let Cores::Count(count) = spec.cores else {
             return None;
@@ -182,7 +220,7 @@ impl<'a> Model<'a> {
     /// Gives a pool what it has less than declared, or makes it.
     pub(super) fn grow(&mut self, declared: &Declared) -> Result<()> {
         let name = declared.name();
-        if self.fixed.iter().any(|fixed| fixed == name) {
+        if self.is_fixed(name) {
             return Ok(());
         }
         match (declared, self.at(name)) {
@@ -265,18 +303,18 @@ impl<'a> Model<'a> {
     }
 
     /// Takes away the lists that are not declared and have no owners.
-    fn clear_lists(&mut self, planned: &PlannedPool, at: usize) -> Result<()> {
+    fn clear_lists(&mut self, planned: &PlannedPool, at: usize) {
         let name = &planned.name;
         if self.pools[at].pool.kind != planned.kind {
             let why = format!("it is {}", self.pools[at].pool.kind.word());
             self.remove_or_keep(name, &why);
-            return Ok(());
+            return;
         }
         // A shared list can become another under its owners.
         if planned.kind == Kind::Shared && planned.lists.len() == 1 {
             let is_part = |list: &CpuList| list.cpus.is_subset(&planned.lists[0]);
             if self.pools[at].pool.lists.len() == 1 && is_part(&self.pools[at].pool.lists[0]) {
-                return Ok(());
+                return;
             }
         }
         let owned = &self.pools[at];
@@ -305,7 +343,6 @@ impl<'a> Model<'a> {
             }
             false => self.relist(at, stay),
         }
-        Ok(())
     }
 
     /// Gives a pool the lists that are declared, beside those that owners keep.

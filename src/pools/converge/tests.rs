@@ -284,6 +284,71 @@ fn more_than_there_is_changes_nothing() {
     }
 }
 
+/// A pool whose place an owner has is as it was, not gone.
+#[test]
+fn a_pool_that_cannot_be_as_declared_stays_as_it_was() {
+    let stock = stock(4);
+    for (before, wanted, after) in [
+        (
+            "common:shared:1,5! dp:exclusive:0,4",
+            "dp:exclusive:1,5",
+            "common:shared:1,5 dp:exclusive:0,4",
+        ),
+        (
+            "common:shared:1,5! dp:exclusive:0,4/2,6",
+            "dp:exclusive:1,5/2,6",
+            "common:shared:1,5 dp:exclusive:0,4/2,6",
+        ),
+        (
+            "common:shared:1,2,3,5,6,7! dp:shared:0,4",
+            "dp=1:exclusive common=rest:shared",
+            "common:shared:1,2,3,5,6,7 dp:shared:0,4",
+        ),
+        // What wants the place of that one has to do without it.
+        (
+            "a:exclusive:2,6 common:shared:1,5! dp:exclusive:0,4",
+            "a:exclusive:0,4 dp:exclusive:1,5",
+            "a:exclusive:2,6 common:shared:1,5 dp:exclusive:0,4",
+        ),
+    ] {
+        let case = format!("{before} -> {wanted}");
+        let course = run(&stock, before, wanted, Undeclared::Go).expect(&case);
+        assert_eq!(shown(&course.after), after, "{case}");
+        assert_eq!(course.steps, [], "{case}");
+        let is_told = course.kept.iter().any(|kept| kept.pool == "dp");
+        assert!(is_told, "{case}: {:?}", course.kept);
+    }
+}
+
+/// An owner elsewhere is no excuse for more than there is.
+#[test]
+fn more_than_there_is_changes_nothing_whoever_owns_what() {
+    let stock = stock(4);
+    for (before, wanted, said) in [
+        (
+            "common:shared:1,5/2,6! dp:exclusive:3,7",
+            "common:shared:1,5 dp=9999:exclusive",
+            "9999 asked for",
+        ),
+        (
+            "common:exclusive:1,5!/2,6 dp:shared:3,7",
+            "common=1:exclusive dp=9999:exclusive",
+            "9999 for dp",
+        ),
+        (
+            "old:exclusive:1,5! dp:shared:3,7",
+            "dp=9999:exclusive",
+            "9999 asked for",
+        ),
+    ] {
+        for undeclared in [Undeclared::Stay, Undeclared::Go] {
+            let error = run(&stock, before, wanted, undeclared).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(said), "{before} -> {wanted}: {error}");
+        }
+    }
+}
+
 /// A generator of numbers that is good enough for a test (xorshift64, Marsaglia 2003).
 struct Dice(u64);
 
@@ -325,7 +390,8 @@ impl Dice {
     }
 }
 
-/// From anything to anything: owners keep what they have, and the second time nothing is left to do.
+/// From anything to anything: owners keep what they have, no pool that is declared goes, and the
+/// second time nothing is left to do.
 #[test]
 fn a_second_time_changes_nothing_whatever_is_declared() {
     let stock = stock(8);
@@ -368,6 +434,12 @@ fn a_second_time_changes_nothing_whatever_is_declared() {
             pool.is_some_and(|pool| pool.lists.iter().any(|list| cpus.is_subset(list)))
         };
         assert!(owned.iter().all(|(name, cpus)| keeps(name, cpus)), "{case}");
+        for pool in &pools {
+            let name = &pool.pool.name;
+            let is_declared = wanted.iter().any(|one| one.name() == name);
+            let is_there = second.after.iter().any(|after| after.name == *name);
+            assert!(is_there || !is_declared, "{case}: {name} is gone");
+        }
         let mut after = there(&shown(&second.after));
         for one in &mut after {
             for (list, owner) in one.pool.lists.iter().zip(&mut one.owners) {
