@@ -106,7 +106,8 @@ impl Bundle {
     /// what is left of it, what we found then counts.
     ///
     /// # Errors
-    /// What is kept cannot be read; what is neither ours nor UTF-8; a symbolic link, whose target may be the configuration of others too.
+    /// What is kept cannot be read; what is neither ours nor UTF-8; a symbolic link, whose target may
+    /// be the configuration of others too.
     pub fn new(path: PathBuf, text: Vec<u8>) -> Result<Bundle> {
         let entry = files::entry_if_there(&path)?;
         ensure!(

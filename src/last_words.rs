@@ -69,9 +69,9 @@ struct Words {
 
 static WORDS: OnceLock<Words> = OnceLock::new();
 
-/// From now on a signal that ends this hook, or the shim, is told, with what `who` says of it, on stderr and in the system
-/// log; so is a panic. A limit on the size of files becomes an error of the write (setrlimit(2), `RLIMIT_FSIZE`). What was
-/// to be ignored still is. The alarm has a backstop.
+/// From now on a signal that ends this hook, or the shim, is told, with what `who` says of it, on
+/// stderr and in the system log; so is a panic. A limit on the size of files becomes an error of the
+/// write (setrlimit(2), `RLIMIT_FSIZE`). What was to be ignored still is. The alarm has a backstop.
 ///
 /// # Errors
 /// The kernel refuses it.
@@ -85,8 +85,8 @@ pub fn arrange(host: &Host, who: &str) -> Result<()> {
     back_the_alarm()
 }
 
-/// The same for a command that has no alarm of its own and leaves its signal mask alone; what is left of it is taken back by
-/// whoever needs it next.
+/// The same for a command that has no alarm of its own and leaves its signal mask alone; what is left
+/// of it is taken back by whoever needs it next.
 ///
 /// # Errors
 /// The kernel refuses it.
@@ -102,7 +102,8 @@ pub fn arrange_for_change(host: &Host, who: &str) -> Result<()> {
     tell(host, who, ("", DO_AGAIN), &ENDING).map(drop)
 }
 
-/// The same for one that runs until it is stopped: how that is done is nothing to tell of.
+/// The same for one that runs until it is stopped: the signals that stop it are not told, for they
+/// are its usual end.
 ///
 /// # Errors
 /// The kernel refuses it.

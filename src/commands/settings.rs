@@ -113,8 +113,8 @@ impl Settings {
         &self.pools
     }
 
-    /// The machine's cores, without those that an option, or the configuration, keeps for the host's own
-    /// work.
+    /// The machine's cores, without those that an option, or the configuration, keeps for the host's
+    /// own work.
     pub(super) fn stock(&self, option: Option<&Reserve>) -> Result<Stock> {
         let reserve = option.or(self.reserve.as_ref());
         stock(&self.site.host, reserve.map(|reserve| &reserve.0))

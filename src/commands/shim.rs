@@ -76,8 +76,8 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
 }
 
 /// Reads what a container of ours has used, for the runtime is about to remove its group; or to end
-/// it, after which systemd removes the group of a scope before the runtime does (systemd.scope(5)). A
-/// process of its own does: whatever becomes of that, this one becomes the runtime.
+/// it, after which systemd removes the group of a scope before the runtime does (systemd.scope(5)).
+/// A process of its own reads: whatever becomes of that, this one becomes the runtime.
 fn read_before_end(host: &Host, line: &RuntimeLine, run_dir: Option<PathBuf>) {
     let Some(Ok(id)) = line.id.as_deref().map(usable_id) else {
         return;

@@ -6,7 +6,8 @@
 //! two owners. So the model shows why each rule is there, and that it would notice. That the
 //! program keeps the rules is for `tests/real` and `tests/faults` to show.
 //!
-//! The same for what the verbs say: a verb that exits with 0 has left no pid in `tasks`, no owner on old CPUs, and no mask.
+//! The same for what the verbs say: a verb that exits with 0 has left no pid in `tasks`, no owner on
+//! old CPUs, and no mask.
 #![allow(clippy::unwrap_used)] // A test that cannot be set up has to fail.
 
 mod books;

@@ -1,5 +1,6 @@
-//! One shared CPU list that grows, its owners, and the verbs that say that they are done: whatever fails, and whoever is
-//! killed, an exit code of 0 says what the books say, and no mask of ours is left in a group that no claim tells of.
+//! One shared CPU list that grows, its owners, and the verbs that say that they are done: whatever
+//! fails, and whoever is killed, an exit code of 0 says what the books say, and no mask of ours is
+//! left in a group that no claim tells of.
 //!
 //! Who gets the lock is for `books` to show: here a verb has it from its first step to its last.
 

@@ -185,8 +185,8 @@ fn leave_threads(count: c_int) {
     unsafe { syscall(SYS_EXIT, 0 as c_long) };
 }
 
-/// Whoever it has to wait for, and however late it wakes, it has used its share at the end of the next
-/// turn, if there is time enough.
+/// Whoever it has to wait for, and however late it wakes, it has used its share at the end of the
+/// next turn, if there is time enough.
 fn keep_to_duty(milliseconds: c_int) -> ! {
     let busy = std::time::Duration::from_millis(milliseconds.unsigned_abs().into());
     let turn = std::time::Duration::from_millis(20);

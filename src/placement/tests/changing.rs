@@ -301,8 +301,8 @@ fn who_names_cpus_of_a_pool_is_told_what_can_be_done() {
     assert!(message.contains("of pool dp, which web owns"), "{message}");
 }
 
-/// An owner that cannot get the new CPUs is told of, and gets them by the same command once it can; one that has its own
-/// memory nodes, or none, keeps that.
+/// An owner that cannot get the new CPUs is told of, and gets them by the same command once it can;
+/// one that has its own memory nodes, or none, keeps that.
 #[test]
 fn who_cannot_follow_a_list_is_told_of_and_follows_later() {
     let machine = Machine::new();
