@@ -8,7 +8,7 @@ mod trust;
 pub use entries::{Entry, entries_in};
 pub use steady::SteadyFile;
 pub use summed::{summed, unsummed};
-pub use trust::{Way, ensure_trusted_place, ensure_trusted_way};
+pub use trust::{Way, ensure_no_strangers_in, ensure_trusted_place, ensure_trusted_way};
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};

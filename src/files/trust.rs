@@ -53,8 +53,7 @@ impl Way {
         unknown_root: impl Fn() -> Option<u32>,
         doubts: &mut Vec<Refusal>,
     ) -> io::Result<(PathBuf, Metadata)> {
-        let is_trusted =
-            |uid: u32| uid == 0 || uid == geteuid().as_raw() || unknown_root() == Some(uid);
+        let is_trusted = |uid| is_trusted(uid, &unknown_root);
         let absolute = std::path::absolute(path)?;
         let mut pending = names_of(&absolute);
         let mut real = PathBuf::from("/");
@@ -66,7 +65,7 @@ impl Way {
                 above = real.symlink_metadata()?;
                 continue;
             }
-            doubts.extend(doubt_of(&real, &above, is_trusted));
+            doubts.extend(doubt_of(&real, &above, &unknown_root));
             real.push(name);
             let metadata = real.symlink_metadata()?;
             if !metadata.is_symlink() {
@@ -115,7 +114,8 @@ pub fn ensure_trusted_way(path: &Path, unknown_root: impl Fn() -> Option<u32>) -
     }
 }
 
-/// The same of one that is about to be made, with directories on the way to it: nobody else can change where.
+/// The same of one that is about to be made, with directories on the way to it: nobody else can
+/// change where.
 ///
 /// # Errors
 /// As [`ensure_trusted_way`].
@@ -133,6 +133,23 @@ pub fn ensure_trusted_place(path: &Path, unknown_root: impl Fn() -> Option<u32>)
         .map_or(Ok(()), |doubt| bail!(doubt))
 }
 
+/// Makes sure that a directory is root's or ours, and that not anybody can replace what is in it. A
+/// group may: whoever opens something there has to check what was opened.
+///
+/// # Errors
+/// It is another user's, or anybody can write it and it is not sticky.
+pub fn ensure_no_strangers_in(
+    path: &Path,
+    metadata: &Metadata,
+    unknown_root: impl Fn() -> Option<u32>,
+) -> Result<()> {
+    strangers_in(path, metadata, unknown_root).map_or(Ok(()), |doubt| bail!(doubt))
+}
+
+fn is_trusted(uid: u32, unknown_root: impl Fn() -> Option<u32>) -> bool {
+    uid == 0 || uid == geteuid().as_raw() || unknown_root() == Some(uid)
+}
+
 /// The last name first.
 fn names_of(path: &Path) -> Vec<std::ffi::OsString> {
     let names = path.components().filter_map(|component| match component {
@@ -145,30 +162,45 @@ fn names_of(path: &Path) -> Vec<std::ffi::OsString> {
     names
 }
 
-/// What somebody else can do in a directory. In a sticky one, as /tmp, nobody can replace what is another's (unlink(2)).
-fn doubt_of(path: &Path, metadata: &Metadata, is_trusted: impl Fn(u32) -> bool) -> Option<Refusal> {
+/// What somebody else can do in a directory. In a sticky one, as /tmp, nobody can replace what is
+/// another's (unlink(2)).
+fn doubt_of(
+    path: &Path,
+    metadata: &Metadata,
+    unknown_root: impl Fn() -> Option<u32>,
+) -> Option<Refusal> {
+    let doubt = strangers_in(path, metadata, unknown_root);
+    let (mode, gid) = (metadata.mode(), metadata.gid());
+    let is_writable = mode & 0o020 != 0 && mode & libc::S_ISVTX == 0;
+    if doubt.is_none() && is_writable && gid != 0 && gid != getegid().as_raw() {
+        let (word, path) = (shell_word(path), path.display());
+        return Some(Refusal::new(
+            format!("{path} can be written by the group {gid}, which can replace what is in it"),
+            format!("`chmod g-w {word}`"),
+        ));
+    }
+    doubt
+}
+
+/// The same, without what a group can do.
+fn strangers_in(
+    path: &Path,
+    metadata: &Metadata,
+    unknown_root: impl Fn() -> Option<u32>,
+) -> Option<Refusal> {
     let word = shell_word(path);
     let path = path.display();
-    let mode = metadata.mode();
-    let is_sticky = mode & libc::S_ISVTX != 0;
-    if !is_trusted(metadata.uid()) {
+    if !is_trusted(metadata.uid(), unknown_root) {
         let uid = metadata.uid();
         return Some(Refusal::new(
             format!("{path} belongs to uid {uid}, who can replace what is in it"),
             format!("`chown -h {} {word}`", geteuid()),
         ));
     }
-    if mode & 0o002 != 0 && !is_sticky {
+    if metadata.mode() & (0o002 | libc::S_ISVTX) == 0o002 {
         return Some(Refusal::new(
             format!("{path} can be written by anybody, who can replace what is in it"),
             format!("`chmod o-w {word}`"),
-        ));
-    }
-    let gid = metadata.gid();
-    if mode & 0o020 != 0 && !is_sticky && gid != 0 && gid != getegid().as_raw() {
-        return Some(Refusal::new(
-            format!("{path} can be written by the group {gid}, which can replace what is in it"),
-            format!("`chmod g-w {word}`"),
         ));
     }
     None

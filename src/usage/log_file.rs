@@ -1,7 +1,7 @@
 //! The file of records, and the one before it: `usage.jsonl` and `usage.jsonl.1`.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::geteuid;
 
 use super::Record;
@@ -105,26 +106,45 @@ impl Log {
         bail!("{} is another file all the time", self.path.display())
     }
 
-    /// Its directory, which nobody but root and we can write, or put another in the place of, and
-    /// its name there.
+    /// Its directory, which nobody but root and we can write, and its name there.
+    ///
+    /// A group can write the directory above, as that of the system log can /var/log: it could put
+    /// a directory or a link of its own there, which is not used.
     fn directory(&self, host: &Host) -> Result<(OwnedFd, OsString)> {
         let (Some(path), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             bail!("{} is no file", self.path.display());
         };
-        files::ensure_trusted_place(path, || host.unknown_root())?;
+        // The root directory, or one that ends in `..`, is there, and in itself.
+        let (above, own) = match (path.parent(), path.file_name()) {
+            (Some(above), Some(own)) => (above, own),
+            _ => (path, OsStr::new(".")),
+        };
+        let unmade = || {
+            Refusal::new(
+                format!("make {}", path.display()),
+                "make it, or name another file as usage.path in Pinfold's configuration",
+            )
+        };
+        files::ensure_trusted_place(above, || host.unknown_root())?;
         let mut made = DirBuilder::new();
-        made.recursive(true)
-            .mode(0o755)
-            .create(path)
-            .or_refuse(|| {
-                Refusal::new(
-                    format!("make {}", path.display()),
-                    "make it, or name another file as usage.path in Pinfold's configuration",
-                )
-            })?;
-        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
-        let dir = nix::fcntl::open(path, flags, Mode::empty())
-            .with_context(|| format!("open the directory {}", path.display()))?;
+        let made = made.recursive(true).mode(0o755).create(above);
+        made.or_refuse(unmade)?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
+        let parent = nix::fcntl::open(above, flags, Mode::empty())
+            .with_context(|| format!("open the directory {}", above.display()))?;
+        let metadata = File::from(parent.try_clone()?).metadata()?;
+        files::ensure_no_strangers_in(above, &metadata, || host.unknown_root())?;
+        match mkdirat(parent.as_fd(), own, Mode::from_bits_truncate(0o755)) {
+            Err(Errno::EEXIST) => {}
+            made => made.or_refuse(unmade)?,
+        }
+        let dir = openat(
+            parent.as_fd(),
+            own,
+            flags | OFlag::O_NOFOLLOW,
+            Mode::empty(),
+        )
+        .with_context(|| format!("open the directory {}", path.display()))?;
         let metadata = File::from(dir.try_clone()?).metadata()?;
         let word = shell_word(path);
         ensure!(
@@ -286,7 +306,7 @@ fn former(name: impl Into<OsString>) -> OsString {
 mod tests {
     use super::*;
     use crate::usage::{Exactness, Record};
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     fn record(id: &str) -> Record {
         Record {
@@ -432,5 +452,56 @@ mod tests {
         std::fs::rename(&home, dir.path().join("real")).unwrap();
         symlink("real", &home).unwrap();
         assert!(said().contains("open the directory"), "{}", said());
+    }
+
+    #[test]
+    fn a_group_can_write_the_directory_above_and_nothing_of_its_own_is_used() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(dir.path());
+        let home = dir.path().join("log");
+        let said = |log: &Log| format!("{:#}", log.writer(&host()).unwrap_err());
+        let mode = |mode| {
+            std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(mode)).unwrap();
+        };
+        // As Ubuntu's /var/log.
+        chown(dir.path(), Some(0), Some(12345)).unwrap();
+        mode(0o775);
+        for id in ["a", "b"] {
+            log.writer(&host()).unwrap().add(&record(id)).unwrap();
+        }
+        assert_eq!(ids(&log.read().unwrap()), ["a", "b"]);
+        let made = home.metadata().unwrap();
+        assert_eq!((made.uid(), made.mode() & 0o7777), (0, 0o755));
+        // Further up such a group could lead elsewhere.
+        let deep = Log {
+            path: home.join("deep/usage.jsonl"),
+            ..log.clone()
+        };
+        assert!(said(&deep).contains("written by the group 12345"));
+        assert!(home.join("deep").symlink_metadata().is_err());
+        // What somebody of the group puts in its place.
+        std::fs::rename(&home, dir.path().join("ours")).unwrap();
+        symlink("ours", &home).unwrap();
+        assert!(said(&log).contains("open the directory"), "{}", said(&log));
+        std::fs::remove_file(&home).unwrap();
+        std::fs::create_dir(&home).unwrap();
+        chown(&home, Some(12345), Some(12345)).unwrap();
+        assert!(
+            said(&log).contains("log belongs to uid 12345"),
+            "{}",
+            said(&log)
+        );
+        assert!(files::names_in(&home).unwrap().is_empty());
+        std::fs::remove_dir(&home).unwrap();
+        // Nor is anything made where anybody, or the owner, can replace it.
+        mode(0o777);
+        assert!(said(&log).contains("can be written by anybody"));
+        mode(0o755);
+        chown(dir.path(), Some(12345), None).unwrap();
+        assert!(said(&log).contains("belongs to uid 12345, who can replace"));
+        assert!(home.symlink_metadata().is_err());
     }
 }
