@@ -6,13 +6,15 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2};
 
 use crate::files;
@@ -77,12 +79,14 @@ fn hear(command: &mut Command, within: Duration) -> Result<Answer> {
 }
 
 /// Does something in a process apart, which has this one's memory and none of its standard streams:
-/// a panic, a signal or a hang there ends that process alone.
+/// a panic, a signal or a hang there ends that process alone. One that was not done in time is
+/// killed, and reaped by a later call: in the kernel's hands it can take any time to end.
 ///
 /// # Errors
 /// No process can be made; it was not done within that time, or came to an end of its own; what it
-/// failed with.
+/// failed with, or that this is more than a mebibyte or not UTF-8.
 pub fn apart(work: impl FnOnce() -> Result<()>, within: Duration) -> Result<()> {
+    reap_left();
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.context("open /dev/null")?;
     let (hear, tell) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
@@ -103,18 +107,40 @@ pub fn apart(work: impl FnOnce() -> Result<()>, within: Duration) -> Result<()> 
     };
     drop(tell);
     let words = files::read_bounded(Prompt::within(File::from(hear), within), MOST_WORDS);
-    if words.is_err() {
-        // It ends when the kernel lets it, and is not waited for.
-        let _ = kill(child, Signal::SIGKILL);
-        bail!("it was not done within {} s", within.as_secs_f32());
-    }
+    let words = match words {
+        Ok(words) => words,
+        Err(error) => {
+            // It ends when the kernel lets it, and is not waited for.
+            let _ = kill(child, Signal::SIGKILL);
+            left().push(child);
+            if error.kind() == io::ErrorKind::TimedOut {
+                bail!("it was not done within {:.1} s", within.as_secs_f32());
+            }
+            return Err(error).context("what became of it cannot be read");
+        }
+    };
     // It has closed the pipe, and so is at its end.
     let _ = waitpid(child, None);
-    match words?.as_str() {
+    match words.as_str() {
         DONE => Ok(()),
         "" => bail!("the process that was to do it has ended before"),
         error => bail!("{error}"),
     }
+}
+
+/// The processes apart that were killed and have not been reaped yet. Until then their pids are
+/// nobody else's.
+fn left() -> MutexGuard<'static, Vec<Pid>> {
+    static LEFT: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reaps those of them that have ended, and waits for none.
+fn reap_left() {
+    left().retain(|child| {
+        let ended = waitpid(*child, Some(WaitPidFlag::WNOHANG));
+        matches!(ended, Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+    });
 }
 
 fn ended_by(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
@@ -146,6 +172,19 @@ mod tests {
         let ended = said(|| std::process::abort(), 60_000);
         assert_eq!(ended, "the process that was to do it has ended before");
         assert_eq!(said(|| bail!("no room"), 60_000), "no room");
+        assert_eq!(said(hang, 123), "it was not done within 0.1 s");
+        let long = said(|| bail!("x".repeat(2 << 20)), 60_000);
+        assert!(
+            long.starts_with("what became of it cannot be read: "),
+            "{long}"
+        );
+        // All three were killed, and none stays.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !left().is_empty() {
+            assert!(Instant::now() < deadline, "{:?}", left());
+            std::thread::sleep(PAUSE);
+            reap_left();
+        }
         assert!(begun.elapsed() < Duration::from_secs(30));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made");
