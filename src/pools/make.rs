@@ -374,6 +374,50 @@ mod tests {
         assert!(matches!(directory.found().unwrap(), Found::HalfMade(_)));
     }
 
+    /// KCM has pools, sockets and lists: what lies deeper was made by nobody who is known.
+    #[test]
+    fn what_lies_deeper_than_lists_is_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = PoolDirectory::begin(dir.path()).unwrap();
+        fs::create_dir_all(dir.path().join("pools/dp/0/4,12")).unwrap();
+        assert!(directory.all_numbers_in_tasks().unwrap().is_empty());
+        fs::create_dir(dir.path().join("pools/dp/0/4,12/deeper")).unwrap();
+        let error = format!("{:#}", directory.all_numbers_in_tasks().unwrap_err());
+        assert!(error.contains("4,12/deeper does not belong"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_with_pools_or_a_lock_is_not_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = PoolDirectory::begin(dir.path()).unwrap();
+        let is_empty = || directory.is_empty().unwrap();
+        assert!(!is_empty());
+        fs::create_dir(dir.path().join("pools")).unwrap();
+        assert!(!is_empty());
+        fs::remove_file(dir.path().join("lock")).unwrap();
+        assert!(!is_empty());
+        fs::remove_dir(dir.path().join("pools")).unwrap();
+        assert!(is_empty());
+    }
+
+    #[test]
+    fn a_pool_of_another_kind_than_planned_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = PoolDirectory::begin(dir.path()).unwrap();
+        let lock = directory.lock(&Host::new("/"), Duration::ZERO).unwrap();
+        directory.put_pools(&lock, &planned()).unwrap();
+        let Found::Pools(found) = directory.found().unwrap() else {
+            panic!("there are no pools");
+        };
+        let mut other = planned();
+        assert!(has_planned_kinds(&found, &other));
+        other[1].kind = Kind::Exclusive;
+        assert!(!has_planned_kinds(&found, &other));
+        // A pool that nobody planned is of no other kind than planned.
+        other.pop();
+        assert!(has_planned_kinds(&found, &other));
+    }
+
     #[test]
     fn only_what_is_planned_is_completed() {
         let dir = tempfile::tempdir().unwrap();
