@@ -1,8 +1,10 @@
 //! The use cases on a tree that stands for a machine with cgroup v2, whose processes are files.
 
+mod accounting;
 mod booting;
 mod changing;
 mod forced;
+mod looking;
 mod made;
 mod reaping;
 mod starting;
