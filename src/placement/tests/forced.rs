@@ -153,3 +153,23 @@ fn nobody_waits_for_a_process_that_lives() {
     ));
     assert_eq!(release(&machine.site(), "web").unwrap().kept.len(), 1);
 }
+
+/// Nothing was tried to let it out: its claim is not one of this pool.
+#[test]
+fn an_owner_that_lives_and_cannot_be_settled_keeps_its_claim() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    let mut web = machine.pinned("web", 1, "dp", &["0"]);
+    machine.ledger().remove(&web).unwrap();
+    web.lists = vec!["4".to_owned()];
+    machine.ledger().write(&web).unwrap();
+    // It left its group, which is gone.
+    machine.group("/other");
+    machine.end(web.owner, &group_of("web"));
+    machine.live(web.owner, "/other");
+    std::fs::remove_dir_all(machine.path("sys/fs/cgroup/machine.slice/web")).unwrap();
+    let outcome = force_release(&machine.site(), "web").unwrap();
+    assert_eq!((outcome.freed.len(), outcome.problems.len()), (0, 1));
+    let kept = machine.ledger().of_id("web").unwrap();
+    assert_eq!(kept[0].claim(), Some(&web));
+}

@@ -245,3 +245,32 @@ fn a_survivor_is_recorded_in_each_of_its_lists() {
     assert_eq!(report.problems, []);
     assert!(!machine.has_list("dp", "1"));
 }
+
+/// A claim from before its list got another name is not settled, and what it stands for stays.
+#[test]
+fn a_dead_pid_of_a_claim_that_cannot_be_linked_is_kept() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let mut web = machine.pinned("web", 1, "dp", &["0"]);
+    machine.live(machine.process(2), &group_of("web"));
+    machine.end(web.owner, &group_of("web"));
+    machine.ledger().remove(&web).unwrap();
+    web.lists = vec!["4".to_owned()];
+    machine.ledger().write(&web).unwrap();
+    // One that can be linked, after it and before it.
+    machine.pinned("db", 3, "dp", &["1"]);
+    machine.pinned("zoo", 4, "dp", &["1"]);
+    let report = reconcile(&machine.site()).unwrap();
+    let told = "names lists that pool \"dp\" does not have: 4";
+    assert!(
+        report
+            .problems
+            .iter()
+            .any(|problem| problem.what.contains(told)),
+        "{:?}",
+        report.problems
+    );
+    assert_eq!(report.reclaimed, []);
+    assert_eq!(machine.tasks("dp", "0"), web.owner.pid.to_string());
+    assert!(machine.knows("web"));
+}

@@ -32,6 +32,19 @@ fn pin(machine: &Machine, id: &str, process: Process, size: Size) -> anyhow::Res
     pin_container(&machine.site(), start, &request(size))
 }
 
+/// What this process, which becomes the runtime, reserves for a container in a group of this path.
+fn reserve_for_web(machine: &Machine, path: &str) -> Claim {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    machine.put(&format!("proc/{}/stat", std::process::id()), &stat);
+    let expected = crate::cgroup::of_config::Expected {
+        path: path.to_owned(),
+        is_exact: true,
+    };
+    let request = request(Size::Lists(1));
+    let names = Names::default();
+    reserve(&machine.site(), "web", names, Some(expected), &request).unwrap()
+}
+
 /// An engine that runs two hooks asks twice, and each time for the same.
 #[test]
 fn whoever_asks_twice_has_to_ask_for_as_much() {
@@ -112,6 +125,74 @@ fn what_was_reserved_for_an_earlier_start_is_free() {
     }
 }
 
+/// Its runtime runs still, beside another start of the same id.
+#[test]
+fn what_is_reserved_for_another_start_stays_while_its_runtime_lives() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let runtime = machine.start(1, "/user.slice");
+    machine.group(&group_of("web"));
+    let mut claim = machine.claim("web", runtime, "dp", &["0"]);
+    claim.kind = OwnerKind::Reservation;
+    claim.cgroup = None;
+    claim.awaited = Some(group_of("web"));
+    claim.nonce = Some("another".to_owned());
+    machine.ledger().write(&claim).unwrap();
+    machine.set_tasks("dp", "0", &runtime.pid.to_string());
+    let process = machine.start(2, &group_of("web"));
+    said(pin(&machine, "web", process, Size::Lists(1)));
+    assert!(machine.knows("web"));
+    assert_eq!(machine.tasks("dp", "0"), runtime.pid.to_string());
+}
+
+/// Only what was reserved is looked at more closely: a start has to wait for it.
+#[test]
+fn an_earlier_owner_of_the_id_that_lives_on_is_left_as_it_is() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let web = machine.pinned("web", 1, "dp", &["0"]);
+    machine.live(machine.process(2), &group_of("web"));
+    machine.end(web.owner, &group_of("web"));
+    let process = machine.start(3, "/other.slice/web");
+    said(pin(&machine, "web", process, Size::Lists(1)));
+    assert_eq!(machine.tasks("dp", "0"), web.owner.pid.to_string());
+    assert!(machine.knows("web"));
+}
+
+/// It is freed though there is another list that is free.
+#[test]
+fn a_reservation_frees_dead_owners_of_its_id() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    let dead = machine.dead("web", 1, "dp", &["1"]);
+    let claim = reserve_for_web(&machine, "/machine.slice/new");
+    assert_eq!(claim.lists, ["0"]);
+    assert_eq!(machine.tasks("dp", "1"), "", "{dead:?}");
+    assert_eq!(machine.ledger().of_id("web").unwrap().len(), 1);
+}
+
+/// The runtime had confined a group and was killed; what it did not set is not reset.
+#[test]
+fn a_group_that_was_awaited_gets_back_what_was_set() {
+    for (mems, left) in [("0", ""), ("", "1")] {
+        let machine = Machine::new();
+        machine.pool("dp", "1", &["0"]);
+        machine.group(&group_of("web"));
+        machine.put("sys/fs/cgroup/machine.slice/web/cpuset.cpus", "0\n");
+        machine.put("sys/fs/cgroup/machine.slice/web/cpuset.mems", "1\n");
+        let mut claim = machine.claim("web", machine.process(1), "dp", &["0"]);
+        claim.kind = OwnerKind::Reservation;
+        claim.cgroup = None;
+        claim.mems = mems.parse().unwrap();
+        claim.awaited = Some(group_of("web"));
+        machine.ledger().write(&claim).unwrap();
+        crate::placement::reconcile(&machine.site()).unwrap();
+        assert!(!machine.knows("web"));
+        assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "");
+        assert_eq!(machine.value(&group_of("web"), "cpuset.mems"), left);
+    }
+}
+
 /// The group that a reservation awaits tells its owner only where nobody had it before.
 #[test]
 fn a_reservation_awaits_a_group_that_nobody_has_and_is_given_up_again() {
@@ -123,27 +204,17 @@ fn a_reservation_awaits_a_group_that_nobody_has_and_is_given_up_again() {
     ] {
         let machine = Machine::new();
         machine.pool("dp", "1", &["0"]);
-        let pid = std::process::id() as i32;
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-        machine.put(&format!("proc/{pid}/stat"), &stat);
         machine.group("/machine.slice/empty");
         machine.group("/machine.slice/narrowed");
         machine.put("sys/fs/cgroup/machine.slice/narrowed/cpuset.cpus", "3\n");
         let effective = "sys/fs/cgroup/machine.slice/narrowed/cpuset.cpus.effective";
         machine.put(effective, "3\n");
         machine.start(1, "/machine.slice/used");
-        let expected = crate::cgroup::of_config::Expected {
-            path: path.to_owned(),
-            is_exact: true,
-        };
-        let request = request(Size::Lists(1));
-        let names = Names::default();
-        let site = machine.site();
-        let claim = reserve(&site, "web", names, Some(expected), &request).unwrap();
+        let claim = reserve_for_web(&machine, path);
         let awaited = claim.awaited.as_deref();
         assert_eq!(awaited, is_awaited.then_some(path));
-        assert_eq!(machine.tasks("dp", "0"), pid.to_string());
-        give_up(&site, &claim).unwrap();
+        assert_eq!(machine.tasks("dp", "0"), claim.owner.pid.to_string());
+        give_up(&machine.site(), &claim).unwrap();
         assert_eq!(machine.tasks("dp", "0"), "");
         assert!(!machine.knows("web"));
     }

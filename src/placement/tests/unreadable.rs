@@ -1,8 +1,11 @@
 //! Claims that rot: who may be their owner, and what is done once nobody is.
 
+use std::process::Command;
+
 use super::{FIRST, Machine, group_of};
 use crate::claims::Claim;
 use crate::placement::reconcile;
+use crate::process::Process;
 
 /// The claim's file holds nothing that can be read.
 fn torn(machine: &Machine, claim: &Claim) -> String {
@@ -116,4 +119,56 @@ fn one_without_lists_ends_with_its_owner_and_its_group() {
     std::fs::remove_dir_all(group).unwrap();
     assert_eq!(problems(&machine), Vec::<String>::new());
     assert!(!machine.is_there("run/pinfold/claims/web"));
+}
+
+/// A process of the machine that runs the tests, on one CPU alone, and what the tree tells of it.
+struct Confined(std::process::Child);
+
+impl Confined {
+    fn on(cpu: u32, machine: &Machine, group: &str) -> Confined {
+        let confined = Confined(Command::new("sleep").arg("60").spawn().unwrap());
+        let mut cpus = nix::sched::CpuSet::new();
+        cpus.set(cpu as usize).unwrap();
+        let pid = confined.pid();
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(pid), &cpus).unwrap();
+        machine.group(group);
+        machine.live(Process { pid, start: 1 }, group);
+        confined
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+}
+
+impl Drop for Confined {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).unwrap();
+    }
+}
+
+/// One that entered no group and stands nowhere, and can run on nothing but these CPUs, may be its
+/// owner; but not where it is in the group of another claim, or below it.
+#[test]
+fn whoever_runs_on_its_cpus_alone_may_be_its_owner() {
+    let cpu = crate::process::affinity(0).unwrap().first().unwrap();
+    let list = &cpu.to_string();
+    for (group, is_held) in [
+        ("/other", true),
+        ("/machine.slice/db-too", true),
+        ("/machine.slice/db", false),
+        ("/machine.slice/db/below", false),
+    ] {
+        let machine = Machine::new();
+        machine.pool("dp", "0", &[list]);
+        let web = machine.dead("web", 1, "dp", &[list]);
+        machine.pinned("db", 2, "dp", &[list]);
+        torn(&machine, &web);
+        let confined = Confined::on(cpu, &machine, group);
+        let problems = problems(&machine);
+        let who = format!("process {}, which runs on them alone,", confined.pid());
+        let is_told = problems.iter().any(|problem| problem.contains(&who));
+        assert_eq!(is_told, is_held, "{group}: {problems:?}");
+        assert_eq!(machine.knows("web"), is_held, "{group}");
+    }
 }
