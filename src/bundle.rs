@@ -10,7 +10,6 @@ use std::fs::{Metadata, hard_link};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
@@ -61,16 +60,11 @@ struct Mark {
 
 impl Mark {
     fn of(file: Option<&Metadata>, text: &[u8]) -> Mark {
-        let nanoseconds = |time: io::Result<SystemTime>| {
-            let since = time.ok()?.duration_since(UNIX_EPOCH).ok()?;
-            u64::try_from(since.as_nanos()).ok()
-        };
-        let born = file.and_then(|file| nanoseconds(file.created()));
-        let changed = file.and_then(|file| nanoseconds(file.modified()));
+        let changed = file.map(|file| files::nanoseconds(file.modified()));
         Mark {
             inode: file.map_or(0, MetadataExt::ino),
-            born: born.unwrap_or_default(),
-            changed: changed.unwrap_or_default(),
+            born: file.map_or(0, files::born),
+            changed: changed.unwrap_or(0),
             bytes: text.len(),
             crc32: crc32fast::hash(text),
         }

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
@@ -33,6 +33,22 @@ pub const MOST_BYTES: u64 = 16 << 20;
 const READ_BYTES: usize = 8 << 10;
 /// The smallest page of a kernel, in bytes.
 const PAGE_BYTES: usize = 4 << 10;
+
+/// When an inode was made, in nanoseconds since the epoch: another file can have its number later. 0
+/// where the file system does not say.
+pub fn born(file: &Metadata) -> u64 {
+    nanoseconds(file.created())
+}
+
+/// Nanoseconds since the epoch; 0 where the time is not known.
+pub fn nanoseconds(time: io::Result<SystemTime>) -> u64 {
+    let since = time
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or_default()
+    })
+}
 
 /// Reads a whole file as text; a file that is missing is an error.
 pub fn read(path: &Path) -> Result<String> {

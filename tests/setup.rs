@@ -6,8 +6,10 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Output;
+use std::time::UNIX_EPOCH;
 
 use common::Machine;
 
@@ -157,6 +159,37 @@ fn pools_that_others_made_at_the_same_place_outlive_the_undoing() {
         said(&back)
     );
     assert_eq!(files(&machine.path("etc/kcm")), pools);
+}
+
+/// The number of a device is another after a boot, so it is not what the pools are known by.
+#[test]
+fn pools_are_known_by_the_inode_and_birth_of_their_lock() {
+    let machine = Machine::without_pools();
+    let output = set_up(&machine, &["--yes", "--engine", "docker"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let record = fs::read(machine.path("var/lib/pinfold/setup.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let lock = fs::metadata(machine.path("etc/kcm/lock")).unwrap();
+    let born = lock.created().map_or(0, |time| {
+        time.duration_since(UNIX_EPOCH).unwrap().as_nanos()
+    });
+    assert_eq!(record["lock"], format!("{}-{born}", lock.ino()));
+}
+
+/// Nobody can tell then whose they are.
+#[test]
+fn pools_without_their_lock_stay_and_the_rest_is_undone() {
+    let machine = Machine::without_pools();
+    let before = files(&machine.path("etc/docker"));
+    let output = set_up(&machine, &["--yes", "--engine", "docker"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    fs::remove_file(machine.path("etc/kcm/lock")).unwrap();
+    let pools = files(&machine.path("etc/kcm"));
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(0), "{}", said(&back));
+    assert!(said(&back).contains(" stay: "), "{}", said(&back));
+    assert_eq!(files(&machine.path("etc/kcm")), pools);
+    assert_eq!(files(&machine.path("etc/docker")), before);
 }
 
 /// What is declared is made, in place of what would fit.

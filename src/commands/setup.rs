@@ -62,14 +62,18 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
 
     let mut record = SetupRecord::read(&site.host)?.unwrap_or_default();
     if !has_pools {
-        let before = record.pools.replace(site.conf_dir.clone());
+        // The lock is that of pools which are gone.
+        let before = (
+            record.pools.replace(site.conf_dir.clone()),
+            record.lock.take(),
+        );
         record.write(&site.host)?;
         if let Err(error) = make_pools(args, settings, Doing::Change) {
-            record.pools = before;
+            (record.pools, record.lock) = before;
             record.write(&site.host)?;
             return Err(error);
         }
-        record.lock = Some(lock_of(settings)?);
+        record.lock = Some(mark_of(settings)?);
         record.run_dir = absolute(&options.run_dir)?;
         record.config = absolute(&options.config)?;
         record.write(&site.host)?;
@@ -125,14 +129,16 @@ fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     let mut out = Output::account();
     writeln!(out, "engines: {}", words(&engines))?;
     let is_there = files::entry_if_there(&site.conf_dir.join("pools"))?.is_some();
-    let is_other = match &record.lock {
-        Some(lock) if is_there => *lock != lock_of(&settings)?,
-        _ => false,
+    let not_ours = match &record.lock {
+        Some(lock) if is_there => match mark_of(&settings) {
+            Ok(now) => (now != *lock).then(|| "were made by others, and stay".to_owned()),
+            Err(error) => Some(format!("stay: {}", one_line(&format!("{error:#}")))),
+        },
+        _ => None,
     };
-    let has_made = record.pools.as_ref() == Some(&site.conf_dir) && !is_other;
-    if is_other {
-        let path = path(&site.conf_dir);
-        writeln!(out, "pools: those in {path} were made by others, and stay")?;
+    let has_made = record.pools.as_ref() == Some(&site.conf_dir) && not_ours.is_none();
+    if let Some(why) = not_ours {
+        writeln!(out, "pools: those in {} {why}", path(&site.conf_dir))?;
     }
     if has_made {
         writeln!(out, "pools: {} goes", path(&site.conf_dir))?;
@@ -185,10 +191,10 @@ fn show_changes(args: &Setup, engines: &[Engine], options: &Options) -> Result<(
     Ok(())
 }
 
-/// Which file the pools' lock is.
-fn lock_of(settings: &Settings) -> Result<String> {
+/// What tells the pools from others that come to their place.
+fn mark_of(settings: &Settings) -> Result<String> {
     let site = settings.site();
-    PoolDirectory::open(&site.host, &site.conf_dir)?.lock_key()
+    PoolDirectory::open(&site.host, &site.conf_dir)?.mark()
 }
 
 /// A path of the command line, for later, when the command runs elsewhere.
@@ -269,10 +275,12 @@ fn first_command(engine: Engine, pool: &str) -> String {
     match engine {
         Engine::Podman => format!("podman run --rm --annotation pinfold.io/pool={pool} IMAGE"),
         Engine::Docker => format!(
-            "systemctl restart docker && docker run --rm --runtime {RUNTIME} --annotation pinfold.io/pool={pool} IMAGE"
+            "systemctl restart docker && docker run --rm --runtime {RUNTIME} \
+             --annotation pinfold.io/pool={pool} IMAGE"
         ),
         Engine::Containerd | Engine::Crio => format!(
-            "crictl run --runtime {RUNTIME} CONTAINER.json POD.json   # annotation pinfold.io/pool: {pool}"
+            "crictl run --runtime {RUNTIME} CONTAINER.json POD.json   \
+             # annotation pinfold.io/pool: {pool}"
         ),
     }
 }

@@ -17,7 +17,7 @@ use crate::refusal::{OrRefuse, Refusal};
 pub struct SetupRecord {
     /// The pool directory that it made.
     pub pools: Option<PathBuf>,
-    /// Which file its lock was, by device and inode: another directory may have come to its path.
+    /// The mark of that directory: another may have come to its path.
     #[serde(default)]
     pub lock: Option<String>,
     /// The directory of claims, where one was named.

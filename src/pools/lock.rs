@@ -244,6 +244,15 @@ impl PoolDirectory {
         Ok(key_of(&metadata))
     }
 
+    /// What tells this directory from another that comes to its path later: the lock's inode, and
+    /// when that was made. The device is no part of it, since its number is another after a boot.
+    pub fn mark(&self) -> Result<String> {
+        let path = self.lock_path();
+        let metadata = path.symlink_metadata();
+        let metadata = metadata.with_context(|| format!("look at {}", path.display()))?;
+        Ok(format!("{}-{}", metadata.ino(), files::born(&metadata)))
+    }
+
     /// # Errors
     /// Also one that another user owns or can write: that one could hold it, and keep everybody out.
     fn open_lock(&self, host: &Host) -> Result<(File, Metadata), LockError> {
