@@ -88,6 +88,28 @@ fn from_nothing_to_where_all_is_well_and_back() {
     assert_eq!(twice.status.code(), Some(1), "{}", said(&twice));
 }
 
+/// KCM's form reserves nothing, unless somebody says so.
+#[test]
+fn what_the_configuration_reserves_is_so_for_kcms_form_too() {
+    let machine = Machine::without_pools();
+    for (config, option, expected) in [
+        ("", None, "2"),
+        ("reserve = '2'", None, "3"),
+        ("reserve = 'none'", None, "2"),
+        ("reserve = '2'", Some("3"), "2"),
+    ] {
+        machine.put("etc/pinfold/config.toml", config);
+        let mut arguments = vec!["init", "--num-dp-cores", "1", "--dry-run"];
+        arguments.extend(option.into_iter().flat_map(|cpus| ["--reserve", cpus]));
+        let output = machine.pinfold(&arguments);
+        let text = said(&output);
+        let rows = text.lines().map(|line| line.split_whitespace().collect());
+        let row = rows.filter(|row: &Vec<&str>| row.first() == Some(&"dataplane"));
+        let cpus: Vec<&str> = row.map(|row| row[3]).collect();
+        assert_eq!(cpus, [expected], "{config} {option:?}: {text}");
+    }
+}
+
 #[test]
 fn nothing_is_done_without_a_yes() {
     let machine = Machine::without_pools();

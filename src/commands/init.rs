@@ -27,8 +27,8 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
     if args.pool.is_empty() {
         stock.shared_isolated = Some(CONTROLPLANE.to_owned());
     }
-    // KCM knows no housekeeping CPUs.
-    if is_kcms && args.housekeeping.reserve.is_none() {
+    // KCM knows no housekeeping CPUs: none are reserved where nobody says so.
+    if is_kcms && !settings.reserves(args.housekeeping.reserve.as_ref()) {
         stock.reserved = CpuSet::new();
     }
     let specs = specs(args, &stock)?;

@@ -120,6 +120,11 @@ impl Settings {
         stock(&self.site.host, reserve.map(|reserve| &reserve.0))
     }
 
+    /// Do the command line or the configuration say which CPUs are the host's?
+    pub(super) fn reserves(&self, option: Option<&Reserve>) -> bool {
+        option.or(self.reserve.as_ref()).is_some()
+    }
+
     /// What `pinfold-runtime` becomes.
     pub(super) fn runtime(&self) -> &Runtime {
         &self.runtime
