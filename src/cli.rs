@@ -185,7 +185,7 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold init\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
     )]
     Init(Init),
-    /// Make the pools as the configuration declares them; owners are never touched
+    /// Make the pools as the configuration declares them; no owner loses anything
     #[command(
         after_help = "Examples:\n  pinfold apply --dry-run\n  pinfold apply && pinfold pool show\n  pinfold apply --json | jq '.added[].list'\n\nIn /etc/pinfold/config.toml:\n  [pools.dataplane]\n  kind = \"exclusive\"\n  cores = 4\n  [pools.common]\n  kind = \"shared\"\n  cores = \"rest\"\n\nWhere all is so already nothing is written. Exit status: 1 where something stays otherwise,\nas for a list with an owner; what can be done is done then."
     )]
@@ -215,7 +215,7 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold metrics\n  pinfold metrics --textfile /var/lib/prometheus/node-exporter/pinfold.prom\n  pinfold metrics --listen 127.0.0.1:9469"
     )]
     Metrics(Metrics),
-    /// Add pools, remove them, change their size; owners are never touched
+    /// Add pools, remove them, change their size; no owner loses anything
     #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
     Pool(pool::Pool),
     /// Draw the machine: packages, NUMA nodes, caches, cores, and which pool each is in
