@@ -1,5 +1,7 @@
-//! The pages for people: each of their commands is one that the program understands, and each link leads somewhere.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
+//! The pages for people: each of their commands is one that the program understands, and each link
+//! leads somewhere.
+// A test that cannot be set up has to fail.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,7 +11,9 @@ use pinfold::cli::Cli;
 
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut pages = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
+    let mut pages = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
+        .map(|page| root.join(page))
+        .to_vec();
     for entry in fs::read_dir(root.join("docs")).unwrap() {
         let path = entry.unwrap().path();
         pages.extend(
@@ -21,8 +25,8 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The command lines in blocks for a terminal, without what is said of them behind three spaces or more, and with what
-/// stands for something as a word.
+/// The command lines in blocks for a terminal, without what is said of them behind three spaces or
+/// more, and with what stands for something as a word.
 fn commands(page: &str) -> Vec<String> {
     let mut is_console = false;
     let mut commands = Vec::new();
