@@ -110,8 +110,8 @@ pub struct Resize {
 /// The CPUs of the host's own work.
 #[derive(Debug, Default, Args)]
 pub struct Housekeeping {
-    /// Give the cores of these CPUs to no exclusive pool; none: give them all [default: reserve in the
-    /// configuration file, or 0]
+    /// Give the cores of these CPUs to no exclusive pool; none: give them all [default: reserve in
+    /// the configuration file, or 0]
     #[arg(long, value_name = "CPUS", value_parser = Reserve::from_str)]
     pub reserve: Option<Reserve>,
 }

@@ -93,7 +93,8 @@ impl PoolTable {
             }
             return Ok(None);
         };
-        let remedy = "a pool's name has up to 63 letters, digits, - and _, begins with a letter or digit, and is not none";
+        let remedy = "a pool's name has up to 63 letters, digits, - and _, \
+                      begins with a letter or digit, and is not none";
         ensure!(is_pool_name(name), refused("kind", "is of no pool", remedy));
         let name = name.to_owned();
         match (self.cores, &self.lists) {
