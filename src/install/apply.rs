@@ -11,7 +11,7 @@ use crate::refusal::Refusal;
 /// The mode of files that were not there.
 const NEW_FILE_MODE: u32 = 0o644;
 
-/// Carries out a plan; where a change fails, those before it are taken back.
+/// Carries out a plan; where a change fails, it and those before it are taken back.
 ///
 /// # Errors
 /// The first that failed.
@@ -19,7 +19,9 @@ pub fn apply(plan: &Plan) -> Result<()> {
     let changes = &plan.changes;
     for (index, change) in changes.iter().enumerate() {
         if let Err(error) = make(change) {
-            if let Err(undo) = undo(&changes[..index]) {
+            // What was written, and could not be synced, is there all the same.
+            let made = index + usize::from(is_made(change));
+            if let Err(undo) = undo(&changes[..made]) {
                 log::error!("take back what was written: {undo:#}");
             }
             return Err(error);
@@ -31,7 +33,8 @@ pub fn apply(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Takes changes back, the last first, going on past what fails.
+/// Takes changes back, the last first. Where one stays, those before it do: what a file was before
+/// is kept as long as it is another.
 ///
 /// # Errors
 /// The first that failed.
@@ -44,9 +47,19 @@ fn undo(changes: &[Change]) -> Result<()> {
             after: change.before.clone(),
             like: change.like.clone(),
         };
-        first_error = first_error.and(make(&back));
+        let done = make(&back);
+        let stays = done.is_err() && !is_made(&back);
+        first_error = first_error.and(done);
+        if stays {
+            break;
+        }
     }
     first_error
+}
+
+/// Is a file what a change makes of it, as far as can be told?
+fn is_made(change: &Change) -> bool {
+    files::read_text_if_there(&change.path).is_ok_and(|text| text == change.after)
 }
 
 fn make(change: &Change) -> Result<()> {
