@@ -309,7 +309,7 @@ impl Books<'_> {
         ensure!(
             Instant::now() < self.until,
             Refusal::new(
-                format!("there was no time to look at all owners of pool {pool}",),
+                format!("there was no time to look at all owners of pool {pool}"),
                 "`pinfold reconcile` frees what dead ones hold; do it again then"
             )
         );

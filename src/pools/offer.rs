@@ -61,8 +61,8 @@ impl From<Pool> for OfferedPool {
 
 impl PoolDirectory {
     /// Reads of a pool what a choice depends on, and makes sure that it can be given from, as
-    /// [`PoolDirectory::sound_pool`] does. Of an exclusive pool's lists that are `claimed` no `tasks`
-    /// is read: each has an owner.
+    /// [`PoolDirectory::sound_pool`] does. An exclusive pool's list that is `claimed` has an owner:
+    /// its `tasks` is not read.
     ///
     /// The directory of a list is not judged: whoever takes the list does that.
     pub fn offered_pool(
@@ -161,3 +161,58 @@ fn offered_list(
 
 /// Something is not as it should be; whoever reads all of the pool says what.
 struct Odd;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{Durability, replace};
+    use crate::pools::tests::directory;
+
+    fn offered(directory: &PoolDirectory, claimed: &[&str]) -> Result<Vec<(String, usize)>> {
+        let claimed = claimed.iter().map(|list| (*list).to_owned()).collect();
+        let pool = directory.offered_pool("dp", || Ok(claimed))?;
+        let lists = pool.lists.into_iter();
+        Ok(lists
+            .map(|list| (list.name.clone(), list.owners()))
+            .collect())
+    }
+
+    #[test]
+    fn a_list_has_owners_where_a_claim_or_a_pid_says_so() {
+        let (dir, directory) = directory("dp! dp/1=5 dp/2= dp/3=7,8 cp cp/9=");
+        let lists = |owners: [usize; 3]| {
+            let names = ["1", "2", "3"].map(str::to_owned);
+            names.into_iter().zip(owners).collect::<Vec<_>>()
+        };
+        assert_eq!(offered(&directory, &[]).unwrap(), lists([1, 0, 2]));
+        // Another tool may have dropped the pid of an owner that lives.
+        let all = offered(&directory, &["2", "3", "9"]).unwrap();
+        assert_eq!(all, lists([1, 1, 1]));
+        // Whose a claimed list is, is read by whoever has to know.
+        let tasks = dir.path().join("pools/dp/3/tasks");
+        replace(&tasks, b"rubbish", 0o644, Durability::Crash).unwrap();
+        assert_eq!(offered(&directory, &["3"]).unwrap(), lists([1, 0, 1]));
+        let error = offered(&directory, &["1"]).unwrap_err();
+        assert!(format!("{error:#}").contains("rubbish"), "{error:#}");
+    }
+
+    #[test]
+    fn what_is_odd_about_a_pool_is_refused_however_many_claims_there_are() {
+        let odd: [(&str, &str, &str); 4] = [
+            ("dp! dp/1= dp/zero=", "", "zero"),
+            ("dp! dp/1= dp/0-1=", "", "overlaps"),
+            ("dp! dp/1= cp cp/1=", "", "overlaps"),
+            ("dp! dp/1=", "link", "symbolic link"),
+        ];
+        for (spec, link, part) in odd {
+            let (dir, directory) = directory(spec);
+            if !link.is_empty() {
+                std::os::unix::fs::symlink("1", dir.path().join("pools/dp/4")).unwrap();
+            }
+            for claimed in [&[][..], &["1", "zero", "0-1", "4"]] {
+                let error = offered(&directory, claimed).unwrap_err();
+                assert!(format!("{error:#}").contains(part), "{spec}: {error:#}");
+            }
+        }
+    }
+}

@@ -269,3 +269,21 @@ fn a_group_is_not_taken_from_whoever_may_live() {
         assert_eq!(machine.tasks("dp", "0"), claim.owner.pid.to_string());
     }
 }
+
+/// I5: an owner that cannot be looked at is no owner that lives, and that is what is said.
+#[test]
+fn why_it_cannot_be_told_who_owns_a_list_is_said() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0"]);
+    machine.pinned("live", 1, "dp", &["0"]);
+    let web = machine.start(2, &group_of("web"));
+    let message = said(pin(&machine, "web", web, Size::Lists(1)));
+    assert!(message.contains("the pool is exhausted"), "{message}");
+    // A file in the place of the links: ENOTDIR, for root too.
+    let links = machine.path("run/pinfold/lists/0");
+    std::fs::remove_dir_all(&links).unwrap();
+    machine.put("run/pinfold/lists/0", "");
+    let message = said(pin(&machine, "web", web, Size::Lists(1)));
+    assert!(message.contains("lists/0"), "{message}");
+    assert!(!message.contains("exhausted"), "{message}");
+}
