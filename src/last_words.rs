@@ -85,8 +85,8 @@ pub fn arrange(host: &Host, who: &str) -> Result<()> {
     back_the_alarm()
 }
 
-/// The same for a command that has no alarm of its own and leaves its signal mask alone; what is left
-/// of it is taken back by whoever needs it next.
+/// The same for a command that has no alarm of its own and leaves its signal mask alone; what is
+/// left of it is taken back by whoever needs it next.
 ///
 /// # Errors
 /// The kernel refuses it.

@@ -166,8 +166,8 @@ fn asked(runtime: &Path) -> Result<bool> {
 }
 
 /// The same, and a runtime that said that it runs them, or that it does not know the question, is
-/// not asked again while it is that very file: this is remembered in the run directory. What cannot be trusted, read or written there is
-/// no memory.
+/// not asked again while it is that very file: this is remembered in the run directory. What cannot
+/// be trusted, read or written there is no memory.
 pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> {
     ensure_fit(runtime)?;
     let known = Known::of(runtime, run_dir)?;
@@ -175,10 +175,10 @@ pub fn ensure_runs_our_hooks_once(runtime: &Path, run_dir: &Path) -> Result<()> 
         return Ok(());
     }
     // Any other silence may be a passing failure.
-    let says = asked(runtime)? || does_not_know_features(runtime)?;
-    // One that was replaced meanwhile is not the one that was
-    // asked; and a script speaks for another program.
-    if says && is_program(runtime) && Known::of(runtime, run_dir)?.text == known.text {
+    let is_settled = asked(runtime)? || does_not_know_features(runtime)?;
+    // One that was replaced meanwhile is not the one that was asked; and a script speaks for
+    // another program.
+    if is_settled && is_program(runtime) && Known::of(runtime, run_dir)?.text == known.text {
         if let Err(error) = known.keep() {
             log::info!("{error:#}");
         }
