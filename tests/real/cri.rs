@@ -43,11 +43,17 @@ impl Cri {
             Containerd::start()
         };
         containerd.import(NAMESPACE);
-        Cri {
+        let cri = Cri {
             containerd,
             pods: RefCell::default(),
             containers: RefCell::default(),
-        }
+        };
+        // Its CRI hears of an image by an event, some time after the import.
+        process::eventually("its CRI knows the image", || {
+            let known = cri.ask("image", &[image::NAME]).ok().stdout;
+            (!known.trim().is_empty()).then_some(())
+        });
+        cri
     }
 
     fn ask(&self, verb: &str, arguments: &[&str]) -> Ran {

@@ -2,6 +2,7 @@
 //! an engine to start and end a pod on the host's network. One request a call.
 //!
 //! ```text
+//! cri-client SOCKET image NAME                   prints the image's id, or nothing where it has none
 //! cri-client SOCKET run-pod POD                  prints the pod sandbox's id
 //! cri-client SOCKET create SANDBOX POD CONTAINER prints the container's id
 //! cri-client SOCKET start|stop|remove CONTAINER  stop gives it no time
@@ -14,13 +15,15 @@
 //! goes to standard error, and the exit status is 1.
 
 use hyper_util::rt::TokioIo;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest,
-    ExecSyncRequest, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -80,8 +83,10 @@ async fn ask(arguments: &[&str]) -> Answer {
     let [socket, verb, rest @ ..] = arguments else {
         return Err("a socket and a verb are missing".into());
     };
-    let client = connect(socket).await?;
+    let channel = connect(socket).await?;
+    let client = RuntimeServiceClient::new(channel.clone());
     match (*verb, rest) {
+        ("image", [name]) => image(ImageServiceClient::new(channel), name).await,
         ("run-pod", [pod]) => run_pod(client, serde_json::from_str(pod)?).await,
         ("create", [sandbox, pod, container]) => {
             let (pod, container) = (serde_json::from_str(pod)?, serde_json::from_str(container)?);
@@ -94,7 +99,7 @@ async fn ask(arguments: &[&str]) -> Answer {
     }
 }
 
-async fn connect(socket: &str) -> Result<Client, tonic::transport::Error> {
+async fn connect(socket: &str) -> Result<Channel, tonic::transport::Error> {
     let socket = socket.to_owned();
     let connect = move |_: Uri| {
         let socket = socket.clone();
@@ -102,8 +107,21 @@ async fn connect(socket: &str) -> Result<Client, tonic::transport::Error> {
     };
     // The address only fills the form: every connection goes to the socket.
     let endpoint = Endpoint::from_static("http://localhost").timeout(PATIENCE);
-    let channel = endpoint.connect_with_connector(tower::service_fn(connect));
-    Ok(RuntimeServiceClient::new(channel.await?))
+    endpoint
+        .connect_with_connector(tower::service_fn(connect))
+        .await
+}
+
+async fn image(mut client: ImageServiceClient<Channel>, name: &str) -> Answer {
+    let request = ImageStatusRequest {
+        image: Some(ImageSpec {
+            image: name.into(),
+            ..ImageSpec::default()
+        }),
+        verbose: false,
+    };
+    let known = client.image_status(request).await?.into_inner().image;
+    Ok(known.map(|image| image.id).unwrap_or_default())
 }
 
 async fn run_pod(mut client: Client, pod: Pod) -> Answer {
