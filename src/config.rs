@@ -33,7 +33,7 @@ pub struct Config {
     /// What is logged, as in `PINFOLD_LOG`.
     pub log: Option<String>,
     /// What `pinfold-runtime` runs.
-    pub runtime: Option<Runtime>,
+    pub runtime: Option<RuntimeTable>,
     /// Where it is written down what owners have used.
     #[serde(default)]
     pub usage: Usage,
@@ -73,7 +73,7 @@ impl Default for Usage {
 /// The table `[runtime]`.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Runtime {
+pub struct RuntimeTable {
     /// The runtime that `pinfold-runtime` becomes.
     pub path: Option<PathBuf>,
     /// What it may become: `path` has to be one of them, and without `path` it is the first that is there.
@@ -109,7 +109,7 @@ pub struct Plain {
     pub run_dir: Option<PathBuf>,
     /// What it runs.
     #[serde(default)]
-    pub runtime: Runtime,
+    pub runtime: RuntimeTable,
 }
 
 impl Plain {
@@ -124,10 +124,10 @@ impl Plain {
     }
 }
 
-impl Runtime {
+impl RuntimeTable {
     /// What can be made out of that table where the file as a whole makes no sense: for containers that ask for nothing,
     /// which must not depend on it. Nothing where others than root could have written it.
-    pub fn made_out(host: &Host) -> Runtime {
+    pub fn made_out(host: &Host) -> RuntimeTable {
         let text = trusted_text(host, &host.default_config());
         let text = text.ok().flatten().unwrap_or_default();
         let (file, _) = DeTable::parse_recoverable(&text);
@@ -138,7 +138,7 @@ impl Runtime {
             let all = all.iter().map(|value| value.get_ref());
             all.filter_map(path).collect()
         });
-        Runtime {
+        RuntimeTable {
             path: entry("path").and_then(path),
             allow,
             engine: entry("engine").and_then(DeValue::as_str).map(str::to_owned),
@@ -308,7 +308,7 @@ mod tests {
     fn the_runtime_is_known_where_the_rest_cannot_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path());
-        assert_eq!(Plain::load(&host).unwrap().runtime, Runtime::default());
+        assert_eq!(Plain::load(&host).unwrap().runtime, RuntimeTable::default());
         std::fs::create_dir_all(dir.path().join("etc/pinfold")).unwrap();
         let put = |text: &str| {
             let path = host.default_config();
@@ -327,7 +327,7 @@ mod tests {
     fn of_a_file_that_makes_no_sense_what_can_be_made_out_counts() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path());
-        assert_eq!(Runtime::made_out(&host), Runtime::default());
+        assert_eq!(RuntimeTable::made_out(&host), RuntimeTable::default());
         std::fs::create_dir_all(dir.path().join("etc/pinfold")).unwrap();
         for (text, path) in [
             (
@@ -347,13 +347,13 @@ mod tests {
             files::replace(&file, text.as_bytes(), 0o600, Durability::Crash).unwrap();
             assert!(Plain::load(&host).is_err(), "{text}");
             assert_eq!(
-                Runtime::made_out(&host).path,
+                RuntimeTable::made_out(&host).path,
                 path.map(PathBuf::from),
                 "{text}"
             );
         }
         let text = b"[runtime]\npath = '/r'\n=\n";
         files::replace(&host.default_config(), text, 0o666, Durability::Crash).unwrap();
-        assert_eq!(Runtime::made_out(&host), Runtime::default());
+        assert_eq!(RuntimeTable::made_out(&host), RuntimeTable::default());
     }
 }

@@ -2,8 +2,8 @@
 //! through these modules.
 
 pub mod account;
+pub mod admission;
 pub mod auditor;
-pub mod bundle;
 pub mod caller;
 pub mod cgroup;
 pub mod check;
@@ -23,11 +23,9 @@ pub mod host;
 pub mod install;
 pub mod last_words;
 pub mod limits;
-pub mod low_level;
 pub mod metrics;
 pub mod names;
 pub mod oci;
-pub mod oci_config;
 pub mod picture;
 pub mod placement;
 pub mod pools;
@@ -35,8 +33,9 @@ pub mod process;
 pub mod refusal;
 pub mod refusals;
 pub mod request;
-pub mod runtime_line;
 pub mod runtime_log;
+pub mod settings;
+pub mod shim;
 pub mod system_log;
 pub mod text;
 pub mod topology;

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use pinfold::cli::{Cli, Options, Verb};
-use pinfold::commands::{self, shim};
+use pinfold::commands;
 use pinfold::engines::SHIM;
 use pinfold::host::Host;
 use pinfold::refusal::Refusal;
+use pinfold::shim;
 use pinfold::system_log::{self, Severity};
 use pinfold::text::{json_line, lines, one_line};
 use serde_json::json;

@@ -99,6 +99,35 @@ pub struct Asked<'a> {
     pub mems: Option<&'a str>,
 }
 
+/// What a container's annotations and its device ask for together: the same, where there are both.
+/// What annotations say beyond that counts.
+///
+/// # Errors
+/// A device that is none of ours; one that asks for something else than the annotations.
+pub fn with_device(
+    annotated: Option<Request>,
+    device: Option<&str>,
+) -> Result<Option<Request>, Refusal> {
+    let Some(device) = device else {
+        return Ok(annotated);
+    };
+    let of_device = Request::for_device(device)
+        .map_err(|refusal| Refusal::usage(refusal.what, refusal.remedy))?;
+    let Some(annotated) = annotated else {
+        return Ok(Some(of_device));
+    };
+    if (&annotated.pool, annotated.size) != (&of_device.pool, of_device.size) {
+        return Err(Refusal::new(
+            format!(
+                "its annotations ask for {} of pool {}, and its device for {} of pool {}",
+                annotated.size, annotated.pool, of_device.size, of_device.pool
+            ),
+            "ask once",
+        ));
+    }
+    Ok(Some(annotated))
+}
+
 impl Request {
     /// The request of a device: `dataplane` is one CPU list of that pool, `dataplane.2` are two.
     pub fn for_device(device: &str) -> Result<Request, Refusal> {

@@ -17,12 +17,12 @@ use nix::unistd::geteuid;
 use serde_json::json;
 
 use crate::host::Host;
+use crate::oci::CommandLine;
 use crate::process;
-use crate::runtime_line::RuntimeLine;
 
 /// Appends a line to the log that a runtime's command line names, in its format. The file is made where it is not there yet: a
 /// runtime would.
-pub fn tell(line: &RuntimeLine, message: &str) -> io::Result<()> {
+pub fn tell(line: &CommandLine, message: &str) -> io::Result<()> {
     let Some(path) = &line.log else {
         return Ok(());
     };
@@ -34,7 +34,7 @@ pub fn tell(line: &RuntimeLine, message: &str) -> io::Result<()> {
 }
 
 /// A line as runtimes write it (runc and crun, `--log-format`).
-fn entry(line: &RuntimeLine, message: &str) -> String {
+fn entry(line: &CommandLine, message: &str) -> String {
     if line.log_is_json {
         let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
         json!({"level": "error", "msg": message, "time": time.to_string()}).to_string()
@@ -89,7 +89,7 @@ impl DeafRuntime {
     /// Says why its container does not start where its engine reads it. What cannot be said is lost: it is in the system log.
     pub fn tell(self, host: &Host, message: &str) {
         let words = process::command_line(host, self.pid);
-        let line = RuntimeLine::parse(words.get(1..).unwrap_or_default());
+        let line = CommandLine::parse(words.get(1..).unwrap_or_default());
         let owner = host.proc_pid(self.pid, "cmdline").metadata();
         let is_ours = owner.is_ok_and(|it| [0, geteuid().as_raw()].contains(&it.uid()));
         if line.verb.is_none() || !is_ours || !self.is_parent() {
@@ -125,9 +125,9 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    fn line(words: &[&str]) -> RuntimeLine {
+    fn line(words: &[&str]) -> CommandLine {
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-        RuntimeLine::parse(&words)
+        CommandLine::parse(&words)
     }
 
     #[test]

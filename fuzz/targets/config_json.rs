@@ -3,10 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use pinfold::cpulist::CpuSet;
-use pinfold::oci_config::{OciConfig, Pinning};
+use pinfold::oci::{Config, Pinning};
 
 fuzz_target!(|text: &str| {
-    let Ok(mut config) = OciConfig::parse(text) else {
+    let Ok(mut config) = Config::parse(text) else {
         return;
     };
     // What is read of it is bounded, and no text of it is printed raw.
@@ -34,7 +34,7 @@ fuzz_target!(|text: &str| {
     // Its CPUs are ours now, and no choice of whoever made the bundle, where the container is told of them.
     assert!(config.is_of_an_earlier_start());
     let printed = config.print().expect("what was read can be printed");
-    let mut again = OciConfig::parse(&printed).expect("what was printed can be read");
+    let mut again = Config::parse(&printed).expect("what was printed can be read");
     assert_eq!(again, config);
     assert_eq!(again.cgroups_path(), before.cgroups_path());
     again.pin(&pinning).expect("it was pinned before");

@@ -7,11 +7,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use libfuzzer_sys::fuzz_target;
-use pinfold::runtime_line::RuntimeLine;
+use pinfold::oci::CommandLine;
 
-fn read(words: &[&str]) -> RuntimeLine {
+fn read(words: &[&str]) -> CommandLine {
     let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-    RuntimeLine::parse(&words)
+    CommandLine::parse(&words)
 }
 
 fuzz_target!(|text: &str| {

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::config::{PoolTable, Runtime};
+use crate::config::{PoolTable, RuntimeTable};
 use crate::engines::Engine;
 use crate::host::Host;
 use crate::install::Place;
@@ -82,7 +82,7 @@ pub struct Scope<'a> {
     /// Which pools have rules, and what they are.
     pub rules: &'a BTreeMap<String, PoolTable>,
     /// What `pinfold-runtime` becomes.
-    pub runtime: &'a Runtime,
+    pub runtime: &'a RuntimeTable,
 }
 
 impl Scope<'_> {

@@ -1,13 +1,11 @@
 //! What the configuration says of pools, and of the runtime behind `pinfold-runtime`.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 
 use super::{Report, Scope};
 use crate::engines::Engine;
 use crate::install::default_runtime;
-use crate::low_level;
+use crate::oci::Runtime;
 use crate::pools::PoolDirectory;
 use crate::text::Shown;
 
@@ -36,7 +34,7 @@ pub(super) fn check(scope: &Scope<'_>, have_shim: &[Engine], report: &mut Report
     let is_named = scope.runtime.path.is_some() || scope.runtime.allow.is_some();
     for engine in have_shim {
         let place = scope.place(*engine);
-        let found = low_level::runtime(scope.host(), scope.runtime, || {
+        let found = Runtime::find(scope.host(), scope.runtime, || {
             default_runtime(&place, *engine).ok()?
         });
         runtime(found, *engine, is_named, report);
@@ -71,18 +69,18 @@ fn pools(scope: &Scope<'_>, report: &mut Report) {
     }
 }
 
-fn runtime(found: Result<PathBuf>, engine: Engine, is_named: bool, report: &mut Report) {
-    let fit = found.and_then(|path| low_level::ensure_runs_our_hooks(&path).map(|()| path));
+fn runtime(found: Result<Runtime>, engine: Engine, is_named: bool, report: &mut Report) {
+    let fit = found.and_then(|found| found.ensure_runs_our_hooks().map(|()| found));
     match fit {
-        Ok(path) if is_named => report.ok(
+        Ok(found) if is_named => report.ok(
             "runtime",
-            format!("pinfold-runtime becomes {}", path.display()),
+            format!("pinfold-runtime becomes {}", found.path().display()),
         ),
-        Ok(path) => report.ok(
+        Ok(found) => report.ok(
             "runtime",
             format!(
                 "pinfold-runtime becomes {} for {}, whose own default it is",
-                path.display(),
+                found.path().display(),
                 engine.word()
             ),
         ),

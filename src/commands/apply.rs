@@ -6,7 +6,6 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Settings;
 use super::output::Output;
 use crate::cli::Apply;
 use crate::files;
@@ -17,6 +16,7 @@ use crate::placement::{Applied, apply, try_apply};
 use crate::pools::Kind;
 use crate::pools::converge::{Declared, Undeclared};
 use crate::pools::plan::{PlannedPool, list_name};
+use crate::settings::Settings;
 use crate::text::{Shown, one_line};
 
 pub(super) fn run(args: &Apply, settings: &Settings) -> Result<u8> {

@@ -7,7 +7,6 @@ use anyhow::Result;
 use serde_json::json;
 use textwrap::WordSplitter;
 
-use super::Settings;
 use super::install::with_own_directories;
 use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD};
@@ -15,6 +14,7 @@ use crate::check::{Finding, Level, Scope, check, check_deep};
 use crate::cli::{Check, EngineFile, Options};
 use crate::engines::Engine;
 use crate::install::{Place, User};
+use crate::settings::Settings;
 use crate::text::one_line;
 
 /// An ordinary user who has pools looks at these, as the user's hooks do, where nothing says others.

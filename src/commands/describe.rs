@@ -6,10 +6,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::output::Output;
-use super::{Settings, status};
+use super::status;
 use crate::cli::Describe;
 use crate::placement::{Survey, SurveyedList, SurveyedPool, survey};
 use crate::pools::Kind;
+use crate::settings::Settings;
 
 pub(super) fn run(args: &Describe, settings: &Settings) -> Result<u8> {
     let survey = survey(settings.site())?;

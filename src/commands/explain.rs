@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 use tabwriter::TabWriter;
 
 use super::output::Output;
-use super::{Settings, request, warn_of_neighbours};
+use super::{request, warn_of_neighbours};
 use crate::check;
 use crate::cli::Explain;
 use crate::placement::{Explanation, Taken, explain, survey};
 use crate::refusal::Refusal;
 use crate::request::Request;
+use crate::settings::Settings;
 use crate::text::one_line;
 
 pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {

@@ -6,9 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Settings;
-use super::admission::Visitor;
-use super::settings::Told;
+use crate::admission::Caller;
 use crate::cli::{Hook, Options, Stage};
 use crate::config::Door;
 use crate::engines::Engine;
@@ -16,11 +14,13 @@ use crate::host::Host;
 use crate::last_words;
 use crate::limits;
 use crate::names::{self, Ancestry, Names};
-use crate::oci::State;
+use crate::oci::{Id, State};
 use crate::placement::{Start, pin_container, release};
 use crate::refusal::Refusal;
 use crate::request::{self, Request};
 use crate::runtime_log::DeafRuntime;
+use crate::settings::Settings;
+use crate::settings::Told;
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
@@ -87,7 +87,7 @@ fn start(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>
     let request = state
         .annotations(request::is_ours)
         .and_then(|annotations| Ok(request::from_annotations(&annotations)?))
-        .and_then(|annotated| with_device(annotated, args.device.as_deref()))
+        .and_then(|annotated| Ok(request::with_device(annotated, args.device.as_deref())?))
         .with_context(|| {
             format!(
                 "cannot start container {}",
@@ -117,35 +117,8 @@ fn start(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>
 /// What people call the container; annotations that are no text say nothing.
 fn names_of(state: &State) -> Names {
     let annotations = state.annotations(names::is_name_key).unwrap_or_default();
-    let id = state.id().unwrap_or_default();
+    let id = state.id().map_or("", Id::as_str);
     Ancestry::of_this_process(&Host::new("/")).names(id, &annotations)
-}
-
-/// What a container's annotations and its device ask for together: the same, where there are both. What annotations say
-/// beyond that counts.
-pub(super) fn with_device(
-    annotated: Option<Request>,
-    device: Option<&str>,
-) -> Result<Option<Request>> {
-    let Some(device) = device else {
-        return Ok(annotated);
-    };
-    let of_device = Request::for_device(device)
-        .map_err(|refusal| Refusal::usage(refusal.what, refusal.remedy))?;
-    let Some(annotated) = annotated else {
-        return Ok(Some(of_device));
-    };
-    ensure!(
-        (&annotated.pool, annotated.size) == (&of_device.pool, of_device.size),
-        Refusal::new(
-            format!(
-                "its annotations ask for {} of pool {}, and its device for {} of pool {}",
-                annotated.size, annotated.pool, of_device.size, of_device.pool
-            ),
-            "ask once"
-        )
-    );
-    Ok(Some(annotated))
 }
 
 fn pin(
@@ -155,7 +128,7 @@ fn pin(
     args: &Hook,
     settings: impl FnOnce() -> Result<Settings>,
 ) -> Result<()> {
-    let (id, pid) = (state.id()?, state.first_process()?);
+    let (id, pid) = (state.id()?.as_str(), state.first_process()?);
     let who = format!(
         "the start of container {} on CPUs of its own",
         names.with_id(id)
@@ -163,11 +136,11 @@ fn pin(
     last_words::arrange(&Host::new("/"), &who)?;
     limits::leave_nothing_inherited();
     let settings = settings()?;
-    let visitor = Visitor {
+    let caller = Caller {
         door: door(state, args),
         engine: args.engine.map(Engine::from),
     };
-    visitor.may_use(settings.pools().get(&request.pool), |mark| {
+    caller.may_use(settings.pools().get(&request.pool), |mark| {
         Ok(state.annotations(|key| key == mark)?.remove(mark))
     })?;
     let start = Start {
@@ -238,7 +211,7 @@ fn cannot_give_back(state: &State) -> String {
 }
 
 fn give_back(state: &State, settings: &Settings) -> Result<()> {
-    let id = state.id()?;
+    let id = state.id()?.as_str();
     let who = format!("giving back the CPUs of container {id}");
     last_words::arrange(&Host::new("/"), &who)?;
     limits::leave_nothing_inherited();

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tabwriter::TabWriter;
 
 use super::output::Output;
-use super::{Settings, warn_of_neighbours};
+use super::warn_of_neighbours;
 use crate::check::Kept;
 use crate::cli::Init;
 use crate::cpulist::CpuSet;
@@ -18,6 +18,7 @@ use crate::pools::Kind;
 use crate::pools::carve::{Cut, Numa};
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::text::one_line;
 
 pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
 use similar::TextDiff;
 
-use super::Settings;
 use super::output::Output;
 use crate::claims::{Claim, OwnerKind};
 use crate::cli::{Cdi, Install, InstallPlace, Options, TargetArg, Uninstall};
@@ -20,6 +19,7 @@ use crate::install::{
 };
 use crate::placement::{Site, live_claims};
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::text::{Shown, lines, one_line, shell_word};
 
 pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {

@@ -14,14 +14,15 @@ use nix::sys::signal::{
 };
 use nix::unistd::Pid;
 
-use super::settings::count_refusal;
-use super::{Settings, request};
+use super::request;
 use crate::cli::Isolate;
 use crate::host::Host;
 use crate::last_words;
 use crate::placement::{CommandPlace, Site, pin_command};
 use crate::process;
 use crate::refusal::Refusal;
+use crate::settings::Settings;
+use crate::settings::count_refusal;
 use crate::text::Shown;
 
 /// The command cannot be executed, and it is not found: podman-run(1), "Exit Status".

@@ -1,6 +1,5 @@
 //! One verb a file; the only code that prints.
 
-mod admission;
 mod apply;
 mod check;
 mod describe;
@@ -10,15 +9,12 @@ mod init;
 mod install;
 mod isolate;
 mod metrics;
-mod news;
 mod output;
 mod pool;
 mod reconcile;
 mod release;
 mod screen;
-mod settings;
 mod setup;
-pub mod shim;
 mod stats;
 mod status;
 mod topology;
@@ -27,13 +23,12 @@ mod why;
 
 use anyhow::Result;
 
-use settings::Settings;
-
 use crate::check::{Finding, Kept, Level, check_neighbours};
 use crate::cli::{Cli, Verb, Wanted};
 use crate::placement::Site;
 use crate::refusal::Refusal;
 use crate::request::{Asked, Request};
+use crate::settings::Settings;
 
 /// Does what the command line says; the exit code of what went well is 0, or that of the command that `isolate` ran.
 ///

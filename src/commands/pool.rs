@@ -7,7 +7,7 @@ use serde_json::json;
 use tabwriter::TabWriter;
 
 use super::output::Output;
-use super::{Settings, status};
+use super::status;
 use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
@@ -18,6 +18,7 @@ use crate::pools::carve::Cut;
 use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit, list_name};
 use crate::pools::{Kind, PoolDirectory};
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::text::Shown;
 use crate::topology;
 

@@ -12,12 +12,12 @@ use anyhow::{Result, bail};
 use serde_json::json;
 
 use super::output::Output;
-use super::{Settings, news};
 use crate::cli::Reconcile;
 use crate::host::Host;
 use crate::last_words;
 use crate::placement::{Report, Site, reconcile};
 use crate::refusal::Refusal;
+use crate::settings::{Settings, news};
 use crate::text::one_line;
 
 pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {

@@ -4,7 +4,6 @@ use std::io::Write;
 
 use anyhow::{Result, bail, ensure};
 
-use super::Settings;
 use super::output::Output;
 use crate::claims::Claim;
 use crate::cli::Release;
@@ -12,6 +11,7 @@ use crate::host::Host;
 use crate::last_words;
 use crate::placement::{find, force_release, release};
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::text::one_line;
 
 pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {

@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use nix::unistd::geteuid;
 
 use super::output::Output;
-use super::{Settings, apply, check, init, install};
+use super::{apply, check, init, install};
 use crate::cli::{Apply, Check, Init, Install, InstallPlace, Options, Setup, TargetArg};
 use crate::cpulist::CpuSet;
 use crate::engines::{Engine, RUNTIME};
@@ -18,6 +18,7 @@ use crate::install::SetupRecord;
 use crate::placement::{live_claims, reconcile, unmake};
 use crate::pools::{Kind, PoolDirectory};
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::text::one_line;
 use crate::topology::Levels;
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD, PLAIN, Table};
-use super::{Settings, warn_of};
+use super::warn_of;
 use crate::check::{Scope, check_requests};
 use crate::cli::{Form, Look, Status};
 use crate::cpulist::CpuSet;
@@ -18,6 +18,7 @@ use crate::names::short_id;
 use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, pid_id, survey};
 use crate::pools::Kind;
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 
 pub(super) fn run(args: &Status, settings: &Settings) -> Result<u8> {
     let look = match args.json {

@@ -7,13 +7,13 @@ use std::io::Write;
 use anyhow::{Error, Result};
 use serde_json::{Value, json};
 
-use super::Settings;
 use super::output::Output;
 use crate::cli::Topology as Args;
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::placement::Site;
 use crate::pools::{Kind, Pool, PoolDirectory};
+use crate::settings::Settings;
 use crate::text::one_line;
 use crate::topology::{Group, Part, Topology, What, remarks};
 

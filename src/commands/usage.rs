@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::Settings;
 use super::output::{Output, Target};
 use super::screen::{self, ODD, PLAIN, Table};
 use crate::cli::{SumBy, Usage};
 use crate::placement::account;
 use crate::refusal::Refusal;
+use crate::settings::Settings;
 use crate::usage::{By, Kept, Sum, sum};
 
 pub(super) fn run(args: &Usage, settings: &Settings) -> Result<u8> {

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use super::Settings;
 use super::output::Output;
 use crate::cli::Why;
 use crate::names::{self, Names};
 use crate::refusal::Refusal;
 use crate::refusals::{self, Refused};
+use crate::settings::Settings;
 use crate::text::{Shown, one_line};
 
 pub(super) fn run(args: &Why, settings: &Settings) -> Result<u8> {

@@ -17,8 +17,7 @@ use nix::unistd::geteuid;
 use crate::files;
 use crate::host::Host;
 use crate::names::{Ancestry, Names, is_name_key, short_id};
-use crate::oci::is_container_id;
-use crate::oci_config::OciConfig;
+use crate::oci::{Config, Id};
 use crate::process::{self, Process};
 
 pub use labels::{labels, recorded_labels};
@@ -66,7 +65,7 @@ impl Starter {
 /// A container whose first process runs its program.
 #[derive(Debug, Clone)]
 pub struct Container {
-    /// Its id, as [`is_container_id`] allows.
+    /// Its id, as [`Id`] allows.
     pub id: String,
     /// Its first process, which lives.
     pub process: Process,
@@ -77,7 +76,7 @@ pub struct Container {
     /// What people call it.
     pub names: Names,
     /// Its configuration, as its runtime took it; of runc only annotations and hooks.
-    pub config: OciConfig,
+    pub config: Config,
     /// Where its configuration was when it was made.
     pub config_path: PathBuf,
 }
@@ -149,7 +148,7 @@ impl Search<'_> {
             ));
         }
         ids.sort();
-        for id in ids.into_iter().filter(|id| is_container_id(id)) {
+        for id in ids.into_iter().filter(|id| Id::parse(id).is_ok()) {
             let dir = root.dir.join(&id);
             if let Err(error) = self.look_at(root, &dir, &id) {
                 self.found.remarks.push(format!("{error:#}"));
@@ -217,7 +216,7 @@ fn is_waiting(dir: &Path) -> Result<bool> {
 }
 
 /// podman and CRI-O mark their containers; containerd has a namespace for each client, docker's being `moby`.
-fn starter(root: &Root, config: &OciConfig) -> Starter {
+fn starter(root: &Root, config: &Config) -> Starter {
     let mut annotations = config.plain_annotations();
     match annotations.find(|(key, _)| *key == "io.container.manager") {
         Some((_, "libpod")) => return Starter::Podman,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::MOST_BYTES;
 use crate::files;
 use crate::host::Host;
-use crate::oci_config::OciConfig;
+use crate::oci::Config;
 
 const CONFIG: &str = "config.json";
 
@@ -23,7 +23,7 @@ pub(super) struct State {
     pub(super) start: Option<u64>,
     /// When the number was written, in seconds since the epoch.
     pub(super) written: i64,
-    pub(super) config: OciConfig,
+    pub(super) config: Config,
     /// Where the configuration was when the container was made.
     pub(super) config_path: PathBuf,
 }
@@ -106,12 +106,12 @@ pub(super) fn of_bundle(dir: &Path) -> Result<Option<State>> {
     }))
 }
 
-fn config(dir: &Path) -> Result<Option<OciConfig>> {
+fn config(dir: &Path) -> Result<Option<Config>> {
     let path = dir.join(CONFIG);
     let Some((text, _)) = read(&path)? else {
         return Ok(None);
     };
-    let config = OciConfig::parse(&text).with_context(|| format!("read {}", path.display()))?;
+    let config = Config::parse(&text).with_context(|| format!("read {}", path.display()))?;
     Ok(Some(config))
 }
 
@@ -143,12 +143,12 @@ impl RuncConfig {
     }
 
     /// What we read of a configuration, as the container had it when it was started.
-    fn into_oci(self) -> OciConfig {
+    fn into_oci(self) -> Config {
         let annotation = |label: &String| {
             let (key, value) = label.split_once('=')?;
             Some((key.to_owned(), Value::from(value)))
         };
         let annotations: Map<String, Value> = self.labels.iter().filter_map(annotation).collect();
-        OciConfig::of(annotations, self.hooks)
+        Config::of(annotations, self.hooks)
     }
 }

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::{Names, PODMAN, SERVICE, usable};
 use crate::files;
 use crate::host::Host;
+use crate::oci::CommandLine;
 use crate::process;
-use crate::runtime_line::RuntimeLine;
 
 /// Which engine wrote an annotation: CRI-O and podman both do (containers/common, `ContainerManager`).
 const MANAGER: &str = "io.container.manager";
@@ -104,7 +104,7 @@ impl Ancestry {
             let namespace = value_of(arguments, &["-namespace", "--namespace"]);
             self.monitor = Some(Monitor::Shim(namespace.unwrap_or_default()));
         } else if self.config.is_none() {
-            let line = RuntimeLine::parse(arguments);
+            let line = CommandLine::parse(arguments);
             if line.makes_a_container() && line.config_path().is_absolute() {
                 self.config = Some(line.config_path());
             }

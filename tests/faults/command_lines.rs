@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use pinfold::runtime_line::RuntimeLine;
+use pinfold::oci::CommandLine;
 
 use crate::campaign::{Dice, number, seed};
 use crate::cases::{Case, Need, plain};
@@ -111,7 +111,7 @@ fn as_it_reads(world: &World, runtime: &str) {
             continue;
         };
         compared += 1;
-        let ours = RuntimeLine::parse(&words);
+        let ours = CommandLine::parse(&words);
         let path = candidates.dir.join(ours.config_path());
         assert!(
             ours.makes_a_container() && path.canonicalize().ok().as_ref() == Some(read),

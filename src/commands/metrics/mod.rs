@@ -6,12 +6,12 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::Settings;
 use super::output::{Output, Target};
 use crate::cli::Metrics;
 use crate::counters;
 use crate::metrics::{Facts, older_text, text};
 use crate::placement::{Site, readings, survey};
+use crate::settings::Settings;
 
 pub(super) fn run(args: &Metrics, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;

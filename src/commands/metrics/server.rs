@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::commands::news;
 use crate::metrics::CONTENT_TYPE;
+use crate::settings::news;
 
 /// How long a client may take to ask, and as long again to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -20,8 +20,9 @@ use super::sheet::Sheet;
 use super::terminal::Terminal;
 use super::{Moment, Watch};
 use crate::cli::{SortBy, Stats};
-use crate::commands::{news, screen};
+use crate::commands::screen;
 use crate::last_words::ENDING;
+use crate::settings::news;
 use crate::text::one_line;
 
 /// The bytes that Ctrl-C and Ctrl-Z send while the terminal does not make signals of them.

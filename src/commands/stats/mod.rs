@@ -11,13 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 
 use self::sheet::Sheet;
-use super::Settings;
-use super::news;
 use super::output::Output;
 use super::screen;
 use crate::account::{Accounts, Depth, Figure, Interval, Meter, Meters, Reading};
 use crate::cli::{Form, Stats};
 use crate::placement::{Owner, Seen, Site, Survey, find, pid_id, survey_to_watch};
+use crate::settings::Settings;
+use crate::settings::news;
 use crate::text;
 
 /// The owners are looked for again when the books change, or one is gone, and else after so long:

@@ -1,10 +1,11 @@
 //! Writing into a configuration what pins its container.
 
 use anyhow::{Context, Result};
+use oci_spec::runtime::HookBuilder;
 use serde_json::{Map, Value, json};
 
-use super::{
-    BEGINNING, DEVICE, MARK, OciConfig, PINNING_STAGES, STAGES, VARIABLES, is_the_shims, variable,
+use super::config::{
+    BEGINNING, Config, DEVICE, MARK, PINNING_STAGES, STAGES, VARIABLES, is_the_shims, variable,
 };
 use crate::cpulist::CpuSet;
 use crate::engines::hooks::TIMEOUT;
@@ -35,7 +36,7 @@ pub struct Pinning<'a> {
     pub has_cgroup: bool,
 }
 
-impl OciConfig {
+impl Config {
     /// Writes into it what confines the container, what tells it its CPUs, and the hooks that take its reservation over
     /// and give it back. Hooks of an earlier start are replaced; those that another door brought take the same reservation.
     ///
@@ -91,7 +92,12 @@ impl OciConfig {
             }
             let list = array(hooks, stage)?;
             list.retain(|hook| !is_the_shims(hook));
-            list.push(json!({"path": pinning.program, "args": args, "timeout": TIMEOUT}));
+            let hook = HookBuilder::default()
+                .path(pinning.program)
+                .args(args.into_iter().map(str::to_owned).collect::<Vec<_>>())
+                .timeout(TIMEOUT)
+                .build()?;
+            list.push(serde_json::to_value(hook)?);
         }
         Ok(())
     }
@@ -144,7 +150,7 @@ mod tests {
     const NONCE: &str = "11-22";
 
     fn pin(text: &str, program: &str, engine: Option<&str>) -> Result<String> {
-        let mut config = OciConfig::parse(text)?;
+        let mut config = Config::parse(text)?;
         config.pin(&Pinning {
             program,
             engine,
@@ -180,7 +186,7 @@ mod tests {
             (after.clone(), None),
             (after.replace(r#""1-3,5""#, r#""1""#), Some("1")),
         ] {
-            let config = OciConfig::parse(&text).unwrap();
+            let config = Config::parse(&text).unwrap();
             assert_eq!(config.chosen_cpus(), chosen, "{text}");
         }
         // From another place, for another engine: in place of the former.
@@ -221,7 +227,7 @@ mod tests {
             ),
             (false, "0-1", r#"{"hooks""#),
         ] {
-            let mut config = OciConfig::parse("{}").unwrap();
+            let mut config = Config::parse("{}").unwrap();
             let pinning = Pinning {
                 program: "/p",
                 engine: None,

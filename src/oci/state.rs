@@ -8,6 +8,7 @@ use oci_spec::runtime::ContainerState;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Id;
 use crate::files;
 use crate::text::Shown;
 
@@ -17,7 +18,8 @@ pub const MOST_STATE: u64 = 4 << 20;
 /// The parts of a container's state that a hook may rely on (OCI runtime specification, "State"). Each is judged
 /// when it is asked for: a container that wants nothing of us is never refused for how its state looks.
 ///
-/// The bundle is left out: crun gives `/` for it, and youki's working directory is another.
+/// `oci_spec`'s `State` is not used: it refuses the whole state for one annotation that is no text. The bundle is
+/// left out: crun gives `/` for it, and youki's working directory is another.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct State {
     #[serde(default)]
@@ -58,16 +60,16 @@ impl State {
             .context("the container's state on standard input is not an OCI state")
     }
 
-    /// The container's id, as [`is_container_id`] allows.
-    pub fn id(&self) -> Result<&str> {
+    /// The container's id.
+    pub fn id(&self) -> Result<Id<'_>> {
         let id = self.id.as_str();
-        usable_id(id.context("the state on standard input has no container id")?)
+        Id::parse(id.context("the state on standard input has no container id")?)
     }
 
     /// The id as it can stand in a message, whatever it is.
     pub fn shown_id(&self) -> String {
         let id = self.id.as_str();
-        id.map_or_else(|| "without an id".to_owned(), shown_id)
+        id.map_or_else(|| "without an id".to_owned(), Id::shown)
     }
 
     /// The container's first process, in the runtime's pid namespace, which waits for us.
@@ -107,34 +109,6 @@ impl State {
     }
 }
 
-/// An id that can name a file, as [`is_container_id`] allows.
-///
-/// # Errors
-/// Any other.
-pub fn usable_id(id: &str) -> Result<&str> {
-    ensure!(
-        is_container_id(id),
-        "the container id {} cannot be used: ids have 1 to 200 letters, digits, _ + - and ., and no \"..\"",
-        Shown(id)
-    );
-    Ok(id)
-}
-
-/// An id as it can stand in a message, whatever it is.
-pub fn shown_id(id: &str) -> String {
-    if is_container_id(id) {
-        id.to_owned()
-    } else {
-        Shown(id).to_string()
-    }
-}
-
-/// Is this an id that can name a file? The characters are runc's; `.` alone and `..` anywhere are refused.
-pub fn is_container_id(id: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+-.".contains(&b);
-    (1..=200).contains(&id.len()) && id.bytes().all(allowed) && id != "." && !id.contains("..")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +118,7 @@ mod tests {
         let runc = r#"{"ociVersion":"1.0.2-dev","id":"web","status":"creating","pid":5021,"bundle":"/b","annotations":{"a":"b","c":null}}"#;
         let state = State::read(runc.as_bytes()).unwrap();
         assert_eq!(
-            (state.id().unwrap(), state.first_process().unwrap()),
+            (state.id().unwrap().as_str(), state.first_process().unwrap()),
             ("web", 5021)
         );
         assert_eq!(state.annotations(|key| key == "a").unwrap()["a"], "b");

@@ -1,7 +1,4 @@
-//! A container's `config.json`: reading its request, and writing into it what pins the container, without losing what we
-//! do not know. Pure.
-
-mod pin;
+//! A container's `config.json`: reading it, without losing what we do not know. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,23 +8,21 @@ use serde_json::{Map, Value};
 use crate::cpulist::CpuSet;
 use crate::text::Shown;
 
-pub use pin::Pinning;
-
 /// The stages that we add a hook for.
 pub const STAGES: [&str; 2] = ["createRuntime", "poststop"];
 
 /// What every hook of ours begins with; the stage follows.
-const BEGINNING: [&str; 2] = ["pinfold", "hook"];
+pub(super) const BEGINNING: [&str; 2] = ["pinfold", "hook"];
 /// What the hooks that the shim adds have next.
-const MARK: &str = "--shim";
+pub(super) const MARK: &str = "--shim";
 
 /// The stages at which a hook of ours pins a container.
-const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
+pub(super) const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
 /// The option that names a CDI device.
-const DEVICE: &str = "--device";
+pub(super) const DEVICE: &str = "--device";
 
 /// What tells a container which CPUs it has: KCM's variables.
-const VARIABLES: [&str; 2] = ["KCM_CPUS_ASSIGNED", "KCM_CPUS_ASSIGNED_MASK"];
+pub(super) const VARIABLES: [&str; 2] = ["KCM_CPUS_ASSIGNED", "KCM_CPUS_ASSIGNED_MASK"];
 
 const ANNOTATIONS: &str = "annotations";
 
@@ -37,25 +32,25 @@ const MOST_DEVICES: usize = 64;
 
 /// The configuration as JSON values: whatever is in it stays.
 #[derive(Debug, Clone, PartialEq)]
-pub struct OciConfig(Map<String, Value>);
+pub struct Config(pub(super) Map<String, Value>);
 
-impl OciConfig {
+impl Config {
     /// Reads it.
     ///
     /// # Errors
     /// What is no JSON object.
-    pub fn parse(text: &str) -> Result<OciConfig> {
+    pub fn parse(text: &str) -> Result<Config> {
         match serde_json::from_str(text).context("it is no JSON")? {
-            Value::Object(object) => Ok(OciConfig(object)),
+            Value::Object(object) => Ok(Config(object)),
             _ => bail!("it is no JSON object"),
         }
     }
 
     /// One with these annotations and hooks alone.
-    pub fn of(annotations: Map<String, Value>, hooks: Value) -> OciConfig {
+    pub fn of(annotations: Map<String, Value>, hooks: Value) -> Config {
         let parts = [(ANNOTATIONS, annotations.into()), ("hooks", hooks)];
         let parts = parts.into_iter();
-        OciConfig(parts.map(|(key, value)| (key.to_owned(), value)).collect())
+        Config(parts.map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
     /// All annotations that are text, for whoever only looks.
@@ -238,12 +233,12 @@ fn unplain(key: &str, meant: &str) -> Error {
 }
 
 /// An entry of an environment (environ(7)).
-fn variable(name: &str, value: &str) -> String {
+pub(super) fn variable(name: &str, value: &str) -> String {
     format!("{name}={value}")
 }
 
 /// Did the shim add this hook, now or earlier?
-fn is_the_shims(hook: &Value) -> bool {
+pub(super) fn is_the_shims(hook: &Value) -> bool {
     let args = hook["args"].as_array().map_or(&[][..], Vec::as_slice);
     args.starts_with(&BEGINNING.map(Value::from)) && args.get(3).is_some_and(|arg| arg == MARK)
 }
@@ -256,9 +251,9 @@ mod tests {
     fn devices_are_numbers() {
         let text = r#"{"linux":{"devices":[{"type":"c","major":10,"minor":200,"path":"/dev/tun"},
             {"type":"b","major":8,"minor":0},{"type":"p","path":"/fifo"},{"type":"c","major":-1,"minor":0},7]}}"#;
-        let config = OciConfig::parse(text).unwrap();
+        let config = Config::parse(text).unwrap();
         assert_eq!(config.devices(), [(false, 10, 200), (true, 8, 0)]);
-        assert_eq!(OciConfig::parse("{}").unwrap().devices(), []);
+        assert_eq!(Config::parse("{}").unwrap().devices(), []);
     }
 
     #[test]
@@ -269,7 +264,7 @@ mod tests {
             {"path":"/p","args":["pinfold","hook","createRuntime","--shim","--device","old"]},
             {"path":"/q","args":["other","--device","x"]},{"path":"/q"},7],
             "poststop":[{"path":"/p","args":["pinfold","hook","poststop","--device","dp"]}]}}"#;
-        let config = OciConfig::parse(text).unwrap();
+        let config = Config::parse(text).unwrap();
         let words = [
             "pinfold",
             "hook",
@@ -280,14 +275,14 @@ mod tests {
             "/k",
         ];
         assert_eq!(config.device_hooks(), [words.map(str::to_owned).to_vec()]);
-        assert!(OciConfig::parse("{}").unwrap().device_hooks().is_empty());
+        assert!(Config::parse("{}").unwrap().device_hooks().is_empty());
     }
 
     #[test]
     fn numbers_are_the_same_each_time_they_are_written() {
         let text = r#"{"x":[4444444003275844400327584045,0.1,1e-300,18446744073709551615]}"#;
-        let config = OciConfig::parse(text).unwrap();
-        let again = OciConfig::parse(&config.print().unwrap()).unwrap();
+        let config = Config::parse(text).unwrap();
+        let again = Config::parse(&config.print().unwrap()).unwrap();
         assert_eq!(again, config);
     }
 
@@ -305,7 +300,7 @@ mod tests {
             ("null", None, None),
         ] {
             let text = format!(r#"{{"linux":{{"resources":{resources}}}}}"#);
-            let config = OciConfig::parse(&text).unwrap();
+            let config = Config::parse(&text).unwrap();
             assert_eq!(
                 (config.chosen_cpus(), config.chosen_mems()),
                 (cpus, mems),
@@ -316,11 +311,7 @@ mod tests {
 
     #[test]
     fn annotations_that_only_some_runtimes_see_are_refused() {
-        let read = |text: &str| {
-            OciConfig::parse(text)
-                .unwrap()
-                .annotations(|key| key == "a")
-        };
+        let read = |text: &str| Config::parse(text).unwrap().annotations(|key| key == "a");
         for text in [
             r#"{"Annotations":{"b":"1"},"annotations":{"a":"2"}}"#,
             r#"{"Annotation":{"a":"1"},"annotations":{"a":"2"}}"#,
@@ -355,7 +346,7 @@ mod tests {
                 None,
             ),
         ] {
-            let checked = OciConfig::parse(text).unwrap().ensure_plain_keys();
+            let checked = Config::parse(text).unwrap().ensure_plain_keys();
             match (checked, refused) {
                 (Ok(()), None) => {}
                 (Err(error), Some(meant)) => {

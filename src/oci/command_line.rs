@@ -101,7 +101,7 @@ pub enum CgroupManager {
 
 /// What matters of a command line here.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct RuntimeLine {
+pub struct CommandLine {
     /// The verb; `None` where there is none.
     pub verb: Option<String>,
     /// The container's id: the first word behind the verb that is neither an option nor the value of one.
@@ -140,15 +140,15 @@ enum Before {
     Unknown,
 }
 
-impl RuntimeLine {
+impl CommandLine {
     /// Reads the arguments without the program's name. What is not understood is left to the runtime to refuse. Where an
     /// option is not known and the word behind it could be its value as well as a verb, a reading counts that makes a
     /// container: nothing that asks for CPUs is to get past us.
-    pub fn parse(arguments: &[OsString]) -> RuntimeLine {
-        let alone = RuntimeLine::read(arguments, Unknown::Alone);
-        let valued = RuntimeLine::read(arguments, Unknown::WithValue);
+    pub fn parse(arguments: &[OsString]) -> CommandLine {
+        let alone = CommandLine::read(arguments, Unknown::Alone);
+        let valued = CommandLine::read(arguments, Unknown::WithValue);
         if valued.verb == alone.verb || !valued.has_known_verb() {
-            return RuntimeLine {
+            return CommandLine {
                 in_doubt: None,
                 ..alone
             };
@@ -159,11 +159,11 @@ impl RuntimeLine {
         };
         // Whichever it is, neither makes a container.
         let in_doubt = other.in_doubt.filter(|_| line.makes_a_container());
-        RuntimeLine { in_doubt, ..line }
+        CommandLine { in_doubt, ..line }
     }
 
-    fn read(arguments: &[OsString], unknown: Unknown) -> RuntimeLine {
-        let mut line = RuntimeLine::default();
+    fn read(arguments: &[OsString], unknown: Unknown) -> CommandLine {
+        let mut line = CommandLine::default();
         let mut arguments = arguments.iter().map(OsString::as_os_str);
         let mut before = Before::Known;
         while let Some(argument) = arguments.next() {
@@ -434,7 +434,7 @@ mod tests {
             ),
         ] {
             let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
-            let line = RuntimeLine::parse(&words);
+            let line = CommandLine::parse(&words);
             assert_eq!(line.verb.as_deref(), verb, "{words:?}");
             assert_eq!(line.config_path().to_str(), Some(config), "{words:?}");
         }
@@ -471,7 +471,7 @@ mod tests {
             ("create", None, Cgroupfs),
         ] {
             let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
-            let line = RuntimeLine::parse(&words);
+            let line = CommandLine::parse(&words);
             assert_eq!(
                 (line.id.as_deref(), line.cgroups),
                 (id, cgroups),
@@ -515,7 +515,7 @@ mod tests {
             ("exec --process p id", Some("exec"), Some("id"), None),
         ] {
             let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
-            let line = RuntimeLine::parse(&words);
+            let line = CommandLine::parse(&words);
             assert_eq!(line.verb.as_deref(), verb, "{words:?}");
             assert_eq!(line.id.as_deref(), id, "{words:?}");
             assert_eq!(line.in_doubt.as_deref(), in_doubt, "{words:?}");
@@ -526,7 +526,7 @@ mod tests {
     fn the_log_is_that_of_the_engine() {
         let words =
             ["--log", "/l", "--log-format=json", "create", "--log", "x"].map(OsString::from);
-        let line = RuntimeLine::parse(&words);
+        let line = CommandLine::parse(&words);
         assert_eq!(line.log, Some("/l".into()));
         assert!(line.log_is_json);
         for (value, file) in [
@@ -534,7 +534,7 @@ mod tests {
             ("journald:x", None),
             ("syslog:x", None),
         ] {
-            let line = RuntimeLine::parse(&["--log", value].map(OsString::from));
+            let line = CommandLine::parse(&["--log", value].map(OsString::from));
             assert_eq!(line.log.as_deref(), file.map(Path::new));
         }
     }

@@ -11,26 +11,26 @@ static SAID: Mutex<Option<Said>> = Mutex::new(None);
 static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
 
 /// From here on messages are kept, for the terminal is somebody's screen.
-pub(super) fn hold() {
+pub fn hold() {
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     held.get_or_insert_default();
 }
 
 /// The last message that is kept, and how many are.
-pub(super) fn held() -> Option<(String, usize)> {
+pub fn held() -> Option<(String, usize)> {
     let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     let held = held.as_ref()?;
     Some((held.last()?.clone(), held.len()))
 }
 
 /// The messages that were kept: from here on they are logged again.
-pub(super) fn let_go() -> Vec<String> {
+pub fn let_go() -> Vec<String> {
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     held.take().unwrap_or_default()
 }
 
 /// Keeps a message, if messages are kept.
-pub(super) fn is_held(message: &str) -> bool {
+pub fn is_held(message: &str) -> bool {
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(held) = held.as_mut() else {
         return false;
@@ -66,13 +66,13 @@ impl Said {
 }
 
 /// From here on what was said in the round before is no news.
-pub(super) fn begin_round() {
+pub fn begin_round() {
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     *said = Some(said.take().unwrap_or_default().next());
 }
 
 /// Is a message to be logged?
-pub(super) fn is_news(message: &str) -> bool {
+pub fn is_news(message: &str) -> bool {
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     said.as_mut().is_none_or(|said| said.is_news(message))
 }

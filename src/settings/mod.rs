@@ -1,19 +1,19 @@
 //! The options that every verb has, resolved: option, environment, file, default.
 
+mod log_line;
+pub mod news;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use env_logger::{Builder, Target};
-use log::LevelFilter;
+use env_logger::Target;
 
-use super::news;
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{Config, PoolTable, Runtime, Usage};
+use crate::config::{Config, PoolTable, RuntimeTable, Usage};
 use crate::counters;
 use crate::host::Host;
 use crate::last_words;
@@ -22,8 +22,6 @@ use crate::placement::{Site, stock};
 use crate::pools::plan::{Reserve, Stock};
 use crate::refusal::{Reason, Refusal};
 use crate::refusals::{self, Refused};
-use crate::system_log::{self, Severity};
-use crate::text::one_line;
 use crate::usage::Log;
 
 /// How long the command line waits for the lock, in seconds.
@@ -33,27 +31,27 @@ const HOOK_PATIENCE: f64 = 10.0;
 
 /// What a verb works on.
 #[derive(Debug)]
-pub(super) struct Settings {
+pub struct Settings {
     site: Site,
     pools: BTreeMap<String, PoolTable>,
     reserve: Option<Reserve>,
-    runtime: Runtime,
+    runtime: RuntimeTable,
 }
 
 /// What an engine was told of a container.
-pub(super) struct Told<'a> {
+pub struct Told<'a> {
     /// Its id.
-    pub(super) container: &'a str,
+    pub container: &'a str,
     /// What people call it.
-    pub(super) names: Names,
+    pub names: Names,
     /// The sentence.
-    pub(super) message: &'a str,
+    pub message: &'a str,
     /// Why its start was refused; `None` where it was its end that failed.
-    pub(super) reason: Option<Reason>,
+    pub reason: Option<Reason>,
 }
 
 /// Counts a refusal. One that cannot be counted was told all the same.
-pub(super) fn count_refusal(run_dir: &Path, reason: Reason) {
+pub fn count_refusal(run_dir: &Path, reason: Reason) {
     let counted = counters::count(run_dir, |counters| {
         *counters
             .refusals
@@ -70,11 +68,11 @@ type Environment = fn(&str) -> Option<OsString>;
 
 impl Settings {
     /// Those of a person's or script's command: the environment counts.
-    pub(super) fn of_command_line(options: &Options) -> Result<Settings> {
+    pub fn of_command_line(options: &Options) -> Result<Settings> {
         let environment: Environment =
             |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
-        start_log(options, log, Target::Stderr);
+        log_line::start(options, log, Target::Stderr);
         // Who looks at something twice says what is wrong with it once.
         news::begin_round();
         last_words::survive_file_limit()?;
@@ -82,14 +80,14 @@ impl Settings {
     }
 
     /// Those of a hook: engines give it any environment or none, so only its arguments and the file count.
-    pub(super) fn of_hook(options: &Options, deadline: Instant) -> Result<Settings> {
+    pub fn of_hook(options: &Options, deadline: Instant) -> Result<Settings> {
         let mut settings = Settings::of_start(options, true)?;
         settings.site.deadline = Some(deadline);
         Ok(settings)
     }
 
     /// Those of the shim, whose stderr is its runtime's, and then the container's.
-    pub(super) fn of_shim(options: &Options, deadline: Instant) -> Result<Settings> {
+    pub fn of_shim(options: &Options, deadline: Instant) -> Result<Settings> {
         let mut settings = Settings::of_start(options, false)?;
         settings.site.deadline = Some(deadline);
         Ok(settings)
@@ -100,43 +98,39 @@ impl Settings {
         let most = Duration::from_secs_f64(HOOK_PATIENCE);
         settings.site.patience = settings.site.patience.min(most);
         let host = settings.site.host.clone();
-        start_log(
-            options,
-            log,
-            Target::Pipe(Box::new(SystemLog { host, has_stderr })),
-        );
+        log_line::start(options, log, log_line::to_system(host, has_stderr));
         Ok(settings)
     }
 
     /// The tables of pools.
-    pub(super) fn pools(&self) -> &BTreeMap<String, PoolTable> {
+    pub fn pools(&self) -> &BTreeMap<String, PoolTable> {
         &self.pools
     }
 
     /// The machine's cores, without those that an option, or the configuration, keeps for the host's
     /// own work.
-    pub(super) fn stock(&self, option: Option<&Reserve>) -> Result<Stock> {
+    pub fn stock(&self, option: Option<&Reserve>) -> Result<Stock> {
         let reserve = option.or(self.reserve.as_ref());
         stock(&self.site.host, reserve.map(|reserve| &reserve.0))
     }
 
     /// Do the command line or the configuration say which CPUs are the host's?
-    pub(super) fn reserves(&self, option: Option<&Reserve>) -> bool {
+    pub fn reserves(&self, option: Option<&Reserve>) -> bool {
         option.or(self.reserve.as_ref()).is_some()
     }
 
     /// What `pinfold-runtime` becomes.
-    pub(super) fn runtime(&self) -> &Runtime {
+    pub fn runtime(&self) -> &RuntimeTable {
         &self.runtime
     }
 
     /// The machine and the directories, for a verb that only reads them or makes files.
-    pub(super) fn site(&self) -> &Site {
+    pub fn site(&self) -> &Site {
         &self.site
     }
 
     /// The same for a verb that acts on processes: their numbers must mean the same to us.
-    pub(super) fn site_with_processes(&self) -> Result<&Site> {
+    pub fn site_with_processes(&self) -> Result<&Site> {
         let host = &self.site.host;
         ensure!(
             host.is_running_root() || host.shares_our_processes(),
@@ -149,7 +143,7 @@ impl Settings {
     }
 
     /// Keeps a refusal where `pinfold why` looks for it. One that cannot be kept is in the system log all the same.
-    pub(super) fn keep_refusal(options: &Options, refused: Told<'_>) {
+    pub fn keep_refusal(options: &Options, refused: Told<'_>) {
         let run_dir = match Settings::resolve(options, |_| None, HOOK_PATIENCE) {
             Ok((settings, _)) => settings.site.run_dir,
             Err(_) => Host::new("/").default_run_dir(),
@@ -272,55 +266,4 @@ fn usage_log(usage: Usage, host: &Host, run_dir: &Path) -> Result<Option<Log>> {
     );
     let rotate_at = u64::from(usage.rotate_at_mib.get()) << 20;
     Ok(Some(Log { path, rotate_at }))
-}
-
-/// Starts the log.
-fn start_log(options: &Options, filter: Option<String>, target: Target) {
-    let mut builder = Builder::new();
-    match (options.verbose, filter) {
-        (0, Some(filter)) => builder.parse_filters(&filter),
-        (0, None) => builder.filter_level(LevelFilter::Warn),
-        (1, _) => builder.filter_level(LevelFilter::Info),
-        (_, _) => builder.filter_level(LevelFilter::Debug),
-    };
-    builder.format(|out, record| {
-        let style = out.default_level_style(record.level());
-        let level = record.level().as_str().to_ascii_lowercase();
-        let message = one_line(&record.args().to_string());
-        if !news::is_news(&message) || news::is_held(&format!("{level}: {message}")) {
-            return Ok(());
-        }
-        writeln!(out, "pinfold: {style}{level}{style:#}: {message}")
-    });
-    builder.target(target);
-    // A second start would be a second command in one process: the first log serves.
-    let _ = builder.try_init();
-}
-
-/// The log of a start: an engine may show a hook's stderr, and may not.
-struct SystemLog {
-    host: Host,
-    has_stderr: bool,
-}
-
-impl Write for SystemLog {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.has_stderr {
-            // One that was closed fails nothing.
-            let _ = io::stderr().write_all(line);
-        }
-        let text = String::from_utf8_lossy(line);
-        let message = text.trim_end().trim_start_matches("pinfold: ");
-        let severity = match message.split(':').next() {
-            Some("error") => Severity::Error,
-            Some("warn") => Severity::Warning,
-            _ => Severity::Info,
-        };
-        system_log::send(&self.host, severity, message);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

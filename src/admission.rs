@@ -10,16 +10,16 @@ use crate::text::Shown;
 
 /// How a request came to us.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Visitor {
+pub struct Caller {
     /// The way in which the pool is asked for.
-    pub(super) door: Door,
+    pub door: Door,
     /// The engine that runs the container, whose marks count.
-    pub(super) engine: Option<Engine>,
+    pub engine: Option<Engine>,
 }
 
-impl Visitor {
+impl Caller {
     /// May the pool of these rules be used? `annotation` gives the value of the container's annotation of a key.
-    pub(super) fn may_use(
+    pub fn may_use(
         self,
         rules: Option<&PoolTable>,
         annotation: impl Fn(&str) -> Result<Option<String>>,

@@ -1,0 +1,18 @@
+//! What the OCI runtime specification says of a container: its id, the state that a hook reads, the
+//! bundle and its configuration, the command line of a runtime, and the runtime itself.
+
+mod bundle;
+mod command_line;
+mod config;
+mod id;
+mod pin;
+mod runtime;
+mod state;
+
+pub use bundle::Bundle;
+pub use command_line::{CgroupManager, CommandLine};
+pub use config::{Config, STAGES};
+pub use id::Id;
+pub use pin::Pinning;
+pub use runtime::Runtime;
+pub use state::{MOST_STATE, State};

@@ -1,0 +1,194 @@
+//! What a container's configuration asks for.
+
+use std::cell::LazyCell;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Parser;
+
+use super::behind;
+use super::start::Start;
+use crate::claims::Claim;
+use crate::cli::{Cli, Options, Verb};
+use crate::files;
+use crate::host::Host;
+use crate::last_words;
+use crate::names::{self, Ancestry, Names};
+use crate::oci::{Bundle, CommandLine, Config, Id, Runtime};
+use crate::refusal::Refusal;
+use crate::request::{self, Request};
+use crate::settings::Settings;
+use crate::text::Shown;
+
+/// A container with a request, and its configuration as it was read.
+pub(super) struct Asking {
+    request: Request,
+    path: PathBuf,
+    text: Vec<u8>,
+    names: Names,
+    /// The CDI device that asks, where annotations do not.
+    device: Option<Device>,
+}
+
+/// A CDI device that the engine has given the container, as its hooks tell.
+pub(super) struct Device {
+    pub(super) name: String,
+    pub(super) options: Options,
+    /// The same options as words.
+    pub(super) words: Vec<String>,
+}
+
+impl Device {
+    /// Of the arguments of its hook.
+    fn of(words: &[String]) -> Result<Option<Device>> {
+        let cli = Cli::try_parse_from(words).map_err(|error| {
+            anyhow!(
+                "a hook of Pinfold's in it cannot be understood: {}",
+                error.kind()
+            )
+        })?;
+        let Verb::Hook(hook) = cli.verb else {
+            return Ok(None);
+        };
+        // What names the pools; a reservation is of an earlier start.
+        let mut more = Vec::new();
+        for (option, path) in [
+            ("--conf-dir", &cli.options.conf_dir),
+            ("--run-dir", &cli.options.run_dir),
+            ("--config", &cli.options.config),
+        ] {
+            let text = path.as_ref().and_then(|path| path.to_str());
+            more.extend(
+                text.iter()
+                    .flat_map(|text| [option.to_owned(), (*text).to_owned()]),
+            );
+        }
+        Ok(hook.device.map(|name| Device {
+            name,
+            options: cli.options,
+            words: more,
+        }))
+    }
+}
+
+impl Asking {
+    /// Reads the container's configuration; `None` where it asks for nothing. Nothing of ours is read.
+    pub(super) fn read(line: &CommandLine, host: &Host) -> Result<Option<Asking>> {
+        let path = line.config_path();
+        let text = files::read_bytes_if_there(&path);
+        // It may be another verb, which reads none.
+        if line.in_doubt.is_some() && !matches!(text, Ok(Some(_))) {
+            return Ok(None);
+        }
+        let text = text?.with_context(|| format!("there is no {}", path.display()))?;
+        let parsed = files::text_of(&text).map_err(anyhow::Error::from);
+        let config = parsed.and_then(Config::parse).or_else(|error| {
+            // What we wrote may have been torn by a power loss: then what we found counts.
+            let bundle = Bundle::new(path.clone(), text.clone())?;
+            match bundle.is_ours() {
+                true => Config::parse(bundle.found()),
+                false => Err(error),
+            }
+        });
+        let config = config.with_context(|| path.display().to_string())?;
+        let names = LazyCell::new(|| names_in(&config, line, host));
+        let cannot = || cannot_start(line, &names);
+        let annotations = config.annotations(request::is_ours).with_context(cannot)?;
+        let annotated = request::from_annotations(&annotations).with_context(cannot)?;
+        let is_annotated = annotated.is_some();
+        let hooks = config.device_hooks();
+        let devices = hooks
+            .iter()
+            .filter_map(|words| Device::of(words).transpose());
+        let devices: Vec<Device> = devices.collect::<Result<_>>().with_context(cannot)?;
+        let request = devices.iter().try_fold(annotated, |request, device| {
+            request::with_device(request, Some(&device.name))
+        });
+        let Some(request) = request.with_context(cannot)? else {
+            // Its CPUs may be another's by now.
+            ensure!(
+                !config.is_of_an_earlier_start(),
+                Refusal::new(
+                    format!(
+                        "{}: its configuration has the CPUs of an earlier start, and no request any more",
+                        cannot()
+                    ),
+                    format!("write {} anew", path.display())
+                )
+            );
+            return Ok(None);
+        };
+        if let Some(option) = &line.in_doubt {
+            bail!(Refusal::new(
+                format!(
+                    "{}: the option {} is not known here, and what is behind it may be its value or a verb",
+                    cannot(),
+                    Shown(option)
+                ),
+                "write it as OPTION=VALUE"
+            ));
+        }
+        let names = Names::clone(&names);
+        Ok(Some(Asking {
+            request,
+            path,
+            text,
+            names,
+            device: devices.into_iter().next().filter(|_| !is_annotated),
+        }))
+    }
+
+    /// Reserves CPUs, and writes them into the configuration.
+    pub(super) fn pin(self, line: &CommandLine, host: &Host, deadline: Instant) -> Result<Pinned> {
+        let pool = self.request.pool.clone();
+        let names = self.names.clone();
+        let id = line.id.as_deref().unwrap_or_default();
+        let who = format!(
+            "the start of container {} on CPUs of its own",
+            names.with_id(&Id::shown(id))
+        );
+        last_words::arrange(host, &who)?;
+        let pin = || -> Result<Pinned> {
+            let options = self.device.as_ref().map(|device| device.options.clone());
+            let settings = Settings::of_shim(&options.unwrap_or_default(), deadline)?;
+            let runtime = behind::configured(host, settings.runtime())?;
+            let start = Start {
+                settings: &settings,
+                line,
+                runtime: &runtime,
+                names: self.names,
+                device: self.device,
+                bundle: Bundle::new(self.path, self.text)?,
+            };
+            let id = line.id.as_deref().unwrap_or_default();
+            let reservation = start.pin(Id::parse(id)?, self.request)?;
+            Ok(Pinned {
+                runtime,
+                settings,
+                reservation,
+            })
+        };
+        pin().with_context(|| format!("{} on CPUs of pool {pool}", cannot_start(line, &names)))
+    }
+}
+
+/// What is left to do: to become the runtime, or to give the reservation back.
+pub(super) struct Pinned {
+    pub(super) runtime: Runtime,
+    pub(super) settings: Settings,
+    pub(super) reservation: Claim,
+}
+
+/// What people call the container of a configuration.
+pub(super) fn names_in(config: &Config, line: &CommandLine, host: &Host) -> Names {
+    let annotations = config.annotations(names::is_name_key).unwrap_or_default();
+    Ancestry::of_this_process(host)
+        .with_config(&line.config_path())
+        .names(line.id.as_deref().unwrap_or_default(), &annotations)
+}
+
+fn cannot_start(line: &CommandLine, names: &Names) -> String {
+    let id = line.id.as_deref().unwrap_or_default();
+    format!("cannot start container {}", names.with_id(&Id::shown(id)))
+}

@@ -1,0 +1,111 @@
+//! The shim: an OCI runtime for engines that have no hooks. For a container with a request it
+//! reserves CPUs under its own process, writes them and our hooks into the container's
+//! configuration, and becomes the runtime; everything else it hands on as it is.
+
+mod asking;
+mod behind;
+mod start;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use asking::{Asking, names_in};
+use behind::Chosen;
+use start::give_up;
+
+use crate::child;
+use crate::cli::Options;
+use crate::files;
+use crate::host::Host;
+use crate::limits::Bound;
+use crate::oci::{CommandLine, Config, Id, Runtime};
+use crate::placement;
+use crate::refusal::Reason;
+use crate::runtime_log;
+use crate::settings::{Settings, Told};
+use crate::system_log::{self, Severity};
+
+/// How long the end of a container may be held up by looking what it has used.
+const READ_WITHIN: Duration = Duration::from_secs(2);
+
+/// Becomes the runtime; returns only with what went wrong before that.
+///
+/// # Errors
+/// A configuration that cannot be read or changed, a request that cannot be met, no runtime.
+pub fn run(arguments: &[OsString]) -> Result<()> {
+    let line = CommandLine::parse(arguments);
+    let host = Host::new("/");
+    if !line.makes_a_container() {
+        let Chosen { runtime, run_dir } = behind::without_request(&host)?;
+        let runtime = runtime.or_maker(&host, &line);
+        if let Some("delete" | "kill") = line.verb.as_deref() {
+            read_before_end(&host, &line, run_dir);
+        }
+        return become_runtime(&runtime, arguments);
+    }
+    let bound = Bound::start()?;
+    let Some(asking) = Asking::read(&line, &host)? else {
+        let chosen = behind::without_request(&host)?;
+        bound.end()?;
+        return become_runtime(&chosen.runtime, arguments);
+    };
+    let pinned = asking.pin(&line, &host, bound.deadline)?;
+    let error = bound
+        .end()
+        .and_then(|()| become_runtime(&pinned.runtime, arguments));
+    give_up(&pinned.settings, &pinned.reservation);
+    error
+}
+
+/// Reads what a container of ours has used, for the runtime is about to remove its group; or to end
+/// it, after which systemd removes the group of a scope before the runtime does (systemd.scope(5)).
+/// A process of its own reads: whatever becomes of that, this one becomes the runtime.
+fn read_before_end(host: &Host, line: &CommandLine, run_dir: Option<PathBuf>) {
+    let Some(Ok(id)) = line.id.as_deref().map(Id::parse) else {
+        return;
+    };
+    let run_dir = run_dir.unwrap_or_else(|| host.default_run_dir());
+    // All others cost no more than this.
+    let claims = files::entry_if_there(&run_dir.join("claims").join(id.as_str()));
+    if !matches!(claims, Ok(Some(_))) {
+        return;
+    }
+    let read = || {
+        let settings = Settings::of_shim(&Options::default(), Instant::now() + READ_WITHIN)?;
+        placement::read_before_end(settings.site(), id.as_str())
+    };
+    if let Err(error) = child::apart(read, READ_WITHIN) {
+        log::info!("what {id} has used: {error:#}");
+    }
+}
+
+fn become_runtime(runtime: &Runtime, arguments: &[OsString]) -> Result<()> {
+    let error = Command::new(runtime.path()).args(arguments).exec();
+    Err(error).with_context(|| format!("execute {}", runtime.path().display()))
+}
+
+/// Tells an engine where it looks for it, and the system log, what went wrong.
+pub fn report(arguments: &[OsString], message: &str, reason: Reason) {
+    system_log::send(&Host::new("/"), Severity::Error, message);
+    let line = CommandLine::parse(arguments);
+    // An engine that gave a log that cannot be written reads stderr.
+    let _ = runtime_log::tell(&line, message);
+    let id = line.id.as_deref().unwrap_or_default();
+    let path = line.config_path();
+    let text = files::read_text_if_there(&path).ok().flatten();
+    let config = text.and_then(|text| Config::parse(&text).ok());
+    let names = config.map(|config| names_in(&config, &line, &Host::new("/")));
+    let names = names.unwrap_or_default();
+    let told = Told {
+        container: id,
+        names,
+        message,
+        reason: Some(reason),
+    };
+    Settings::keep_refusal(&Options::default(), told);
+}
