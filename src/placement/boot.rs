@@ -39,13 +39,13 @@ enum Age {
 
 /// What the times of files say about the boot in which they were written.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     boot_time: i64,
     earliest: i64,
 }
 
 impl Clock {
-    pub(super) fn of(host: &Host) -> Result<Clock> {
+    pub(crate) fn of(host: &Host) -> Result<Clock> {
         let boot_time = process::boot_time(host)?;
         // Where nothing tells how early the clock was, it may have been anything.
         let earliest = process::earliest_time(host)?.unwrap_or(i64::MIN);
@@ -66,7 +66,7 @@ impl Clock {
     /// Does a pid count that was in `tasks` at this time, of lists that have these CPUs together?
     /// One that is recorded of this boot does. Of the others nobody can tell who has the number
     /// now; one that is confined to those CPUs uses them in any case.
-    pub(super) fn counts(
+    pub(crate) fn counts(
         self,
         host: &Host,
         pid: i32,
@@ -133,7 +133,7 @@ pub fn replaced_lock(site: &Site, directory: &PoolDirectory) -> Result<Option<St
 impl Books<'_> {
     /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With another boot, or
     /// none, what is in `tasks` from before it is void.
-    pub(super) fn begin_boot(&mut self, site: &Site) -> Result<()> {
+    pub(crate) fn begin_boot(&mut self, site: &Site) -> Result<()> {
         let ours = format!("{} {} ", self.boot_id, self.lock.key());
         let before = self.ledger.boot_mark()?.unwrap_or_default();
         if !before.starts_with(&ours) {

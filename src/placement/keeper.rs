@@ -7,7 +7,7 @@ use crate::cpulist::CpuSet;
 use crate::text::{Shown, shell_word};
 
 /// A group, with the unit that systemd has for it.
-pub(super) fn shown_group(path: &str) -> String {
+pub(crate) fn shown_group(path: &str) -> String {
     match unit(path) {
         Some(unit) => format!("the cgroup {} (unit {unit})", Shown(path)),
         None => format!("the cgroup {}", Shown(path)),

@@ -13,7 +13,7 @@ use crate::process::{self, Process};
 
 /// Is a claim's owner still there?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
+pub(crate) enum Life {
     /// A process that the claim records can still run.
     Recorded,
     /// Those are gone, and its cgroup still holds others, or the one that was to become its own; one of them, where it is of
@@ -24,14 +24,14 @@ pub(super) enum Life {
 }
 
 impl Life {
-    pub(super) fn is_alive(self) -> bool {
+    pub(crate) fn is_alive(self) -> bool {
         self != Life::Gone
     }
 }
 
 /// An owner is alive while a recorded process is, by pid and start time, with any thread that can run;
 /// or while its cgroup, by path and inode, holds any process, groups below it included.
-pub(super) fn life_of(
+pub(crate) fn life_of(
     claim: &Claim,
     host: &Host,
     hierarchy: &Hierarchy,
@@ -84,7 +84,7 @@ fn survivors_in(group: &Group, host: &Host) -> Result<Life> {
 
 /// The group that a runtime has made and confined as a reservation says, whose hook has not come: its mask tells it. A CPU may
 /// have gone offline since, and a shared list have grown.
-pub(super) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
+pub(crate) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
     let Some(path) = &claim.awaited else {
         return Ok(None);
     };
@@ -98,7 +98,7 @@ pub(super) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Opti
 
 impl View<'_> {
     /// [`life_of`] a claim, under the lock.
-    pub(super) fn life_of(&self, claim: &Claim) -> Result<Life> {
+    pub(crate) fn life_of(&self, claim: &Claim) -> Result<Life> {
         if !self.tells_lives {
             return Ok(Life::Survived(None));
         }
@@ -107,7 +107,7 @@ impl View<'_> {
 
     /// A pid in `tasks` that no claim explains was written by another tool: it owns while it exists.
     /// One that cannot be looked at does.
-    pub(super) fn is_pid_alive(&self, pid: i32) -> bool {
+    pub(crate) fn is_pid_alive(&self, pid: i32) -> bool {
         if !self.tells_lives {
             return true;
         }

@@ -3,33 +3,14 @@
 //!
 //! This is where the pool directory, the ledger and the cgroups meet; they do not know each other.
 
-mod apply;
-mod audit;
-mod beside;
 mod boot;
 mod change;
-mod command;
-mod container;
-mod explain;
-mod find;
-mod follow;
-mod give;
-mod init;
+mod end;
 mod keeper;
 mod life;
-mod pick;
-mod reap;
-mod reconcile;
+mod look;
 mod refusal;
-mod release;
-mod reserve;
-mod room;
-mod seen;
-mod stock;
-mod survey;
-mod take_back;
-mod unpinned;
-mod unreadable;
+mod start;
 mod usage;
 
 use std::cell::Cell;
@@ -39,26 +20,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-pub use apply::{Applied, apply, try_apply};
-pub use audit::{Audit, audit, live_claims};
-pub use beside::{Neighbour, Neighbours, neighbours};
 pub use boot::replaced_lock;
-pub use change::{Change, Changed, change, try_change};
-pub use command::{CommandPlace, pin_command};
-pub use container::{Start, pin_container};
-pub use explain::{Explanation, Taken, explain};
-pub use find::{find, pid_id};
-pub use init::{Existing, Made, init, try_init, unmake};
+pub use change::apply::{Applied, apply, try_apply};
+pub use change::init::{Existing, Made, init, try_init, unmake};
+pub use change::steps::{Change, Changed, change, try_change};
+pub use change::stock::stock;
+pub use end::reap::Reclaimed;
+pub use end::reconcile::{Report, reconcile};
+pub use end::release::{Release, force_release, release};
 pub use keeper::let_through;
-pub use reap::Reclaimed;
-pub use reconcile::{Report, reconcile};
+pub use look::audit::{Audit, audit, live_claims};
+pub use look::beside::{Neighbour, Neighbours, neighbours};
+pub use look::explain::{Explanation, Taken, explain};
+pub use look::find::{find, pid_id};
+pub use look::seen::{Seen, survey_to_watch};
+pub use look::survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
+pub use look::unpinned::{Lack, labels_meant, unpinned};
 pub use refusal::chosen_already;
-pub use release::{Release, force_release, release};
-pub use reserve::{give_up, reserve};
-pub use seen::{Seen, survey_to_watch};
-pub use stock::stock;
-pub use survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
-pub use unpinned::{Lack, labels_meant, unpinned};
+pub use start::command::{CommandPlace, pin_command};
+pub use start::container::{Start, pin_container};
+pub use start::reserve::{give_up, reserve};
 pub use usage::{account, read_before_end, readings};
 
 use crate::cgroup::{Group, Hierarchy, cpuset};
@@ -91,7 +72,7 @@ pub struct Site {
 const LOOKING: Duration = Duration::from_secs(5);
 
 /// Everything about a site, to be read: others may be changing it.
-struct View<'a> {
+pub(crate) struct View<'a> {
     host: &'a Host,
     directory: PoolDirectory,
     ledger: Ledger,
@@ -102,7 +83,7 @@ struct View<'a> {
 }
 
 /// The same while its lock is held: nobody else changes any of it.
-struct Books<'a> {
+pub(crate) struct Books<'a> {
     view: View<'a>,
     deadline: Option<Instant>,
     /// When looking for what dead owners hold has to end.

@@ -12,14 +12,14 @@ use crate::request::{Numa, Request, Size};
 use crate::topology::{Group, Levels};
 
 /// What a choice looked at.
-pub(super) struct Seen<'a> {
-    pub(super) pool: &'a Pool,
-    pub(super) offers: &'a [Offer<'a>],
-    pub(super) reach: &'a Reach,
-    pub(super) levels: &'a Levels,
-    pub(super) request: &'a Request,
+pub(crate) struct Seen<'a> {
+    pub(crate) pool: &'a Pool,
+    pub(crate) offers: &'a [Offer<'a>],
+    pub(crate) reach: &'a Reach,
+    pub(crate) levels: &'a Levels,
+    pub(crate) request: &'a Request,
     /// The groups above; without them nothing but what is online limits the owner.
-    pub(super) bound: Option<&'a Bound>,
+    pub(crate) bound: Option<&'a Bound>,
 }
 
 /// Lists that nobody owns and that this owner cannot be given, counted as what is asked for, and their CPUs.
@@ -33,7 +33,7 @@ struct Kept {
 
 impl Seen<'_> {
     /// The reason, what would have fitted, and what to do. Whoever asked adds for whom, and which pool.
-    pub(super) fn refusal(&self, refusal: &choose::Refusal) -> Refusal {
+    pub(crate) fn refusal(&self, refusal: &choose::Refusal) -> Refusal {
         let size = self.request.size;
         let name = &self.pool.name;
         let kept = self.kept();
@@ -220,7 +220,7 @@ impl Seen<'_> {
 
 /// Where CPU lists lie, each with what it counts for: `2 on node 0, 0 on node 1, 1 over several
 /// nodes`.
-pub(super) fn by_node<'a>(
+pub(crate) fn by_node<'a>(
     lists: impl Iterator<Item = (&'a CpuSet, usize)>,
     levels: &Levels,
 ) -> String {
@@ -245,7 +245,7 @@ pub(super) fn by_node<'a>(
 }
 
 /// The refusal of a NUMA node that the machine does not have. `all` are its levels, whatever the pool.
-pub(super) fn no_such_node(request: &Request, all: &Levels) -> Option<Refusal> {
+pub(crate) fn no_such_node(request: &Request, all: &Levels) -> Option<Refusal> {
     let Numa::Node(number) = request.locality.numa else {
         return None;
     };
@@ -260,7 +260,7 @@ pub(super) fn no_such_node(request: &Request, all: &Levels) -> Option<Refusal> {
 }
 
 /// `CPU 3`, or `the CPUs 2-3`.
-pub(super) fn counted_cpus(cpus: &CpuSet) -> String {
+pub(crate) fn counted_cpus(cpus: &CpuSet) -> String {
     match cpus.len() {
         1 => format!("CPU {cpus}"),
         _ => format!("the CPUs {cpus}"),
@@ -283,7 +283,7 @@ fn level(within: Within) -> &'static str {
 }
 
 /// A claim that cannot be read is in the way.
-pub(super) fn unreadable(path: &Path, reason: &str) -> Refusal {
+pub(crate) fn unreadable(path: &Path, reason: &str) -> Refusal {
     Refusal::new(
         format!("the claim {} counts as held: {reason}", path.display()),
         "`pinfold reconcile` frees it once its owner is gone, and says who that is",

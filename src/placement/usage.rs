@@ -163,7 +163,7 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
 impl Site {
     /// Closes the books; whoever was ended under them is accounted for then. A start leaves that to
     /// others: a container waits for it, and a file of records can be anywhere.
-    pub(super) fn close(&self, books: Books<'_>) {
+    pub(crate) fn close(&self, books: Books<'_>) {
         let has_ended = books.ledger.has_ended();
         drop(books);
         if has_ended {
@@ -172,7 +172,7 @@ impl Site {
     }
 
     /// Counts a wait for the lock, where it was one, and lists of dead owners that were freed.
-    pub(super) fn count(&self, waited: Option<Duration>, reclaimed: u64) {
+    pub(crate) fn count(&self, waited: Option<Duration>, reclaimed: u64) {
         if waited.is_none() && reclaimed == 0 {
             return;
         }
@@ -193,7 +193,7 @@ impl Site {
     }
 
     /// Accounts for all that ended.
-    pub(super) fn account_for_all(&self) {
+    pub(crate) fn account_for_all(&self) {
         self.account_apart(usize::MAX, at_most(ALL_WITHIN, self.deadline));
     }
 
@@ -206,7 +206,7 @@ impl Site {
     }
 
     /// Reads what every owner has used.
-    pub(super) fn read_owners(&self) {
+    pub(crate) fn read_owners(&self) {
         if self.usage.is_none() {
             return;
         }
@@ -231,7 +231,7 @@ impl Site {
     }
 
     /// Reads what the owners of one id have used, where their groups are still there.
-    pub(super) fn read_owner(&self, ledger: &Ledger, hierarchy: &Hierarchy, id: &str) {
+    pub(crate) fn read_owner(&self, ledger: &Ledger, hierarchy: &Hierarchy, id: &str) {
         if self.usage.is_none() {
             return;
         }
@@ -267,7 +267,7 @@ impl Site {
     }
 
     /// Reads what a command of ours and its descendants have used, after what was read before.
-    pub(super) fn read_command(&self, claim: &Claim, began: Option<&Sample>) -> Option<Sample> {
+    pub(crate) fn read_command(&self, claim: &Claim, began: Option<&Sample>) -> Option<Sample> {
         self.usage.as_ref()?;
         let read = || -> Result<Sample> {
             let accounts = Accounts::of(&self.host);
@@ -299,7 +299,7 @@ impl Site {
     }
 
     /// Keeps what a command has used, which has ended.
-    pub(super) fn keep_end_of_command(&self, claim: &Claim, began: Option<&Sample>) {
+    pub(crate) fn keep_end_of_command(&self, claim: &Claim, began: Option<&Sample>) {
         let Some(sample) = began.and_then(|began| self.read_command(claim, Some(began))) else {
             return;
         };
@@ -312,7 +312,7 @@ impl Site {
 
 /// What is counted of the books once they are closed, on whatever way that comes.
 #[derive(Debug)]
-pub(super) struct Tally<'a> {
+pub(crate) struct Tally<'a> {
     site: &'a Site,
     /// How long others had the lock, where anybody had.
     waited: Option<Duration>,
@@ -321,7 +321,7 @@ pub(super) struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    pub(super) fn of(site: &'a Site, lock: &Lock) -> Tally<'a> {
+    pub(crate) fn of(site: &'a Site, lock: &Lock) -> Tally<'a> {
         Tally {
             site,
             waited: lock.waited(),
@@ -329,7 +329,7 @@ impl<'a> Tally<'a> {
         }
     }
 
-    pub(super) fn count_reclaimed(&self) {
+    pub(crate) fn count_reclaimed(&self) {
         self.reclaimed.set(self.reclaimed.get() + 1);
     }
 }

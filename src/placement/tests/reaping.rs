@@ -2,7 +2,7 @@
 
 use super::{FIRST, Machine, group_of, open};
 use crate::claims::Claim;
-use crate::placement::reap::Owners;
+use crate::placement::end::reap::Owners;
 use crate::placement::reconcile;
 
 /// A start frees no more of a crowded list than it has time for.

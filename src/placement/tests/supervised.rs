@@ -4,8 +4,8 @@ use super::{Machine, cpus, open};
 use crate::cgroup::cpuset::Masks;
 use crate::cgroup::{Group, cpuset};
 use crate::claims::{Before, Claim, OwnerKind};
-use crate::placement::command::Lodging;
-use crate::placement::give::Place;
+use crate::placement::start::command::Lodging;
+use crate::placement::start::give::Place;
 use crate::process::Process;
 
 const UNIT: &str = "/system.slice/job.service";

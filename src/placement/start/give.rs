@@ -4,14 +4,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Books;
-use super::pick::Wish;
-use super::refusal::chosen_already;
 use crate::cgroup::Group;
 use crate::cgroup::cpuset::{self, Bound, Masks};
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 use crate::cpulist::CpuSet;
 use crate::names::Names;
+use crate::placement::Books;
+use crate::placement::refusal::chosen_already;
+use crate::placement::start::pick::Wish;
 use crate::pools::TasksChange;
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
@@ -19,27 +19,27 @@ use crate::request::{Mems, Request};
 use crate::topology;
 
 /// Somebody who gets CPUs, with everything about it that can be known without the lock.
-pub(super) struct Applicant<'a> {
+pub(crate) struct Applicant<'a> {
     /// The container's id, or `isolate-<pid>`.
-    pub(super) id: &'a str,
-    pub(super) kind: OwnerKind,
-    pub(super) names: &'a Names,
-    pub(super) process: Process,
-    pub(super) place: Place,
+    pub(crate) id: &'a str,
+    pub(crate) kind: OwnerKind,
+    pub(crate) names: &'a Names,
+    pub(crate) process: Process,
+    pub(crate) place: Place,
 }
 
 /// What an owner gets.
-pub(super) struct Share {
-    pub(super) pool: String,
+pub(crate) struct Share {
+    pub(crate) pool: String,
     /// The directory names of the lists, by first CPU.
-    pub(super) lists: Vec<String>,
-    pub(super) cpus: CpuSet,
+    pub(crate) lists: Vec<String>,
+    pub(crate) cpus: CpuSet,
     /// Empty where the memory nodes are left alone.
-    pub(super) mems: CpuSet,
+    pub(crate) mems: CpuSet,
 }
 
 /// Where an owner is confined.
-pub(super) enum Place {
+pub(crate) enum Place {
     /// In its own group, which only its first process is in.
     Own(Group),
     /// In a group that we make; it is moved there out of another.
@@ -57,7 +57,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    pub(super) fn group(&self) -> &Group {
+    pub(crate) fn group(&self) -> &Group {
         match self {
             Place::Own(group)
             | Place::Moved { to: group, .. }
@@ -69,7 +69,7 @@ impl Place {
 
 impl Books<'_> {
     /// Gives an applicant what it wishes. On an error nothing stays changed.
-    pub(super) fn give(&self, applicant: &Applicant<'_>, wish: &Wish<'_>) -> Result<Claim> {
+    pub(crate) fn give(&self, applicant: &Applicant<'_>, wish: &Wish<'_>) -> Result<Claim> {
         let group = applicant.place.group();
         let bound = match &applicant.place {
             Place::Supervised { group, before, .. } => {
@@ -96,7 +96,7 @@ impl Books<'_> {
     }
 
     /// Picks what a wish is to get.
-    pub(super) fn share(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Share> {
+    pub(crate) fn share(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Share> {
         let picked = self.pick(wish, bound)?;
         let cpus = picked.cpus();
         let mems = match wish.request.mems {
@@ -113,7 +113,7 @@ impl Books<'_> {
 
     /// Gives an applicant its share, instead of whoever held it for it. The record comes before the kernel: whoever is
     /// killed in between leaves a record whose process is dead. On an error nothing stays changed.
-    pub(super) fn grant(
+    pub(crate) fn grant(
         &self,
         applicant: &Applicant<'_>,
         share: Share,
@@ -165,7 +165,7 @@ impl Books<'_> {
     }
 
     /// The record of an owner that has no group yet.
-    pub(super) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, share: Share) -> Claim {
+    pub(crate) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, share: Share) -> Claim {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Claim {
             version: VERSION,
@@ -189,7 +189,7 @@ impl Books<'_> {
     }
 
     /// On an error nothing stays changed.
-    pub(super) fn undo_on_error(&self, done: Result<()>, claim: &Claim) -> Result<()> {
+    pub(crate) fn undo_on_error(&self, done: Result<()>, claim: &Claim) -> Result<()> {
         if done.is_err() {
             if let Err(undo) = self.undo(claim) {
                 log::error!("undo the start of {}: {undo:#}", claim.shown());
@@ -200,7 +200,7 @@ impl Books<'_> {
 
     /// The intent first, then the commit that other tools see. Whoever held the lists for this owner goes last: until
     /// then each of their numbers in `tasks` has its claim.
-    pub(super) fn record(&self, claim: &Claim, instead_of: Option<&Claim>) -> Result<()> {
+    pub(crate) fn record(&self, claim: &Claim, instead_of: Option<&Claim>) -> Result<()> {
         self.ledger.write(claim)?;
         let before = instead_of.map(Claim::pids).unwrap_or_default();
         self.change_tasks(claim, &before, &claim.pids())?;
@@ -211,7 +211,7 @@ impl Books<'_> {
 
     /// Puts the claim's processes into `tasks` of each of its lists where they are missing, for another tool may have
     /// dropped one that it took for dead; and drops others.
-    pub(super) fn record_instead_of(&self, others: &[i32], claim: &Claim) -> Result<()> {
+    pub(crate) fn record_instead_of(&self, others: &[i32], claim: &Claim) -> Result<()> {
         let own = claim.pids();
         let others: Vec<i32> = others
             .iter()
@@ -238,7 +238,7 @@ impl Books<'_> {
     }
 
     /// Changes the owners of every list of a claim; goes on past an error, and returns the first.
-    pub(super) fn change_tasks(&self, claim: &Claim, drop: &[i32], add: &[i32]) -> Result<()> {
+    pub(crate) fn change_tasks(&self, claim: &Claim, drop: &[i32], add: &[i32]) -> Result<()> {
         let mut first_error = Ok(());
         for list in &claim.lists {
             let change = TasksChange {
@@ -253,7 +253,7 @@ impl Books<'_> {
     }
 
     /// Confines an owner as its claim says, and makes sure of it; doing it twice is doing it once.
-    pub(super) fn confine(&self, claim: &Claim, place: &Place) -> Result<()> {
+    pub(crate) fn confine(&self, claim: &Claim, place: &Place) -> Result<()> {
         let group = place.group();
         cpuset::enable(group)?;
         if claim.cgroup.as_ref().is_some_and(|group| group.made) {
@@ -285,7 +285,7 @@ impl Books<'_> {
 }
 
 /// The process that was to be confined has ended meanwhile.
-pub(super) fn gone(pid: i32) -> Refusal {
+pub(crate) fn gone(pid: i32) -> Refusal {
     let what = format!("process {pid} is gone, for whoever started it has given up, or killed it");
     Refusal::new(what, "start it again")
 }

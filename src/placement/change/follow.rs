@@ -2,10 +2,10 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Books, View};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
+use crate::placement::{Books, View};
 use crate::pools::plan::list_name;
 use crate::pools::{CpuList, Pool};
 use crate::refusal::Refusal;
@@ -14,7 +14,7 @@ use crate::topology;
 impl Books<'_> {
     /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves owners within the list that
     /// they are in; doing it again goes on.
-    pub(super) fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
+    pub(crate) fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
         let name = if *to == list.cpus {
             list.name.clone()
         } else {
@@ -89,7 +89,7 @@ impl Books<'_> {
 
 impl View<'_> {
     /// The claims on a list of this pool that do not name it and its CPUs alone.
-    pub(super) fn claims_to_follow(
+    pub(crate) fn claims_to_follow(
         &self,
         pool: &Pool,
         list: &str,
@@ -111,7 +111,7 @@ impl View<'_> {
     }
 
     /// The live processes that another tool put into a list: no claim tells how they are confined.
-    pub(super) fn strangers_in(&self, list: &CpuList) -> Result<Vec<i32>> {
+    pub(crate) fn strangers_in(&self, list: &CpuList) -> Result<Vec<i32>> {
         let mut strangers = list.tasks.clone();
         for entry in self.ledger.on_list(&list.name)? {
             let claimed = entry.claim().map(Claim::pids).unwrap_or_default();

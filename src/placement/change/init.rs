@@ -2,12 +2,12 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::refusal::unreadable;
-use super::survey::trial;
-use super::{Site, View};
 use crate::cgroup::cpuset;
 use crate::claims::{Entry, Ledger};
 use crate::files;
+use crate::placement::look::survey::trial;
+use crate::placement::refusal::unreadable;
+use crate::placement::{Site, View};
 use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
 use crate::pools::plan::PlannedPool;
 use crate::pools::{Pool, PoolDirectory};

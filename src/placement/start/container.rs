@@ -4,21 +4,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::give::{Applicant, Place, Share, gone};
-use super::life::Life;
-use super::pick::Wish;
-use super::refusal::unreadable;
-use super::{Books, Site, at_most};
 use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
+use crate::placement::life::Life;
+use crate::placement::refusal::unreadable;
+use crate::placement::start::give::{Applicant, Place, Share, gone};
+use crate::placement::start::pick::Wish;
+use crate::placement::{Books, Site, at_most};
 use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::request::{Request, Size};
 
 /// How long systemd may take where nobody else waits: it can be busy with many starts.
-pub(super) const TOLD: Duration = Duration::from_secs(15);
+pub(crate) const TOLD: Duration = Duration::from_secs(15);
 
 /// A container that is about to start.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct Start<'a> {
     pub names: Names,
     /// Its first process, which waits for us.
     pub pid: i32,
-    /// What tells the reservation that [`super::reserve`] made for it, if one was made.
+    /// What tells the reservation that [`crate::placement::reserve`] made for it, if one was made.
     pub reservation: Option<&'a str>,
 }
 
@@ -120,7 +120,7 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
 
 impl Books<'_> {
     /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be what the claim says now.
-    pub(super) fn agree(
+    pub(crate) fn agree(
         &self,
         claim: &Claim,
         group: &Group,

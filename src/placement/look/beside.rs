@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
-use super::Site;
 use crate::cgroup::{Group, cpuset};
 use crate::claims::{Entry, Ledger};
 use crate::containers::Container;
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::placement::Site;
 
 /// So many groups are looked at: whoever may make groups of its own can make any number.
 const MOST_GROUPS: usize = 20_000;

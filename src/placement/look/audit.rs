@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::Site;
-use super::keeper::{let_through, shown_group};
-use super::life::life_of;
-use super::refusal::unreadable;
-use super::survey::steadily;
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
+use crate::placement::Site;
+use crate::placement::keeper::{let_through, shown_group};
+use crate::placement::life::life_of;
+use crate::placement::look::survey::steadily;
+use crate::placement::refusal::unreadable;
 use crate::pools::PoolDirectory;
 use crate::process;
 use crate::refusal::Refusal;

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use nix::unistd::geteuid;
 
-use super::Site;
 use crate::cgroup::cpuset;
 use crate::claims::{Entry, Ledger};
 use crate::containers::Container;
+use crate::placement::Site;
 use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::request;

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
-use super::life::{Life, awaited_group};
-use super::refusal::unreadable;
-use super::{Books, Site, at_most};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::placement::life::{Life, awaited_group};
+use crate::placement::refusal::unreadable;
+use crate::placement::{Books, Site, at_most};
 use crate::pools::Kind;
 use crate::process::{self, Process};
 use crate::refusal::Refusal;

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::Books;
-use super::reap::Reclaimed;
 use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::systemd;
 use crate::claims::{Claim, Entry, Traces};
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::placement::Books;
+use crate::placement::end::reap::Reclaimed;
 use crate::pools::TasksChange;
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
@@ -22,7 +22,7 @@ impl Books<'_> {
     ///
     /// # Errors
     /// Who may be its owner; or what cannot be looked at.
-    pub(super) fn free_unreadable(&self, path: &Path, reason: &str) -> Result<Vec<Reclaimed>> {
+    pub(crate) fn free_unreadable(&self, path: &Path, reason: &str) -> Result<Vec<Reclaimed>> {
         let held = |who: &str, remedy: &str| {
             let what = format!(
                 "the claim {} cannot be read ({reason}) and is kept: {who}",

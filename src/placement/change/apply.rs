@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::survey::trial;
-use super::{Books, Change, Existing, Site, View, init, try_init};
 use crate::cgroup::cpuset;
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::placement::look::survey::trial;
+use crate::placement::{Books, Change, Existing, Site, View, init, try_init};
 use crate::pools::converge::{Course, Declared, Kept, Owned, Present, Step, Undeclared, course};
 use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit};
 use crate::pools::resize::cpus_of;

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use anyhow::{Error, Result};
 
-use super::Books;
-use super::reap::Owners;
-use super::refusal::{Seen, no_such_node};
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
+use crate::placement::Books;
+use crate::placement::end::reap::Owners;
+use crate::placement::refusal::{Seen, no_such_node};
 use crate::pools::{CpuList, Kind, OfferedList, OfferedPool};
 use crate::request::Request;
 use crate::topology::{self, Levels};
@@ -24,15 +24,15 @@ const FIRST_LOOK: usize = 64;
 const MOST_FREED: usize = 32;
 
 /// A pool as it was read, and the lists of it that were picked.
-pub(super) struct Picked {
-    pub(super) pool: OfferedPool,
+pub(crate) struct Picked {
+    pub(crate) pool: OfferedPool,
     /// Indices into the pool's lists, ascending.
-    pub(super) chosen: Vec<usize>,
+    pub(crate) chosen: Vec<usize>,
 }
 
 impl Picked {
     /// All CPUs of the lists.
-    pub(super) fn cpus(&self) -> CpuSet {
+    pub(crate) fn cpus(&self) -> CpuSet {
         let mut cpus = CpuSet::new();
         for index in &self.chosen {
             cpus.extend(&self.pool.lists[*index].cpus);
@@ -41,7 +41,7 @@ impl Picked {
     }
 
     /// The directory names of the lists.
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let names = self
             .chosen
             .iter()
@@ -51,16 +51,16 @@ impl Picked {
 }
 
 /// A request, with everything about it that can be known without the lock.
-pub(super) struct Wish<'a> {
-    pub(super) request: &'a Request,
+pub(crate) struct Wish<'a> {
+    pub(crate) request: &'a Request,
     /// What that is on this machine.
-    pub(super) want: Want,
+    pub(crate) want: Want,
     /// What the machine can run on now.
-    pub(super) online: CpuSet,
+    pub(crate) online: CpuSet,
 }
 
 impl<'a> Wish<'a> {
-    pub(super) fn of(host: &Host, request: &'a Request) -> Result<Wish<'a>> {
+    pub(crate) fn of(host: &Host, request: &'a Request) -> Result<Wish<'a>> {
         Ok(Wish {
             request,
             want: want(host, request)?,
@@ -70,7 +70,7 @@ impl<'a> Wish<'a> {
 }
 
 /// What a request wants of this machine: the device that it names has a place here.
-pub(super) fn want(host: &Host, request: &Request) -> Result<Want> {
+pub(crate) fn want(host: &Host, request: &Request) -> Result<Want> {
     let near = match &request.locality.near {
         Some(device) => topology::nodes_near(host, device)?,
         None => CpuSet::new(),
@@ -105,7 +105,7 @@ impl Look {
 impl Books<'_> {
     /// Picks; where dead owners are in the way, frees what they hold of the lists that are to be given, and picks on. The rest
     /// of what they hold is left to those who need it, and to `reconcile`.
-    pub(super) fn pick(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Picked> {
+    pub(crate) fn pick(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Picked> {
         let Wish {
             request,
             want,

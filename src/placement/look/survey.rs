@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Site;
-use super::boot::Clock;
-use super::life::{Life, life_of};
 use crate::cgroup::{Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::names::Names;
+use crate::placement::Site;
+use crate::placement::boot::Clock;
+use crate::placement::life::{Life, life_of};
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
@@ -34,7 +34,7 @@ pub struct Survey {
     pub claims_unread: Option<Refusal>,
     /// What was seen but cannot be right, or could not be looked at: a sentence each.
     pub remarks: Vec<Refusal>,
-    /// The same about single owners, which [`super::audit`] looks at more closely.
+    /// The same about single owners, which [`crate::placement::audit`] looks at more closely.
     pub about_owners: Vec<Refusal>,
 }
 
@@ -197,7 +197,7 @@ pub fn survey(site: &Site) -> Result<Survey> {
 ///
 /// # Errors
 /// What both looks refuse.
-pub(super) fn trial<T: PartialEq>(
+pub(crate) fn trial<T: PartialEq>(
     site: &Site,
     directory: &PoolDirectory,
     look: impl Fn() -> Result<T>,
@@ -237,13 +237,13 @@ fn doubt(site: &Site, directory: &PoolDirectory, is_steady: bool) -> Option<Refu
 }
 
 /// What was seen, and whether two looks in a row saw it.
-pub(super) struct Steady<T> {
-    pub(super) seen: T,
-    pub(super) is_steady: bool,
+pub(crate) struct Steady<T> {
+    pub(crate) seen: T,
+    pub(crate) is_steady: bool,
 }
 
 /// Looks until two looks in a row see the same: others change things one after another.
-pub(super) fn steadily<T: PartialEq>(look: impl Fn() -> Result<T>) -> Result<Steady<T>> {
+pub(crate) fn steadily<T: PartialEq>(look: impl Fn() -> Result<T>) -> Result<Steady<T>> {
     let mut seen = look()?;
     for _ in 1..LOOKS {
         sleep(BETWEEN);
@@ -430,7 +430,7 @@ impl Look<'_> {
             if let Entry::Opaque { path, reason } = entry {
                 survey
                     .about_owners
-                    .push(super::refusal::unreadable(path, reason));
+                    .push(crate::placement::refusal::unreadable(path, reason));
             }
         }
         for owner in &survey.owners {

@@ -12,7 +12,7 @@ use crate::topology::{Gap, Group, Levels, isolated, online};
 
 /// The CPUs that are online, and that containers here can be given. In a container, or wherever else the topmost cgroup
 /// that is seen has a part of the machine alone, pools of other CPUs could never be given.
-pub(super) fn givable(host: &Host) -> Result<CpuSet> {
+pub(crate) fn givable(host: &Host) -> Result<CpuSet> {
     let online = online(host)?;
     // A captured tree has no cgroups.
     let top = cpuset::hierarchy(host).and_then(|hierarchy| hierarchy.top());

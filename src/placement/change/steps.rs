@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::life::Life;
-use super::refusal::unreadable;
-use super::stock::givable;
-use super::survey::trial;
-use super::{Books, Site, View};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
+use crate::placement::change::stock::givable;
+use crate::placement::life::Life;
+use crate::placement::look::survey::trial;
+use crate::placement::refusal::unreadable;
+use crate::placement::{Books, Site, View};
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
 use crate::pools::resize::{Standing, cpus_of, resize};
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
@@ -105,7 +105,7 @@ impl Change {
 }
 
 impl View<'_> {
-    pub(super) fn steps(&self, change: &Change, stock: &Stock) -> Result<Changed> {
+    pub(crate) fn steps(&self, change: &Change, stock: &Stock) -> Result<Changed> {
         match change {
             Change::Add(spec) => self.adding(spec, stock),
             Change::AddLists(pool) => self.adding_lists(pool),
@@ -183,7 +183,7 @@ impl View<'_> {
     }
 
     /// Are all CPUs of a list online, and can containers here be given them?
-    pub(super) fn ensure_givable(&self, list: &CpuSet) -> Result<()> {
+    pub(crate) fn ensure_givable(&self, list: &CpuSet) -> Result<()> {
         let online = topology::online(self.host)?;
         let givable = givable(self.host)?;
         let lacking = list.intersection(&online).difference(&givable);
@@ -311,7 +311,7 @@ impl View<'_> {
     }
 
     /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its number.
-    pub(super) fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
+    pub(crate) fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
         for entry in self.ledger.on_list(&list.name)? {
             match entry {
                 Entry::Claim(claim) if self.life_of(&claim)?.is_alive() => {
@@ -328,7 +328,7 @@ impl View<'_> {
     }
 
     /// The CPUs that are in any pool, or that anybody owns.
-    pub(super) fn taken(&self) -> Result<CpuSet> {
+    pub(crate) fn taken(&self) -> Result<CpuSet> {
         let mut taken = CpuSet::new();
         for name in self.directory.pool_names()? {
             let pool = self.directory.pool(&name);
@@ -403,7 +403,7 @@ impl View<'_> {
 }
 
 impl Books<'_> {
-    pub(super) fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
+    pub(crate) fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
         let name = change.name();
         if steps.is_new {
             let kind = match change {

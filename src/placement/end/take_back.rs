@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::life::{Life, awaited_group};
-use super::{Books, at_most};
 use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, systemd};
 use crate::claims::{Before, Claim, ClaimedGroup};
 use crate::cpulist::CpuSet;
+use crate::placement::life::{Life, awaited_group};
+use crate::placement::{Books, at_most};
 
 /// What has failed sooner than this is tried once more; what took longer has waited for somebody.
 const BRIEFLY: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
 
 impl Books<'_> {
     /// Gives back what a claim holds if its owner is gone: is it?
-    pub(super) fn free_if_gone(&self, claim: &Claim) -> Result<bool> {
+    pub(crate) fn free_if_gone(&self, claim: &Claim) -> Result<bool> {
         match self.life_of(claim)? {
             Life::Recorded => Ok(false),
             // Its lists can be another's by now: whoever is in its group is let out.
@@ -34,7 +34,7 @@ impl Books<'_> {
     }
 
     /// The same for an earlier owner of an id: what is left of it is not the trouble of the one that has the id now.
-    pub(super) fn free_earlier(&self, claim: &Claim) {
+    pub(crate) fn free_earlier(&self, claim: &Claim) {
         if let Err(error) = self.free_if_gone(claim) {
             log::warn!("{} counts as held: {error:#}", claim.shown());
         }
@@ -46,7 +46,7 @@ impl Books<'_> {
     /// # Errors
     /// The group still has our mask, or systemd still knows it: the claim stays, or the next
     /// container of that path would run on what is somebody else's.
-    pub(super) fn give_back(&self, claim: &Claim) -> Result<bool> {
+    pub(crate) fn give_back(&self, claim: &Claim) -> Result<bool> {
         // An error that passes is not to hold the list up.
         let began = Instant::now();
         let restored = match self.restore_group(claim) {
@@ -91,7 +91,7 @@ impl Books<'_> {
     ///
     /// # Errors
     /// A process that could still run on them.
-    pub(super) fn take_lists(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn take_lists(&self, claim: &Claim) -> Result<()> {
         if let Some((group, _)) = self.group_of(claim)? {
             let path = group.path();
             ensure!(!group.is_populated()?, "the cgroup {path} holds processes");
@@ -105,13 +105,13 @@ impl Books<'_> {
     }
 
     /// Takes back all that a claim holds, whoever is in its group: its owner has ended.
-    pub(super) fn take_back(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn take_back(&self, claim: &Claim) -> Result<()> {
         self.restore_group(claim)?;
         self.drop_record(claim)
     }
 
     /// Undoes a start that failed: its process, if it lives, goes back to where it was.
-    pub(super) fn undo(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn undo(&self, claim: &Claim) -> Result<()> {
         if let Some((group, claimed)) = self.group_of(claim)? {
             if let Some(from) = &claimed.moved_from {
                 let from = self.hierarchy.group(from)?;
@@ -129,7 +129,7 @@ impl Books<'_> {
     }
 
     /// The group that a claim names, if it is still that very one, and what the claim says of it.
-    pub(super) fn group_of<'c>(
+    pub(crate) fn group_of<'c>(
         &self,
         claim: &'c Claim,
     ) -> Result<Option<(Group, &'c ClaimedGroup)>> {
@@ -142,7 +142,7 @@ impl Books<'_> {
     }
 
     /// That group, where it confines its processes.
-    pub(super) fn confined_group_of(&self, claim: &Claim) -> Result<Option<Group>> {
+    pub(crate) fn confined_group_of(&self, claim: &Claim) -> Result<Option<Group>> {
         let found = self.group_of(claim)?;
         Ok(found.and_then(|(group, claimed)| claimed.confined.then_some(group)))
     }
@@ -151,12 +151,12 @@ impl Books<'_> {
     ///
     /// # Errors
     /// Any of that is not done. Past an error it goes on with the rest.
-    pub(super) fn restore_group(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn restore_group(&self, claim: &Claim) -> Result<()> {
         self.restore(claim, Some(&claim.cpus))
     }
 
     /// The same for one that was released by force: systemd was told of other CPUs since.
-    pub(super) fn restore_released(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn restore_released(&self, claim: &Claim) -> Result<()> {
         self.restore(claim, None)
     }
 
@@ -198,7 +198,7 @@ impl Books<'_> {
 
     /// Lets systemd know of a unit what it knew before a claim; `false` where somebody has told it
     /// something else since. `told` is what it was told for the claim, where that is known.
-    pub(super) fn untell(
+    pub(crate) fn untell(
         &self,
         claim: &Claim,
         unit: &Group,
@@ -236,7 +236,7 @@ impl Books<'_> {
     }
 
     /// Gives the group of a claim these CPUs, and makes sure that it has, and keeps, them.
-    pub(super) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
+    pub(crate) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
         let mems = Some(mems).filter(|mems| !mems.is_empty());
         let scope = cpuset::scope_in_the_way(group, cpus)?;
         cpuset::confine(group, cpus, mems)?;
@@ -247,13 +247,13 @@ impl Books<'_> {
 
     /// How long systemd may take to forget a claim now: all that are freed in one go are bounded,
     /// too.
-    pub(super) fn told_at_most(&self) -> Duration {
+    pub(crate) fn told_at_most(&self) -> Duration {
         let left = self.until.saturating_duration_since(Instant::now());
         at_most(TOLD_UNDER_LOCK.min(left), self.deadline)
     }
 
     /// Drops the claim of an owner that has ended from `tasks`, and then from the ledger.
-    pub(super) fn drop_record(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn drop_record(&self, claim: &Claim) -> Result<()> {
         self.change_tasks(claim, &claim.pids(), &[])?;
         self.ledger.end(claim)
     }

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::View;
 use crate::cpulist::CpuSet;
+use crate::placement::View;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, Stock};
 use crate::pools::resize::{Standing, cpus_of, resize};
@@ -17,7 +17,7 @@ const ASK: &str = "ask for ";
 impl View<'_> {
     /// What to do about cores that are missing for a pool: besides asking for fewer, which other pool has to give up how
     /// much. `fits` tells whether it would do that just these CPUs were taken.
-    pub(super) fn with_room(
+    pub(crate) fn with_room(
         &self,
         refused: anyhow::Error,
         wanted_for: &str,

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 
-use super::pick::Wish;
-use super::{Books, Site};
 use crate::cgroup::of_config::Expected;
 use crate::cgroup::{Group, cpuset};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
+use crate::placement::start::pick::Wish;
+use crate::placement::{Books, Site};
 use crate::process::{self, Process};
 use crate::request::Request;
 

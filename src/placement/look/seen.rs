@@ -9,8 +9,8 @@ use anyhow::Result;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::Site;
-use super::survey::{Survey, survey};
+use crate::placement::Site;
+use crate::placement::look::survey::{Survey, survey};
 
 /// The kernel sets times by its clock tick: what changed so long before a look can seem older.
 const TICK: Duration = Duration::from_millis(20);

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use super::Books;
-use super::life::Life;
 use crate::claims::{Claim, Entry, Marker};
+use crate::placement::Books;
+use crate::placement::life::Life;
 use crate::pools::TasksChange;
 use crate::process::Process;
 use crate::refusal::Refusal;
@@ -15,7 +15,7 @@ use crate::text::Shown;
 
 /// How the owners of a list are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owners {
+pub(crate) enum Owners {
     /// One lives, as far as can be told.
     Living,
     /// All are dead.
@@ -25,10 +25,10 @@ pub(super) enum Owners {
 }
 
 /// What was freed of one list.
-pub(super) struct Reaped {
-    pub(super) freed: Vec<Reclaimed>,
+pub(crate) struct Reaped {
+    pub(crate) freed: Vec<Reclaimed>,
     /// Was every owner looked at?
-    pub(super) is_whole: bool,
+    pub(crate) is_whole: bool,
 }
 
 /// One pid that no longer holds a CPU list.
@@ -46,7 +46,7 @@ impl Books<'_> {
     /// Brings a claim up to date with its owner: gives back what a dead one holds, `None`; otherwise lets those of
     /// its processes that live stand for it in `tasks`, or one of the others in its group, so that other tools
     /// see the owner too.
-    pub(super) fn settle(&self, claim: &Claim) -> Result<Option<Claim>> {
+    pub(crate) fn settle(&self, claim: &Claim) -> Result<Option<Claim>> {
         if self.free_if_gone(claim)? {
             return Ok(None);
         }
@@ -89,7 +89,7 @@ impl Books<'_> {
 
     /// Frees what dead owners hold of one list, of at most so many owners, and for as long as there
     /// is time to look. A claim that makes trouble counts as held, and does not stop the rest.
-    pub(super) fn reap_list(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
+    pub(crate) fn reap_list(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
         let reaped = self.reap_uncounted(pool, list, most)?;
         if !reaped.freed.is_empty() {
             self.tally.count_reclaimed();
@@ -98,7 +98,7 @@ impl Books<'_> {
     }
 
     /// The same for who counts lists over several openings of the books.
-    pub(super) fn reap_uncounted(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
+    pub(crate) fn reap_uncounted(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
         let mut freed = BTreeSet::new();
         let mut claimed = BTreeSet::new();
         let mut is_whole = true;
@@ -178,7 +178,7 @@ impl Books<'_> {
     }
 
     /// Makes the links to a claim where they are missing.
-    pub(super) fn link(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn link(&self, claim: &Claim) -> Result<()> {
         match self.ensure_current(claim) {
             Ok(()) => self.ledger.link(claim),
             // It is about to be freed.
@@ -254,7 +254,7 @@ impl Books<'_> {
     /// Who owns a list? What cannot be told counts as alive. Nothing is freed; but where one lives
     /// on whose recorded process is dead, another of its processes stands for it in `tasks` from
     /// now on.
-    pub(super) fn owners_of(&self, pool: &str, list: &str) -> Result<Owners> {
+    pub(crate) fn owners_of(&self, pool: &str, list: &str) -> Result<Owners> {
         let tasks = self.directory.tasks(pool, list)?;
         let mut claimed = Vec::new();
         let mut dead = Owners::Dead;
@@ -291,7 +291,7 @@ impl Books<'_> {
     ///
     /// # Errors
     /// Also a list that others can change.
-    pub(super) fn clear_list(&self, pool: &str, list: &str) -> Result<bool> {
+    pub(crate) fn clear_list(&self, pool: &str, list: &str) -> Result<bool> {
         self.directory.ensure_trusted_list(pool, list)?;
         let entries = self.ledger.on_list(list)?;
         for entry in &entries {
@@ -305,7 +305,7 @@ impl Books<'_> {
     }
 
     /// Others wait while a start looks for what dead owners hold.
-    pub(super) fn ensure_time_to_look(&self, pool: &str) -> Result<()> {
+    pub(crate) fn ensure_time_to_look(&self, pool: &str) -> Result<()> {
         ensure!(
             Instant::now() < self.until,
             Refusal::new(
@@ -326,7 +326,7 @@ fn told(entry: &Entry) -> Option<&Claim> {
 }
 
 /// What a claim held, list by list and pid by pid.
-pub(super) fn reclaimed(claim: &Claim) -> Vec<Reclaimed> {
+pub(crate) fn reclaimed(claim: &Claim) -> Vec<Reclaimed> {
     let mut all = Vec::new();
     for list in &claim.lists {
         for pid in claim.pids() {

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::container::TOLD;
-use super::give::{Applicant, Place};
-use super::life::Life;
-use super::pick::Wish;
-use super::refusal::unreadable;
-use super::{Books, Site, at_most};
 use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, Hierarchy, Version, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::names;
+use crate::placement::life::Life;
+use crate::placement::refusal::unreadable;
+use crate::placement::start::container::TOLD;
+use crate::placement::start::give::{Applicant, Place};
+use crate::placement::start::pick::Wish;
+use crate::placement::{Books, Site, at_most};
 use crate::process::Process;
 use crate::request::Request;
 use crate::usage::Sample;
@@ -107,7 +107,7 @@ pub fn pin_command(
 
 /// Where there is room for a command.
 #[derive(Debug)]
-pub(super) enum Lodging {
+pub(crate) enum Lodging {
     /// In the group that we are in: our supervisor, a unit, has nobody else in it, and so the
     /// unit's limits and its end reach the command.
     Supervisors(Group),
@@ -198,7 +198,7 @@ impl CommandPlace {
 
 impl Books<'_> {
     /// Where a command is to run, as its lodging says.
-    pub(super) fn place_of_command(
+    pub(crate) fn place_of_command(
         &self,
         lodging: Lodging,
         id: &str,
@@ -240,7 +240,7 @@ impl Books<'_> {
 
     /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was claimed there is free.
     /// Returns what the unit has without us.
-    pub(super) fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Masks> {
+    pub(crate) fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Masks> {
         let found = cpuset::masks(group)?.unwrap_or_default();
         let now: CpuSet = found.cpus.parse()?;
         let mut before = found;
@@ -268,7 +268,7 @@ impl Books<'_> {
     /// The claims of commands in a unit: that on its group; those of this path whose CPUs the
     /// group, made anew since, was given by systemd, which kept them; and those of this path that
     /// were released by force, of which systemd may know still.
-    pub(super) fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
+    pub(crate) fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
         let mut entries = Vec::new();
         let on_group = group
             .inode()?
@@ -331,7 +331,7 @@ impl Books<'_> {
     }
 
     /// A claim as it is now: somebody may have released it by force since.
-    pub(super) fn current(&self, claim: &Claim) -> Result<Option<Claim>> {
+    pub(crate) fn current(&self, claim: &Claim) -> Result<Option<Claim>> {
         match self.ledger.current(claim) {
             None => Ok(None),
             Some(Entry::Claim(claim)) => Ok(Some(*claim)),

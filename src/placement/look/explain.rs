@@ -2,12 +2,12 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::Site;
-use super::pick::want;
-use super::refusal::{Seen, by_node, no_such_node};
-use super::survey::{ListState, SurveyedList, survey};
 use crate::choose::{Offer, Reach, Situation, Want, choose};
 use crate::cpulist::CpuSet;
+use crate::placement::Site;
+use crate::placement::look::survey::{ListState, SurveyedList, survey};
+use crate::placement::refusal::{Seen, by_node, no_such_node};
+use crate::placement::start::pick::want;
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::request::{Mems, Numa, Request, Size};

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, bail};
 
-use super::Site;
 use crate::claims::{Claim, Entry, Ledger};
 use crate::names::{self, Names};
+use crate::placement::Site;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::reap::{Reaped, Reclaimed, reclaimed};
-use super::{Books, Site};
 use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::files;
+use crate::placement::end::reap::{Reaped, Reclaimed, reclaimed};
+use crate::placement::{Books, Site};
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::topology;
@@ -211,7 +211,7 @@ impl Books<'_> {
     /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that goes offline from every
     /// cpuset for good, and moves the processes of one that has none left to a group above (kernel:
     /// cgroup-v1/cpusets.rst). CPUs that are offline are waited for.
-    pub(super) fn keep_confined(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn keep_confined(&self, claim: &Claim) -> Result<()> {
         let Some(group) = self.confined_group_of(claim)? else {
             return Ok(());
         };
@@ -267,7 +267,7 @@ impl Books<'_> {
 
     /// Removes groups of ours that hold nobody and that no claim names, of the holders of the lock with this key, and their
     /// parent when it is empty: their maker was killed before it wrote its claim.
-    pub(super) fn remove_unclaimed_groups_of(&self, key: &str) -> Result<()> {
+    pub(crate) fn remove_unclaimed_groups_of(&self, key: &str) -> Result<()> {
         let parent = self.hierarchy.parent_for(key)?;
         for group in parent.children()? {
             let claim = group
