@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 use pinfold::claims::Ledger;
 use pinfold::host::Host;
 use pinfold::names::Names;
-use pinfold::placement::{Site, Start, give_up, pin_container, reconcile, release, reserve};
+use pinfold::placement::{
+    Site, Start, cancel_reservation, pin_container, reconcile, release, reserve,
+};
 use pinfold::process::affinity;
 use pinfold::request::{Locality, Mems, Request, Size};
 
@@ -526,7 +528,7 @@ fn what_waited_in_vain_to_be_freed_comes_after_all_others() {
     // All are of dead owners; that of the first, which is chosen first, could not be freed before.
     let mut claim = reserve("first").unwrap();
     assert_eq!(claim.lists, ["1"]);
-    give_up(&machine.site(), &claim).unwrap();
+    cancel_reservation(&machine.site(), &claim).unwrap();
     claim.owner.pid = 2147483001;
     claim.processes = vec![claim.owner];
     claim.id = "slow".to_owned();

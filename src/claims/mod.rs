@@ -14,6 +14,7 @@ mod ended;
 mod record;
 
 use std::cell::Cell;
+use std::fmt;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -34,13 +35,42 @@ use crate::text::shell_word;
 pub enum Entry {
     /// A claim.
     Claim(Box<Claim>),
-    /// One that cannot be read, or is of a newer version: it counts as held and is never deleted.
-    Opaque {
-        /// Its file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// One that cannot be read, or is of a newer version.
+    Unreadable(Unreadable),
+}
+
+/// A claim that cannot be read: it counts as held and is never deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Unreadable {
+    /// The same, and what leads to it is its group.
+    pub fn of_a_group(self) -> Unreadable {
+        Unreadable {
+            reason: format!("it is on its cgroup, and {}", self.reason),
+            ..self
+        }
+    }
+
+    /// It is in the way.
+    pub fn refusal(&self) -> Refusal {
+        Refusal::new(
+            self.to_string(),
+            "`pinfold reconcile` frees it once its owner is gone, and says who that is",
+        )
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unreadable { path, reason } = self;
+        write!(f, "the claim {} counts as held: {reason}", path.display())
+    }
 }
 
 impl Entry {
@@ -48,7 +78,7 @@ impl Entry {
     pub fn claim(&self) -> Option<&Claim> {
         match self {
             Entry::Claim(claim) => Some(claim),
-            Entry::Opaque { .. } => None,
+            Entry::Unreadable(_) => None,
         }
     }
 }
@@ -234,11 +264,11 @@ impl Ledger {
         if self.is_linked(claim) {
             return None;
         }
-        Some(Entry::Opaque {
+        Some(Entry::Unreadable(Unreadable {
             path,
             reason: "it does not name this list, and its own do not lead to it: it is an old one"
                 .to_owned(),
-        })
+        }))
     }
 
     /// Do all lists that a claim names lead to it, as far as can be told?
@@ -512,10 +542,10 @@ impl Ledger {
         });
         Some(match claim {
             Ok(claim) => Entry::Claim(Box::new(claim)),
-            Err(error) => Entry::Opaque {
+            Err(error) => Entry::Unreadable(Unreadable {
                 path: path.to_owned(),
                 reason: format!("{error:#}"),
-            },
+            }),
         })
     }
 
@@ -680,7 +710,9 @@ mod tests {
         ] {
             files::replace(&path, content.as_bytes(), 0o600, Durability::Crash).unwrap();
             match ledger.on_list("0").unwrap().as_slice() {
-                [Entry::Opaque { reason, .. }] => assert!(reason.contains(part), "{reason}"),
+                [Entry::Unreadable(one)] => {
+                    assert!(one.reason.contains(part), "{one}");
+                }
                 other => panic!("{other:?}"),
             }
         }
@@ -727,7 +759,9 @@ mod tests {
         assert_eq!(ledger.on_list("0").unwrap(), [entry(&claim)]);
         ledger.expect_boot("c");
         match ledger.on_list("0").unwrap().as_slice() {
-            [Entry::Opaque { reason, .. }] => assert!(reason.contains("boot"), "{reason}"),
+            [Entry::Unreadable(one)] => {
+                assert!(one.reason.contains("boot"), "{one}");
+            }
             other => panic!("{other:?}"),
         }
     }

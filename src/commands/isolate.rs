@@ -76,7 +76,7 @@ pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
 /// The command's own status matters more than ours: what is left is freed when the pool is next needed.
 fn finish(place: CommandPlace, site: &Site) {
     let id = place.id().to_owned();
-    if let Err(error) = place.finish(site) {
+    if let Err(error) = place.end(site) {
         log::warn!("give back what {id} held: {error:#}");
     }
 }

@@ -14,6 +14,7 @@ use super::{Books, Site};
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
+use crate::placement::end::warn_held;
 use crate::pools::PoolDirectory;
 use crate::process;
 use crate::refusal::Refusal;
@@ -184,16 +185,16 @@ impl Books<'_> {
                     }
                     owners.push(claim);
                 }
-                Entry::Opaque { .. } if is_same => {}
-                Entry::Opaque { .. } => return self.refuse_other_claims(other, site),
+                Entry::Unreadable(_) if is_same => {}
+                Entry::Unreadable(_) => return self.refuse_other_claims(other, site),
             }
         }
         // What the dead among them hold is freed as far as there is time; the rest when it is
         // needed.
         let until = Instant::now() + SETTLING;
         for claim in owners.iter().take_while(|_| Instant::now() < until) {
-            if let Err(error) = self.settle(claim) {
-                log::warn!("{} counts as held: {error:#}", claim.shown());
+            if let Err(error) = self.free_or_refresh(claim) {
+                warn_held(claim, &error);
             }
         }
         if is_same {

@@ -39,7 +39,7 @@ pub use look::unpinned::{Lack, labels_meant, unpinned};
 pub use refusal::chosen_already;
 pub use start::command::{CommandPlace, pin_command};
 pub use start::container::{Start, pin_container};
-pub use start::reserve::{give_up, reserve};
+pub use start::reserve::{cancel_reservation, reserve};
 pub use usage::{account, read_before_end, readings};
 
 use crate::cgroup::{Group, Hierarchy, cpuset};

@@ -1,7 +1,5 @@
 //! A refused choice as what its reader sees, and what to do.
 
-use std::path::Path;
-
 use super::keeper::{let_through, shown_group};
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{self, Offer, Reach, Scattered, Within};
@@ -280,14 +278,6 @@ fn level(within: Within) -> &'static str {
         Within::OneNode | Within::Node(_) => "NUMA node",
         Within::OneCache | Within::OneCacheOf(_) => "last-level cache",
     }
-}
-
-/// A claim that cannot be read is in the way.
-pub(crate) fn unreadable(path: &Path, reason: &str) -> Refusal {
-    Refusal::new(
-        format!("the claim {} counts as held: {reason}", path.display()),
-        "`pinfold reconcile` frees it once its owner is gone, and says who that is",
-    )
 }
 
 /// A container has CPUs, or memory nodes, by its configuration. No engine takes back by `update`

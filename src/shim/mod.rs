@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 
 use asking::{Asking, names_in};
 use behind::Chosen;
-use start::give_up;
+use start::cancel;
 
 use crate::child;
 use crate::cli::Options;
@@ -58,7 +58,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let error = bound
         .end()
         .and_then(|()| become_runtime(&pinned.runtime, arguments));
-    give_up(&pinned.settings, &pinned.reservation);
+    cancel(&pinned.settings, &pinned.reservation);
     error
 }
 

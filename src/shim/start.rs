@@ -84,7 +84,7 @@ impl Start<'_> {
             .and_then(|()| config.pin(&pinning))
             .and_then(|()| self.bundle.write(&config.print()?));
         if written.is_err() {
-            give_up(self.settings, &reservation);
+            cancel(self.settings, &reservation);
         }
         written.map(|()| reservation)
     }
@@ -102,8 +102,8 @@ impl Start<'_> {
 }
 
 /// Where that fails too, the CPUs are free once this process has ended.
-pub(super) fn give_up(settings: &Settings, reservation: &Claim) {
-    if let Err(error) = placement::give_up(settings.site(), reservation) {
+pub(super) fn cancel(settings: &Settings, reservation: &Claim) {
+    if let Err(error) = placement::cancel_reservation(settings.site(), reservation) {
         log::warn!(
             "give back what was reserved for {}: {error:#}",
             reservation.shown()

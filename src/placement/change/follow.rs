@@ -5,6 +5,7 @@ use anyhow::{Result, bail, ensure};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
+use crate::placement::end::Fate;
 use crate::placement::{Books, View};
 use crate::pools::plan::list_name;
 use crate::pools::{CpuList, Pool};
@@ -37,7 +38,7 @@ impl Books<'_> {
                 Entry::Claim(claim) if claim.pool == pool.name => {
                     let given = self.give_list(&claim, &name, to);
                     // What an owner that has ended meanwhile did not get, nobody lacks.
-                    if given.is_err() && self.free_if_gone(&claim)? {
+                    if given.is_err() && self.free_if_dead(&claim)? == Fate::Freed {
                         continue;
                     }
                     errors.extend(
@@ -47,8 +48,8 @@ impl Books<'_> {
                     );
                 }
                 Entry::Claim(_) => {}
-                Entry::Opaque { path, reason } => {
-                    errors.push(format!("the claim {}: {reason}", path.display()));
+                Entry::Unreadable(one) => {
+                    errors.push(format!("the claim {}: {}", one.path.display(), one.reason));
                 }
             }
         }
@@ -102,9 +103,7 @@ impl View<'_> {
                 Entry::Claim(claim) if claim.cpus == *cpus && claim.lists == [list] => {}
                 Entry::Claim(claim) if !self.life_of(&claim)?.is_alive() => {}
                 Entry::Claim(claim) => claims.push(*claim),
-                Entry::Opaque { path, reason } => {
-                    bail!("the claim {} counts as held: {reason}", path.display())
-                }
+                Entry::Unreadable(one) => bail!("{one}"),
             }
         }
         Ok(claims)

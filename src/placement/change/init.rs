@@ -6,7 +6,6 @@ use crate::cgroup::cpuset;
 use crate::claims::{Entry, Ledger};
 use crate::files;
 use crate::placement::look::survey::trial;
-use crate::placement::refusal::unreadable;
 use crate::placement::{Site, View};
 use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
 use crate::pools::plan::PlannedPool;
@@ -159,7 +158,7 @@ impl View<'_> {
                     bail!(owned(&claim.shown(), &path.to_string()));
                 }
                 Entry::Claim(_) => {}
-                Entry::Opaque { path, reason } => bail!(unreadable(&path, &reason)),
+                Entry::Unreadable(one) => bail!(one.refusal()),
             }
         }
         Ok(())

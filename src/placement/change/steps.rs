@@ -11,7 +11,6 @@ use crate::cpulist::CpuSet;
 use crate::placement::change::stock::givable;
 use crate::placement::life::Life;
 use crate::placement::look::survey::trial;
-use crate::placement::refusal::unreadable;
 use crate::placement::{Books, Site, View};
 use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
 use crate::pools::resize::{Standing, cpus_of, resize};
@@ -318,8 +317,8 @@ impl View<'_> {
                     return Ok(Some(claim.shown()));
                 }
                 Entry::Claim(_) => {}
-                Entry::Opaque { path, .. } => {
-                    return Ok(Some(format!("the claim {}", path.display())));
+                Entry::Unreadable(one) => {
+                    return Ok(Some(format!("the claim {}", one.path.display())));
                 }
             }
         }
@@ -341,7 +340,7 @@ impl View<'_> {
                     taken.extend(&claim.cpus)
                 }
                 Entry::Claim(_) => {}
-                Entry::Opaque { path, reason } => bail!(unreadable(&path, &reason)),
+                Entry::Unreadable(one) => bail!(one.refusal()),
             }
         }
         Ok(taken)

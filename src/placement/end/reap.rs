@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 
 use crate::claims::{Claim, Entry, Marker};
 use crate::placement::Books;
+use crate::placement::end::{Fate, Settled, warn_held};
 use crate::placement::life::Life;
 use crate::pools::TasksChange;
 use crate::process::Process;
@@ -43,12 +44,12 @@ pub struct Reclaimed {
 }
 
 impl Books<'_> {
-    /// Brings a claim up to date with its owner: gives back what a dead one holds, `None`; otherwise lets those of
-    /// its processes that live stand for it in `tasks`, or one of the others in its group, so that other tools
-    /// see the owner too.
-    pub(crate) fn settle(&self, claim: &Claim) -> Result<Option<Claim>> {
-        if self.free_if_gone(claim)? {
-            return Ok(None);
+    /// Frees the claim if its owner is dead. Otherwise brings it up to date: those of the owner's
+    /// processes that live stand for it in `tasks`, or one of the others in its group, so that other
+    /// tools see the owner too.
+    pub(crate) fn free_or_refresh(&self, claim: &Claim) -> Result<Settled> {
+        if self.free_if_dead(claim)? == Fate::Freed {
+            return Ok(Settled::Freed);
         }
         self.ensure_current(claim)?;
         let mut living = Vec::new();
@@ -61,7 +62,7 @@ impl Books<'_> {
             match self.life_of(claim)? {
                 Life::Survived(Some(survivor)) => living.push(survivor),
                 // It was there a moment ago, or is of another pid namespace: the next one to look sees.
-                _ => return Ok(Some(claim.clone())),
+                _ => return Ok(Settled::Held(Box::new(claim.clone()))),
             }
             // Until `tasks` has the new number, the claim knows both: neither is ever taken for a stranger's.
             let mut both = claim.clone();
@@ -84,7 +85,7 @@ impl Books<'_> {
         if after.processes != claim.processes {
             self.ledger.write(&after)?;
         }
-        Ok(Some(after))
+        Ok(Settled::Held(Box::new(after)))
     }
 
     /// Frees what dead owners hold of one list, of at most so many owners, and for as long as there
@@ -123,15 +124,15 @@ impl Books<'_> {
                 is_clear = false;
                 continue;
             };
-            match self.settle(claim) {
-                Ok(None) => {
+            match self.free_or_refresh(claim) {
+                Ok(Settled::Freed) => {
                     owners += 1;
                     freed.extend(reclaimed(claim));
                 }
                 // Who stands for it now, and who did: `tasks` was read before.
-                Ok(Some(kept)) => claimed.extend([kept.pids(), claim.pids()].concat()),
+                Ok(Settled::Held(kept)) => claimed.extend([kept.pids(), claim.pids()].concat()),
                 Err(error) => {
-                    log::warn!("{} counts as held: {error:#}", claim.shown());
+                    warn_held(claim, &error);
                     claimed.extend(claim.pids());
                 }
             }
@@ -219,7 +220,7 @@ impl Books<'_> {
             }
             for claim in self.ledger.of_id(&id)?.iter().filter_map(Entry::claim) {
                 if let Err(error) = self.link(claim) {
-                    log::warn!("{} counts as held: {error:#}", claim.shown());
+                    warn_held(claim, &error);
                     return Ok(false);
                 }
             }
@@ -272,8 +273,8 @@ impl Books<'_> {
                 }
                 Ok(Life::Recorded) if is_shown(claim) => return Ok(Owners::Living),
                 Ok(_) => {
-                    if let Err(error) = self.settle(claim) {
-                        log::warn!("{} counts as held: {error:#}", claim.shown());
+                    if let Err(error) = self.free_or_refresh(claim) {
+                        warn_held(claim, &error);
                     }
                     return Ok(Owners::Living);
                 }
@@ -319,8 +320,8 @@ impl Books<'_> {
 
 /// A claim; of one that cannot be read it is said that it counts as held.
 fn told(entry: &Entry) -> Option<&Claim> {
-    if let Entry::Opaque { path, reason } = entry {
-        log::warn!("the claim {} counts as held: {reason}", path.display());
+    if let Entry::Unreadable(one) = entry {
+        log::warn!("{one}");
     }
     entry.claim()
 }

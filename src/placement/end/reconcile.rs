@@ -9,6 +9,7 @@ use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::files;
 use crate::placement::end::reap::{Reaped, Reclaimed, reclaimed};
+use crate::placement::end::{Fate, Settled};
 use crate::placement::{Books, Site};
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
@@ -138,8 +139,8 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for entry in books.ledger.of_id(&id)? {
-            if let Entry::Opaque { path, reason } = entry {
-                report.free(books.free_unreadable(&path, &reason));
+            if let Entry::Unreadable(one) = entry {
+                report.free(books.free_unreadable(&one));
             }
         }
     }
@@ -149,13 +150,13 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
         let books = turns.books()?;
         for entry in books.ledger.of_id(&id)? {
             match entry {
-                Entry::Claim(claim) => match books.settle_confined(&claim) {
-                    Ok(None) => report.reclaimed.extend(reclaimed(&claim)),
-                    Ok(Some(_)) => {}
+                Entry::Claim(claim) => match books.free_or_confine(&claim) {
+                    Ok(Fate::Freed) => report.reclaimed.extend(reclaimed(&claim)),
+                    Ok(Fate::Held) => {}
                     Err(error) => report.note(Err(error)),
                 },
                 // Told of above.
-                Entry::Opaque { .. } => {}
+                Entry::Unreadable(_) => {}
             }
         }
         report.note(books.ledger.remove_leftovers_of_id(&id));
@@ -182,15 +183,15 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
 }
 
 impl Books<'_> {
-    /// Settles a claim, and confines its owner again where it lives and is not. One that ends meanwhile is gone, whatever
-    /// its end made fail.
-    fn settle_confined(&self, claim: &Claim) -> Result<Option<Claim>> {
-        let Some(kept) = self.settle(claim)? else {
-            return Ok(None);
+    /// Frees the claim of a dead owner; confines a living one again where it is not. One that ends
+    /// meanwhile is dead, whatever its end made fail.
+    fn free_or_confine(&self, claim: &Claim) -> Result<Fate> {
+        let Settled::Held(kept) = self.free_or_refresh(claim)? else {
+            return Ok(Fate::Freed);
         };
         match self.keep_confined(&kept) {
-            Err(_) if !self.life_of(&kept)?.is_alive() => self.settle(&kept),
-            confined => confined.map(|()| Some(kept)),
+            Err(_) if !self.life_of(&kept)?.is_alive() => self.free_if_dead(&kept),
+            confined => confined.map(|()| Fate::Held),
         }
     }
 

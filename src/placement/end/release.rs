@@ -9,8 +9,8 @@ use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::placement::end::{Fate, Settled};
 use crate::placement::life::{Life, awaited_group};
-use crate::placement::refusal::unreadable;
 use crate::placement::{Books, Site, at_most};
 use crate::pools::Kind;
 use crate::process::{self, Process};
@@ -42,7 +42,7 @@ pub struct Release {
 /// # Errors
 /// What keeps it from beginning: the pool directory, the lock, the ledger.
 pub fn release(site: &Site, id: &str) -> Result<Release> {
-    let mut outcome = release_now(site, id)?;
+    let mut outcome = release_once(site, id)?;
     let kept = outcome.kept.iter().flat_map(|claim| &claim.processes);
     let is_ending = |process: &&Process| process::is_ending(&site.host, process.pid);
     let ending: Vec<&Process> = kept.filter(is_ending).collect();
@@ -50,7 +50,7 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
     if !has_ended_soon(site, &ending) {
         return Ok(outcome);
     }
-    match release_now(site, id) {
+    match release_once(site, id) {
         // It meets the same problems again.
         Ok(mut again) => {
             again.freed.append(&mut outcome.freed);
@@ -73,19 +73,19 @@ fn has_ended_soon(site: &Site, ending: &[&Process]) -> bool {
     false
 }
 
-fn release_now(site: &Site, id: &str) -> Result<Release> {
+fn release_once(site: &Site, id: &str) -> Result<Release> {
     let Some(books) = books_if_known(site, id)? else {
         return Ok(Release::default());
     };
     let mut outcome = Release::default();
     for entry in books.ledger.of_id(id)? {
         match entry {
-            Entry::Claim(claim) => match books.settle(&claim) {
-                Ok(None) => outcome.freed.push(*claim),
-                Ok(Some(kept)) => outcome.kept.push(kept),
+            Entry::Claim(claim) => match books.free_or_refresh(&claim) {
+                Ok(Settled::Freed) => outcome.freed.push(*claim),
+                Ok(Settled::Held(kept)) => outcome.kept.push(*kept),
                 Err(error) => outcome.problems.push(Refusal::of(&error)),
             },
-            Entry::Opaque { path, reason } => outcome.problems.push(unreadable(&path, &reason)),
+            Entry::Unreadable(one) => outcome.problems.push(one.refusal()),
         }
     }
     site.close(books);
@@ -108,13 +108,11 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
     let mut outcome = Release::default();
     for entry in books.ledger.of_id(id)? {
         match entry {
-            Entry::Claim(claim) => match books.take_from(&claim) {
+            Entry::Claim(claim) => match books.force_free(&claim) {
                 Ok(()) => outcome.freed.push(*claim),
                 Err(error) => outcome.problems.push(Refusal::of(&error)),
             },
-            Entry::Opaque { path, reason } => {
-                outcome.problems.push(unreadable(&path, &reason));
-            }
+            Entry::Unreadable(one) => outcome.problems.push(one.refusal()),
         }
     }
     site.close(books);
@@ -135,15 +133,16 @@ fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
 
 impl Books<'_> {
     /// Frees a claim, whether its owner lives or not.
-    fn take_from(&self, claim: &Claim) -> Result<()> {
-        let kept = match self.settle(claim) {
-            Ok(None) => return Ok(()),
-            Ok(Some(kept)) => kept,
-            Err(error) => return self.take_from_dead(claim, error),
+    fn force_free(&self, claim: &Claim) -> Result<()> {
+        let kept = match self.free_or_refresh(claim) {
+            Ok(Settled::Freed) => return Ok(()),
+            Ok(Settled::Held(kept)) => kept,
+            Err(error) => return self.force_free_dead(claim, error),
         };
-        let is_out = self.let_out(&kept).and_then(|()| self.ensure_out(&kept));
+        let widened = self.widen(&kept);
+        let is_out = widened.and_then(|()| self.ensure_out(&kept));
         // It may have ended meanwhile, and that be all that failed.
-        if is_out.is_err() && self.free_if_gone(&kept)? {
+        if is_out.is_err() && self.free_if_dead(&kept)? == Fate::Freed {
             return Ok(());
         }
         is_out.and_then(|()| self.drop_record(&kept))
@@ -151,11 +150,11 @@ impl Books<'_> {
 
     /// Frees the lists of a dead owner all the same where not all that was changed for it can be
     /// undone now.
-    fn take_from_dead(&self, claim: &Claim, error: Error) -> Result<()> {
+    fn force_free_dead(&self, claim: &Claim, error: Error) -> Result<()> {
         if claim.lists.is_empty() || self.life_of(claim)? != Life::Gone {
             return Err(error);
         }
-        self.take_lists(claim)?;
+        self.free_lists(claim)?;
         let path = claim.cgroup.as_ref().map(|group| group.path.as_str());
         let path = path.or(claim.awaited.as_deref()).unwrap_or_default();
         log::warn!(
@@ -168,7 +167,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    fn let_out(&self, claim: &Claim) -> Result<()> {
+    /// Gives the group of a living owner other CPUs than its claim's.
+    fn widen(&self, claim: &Claim) -> Result<()> {
         let group = match self.group_of(claim)? {
             Some((group, _)) => Some(group),
             None => awaited_group(claim, &self.hierarchy)?,

@@ -12,6 +12,7 @@ use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, systemd};
 use crate::claims::{Before, Claim, ClaimedGroup};
 use crate::cpulist::CpuSet;
+use crate::placement::end::{Fate, warn_held};
 use crate::placement::life::{Life, awaited_group};
 use crate::placement::{Books, at_most};
 
@@ -22,31 +23,32 @@ const BRIEFLY: Duration = Duration::from_secs(1);
 const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
 
 impl Books<'_> {
-    /// Gives back what a claim holds if its owner is gone: is it?
-    pub(crate) fn free_if_gone(&self, claim: &Claim) -> Result<bool> {
+    /// Frees the claim if its owner is dead.
+    pub(crate) fn free_if_dead(&self, claim: &Claim) -> Result<Fate> {
         match self.life_of(claim)? {
-            Life::Recorded => Ok(false),
+            Life::Recorded => Ok(Fate::Held),
             // Its lists can be another's by now: whoever is in its group is let out.
-            _ if claim.lists.is_empty() => self.take_back(claim).map(|()| true),
-            Life::Survived(_) => Ok(false),
-            Life::Gone => self.give_back(claim),
+            _ if claim.lists.is_empty() => self.evict(claim).map(|()| Fate::Freed),
+            Life::Survived(_) => Ok(Fate::Held),
+            Life::Gone => self.free_dead(claim),
         }
     }
 
-    /// The same for an earlier owner of an id: what is left of it is not the trouble of the one that has the id now.
-    pub(crate) fn free_earlier(&self, claim: &Claim) {
-        if let Err(error) = self.free_if_gone(claim) {
-            log::warn!("{} counts as held: {error:#}", claim.shown());
+    /// The same for an earlier owner of an id: what fails is not the trouble of the one that has the
+    /// id now.
+    pub(crate) fn free_earlier_if_dead(&self, claim: &Claim) {
+        if let Err(error) = self.free_if_dead(claim) {
+            warn_held(claim, &error);
         }
     }
 
-    /// Gives back all that a dead owner's claim holds. `false`, and the claim stays, where a process has entered
-    /// its group since it was looked at: a fork of the owner's that was slow to get there.
+    /// Frees the claim of an owner that is dead. It stays where a process has entered its group
+    /// since it was looked at: a fork of the owner's that was slow to get there.
     ///
     /// # Errors
     /// The group still has our mask, or systemd still knows it: the claim stays, or the next
     /// container of that path would run on what is somebody else's.
-    pub(crate) fn give_back(&self, claim: &Claim) -> Result<bool> {
+    pub(crate) fn free_dead(&self, claim: &Claim) -> Result<Fate> {
         // An error that passes is not to hold the list up.
         let began = Instant::now();
         let restored = match self.restore_group(claim) {
@@ -59,7 +61,7 @@ impl Books<'_> {
         if let Some((group, _)) = self.group_of(claim)? {
             if group.is_populated()? {
                 self.keep_confined(claim)?;
-                return Ok(false);
+                return Ok(Fate::Held);
             }
         }
         restored.with_context(|| {
@@ -70,7 +72,7 @@ impl Books<'_> {
                 claim.pool
             )
         })?;
-        self.drop_record(claim).map(|()| true)
+        self.drop_record(claim).map(|()| Fate::Freed)
     }
 
     /// Whoever looks for CPUs next is to try others first.
@@ -86,12 +88,12 @@ impl Books<'_> {
         }
     }
 
-    /// Takes the lists from a dead owner of which not all can be undone. The claim stays without
+    /// Frees the lists of a dead owner of which not all can be undone. The claim stays without
     /// them, so that the rest is still undone once it can be.
     ///
     /// # Errors
     /// A process that could still run on them.
-    pub(crate) fn take_lists(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn free_lists(&self, claim: &Claim) -> Result<()> {
         if let Some((group, _)) = self.group_of(claim)? {
             let path = group.path();
             ensure!(!group.is_populated()?, "the cgroup {path} holds processes");
@@ -104,14 +106,14 @@ impl Books<'_> {
         self.ledger.rewrite(claim, &rest)
     }
 
-    /// Takes back all that a claim holds, whoever is in its group: its owner has ended.
-    pub(crate) fn take_back(&self, claim: &Claim) -> Result<()> {
+    /// Frees the claim, whoever is in its group: its owner has ended, and another may be there.
+    pub(crate) fn evict(&self, claim: &Claim) -> Result<()> {
         self.restore_group(claim)?;
         self.drop_record(claim)
     }
 
     /// Undoes a start that failed: its process, if it lives, goes back to where it was.
-    pub(crate) fn undo(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn undo_start(&self, claim: &Claim) -> Result<()> {
         if let Some((group, claimed)) = self.group_of(claim)? {
             if let Some(from) = &claimed.moved_from {
                 let from = self.hierarchy.group(from)?;

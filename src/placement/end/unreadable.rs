@@ -1,13 +1,11 @@
 //! A claim that cannot be read: its file's name and the links to it still tell whose it is. It is freed once nobody is left
 //! who could be its owner; in doubt it counts as held.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, bail};
 
 use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::systemd;
-use crate::claims::{Claim, Entry, Traces};
+use crate::claims::{Claim, Entry, Traces, Unreadable};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::placement::Books;
@@ -22,7 +20,8 @@ impl Books<'_> {
     ///
     /// # Errors
     /// Who may be its owner; or what cannot be looked at.
-    pub(crate) fn free_unreadable(&self, path: &Path, reason: &str) -> Result<Vec<Reclaimed>> {
+    pub(crate) fn free_unreadable(&self, claim: &Unreadable) -> Result<Vec<Reclaimed>> {
+        let Unreadable { path, reason } = claim;
         let held = |who: &str, remedy: &str| {
             let what = format!(
                 "the claim {} cannot be read ({reason}) and is kept: {who}",
@@ -61,7 +60,7 @@ impl Books<'_> {
             "{} is freed: it cannot be read ({reason}), and its owner is gone",
             path.display()
         );
-        self.give_back_traces(&traces)
+        self.free_traces(&traces)
     }
 
     /// Whoever lives and could be the owner: the process of the name, any in the group, any that stands in `tasks` and that no
@@ -131,7 +130,7 @@ impl Books<'_> {
         Ok(lists)
     }
 
-    fn give_back_traces(&self, traces: &Traces) -> Result<Vec<Reclaimed>> {
+    fn free_traces(&self, traces: &Traces) -> Result<Vec<Reclaimed>> {
         let (cpus, none) = (cpus_of(traces)?, CpuSet::new());
         for group in self.hierarchy.groups_with(&traces.inodes)? {
             // Nothing says what a unit had before: what its own files say counts from the next

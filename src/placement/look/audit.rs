@@ -11,7 +11,6 @@ use crate::placement::Site;
 use crate::placement::keeper::{let_through, shown_group};
 use crate::placement::life::life_of;
 use crate::placement::look::survey::steadily;
-use crate::placement::refusal::unreadable;
 use crate::pools::PoolDirectory;
 use crate::process;
 use crate::refusal::Refusal;
@@ -84,7 +83,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Audit> {
                     audit.remarks.push(Refusal::of(&error));
                 }
             },
-            Entry::Opaque { path, reason } => audit.remarks.push(unreadable(&path, &reason)),
+            Entry::Unreadable(one) => audit.remarks.push(one.refusal()),
         }
     }
     audit.remarks.extend(look.unclaimed_groups()?);
@@ -113,9 +112,7 @@ pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
                     alive.push(*claim);
                 }
             }
-            Entry::Opaque { path, reason } => {
-                bail!(unreadable(&path, &reason))
-            }
+            Entry::Unreadable(one) => bail!(one.refusal()),
         }
     }
     Ok(alive)

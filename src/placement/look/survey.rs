@@ -421,16 +421,14 @@ impl Look<'_> {
     fn at_entry(&self, entry: &Entry) -> Owner {
         match entry {
             Entry::Claim(claim) => self.claimant(claim),
-            Entry::Opaque { path, .. } => unreadable(path),
+            Entry::Unreadable(one) => unreadable(&one.path),
         }
     }
 
     fn remark_on_owners(&self, survey: &mut Survey) {
         for entry in &self.entries {
-            if let Entry::Opaque { path, reason } = entry {
-                survey
-                    .about_owners
-                    .push(crate::placement::refusal::unreadable(path, reason));
+            if let Entry::Unreadable(one) = entry {
+                survey.about_owners.push(one.refusal());
             }
         }
         for owner in &survey.owners {

@@ -11,8 +11,8 @@ use crate::claims::{Claim, Entry, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::names;
+use crate::placement::end::Fate;
 use crate::placement::life::Life;
-use crate::placement::refusal::unreadable;
 use crate::placement::start::container::TOLD;
 use crate::placement::start::give::{Applicant, Place};
 use crate::placement::start::pick::Wish;
@@ -166,16 +166,16 @@ impl CommandPlace {
         books.record_instead_of(&[], &claim)
     }
 
-    /// Lets go of the command's CPUs when it has ended; where processes of it live on, they keep them.
-    pub fn finish(self, site: &Site) -> Result<()> {
+    /// Frees the command's CPUs when it has ended; where processes of it live on, they keep them.
+    pub fn end(self, site: &Site) -> Result<()> {
         site.keep_end_of_command(&self.claim, self.began.as_ref());
         let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
-        let done = self.finish_in(&books);
+        let done = self.end_in(&books);
         site.close(books);
         done
     }
 
-    fn finish_in(&self, books: &Books<'_>) -> Result<()> {
+    fn end_in(&self, books: &Books<'_>) -> Result<()> {
         let Some(claim) = books.current(&self.claim)? else {
             return match self.claim.is_supervised() {
                 true => books.restore_released(&self.claim),
@@ -183,16 +183,16 @@ impl CommandPlace {
             };
         };
         if claim.is_supervised() {
-            return books.finish_supervised(&claim);
+            return books.end_supervised(&claim);
         }
         let mut rest = claim.clone();
         rest.processes.retain(|process| *process != claim.owner);
-        if books.life_of(&rest)? == Life::Gone && books.give_back(&claim)? {
+        if books.life_of(&rest)? == Life::Gone && books.free_dead(&claim)? == Fate::Freed {
             return Ok(());
         }
         books.change_tasks(&claim, &[claim.owner.pid], &[])?;
         books.ledger.write(&rest)?;
-        books.settle(&rest).map(drop)
+        books.free_or_refresh(&rest).map(drop)
     }
 }
 
@@ -226,7 +226,7 @@ impl Books<'_> {
                 Ok(Place::Entered { group, confined })
             }
             Lodging::Supervisors(group) => {
-                let before = self.supersede_supervised(&group, process)?;
+                let before = self.evict_stale_from_unit(&group, process)?;
                 let settings = systemd::settings(self.host, &group)?;
                 Ok(Place::Supervised {
                     group,
@@ -240,7 +240,7 @@ impl Books<'_> {
 
     /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was claimed there is free.
     /// Returns what the unit has without us.
-    pub(crate) fn supersede_supervised(&self, group: &Group, process: Process) -> Result<Masks> {
+    pub(crate) fn evict_stale_from_unit(&self, group: &Group, process: Process) -> Result<Masks> {
         let found = cpuset::masks(group)?.unwrap_or_default();
         let now: CpuSet = found.cpus.parse()?;
         let mut before = found;
@@ -260,7 +260,7 @@ impl Books<'_> {
                     },
                 };
             }
-            self.take_back(&claim)?;
+            self.evict(&claim)?;
         }
         Ok(before)
     }
@@ -273,11 +273,8 @@ impl Books<'_> {
         let on_group = group
             .inode()?
             .and_then(|inode| self.ledger.on_cgroup(inode));
-        if let Some(Entry::Opaque { path, reason }) = &on_group {
-            bail!(unreadable(
-                path,
-                &format!("it is on its cgroup, and {reason}")
-            ));
+        if let Some(Entry::Unreadable(one)) = on_group {
+            bail!(one.of_a_group().refusal());
         }
         entries.extend(on_group);
         for list in self.ledger.lists()? {
@@ -304,9 +301,7 @@ impl Books<'_> {
                         claims.push(*claim);
                     }
                 }
-                Entry::Opaque { path, reason } => {
-                    log::warn!("the claim {} counts as held: {reason}", path.display());
-                }
+                Entry::Unreadable(one) => log::warn!("{one}"),
             }
         }
         claims.retain(|claim| claim.boot_id == self.boot_id);
@@ -314,15 +309,15 @@ impl Books<'_> {
     }
 
     /// The end of a command in its supervisor's group, which we are in ourselves.
-    fn finish_supervised(&self, claim: &Claim) -> Result<()> {
+    fn end_supervised(&self, claim: &Claim) -> Result<()> {
         let Some((group, _)) = self.group_of(claim)? else {
-            return self.take_back(claim);
+            return self.evict(claim);
         };
         let others = group.all_pids()?.into_iter();
         let mut others = others.filter(|pid| *pid != claim.owner.pid);
         let survivor = others.find_map(|pid| Process::with_pid(self.host, pid).transpose());
         let Some(survivor) = survivor.transpose()? else {
-            return self.take_back(claim);
+            return self.evict(claim);
         };
         let mut rest = claim.clone();
         rest.processes = vec![survivor];
@@ -335,7 +330,7 @@ impl Books<'_> {
         match self.ledger.current(claim) {
             None => Ok(None),
             Some(Entry::Claim(claim)) => Ok(Some(*claim)),
-            Some(Entry::Opaque { path, reason }) => bail!("read {}: {reason}", path.display()),
+            Some(Entry::Unreadable(one)) => bail!("read {}: {}", one.path.display(), one.reason),
         }
     }
 }

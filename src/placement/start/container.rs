@@ -8,8 +8,8 @@ use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
+use crate::placement::end::{Settled, warn_held};
 use crate::placement::life::Life;
-use crate::placement::refusal::unreadable;
 use crate::placement::start::give::{Applicant, Place, Share, gone};
 use crate::placement::start::pick::Wish;
 use crate::placement::{Books, Site, at_most};
@@ -151,7 +151,7 @@ impl Books<'_> {
     fn prepare(&self, start: &Start<'_>, applicant: &Applicant<'_>) -> Result<Standing> {
         let process = applicant.process;
         if let Place::Own(group) = &applicant.place {
-            self.supersede(group, process)?;
+            self.evict_stale(group, process)?;
         }
         let mut standing = Standing::default();
         for entry in self.ledger.of_id(start.id)? {
@@ -168,20 +168,19 @@ impl Books<'_> {
                     standing.reserved = Some(*claim);
                 }
                 Entry::Claim(claim) if claim.awaited.is_some() => {
-                    self.free_reservation(&claim, applicant)?;
+                    self.end_reservation(&claim, applicant)?;
                 }
-                Entry::Claim(claim) => self.free_earlier(&claim),
-                Entry::Opaque { path, reason } => {
-                    log::warn!("the claim {} counts as held: {reason}", path.display());
-                }
+                Entry::Claim(claim) => self.free_earlier_if_dead(&claim),
+                Entry::Unreadable(one) => log::warn!("{one}"),
             }
         }
         Ok(standing)
     }
 
+    /// Frees what was claimed for a group by an owner that is not in it any more.
     /// A runtime that was killed leaves a group with our mask in it, and the next container of that path
     /// inherits both. This process is alone in it: whoever had it before is gone.
-    fn supersede(&self, group: &Group, process: Process) -> Result<()> {
+    fn evict_stale(&self, group: &Group, process: Process) -> Result<()> {
         let Some(inode) = group.inode()? else {
             return Ok(());
         };
@@ -190,29 +189,24 @@ impl Books<'_> {
                 if claim.owner != process && self.life_of(&claim)? != Life::Recorded =>
             {
                 log::info!("{} left its cgroup {} behind", claim.shown(), group.path());
-                self.take_back(&claim)
+                self.evict(&claim)
             }
-            Some(Entry::Opaque { path, reason }) => {
-                bail!(unreadable(
-                    &path,
-                    &format!("it is on its cgroup, and {reason}")
-                ))
-            }
+            Some(Entry::Unreadable(one)) => bail!(one.of_a_group().refusal()),
             _ => Ok(()),
         }
     }
 
     /// An earlier start's. Its runtime may have left the confined group that this process, alone, is in now; anything else
     /// about it is not the trouble of the one that starts.
-    fn free_reservation(&self, claim: &Claim, applicant: &Applicant<'_>) -> Result<()> {
+    fn end_reservation(&self, claim: &Claim, applicant: &Applicant<'_>) -> Result<()> {
         let is_own = matches!(applicant.place, Place::Own(_));
-        match self.settle(claim) {
-            Ok(Some(kept)) if is_own && kept.processes == [applicant.process] => {
-                self.take_back(&kept)
+        match self.free_or_refresh(claim) {
+            Ok(Settled::Held(kept)) if is_own && kept.processes == [applicant.process] => {
+                self.evict(&kept)
             }
             Ok(_) => Ok(()),
             Err(error) => {
-                log::warn!("{} counts as held: {error:#}", claim.shown());
+                warn_held(claim, &error);
                 Ok(())
             }
         }

@@ -191,7 +191,7 @@ impl Books<'_> {
     /// On an error nothing stays changed.
     pub(crate) fn undo_on_error(&self, done: Result<()>, claim: &Claim) -> Result<()> {
         if done.is_err() {
-            if let Err(undo) = self.undo(claim) {
+            if let Err(undo) = self.undo_start(claim) {
                 log::error!("undo the start of {}: {undo:#}", claim.shown());
             }
         }

@@ -38,7 +38,7 @@ pub fn reserve(
     let nonce = process::nonce(host)?;
 
     let books = site.open_books(hierarchy)?;
-    books.free_dead_of(id)?;
+    books.free_earlier_of(id)?;
     let share = books.share(&wish, &cpuset::bound(&group)?)?;
     let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
     claim.nonce = Some(nonce);
@@ -63,21 +63,21 @@ fn is_fresh(group: &Group) -> Result<bool> {
     Ok(!group.is_populated()? && cpuset::chosen_cpus(group, &masks)?.is_none())
 }
 
-/// Gives back what was reserved, where no runtime will be run.
+/// Frees what was reserved, where no runtime will be run.
 ///
 /// # Errors
 /// What keeps the books from being opened or written: then it is free once this process has ended.
-pub fn give_up(site: &Site, reservation: &Claim) -> Result<()> {
+pub fn cancel_reservation(site: &Site, reservation: &Claim) -> Result<()> {
     let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
     books.drop_record(reservation)
 }
 
 impl Books<'_> {
-    /// Gives back what earlier containers of this id held, and reservations that led to none.
-    fn free_dead_of(&self, id: &str) -> Result<()> {
+    /// Frees what dead containers of this id held, and reservations that led to none.
+    fn free_earlier_of(&self, id: &str) -> Result<()> {
         for entry in self.ledger.of_id(id)? {
             if let Entry::Claim(claim) = entry {
-                self.free_earlier(&claim);
+                self.free_earlier_if_dead(&claim);
             }
         }
         Ok(())

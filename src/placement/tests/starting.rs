@@ -3,7 +3,7 @@
 use super::{Machine, cpus, group_of, open, said};
 use crate::claims::{Claim, OwnerKind};
 use crate::names::Names;
-use crate::placement::{Start, give_up, pin_container, reserve};
+use crate::placement::{Start, cancel_reservation, pin_container, reserve};
 use crate::process::Process;
 use crate::request::{Locality, Mems, Request, Size};
 
@@ -214,7 +214,7 @@ fn a_reservation_awaits_a_group_that_nobody_has_and_is_given_up_again() {
         let awaited = claim.awaited.as_deref();
         assert_eq!(awaited, is_awaited.then_some(path));
         assert_eq!(machine.tasks("dp", "0"), claim.owner.pid.to_string());
-        give_up(&machine.site(), &claim).unwrap();
+        cancel_reservation(&machine.site(), &claim).unwrap();
         assert_eq!(machine.tasks("dp", "0"), "");
         assert!(!machine.knows("web"));
     }

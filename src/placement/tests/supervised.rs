@@ -47,7 +47,9 @@ fn earlier(machine: &Machine, number: i32, lists: &[&str]) -> Claim {
 fn superseded(machine: &Machine, process: Process) -> (Masks, Vec<String>) {
     let site = machine.site();
     let books = open(&site);
-    let before = books.supersede_supervised(&unit(machine), process).unwrap();
+    let before = books
+        .evict_stale_from_unit(&unit(machine), process)
+        .unwrap();
     (before, books.ledger.ids().unwrap())
 }
 
