@@ -10,7 +10,7 @@ use pinfold::choose::{Offer, Reach, Situation, Want, choose, cpus_that_matter};
 use pinfold::cpulist::CpuSet;
 use pinfold::pools::Kind;
 use pinfold::request::{Numa, Size};
-use pinfold::topology::{Gaps, Group, Levels};
+use pinfold::topology::{CpuGroup, Gaps, Levels};
 
 const CORES: u32 = 512;
 const RUNS: usize = 200;
@@ -54,10 +54,10 @@ fn main() -> ExitCode {
 }
 
 /// So many cores each, of two CPUs that are as far apart as Linux numbers them.
-fn groups(cores: u32) -> Vec<Group> {
+fn groups(cores: u32) -> Vec<CpuGroup> {
     let group = |index: u32| {
         let first = index * cores..(index + 1) * cores;
-        Group {
+        CpuGroup {
             id: index,
             cpus: first.flat_map(|core| [core, core + CORES]).collect(),
         }

@@ -38,9 +38,9 @@ impl Cli {
     /// Are results, and errors, to be JSON?
     pub fn wants_json(&self) -> bool {
         match &self.verb {
-            Verb::Status(args) => args.json || args.look.output == Some(Form::Json),
-            Verb::Describe(args) => args.json || args.look.output == Some(Form::Json),
-            Verb::Stats(args) => args.json || args.look.output == Some(Form::Json),
+            Verb::Status(args) => args.json || args.look.output == Some(OutputFormat::Json),
+            Verb::Describe(args) => args.json || args.look.output == Some(OutputFormat::Json),
+            Verb::Stats(args) => args.json || args.look.output == Some(OutputFormat::Json),
             Verb::Topology(args) => args.json,
             Verb::Explain(args) => args.json,
             Verb::Reconcile(args) => args.json,
@@ -179,99 +179,99 @@ pub enum Verb {
     #[command(
         after_help = "Examples:\n  pinfold setup\n  pinfold setup --yes\n  pinfold setup --engine podman --pool fast=2:exclusive --pool rest=rest:shared\n  pinfold setup --undo\n\nPools that are there stay as they are. Nothing is restarted: what has to be is named.\nExit status: 1 where `pinfold check` finds a fault at the end."
     )]
-    Setup(Setup),
+    Setup(SetupArgs),
     /// Make the pool directory
     #[command(
         after_help = "Examples:\n  pinfold init\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
     )]
-    Init(Init),
+    Init(InitArgs),
     /// Make the pools as the configuration declares them; no owner loses anything
     #[command(
         after_help = "Examples:\n  pinfold apply --dry-run\n  pinfold apply && pinfold pool show\n  pinfold apply --json | jq '.added[].list'\n\nIn /etc/pinfold/config.toml:\n  [pools.dataplane]\n  kind = \"exclusive\"\n  cores = 4\n  [pools.common]\n  kind = \"shared\"\n  cores = \"rest\"\n\nWhere all is so already nothing is written. Exit status: 1 where something stays otherwise,\nas for a list with an owner; what can be done is done then."
     )]
-    Apply(Apply),
+    Apply(ApplyArgs),
     /// Show the pools, who owns what in them, and how each owner is
     #[command(
         after_help = "Examples:\n  pinfold status\n  pinfold status --json | jq '.owners[] | select(.state == \"moved\")'\n\nStates: running; starting; moved (it runs on other CPUs than it owns: pinfold reconcile mends\nthat); offline (CPUs of it are); gone (freed when the pool is next needed); unreadable (its\nclaim); unknown.\n\nExit status: 1 where a pool could not be read."
     )]
-    Status(Status),
+    Status(StatusArgs),
     /// The same under KCM's name, and KCM's JSON document
     #[command(
         after_help = "Example: pinfold describe --json\n\nExit status: 1 where a pool could not be read."
     )]
-    Describe(Describe),
+    Describe(DescribeArgs),
     /// Show what owners do with their CPUs, and who else is on them
     #[command(
         after_help = "Examples:\n  pinfold stats\n  pinfold stats dataplane --sort noise\n  pinfold stats web --no-stream --json\n\nUSED% and NOISE% are shares of the time of an owner's CPUs: what it used, and what somebody else did,\ninterrupts (IRQ%) not counted. WAIT%: the time in which a process of its waited for a CPU. THROT%: the\ntime in which a limit kept it from running.\nKeys: q quits, s and the arrows choose the column to sort by, r turns the order round."
     )]
-    Stats(Stats),
+    Stats(StatsArgs),
     /// Sum up what owners that ended have used
     #[command(
         after_help = "Examples:\n  pinfold usage --since 24h --by pool\n  pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n  pinfold usage --since 7d --svg week.svg\n\nENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they used of it.\nNOISE: what others used of it, as far as it was watched. INEXACT: of how many the last sample counts,\nor nothing is known. Those that still run are in pinfold stats."
     )]
-    Usage(Usage),
+    Usage(UsageArgs),
     /// Print what is known as OpenMetrics text, for Prometheus
     #[command(
         after_help = "Examples:\n  pinfold metrics\n  pinfold metrics --textfile /var/lib/prometheus/node-exporter/pinfold.prom\n  pinfold metrics --listen 127.0.0.1:9469"
     )]
-    Metrics(Metrics),
+    Metrics(MetricsArgs),
     /// Add pools, remove them, change their size; no owner loses anything
     #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
-    Pool(pool::Pool),
+    Pool(pool::PoolArgs),
     /// Draw the machine: packages, NUMA nodes, caches, cores, and which pool each is in
     #[command(
         after_help = "Examples:\n  pinfold topology\n  pinfold topology --svg machine.svg\n  pinfold topology --json --host-root captured-tree\n\nExit status: 1 where a pool could not be read; the machine is drawn all the same."
     )]
-    Topology(Topology),
+    Topology(TopologyArgs),
     /// Say what a request would get now, and why, without taking it
     #[command(
         after_help = "Examples:\n  pinfold explain --pool dataplane --cpus 4\n  pinfold explain --pool dataplane --lists 2 --numa single --near eth0 --json\n\nExit status: 0 when it would get something, 1 when it would be refused."
     )]
-    Explain(Explain),
+    Explain(ExplainArgs),
     /// Run by an OCI runtime: pin, or release, the container whose state is on standard input
     #[command(after_help = "Example: pinfold hook createRuntime --conf-dir /etc/kcm < state.json")]
-    Hook(Hook),
+    Hook(HookArgs),
     /// Free what dead owners hold
     #[command(after_help = "Example: pinfold reconcile --interval 60")]
-    Reconcile(Reconcile),
+    Reconcile(ReconcileArgs),
     /// Run a command on CPUs of its own
     #[command(
         after_help = "Examples:\n  pinfold isolate --pool dataplane -- ./forwarder --port 1\n  pinfold isolate --pool dataplane --cpus 4 --near eth0 --mems local -- ./forwarder\n\nExit status: the command's own; 128 + N when signal N ended it; 125 when Pinfold failed,\n126 when the command cannot be executed, 127 when it is not found."
     )]
-    Isolate(Isolate),
+    Isolate(IsolateArgs),
     /// Give back by hand what a container, or a command, holds
     #[command(
         after_help = "Examples:\n  pinfold release web\n  pinfold release 3f9ac41b\n  pinfold release isolate-4711 --force\n\nExit status: 1 where nobody is called so, where several are, and where the owner still runs."
     )]
-    Release(Release),
+    Release(ReleaseArgs),
     /// Say why containers were refused their CPUs, the last one last
     #[command(
         after_help = "Examples:\n  pinfold why\n  pinfold why web\n  pinfold why --since 10m --json\n\nWhat was refused since the machine started, as much as is kept; `journalctl -t pinfold` has it for longer.\nExit status: 1 where a container is named of which no refusal is kept."
     )]
-    Why(Why),
+    Why(WhyArgs),
     /// Make an engine use Pinfold
     #[command(
         after_help = "Examples:\n  pinfold install podman\n  pinfold install containerd --dry-run\n  pinfold install podman --user     # as an ordinary user\n\nA service that has to be restarted is named, never restarted."
     )]
-    Install(Install),
+    Install(InstallArgs),
     /// Take that back: an engine's files become what they were
     #[command(after_help = "Example: pinfold uninstall docker")]
-    Uninstall(Uninstall),
+    Uninstall(UninstallArgs),
     /// Write the CDI file: a device for each pool, for any engine
     #[command(
         after_help = "Example: pinfold cdi && docker run --device pinfold.io/pool=dataplane IMAGE\n\nThe verbs that change pools write /etc/cdi/pinfold.json anew."
     )]
-    Cdi(Cdi),
+    Cdi(CdiArgs),
     /// Look at everything that the start of a container depends on
     #[command(
         after_help = "Examples:\n  pinfold check\n  pinfold check --deep\n  pinfold check --json | jq '.findings[] | select(.level != \"ok\")'\n\nExit status: 1 where there is a fault: a container that asks for CPUs would not get them."
     )]
-    Check(Check),
+    Check(CheckArgs),
 }
 
 /// `pinfold setup`
 #[derive(Debug, Args)]
-pub struct Setup {
+pub struct SetupArgs {
     /// Do it without asking
     #[arg(long, short)]
     pub yes: bool,
@@ -296,7 +296,7 @@ pub struct Setup {
 
 /// `pinfold init`
 #[derive(Debug, Default, Args)]
-pub struct Init {
+pub struct InitArgs {
     /// KCM's form: so many physical cores, by number and from CPU 0 on, for the exclusive pool dataplane; 4 where only
     /// the other is given
     #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
@@ -323,7 +323,7 @@ pub struct Init {
 
 /// `pinfold apply`
 #[derive(Debug, Default, Args)]
-pub struct Apply {
+pub struct ApplyArgs {
     /// Remove pools without owners that are not declared, too
     #[arg(long)]
     pub prune: bool,
@@ -340,18 +340,18 @@ pub struct Apply {
 
 /// `pinfold status`
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct StatusArgs {
     /// Print JSON, as -o json does
     #[arg(long, conflicts_with = "output")]
     pub json: bool,
     /// How it is shown.
     #[command(flatten)]
-    pub look: Look,
+    pub look: LookArgs,
 }
 
 /// `pinfold stats`
 #[derive(Debug, Args)]
-pub struct Stats {
+pub struct StatsArgs {
     /// These alone: pools, or owners by name, id or the beginning of an id
     #[arg(value_name = "POOL|NAME|ID")]
     pub owners: Vec<String>,
@@ -372,10 +372,10 @@ pub struct Stats {
     pub json: bool,
     /// How it is shown.
     #[command(flatten)]
-    pub look: Look,
+    pub look: LookArgs,
 }
 
-impl Stats {
+impl StatsArgs {
     /// Is anything shown, or sorted by, that takes more than the CPU time as a whole?
     pub fn with_everything(&self) -> bool {
         let of_all = matches!(
@@ -447,7 +447,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 /// `pinfold usage`
 #[derive(Debug, Args)]
-pub struct Usage {
+pub struct UsageArgs {
     /// Only owners that ended within this time, such as 10m, 24h or 7d
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub since: Option<Duration>,
@@ -473,7 +473,7 @@ pub struct Usage {
 
 /// `pinfold metrics`
 #[derive(Debug, Args)]
-pub struct Metrics {
+pub struct MetricsArgs {
     /// Write them to this file, replacing it in one step: for node_exporter's textfile directory
     #[arg(long, value_name = "FILE")]
     pub textfile: Option<PathBuf>,
@@ -515,21 +515,21 @@ impl SumBy {
 
 /// `pinfold describe`
 #[derive(Debug, Args)]
-pub struct Describe {
+pub struct DescribeArgs {
     /// Print KCM's JSON document
     #[arg(long, conflicts_with = "output")]
     pub json: bool,
     /// How it is shown.
     #[command(flatten)]
-    pub look: Look,
+    pub look: LookArgs,
 }
 
 /// How owners are shown.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Look {
+pub struct LookArgs {
     /// wide: all columns, whole; json: Pinfold's JSON document
     #[arg(long, short, value_enum, value_name = "FORM")]
-    pub output: Option<Form>,
+    pub output: Option<OutputFormat>,
     /// Shorten nothing to fit the line
     #[arg(long)]
     pub no_trunc: bool,
@@ -537,7 +537,7 @@ pub struct Look {
 
 /// A form of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Form {
+pub enum OutputFormat {
     /// All columns, whole
     Wide,
     /// Pinfold's JSON document
@@ -546,7 +546,7 @@ pub enum Form {
 
 /// `pinfold topology`
 #[derive(Debug, Args)]
-pub struct Topology {
+pub struct TopologyArgs {
     /// Print it as JSON
     #[arg(long, conflicts_with = "svg")]
     pub json: bool,
@@ -558,7 +558,7 @@ pub struct Topology {
 
 /// `pinfold hook`
 #[derive(Debug, Args)]
-pub struct Hook {
+pub struct HookArgs {
     /// The stage of the container's life
     #[arg(value_enum)]
     pub stage: Stage,
@@ -592,7 +592,7 @@ pub enum Stage {
 
 /// `pinfold reconcile`
 #[derive(Debug, Args)]
-pub struct Reconcile {
+pub struct ReconcileArgs {
     /// Print KCM's JSON document
     #[arg(long)]
     pub json: bool,
@@ -629,7 +629,7 @@ pub struct Wanted {
 
 /// `pinfold explain`
 #[derive(Debug, Args)]
-pub struct Explain {
+pub struct ExplainArgs {
     /// What is asked about.
     #[command(flatten)]
     pub wanted: Wanted,
@@ -640,7 +640,7 @@ pub struct Explain {
 
 /// `pinfold isolate`
 #[derive(Debug, Args)]
-pub struct Isolate {
+pub struct IsolateArgs {
     /// What is asked for.
     #[command(flatten)]
     pub wanted: Wanted,
@@ -659,7 +659,7 @@ pub struct Isolate {
 
 /// `pinfold release`
 #[derive(Debug, Args)]
-pub struct Release {
+pub struct ReleaseArgs {
     /// The owner: its id or the beginning of it, its name, POD/NAME, or its unit; pinfold status shows them
     #[arg(value_name = "OWNER")]
     pub owner: String,
@@ -670,7 +670,7 @@ pub struct Release {
 
 /// `pinfold why`
 #[derive(Debug, Args)]
-pub struct Why {
+pub struct WhyArgs {
     /// Only of this container: its id or the beginning of it, its name, or POD/NAME
     pub container: Option<String>,
     /// Only what is not older than this, such as 10m or 2h
@@ -683,10 +683,10 @@ pub struct Why {
 
 /// `pinfold install`
 #[derive(Debug, Args)]
-pub struct Install {
+pub struct InstallArgs {
     /// Which engine, and where it is.
     #[command(flatten)]
-    pub place: InstallPlace,
+    pub place: InstallPlaceArgs,
     /// The directory of pinfold and pinfold-runtime [default: that of this program]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
@@ -694,10 +694,10 @@ pub struct Install {
 
 /// `pinfold uninstall`
 #[derive(Debug, Args)]
-pub struct Uninstall {
+pub struct UninstallArgs {
     /// Which engine, and where it is.
     #[command(flatten)]
-    pub place: InstallPlace,
+    pub place: InstallPlaceArgs,
     /// Even while containers of it own CPUs: what they own comes back later, and a restart of theirs is not pinned
     #[arg(long)]
     pub force: bool,
@@ -705,7 +705,7 @@ pub struct Uninstall {
 
 /// What `install` and `uninstall` have in common. Paths are as the engine sees them, below `--host-root`.
 #[derive(Debug, Args)]
-pub struct InstallPlace {
+pub struct InstallPlaceArgs {
     /// The engine, or the devices
     #[arg(value_enum)]
     pub target: TargetArg,
@@ -725,7 +725,7 @@ pub struct InstallPlace {
 
 /// `pinfold check`
 #[derive(Debug, Default, Args)]
-pub struct Check {
+pub struct CheckArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -814,7 +814,7 @@ impl TargetArg {
 
 /// `pinfold cdi`
 #[derive(Debug, Args)]
-pub struct Cdi {
+pub struct CdiArgs {
     /// The file, as engines see it [default: /etc/cdi/pinfold.json]
     #[arg(long, value_name = "FILE", value_parser = absolute)]
     pub output: Option<String>,

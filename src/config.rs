@@ -21,7 +21,7 @@ use crate::refusal::{OrRefuse, Refusal};
 /// What the file says; every key may be missing, and an unknown one is an error.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Config {
+pub struct ConfigFile {
     /// The pool directory.
     pub conf_dir: Option<PathBuf>,
     /// The directory of claims.
@@ -36,7 +36,7 @@ pub struct Config {
     pub runtime: Option<RuntimeTable>,
     /// Where it is written down what owners have used.
     #[serde(default)]
-    pub usage: Usage,
+    pub usage: UsageTable,
     /// The CPUs of the host's own work, for whatever makes or changes pools.
     #[serde(default, deserialize_with = "pools::reserve")]
     pub reserve: Option<Reserve>,
@@ -48,7 +48,7 @@ pub struct Config {
 /// The table `[usage]`.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct Usage {
+pub struct UsageTable {
     /// Is anything written down at all?
     pub enabled: bool,
     /// The file.
@@ -60,9 +60,9 @@ pub struct Usage {
 /// So large, in MiB: about twenty thousand records.
 const ROTATE_AT_MIB: NonZeroU16 = NonZeroU16::new(8).unwrap();
 
-impl Default for Usage {
-    fn default() -> Usage {
-        Usage {
+impl Default for UsageTable {
+    fn default() -> UsageTable {
+        UsageTable {
             enabled: true,
             path: None,
             rotate_at_mib: ROTATE_AT_MIB,
@@ -82,12 +82,12 @@ pub struct RuntimeTable {
     pub engine: Option<String>,
 }
 
-impl Config {
+impl ConfigFile {
     /// Reads the file that was named, or the default one where there is one.
     ///
     /// # Errors
     /// A named file that is missing; one that others can write, or that is not in this form.
-    pub fn load(host: &Host, named: Option<&Path>) -> Result<Config> {
+    pub fn load(host: &Host, named: Option<&Path>) -> Result<ConfigFile> {
         let default = host.default_config();
         let path = named.unwrap_or(&default);
         let config = load(host, path)?;
@@ -191,10 +191,10 @@ mod tests {
     #[test]
     fn the_shipped_file_has_every_key_and_only_those() {
         let shipped = include_str!("../packaging/config.toml");
-        assert_eq!(parse::<Config>(shipped).unwrap(), Config::default());
+        assert_eq!(parse::<ConfigFile>(shipped).unwrap(), ConfigFile::default());
         let keys = shipped.lines().filter_map(|line| line.strip_prefix('#'));
         let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ')).collect();
-        let mut config: Config = parse(&keys.join("\n")).unwrap();
+        let mut config: ConfigFile = parse(&keys.join("\n")).unwrap();
         for (name, table) in &config.pools {
             assert!(table.declared(name).unwrap().is_some(), "{name}");
         }
@@ -203,9 +203,9 @@ mod tests {
         config.pools.get_mut("dataplane").unwrap().lists = lists;
         assert_eq!(
             config.usage,
-            Usage {
+            UsageTable {
                 path: config.usage.path.clone(),
-                ..Usage::default()
+                ..UsageTable::default()
             }
         );
         let text = format!("{config:?}");
@@ -215,16 +215,16 @@ mod tests {
     #[test]
     fn reads_every_key_and_no_other() {
         let text = "conf-dir = '/a'\nrun-dir = '/b'\nhost-root = '/c'\nlock-timeout = 2.5\nlog = 'debug'\n";
-        let config: Config = parse(text).unwrap();
+        let config: ConfigFile = parse(text).unwrap();
         assert_eq!(config.conf_dir.as_deref(), Some(Path::new("/a")));
         assert_eq!(config.lock_timeout, Some(2.5));
-        assert_eq!(parse::<Config>("").unwrap(), Config::default());
+        assert_eq!(parse::<ConfigFile>("").unwrap(), ConfigFile::default());
         let text = "[usage]\nenabled = false\npath = '/u'\nrotate-at-mib = 3\n";
-        let usage = parse::<Config>(text).unwrap().usage;
+        let usage = parse::<ConfigFile>(text).unwrap().usage;
         assert_eq!(usage.path.as_deref(), Some(Path::new("/u")));
         assert_eq!((usage.enabled, usage.rotate_at_mib.get()), (false, 3));
         assert!(
-            parse::<Config>("[usage]\npath = '/u'")
+            parse::<ConfigFile>("[usage]\npath = '/u'")
                 .unwrap()
                 .usage
                 .enabled
@@ -257,7 +257,7 @@ mod tests {
                 "line 2: unknown variant `window`",
             ),
         ] {
-            let error = parse::<Config>(text).unwrap_err().to_string();
+            let error = parse::<ConfigFile>(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
     }
@@ -284,14 +284,14 @@ mod tests {
                 "pools.dp.lists has CPU 1",
             ),
         ] {
-            let config: Config = parse(&format!("[pools.dp]\n{text}\n")).unwrap();
+            let config: ConfigFile = parse(&format!("[pools.dp]\n{text}\n")).unwrap();
             let error = config.pools["dp"].declared("dp").unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");
         }
-        let config: Config = parse("[pools.none]\nkind = 'shared'\ncores = 1\n").unwrap();
+        let config: ConfigFile = parse("[pools.none]\nkind = 'shared'\ncores = 1\n").unwrap();
         let error = config.pools["none"].declared("none").unwrap_err();
         assert!(error.to_string().contains("pools.none.kind is of no pool"));
-        let rules: Config = parse("[pools.dp]\ndoors = []\n").unwrap();
+        let rules: ConfigFile = parse("[pools.dp]\ndoors = []\n").unwrap();
         assert_eq!(rules.pools["dp"].declared("dp").unwrap(), None);
     }
 
@@ -299,8 +299,11 @@ mod tests {
     fn a_named_file_must_be_there_and_the_default_need_not() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path());
-        assert_eq!(Config::load(&host, None).unwrap(), Config::default());
-        let error = Config::load(&host, Some(&dir.path().join("no"))).unwrap_err();
+        assert_eq!(
+            ConfigFile::load(&host, None).unwrap(),
+            ConfigFile::default()
+        );
+        let error = ConfigFile::load(&host, Some(&dir.path().join("no"))).unwrap_err();
         assert!(error.to_string().contains("does not exist"));
     }
 
@@ -317,7 +320,7 @@ mod tests {
         let text = "colour = 7\n[runtime]\npath = '/r'\n[pools.dp]\ndoors = ['window']\n";
         put(text);
         assert_eq!(Plain::load(&host).unwrap().runtime.path, Some("/r".into()));
-        assert!(Config::load(&host, None).is_err());
+        assert!(ConfigFile::load(&host, None).is_err());
         put("[runtime]\npaht = '/r'\n");
         let error = Plain::load(&host).unwrap_err();
         assert!(format!("{error:#}").contains("line 2"), "{error:#}");

@@ -5,7 +5,7 @@ mod steady;
 mod summed;
 mod trust;
 
-pub use entries::{Entry, entries_in};
+pub use entries::{DirectoryEntry, entries_in};
 pub use steady::SteadyFile;
 pub use summed::{summed, unsummed};
 pub use trust::{Way, ensure_no_strangers_in, ensure_trusted_place, ensure_trusted_way};
@@ -410,20 +410,20 @@ pub fn is_leftover(entry: &str, name: &str) -> bool {
 /// out: nothing of ours or KCM's has such a name.
 pub fn names_in(directory: &Path) -> Result<Vec<String>> {
     let entries = entries_in(directory)?.into_iter();
-    Ok(entries.filter_map(Entry::into_name).collect())
+    Ok(entries.filter_map(DirectoryEntry::into_name).collect())
 }
 
 /// The names of the directories in a directory, likewise.
 pub fn directories_in(directory: &Path) -> Result<Vec<String>> {
     let entries = entries_in(directory)?.into_iter();
-    let directories = entries.filter(Entry::is_directory);
-    Ok(directories.filter_map(Entry::into_name).collect())
+    let directories = entries.filter(DirectoryEntry::is_directory);
+    Ok(directories.filter_map(DirectoryEntry::into_name).collect())
 }
 
 /// The paths of the directories in a directory, whatever their names are made of.
 pub fn directory_paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = entries_in(directory)?.into_iter();
-    let directories = entries.filter(Entry::is_directory);
+    let directories = entries.filter(DirectoryEntry::is_directory);
     Ok(directories
         .map(|entry| directory.join(entry.name))
         .collect())

@@ -165,7 +165,7 @@ extern "C" fn do_nothing(_: c_int) {}
 
 extern "C" fn say_and_end(number: c_int) {
     if let Some(words) = WORDS.get() {
-        let mut line = Line::default();
+        let mut line = SafeLine::default();
         // The facility daemon, and an error (syslog(3)).
         line.push(b"<27>pinfold: ");
         line.push(words.who.as_bytes());
@@ -232,21 +232,21 @@ fn address(path: &Path) -> libc::sockaddr_un {
 }
 
 /// A line that is put together without allocating.
-struct Line {
+struct SafeLine {
     bytes: [u8; MOST_BYTES],
     length: usize,
 }
 
-impl Default for Line {
-    fn default() -> Line {
-        Line {
+impl Default for SafeLine {
+    fn default() -> SafeLine {
+        SafeLine {
             bytes: [0; MOST_BYTES],
             length: 0,
         }
     }
 }
 
-impl Line {
+impl SafeLine {
     /// What does not fit is cut off.
     fn push(&mut self, text: &[u8]) {
         let free = &mut self.bytes[self.length..];

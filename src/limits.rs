@@ -25,26 +25,26 @@ const WAITING: Duration = Duration::from_secs(HOOK_SECONDS as u64 - 3);
 
 /// The bound on a process that becomes another program: nothing of it may be left to that one.
 #[derive(Debug)]
-pub struct Bound {
+pub struct TimeBound {
     /// When everything that can be waited for has to be over.
     pub deadline: Instant,
     action: SigAction,
     mask: SigSet,
 }
 
-impl Bound {
-    /// As [`bound_time`], until [`Bound::end`].
+impl TimeBound {
+    /// As [`bound_time`], until [`TimeBound::end`].
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub fn start() -> Result<Bound> {
+    pub fn start() -> Result<TimeBound> {
         let mask = SigSet::thread_get_mask().context("look at the signal mask")?;
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default action runs no code of ours.
         let action = unsafe { sigaction(Signal::SIGALRM, &default) };
         let action = action.context("look at the action of SIGALRM")?;
         let deadline = bound_time()?;
-        Ok(Bound {
+        Ok(TimeBound {
             deadline,
             action,
             mask,

@@ -240,7 +240,7 @@ fn parse_mems(given: Option<(&str, &str)>) -> Result<Mems, Refusal> {
 }
 
 /// One of our annotations, as one container sees it.
-struct Entry<'a> {
+struct Annotation<'a> {
     key: &'a str,
     value: &'a str,
     /// Does the key name this container, or is it pod-wide?
@@ -250,7 +250,7 @@ struct Entry<'a> {
 /// Our annotations as one container sees them.
 struct Keys<'a> {
     /// By short key (`pool`), the container's own winning.
-    effective: BTreeMap<&'a str, Entry<'a>>,
+    effective: BTreeMap<&'a str, Annotation<'a>>,
     /// Does any container of the pod name a pool of its own?
     some_container_has_a_pool: bool,
 }
@@ -289,7 +289,7 @@ impl<'a> Keys<'a> {
             keys.some_container_has_a_pool |= short == "pool" && named.is_some();
             if named.is_none() || named == container {
                 let names_container = named.is_some();
-                let entry = Entry {
+                let entry = Annotation {
                     key,
                     value,
                     names_container,

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use pinfold::config::{Config, Plain};
+use pinfold::config::{ConfigFile, Plain};
 use pinfold::host::Host;
 use pinfold_fuzz::Scratch;
 

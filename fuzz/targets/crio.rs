@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pinfold::engines::crio::{Settings, drop_in};
+use pinfold::engines::crio::{CrioSettings, drop_in};
 
 const SHIM: &str = "/usr/local/bin/pinfold-runtime";
 const HOOKS: &str = "/etc/pinfold/hooks.d";

@@ -139,14 +139,14 @@ fn less(now: Duration, then: Duration) -> f64 {
 mod tests {
     use super::*;
     use crate::account::{Source, Times};
-    use crate::cgroup::cpuacct::Usage;
+    use crate::cgroup::cpuacct::CpuTime;
     use std::time::Instant;
 
     fn account(total: f64) -> Option<Account> {
         Some(Account {
-            usage: Usage {
+            usage: CpuTime {
                 total: Duration::from_secs_f64(total),
-                ..Usage::default()
+                ..CpuTime::default()
             },
             source: Source::Group,
             on_its_cpus: None,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::cgroup::cpuacct::{self, Usage};
+use crate::cgroup::cpuacct::{self, CpuTime};
 use crate::cgroup::{Group, Roll};
 use crate::files::{self, SteadyFile};
 use crate::host::Host;
@@ -50,7 +50,7 @@ pub(super) struct Members {
 #[derive(Debug)]
 struct Thread {
     switches: SteadyFile,
-    form: Form,
+    form: SwitchesFile,
     /// How often it had switched when it was last read.
     switched: Option<u64>,
     sched: SteadyFile,
@@ -60,7 +60,7 @@ struct Thread {
 
 /// Which file tells of a thread's switches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum SwitchesFile {
     /// `schedstat` (kernel: Documentation/scheduler/sched-stats.rst): how often it came to a CPU,
     /// which is as often as it left one. The shortest by far.
     Schedstat,
@@ -85,10 +85,10 @@ impl Members {
     }
 
     /// The CPU time of those that are there, added up; `None` where none is.
-    pub(super) fn usage(&mut self, host: &Host) -> Result<Option<Usage>> {
+    pub(super) fn usage(&mut self, host: &Host) -> Result<Option<CpuTime>> {
         let pids = self.pids()?;
         self.stats.retain(|pid, _| pids.binary_search(pid).is_ok());
-        let mut sum: Option<Usage> = None;
+        let mut sum: Option<CpuTime> = None;
         for pid in pids {
             let stat = self.stats.entry(pid);
             let stat = stat.or_insert_with(|| SteadyFile::new(host.proc_pid(pid, "stat")));
@@ -98,7 +98,7 @@ impl Members {
             };
             let (user, system) = (cpuacct::ticks(user)?, cpuacct::ticks(system)?);
             let before = sum.unwrap_or_default();
-            sum = Some(Usage {
+            sum = Some(CpuTime {
                 total: before.total + user + system,
                 user: before.user + user,
                 system: before.system + system,
@@ -186,8 +186,8 @@ impl Thread {
         let file = |file: &str| SteadyFile::new(host.proc_pid(pid, &format!("task/{name}/{file}")));
         let mut schedstat = file("schedstat");
         let (switches, form) = match schedstat.read()? {
-            Some(_) => (schedstat, Form::Schedstat),
-            None => (file("status"), Form::Status),
+            Some(_) => (schedstat, SwitchesFile::Schedstat),
+            None => (file("status"), SwitchesFile::Status),
         };
         Ok(Thread {
             switches,
@@ -216,15 +216,15 @@ impl Thread {
     }
 }
 
-fn switches_in(text: &str, form: Form) -> u64 {
+fn switches_in(text: &str, form: SwitchesFile) -> u64 {
     match form {
-        Form::Schedstat => {
+        SwitchesFile::Schedstat => {
             let third = text.split_whitespace().nth(2);
             third
                 .and_then(|count| count.parse().ok())
                 .unwrap_or_default()
         }
-        Form::Status => {
+        SwitchesFile::Status => {
             let counts = text.lines().filter_map(|line| {
                 let (key, count) = line.split_once(':')?;
                 let is_one = key.ends_with("voluntary_ctxt_switches");
@@ -249,13 +249,13 @@ mod tests {
     #[test]
     fn either_file_of_a_thread_tells_of_its_switches() {
         assert_eq!(
-            switches_in("138105229 420467688 387\n", Form::Schedstat),
+            switches_in("138105229 420467688 387\n", SwitchesFile::Schedstat),
             387
         );
-        assert_eq!(switches_in("", Form::Schedstat), 0);
+        assert_eq!(switches_in("", SwitchesFile::Schedstat), 0);
         let status = "Name:\tvoluntary_ctxt_switches:\t9\nvoluntary_ctxt_switches:\t5\n\
             nonvoluntary_ctxt_switches:\t7\n";
-        assert_eq!(switches_in(status, Form::Status), 12);
+        assert_eq!(switches_in(status, SwitchesFile::Status), 12);
         let sched = "sh (7, #threads: 1)\n---\nse.exec_start     :   1.5\n\
             se.nr_migrations      :   3\nnr_switches     :   12\n";
         assert_eq!(moves_in(sched), Some(3));
@@ -280,8 +280,8 @@ mod tests {
                 let file = |file| SteadyFile::new(host.proc_pid(7, &format!("task/{name}/{file}")));
                 thread.sched = file("sched");
                 thread.switches = match thread.form {
-                    Form::Schedstat => file("schedstat"),
-                    Form::Status => file("status"),
+                    SwitchesFile::Schedstat => file("schedstat"),
+                    SwitchesFile::Status => file("status"),
                 };
             }
             members.switches(&host).unwrap()

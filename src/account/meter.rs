@@ -123,9 +123,9 @@ impl Meter {
                 let Some(usage) = self.members.usage(host)? else {
                     return Ok(None);
                 };
-                let told = cpuacct::Told {
+                let told = cpuacct::Readings {
                     usage,
-                    ..cpuacct::Told::default()
+                    ..cpuacct::Readings::default()
                 };
                 (told, Source::Processes)
             }

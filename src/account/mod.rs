@@ -23,7 +23,7 @@ pub use machine::Times;
 pub use mark::{Mark, Noise, OfCpus};
 pub use meter::{Depth, Meter};
 
-use crate::cgroup::cpuacct::{self, Usage};
+use crate::cgroup::cpuacct::{self, CpuTime};
 use crate::cgroup::{Group, Hierarchy, Mounts, Version, cpu, cpuset};
 use crate::cpulist::CpuSet;
 use crate::files::{self, SteadyFile};
@@ -88,7 +88,7 @@ impl Source {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Account {
     /// The CPU time.
-    pub usage: Usage,
+    pub usage: CpuTime,
     /// How that is known.
     pub source: Source,
     /// The part of it that was used on the owner's own CPUs, where the kernel tells for each CPU
@@ -222,7 +222,7 @@ impl Accounts<'_> {
         times: &BTreeMap<u32, Times>,
     ) -> Result<Mark> {
         let account = Account {
-            usage: Usage {
+            usage: CpuTime {
                 total: user + system,
                 user,
                 system,

@@ -16,8 +16,8 @@ use crate::text::Shown;
 const LARGEST_CPU: u32 = 65_535;
 
 #[derive(Default)]
-pub(super) struct Books {
-    pub(super) claims: Vec<Claim>,
+pub(super) struct SiteFiles {
+    pub(super) claims: Vec<ClaimFile>,
     /// `<id>/<file>` of the claims that cannot be read.
     pub(super) unreadable: Vec<String>,
     /// Each link below the directory of claims, and where it leads.
@@ -30,28 +30,28 @@ pub(super) struct Books {
 }
 
 #[derive(Deserialize)]
-pub(super) struct Claim {
+pub(super) struct ClaimFile {
     pub(super) id: String,
     pub(super) kind: String,
     pub(super) awaited: Option<String>,
     pub(super) boot_id: String,
-    pub(super) owner: Process,
-    pub(super) processes: Vec<Process>,
+    pub(super) owner: LiveProcess,
+    pub(super) processes: Vec<LiveProcess>,
     pub(super) pool: String,
     pub(super) lists: Vec<String>,
     #[serde(deserialize_with = "cpus_in_text")]
     pub(super) cpus: BTreeSet<u32>,
-    pub(super) cgroup: Option<Group>,
+    pub(super) cgroup: Option<GroupFiles>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Process {
+pub(super) struct LiveProcess {
     pub(super) pid: i32,
     pub(super) start: u64,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Group {
+pub(super) struct GroupFiles {
     pub(super) path: String,
     pub(super) inode: u64,
     pub(super) confined: bool,
@@ -65,7 +65,7 @@ pub(super) struct List {
     pub(super) tasks: Vec<i32>,
 }
 
-impl Claim {
+impl ClaimFile {
     /// `<id>/<pid>-<start>.json`.
     pub(super) fn file(&self) -> String {
         format!("{}/{}-{}.json", self.id, self.owner.pid, self.owner.start)
@@ -73,7 +73,7 @@ impl Claim {
 
     /// `<id>@<pid>-<start>`.
     pub(super) fn owner_name(&self) -> String {
-        let Process { pid, start } = self.owner;
+        let LiveProcess { pid, start } = self.owner;
         format!("{}@{pid}-{start}", self.id)
     }
 
@@ -90,13 +90,13 @@ impl Claim {
         )
     }
 
-    pub(super) fn shares_group_with(&self, other: &Claim) -> bool {
-        let inode = |claim: &Claim| claim.cgroup.as_ref().map(|group| group.inode);
+    pub(super) fn shares_group_with(&self, other: &ClaimFile) -> bool {
+        let inode = |claim: &ClaimFile| claim.cgroup.as_ref().map(|group| group.inode);
         inode(self).is_some() && inode(self) == inode(other)
     }
 }
 
-impl Group {
+impl GroupFiles {
     pub(super) fn link(&self) -> String {
         format!("cgroups/{}", self.inode)
     }
@@ -108,11 +108,11 @@ impl List {
     }
 }
 
-impl Books {
-    pub(super) fn read(conf_dir: &Path, run_dir: &Path, remarks: &mut Remarks) -> Books {
-        let mut books = Books {
+impl SiteFiles {
+    pub(super) fn read(conf_dir: &Path, run_dir: &Path, remarks: &mut Remarks) -> SiteFiles {
+        let mut books = SiteFiles {
             boot_mark: text(&run_dir.join("boot"), remarks),
-            ..Books::default()
+            ..SiteFiles::default()
         };
         books.read_claims(run_dir, remarks);
         for kind in ["lists", "cgroups"] {
@@ -120,7 +120,7 @@ impl Books {
         }
         for entry in entries(&run_dir.join("ended"), remarks) {
             let claim = text(&entry.path(), remarks);
-            let claim = claim.and_then(|text| serde_json::from_str::<Claim>(&text).ok());
+            let claim = claim.and_then(|text| serde_json::from_str::<ClaimFile>(&text).ok());
             // One that is damaged is nobody's, and no owner misses it.
             books
                 .ended
@@ -140,7 +140,7 @@ impl Books {
                 let Some(text) = text(&path, remarks).filter(|_| !is_hidden(&entry)) else {
                     continue;
                 };
-                match serde_json::from_str::<Claim>(&text) {
+                match serde_json::from_str::<ClaimFile>(&text) {
                     Ok(claim) if claim.file() == file => self.claims.push(claim),
                     Ok(claim) => {
                         remarks.broken(format!("{} is the claim {file}", claim.name()));

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::files::{Claim, Group, Process, cpus_in, is_gone};
+use super::files::{ClaimFile, GroupFiles, LiveProcess, cpus_in, is_gone};
 use crate::host::Host;
 
-pub(super) struct Machine {
+pub(super) struct Procfs {
     host: Host,
     pub(super) boot_id: String,
     pub(super) online: BTreeSet<u32>,
@@ -22,7 +22,7 @@ pub(super) struct Machine {
 
 /// Is there a process?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum Presence {
     /// No, or a dead one that nobody has waited for.
     Gone,
     /// One that began at this clock tick.
@@ -31,8 +31,8 @@ pub(super) enum Seen {
     Unknown,
 }
 
-impl Machine {
-    pub(super) fn find(host: &Host) -> Result<Machine, String> {
+impl Procfs {
+    pub(super) fn find(host: &Host) -> Result<Procfs, String> {
         let read = |path: PathBuf| {
             let text = std::fs::read_to_string(&path);
             text.map_err(|error| format!("read {}: {error}", path.display()))
@@ -40,7 +40,7 @@ impl Machine {
         let mounts = read(host.mountinfo())?;
         let (mount, root, is_v1) = hierarchy(&mounts).ok_or("no cgroup hierarchy has cpusets")?;
         let online = read(host.sys_cpu("online"))?;
-        Ok(Machine {
+        Ok(Procfs {
             host: host.clone(),
             boot_id: read(host.boot_id())?.trim().to_owned(),
             online: cpus_in(online.trim_end_matches('\0')).unwrap_or_default(),
@@ -54,14 +54,14 @@ impl Machine {
     }
 
     /// Does the owner of a claim live: a process that it records, or any in its group, or in the one that it awaits?
-    pub(super) fn life(&self, claim: &Claim) -> io::Result<bool> {
+    pub(super) fn life(&self, claim: &ClaimFile) -> io::Result<bool> {
         if claim.boot_id != self.boot_id {
             return Ok(false);
         }
         for process in &claim.processes {
             match self.pid(process.pid) {
-                Seen::Unknown => return Ok(true),
-                Seen::Since(start) if start == process.start => return Ok(true),
+                Presence::Unknown => return Ok(true),
+                Presence::Since(start) if start == process.start => return Ok(true),
                 _ => {}
             }
         }
@@ -80,45 +80,45 @@ impl Machine {
     }
 
     /// Fields 3, 20 and 22 of proc_pid_stat(5). A leader that is a zombie while other threads run is no dead process.
-    pub(super) fn pid(&self, pid: i32) -> Seen {
+    pub(super) fn pid(&self, pid: i32) -> Presence {
         let stat = match std::fs::read(self.host.proc_pid(pid, "stat")) {
             Ok(stat) => String::from_utf8_lossy(&stat).into_owned(),
-            Err(error) if is_gone(&error) => return Seen::Gone,
-            Err(_) => return Seen::Unknown,
+            Err(error) if is_gone(&error) => return Presence::Gone,
+            Err(_) => return Presence::Unknown,
         };
         let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let number = |index: usize| fields.get(index).and_then(|text| text.parse().ok());
         match (fields.first(), number(17), number(19)) {
-            (Some(&("Z" | "X")), Some(0 | 1), _) => Seen::Gone,
-            (Some(_), Some(_), Some(start)) => Seen::Since(start),
-            _ => Seen::Unknown,
+            (Some(&("Z" | "X")), Some(0 | 1), _) => Presence::Gone,
+            (Some(_), Some(_), Some(start)) => Presence::Since(start),
+            _ => Presence::Unknown,
         }
     }
 
     /// The CPUs that a process may run on; `None` where it is gone.
-    pub(super) fn affinity(&self, process: &Process) -> Option<BTreeSet<u32>> {
+    pub(super) fn affinity(&self, process: &LiveProcess) -> Option<BTreeSet<u32>> {
         let status = std::fs::read(self.host.proc_pid(process.pid, "status")).ok()?;
         let status = String::from_utf8_lossy(&status).into_owned();
-        let is_it = self.pid(process.pid) == Seen::Since(process.start);
+        let is_it = self.pid(process.pid) == Presence::Since(process.start);
         let mut lines = status.lines();
         let cpus = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
         cpus_in(cpus).filter(|_| is_it)
     }
 
     /// The CPUs that a group has, if it is still the one of the claim and anybody is in it.
-    pub(super) fn cpus_of_group(&self, group: &Group) -> Option<BTreeSet<u32>> {
+    pub(super) fn cpus_of_group(&self, group: &GroupFiles) -> Option<BTreeSet<u32>> {
         let directory = self.directory(group)?;
         let is_used = has_processes(&directory).ok()?;
         cpus_in_file(&directory.join(self.effective)).filter(|_| is_used)
     }
 
     /// Those that the nearest group above it has.
-    pub(super) fn cpus_above_group(&self, group: &Group) -> Option<BTreeSet<u32>> {
+    pub(super) fn cpus_above_group(&self, group: &GroupFiles) -> Option<BTreeSet<u32>> {
         cpus_in_file(&self.directory(group)?.parent()?.join(self.effective))
     }
 
-    fn directory(&self, group: &Group) -> Option<PathBuf> {
+    fn directory(&self, group: &GroupFiles) -> Option<PathBuf> {
         let directory = self.place(&group.path)?;
         let inode = directory.symlink_metadata().ok()?.ino();
         (inode == group.inode).then_some(directory)

@@ -14,8 +14,8 @@ use std::time::Duration;
 use crate::host::Host;
 use crate::text::Shown;
 
-use files::{Books, Claim, List, listed};
-use machine::{Machine, Seen};
+use files::{ClaimFile, List, SiteFiles, listed};
+use machine::{Presence, Procfs};
 
 /// How often a site is looked at before a remark counts.
 const LOOKS: u32 = 4;
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a remark means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum Verdict {
     /// What no death and no error may ever lead to.
     Broken,
     /// The owner lives, and a start or a change of it was cut short; its list is held.
@@ -35,9 +35,9 @@ pub enum Kind {
 
 /// One thing that does not agree with another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Remark {
+pub struct Disagreement {
     /// What it means.
-    pub kind: Kind,
+    pub kind: Verdict,
     /// A sentence.
     pub text: String,
 }
@@ -54,7 +54,7 @@ pub struct Subject<'a> {
 }
 
 /// Looks several times, and tells what is seen each time: nobody is halfway through changing it.
-pub fn audit(subject: Subject<'_>) -> Vec<Remark> {
+pub fn audit(subject: Subject<'_>) -> Vec<Disagreement> {
     let mut stays = look(subject);
     for _ in 1..LOOKS {
         if stays.is_empty() {
@@ -68,10 +68,10 @@ pub fn audit(subject: Subject<'_>) -> Vec<Remark> {
 }
 
 /// Looks once: where nobody changes anything meanwhile.
-pub fn look(subject: Subject<'_>) -> Vec<Remark> {
+pub fn look(subject: Subject<'_>) -> Vec<Disagreement> {
     let mut remarks = Remarks::default();
-    let books = Books::read(subject.conf_dir, subject.run_dir, &mut remarks);
-    let machine = match Machine::find(subject.host) {
+    let books = SiteFiles::read(subject.conf_dir, subject.run_dir, &mut remarks);
+    let machine = match Procfs::find(subject.host) {
         Ok(machine) => machine,
         Err(error) => {
             remarks.broken(error);
@@ -86,7 +86,7 @@ pub fn look(subject: Subject<'_>) -> Vec<Remark> {
         }
     });
     let lives: Vec<bool> = lives.collect();
-    let look = Look {
+    let look = Inspection {
         books: &books,
         machine: &machine,
         lives,
@@ -102,49 +102,49 @@ pub fn look(subject: Subject<'_>) -> Vec<Remark> {
 }
 
 #[derive(Default)]
-struct Remarks(BTreeSet<Remark>);
+struct Remarks(BTreeSet<Disagreement>);
 
 impl Remarks {
-    fn add(&mut self, kind: Kind, text: impl Into<String>) {
+    fn add(&mut self, kind: Verdict, text: impl Into<String>) {
         let text = text.into();
-        self.0.insert(Remark { kind, text });
+        self.0.insert(Disagreement { kind, text });
     }
 
     fn broken(&mut self, text: impl Into<String>) {
-        self.add(Kind::Broken, text);
+        self.add(Verdict::Broken, text);
     }
 
     fn unfinished(&mut self, text: impl Into<String>) {
-        self.add(Kind::Unfinished, text);
+        self.add(Verdict::Unfinished, text);
     }
 
     fn leftover(&mut self, text: impl Into<String>) {
-        self.add(Kind::Leftover, text);
+        self.add(Verdict::Leftover, text);
     }
 
-    fn sorted(self) -> Vec<Remark> {
+    fn sorted(self) -> Vec<Disagreement> {
         self.0.into_iter().collect()
     }
 }
 
-struct Look<'a> {
-    books: &'a Books,
-    machine: &'a Machine,
+struct Inspection<'a> {
+    books: &'a SiteFiles,
+    machine: &'a Procfs,
     /// Whether the owner of each claim lives.
     lives: Vec<bool>,
 }
 
-impl<'a> Look<'a> {
-    fn claims(&self) -> impl Iterator<Item = (&'a Claim, bool)> {
+impl<'a> Inspection<'a> {
+    fn claims(&self) -> impl Iterator<Item = (&'a ClaimFile, bool)> {
         self.books.claims.iter().zip(self.lives.iter().copied())
     }
 
-    fn living(&self) -> impl Iterator<Item = &'a Claim> {
+    fn living(&self) -> impl Iterator<Item = &'a ClaimFile> {
         self.claims().filter(|(_, lives)| *lives).map(|(c, _)| c)
     }
 
-    fn on<'s>(&'s self, list: &'s List) -> impl Iterator<Item = (&'a Claim, bool)> + 's {
-        let names = |claim: &Claim| claim.pool == list.pool && claim.lists.contains(&list.name);
+    fn on<'s>(&'s self, list: &'s List) -> impl Iterator<Item = (&'a ClaimFile, bool)> + 's {
+        let names = |claim: &ClaimFile| claim.pool == list.pool && claim.lists.contains(&list.name);
         self.claims().filter(move |(claim, _)| names(claim))
     }
 
@@ -156,8 +156,9 @@ impl<'a> Look<'a> {
             wanted.extend(claim.cgroup.as_ref().map(|group| group.link()));
             for link in wanted {
                 let target = self.books.links.get(&link);
-                let leads_to = |other: &Claim| target.is_some_and(|to| to.ends_with(&other.file()));
-                let twin = |other: &&Claim| other.shares_group_with(claim) && leads_to(other);
+                let leads_to =
+                    |other: &ClaimFile| target.is_some_and(|to| to.ends_with(&other.file()));
+                let twin = |other: &&ClaimFile| other.shares_group_with(claim) && leads_to(other);
                 if leads_to(claim) || self.books.claims.iter().any(|other| twin(&other)) {
                     continue;
                 }
@@ -169,7 +170,7 @@ impl<'a> Look<'a> {
             }
         }
         for (link, target) in &self.books.links {
-            let is_of = |claim: &Claim| {
+            let is_of = |claim: &ClaimFile| {
                 let lists = claim.lists.iter();
                 target.ends_with(&claim.file())
                     && (lists.map(|list| claim.list_link(list)).any(|l| l == *link)
@@ -204,7 +205,7 @@ impl<'a> Look<'a> {
         }
         for list in &self.books.lists {
             for pid in &list.tasks {
-                if !self.explains(list, *pid) && self.machine.pid(*pid) == Seen::Gone {
+                if !self.explains(list, *pid) && self.machine.pid(*pid) == Presence::Gone {
                     let text = format!("process {pid} in tasks of {} is gone", list.shown());
                     remarks.leftover(text);
                 }
@@ -222,7 +223,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn list(&self, claim: &Claim, name: &str) -> Option<&'a List> {
+    fn list(&self, claim: &ClaimFile, name: &str) -> Option<&'a List> {
         let is_it = |list: &&List| list.pool == claim.pool && list.name == name;
         self.books.lists.iter().find(is_it)
     }
@@ -257,9 +258,9 @@ impl<'a> Look<'a> {
 
     /// Live owners by name. What a runtime reserves and what its container then has is one owner's, as they share the id.
     fn owners_of(&self, list: &List) -> Vec<String> {
-        let living: Vec<&Claim> = self.on(list).filter(|(_, l)| *l).map(|(c, _)| c).collect();
-        let reserves = |claim: &Claim| claim.kind == "reservation";
-        let is_handed_over = |claim: &Claim| {
+        let living: Vec<&ClaimFile> = self.on(list).filter(|(_, l)| *l).map(|(c, _)| c).collect();
+        let reserves = |claim: &ClaimFile| claim.kind == "reservation";
+        let is_handed_over = |claim: &ClaimFile| {
             let mut others = living.iter();
             reserves(claim) && others.any(|other| other.id == claim.id && !reserves(other))
         };
@@ -276,7 +277,7 @@ impl<'a> Look<'a> {
         if !links.any(|(_, target)| is_unreadable(target)) {
             let pids: BTreeSet<i32> = list.tasks.iter().copied().collect();
             let strangers = pids.iter().filter(|pid| !self.explains(list, **pid));
-            let living = strangers.filter(|pid| self.machine.pid(**pid) != Seen::Gone);
+            let living = strangers.filter(|pid| self.machine.pid(**pid) != Presence::Gone);
             owners.extend(living.map(|pid| format!("process {pid}")));
         }
         owners
@@ -322,7 +323,7 @@ impl<'a> Look<'a> {
     }
 
     /// The processes that stand for the owner may run on its CPUs alone, but for the one beside its command, or the runtime.
-    fn affinities(&self, claim: &Claim, remarks: &mut Remarks) {
+    fn affinities(&self, claim: &ClaimFile, remarks: &mut Remarks) {
         let is_beside = |pid: i32| claim.kind != "container" && pid == claim.owner.pid;
         for process in claim.processes.iter().filter(|p| !is_beside(p.pid)) {
             let cpus = self.machine.affinity(process).unwrap_or_default();
@@ -339,7 +340,7 @@ impl<'a> Look<'a> {
     }
 
     /// Whoever else owns a CPU in an exclusive pool.
-    fn other_owner(&self, claim: &Claim, cpu: u32) -> Option<String> {
+    fn other_owner(&self, claim: &ClaimFile, cpu: u32) -> Option<String> {
         let mut exclusive = self.books.lists.iter().filter(|list| list.is_exclusive);
         let list = exclusive.find(|list| list.cpus.contains(&cpu))?;
         let owners = self.owners_of(list).into_iter();

@@ -12,7 +12,7 @@ use crate::files::SteadyFile;
 /// The CPU time of all processes that are or were in a group, and in those below it, since the
 /// group was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct CpuTime {
     /// In all; the kernel counts nanoseconds (version 1) or microseconds.
     pub total: Duration,
     /// Outside the kernel. On version 1 in clock ticks, a hundredth of a second each.
@@ -42,9 +42,9 @@ enum Files {
 
 /// What a group has used, as its files tell.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Readings {
     /// In all.
-    pub usage: Usage,
+    pub usage: CpuTime,
     /// On each CPU that the machine can have, by number: version 1 alone tells; elsewhere empty.
     pub each_cpu: Vec<Duration>,
     /// Version 2: the text of `cpu.stat`, where other controllers' figures are as well.
@@ -85,7 +85,7 @@ impl Counter {
     ///
     /// # Errors
     /// Files that cannot be read, or are not in the kernel's form.
-    pub fn total(&mut self) -> Result<Option<Told>> {
+    pub fn total(&mut self) -> Result<Option<Readings>> {
         match &mut self.files {
             Files::V1 {
                 each_cpu, total, ..
@@ -96,10 +96,10 @@ impl Counter {
                     [] => nanoseconds("cpuacct.usage", total.read()?)?,
                     all => vec![all.iter().sum()],
                 };
-                Ok(total.first().map(|total| Told {
-                    usage: Usage {
+                Ok(total.first().map(|total| Readings {
+                    usage: CpuTime {
                         total: *total,
-                        ..Usage::default()
+                        ..CpuTime::default()
                     },
                     each_cpu,
                     stat: None,
@@ -114,8 +114,8 @@ impl Counter {
                     let number = number.with_context(|| format!("read cpu.stat: no {key}"));
                     number.map(Duration::from_micros)
                 };
-                Ok(Some(Told {
-                    usage: Usage {
+                Ok(Some(Readings {
+                    usage: CpuTime {
                         total: micros("usage_usec")?,
                         user: micros("user_usec")?,
                         system: micros("system_usec")?,
@@ -131,7 +131,7 @@ impl Counter {
     ///
     /// # Errors
     /// As [`Counter::total`].
-    pub fn whole(&mut self) -> Result<Option<Told>> {
+    pub fn whole(&mut self) -> Result<Option<Readings>> {
         let told = self.total()?;
         let Files::V1 { parts, .. } = &mut self.files else {
             return Ok(told);

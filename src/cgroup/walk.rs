@@ -35,7 +35,7 @@ const MOST_GROUPS: usize = 1 << 16;
 const MOST_REMOVED: usize = 1 << 13;
 
 /// One level of a walk that is on its way down.
-struct Level {
+struct WalkLevel {
     /// What tells this directory from any other: somebody may move groups meanwhile (version 1).
     inode: u64,
     /// The groups in it that are still to be visited.
@@ -67,14 +67,14 @@ pub(super) fn processes(
     version: Version,
     found: impl FnMut(Vec<i32>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    processes_in(dir, version, found, Bound(MOST_GROUPS))
+    processes_in(dir, version, found, LookLimit(MOST_GROUPS))
 }
 
 fn processes_in(
     dir: &Path,
     version: Version,
     found: impl FnMut(Vec<i32>) -> ControlFlow<()>,
-    bound: Bound,
+    bound: LookLimit,
 ) -> io::Result<()> {
     let mut processes = Processes {
         version,
@@ -112,7 +112,7 @@ pub(super) fn with_inodes(dir: &Path, inodes: &[u64]) -> io::Result<Vec<PathBuf>
 fn search(dir: &Path, inodes: &[u64], most: usize) -> io::Result<Vec<PathBuf>> {
     let mut search = Search {
         inodes,
-        bound: Bound(most),
+        bound: LookLimit(most),
         at: PathBuf::new(),
         found: Vec::new(),
     };
@@ -142,9 +142,9 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
         Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
         other => other?,
     };
-    let mut above: Vec<Level> = Vec::new();
+    let mut above: Vec<WalkLevel> = Vec::new();
     let top = fstat(&at)?;
-    let mut level = Level {
+    let mut level = WalkLevel {
         inode: top.st_ino,
         left: Vec::new(),
         name: CString::default(),
@@ -183,7 +183,10 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
             };
             let left = groups_in(&below)?;
             let inode = stat.st_ino;
-            above.push(std::mem::replace(&mut level, Level { inode, left, name }));
+            above.push(std::mem::replace(
+                &mut level,
+                WalkLevel { inode, left, name },
+            ));
             at = below;
             continue;
         }
@@ -271,9 +274,9 @@ fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>>
 }
 
 /// How many groups may still be looked at.
-struct Bound(usize);
+struct LookLimit(usize);
 
-impl Bound {
+impl LookLimit {
     /// Looks at one more.
     fn count(&mut self) -> io::Result<()> {
         let many = "there are too many groups to look at: remove the empty ones (find DIRECTORY -depth -mindepth 1 -type d -exec rmdir {} +)";
@@ -286,7 +289,7 @@ struct Processes<F> {
     version: Version,
     found: F,
     has_found: bool,
-    bound: Bound,
+    bound: LookLimit,
 }
 
 impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
@@ -327,7 +330,7 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
 
 struct Search<'a> {
     inodes: &'a [u64],
-    bound: Bound,
+    bound: LookLimit,
     at: PathBuf,
     found: Vec<PathBuf>,
 }
@@ -434,7 +437,7 @@ mod tests {
         // The first is the one that they are below.
         let looked = |most| {
             let found = |_| ControlFlow::Continue(());
-            processes_in(dir.path(), Version::V1, found, Bound(most))
+            processes_in(dir.path(), Version::V1, found, LookLimit(most))
         };
         assert!(looked(11).is_ok());
         let error = looked(10).unwrap_err().to_string();

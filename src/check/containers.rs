@@ -6,7 +6,7 @@ use nix::unistd::geteuid;
 
 use super::{Finding, Report, Scope, hooks};
 use crate::cgroup::cpuset;
-use crate::containers::{self, Container, Found, Starter};
+use crate::containers::{self, Container, FoundContainers, Starter};
 use crate::cpulist::CpuSet;
 use crate::engines::{Engine, RUNTIME, SHIM, docker};
 use crate::host::Host;
@@ -23,7 +23,7 @@ const MOST_NAMED: usize = 16;
 
 /// Some CPUs, and whose they are meant to be: a pool, and its owner if there is one.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct KeptCpus {
     /// The CPUs of one list.
     pub cpus: CpuSet,
     /// The pool's name.
@@ -33,7 +33,7 @@ pub struct Kept {
 }
 
 /// The containers that run on a machine, as [`containers::running`] finds them, docker's wherever its configuration says.
-pub fn running(host: &Host) -> Found {
+pub fn running(host: &Host) -> FoundContainers {
     let text = install::daemon_json(&Place::default_on(host));
     let exec_root = text.ok().and_then(|(_, text)| docker::exec_root(&text));
     containers::running(host, exec_root.as_deref())
@@ -85,7 +85,12 @@ pub fn check_requests(scope: &Scope<'_>) -> Vec<Finding> {
     report.findings
 }
 
-fn unpinned_ones(scope: &Scope<'_>, found: &Found, lacks: &[(usize, Lack)], report: &mut Report) {
+fn unpinned_ones(
+    scope: &Scope<'_>,
+    found: &FoundContainers,
+    lacks: &[(usize, Lack)],
+    report: &mut Report,
+) {
     for (place, lack) in lacks {
         one(scope, &found.containers[*place], lack, report);
     }
@@ -93,7 +98,7 @@ fn unpinned_ones(scope: &Scope<'_>, found: &Found, lacks: &[(usize, Lack)], repo
 
 fn labelled_ones(
     scope: &Scope<'_>,
-    found: &Found,
+    found: &FoundContainers,
     labels: &BTreeMap<String, Vec<String>>,
     report: &mut Report,
 ) {
@@ -205,7 +210,7 @@ fn knows_us(scope: &Scope<'_>, engine: Engine) -> bool {
 }
 
 /// Who else was told to run on CPUs that are kept for the owners of exclusive pools, and was not told by us.
-pub fn check_neighbours(site: &Site, kept: &[Kept]) -> Vec<Finding> {
+pub fn check_neighbours(site: &Site, kept: &[KeptCpus]) -> Vec<Finding> {
     let mut report = Report::default();
     if cpuset::hierarchy(&site.host).is_err() {
         // The machine's own check says why.
@@ -243,7 +248,7 @@ pub fn check_neighbours(site: &Site, kept: &[Kept]) -> Vec<Finding> {
 }
 
 /// What the exclusive pools keep for one owner a list.
-pub fn kept(survey: &Survey) -> Vec<Kept> {
+pub fn kept(survey: &Survey) -> Vec<KeptCpus> {
     let is_exclusive = |pool: &&SurveyedPool| pool.kind == Kind::Exclusive;
     let lists = survey.pools.iter().filter(is_exclusive).flat_map(|pool| {
         let of_pool = move |list| (pool, list);
@@ -252,7 +257,7 @@ pub fn kept(survey: &Survey) -> Vec<Kept> {
     let kept = lists.map(|(pool, list)| {
         let mut owners = survey.owners.iter();
         let owner = owners.find(|owner| owner.is_alive() && owner.holds(&pool.name, &list.name));
-        Kept {
+        KeptCpus {
             cpus: list.cpus.clone(),
             pool: pool.name.clone(),
             owner: owner.map(Owner::shown),
@@ -264,7 +269,7 @@ pub fn kept(survey: &Survey) -> Vec<Kept> {
 fn one_neighbour(
     neighbour: &Neighbour,
     container: Option<&Container>,
-    kept: &[Kept],
+    kept: &[KeptCpus],
     report: &mut Report,
 ) {
     let touched = kept

@@ -1,7 +1,7 @@
 //! What the auditor remarks.
 
 use super::Report;
-use crate::auditor::{Kind, Subject, audit};
+use crate::auditor::{Subject, Verdict, audit};
 use crate::placement::Site;
 
 pub(super) fn check(site: &Site, report: &mut Report) {
@@ -18,12 +18,12 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     }
     for remark in remarks {
         match remark.kind {
-            Kind::Broken => report.fault(
+            Verdict::Broken => report.fault(
                 "books",
                 remark.text,
                 "end the containers it names, then `pinfold reconcile`; it must never happen, so please report it",
             ),
-            Kind::Unfinished | Kind::Leftover => {
+            Verdict::Unfinished | Verdict::Leftover => {
                 report.warn("books", remark.text, "`pinfold reconcile`");
             }
         }

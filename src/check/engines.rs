@@ -6,7 +6,7 @@ use anyhow::Result;
 use nix::unistd::{AccessFlags, access};
 
 use super::{Report, Scope, hooks};
-use crate::engines::containerd::{ConfigFile, deciding};
+use crate::engines::containerd::{ContainerdFile, deciding};
 use crate::engines::hooks::HookFile;
 use crate::engines::{Engine, RUNTIME, crio, docker, podman};
 use crate::host::Host;
@@ -216,7 +216,7 @@ fn check_containerd(place: &Place<'_>, report: &mut Report) -> Result<bool> {
             "`containerd config migrate` prints a newer one",
         );
     }
-    if configuration.files.iter().any(ConfigFile::disables_cri) {
+    if configuration.files.iter().any(ContainerdFile::disables_cri) {
         let text = "disabled_plugins turns the CRI plugin off: Kubernetes cannot use it";
         report.warn(engine.word(), text, "take cri out of that list if it is to");
     }

@@ -16,7 +16,7 @@ use crate::install::check_program;
 const OWN_BOUND: u32 = 20;
 
 /// A hook file and where it is, as the engine sees it.
-struct Placed {
+struct PlacedHook {
     path: String,
     file: HookFile,
 }
@@ -40,7 +40,7 @@ pub(super) fn check(
     let mut ours = Vec::new();
     for (path, parsed) in by_name.into_values() {
         match parsed {
-            Ok(Some(file)) if file.is_ours() => ours.push(Placed { path, file }),
+            Ok(Some(file)) if file.is_ours() => ours.push(PlacedHook { path, file }),
             Ok(_) => {}
             Err(error) => report.fault(
                 what,
@@ -60,7 +60,7 @@ pub(super) fn check(
 }
 
 /// The pool directory that a hook is led to, where it is led to one.
-fn pool_directory(host: &Host, hook: &Placed) -> Option<PathBuf> {
+fn pool_directory(host: &Host, hook: &PlacedHook) -> Option<PathBuf> {
     let args = &hook.file.hook.args;
     let place = args.iter().position(|arg| arg == "--conf-dir")?;
     Some(host.path(args.get(place + 1)?))
@@ -84,7 +84,7 @@ fn read_dir(host: &Host, dir: &str) -> Result<Vec<(String, Parsed)>> {
     Ok(files)
 }
 
-fn one_file(scope: &Scope<'_>, hook: &Placed, engine: Engine, report: &mut Report) {
+fn one_file(scope: &Scope<'_>, hook: &PlacedHook, engine: Engine, report: &mut Report) {
     let what = engine.word();
     let path = &hook.path;
     let again = format!("`pinfold install {what}` again");
@@ -114,10 +114,10 @@ fn one_file(scope: &Scope<'_>, hook: &Placed, engine: Engine, report: &mut Repor
     }
 }
 
-fn stages(ours: &[Placed], engine: Engine, report: &mut Report) {
+fn stages(ours: &[PlacedHook], engine: Engine, report: &mut Report) {
     let what = engine.word();
     let at = |stage: &str| -> Vec<&str> {
-        let has = |hook: &&Placed| hook.file.stages.iter().any(|other| other == stage);
+        let has = |hook: &&PlacedHook| hook.file.stages.iter().any(|other| other == stage);
         ours.iter()
             .filter(has)
             .map(|hook| hook.path.as_str())

@@ -65,7 +65,7 @@ pub(super) fn tightest(capacities: &[usize], need: usize) -> Vec<usize> {
     if capacities.len() * (few + 1) * words > MOST_WORDS {
         return nearly_tightest(capacities, need, few);
     }
-    Sums::of(capacities, few, words).tightest(need)
+    Reachable::of(capacities, few, words).tightest(need)
 }
 
 /// The largest but one, and the smallest that makes them suffice.
@@ -83,17 +83,17 @@ fn nearly_tightest(capacities: &[usize], need: usize, few: usize) -> Vec<usize> 
 }
 
 /// Which sums so many of the capacities from some index on can have: a bit for each sum.
-struct Sums<'a> {
+struct Reachable<'a> {
     capacities: &'a [usize],
     few: usize,
     words: usize,
     bits: Vec<u64>,
 }
 
-impl<'a> Sums<'a> {
-    fn of(capacities: &'a [usize], few: usize, words: usize) -> Sums<'a> {
+impl<'a> Reachable<'a> {
+    fn of(capacities: &'a [usize], few: usize, words: usize) -> Reachable<'a> {
         let rows = (capacities.len() + 1) * (few + 1);
-        let mut sums = Sums {
+        let mut sums = Reachable {
             capacities,
             few,
             words,

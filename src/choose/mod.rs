@@ -9,12 +9,12 @@ mod place;
 mod refusal;
 mod spread;
 
-pub use refusal::{Refusal, Scattered, Within};
+pub use refusal::{NoChoice, Scattered, Within};
 
 use std::collections::BTreeMap;
 
 use pack::{Pull, pack};
-use place::{Cell, Map, Spot, Unit, cells};
+use place::{Cell, FreeList, Map, Spot, cells};
 use spread::spread;
 
 use crate::cpulist::CpuSet;
@@ -120,7 +120,7 @@ pub fn choose(
     situation: &Situation<'_>,
     want: &Want,
     levels: &Levels,
-) -> Result<Vec<usize>, Refusal> {
+) -> Result<Vec<usize>, NoChoice> {
     let usable = situation.usable_or_why()?;
     let map = Map::of(levels);
     match situation.kind {
@@ -141,13 +141,13 @@ impl Situation<'_> {
         online.filter(self.within(&self.reach.allowed)).collect()
     }
 
-    fn usable_or_why(&self) -> Result<Vec<usize>, Refusal> {
+    fn usable_or_why(&self) -> Result<Vec<usize>, NoChoice> {
         let usable = self.usable();
         let mut all = 0..self.offers.len();
         match all.any(|index| self.within(&self.reach.online)(&index)) {
             _ if self.offers.is_empty() || !usable.is_empty() => Ok(usable),
-            true => Err(Refusal::NotAllowed),
-            false => Err(Refusal::Offline),
+            true => Err(NoChoice::NotAllowed),
+            false => Err(NoChoice::Offline),
         }
     }
 
@@ -157,10 +157,10 @@ impl Situation<'_> {
     }
 
     /// Lists as packing sees them, counted as what is asked for.
-    fn units(&self, indices: &[usize], size: Size, map: &Map<'_>) -> Vec<Unit> {
+    fn units(&self, indices: &[usize], size: Size, map: &Map<'_>) -> Vec<FreeList> {
         let unit = |index: &usize| {
             let cpus = self.offers[*index].cpus;
-            Unit {
+            FreeList {
                 index: *index,
                 size: match size {
                     Size::Lists(_) => 1,
@@ -178,10 +178,10 @@ fn choose_shared(
     usable: &[usize],
     want: &Want,
     map: &Map<'_>,
-) -> Result<Vec<usize>, Refusal> {
+) -> Result<Vec<usize>, NoChoice> {
     let cpus = match want.size {
         Size::Lists(1) => 1,
-        Size::Lists(_) => return Err(Refusal::OneListOnly),
+        Size::Lists(_) => return Err(NoChoice::OneListOnly),
         Size::Cpus(cpus) => cpus,
     };
     let offers = situation.offers;
@@ -192,7 +192,7 @@ fn choose_shared(
         .collect();
     if large_enough.is_empty() {
         let largest = usable.iter().map(|index| offers[*index].cpus.len()).max();
-        return Err(Refusal::TooSmall {
+        return Err(NoChoice::TooSmall {
             all: largest.unwrap_or(0),
         });
     }
@@ -214,7 +214,7 @@ fn choose_shared(
         )
     });
     best.map(|(index, _)| vec![*index])
-        .ok_or_else(|| Refusal::untold(want, map).unwrap_or(Refusal::Spans(Within::of(want))))
+        .ok_or_else(|| NoChoice::untold(want, map).unwrap_or(NoChoice::Spans(Within::of(want))))
 }
 
 /// Does a place lie within what is strictly asked for?
@@ -248,9 +248,9 @@ fn choose_exclusive(
     usable: &[usize],
     want: &Want,
     map: &Map<'_>,
-) -> Result<Vec<usize>, Refusal> {
+) -> Result<Vec<usize>, NoChoice> {
     let free = situation.free(usable);
-    let sum = |units: &[Unit]| units.iter().map(|unit| unit.size).sum::<usize>();
+    let sum = |units: &[FreeList]| units.iter().map(|unit| unit.size).sum::<usize>();
     let need = match want.size {
         Size::Lists(lists) => lists,
         Size::Cpus(cpus) => cpus,
@@ -258,21 +258,21 @@ fn choose_exclusive(
     let units = situation.units(&free, want.size, map);
     let all = sum(&situation.units(usable, want.size, map));
     if need > all {
-        return Err(Refusal::TooSmall { all });
+        return Err(NoChoice::TooSmall { all });
     }
     let available = sum(&units);
     if need > available {
-        return Err(Refusal::Exhausted { free: available });
+        return Err(NoChoice::Exhausted { free: available });
     }
     let free_cells = cells(units);
     let Some(candidates) = strictly(&free_cells, need, want, map) else {
         let all = cells(situation.units(usable, want.size, map));
         let ever = strictly(&all, need, want, map).is_some();
-        if let Some(untold) = Refusal::untold(want, map).filter(|_| !ever) {
+        if let Some(untold) = NoChoice::untold(want, map).filter(|_| !ever) {
             return Err(untold);
         }
         let scattered = Scattered::of(&free_cells, need, want, map);
-        return Err(Refusal::Scattered(Scattered { ever, ..scattered }));
+        return Err(NoChoice::Scattered(Scattered { ever, ..scattered }));
     };
     let pull = pull(want, map);
     let spread = match want.numa {
@@ -365,7 +365,7 @@ mod tests {
         online: &str,
         allowed: &str,
         size: Size,
-    ) -> Result<Vec<usize>, Refusal> {
+    ) -> Result<Vec<usize>, NoChoice> {
         let lists: Vec<(CpuSet, usize)> = words
             .split_whitespace()
             .map(|word| word.split_once(':').unwrap())
@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn exclusive_lists() {
-        use Refusal::*;
+        use NoChoice::*;
         use Size::{Cpus, Lists};
         for (words, size, expected) in [
             ("0:0 1:0", Lists(1), Ok(vec![0])),
@@ -425,8 +425,8 @@ mod tests {
         for (words, size, expected) in [
             ("0-1:3 2-3:1 4-5:1", Lists(1), Ok(vec![1])),
             ("0-1:0 2-5:9", Cpus(3), Ok(vec![1])),
-            ("0-1:0 2-5:9", Cpus(5), Err(Refusal::TooSmall { all: 4 })),
-            ("0-1:0 2-5:0", Lists(2), Err(Refusal::OneListOnly)),
+            ("0-1:0 2-5:9", Cpus(5), Err(NoChoice::TooSmall { all: 4 })),
+            ("0-1:0 2-5:0", Lists(2), Err(NoChoice::OneListOnly)),
         ] {
             assert_eq!(
                 pick(Kind::Shared, words, "0-15", "0-15", size),
@@ -443,13 +443,13 @@ mod tests {
             let one = Size::Lists(1);
             assert_eq!(pick(kind, words, "1-6", "0-7", one), Ok(vec![1]));
             assert_eq!(pick(kind, words, "1-6", "2,6", one), Ok(vec![2]));
-            assert_eq!(pick(kind, words, "0-3", "0-7", one), Err(Refusal::Offline));
+            assert_eq!(pick(kind, words, "0-3", "0-7", one), Err(NoChoice::Offline));
             assert_eq!(
                 pick(kind, words, "0-6", "0-3", one),
-                Err(Refusal::NotAllowed)
+                Err(NoChoice::NotAllowed)
             );
         }
         let busy = pick(Kind::Exclusive, "0:1 1:0", "0", "0-1", Size::Lists(1));
-        assert_eq!(busy, Err(Refusal::Exhausted { free: 0 }));
+        assert_eq!(busy, Err(NoChoice::Exhausted { free: 0 }));
     }
 }

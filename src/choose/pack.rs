@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::fit::{fewest, sets_of, tightest};
-use super::place::{Cell, Unit};
+use super::place::{Cell, FreeList};
 
 /// The most sets of nodes, or of packages, that are weighed against each other; beyond it one that is tight is taken.
 pub(super) const MOST_SETS: usize = 1000;
@@ -24,7 +24,7 @@ pub(super) struct Pull {
 
 /// A set of nodes and packages that suffices, with the cells that lie within.
 #[derive(Debug, Clone)]
-struct Plan<'a> {
+struct Cover<'a> {
     nodes: Vec<usize>,
     packages: Vec<usize>,
     cells: Vec<&'a Cell>,
@@ -33,9 +33,9 @@ struct Plan<'a> {
 /// Chooses units for so much, and returns their indices; all there are where they do not suffice.
 pub(super) fn pack(cells: &[Cell], need: usize, pull: &Pull) -> Vec<usize> {
     let all: Vec<&Cell> = cells.iter().collect();
-    let mut plans: Vec<Plan<'_>> = smallest_sets(&all, |cell| &cell.nodes, need, MOST_SETS)
+    let mut plans: Vec<Cover<'_>> = smallest_sets(&all, |cell| &cell.nodes, need, MOST_SETS)
         .into_iter()
-        .map(|(nodes, cells)| Plan {
+        .map(|(nodes, cells)| Cover {
             nodes,
             packages: Vec::new(),
             cells,
@@ -55,7 +55,7 @@ pub(super) fn pack(cells: &[Cell], need: usize, pull: &Pull) -> Vec<usize> {
     if are_threads {
         keep_least(&mut plans, |plan| fewest_cores(&plan.cells, need));
     }
-    let package_free = |plan: &Plan<'_>| {
+    let package_free = |plan: &Cover<'_>| {
         let touched = all
             .iter()
             .filter(|cell| overlaps(&cell.packages, &plan.packages));
@@ -71,9 +71,9 @@ pub(super) fn pack(cells: &[Cell], need: usize, pull: &Pull) -> Vec<usize> {
     }
 }
 
-fn by_packages<'a>(plan: Plan<'a>, need: usize) -> impl Iterator<Item = Plan<'a>> {
+fn by_packages<'a>(plan: Cover<'a>, need: usize) -> impl Iterator<Item = Cover<'a>> {
     let sets = smallest_sets(&plan.cells, |cell| &cell.packages, need, MOST_SETS);
-    sets.into_iter().map(move |(packages, cells)| Plan {
+    sets.into_iter().map(move |(packages, cells)| Cover {
         nodes: plan.nodes.clone(),
         packages,
         cells,
@@ -81,7 +81,7 @@ fn by_packages<'a>(plan: Plan<'a>, need: usize) -> impl Iterator<Item = Plan<'a>
 }
 
 /// The cells of the few caches that suffice.
-fn by_caches<'a>(plan: &Plan<'a>, need: usize, are_threads: bool) -> Vec<&'a Cell> {
+fn by_caches<'a>(plan: &Cover<'a>, need: usize, are_threads: bool) -> Vec<&'a Cell> {
     let most = if are_threads { MOST_CACHE_SETS } else { 0 };
     let mut sets = smallest_sets(&plan.cells, |cell| &cell.caches, need, most);
     keep_least(&mut sets, |(_, cells)| {
@@ -198,7 +198,7 @@ fn fill(cells: &[&Cell], need: usize, pull: &Pull) -> Vec<usize> {
         .max_by_key(|place| (far(cells[*place]), Reverse(cells[*place].free)));
     let mut chosen = Vec::new();
     for (place, cell) in cells.iter().enumerate() {
-        let units: Vec<&Unit> = cell.units.iter().collect();
+        let units: Vec<&FreeList> = cell.units.iter().collect();
         chosen.extend(match partial == Some(place) {
             true => fill_cores(&units, cell.free - over),
             false => units,
@@ -208,12 +208,12 @@ fn fill(cells: &[&Cell], need: usize, pull: &Pull) -> Vec<usize> {
 }
 
 /// The same for the cores of one cell: few, whole, and broken ones rather than whole ones broken.
-fn fill_cores<'a>(units: &[&'a Unit], need: usize) -> Vec<&'a Unit> {
-    let mut cores: BTreeMap<&[usize], Vec<&Unit>> = BTreeMap::new();
+fn fill_cores<'a>(units: &[&'a FreeList], need: usize) -> Vec<&'a FreeList> {
+    let mut cores: BTreeMap<&[usize], Vec<&FreeList>> = BTreeMap::new();
     for unit in units {
         cores.entry(&unit.spot.cores).or_default().push(unit);
     }
-    let cores: Vec<Vec<&Unit>> = cores.into_values().collect();
+    let cores: Vec<Vec<&FreeList>> = cores.into_values().collect();
     let free: Vec<usize> = cores.iter().map(|units| size_of(units)).collect();
     let set = tightest(&free, need);
     let mut missing = need;
@@ -238,6 +238,6 @@ fn fill_cores<'a>(units: &[&'a Unit], need: usize) -> Vec<&'a Unit> {
     chosen
 }
 
-fn size_of(units: &[&Unit]) -> usize {
+fn size_of(units: &[&FreeList]) -> usize {
     units.iter().map(|unit| unit.size).sum()
 }

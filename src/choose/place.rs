@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cpulist::CpuSet;
-use crate::topology::{Gap, Gaps, Group, Levels};
+use crate::topology::{CpuGroup, Gap, Gaps, Levels};
 
 /// Indices of groups of one level, ascending.
 pub(super) type Groups = Vec<usize>;
@@ -82,7 +82,7 @@ impl<'a> Map<'a> {
 }
 
 /// CPUs that nothing is told of make a group that says nothing of who shares what.
-fn is_one(indices: &[usize], groups: &[Group], gap: &Gap) -> bool {
+fn is_one(indices: &[usize], groups: &[CpuGroup], gap: &Gap) -> bool {
     let [index] = indices else {
         return false;
     };
@@ -90,7 +90,7 @@ fn is_one(indices: &[usize], groups: &[Group], gap: &Gap) -> bool {
     group.is_none_or(|group| group.cpus.is_disjoint(&gap.cpus))
 }
 
-fn by_cpu(groups: &[Group]) -> Vec<Option<usize>> {
+fn by_cpu(groups: &[CpuGroup]) -> Vec<Option<usize>> {
     let last = groups
         .iter()
         .filter_map(|group| group.cpus.iter().last())
@@ -113,7 +113,7 @@ fn sorted(groups: impl Iterator<Item = usize>) -> Groups {
 
 /// A free list.
 #[derive(Debug, Clone)]
-pub(super) struct Unit {
+pub(super) struct FreeList {
     /// Its index among the offers.
     pub(super) index: usize,
     /// What it counts for: 1 where lists are asked for, its CPUs where CPUs are.
@@ -127,14 +127,14 @@ pub(super) struct Cell {
     pub(super) nodes: Groups,
     pub(super) packages: Groups,
     pub(super) caches: Groups,
-    pub(super) units: Vec<Unit>,
+    pub(super) units: Vec<FreeList>,
     /// The sizes of its units together.
     pub(super) free: usize,
 }
 
 /// Gathers units into cells, ordered by nodes, then packages, then caches.
-pub(super) fn cells(units: impl IntoIterator<Item = Unit>) -> Vec<Cell> {
-    let mut cells: BTreeMap<(Groups, Groups, Groups), Vec<Unit>> = BTreeMap::new();
+pub(super) fn cells(units: impl IntoIterator<Item = FreeList>) -> Vec<Cell> {
+    let mut cells: BTreeMap<(Groups, Groups, Groups), Vec<FreeList>> = BTreeMap::new();
     for unit in units {
         let spot = &unit.spot;
         let key = (
@@ -144,7 +144,7 @@ pub(super) fn cells(units: impl IntoIterator<Item = Unit>) -> Vec<Cell> {
         );
         cells.entry(key).or_default().push(unit);
     }
-    let cell = |((nodes, packages, caches), units): (_, Vec<Unit>)| Cell {
+    let cell = |((nodes, packages, caches), units): (_, Vec<FreeList>)| Cell {
         nodes,
         packages,
         caches,

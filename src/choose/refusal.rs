@@ -11,7 +11,7 @@ use crate::topology::Gap;
 
 /// Why there is nothing to choose.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
+pub enum NoChoice {
     /// Too much is in use now; so much (lists, or CPUs) is free.
     Exhausted {
         /// How many of what was asked for are free.
@@ -41,9 +41,9 @@ pub enum Refusal {
     NotAllowed,
 }
 
-impl Refusal {
+impl NoChoice {
     /// The refusal where the kernel does not tell all that a strict request depends on.
-    pub(super) fn untold(want: &Want, map: &Map<'_>) -> Option<Refusal> {
+    pub(super) fn untold(want: &Want, map: &Map<'_>) -> Option<NoChoice> {
         let within = Within::of(want);
         let gaps = map.gaps();
         let mut gaps = match within {
@@ -53,7 +53,7 @@ impl Refusal {
         }
         .into_iter();
         let gap = gaps.find(|gap| !gap.cpus.is_empty())?.clone();
-        Some(Refusal::Untold { within, gap })
+        Some(NoChoice::Untold { within, gap })
     }
 }
 

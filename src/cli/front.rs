@@ -9,16 +9,16 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::ValueEnum;
 
-use super::{Hook, Options, seconds};
+use super::{HookArgs, Options, seconds};
 
 /// The line's options and its verb, if it is a hook's and plain.
-pub(super) fn hook(arguments: &[OsString]) -> Option<(Hook, Options)> {
-    let mut line = Line::default();
+pub(super) fn hook(arguments: &[OsString]) -> Option<(HookArgs, Options)> {
+    let mut line = HookLine::default();
     let mut arguments = arguments.iter();
     while let Some(word) = arguments.next() {
         line.read(word, &mut arguments)?;
     }
-    let hook = Hook {
+    let hook = HookArgs {
         stage: line.stage?,
         engine: line.engine,
         device: line.device,
@@ -29,7 +29,7 @@ pub(super) fn hook(arguments: &[OsString]) -> Option<(Hook, Options)> {
 }
 
 #[derive(Default)]
-struct Line {
+struct HookLine {
     is_hook: bool,
     stage: Option<super::Stage>,
     engine: Option<super::EngineArg>,
@@ -39,7 +39,7 @@ struct Line {
     options: Options,
 }
 
-impl Line {
+impl HookLine {
     /// Reads the next word, and its value where that is the word after it.
     fn read<'a>(
         &mut self,

@@ -7,12 +7,12 @@ use clap::{Args, Subcommand};
 use crate::cpulist::CpuSet;
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
-use crate::pools::plan::{Cores, PoolSpec, Reserve, Unit};
+use crate::pools::plan::{Cores, ListUnit, PoolSpec, Reserve};
 use crate::request::is_pool_name;
 
 /// `pinfold pool`
 #[derive(Debug, Args)]
-pub struct Pool {
+pub struct PoolArgs {
     /// What to do with the pools.
     #[command(subcommand)]
     pub action: Action,
@@ -25,27 +25,27 @@ pub enum Action {
     #[command(
         after_help = "Examples:\n  pinfold pool show\n  pinfold pool show dataplane --json\n\nExit status: 1 where a pool that was to be shown could not be read whole."
     )]
-    Show(Show),
+    Show(ShowArgs),
     /// Make a pool out of CPUs that are in none
     #[command(
         after_help = "Examples:\n  pinfold pool add fast=2:exclusive\n  pinfold pool add fast=4:exclusive,numa=spread --dry-run\n  pinfold pool add fast:exclusive --list 4,12 --list 5,13"
     )]
-    Add(Add),
+    Add(AddArgs),
     /// Remove a pool that has no owners
     #[command(
         after_help = "Examples:\n  pinfold pool remove fast\n  pinfold pool remove fast --if-exists"
     )]
-    Remove(Remove),
+    Remove(RemoveArgs),
     /// Give a pool more cores, out of CPUs that are in none, or fewer
     #[command(
         after_help = "Examples:\n  pinfold pool resize fast 6\n  pinfold pool resize common rest --dry-run\n\nAn exclusive pool gets, or loses, lists without owners. A shared pool's one list grows under its owners, who are given\nthe new CPUs at once; where it has several lists, it gets, or loses, lists without owners too."
     )]
-    Resize(Resize),
+    Resize(ResizeArgs),
 }
 
 /// `pinfold pool show`
 #[derive(Debug, Args)]
-pub struct Show {
+pub struct ShowArgs {
     /// Only this pool
     pub name: Option<String>,
     /// Print it as JSON
@@ -55,7 +55,7 @@ pub struct Show {
 
 /// `pinfold pool add`
 #[derive(Debug, Args)]
-pub struct Add {
+pub struct AddArgs {
     /// NAME=N:exclusive, NAME=rest:shared and so on, as for `pinfold init --pool`; without =N where --list says it
     #[arg(value_name = "NAME=N|rest:exclusive|shared[,…]")]
     pub pool: String,
@@ -72,7 +72,7 @@ pub struct Add {
 
 /// `pinfold pool remove`
 #[derive(Debug, Args)]
-pub struct Remove {
+pub struct RemoveArgs {
     /// The pool's name
     #[arg(value_parser = name)]
     pub name: String,
@@ -86,7 +86,7 @@ pub struct Remove {
 
 /// `pinfold pool resize`
 #[derive(Debug, Args)]
-pub struct Resize {
+pub struct ResizeArgs {
     /// The pool's name
     #[arg(value_parser = name)]
     pub name: String,
@@ -157,13 +157,13 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
         cores: Cores::Rest,
         kind,
         cut: Cut::default(),
-        unit: Unit::Core,
+        unit: ListUnit::Core,
     };
     for word in words {
         let (key, value) = word.split_once('=').ok_or(Form::Whole)?;
         match (key, value) {
-            ("cores", "whole") => spec.unit = Unit::Core,
-            ("cores", "threads") if kind == Kind::Exclusive => spec.unit = Unit::Thread,
+            ("cores", "whole") => spec.unit = ListUnit::Core,
+            ("cores", "threads") if kind == Kind::Exclusive => spec.unit = ListUnit::Thread,
             ("cores", _) => {
                 return Err(Form::Part(
                     "cores= is whole or, for an exclusive pool, threads".to_owned(),
@@ -185,19 +185,22 @@ fn name(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pools::carve::{Cache, Numa};
+    use crate::pools::carve::{FromCaches, FromNodes};
 
     #[test]
     fn pools_are_written_in_one_word() {
         let pool = spec("dp=8:exclusive,numa=spread,cores=threads,cache=single").unwrap();
         assert_eq!(
             (pool.name.as_str(), pool.cores, pool.kind, pool.unit),
-            ("dp", Cores::Count(8), Kind::Exclusive, Unit::Thread)
+            ("dp", Cores::Count(8), Kind::Exclusive, ListUnit::Thread)
         );
-        let (numa, cache) = (Numa::Spread, Cache::Single);
+        let (numa, cache) = (FromNodes::Spread, FromCaches::Single);
         assert_eq!(pool.cut, Cut { numa, cache });
         let pool = spec("all=rest:shared,numa=1").unwrap();
-        assert_eq!((pool.cores, pool.cut.numa), (Cores::Rest, Numa::Node(1)));
+        assert_eq!(
+            (pool.cores, pool.cut.numa),
+            (Cores::Rest, FromNodes::Node(1))
+        );
         for (text, said) in [
             ("dp", "fast=2:exclusive"),
             ("dp:exclusive", "fast=2:exclusive"),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::output::Output;
-use crate::cli::Apply;
+use crate::cli::ApplyArgs;
 use crate::files;
 use crate::host::Host;
 use crate::install::refresh_cdi;
@@ -19,7 +19,7 @@ use crate::pools::plan::{PlannedPool, list_name};
 use crate::settings::Settings;
 use crate::text::{Shown, one_line};
 
-pub(super) fn run(args: &Apply, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &ApplyArgs, settings: &Settings) -> Result<u8> {
     let declared = declared(settings)?;
     let site = settings.site();
     // Pools that are new have no owners.
@@ -77,7 +77,7 @@ fn lines(pools: &[PlannedPool]) -> Vec<Line> {
 }
 
 /// Tells the difference, and what could not be so: then the exit code is 1.
-fn told(args: &Apply, settings: &Settings, applied: &Applied, none: &str) -> Result<u8> {
+fn told(args: &ApplyArgs, settings: &Settings, applied: &Applied, none: &str) -> Result<u8> {
     let (before, after) = (lines(&applied.before), lines(&applied.after));
     let without = |some: &[Line], others: &[Line]| -> Vec<Line> {
         let is_apart = |line: &&Line| !others.contains(line);
@@ -109,7 +109,7 @@ fn told(args: &Apply, settings: &Settings, applied: &Applied, none: &str) -> Res
 
 fn print(
     out: &mut Output,
-    args: &Apply,
+    args: &ApplyArgs,
     settings: &Settings,
     (removed, added): (&[Line], &[Line]),
     none: &str,

@@ -11,7 +11,7 @@ use super::install::with_own_directories;
 use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD};
 use crate::check::{Finding, Level, Scope, check, check_deep};
-use crate::cli::{Check, EngineFile, Options};
+use crate::cli::{CheckArgs, EngineFile, Options};
 use crate::engines::Engine;
 use crate::install::{Place, User};
 use crate::settings::Settings;
@@ -35,7 +35,7 @@ fn settings(options: &Options) -> Result<Settings> {
 }
 
 /// Whatever is broken, there is an answer.
-pub(super) fn run(args: &Check, options: &Options) -> Result<u8> {
+pub(super) fn run(args: &CheckArgs, options: &Options) -> Result<u8> {
     let mut findings = match settings(options) {
         Ok(settings) => look(args, &settings),
         Err(error) => vec![Finding::of_error("config", &error)],
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Check, options: &Options) -> Result<u8> {
     Ok(u8::from(faults > 0))
 }
 
-fn look(args: &Check, settings: &Settings) -> Vec<Finding> {
+fn look(args: &CheckArgs, settings: &Settings) -> Vec<Finding> {
     let site = settings.site();
     let mut places: Vec<(Engine, Place<'_>)> = Vec::new();
     for engine in Engine::ALL {

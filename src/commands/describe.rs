@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::output::Output;
 use super::status;
-use crate::cli::Describe;
+use crate::cli::DescribeArgs;
 use crate::placement::{Survey, SurveyedList, SurveyedPool, survey};
 use crate::pools::Kind;
 use crate::settings::Settings;
 
-pub(super) fn run(args: &Describe, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &DescribeArgs, settings: &Settings) -> Result<u8> {
     let survey = survey(settings.site())?;
     if args.json {
         Output::product().json(&document(&survey))?;

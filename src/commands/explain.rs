@@ -9,14 +9,14 @@ use tabwriter::TabWriter;
 use super::output::Output;
 use super::{request, warn_of_neighbours};
 use crate::check;
-use crate::cli::Explain;
+use crate::cli::ExplainArgs;
 use crate::placement::{Explanation, Taken, explain, survey};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::settings::Settings;
 use crate::text::one_line;
 
-pub(super) fn run(args: &Explain, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &ExplainArgs, settings: &Settings) -> Result<u8> {
     let request = request(&args.wanted)?;
     let explanation = explain(settings.site(), &request)
         .with_context(|| format!("explain a request to pool {}", request.pool))?;

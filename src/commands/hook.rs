@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::admission::Caller;
-use crate::cli::{Hook, Options, Stage};
+use crate::cli::{HookArgs, Options, Stage};
 use crate::config::Door;
 use crate::engines::Engine;
 use crate::host::Host;
@@ -19,15 +19,15 @@ use crate::placement::{Start, pin_container, release};
 use crate::refusal::Refusal;
 use crate::request::{self, Request};
 use crate::runtime_log::DeafRuntime;
+use crate::settings::Failure;
 use crate::settings::Settings;
-use crate::settings::Told;
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
-pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
+pub(super) fn run(args: &HookArgs, options: &Options) -> Result<u8> {
     let host = host_of(options);
     let bound = limits::bound_time();
-    let mut known = Known::default();
+    let mut known = Whose::default();
     let done = bound.and_then(|deadline| serve(args, options, deadline, &mut known));
     if let Err(error) = &done {
         let refusal = Refusal::of(error);
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Hook, options: &Options) -> Result<u8> {
             None => (String::new(), Names::default()),
         };
         let is_start = args.stage != Stage::Poststop;
-        let told = Told {
+        let told = Failure {
             container: &id,
             names,
             message: &message,
@@ -58,12 +58,12 @@ fn host_of(options: &Options) -> Host {
 
 /// What whoever tells what went wrong has to know; found out as the hook goes.
 #[derive(Default)]
-struct Known {
+struct Whose {
     state: Option<State>,
     runtime: Option<DeafRuntime>,
 }
 
-fn serve(args: &Hook, options: &Options, deadline: Instant, known: &mut Known) -> Result<()> {
+fn serve(args: &HookArgs, options: &Options, deadline: Instant, known: &mut Whose) -> Result<()> {
     let text = State::text(limits::Prompt::new(io::stdin().lock()));
     // Its stderr is out of reach once capabilities are dropped. A state that names none of our keys
     // has nothing to tell.
@@ -82,7 +82,11 @@ fn serve(args: &Hook, options: &Options, deadline: Instant, known: &mut Known) -
 }
 
 /// Without a request nothing is read beyond the state, not even the configuration; nor is the rest of the state judged.
-fn start(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
+fn start(
+    state: &State,
+    args: &HookArgs,
+    settings: impl FnOnce() -> Result<Settings>,
+) -> Result<()> {
     let names = LazyCell::new(|| names_of(state));
     let request = state
         .annotations(request::is_ours)
@@ -125,7 +129,7 @@ fn pin(
     state: &State,
     names: &LazyCell<Names, impl FnOnce() -> Names>,
     request: &Request,
-    args: &Hook,
+    args: &HookArgs,
     settings: impl FnOnce() -> Result<Settings>,
 ) -> Result<()> {
     let (id, pid) = (state.id()?.as_str(), state.first_process()?);
@@ -163,7 +167,7 @@ fn pin(
 }
 
 /// By which way its request has come: the shim reads annotations and devices.
-fn door(state: &State, args: &Hook) -> Door {
+fn door(state: &State, args: &HookArgs) -> Door {
     let annotations = state.annotations(request::is_ours);
     let is_annotated = annotations.is_ok_and(|all| !all.is_empty());
     let is_by_shim = args.shim || args.reservation.is_some();
@@ -176,7 +180,7 @@ fn door(state: &State, args: &Hook) -> Door {
 
 /// Keyed by the id alone: some engines give no annotations at this stage. Where there are some and none is
 /// ours, it is certain that there was no request, unless there is a device.
-fn end(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
+fn end(state: &State, args: &HookArgs, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
     if args.device.is_none() && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
@@ -198,7 +202,7 @@ fn end(state: &State, args: &Hook, settings: impl FnOnce() -> Result<Settings>) 
 }
 
 /// Is it known that the container asked for CPUs?
-fn asked(state: &State, args: &Hook) -> bool {
+fn asked(state: &State, args: &HookArgs) -> bool {
     let annotations = state.annotations(request::is_ours);
     args.device.is_some() || args.shim || annotations.is_ok_and(|all| !all.is_empty())
 }

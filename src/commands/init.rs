@@ -7,21 +7,21 @@ use tabwriter::TabWriter;
 
 use super::output::Output;
 use super::warn_of_neighbours;
-use crate::check::Kept;
-use crate::cli::Init;
+use crate::check::KeptCpus;
+use crate::cli::InitArgs;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
 use crate::last_words;
 use crate::placement::{Existing, Made, init, try_init};
 use crate::pools::Kind;
-use crate::pools::carve::{Cut, Numa};
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
+use crate::pools::carve::{Cut, FromNodes};
+use crate::pools::plan::{Cores, ListUnit, PlannedPool, PoolSpec, Stock, list_name, plan};
 use crate::refusal::Refusal;
 use crate::settings::Settings;
 use crate::text::one_line;
 
-pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &InitArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site();
     let mut stock = settings.stock(args.housekeeping.reserve.as_ref())?;
     let is_kcms = args.num_dp_cores.is_some() || args.num_cp_cores.is_some();
@@ -71,10 +71,10 @@ pub(super) fn run(args: &Init, settings: &Settings) -> Result<u8> {
 }
 
 /// What the exclusive pools keep for one owner a list.
-fn kept(plan: &[PlannedPool]) -> Vec<Kept> {
+fn kept(plan: &[PlannedPool]) -> Vec<KeptCpus> {
     let pools = plan.iter().filter(|pool| pool.kind == Kind::Exclusive);
     let kept = pools.flat_map(|pool| {
-        pool.lists.iter().map(|list| Kept {
+        pool.lists.iter().map(|list| KeptCpus {
             cpus: list.clone(),
             pool: pool.name.clone(),
             owner: None,
@@ -100,7 +100,7 @@ fn print(out: &mut Output, plan: &[PlannedPool]) -> Result<()> {
     Ok(out.write_all(&table.into_inner()?)?)
 }
 
-fn specs(args: &Init, stock: &Stock) -> Result<Vec<PoolSpec>> {
+fn specs(args: &InitArgs, stock: &Stock) -> Result<Vec<PoolSpec>> {
     match (args.num_dp_cores, args.num_cp_cores) {
         _ if !args.pool.is_empty() => {}
         (None, None) => return Ok(specs_that_fit(stock)),
@@ -144,7 +144,7 @@ fn spec(name: &str, cores: Cores, kind: Kind) -> PoolSpec {
         cores,
         kind,
         cut: Cut::default(),
-        unit: Unit::Core,
+        unit: ListUnit::Core,
     }
 }
 
@@ -152,7 +152,7 @@ fn spec(name: &str, cores: Cores, kind: Kind) -> PoolSpec {
 /// for any of it are for the plan to tell.
 fn specs_that_fit(stock: &Stock) -> Vec<PoolSpec> {
     let mut dataplane = spec("dataplane", Cores::Count(1), Kind::Exclusive);
-    dataplane.cut.numa = Numa::Pack;
+    dataplane.cut.numa = FromNodes::Pack;
     let controlplane = spec(CONTROLPLANE, Cores::Count(1), Kind::Shared);
     let infra = spec("infra", Cores::Rest, Kind::Shared);
     let exclusive = stock.cores_for(&dataplane).len();

@@ -9,12 +9,12 @@ use similar::TextDiff;
 
 use super::output::Output;
 use crate::claims::{Claim, OwnerKind};
-use crate::cli::{Cdi, Install, InstallPlace, Options, TargetArg, Uninstall};
+use crate::cli::{CdiArgs, InstallArgs, InstallPlaceArgs, Options, TargetArg, UninstallArgs};
 use crate::engines::{Engine, Programs};
 use crate::files;
 use crate::host::Host;
 use crate::install::{
-    Change, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal, plan_engine_devices,
+    FileChange, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal, plan_engine_devices,
     plan_engine_devices_removal, plan_removal,
 };
 use crate::placement::{Site, live_claims};
@@ -22,7 +22,7 @@ use crate::refusal::Refusal;
 use crate::settings::Settings;
 use crate::text::{Shown, lines, one_line, shell_word};
 
-pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
+pub(super) fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
     let options = &own_options(&args.place, options)?;
     let settings = &Settings::of_command_line(options)?;
     let plan = planned(args, options, settings)?;
@@ -41,13 +41,13 @@ pub(super) fn run(args: &Install, options: &Options) -> Result<u8> {
 }
 
 /// Does the engine not know Pinfold yet, or no longer as it would be told now?
-pub(super) fn changes_something(args: &Install, options: &Options) -> Result<bool> {
+pub(super) fn changes_something(args: &InstallArgs, options: &Options) -> Result<bool> {
     let options = &own_options(&args.place, options)?;
     let settings = &Settings::of_command_line(options)?;
     Ok(!planned(args, options, settings)?.changes.is_empty())
 }
 
-fn planned(args: &Install, options: &Options, settings: &Settings) -> Result<Plan> {
+fn planned(args: &InstallArgs, options: &Options, settings: &Settings) -> Result<Plan> {
     let mut place = place(&args.place, "install", settings)?;
     let programs = Programs::find(place.host, args.bin_dir.as_deref())?;
     let mut plan = match args.place.target.engine() {
@@ -71,8 +71,8 @@ fn planned(args: &Install, options: &Options, settings: &Settings) -> Result<Pla
 }
 
 /// `pinfold cdi` is `pinfold install cdi`.
-pub(super) fn run_cdi(args: &Cdi, options: &Options) -> Result<u8> {
-    let place = InstallPlace {
+pub(super) fn run_cdi(args: &CdiArgs, options: &Options) -> Result<u8> {
+    let place = InstallPlaceArgs {
         target: TargetArg::Cdi,
         engine_config: args.output.clone(),
         hooks_dir: None,
@@ -80,10 +80,10 @@ pub(super) fn run_cdi(args: &Cdi, options: &Options) -> Result<u8> {
         dry_run: args.dry_run,
     };
     let bin_dir = args.bin_dir.clone();
-    run(&Install { place, bin_dir }, options)
+    run(&InstallArgs { place, bin_dir }, options)
 }
 
-pub(super) fn run_removal(args: &Uninstall, options: &Options) -> Result<u8> {
+pub(super) fn run_removal(args: &UninstallArgs, options: &Options) -> Result<u8> {
     if !args.force {
         let options = own_options(&args.place, options)?;
         ensure_no_owners(args.place.target, &Settings::of_command_line(&options)?)?;
@@ -92,7 +92,7 @@ pub(super) fn run_removal(args: &Uninstall, options: &Options) -> Result<u8> {
 }
 
 /// Makes an engine forget Pinfold, whoever owns what.
-pub(super) fn remove(at: &InstallPlace, options: &Options) -> Result<u8> {
+pub(super) fn remove(at: &InstallPlaceArgs, options: &Options) -> Result<u8> {
     let settings = &Settings::of_command_line(&own_options(at, options)?)?;
     let place = place(at, "uninstall", settings)?;
     let plan = match at.target.engine() {
@@ -168,7 +168,7 @@ fn word(target: TargetArg) -> &'static str {
 }
 
 /// The place that a verb, this one, is about.
-fn place<'a>(args: &InstallPlace, verb: &str, settings: &'a Settings) -> Result<Place<'a>> {
+fn place<'a>(args: &InstallPlaceArgs, verb: &str, settings: &'a Settings) -> Result<Place<'a>> {
     let host = &settings.site().host;
     let user = args.user.then(User::of_environment).transpose()?;
     if args.user {
@@ -211,7 +211,7 @@ fn place<'a>(args: &InstallPlace, verb: &str, settings: &'a Settings) -> Result<
 }
 
 /// A user's pools are the user's own where nothing says others.
-fn own_options(args: &InstallPlace, options: &Options) -> Result<Options> {
+fn own_options(args: &InstallPlaceArgs, options: &Options) -> Result<Options> {
     match args.user {
         true => with_own_directories(options),
         false => Ok(options.clone()),
@@ -328,7 +328,7 @@ fn carry_out(plan: &Plan, target: TargetArg, is_dry_run: bool) -> Result<()> {
 }
 
 /// A change as `diff -u` and `patch` have it.
-fn diff(change: &Change) -> String {
+fn diff(change: &FileChange) -> String {
     let path = change.path.display().to_string();
     let name = |text: &Option<String>| match text {
         Some(_) => path.clone(),

@@ -15,7 +15,7 @@ use nix::sys::signal::{
 use nix::unistd::Pid;
 
 use super::request;
-use crate::cli::Isolate;
+use crate::cli::IsolateArgs;
 use crate::host::Host;
 use crate::last_words;
 use crate::placement::{CommandPlace, Site, pin_command};
@@ -46,7 +46,7 @@ const PASSED_ON: [Signal; 13] = [
     Signal::SIGCONT,
 ];
 
-pub(super) fn run(args: &Isolate, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &IsolateArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let request = request(&args.wanted)?;
     last_words::arrange_for_command(&Host::new("/"), "isolate")?;
@@ -92,7 +92,7 @@ fn awaited(site: &Site) -> SigSet {
 
 /// Starts the command, with the signals that we were started with; ours wait until [`wait`] asks
 /// for them.
-fn start(args: &Isolate, place: &CommandPlace, awaited: &SigSet) -> io::Result<Child> {
+fn start(args: &IsolateArgs, place: &CommandPlace, awaited: &SigSet) -> io::Result<Child> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of ours. Where it was to ignore, the kernel reaps the
     // command by itself.
@@ -124,7 +124,7 @@ fn start(args: &Isolate, place: &CommandPlace, awaited: &SigSet) -> io::Result<C
     command.spawn()
 }
 
-fn spawn_failed(args: &Isolate, error: &io::Error) -> Result<u8> {
+fn spawn_failed(args: &IsolateArgs, error: &io::Error) -> Result<u8> {
     let code = match error.raw_os_error() {
         Some(libc::ENOENT) => NOT_FOUND,
         // Entering the group failed: nothing about the command.

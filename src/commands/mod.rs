@@ -23,7 +23,7 @@ mod why;
 
 use anyhow::Result;
 
-use crate::check::{Finding, Kept, Level, check_neighbours};
+use crate::check::{Finding, KeptCpus, Level, check_neighbours};
 use crate::cli::{Cli, Verb, Wanted};
 use crate::placement::Site;
 use crate::refusal::Refusal;
@@ -60,7 +60,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
 }
 
 /// Warns of who else was told to run on CPUs that are kept for the owners of exclusive pools.
-fn warn_of_neighbours(site: &Site, kept: &[Kept]) {
+fn warn_of_neighbours(site: &Site, kept: &[KeptCpus]) {
     let found = check_neighbours(site, kept);
     // What could not be looked at is for `pinfold check`.
     for finding in found.iter().filter(|one| one.level == Level::Warning) {

@@ -8,21 +8,23 @@ use tabwriter::TabWriter;
 
 use super::output::Output;
 use super::status;
-use crate::cli::pool::{Action, Add, Form, Pool, Remove, Resize, Show, listed, spec};
+use crate::cli::pool::{
+    Action, AddArgs, Form, PoolArgs, RemoveArgs, ResizeArgs, ShowArgs, listed, spec,
+};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
 use crate::last_words;
 use crate::placement::{Change, Changed, ListState, SurveyedPool, change, survey, try_change};
 use crate::pools::carve::Cut;
-use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit, list_name};
+use crate::pools::plan::{ListUnit, PlannedPool, PoolSpec, Stock, list_name};
 use crate::pools::{Kind, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::settings::Settings;
 use crate::text::Shown;
 use crate::topology;
 
-pub(super) fn run(args: &Pool, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &PoolArgs, settings: &Settings) -> Result<u8> {
     match &args.action {
         Action::Show(args) => show(args, settings),
         Action::Add(args) => add(args, settings),
@@ -31,7 +33,7 @@ pub(super) fn run(args: &Pool, settings: &Settings) -> Result<u8> {
     }
 }
 
-fn show(args: &Show, settings: &Settings) -> Result<u8> {
+fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site();
     let survey = survey(site)?;
     let mut code = status::code(&survey);
@@ -104,7 +106,7 @@ fn cpus_of(pool: &SurveyedPool) -> Result<CpuSet> {
     Ok(cpus)
 }
 
-fn add(args: &Add, settings: &Settings) -> Result<u8> {
+fn add(args: &AddArgs, settings: &Settings) -> Result<u8> {
     let wanted = if args.list.is_empty() {
         Change::Add(spec(&args.pool).map_err(|remedy| ill_written(&args.pool, remedy))?)
     } else {
@@ -120,7 +122,7 @@ fn add(args: &Add, settings: &Settings) -> Result<u8> {
 }
 
 /// A pool whose CPU lists are given beside it.
-fn listed_pool(args: &Add) -> Result<PoolSpec> {
+fn listed_pool(args: &AddArgs) -> Result<PoolSpec> {
     let spec = listed(&args.pool).map_err(|error| {
         let sized = args
             .pool
@@ -137,7 +139,7 @@ fn listed_pool(args: &Add) -> Result<PoolSpec> {
         ill_written(&args.pool, remedy)
     })?;
     ensure!(
-        spec.cut == Cut::default() && spec.unit == Unit::Core,
+        spec.cut == Cut::default() && spec.unit == ListUnit::Core,
         Refusal::usage(
             "--list says which CPUs",
             "drop numa=, cache= and cores=, or --list"
@@ -166,7 +168,7 @@ fn ill_written(pool: &str, remedy: String) -> Refusal {
     Refusal::usage(format!("the pool is written as {}", Shown(pool)), remedy)
 }
 
-fn remove(args: &Remove, settings: &Settings) -> Result<u8> {
+fn remove(args: &RemoveArgs, settings: &Settings) -> Result<u8> {
     let stock = settings.stock(None)?;
     let wanted = match args.if_exists {
         true => Change::RemoveIfThere(args.name.clone()),
@@ -175,7 +177,7 @@ fn remove(args: &Remove, settings: &Settings) -> Result<u8> {
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 
-fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
+fn resize(args: &ResizeArgs, settings: &Settings) -> Result<u8> {
     let mut cut = Cut::default();
     for (key, value) in [("numa", &args.numa), ("cache", &args.cache)] {
         if let Some(value) = value {
@@ -189,7 +191,7 @@ fn resize(args: &Resize, settings: &Settings) -> Result<u8> {
         // The pool is as it is.
         kind: Kind::Exclusive,
         cut,
-        unit: Unit::Core,
+        unit: ListUnit::Core,
     });
     let stock = settings.stock(args.housekeeping.reserve.as_ref())?;
     carry_out(settings, stock, &wanted, args.dry_run)

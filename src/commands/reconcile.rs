@@ -12,15 +12,15 @@ use anyhow::{Result, bail};
 use serde_json::json;
 
 use super::output::Output;
-use crate::cli::Reconcile;
+use crate::cli::ReconcileArgs;
 use crate::host::Host;
 use crate::last_words;
-use crate::placement::{Report, Site, reconcile};
+use crate::placement::{Reconciled, Site, reconcile};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, news};
 use crate::text::one_line;
 
-pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &ReconcileArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     match args.interval {
         None => {
@@ -40,7 +40,7 @@ pub(super) fn run(args: &Reconcile, settings: &Settings) -> Result<u8> {
 }
 
 /// Says what changed alone: what was freed, and each problem once until it is another.
-fn for_ever(args: &Reconcile, site: &Site, interval: Duration) -> Result<u8> {
+fn for_ever(args: &ReconcileArgs, site: &Site, interval: Duration) -> Result<u8> {
     let mut binary = Binary::running();
     loop {
         news::begin_round();
@@ -128,7 +128,7 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-fn tell(report: &Report, json: bool, out: &mut Output) -> Result<()> {
+fn tell(report: &Reconciled, json: bool, out: &mut Output) -> Result<()> {
     if json {
         let entries: Vec<_> = report
             .reclaimed

@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::output::Output;
 use crate::claims::Claim;
-use crate::cli::Release;
+use crate::cli::ReleaseArgs;
 use crate::host::Host;
 use crate::last_words;
 use crate::placement::{find, force_release, release};
@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 use crate::settings::Settings;
 use crate::text::one_line;
 
-pub(super) fn run(args: &Release, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &ReleaseArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let id = find(site, &args.owner)?;
     last_words::arrange_for_command(&Host::new("/"), &format!("the release of {id}"))?;

@@ -9,7 +9,9 @@ use nix::unistd::geteuid;
 
 use super::output::Output;
 use super::{apply, check, init, install};
-use crate::cli::{Apply, Check, Init, Install, InstallPlace, Options, Setup, TargetArg};
+use crate::cli::{
+    ApplyArgs, CheckArgs, InitArgs, InstallArgs, InstallPlaceArgs, Options, SetupArgs, TargetArg,
+};
 use crate::cpulist::CpuSet;
 use crate::engines::{Engine, RUNTIME};
 use crate::files;
@@ -22,7 +24,7 @@ use crate::settings::Settings;
 use crate::text::one_line;
 use crate::topology::Levels;
 
-pub(super) fn run(args: &Setup, options: &Options) -> Result<u8> {
+pub(super) fn run(args: &SetupArgs, options: &Options) -> Result<u8> {
     let settings = Settings::of_command_line(options)?;
     let host = &settings.site().host;
     ensure!(
@@ -38,7 +40,7 @@ pub(super) fn run(args: &Setup, options: &Options) -> Result<u8> {
     }
 }
 
-fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
+fn set_up(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8> {
     let site = settings.site();
     let engines = engines(args, &site.host);
     let has_pools = files::entry_if_there(&site.conf_dir.join("pools"))?.is_some();
@@ -82,7 +84,7 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     for engine in &engines {
         let place = place(*engine);
         let bin_dir = args.bin_dir.clone();
-        let install = Install { place, bin_dir };
+        let install = InstallArgs { place, bin_dir };
         // What somebody has told by hand is not taken back.
         if install::changes_something(&install, options)? {
             record.add(*engine);
@@ -90,7 +92,7 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
         }
         install::run(&install, options)?;
     }
-    let code = check::run(&Check::default(), options)?;
+    let code = check::run(&CheckArgs::default(), options)?;
     if let Some(pool) = exclusive_pool(settings)? {
         writeln!(out, "try it:")?;
         for engine in &engines {
@@ -108,7 +110,7 @@ fn set_up(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
     Ok(code)
 }
 
-fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
+fn undo(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8> {
     let host = &settings.site().host;
     let Some(record) = SetupRecord::read(host)? else {
         bail!(Refusal::new(
@@ -166,7 +168,7 @@ fn undo(args: &Setup, settings: &Settings, options: &Options) -> Result<u8> {
 
 /// Those that are named, or whose programs are there. docker runs a containerd of its own: that one
 /// starts pods only where a kubelet is.
-fn engines(args: &Setup, host: &Host) -> Vec<Engine> {
+fn engines(args: &SetupArgs, host: &Host) -> Vec<Engine> {
     if !args.engine.is_empty() {
         let named = |engine: &Engine| args.engine.iter().any(|arg| Engine::from(*arg) == *engine);
         return Engine::ALL.into_iter().filter(named).collect();
@@ -180,14 +182,14 @@ fn engines(args: &Setup, host: &Host) -> Vec<Engine> {
 }
 
 /// What the engines' files would become.
-fn show_changes(args: &Setup, engines: &[Engine], options: &Options) -> Result<()> {
+fn show_changes(args: &SetupArgs, engines: &[Engine], options: &Options) -> Result<()> {
     for engine in engines {
-        let place = InstallPlace {
+        let place = InstallPlaceArgs {
             dry_run: true,
             ..place(*engine)
         };
         let bin_dir = args.bin_dir.clone();
-        install::run(&Install { place, bin_dir }, options)?;
+        install::run(&InstallArgs { place, bin_dir }, options)?;
     }
     Ok(())
 }
@@ -232,25 +234,25 @@ enum Doing {
 }
 
 /// Those that are named, or declared in the configuration, or that fit the machine.
-fn make_pools(args: &Setup, settings: &Settings, doing: Doing) -> Result<()> {
+fn make_pools(args: &SetupArgs, settings: &Settings, doing: Doing) -> Result<()> {
     let dry_run = doing == Doing::Trial;
     if args.pool.is_empty() && !apply::declared(settings)?.is_empty() {
-        let apply = Apply {
+        let apply = ApplyArgs {
             dry_run,
-            ..Apply::default()
+            ..ApplyArgs::default()
         };
         return apply::run(&apply, settings).map(drop);
     }
-    let init = Init {
+    let init = InitArgs {
         pool: args.pool.clone(),
         dry_run,
-        ..Init::default()
+        ..InitArgs::default()
     };
     init::run(&init, settings).map(drop)
 }
 
-fn place(engine: Engine) -> InstallPlace {
-    InstallPlace {
+fn place(engine: Engine) -> InstallPlaceArgs {
+    InstallPlaceArgs {
         target: TargetArg::of(engine),
         engine_config: None,
         hooks_dir: None,

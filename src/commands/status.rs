@@ -12,7 +12,7 @@ use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD, PLAIN, Table};
 use super::warn_of;
 use crate::check::{Scope, check_requests};
-use crate::cli::{Form, Look, Status};
+use crate::cli::{LookArgs, OutputFormat, StatusArgs};
 use crate::cpulist::CpuSet;
 use crate::names::short_id;
 use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, pid_id, survey};
@@ -20,10 +20,10 @@ use crate::pools::Kind;
 use crate::refusal::Refusal;
 use crate::settings::Settings;
 
-pub(super) fn run(args: &Status, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &StatusArgs, settings: &Settings) -> Result<u8> {
     let look = match args.json {
-        true => Look {
-            output: Some(Form::Json),
+        true => LookArgs {
+            output: Some(OutputFormat::Json),
             ..args.look
         },
         false => args.look,
@@ -40,15 +40,15 @@ pub(super) fn code(survey: &Survey) -> u8 {
 }
 
 /// Shows it in the form that is asked for.
-pub(super) fn show(survey: &Survey, look: Look) -> Result<()> {
-    if look.output == Some(Form::Json) {
+pub(super) fn show(survey: &Survey, look: LookArgs) -> Result<()> {
+    if look.output == Some(OutputFormat::Json) {
         Output::product().json(&document(survey))?;
     } else {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| now.as_secs());
-        let sheet = Sheet {
-            is_wide: look.output == Some(Form::Wide),
-            is_whole: look.no_trunc || look.output == Some(Form::Wide),
+        let sheet = TableStyle {
+            is_wide: look.output == Some(OutputFormat::Wide),
+            is_whole: look.no_trunc || look.output == Some(OutputFormat::Wide),
             now: i64::try_from(now).unwrap_or(i64::MAX),
             width: screen::table_width(),
         };
@@ -77,7 +77,7 @@ pub(super) fn warn(survey: &Survey, settings: &Settings) {
 }
 
 /// How the tables are drawn.
-struct Sheet {
+struct TableStyle {
     is_wide: bool,
     is_whole: bool,
     /// Seconds since the epoch.
@@ -86,7 +86,7 @@ struct Sheet {
     width: usize,
 }
 
-impl Sheet {
+impl TableStyle {
     fn write(&self, out: &mut impl Write, survey: &Survey) -> io::Result<()> {
         let most = (!self.is_whole).then_some(self.width);
         self.pools(survey).write(out, most)?;

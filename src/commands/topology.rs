@@ -8,14 +8,14 @@ use anyhow::{Error, Result};
 use serde_json::{Value, json};
 
 use super::output::Output;
-use crate::cli::Topology as Args;
+use crate::cli::TopologyArgs as Args;
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::placement::Site;
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::settings::Settings;
 use crate::text::one_line;
-use crate::topology::{Group, Part, Topology, What, remarks};
+use crate::topology::{CpuGroup, Part, Topology, What, remarks};
 
 pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
     let site = settings.site();
@@ -74,8 +74,8 @@ fn pools(site: &Site) -> (Vec<Pool>, Vec<Error>) {
 }
 
 fn document(topology: &Topology, pools: &[Pool]) -> Value {
-    let numbered = |group: &Group| json!({"id": group.id, "cpus": group.cpus.to_string()});
-    let all = |groups: &[Group]| groups.iter().map(numbered).collect::<Vec<_>>();
+    let numbered = |group: &CpuGroup| json!({"id": group.id, "cpus": group.cpus.to_string()});
+    let all = |groups: &[CpuGroup]| groups.iter().map(numbered).collect::<Vec<_>>();
     let nodes = topology.nodes.iter().map(
         |node| json!({"id": node.id, "cpus": node.cpus.to_string(), "memoryKiB": node.memory_kib}),
     );
@@ -171,8 +171,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn groups(sets: &str) -> Vec<Group> {
-        let group = |cpus: CpuSet| Group {
+    fn groups(sets: &str) -> Vec<CpuGroup> {
+        let group = |cpus: CpuSet| CpuGroup {
             id: cpus.first().unwrap(),
             cpus,
         };

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::output::{Output, Target};
 use super::screen::{self, ODD, PLAIN, Table};
-use crate::cli::{SumBy, Usage};
+use crate::cli::{SumBy, UsageArgs};
 use crate::placement::account;
 use crate::refusal::Refusal;
 use crate::settings::Settings;
-use crate::usage::{By, Kept, Sum, sum};
+use crate::usage::{By, LogFiles, Sum, sum};
 
-pub(super) fn run(args: &Usage, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &UsageArgs, settings: &Settings) -> Result<u8> {
     let target = args.svg.as_deref().map(Target::of).transpose()?;
     let site = settings.site();
     let log = site.usage.as_ref().ok_or_else(|| {
@@ -65,7 +65,7 @@ fn by(word: SumBy) -> By {
 }
 
 /// What is no record, in a sentence.
-fn broken(kept: &Kept) -> Option<String> {
+fn broken(kept: &LogFiles) -> Option<String> {
     let (path, line) = kept.first_broken.as_ref()?;
     let path = path.display();
     Some(match kept.broken {
@@ -76,7 +76,12 @@ fn broken(kept: &Kept) -> Option<String> {
     })
 }
 
-fn write(out: &mut impl Write, args: &Usage, sums: &[Sum], most: Option<usize>) -> io::Result<()> {
+fn write(
+    out: &mut impl Write,
+    args: &UsageArgs,
+    sums: &[Sum],
+    most: Option<usize>,
+) -> io::Result<()> {
     if sums.is_empty() {
         return match args.since {
             Some(_) => writeln!(out, "Nobody who owned CPUs has ended in that time."),
@@ -122,7 +127,7 @@ fn write(out: &mut impl Write, args: &Usage, sums: &[Sum], most: Option<usize>) 
     table.write(out, most)
 }
 
-fn document(args: &Usage, since: Option<i64>, sums: &[Sum], kept: &Kept) -> Value {
+fn document(args: &UsageArgs, since: Option<i64>, sums: &[Sum], kept: &LogFiles) -> Value {
     let key = SumBy::word(args.by);
     let one = |sum: &Sum| {
         json!({

@@ -7,14 +7,14 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::output::Output;
-use crate::cli::Why;
+use crate::cli::WhyArgs;
 use crate::names::{self, Names};
 use crate::refusal::Refusal;
 use crate::refusals::{self, Refused};
 use crate::settings::Settings;
 use crate::text::{Shown, one_line};
 
-pub(super) fn run(args: &Why, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &WhyArgs, settings: &Settings) -> Result<u8> {
     let since = args.since.map(|age| SystemTime::now() - age);
     let mut kept = refusals::all(&settings.site().run_dir)?;
     kept.retain(|refusal| since.is_none_or(|since| time(refusal) >= since));

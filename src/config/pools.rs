@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer};
 
 use crate::cpulist::CpuSet;
 use crate::pools::Kind;
-use crate::pools::carve::{Cache, Cut, Numa};
+use crate::pools::carve::{Cut, FromCaches, FromNodes};
 use crate::pools::converge::Declared;
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Reserve, Unit};
+use crate::pools::plan::{Cores, ListUnit, PlannedPool, PoolSpec, Reserve};
 use crate::refusal::Refusal;
 use crate::request::is_pool_name;
 use crate::text::{Shown, one_line};
@@ -29,13 +29,13 @@ pub struct PoolTable {
     pub cores: Option<Cores>,
     /// From which NUMA nodes.
     #[serde(deserialize_with = "numa")]
-    pub numa: Option<Numa>,
+    pub numa: Option<FromNodes>,
     /// From which last-level caches.
     #[serde(deserialize_with = "cache")]
-    pub cache: Option<Cache>,
+    pub cache: Option<FromCaches>,
     /// What a list of an exclusive pool is.
     #[serde(deserialize_with = "unit")]
-    pub unit: Option<Unit>,
+    pub unit: Option<ListUnit>,
     /// In place of `cores`: its CPU lists.
     #[serde(deserialize_with = "lists")]
     pub lists: Option<Vec<CpuSet>>,
@@ -101,7 +101,7 @@ impl PoolTable {
             (Some(cores), None) => {
                 let unit = self.unit.unwrap_or_default();
                 let remedy = "drop it, or make the pool exclusive";
-                let is_one = unit == Unit::Core || kind == Kind::Exclusive;
+                let is_one = unit == ListUnit::Core || kind == Kind::Exclusive;
                 ensure!(
                     is_one,
                     refused("unit", "is threads of a shared pool", remedy)
@@ -149,9 +149,9 @@ impl PoolTable {
 }
 
 /// A word, or a number that counts as one, and what it means.
-struct Word<T>(&'static str, PhantomData<T>);
+struct Spelling<T>(&'static str, PhantomData<T>);
 
-impl<T: FromStr<Err: Display>> Visitor<'_> for Word<T> {
+impl<T: FromStr<Err: Display>> Visitor<'_> for Spelling<T> {
     type Value = Option<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,7 +172,7 @@ fn word<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
     file: D,
     key: &'static str,
 ) -> Result<Option<T>, D::Error> {
-    file.deserialize_any(Word(key, PhantomData))
+    file.deserialize_any(Spelling(key, PhantomData))
 }
 
 fn kind<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Kind>, D::Error> {
@@ -188,15 +188,15 @@ fn cores<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Cores>, D::Error> 
     word(file, "cores")
 }
 
-fn numa<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Numa>, D::Error> {
+fn numa<'de, D: Deserializer<'de>>(file: D) -> Result<Option<FromNodes>, D::Error> {
     word(file, "numa")
 }
 
-fn cache<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Cache>, D::Error> {
+fn cache<'de, D: Deserializer<'de>>(file: D) -> Result<Option<FromCaches>, D::Error> {
     word(file, "cache")
 }
 
-fn unit<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Unit>, D::Error> {
+fn unit<'de, D: Deserializer<'de>>(file: D) -> Result<Option<ListUnit>, D::Error> {
     word(file, "unit")
 }
 

@@ -53,7 +53,7 @@ pub fn recorded_labels(containers: &[Container]) -> BTreeMap<String, Vec<String>
 
 fn of_podman(host: &Host) -> Result<BTreeMap<String, Vec<String>>> {
     #[derive(Deserialize)]
-    struct Told {
+    struct Marks {
         #[serde(rename = "Id")]
         id: String,
         #[serde(rename = "Labels")]
@@ -65,7 +65,7 @@ fn of_podman(host: &Host) -> Result<BTreeMap<String, Vec<String>>> {
     let mut command = Command::new(podman);
     command.args(["ps", "--no-trunc", "--format", "json"]);
     let said = ask(&mut command).context("ask podman for the labels of its containers")?;
-    let told: Vec<Told> = serde_json::from_str(&said).context("read what `podman ps` says")?;
+    let told: Vec<Marks> = serde_json::from_str(&said).context("read what `podman ps` says")?;
     let labels = told.into_iter().map(|one| {
         let labels = one.labels.unwrap_or_default();
         (one.id, labels.into_keys().collect())

@@ -22,8 +22,8 @@ use crate::process::{self, Process};
 
 pub use labels::{labels, recorded_labels};
 
-use roots::{Form, Root};
-use state::State;
+use roots::{Root, RootLayout};
+use state::RuntimeState;
 
 /// The largest file that is read of a container, in bytes.
 const MOST_BYTES: u64 = 4 << 20;
@@ -99,7 +99,7 @@ impl Container {
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct FoundContainers {
     /// The containers, by where their state is and by id.
     pub containers: Vec<Container>,
     /// What could not be looked at, a sentence each.
@@ -110,12 +110,12 @@ pub struct Found {
 /// keeps its state elsewhere.
 ///
 /// `docker_exec_root` is docker's `exec-root`, where its configuration names one (dockerd(8)).
-pub fn running(host: &Host, docker_exec_root: Option<&str>) -> Found {
-    let mut search = Search {
+pub fn running(host: &Host, docker_exec_root: Option<&str>) -> FoundContainers {
+    let mut search = ContainerSearch {
         host,
         boot_time: process::boot_time(host).ok(),
         seen: BTreeSet::new(),
-        found: Found::default(),
+        found: FoundContainers::default(),
     };
     for root in roots::all(host, docker_exec_root, &mut search.found.remarks) {
         if let Err(error) = search.look_into(&root) {
@@ -125,15 +125,15 @@ pub fn running(host: &Host, docker_exec_root: Option<&str>) -> Found {
     search.found
 }
 
-struct Search<'a> {
+struct ContainerSearch<'a> {
     host: &'a Host,
     boot_time: Option<i64>,
     /// A container is in its runtime's state and in its task's bundle.
     seen: BTreeSet<(String, i32)>,
-    found: Found,
+    found: FoundContainers,
 }
 
-impl Search<'_> {
+impl ContainerSearch<'_> {
     fn look_into(&mut self, root: &Root) -> Result<()> {
         // Others' are there for themselves and for root alone.
         if !geteuid().is_root() && !roots::belongs_to(&root.dir, geteuid().as_raw())? {
@@ -162,8 +162,8 @@ impl Search<'_> {
             return Ok(());
         }
         let state = match root.form {
-            Form::State => state::of_runtime(self.host, dir)?,
-            Form::Bundle => state::of_bundle(dir)?,
+            RootLayout::State => state::of_runtime(self.host, dir)?,
+            RootLayout::Bundle => state::of_bundle(dir)?,
         };
         let Some(state) = state else { return Ok(()) };
         let process = Process::with_pid(self.host, state.pid)?;
@@ -192,7 +192,7 @@ impl Search<'_> {
     }
 
     /// Is it the process whose number was noted, or a later one?
-    fn is_meant(&self, state: &State, process: &Process) -> bool {
+    fn is_meant(&self, state: &RuntimeState, process: &Process) -> bool {
         match state.start {
             Some(start) => process.start == start,
             None => {
@@ -243,14 +243,14 @@ mod tests {
     const CRUN: &str = r#"{"pid":PID,"process-start-time":START,"bundle":"/bundles/x"}"#;
     const CONFIG: &str = r#"{"annotations":{"pinfold.io/pool":"dp","n":1},"hooks":{}}"#;
 
-    struct Machine {
+    struct PodmanMachine {
         dir: tempfile::TempDir,
     }
 
-    impl Machine {
+    impl PodmanMachine {
         /// With a process 7, which started 500 ticks after the boot.
-        fn new() -> Machine {
-            let machine = Machine {
+        fn new() -> PodmanMachine {
+            let machine = PodmanMachine {
                 dir: tempfile::tempdir().unwrap(),
             };
             machine.put("proc/stat", "btime 1000000\n");
@@ -265,7 +265,7 @@ mod tests {
             replace(&path, text.as_bytes(), 0o600, Durability::Crash).unwrap();
         }
 
-        fn running(&self) -> Found {
+        fn running(&self) -> FoundContainers {
             running(&Host::new(self.dir.path()), Some("/srv/docker"))
         }
 
@@ -314,7 +314,7 @@ mod tests {
                 Starter::Containerd("default".into()),
             ),
         ] {
-            let machine = Machine::new();
+            let machine = PodmanMachine::new();
             machine.put(file, text);
             assert_eq!(machine.found(), [("x".to_owned(), starter)], "{file}");
             let found = machine.running().containers.remove(0);
@@ -333,7 +333,7 @@ mod tests {
             ("run/crun/x/config.json", Starter::Runtime("crun")),
             ("bundles/x/config.json", Starter::Podman),
         ] {
-            let machine = Machine::new();
+            let machine = PodmanMachine::new();
             machine.put("run/crun/x/status", &state(CRUN, 7, 500));
             assert!(machine.found().is_empty());
             let podman = CONFIG.replace(r#""n":1"#, r#""io.container.manager":"libpod""#);
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_task_is_found_by_its_bundle_once() {
-        let machine = Machine::new();
+        let machine = PodmanMachine::new();
         let task = "run/containerd/io.containerd.runtime.v2.task/moby/x";
         machine.put(&format!("{task}/config.json"), CONFIG);
         machine.put(&format!("{task}/init.pid"), "7");
@@ -370,15 +370,15 @@ mod tests {
     fn what_is_gone_or_waits_or_belongs_to_others_is_none() {
         let file = "run/runc/x/state.json";
         for (pid, start) in [(8, 500), (7, 501), (0, 500)] {
-            let machine = Machine::new();
+            let machine = PodmanMachine::new();
             machine.put(file, &state(RUNC, pid, start));
             assert!(machine.found().is_empty(), "{pid} {start}");
         }
-        let machine = Machine::new();
+        let machine = PodmanMachine::new();
         machine.put(file, &state(RUNC, 7, 500));
         machine.put("run/runc/x/exec.fifo", "");
         assert!(machine.found().is_empty());
-        let machine = Machine::new();
+        let machine = PodmanMachine::new();
         machine.put("elsewhere/x/state.json", &state(RUNC, 7, 500));
         std::fs::create_dir_all(machine.dir.path().join("run/runc")).unwrap();
         symlink("../../elsewhere/x", machine.dir.path().join("run/runc/x")).unwrap();
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_said_and_the_rest_is_found() {
-        let machine = Machine::new();
+        let machine = PodmanMachine::new();
         machine.put("run/runc/x/state.json", &state(RUNC, 7, 500));
         machine.put("run/runc/others/state.json", r#"{"status":"running"}"#);
         machine.put("run/runc/.cache/y", "");
@@ -407,7 +407,7 @@ mod tests {
     }
     #[test]
     fn what_is_not_looked_at_is_said() {
-        let machine = Machine::new();
+        let machine = PodmanMachine::new();
         let root = machine.dir.path().join("run/runc");
         for number in 0..=MOST_IN_A_ROOT {
             std::fs::create_dir_all(root.join(number.to_string())).unwrap();
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn namespaces_that_are_not_looked_at_are_said() {
-        let machine = Machine::new();
+        let machine = PodmanMachine::new();
         let tasks = machine
             .dir
             .path()

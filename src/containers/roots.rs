@@ -37,7 +37,7 @@ const MOST_DIRECTORIES: usize = 1024;
 
 /// What a directory holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum RootLayout {
     /// The state of a container.
     State,
     /// The bundle of a task of containerd's.
@@ -48,7 +48,7 @@ pub(super) enum Form {
 #[derive(Debug)]
 pub(super) struct Root {
     pub(super) dir: PathBuf,
-    pub(super) form: Form,
+    pub(super) form: RootLayout,
     /// containerd's name for what belongs to one client.
     pub(super) namespace: Option<String>,
     /// The runtime whose own directory it is, or the one that the engine takes if nobody names another.
@@ -78,7 +78,7 @@ pub(super) fn all(
         let dir = host.path("/run").join(runtime);
         roots.push(Root {
             runtime,
-            ..of_root(dir, Form::State, None)
+            ..of_root(dir, RootLayout::State, None)
         });
     }
     let dockers: Vec<&str> = DOCKERS.into_iter().chain(docker_exec_root).collect();
@@ -93,8 +93,8 @@ pub(super) fn all(
         bundles.push(docker.join("containerd/daemon"));
     }
     let bundles = bundles.into_iter().map(|dir| dir.join(TASKS));
-    let states = states.into_iter().map(|dir| (dir, Form::State));
-    for (dir, form) in states.chain(bundles.map(|dir| (dir, Form::Bundle))) {
+    let states = states.into_iter().map(|dir| (dir, RootLayout::State));
+    for (dir, form) in states.chain(bundles.map(|dir| (dir, RootLayout::Bundle))) {
         for (namespace, dir) in directories(&dir) {
             roots.push(of_root(dir, form, Some(namespace)));
         }
@@ -106,7 +106,7 @@ pub(super) fn all(
             roots.push(Root {
                 runtime,
                 user,
-                ..of_root(dir.join(runtime), Form::State, None)
+                ..of_root(dir.join(runtime), RootLayout::State, None)
             });
         }
     }

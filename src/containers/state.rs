@@ -17,7 +17,7 @@ const CONFIG: &str = "config.json";
 
 /// What is known of a container.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct RuntimeState {
     pub(super) pid: i32,
     /// When the process started, in clock ticks since boot, where the runtime noted it.
     pub(super) start: Option<u64>,
@@ -56,11 +56,11 @@ struct Crun {
 }
 
 /// The state in a runtime's directory of a container; `None` where there is none, or none of a known form.
-pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<State>> {
+pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<RuntimeState>> {
     if let Some((text, written)) = read(&dir.join("state.json"))? {
         // Another runtime's state can have this name too.
         let state = serde_json::from_str::<Runc>(&text).ok();
-        return Ok(state.map(|state| State {
+        return Ok(state.map(|state| RuntimeState {
             pid: state.init_process_pid,
             start: Some(state.init_process_start),
             written,
@@ -80,7 +80,7 @@ pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<State>> {
         None if state.bundle.starts_with('/') => config(&bundle)?,
         copy => copy,
     };
-    Ok(config.map(|config| State {
+    Ok(config.map(|config| RuntimeState {
         pid: state.pid,
         start: state.start.filter(|start| *start != 0),
         written,
@@ -90,14 +90,14 @@ pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<State>> {
 }
 
 /// The same of a task's bundle.
-pub(super) fn of_bundle(dir: &Path) -> Result<Option<State>> {
+pub(super) fn of_bundle(dir: &Path) -> Result<Option<RuntimeState>> {
     let Some((pid, written)) = read(&dir.join("init.pid"))? else {
         return Ok(None);
     };
     let (Ok(pid), Some(config)) = (pid.trim().parse(), config(dir)?) else {
         return Ok(None);
     };
-    Ok(Some(State {
+    Ok(Some(RuntimeState {
         pid,
         start: None,
         written,

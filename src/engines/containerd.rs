@@ -33,7 +33,7 @@ const NEW_FILE: &str = "version = 2\n";
 
 /// One configuration file.
 #[derive(Debug, Clone)]
-pub struct ConfigFile {
+pub struct ContainerdFile {
     text: String,
     document: DocumentMut,
     /// The version that it says, or that the file which imports it has.
@@ -49,12 +49,12 @@ pub struct Handler {
     pub passes_annotations: bool,
 }
 
-impl ConfigFile {
+impl ContainerdFile {
     /// Reads the main file, or one that a file of version `importer` imports.
     ///
     /// # Errors
     /// What is no TOML, or of a version that is not known.
-    pub fn parse(text: &str, importer: Option<i64>) -> Result<ConfigFile> {
+    pub fn parse(text: &str, importer: Option<i64>) -> Result<ContainerdFile> {
         let document = document(text)?;
         let version = match document.get("version") {
             None => importer.unwrap_or(1),
@@ -67,7 +67,7 @@ impl ConfigFile {
                 "add the handler by hand, or get a newer Pinfold"
             )
         );
-        Ok(ConfigFile {
+        Ok(ContainerdFile {
             text: text.to_owned(),
             document,
             version,
@@ -75,8 +75,8 @@ impl ConfigFile {
     }
 
     /// A file that is not there yet.
-    pub fn new() -> ConfigFile {
-        ConfigFile::parse(NEW_FILE, None).expect("it is well-formed")
+    pub fn new() -> ContainerdFile {
+        ContainerdFile::parse(NEW_FILE, None).expect("it is well-formed")
     }
 
     /// Its version, 1 to 4.
@@ -113,8 +113,8 @@ impl ConfigFile {
     }
 
     /// Do two files say the same, however it is written?
-    pub fn says_the_same_as(&self, other: &ConfigFile) -> bool {
-        let table = |file: &ConfigFile| toml::from_str::<toml::Table>(&file.text).ok();
+    pub fn says_the_same_as(&self, other: &ContainerdFile) -> bool {
+        let table = |file: &ContainerdFile| toml::from_str::<toml::Table>(&file.text).ok();
         table(self) == table(other)
     }
 
@@ -157,7 +157,7 @@ impl ConfigFile {
 
     /// Is this edited text TOML, and what it was but for our handler, and runc's where that was not there?
     fn is_kept_by(&self, edited: &str) -> bool {
-        let Ok(edited) = ConfigFile::parse(edited, Some(self.version)) else {
+        let Ok(edited) = ContainerdFile::parse(edited, Some(self.version)) else {
             return false;
         };
         let mut names = vec![RUNTIME];
@@ -167,7 +167,7 @@ impl ConfigFile {
         {
             names.push("runc");
         }
-        let without = |file: &ConfigFile| {
+        let without = |file: &ContainerdFile| {
             let mut table: toml::Table = toml::from_str(&file.text).ok()?;
             prune(&mut table, &self.handlers_path(), &names);
             Some(table)
@@ -193,20 +193,20 @@ impl ConfigFile {
     }
 }
 
-impl Default for ConfigFile {
+impl Default for ContainerdFile {
     fn default() -> Self {
-        ConfigFile::new()
+        ContainerdFile::new()
     }
 }
 
 /// Which of the files, in the order in which containerd reads them, counts for the CRI plugin.
-pub fn deciding(files: &[ConfigFile]) -> usize {
-    files.iter().rposition(ConfigFile::has_cri).unwrap_or(0)
+pub fn deciding(files: &[ContainerdFile]) -> usize {
+    files.iter().rposition(ContainerdFile::has_cri).unwrap_or(0)
 }
 
 /// The handler that ours is like: runc, or the default one where that is of runc's kind.
-fn model(files: &[ConfigFile]) -> Option<&dyn TableLike> {
-    let default = files.iter().rev().find_map(ConfigFile::default_handler);
+fn model(files: &[ContainerdFile]) -> Option<&dyn TableLike> {
+    let default = files.iter().rev().find_map(ContainerdFile::default_handler);
     let names = ["runc"]
         .into_iter()
         .chain(default)
@@ -222,12 +222,12 @@ fn model(files: &[ConfigFile]) -> Option<&dyn TableLike> {
 
 /// What containerd runs where a pod names no handler and ours is out of the question: a name or a path. `None` where that
 /// is no runtime of runc's kind.
-pub fn runtime_without_ours(files: &[ConfigFile]) -> Option<String> {
+pub fn runtime_without_ours(files: &[ContainerdFile]) -> Option<String> {
     let latest = |name: &str| {
         let mut newest_first = files.iter().rev();
         newest_first.find_map(|file| file.handler_table(name))
     };
-    let default = files.iter().rev().find_map(ConfigFile::default_handler);
+    let default = files.iter().rev().find_map(ContainerdFile::default_handler);
     let name = default.filter(|name| *name != RUNTIME).unwrap_or(RUNC);
     let Some(table) = latest(name) else {
         return (name == RUNC).then(|| RUNC.to_owned());
@@ -242,7 +242,7 @@ pub fn runtime_without_ours(files: &[ConfigFile]) -> Option<String> {
 ///
 /// # Errors
 /// Where a table should be, there is something else.
-pub fn add(files: &[ConfigFile], shim: &str) -> Result<String> {
+pub fn add(files: &[ContainerdFile], shim: &str) -> Result<String> {
     let file = &files[deciding(files)];
     if file.handler_table(RUNTIME).is_none() {
         let text = file.with(&block(file, model(files), shim)?);
@@ -280,7 +280,7 @@ pub fn add(files: &[ConfigFile], shim: &str) -> Result<String> {
 ///
 /// # Errors
 /// Where ours is the handler of containers that name none: without it containerd would not start them.
-pub fn remove(file: &ConfigFile, original: Option<&ConfigFile>) -> Result<Option<String>> {
+pub fn remove(file: &ContainerdFile, original: Option<&ContainerdFile>) -> Result<Option<String>> {
     if file.ours().is_none() {
         return Ok(None);
     }
@@ -303,7 +303,7 @@ pub fn remove(file: &ConfigFile, original: Option<&ConfigFile>) -> Result<Option
     }
     // A comment of somebody's can begin as our note does: what is cut out has to be our handler.
     let is_without = |cut: &str| {
-        let cut = ConfigFile::parse(cut, Some(file.version));
+        let cut = ContainerdFile::parse(cut, Some(file.version));
         cut.is_ok_and(|cut| cut.handler_table(RUNTIME).is_none())
     };
     let mut cuts = without_block(&file.text);
@@ -318,7 +318,7 @@ pub fn remove(file: &ConfigFile, original: Option<&ConfigFile>) -> Result<Option
 }
 
 /// What is added to the end of a file: our handler, and runc's where that would be lost.
-fn block(file: &ConfigFile, model: Option<&dyn TableLike>, shim: &str) -> Result<String> {
+fn block(file: &ContainerdFile, model: Option<&dyn TableLike>, shim: &str) -> Result<String> {
     let mut block = DocumentMut::new();
     let handlers = table_at(block.as_table_mut(), &file.handlers_path())?;
     let there = find(file.document.as_table(), &file.handlers_path()).and_then(Item::as_table_like);

@@ -20,7 +20,7 @@ const OF_PROGRAM: [&str; 5] = [
 
 /// What a set of files comes to.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct CrioSettings {
     /// The directories in which hook files are looked for; the same file name in a later one wins.
     pub hooks_dirs: Vec<String>,
     /// The handler of pods that name none, where a file says so.
@@ -28,9 +28,9 @@ pub struct Settings {
     handlers: Table,
 }
 
-impl Default for Settings {
+impl Default for CrioSettings {
     fn default() -> Self {
-        Settings {
+        CrioSettings {
             hooks_dirs: vec![DEFAULT_HOOKS_DIR.to_owned()],
             default_runtime: None,
             handlers: Table::new(),
@@ -38,7 +38,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl CrioSettings {
     /// Adds what the next file says.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Settings {
 }
 
 /// The drop-in file, over `before`: what the files that are read before it come to. Without a shim it has no handler.
-pub fn drop_in(before: &Settings, shim: Option<&str>, hooks_dir: &str) -> Result<String> {
+pub fn drop_in(before: &CrioSettings, shim: Option<&str>, hooks_dir: &str) -> Result<String> {
     let mut dirs = before.hooks_dirs.clone();
     dirs.retain(|dir| dir != hooks_dir);
     dirs.push(hooks_dir.to_owned());
@@ -118,7 +118,7 @@ pub fn drop_in(before: &Settings, shim: Option<&str>, hooks_dir: &str) -> Result
     ))
 }
 
-fn handler(before: &Settings, shim: &str) -> Result<String> {
+fn handler(before: &CrioSettings, shim: &str) -> Result<String> {
     let mut handler = Table::new();
     handler.insert("runtime_path".into(), shim.into());
     handler.insert("runtime_type".into(), "oci".into());

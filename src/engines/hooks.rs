@@ -36,7 +36,7 @@ pub fn file(stage: &str, pinfold: &str, engine: Engine, options: &[String]) -> S
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct HookFile {
     /// The program.
-    pub hook: Hook,
+    pub hook: HookProgram,
     /// The stages that it is run at.
     #[serde(default)]
     pub stages: Vec<String>,
@@ -44,7 +44,7 @@ pub struct HookFile {
 
 /// The program that a hook runs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Hook {
+pub struct HookProgram {
     /// Its path.
     pub path: String,
     /// Its arguments, the name it is called by included.

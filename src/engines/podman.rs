@@ -32,7 +32,7 @@ fn is_ours(runtime: &str) -> bool {
 
 /// What a set of files comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct PodmanSettings {
     /// The directories in which hook files are looked for; the same file name in a later one wins.
     pub hooks_dirs: Vec<String>,
     /// The runtimes that understand `--log-format=json`.
@@ -50,10 +50,10 @@ pub struct Settings {
     appends: [bool; 3],
 }
 
-impl Default for Settings {
+impl Default for PodmanSettings {
     fn default() -> Self {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Settings {
+        PodmanSettings {
             hooks_dirs: owned(&[DEFAULT_HOOKS_DIR]),
             json: owned(&JSON),
             no_cgroups: owned(&NO_CGROUPS),
@@ -66,7 +66,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl PodmanSettings {
     /// Adds what the next file says.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ fn merge(list: &mut Vec<String>, appends: &mut bool, value: &Value) -> Result<()
 
 /// The drop-in file, over `before`: what the files that are read before it come to. It names a hooks directory only
 /// where that is not among those that are read. `None` where there is nothing to say: no shim, and no such directory.
-pub fn drop_in(before: &Settings, shim: Option<&str>, hooks_dir: &str) -> Option<String> {
+pub fn drop_in(before: &PodmanSettings, shim: Option<&str>, hooks_dir: &str) -> Option<String> {
     let mut lines = String::new();
     if shim.is_some() {
         lines.push_str(&runtime_lists(before));
@@ -208,7 +208,7 @@ pub fn drop_in(before: &Settings, shim: Option<&str>, hooks_dir: &str) -> Option
 }
 
 /// The lists of runtimes with ours in them.
-fn runtime_lists(before: &Settings) -> String {
+fn runtime_lists(before: &PodmanSettings) -> String {
     let with_ours = |list: &[String], appends: bool| {
         let names = [RUNTIME.to_owned(), SHIM.to_owned()];
         let missing = names.into_iter().filter(|name| !list.contains(name));
@@ -263,7 +263,7 @@ mod tests {
             ),
             (&["[engine]\nruntime = '/opt/crun'"], "/opt/crun"),
         ] {
-            let mut settings = Settings::default();
+            let mut settings = PodmanSettings::default();
             for text in files {
                 settings.read(text).unwrap();
             }

@@ -16,13 +16,13 @@ const AT_A_TIME: usize = 32 << 10;
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct DirectoryEntry {
     /// Its name.
     pub name: OsString,
     kind: FileType,
 }
 
-impl Entry {
+impl DirectoryEntry {
     /// Is it a directory itself, and no link to one?
     pub fn is_directory(&self) -> bool {
         self.kind == FileType::Directory
@@ -45,14 +45,14 @@ impl Entry {
 /// # Errors
 /// The directory, or an entry of which it does not say what it is (readdir(3), `DT_UNKNOWN`),
 /// cannot be looked at.
-pub fn entries_in(directory: &Path) -> Result<Vec<Entry>> {
+pub fn entries_in(directory: &Path) -> Result<Vec<DirectoryEntry>> {
     match read(directory) {
         Err(error) if is_gone(&error.into()) => Ok(Vec::new()),
         other => other.with_context(|| format!("list {}", directory.display())),
     }
 }
 
-fn read(directory: &Path) -> Result<Vec<Entry>, Errno> {
+fn read(directory: &Path) -> Result<Vec<DirectoryEntry>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(CWD, directory, flags, Mode::empty())?;
     let mut buffer = Vec::with_capacity(AT_A_TIME);
@@ -65,7 +65,7 @@ fn read(directory: &Path) -> Result<Vec<Entry>, Errno> {
             continue;
         }
         if let Some(kind) = kind_of(file.as_fd(), name, entry.file_type())? {
-            entries.push(Entry {
+            entries.push(DirectoryEntry {
                 name: OsStr::from_bytes(name.to_bytes()).to_owned(),
                 kind,
             });

@@ -31,7 +31,7 @@ pub struct SteadyFile {
 
 /// How much of a file one read(2) gives (kernel: Documentation/filesystems/seq_file.rst).
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum ReadForm {
     /// All of it, where there is room.
     OneRecord,
     /// About a page of it: it is read until nothing comes.
@@ -54,7 +54,7 @@ impl SteadyFile {
     /// # Errors
     /// It cannot be read.
     pub fn read(&mut self) -> Result<Option<String>> {
-        self.read_as(Form::OneRecord)
+        self.read_as(ReadForm::OneRecord)
     }
 
     /// The same of one that the kernel makes piece by piece, as a list of processes.
@@ -62,10 +62,10 @@ impl SteadyFile {
     /// # Errors
     /// It cannot be read.
     pub fn read_list(&mut self) -> Result<Option<String>> {
-        self.read_as(Form::ManyRecords)
+        self.read_as(ReadForm::ManyRecords)
     }
 
-    fn read_as(&mut self, form: Form) -> Result<Option<String>> {
+    fn read_as(&mut self, form: ReadForm) -> Result<Option<String>> {
         if let Some(file) = self.file.take() {
             match bytes_of(&file, form, &mut self.room) {
                 Err(error) if is_gone(&error) => {}
@@ -97,7 +97,7 @@ impl SteadyFile {
     }
 }
 
-fn bytes_of(file: &File, form: Form, room: &mut usize) -> io::Result<Vec<u8>> {
+fn bytes_of(file: &File, form: ReadForm, room: &mut usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; *room];
     let mut length = 0;
     loop {
@@ -108,7 +108,7 @@ fn bytes_of(file: &File, form: Form, room: &mut usize) -> io::Result<Vec<u8>> {
             }
             bytes.resize(4 * bytes.len(), 0);
             *room = bytes.len();
-            if form == Form::OneRecord {
+            if form == ReadForm::OneRecord {
                 length = 0;
             }
         }
@@ -118,7 +118,7 @@ fn bytes_of(file: &File, form: Form, room: &mut usize) -> io::Result<Vec<u8>> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
-        if form == Form::OneRecord && length < bytes.len() {
+        if form == ReadForm::OneRecord && length < bytes.len() {
             break;
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Change, Plan};
+use super::{FileChange, Plan};
 use crate::files::{self, Durability};
 use crate::refusal::Refusal;
 
@@ -38,10 +38,10 @@ pub fn apply(plan: &Plan) -> Result<()> {
 ///
 /// # Errors
 /// The first that failed.
-fn undo(changes: &[Change]) -> Result<()> {
+fn undo(changes: &[FileChange]) -> Result<()> {
     let mut first_error = Ok(());
     for change in changes.iter().rev() {
-        let back = Change {
+        let back = FileChange {
             path: change.path.clone(),
             before: change.after.clone(),
             after: change.before.clone(),
@@ -58,11 +58,11 @@ fn undo(changes: &[Change]) -> Result<()> {
 }
 
 /// Is a file what a change makes of it, as far as can be told?
-fn is_made(change: &Change) -> bool {
+fn is_made(change: &FileChange) -> bool {
     files::read_text_if_there(&change.path).is_ok_and(|text| text == change.after)
 }
 
-fn make(change: &Change) -> Result<()> {
+fn make(change: &FileChange) -> Result<()> {
     ensure!(
         files::read_text_if_there(&change.path)? == change.before,
         Refusal::new(
@@ -118,8 +118,8 @@ fn sync_parent(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn change(path: &Path, before: Option<&str>, after: Option<&str>) -> Change {
-        Change {
+    fn change(path: &Path, before: Option<&str>, after: Option<&str>) -> FileChange {
+        FileChange {
             path: path.to_owned(),
             before: before.map(str::to_owned),
             after: after.map(str::to_owned),
@@ -127,7 +127,7 @@ mod tests {
         }
     }
 
-    fn plan(changes: Vec<Change>) -> Plan {
+    fn plan(changes: Vec<FileChange>) -> Plan {
         Plan {
             changes,
             ..Plan::default()

@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Change, Found, Place, Plan, apply, docker_wiring, move_away, podman_files, podman_hook,
+    FileChange, FileNow, Place, Plan, apply, docker_wiring, move_away, podman_files, podman_hook,
 };
-use crate::config::Config;
+use crate::config::ConfigFile;
 use crate::engines::cdi::{Devices, Hooks, file, hooks_of};
 use crate::engines::{Engine, Programs};
 use crate::files;
@@ -27,16 +27,16 @@ const USERS: [Engine; 2] = [Engine::Podman, Engine::Docker];
 
 /// The file, and what stands in for it.
 struct CdiFiles {
-    live: Found,
-    stand_in: Found,
+    live: FileNow,
+    stand_in: FileNow,
 }
 
 impl CdiFiles {
     fn at(place: &Place<'_>) -> Result<CdiFiles> {
         let path = place.engine_config(CDI_FILE);
         Ok(CdiFiles {
-            live: Found::at(place.host, path)?,
-            stand_in: Found::at(place.host, &format!("{path}{STAND_IN}"))?,
+            live: FileNow::at(place.host, path)?,
+            stand_in: FileNow::at(place.host, &format!("{path}{STAND_IN}"))?,
         })
     }
 
@@ -59,7 +59,7 @@ impl CdiFiles {
     }
 
     /// What makes it the file of these devices.
-    fn become_devices(&self, devices: &[Devices], hooks: &Hooks) -> Vec<Change> {
+    fn become_devices(&self, devices: &[Devices], hooks: &Hooks) -> Vec<FileChange> {
         let live = file(devices, hooks);
         let stand_in = live.is_none().then(|| hooks.stand_in());
         let changes = [
@@ -69,7 +69,7 @@ impl CdiFiles {
         changes.into_iter().flatten().collect()
     }
 
-    fn removal(&self) -> Vec<Change> {
+    fn removal(&self) -> Vec<FileChange> {
         let changes = [&self.live, &self.stand_in].map(|found| found.become_text(None));
         changes.into_iter().flatten().collect()
     }
@@ -288,7 +288,7 @@ fn users(host: &Host) -> Vec<(Engine, String)> {
 fn wanted(site: &Site) -> Option<Hooks> {
     let (_, pinfold) = users(&site.host).into_iter().next()?;
     let default = site.host.default_conf_dir();
-    let configured = Config::load(&site.host, None).ok()?.conf_dir;
+    let configured = ConfigFile::load(&site.host, None).ok()?.conf_dir;
     let of_engines = configured.unwrap_or_else(|| default.clone());
     if real(&of_engines) != real(&site.conf_dir) {
         return None;

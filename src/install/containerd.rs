@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Found, Place, Plan};
-use crate::engines::containerd::{ConfigFile, add, deciding, remove};
+use super::{FileNow, Place, Plan};
+use crate::engines::containerd::{ContainerdFile, add, deciding, remove};
 use crate::engines::{Programs, RUNTIME};
 use crate::host::Host;
 
@@ -15,8 +15,8 @@ const CONFIG_TOML: &str = "/etc/containerd/config.toml";
 #[derive(Debug)]
 pub struct Configuration {
     /// Each file as containerd sees it; the main one is first, and may not be there.
-    pub files: Vec<ConfigFile>,
-    found: Vec<Found>,
+    pub files: Vec<ContainerdFile>,
+    found: Vec<FileNow>,
 }
 
 impl Configuration {
@@ -45,7 +45,7 @@ pub fn configuration(place: &Place<'_>) -> Result<Configuration> {
     let mut next = 0;
     while let Some(path) = pending.get(next).cloned() {
         next += 1;
-        let found = Found::at(place.host, &path)?;
+        let found = FileNow::at(place.host, &path)?;
         if configuration
             .found
             .iter()
@@ -53,11 +53,11 @@ pub fn configuration(place: &Place<'_>) -> Result<Configuration> {
         {
             continue;
         }
-        let importer = configuration.files.first().map(ConfigFile::version);
+        let importer = configuration.files.first().map(ContainerdFile::version);
         let parsed = found
             .text
             .as_deref()
-            .map(|text| ConfigFile::parse(text, importer));
+            .map(|text| ContainerdFile::parse(text, importer));
         let file = parsed
             .transpose()
             .with_context(|| found.path.display().to_string())?;
@@ -106,7 +106,7 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
         plan.remarks.push(found.namesake_is_kept());
     }
     plan.changes.extend(found.become_text(Some(after)));
-    if configuration.files.iter().any(ConfigFile::disables_cri) {
+    if configuration.files.iter().any(ContainerdFile::disables_cri) {
         plan.remarks.push("disabled_plugins turns the CRI plugin off: Kubernetes cannot use containerd until it is taken out of that list".to_owned());
     }
     let main = &configuration.files[0];
@@ -134,7 +134,7 @@ pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
         let original = found.backup_text()?;
         let parsed = original
             .as_deref()
-            .map(|text| ConfigFile::parse(text, Some(file.version())));
+            .map(|text| ContainerdFile::parse(text, Some(file.version())));
         let parsed = parsed.transpose()?;
         let without =
             remove(file, parsed.as_ref()).with_context(|| found.path.display().to_string())?;
@@ -149,7 +149,7 @@ pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
         // Only if the same file would decide, has it been ours to write.
         let is_as_we_wrote_it =
             deciding(&files) == index && add(&files, &shim).is_ok_and(|written| written == *text);
-        let left = ConfigFile::parse(&without, Some(file.version()))?;
+        let left = ContainerdFile::parse(&without, Some(file.version()))?;
         let after = if is_as_we_wrote_it || original.is_some() && left.says_the_same_as(&before) {
             original
         } else {

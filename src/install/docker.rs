@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Found, Place, Plan};
+use super::{FileNow, Place, Plan};
 use crate::child;
 use crate::engines::docker::Wiring;
 use crate::engines::{Engine, Programs, docker};
@@ -36,8 +36,8 @@ pub(super) fn wiring(place: &Place<'_>) -> Result<Wiring> {
     docker::read(&find(place)?.text.unwrap_or_default())
 }
 
-fn find(place: &Place<'_>) -> Result<Found> {
-    Found::at(place.host, place.engine_config(DAEMON_JSON))
+fn find(place: &Place<'_>) -> Result<FileNow> {
+    FileNow::at(place.host, place.engine_config(DAEMON_JSON))
 }
 
 pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Change, Found, Place, Plan, User, move_away};
+use super::{FileChange, FileNow, Place, Plan, User, move_away};
 use crate::engines::{Engine, Programs, RUNTIME, SHIM, crio, hooks, is_shim, podman};
 use crate::files;
 use crate::host::Host;
@@ -37,9 +37,9 @@ pub struct EngineFiles<S> {
     /// What all of them come to.
     pub all: S,
     /// Our drop-in, and what is in it.
-    drop_in: Found,
+    drop_in: FileNow,
     /// What a killed install left half-written beside it.
-    leftovers: Vec<Found>,
+    leftovers: Vec<FileNow>,
 }
 
 impl<S> EngineFiles<S> {
@@ -54,7 +54,7 @@ impl<S> EngineFiles<S> {
     }
 
     /// Our drop-in with another content, or without any; half-written ones go.
-    fn changes(&self, text: Option<String>) -> Result<Vec<Change>> {
+    fn changes(&self, text: Option<String>) -> Result<Vec<FileChange>> {
         let leftovers = self
             .leftovers
             .iter()
@@ -68,7 +68,7 @@ impl<S> EngineFiles<S> {
 ///
 /// # Errors
 /// A file that cannot be read, or is not in podman's form.
-pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::Settings>> {
+pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::PodmanSettings>> {
     let mut layers = vec![Layer {
         files: PODMAN_FILES.map(str::to_owned).to_vec(),
         dir: PODMAN_DIR.to_owned(),
@@ -86,14 +86,14 @@ pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::Settings>> 
         suffix: ".conf",
         drop_in: place.engine_config(own.as_deref().unwrap_or(PODMAN_DROP_IN)),
     };
-    sources.read(place.host, podman::Settings::read)
+    sources.read(place.host, podman::PodmanSettings::read)
 }
 
 /// CRI-O's configuration.
 ///
 /// # Errors
 /// A file that cannot be read, or is not in CRI-O's form.
-pub fn crio_files(place: &Place<'_>) -> Result<EngineFiles<crio::Settings>> {
+pub fn crio_files(place: &Place<'_>) -> Result<EngineFiles<crio::CrioSettings>> {
     let sources = Sources {
         layers: vec![Layer {
             files: CRIO_FILES.map(str::to_owned).to_vec(),
@@ -102,7 +102,7 @@ pub fn crio_files(place: &Place<'_>) -> Result<EngineFiles<crio::Settings>> {
         suffix: "",
         drop_in: place.engine_config(CRIO_DROP_IN),
     };
-    sources.read(place.host, crio::Settings::read)
+    sources.read(place.host, crio::CrioSettings::read)
 }
 
 /// Files, and a directory of further ones that are read after them, by name.
@@ -138,7 +138,7 @@ impl Sources<'_> {
             for name in names {
                 let path = format!("{}/{name}", layer.dir);
                 if layer.dir == last && name.starts_with(&prefix) {
-                    half_written.push(Found::at(host, &path)?);
+                    half_written.push(FileNow::at(host, &path)?);
                 } else if name.ends_with(self.suffix) {
                     paths.push(path);
                 }
@@ -148,7 +148,7 @@ impl Sources<'_> {
             let in_last = |path: &str| path.rsplit_once('/').is_some_and(|(dir, _)| dir == last);
             in_last(self.drop_in) && in_last(path) && path > self.drop_in
         };
-        let take = |settings: &mut S, path: &str| match Found::at(host, path)?.text {
+        let take = |settings: &mut S, path: &str| match FileNow::at(host, path)?.text {
             Some(text) => read(settings, &text).with_context(|| path.to_owned()),
             None => Ok(()),
         };
@@ -166,7 +166,7 @@ impl Sources<'_> {
         Ok(EngineFiles {
             before,
             all,
-            drop_in: Found::at(host, self.drop_in)?,
+            drop_in: FileNow::at(host, self.drop_in)?,
             leftovers: half_written,
         })
     }
@@ -258,7 +258,7 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
         ));
     }
     for (stage, name) in hooks::FILES {
-        let found = Found::at(place.host, &format!("{dir}/{name}"))?;
+        let found = FileNow::at(place.host, &format!("{dir}/{name}"))?;
         if found.text.is_some() && !is_hook_of_ours(&found) {
             bail!(Refusal::new(
                 format!("{} is there and does not run pinfold", found.path.display()),
@@ -276,11 +276,11 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
 }
 
 /// The program of the hook files of ours that podman reads.
-pub(super) fn podman_hook(place: &Place<'_>, settings: &podman::Settings) -> Option<String> {
+pub(super) fn podman_hook(place: &Place<'_>, settings: &podman::PodmanSettings) -> Option<String> {
     let (_, name) = hooks::FILES[0];
     let dirs = settings.hooks_dirs().into_iter().rev();
     let mut files = dirs.filter_map(|dir| {
-        let found = Found::at(place.host, &format!("{dir}/{name}")).ok()?;
+        let found = FileNow::at(place.host, &format!("{dir}/{name}")).ok()?;
         let file = hooks::HookFile::parse(found.text.as_deref()?).ok()??;
         file.is_ours().then_some(file.hook.path)
     });
@@ -291,7 +291,7 @@ fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) 
     let mut plan = Plan::default();
     for dir in dirs {
         for (_, name) in hooks::FILES {
-            let found = Found::at(host, &format!("{dir}/{name}"))?;
+            let found = FileNow::at(host, &format!("{dir}/{name}"))?;
             if plan.has(&found) {
                 continue;
             }
@@ -313,19 +313,19 @@ fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) 
     Ok(plan)
 }
 
-fn is_hook_of_ours(found: &Found) -> bool {
+fn is_hook_of_ours(found: &FileNow) -> bool {
     let parsed = found.text.as_deref().map(hooks::HookFile::parse);
     matches!(parsed, Some(Ok(Some(file))) if file.is_ours())
 }
 
 /// Did `pinfold install` write it? It always names the engine; the files of `make install` and of packages do not.
-fn is_by_install(found: &Found) -> bool {
+fn is_by_install(found: &FileNow) -> bool {
     let parsed = found.text.as_deref().map(hooks::HookFile::parse);
     matches!(parsed, Some(Ok(Some(file))) if file.is_ours() && file.engine().is_some())
 }
 
 /// Our drop-in file, if it is ours.
-fn ours(drop_in: &Found) -> Result<&Found> {
+fn ours(drop_in: &FileNow) -> Result<&FileNow> {
     match &drop_in.text {
         Some(text) if !text.starts_with(OURS) => bail!(Refusal::new(
             format!(

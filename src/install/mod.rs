@@ -56,7 +56,7 @@ pub struct Place<'a> {
 #[derive(Debug, Default)]
 pub struct Plan {
     /// The files that change; none where everything is as it should be.
-    pub changes: Vec<Change>,
+    pub changes: Vec<FileChange>,
     /// Directories of ours, which go when they are empty.
     pub directories: Vec<PathBuf>,
     /// What whoever installs has to know: a sentence each.
@@ -65,7 +65,7 @@ pub struct Plan {
 
 /// One file that changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct FileChange {
     /// The file, below the host's root, with symbolic links followed.
     pub path: PathBuf,
     /// What is in it; `None` where it is not there.
@@ -84,7 +84,7 @@ impl Plan {
         self.remarks.extend(other.remarks);
     }
 
-    fn has(&self, found: &Found) -> bool {
+    fn has(&self, found: &FileNow) -> bool {
         self.changes.iter().any(|change| change.path == found.path)
     }
 }
@@ -231,19 +231,19 @@ impl<'a> Place<'a> {
 
 /// A file as it is now.
 #[derive(Debug, Clone)]
-struct Found {
+struct FileNow {
     path: PathBuf,
     text: Option<String>,
 }
 
-impl Found {
+impl FileNow {
     /// Reads a file, by its path as the engine sees it.
-    fn at(host: &Host, path: &str) -> Result<Found> {
+    fn at(host: &Host, path: &str) -> Result<FileNow> {
         let path = host
             .resolve(path)
             .with_context(|| format!("look at {path}"))?;
         let text = files::read_text_if_there(&path)?;
-        Ok(Found { path, text })
+        Ok(FileNow { path, text })
     }
 
     fn backup(&self) -> PathBuf {
@@ -257,8 +257,8 @@ impl Found {
     }
 
     /// The change that gives it another content, if it is another.
-    fn become_text(&self, after: Option<String>) -> Option<Change> {
-        let change = Change {
+    fn become_text(&self, after: Option<String>) -> Option<FileChange> {
+        let change = FileChange {
             path: self.path.clone(),
             before: self.text.clone(),
             after,
@@ -268,8 +268,8 @@ impl Found {
     }
 
     /// The change that keeps what it is now beside it.
-    fn keep_backup(&self) -> Result<Option<Change>> {
-        let change = Change {
+    fn keep_backup(&self) -> Result<Option<FileChange>> {
+        let change = FileChange {
             path: self.backup(),
             before: self.backup_text()?,
             after: self.text.clone(),
@@ -288,14 +288,14 @@ impl Found {
     }
 
     /// The change that removes that copy where the file is the same: an install was killed after it was made.
-    fn drop_needless_backup(&self) -> Result<Option<Change>> {
+    fn drop_needless_backup(&self) -> Result<Option<FileChange>> {
         let is_needless = self.backup_text()? == self.text;
         Ok(self.drop_backup()?.filter(|_| is_needless))
     }
 
     /// The change that removes that copy.
-    fn drop_backup(&self) -> Result<Option<Change>> {
-        let change = Change {
+    fn drop_backup(&self) -> Result<Option<FileChange>> {
+        let change = FileChange {
             path: self.backup(),
             before: self.backup_text()?,
             after: None,

@@ -175,15 +175,15 @@ impl DockerRecord {
     /// The record of the container of this configuration and id: beside the files that docker mounts into it.
     pub fn of(config: &Path, id: &str) -> Option<DockerRecord> {
         #[derive(Deserialize)]
-        struct Config {
-            mounts: Vec<Mount>,
+        struct Bundled {
+            mounts: Vec<DockerMount>,
         }
         #[derive(Deserialize)]
-        struct Mount {
+        struct DockerMount {
             #[serde(default)]
             source: PathBuf,
         }
-        let config: Config = read_json(config)?;
+        let config: Bundled = read_json(config)?;
         let is_its_home =
             |home: &&Path| home.ends_with(Path::new("containers").join(id)) && home.is_absolute();
         let home = config.mounts.iter().find_map(|mount| {

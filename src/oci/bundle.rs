@@ -41,13 +41,13 @@ pub struct Bundle {
 /// A file that is kept, as its name tells.
 struct Keeper {
     path: PathBuf,
-    wrote: Mark,
+    wrote: Fingerprint,
 }
 
 /// What tells a file that we wrote from another; nobody who could write one gains by making two
 /// alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
+struct Fingerprint {
     inode: u64,
     /// When that inode was made, in nanoseconds since the epoch, for another file can have its
     /// number later; 0 where the file system does not say.
@@ -58,10 +58,10 @@ struct Mark {
     crc32: u32,
 }
 
-impl Mark {
-    fn of(file: Option<&Metadata>, text: &[u8]) -> Mark {
+impl Fingerprint {
+    fn of(file: Option<&Metadata>, text: &[u8]) -> Fingerprint {
         let changed = file.map(|file| files::nanoseconds(file.modified()));
-        Mark {
+        Fingerprint {
             inode: file.map_or(0, MetadataExt::ino),
             born: file.map_or(0, files::born),
             changed: changed.unwrap_or(0),
@@ -70,9 +70,9 @@ impl Mark {
         }
     }
 
-    fn parse(text: &str) -> Option<Mark> {
+    fn parse(text: &str) -> Option<Fingerprint> {
         let mut parts = text.splitn(5, '-');
-        Some(Mark {
+        Some(Fingerprint {
             inode: parts.next()?.parse().ok()?,
             born: parts.next()?.parse().ok()?,
             changed: parts.next()?.parse().ok()?,
@@ -84,13 +84,13 @@ impl Mark {
     /// Did we write the file that is there now? One that was copied since has another inode; and of
     /// one that was torn, as a power loss can leave it, the inode alone tells. That makes no file
     /// longer, and its last change no later: what somebody has edited in its place is not ours.
-    fn is_of(&self, now: &Mark, is_whole: bool) -> bool {
+    fn is_of(&self, now: &Fingerprint, is_whole: bool) -> bool {
         let is_same_text = (self.bytes, self.crc32) == (now.bytes, now.crc32);
         let may_be_torn = now.bytes <= self.bytes && now.changed <= self.changed;
         is_same_text || (self.is_of_file(now) && !is_whole && may_be_torn)
     }
 
-    fn is_of_file(&self, now: &Mark) -> bool {
+    fn is_of_file(&self, now: &Fingerprint) -> bool {
         (self.inode, self.born) == (now.inode, now.born)
     }
 }
@@ -114,7 +114,7 @@ impl Bundle {
                 "put the real thing there"
             )
         );
-        let now = Mark::of(entry.as_ref(), &text);
+        let now = Fingerprint::of(entry.as_ref(), &text);
         let is_whole = serde_json::from_slice::<IgnoredAny>(&text).is_ok();
         let (keepers, mut old) = beside(&path)?;
         let ours = keepers
@@ -176,7 +176,7 @@ impl Bundle {
         let ours = Replacement::like(&self.path, text.as_bytes(), &looks)?;
         let keeper = keeper(
             &self.path,
-            Mark::of(Some(&ours.metadata()?), text.as_bytes()),
+            Fingerprint::of(Some(&ours.metadata()?), text.as_bytes()),
         );
         // One of this name was kept for a file of that inode that is gone.
         files::remove(&keeper)?;
@@ -239,7 +239,7 @@ fn beside(path: &Path) -> Result<(Vec<Keeper>, Vec<PathBuf>)> {
     let mut keepers = Vec::new();
     let mut old = Vec::new();
     for entry in files::names_in(directory)? {
-        let wrote = entry.strip_prefix(&prefix).and_then(Mark::parse);
+        let wrote = entry.strip_prefix(&prefix).and_then(Fingerprint::parse);
         let path = directory.join(&entry);
         match wrote {
             Some(wrote) => keepers.push(Keeper { path, wrote }),
@@ -256,15 +256,15 @@ fn beside(path: &Path) -> Result<(Vec<Keeper>, Vec<PathBuf>)> {
 fn is_leftover_copy(entry: &str, prefix: &str) -> bool {
     let of = entry.strip_prefix('.').and_then(|rest| {
         let (name, _) = rest.rsplit_once('.')?;
-        Mark::parse(name.strip_prefix(prefix)?)?;
+        Fingerprint::parse(name.strip_prefix(prefix)?)?;
         Some(name)
     });
     of.is_some_and(|name| files::is_leftover(entry, name))
 }
 
-fn keeper(path: &Path, wrote: Mark) -> PathBuf {
+fn keeper(path: &Path, wrote: Fingerprint) -> PathBuf {
     let mut keeper = OsString::from(path);
-    let Mark {
+    let Fingerprint {
         inode,
         born,
         changed,
@@ -385,7 +385,10 @@ mod tests {
         put(&path, "{\"new\":1}");
         let bundle = open(&path);
         bundle
-            .keep(&keeper(&path, Mark::of(None, b"{\"never written\":1}")))
+            .keep(&keeper(
+                &path,
+                Fingerprint::of(None, b"{\"never written\":1}"),
+            ))
             .unwrap();
         assert_eq!(open(&path).found(), "{\"new\":1}");
         let others = [".config.json.swp", "config.json.pinfold-notes"];

@@ -132,7 +132,7 @@ enum Unknown {
 
 /// The option right before a word.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Before {
+enum Preceding {
     /// There is none, or it is known to stand alone, or has its value.
     #[default]
     Known,
@@ -165,7 +165,7 @@ impl CommandLine {
     fn read(arguments: &[OsString], unknown: Unknown) -> CommandLine {
         let mut line = CommandLine::default();
         let mut arguments = arguments.iter().map(OsString::as_os_str);
-        let mut before = Before::Known;
+        let mut before = Preceding::Known;
         while let Some(argument) = arguments.next() {
             let values: &[&str] = match line.verb {
                 Some(_) if line.makes_a_container() => &VERB_VALUES,
@@ -177,8 +177,8 @@ impl CommandLine {
                 Word::Plain if line.verb.is_none() => {
                     let is_verb = argument.to_str().is_some_and(|word| VERBS.contains(&word));
                     match (last, unknown) {
-                        (Before::Unknown, Unknown::Alone) if !is_verb => continue,
-                        (Before::Unknown, Unknown::WithValue) => continue,
+                        (Preceding::Unknown, Unknown::Alone) if !is_verb => continue,
+                        (Preceding::Unknown, Unknown::WithValue) => continue,
                         _ => line.verb = Some(argument.to_string_lossy().into_owned()),
                     }
                 }
@@ -190,7 +190,7 @@ impl CommandLine {
                 }
                 Word::Flag => {
                     before = line.flag(argument);
-                    if before == Before::Unknown && line.verb.is_none() {
+                    if before == Preceding::Unknown && line.verb.is_none() {
                         line.in_doubt
                             .get_or_insert_with(|| argument.to_string_lossy().into_owned());
                     }
@@ -206,10 +206,10 @@ impl CommandLine {
     }
 
     /// Takes a word for the id, or another that comes later where it could be the value of an option that is not known.
-    fn name(&mut self, word: &OsStr, before: Before) {
+    fn name(&mut self, word: &OsStr, before: Preceding) {
         if self.id.is_none() || self.is_id_unsure {
             self.id = Some(word.to_string_lossy().into_owned());
-            self.is_id_unsure = before == Before::Unknown;
+            self.is_id_unsure = before == Preceding::Unknown;
         }
     }
 
@@ -219,7 +219,7 @@ impl CommandLine {
     }
 
     /// Takes an option that has no value of its own behind it; says whether it is known to have none.
-    fn flag(&mut self, argument: &OsStr) -> Before {
+    fn flag(&mut self, argument: &OsStr) -> Preceding {
         let word = argument
             .to_str()
             .unwrap_or_default()
@@ -237,8 +237,8 @@ impl CommandLine {
         };
         // `--` ends the options.
         match has_value || name.is_empty() || known.contains(&name) {
-            true => Before::Known,
-            false => Before::Unknown,
+            true => Preceding::Known,
+            false => Preceding::Unknown,
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use unicode_width::UnicodeWidthStr;
 
 use super::layout::GAP;
-use super::machine::{LABEL_LINE, LINE, Load, Owned, Scene};
+use super::machine::{DrawnOwner, LABEL_LINE, LINE, Load, Scene};
 use super::owners::title;
 use super::pools::{Tenure, cell};
 use super::style::{LABEL, SMALL, letters};
@@ -31,10 +31,10 @@ const FEWEST_COLUMNS: usize = 10;
 
 /// How cores are drawn: all of the same size.
 #[derive(Debug)]
-pub(super) struct Cores<'a> {
+pub(super) struct CoreGrid<'a> {
     topology: &'a Topology,
     pools: &'a [SurveyedPool],
-    owners: &'a [Owned<'a>],
+    owners: &'a [DrawnOwner<'a>],
     of_cpu: BTreeMap<u32, OfCpu>,
     cell: i32,
     has_marks: bool,
@@ -50,8 +50,8 @@ struct OfCpu {
     owners: Vec<usize>,
 }
 
-impl<'a> Cores<'a> {
-    pub(super) fn of(scene: &'a Scene<'_>) -> Cores<'a> {
+impl<'a> CoreGrid<'a> {
+    pub(super) fn of(scene: &'a Scene<'_>) -> CoreGrid<'a> {
         let mut of_cpu: BTreeMap<u32, OfCpu> = BTreeMap::new();
         for (place, pool) in scene.pools.iter().enumerate() {
             for cpu in pool.lists.iter().flat_map(|list| list.cpus.iter()) {
@@ -87,7 +87,7 @@ impl<'a> Cores<'a> {
         let has_bars = scene.owners.iter().any(|owned| owned.load.is_some());
         let lines = i32::from(marks > 0) + 2 * i32::from(!scene.pools.is_empty());
         let bar = if has_bars { BAR + 4 } else { 0 };
-        Cores {
+        CoreGrid {
             topology,
             pools: scene.pools,
             owners: &scene.owners,
@@ -280,7 +280,7 @@ fn cell_width(topology: &Topology, of_cpu: &BTreeMap<u32, OfCpu>) -> i32 {
 }
 
 /// An owner's name, with its state in front of it where that is not as it should be.
-fn caption(owned: &Owned<'_>) -> String {
+fn caption(owned: &DrawnOwner<'_>) -> String {
     let title = one_line(&title(owned.owner));
     match owned.owner.state {
         OwnerState::Running => title,

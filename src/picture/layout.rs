@@ -1,6 +1,6 @@
 //! Where each box is: parts are laid out in rows within the part that they are in.
 
-use super::cores::Cores;
+use super::cores::CoreGrid;
 use super::machine::LABEL_LINE;
 use super::style::LABEL;
 use super::svg::{Rect, Svg, clipped, columns_in, width};
@@ -16,14 +16,14 @@ const MOST_NAME: usize = 40;
 /// All boxes of a machine, in rows.
 #[derive(Debug)]
 pub(super) struct Layout<'a> {
-    boxes: Vec<Placed<'a>>,
+    boxes: Vec<PlacedBox<'a>>,
     pub(super) width: i32,
     pub(super) height: i32,
 }
 
 /// A box, and where it is within the one around it.
 #[derive(Debug)]
-struct Placed<'a> {
+struct PlacedBox<'a> {
     x: i32,
     y: i32,
     width: i32,
@@ -37,18 +37,18 @@ enum Shape<'a> {
     /// CPUs that are there and can run nothing.
     Offline(CpuSet),
     /// A part, its name in lines, and what lies within it.
-    Part(&'a Part, Vec<String>, Vec<Placed<'a>>),
+    Part(&'a Part, Vec<String>, Vec<PlacedBox<'a>>),
 }
 
 impl<'a> Layout<'a> {
     /// Lays out a machine in rows that are not wider than this, where its boxes allow it.
-    pub(super) fn of(machine: &'a Part, offline: &CpuSet, cores: &Cores<'_>, most: i32) -> Self {
+    pub(super) fn of(machine: &'a Part, offline: &CpuSet, cores: &CoreGrid<'_>, most: i32) -> Self {
         let parts = machine.parts.iter();
-        let mut boxes: Vec<Placed<'_>> = parts.map(|part| placed(part, cores, most)).collect();
+        let mut boxes: Vec<PlacedBox<'_>> = parts.map(|part| placed(part, cores, most)).collect();
         if !offline.is_empty() {
             let (width, height) = cores.offline_size(offline, most);
             let what = Shape::Offline(offline.clone());
-            boxes.push(Placed::sized(width, height, what));
+            boxes.push(PlacedBox::sized(width, height, what));
         }
         let (width, height) = in_rows(&mut boxes, most);
         Layout {
@@ -58,14 +58,14 @@ impl<'a> Layout<'a> {
         }
     }
 
-    pub(super) fn draw(&self, svg: &mut Svg, at: (i32, i32), cores: &Cores<'_>) {
+    pub(super) fn draw(&self, svg: &mut Svg, at: (i32, i32), cores: &CoreGrid<'_>) {
         self.boxes.iter().for_each(|one| one.draw(svg, at, cores));
     }
 }
 
-impl<'a> Placed<'a> {
-    fn sized(width: i32, height: i32, what: Shape<'a>) -> Placed<'a> {
-        Placed {
+impl<'a> PlacedBox<'a> {
+    fn sized(width: i32, height: i32, what: Shape<'a>) -> PlacedBox<'a> {
+        PlacedBox {
             x: 0,
             y: 0,
             width,
@@ -74,7 +74,7 @@ impl<'a> Placed<'a> {
         }
     }
 
-    fn draw(&self, svg: &mut Svg, (x, y): (i32, i32), cores: &Cores<'_>) {
+    fn draw(&self, svg: &mut Svg, (x, y): (i32, i32), cores: &CoreGrid<'_>) {
         let (x, y) = (x + self.x, y + self.y);
         let rect = Rect {
             x,
@@ -103,9 +103,9 @@ impl<'a> Placed<'a> {
     }
 }
 
-fn placed<'a>(part: &'a Part, cores: &Cores<'_>, most: i32) -> Placed<'a> {
+fn placed<'a>(part: &'a Part, cores: &CoreGrid<'_>, most: i32) -> PlacedBox<'a> {
     if part.what == What::Core {
-        return Placed::sized(cores.width, cores.height, Shape::Core(part));
+        return PlacedBox::sized(cores.width, cores.height, Shape::Core(part));
     }
     // What has the same CPUs is one box of several names.
     let mut names = vec![clipped(&part.to_string(), MOST_NAME)];
@@ -121,7 +121,7 @@ fn placed<'a>(part: &'a Part, cores: &Cores<'_>, most: i32) -> Placed<'a> {
         names.push(clipped(&format!("CPUs {}", part.cpus), MOST_NAME));
     }
     let within = most - 2 * GAP;
-    let mut inner: Vec<Placed<'_>> = parts
+    let mut inner: Vec<PlacedBox<'_>> = parts
         .iter()
         .map(|part| placed(part, cores, within))
         .collect();
@@ -131,7 +131,7 @@ fn placed<'a>(part: &'a Part, cores: &Cores<'_>, most: i32) -> Placed<'a> {
     let lines = in_lines(&names, columns_in(width, LABEL));
     let lines_height = LABEL_LINE * i32::try_from(lines.len()).unwrap_or_default();
     let gap = if inner.is_empty() { 0 } else { GAP / 2 };
-    Placed::sized(
+    PlacedBox::sized(
         width + 2 * GAP,
         GAP / 2 + lines_height + gap + height + GAP,
         Shape::Part(part, lines, inner),
@@ -155,7 +155,7 @@ fn in_lines(names: &[String], most: usize) -> Vec<String> {
 
 /// Puts boxes into as few rows as there must be, each no wider than it must be for that; the width
 /// and the height that they take.
-fn in_rows(boxes: &mut [Placed<'_>], most: i32) -> (i32, i32) {
+fn in_rows(boxes: &mut [PlacedBox<'_>], most: i32) -> (i32, i32) {
     let rows = rows_of(boxes, most);
     let (mut low, mut high) = (0, most);
     while low < high {
@@ -184,11 +184,11 @@ fn in_rows(boxes: &mut [Placed<'_>], most: i32) -> (i32, i32) {
 }
 
 /// Makes the boxes of a row equally high.
-fn align(row: &mut [Placed<'_>], height: i32) {
+fn align(row: &mut [PlacedBox<'_>], height: i32) {
     row.iter_mut().for_each(|one| one.height = height);
 }
 
-fn rows_of(boxes: &[Placed<'_>], most: i32) -> usize {
+fn rows_of(boxes: &[PlacedBox<'_>], most: i32) -> usize {
     let (mut rows, mut x) = (1, 0);
     for one in boxes {
         if x > 0 && x + one.width > most {

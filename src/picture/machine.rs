@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::cores::Cores;
+use super::cores::CoreGrid;
 use super::layout::{GAP, Layout};
-use super::owners::Table;
+use super::owners::OwnersTable;
 use super::pools;
 use super::style::{HEADING, LABEL, SMALL};
 use super::svg::Svg;
@@ -20,14 +20,14 @@ pub struct Scene<'a> {
     /// Its pools.
     pub pools: &'a [SurveyedPool],
     /// Who owns what.
-    pub owners: Vec<Owned<'a>>,
+    pub owners: Vec<DrawnOwner<'a>>,
     /// How long owners were measured; `None` where they were not.
     pub interval: Option<Duration>,
 }
 
 /// An owner, and what it did.
 #[derive(Debug, Clone, Copy)]
-pub struct Owned<'a> {
+pub struct DrawnOwner<'a> {
     /// Who it is.
     pub owner: &'a Owner,
     /// What it did with its CPUs, where that is known.
@@ -53,8 +53,8 @@ const WIDTH_STEP: usize = 80;
 
 /// The picture, as SVG. The same scene gives the same picture.
 pub fn machine(scene: &Scene<'_>) -> String {
-    let (cores, tree) = (Cores::of(scene), Part::of(scene.topology));
-    let table = Table::of(scene);
+    let (cores, tree) = (CoreGrid::of(scene), Part::of(scene.topology));
+    let table = OwnersTable::of(scene);
     let least = table.width.max(*WIDTHS.start());
     let layout = |most| Layout::of(&tree, &scene.topology.offline, &cores, most);
     // Screens are 16 wide to 10 high, or flatter.

@@ -14,5 +14,5 @@ mod svg;
 mod time;
 mod usage;
 
-pub use machine::{Load, Owned, Scene, machine};
+pub use machine::{DrawnOwner, Load, Scene, machine};
 pub use usage::{Span, usage};

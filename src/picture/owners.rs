@@ -4,7 +4,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::cores::{BAR, bar};
 use super::layout::GAP;
-use super::machine::{LINE, Owned, Scene};
+use super::machine::{DrawnOwner, LINE, Scene};
 use super::pools::{BOX, Tenure, sample};
 use super::style::{SMALL, letters};
 use super::svg::{Svg, clipped, columns_width};
@@ -32,9 +32,9 @@ pub(super) fn title(owner: &Owner) -> String {
 
 /// The table, in as many columns of rows as there is room for.
 #[derive(Debug)]
-pub(super) struct Table<'a> {
+pub(super) struct OwnersTable<'a> {
     scene: &'a Scene<'a>,
-    listed: &'a [Owned<'a>],
+    listed: &'a [DrawnOwner<'a>],
     rows: Vec<[String; 4]>,
     /// The width of each of the texts, where any owner has it.
     columns: [Option<i32>; 4],
@@ -43,8 +43,8 @@ pub(super) struct Table<'a> {
     pub(super) width: i32,
 }
 
-impl<'a> Table<'a> {
-    pub(super) fn of(scene: &'a Scene<'a>) -> Table<'a> {
+impl<'a> OwnersTable<'a> {
+    pub(super) fn of(scene: &'a Scene<'a>) -> OwnersTable<'a> {
         let listed = &scene.owners[..scene.owners.len().min(MOST_OWNERS)];
         let rows: Vec<[String; 4]> = listed.iter().map(cells).collect();
         let columns = [0, 1, 2, 3].map(|column| {
@@ -54,7 +54,7 @@ impl<'a> Table<'a> {
         });
         let has_loads = listed.iter().any(|owned| owned.load.is_some());
         let loads = if has_loads { BAR_WIDTH + 2 * LOAD } else { 0 };
-        Table {
+        OwnersTable {
             scene,
             listed,
             width: BOX.0 + GAP + columns.iter().flatten().sum::<i32>() + loads + 2 * GAP,
@@ -125,7 +125,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn draw_row(&self, svg: &mut Svg, owned: &Owned<'_>, row: &[String; 4], (x, y): (i32, i32)) {
+    fn draw_row(
+        &self,
+        svg: &mut Svg,
+        owned: &DrawnOwner<'_>,
+        row: &[String; 4],
+        (x, y): (i32, i32),
+    ) {
         let base = y + BOX.1 - 4;
         let mut pools = self.scene.pools.iter();
         if let Some(place) = pools.position(|pool| pool.name == owned.owner.pool) {
@@ -159,7 +165,7 @@ const LOADS: [&str; 2] = ["USED%", "NOISE%"];
 const LOAD: i32 = 56;
 
 /// Name, pool, CPUs, and a state that is not as it should be.
-fn cells(owned: &Owned<'_>) -> [String; 4] {
+fn cells(owned: &DrawnOwner<'_>) -> [String; 4] {
     let owner = owned.owner;
     let state = match owner.state {
         OwnerState::Running => "",

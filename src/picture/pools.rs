@@ -3,7 +3,7 @@
 use super::cores::{BAR, bar};
 use super::layout::GAP;
 use super::machine::{LINE, Load, Scene};
-use super::style::{Look, SMALL, letters};
+use super::style::{PoolStyle, SMALL, letters};
 use super::svg::{Rect, Svg, clipped, width};
 use crate::cpulist::CpuSet;
 use crate::placement::SurveyedPool;
@@ -32,7 +32,7 @@ pub(super) fn cell(
     tenure: Tenure,
     rect: Rect,
 ) -> &'static str {
-    let Some(look) = pool.map(Look::of) else {
+    let Some(look) = pool.map(PoolStyle::of) else {
         svg.rect(classes, rect);
         return "number";
     };

@@ -90,18 +90,18 @@ const THEME: [(&str, &str, &str); 12] = [
 /// A pool's looks, by its place among the pools: the classes of a box of its colour, of letters on
 /// it, and of the stripes that tell it from a pool of the same colour, where there are so many.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Look {
+pub(super) struct PoolStyle {
     pub(super) fill: String,
     pub(super) ink: &'static str,
     pub(super) stripes: Option<&'static str>,
 }
 
-impl Look {
-    pub(super) fn of(place: usize) -> Look {
+impl PoolStyle {
+    pub(super) fn of(place: usize) -> PoolStyle {
         let colour = place % COLOURS.len();
         let (_, ink, stripes) = COLOURS[colour];
         let stripes = (place >= COLOURS.len()).then_some(stripes.stripes());
-        Look {
+        PoolStyle {
             fill: format!("c{colour}"),
             ink: ink.letters(),
             stripes,
@@ -248,7 +248,7 @@ mod tests {
         for (place, word) in [(0, "A"), (25, "Z"), (26, "AA"), (51, "AZ"), (52, "BA")] {
             assert_eq!(letters(place), word);
         }
-        assert_eq!(Look::of(0).fill, Look::of(7).fill);
-        assert_ne!(Look::of(0), Look::of(7));
+        assert_eq!(PoolStyle::of(0).fill, PoolStyle::of(7).fill);
+        assert_ne!(PoolStyle::of(0), PoolStyle::of(7));
     }
 }

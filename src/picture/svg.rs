@@ -50,13 +50,13 @@ impl Svg {
     pub(super) fn text(&mut self, classes: impl Display, (x, y): (i32, i32), text: &str) {
         self.put(format_args!(
             "<text class=\"{classes}\" x=\"{x}\" y=\"{y}\">{}</text>\n",
-            Escaped(text)
+            XmlEscaped(text)
         ));
     }
 
     /// Draws what belongs together, which a browser shows this title of.
     pub(super) fn group(&mut self, title: &str, draw: impl FnOnce(&mut Svg)) {
-        self.put(format_args!("<g><title>{}</title>\n", Escaped(title)));
+        self.put(format_args!("<g><title>{}</title>\n", XmlEscaped(title)));
         draw(self);
         self.put(format_args!("</g>\n"));
     }
@@ -69,8 +69,8 @@ impl Svg {
              width=\"{width}\" height=\"{height}\" role=\"img\" aria-labelledby=\"title about\">\n\
              <title id=\"title\">{}</title>\n<desc id=\"about\">{}</desc>\n{}\
              <rect class=\"page\" width=\"{width}\" height=\"{height}\"/>\n{}</svg>\n",
-            Escaped(title),
-            Escaped(about),
+            XmlEscaped(title),
+            XmlEscaped(about),
             style::sheet(),
             self.out
         )
@@ -85,9 +85,9 @@ impl Svg {
 /// A text as it stands in an element: what cannot be seen is shown by its number, which is also
 /// what XML has no characters for, and what XML gives a meaning is escaped (W3C, XML 1.0, sections
 /// 2.2 and 2.4).
-struct Escaped<'a>(&'a str);
+struct XmlEscaped<'a>(&'a str);
 
-impl Display for Escaped<'_> {
+impl Display for XmlEscaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in one_line(self.0).chars() {
             match character {
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn nothing_of_a_text_is_taken_for_xml() {
-        let shown = Escaped("<a b=\"&'\"/>]]>\u{1b}\n\u{202e}\u{ffff}é").to_string();
+        let shown = XmlEscaped("<a b=\"&'\"/>]]>\u{1b}\n\u{202e}\u{ffff}é").to_string();
         let expected = "&lt;a b=&quot;&amp;&#39;&quot;/&gt;]]&gt;\\u{1b}\\n\\u{202e}\\u{ffff}é";
         assert_eq!(shown, expected);
     }

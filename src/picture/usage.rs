@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use super::layout::GAP;
 use super::machine::{LINE, MARGIN};
 use super::pools::names;
-use super::style::{HEADING, Look, SMALL, letters};
+use super::style::{HEADING, PoolStyle, SMALL, letters};
 use super::svg::{Rect, Svg, width};
 use super::time::{Periods, minute};
 
@@ -40,7 +40,7 @@ const MOST_SECONDS: f64 = 1e15;
 /// disturbed it, is divided evenly over the time for which it had its CPUs.
 pub fn usage(spans: &[Span<'_>], time: &RangeInclusive<i64>) -> String {
     let periods = Periods::of(*time.start(), *time.end());
-    let sums = Sums::of(spans, &periods);
+    let sums = PeriodSums::of(spans, &periods);
     let each = periods.each();
     let (x, mut y) = (MARGIN, MARGIN + HEADING);
     let mut svg = Svg::default();
@@ -97,7 +97,7 @@ pub fn usage(spans: &[Span<'_>], time: &RangeInclusive<i64>) -> String {
 
 /// The part of a column that is a pool's.
 fn stack(svg: &mut Svg, place: usize, rect: Rect) {
-    let look = Look::of(place);
+    let look = PoolStyle::of(place);
     svg.rect(format_args!("cpu {}", look.fill), rect);
     if let Some(stripes) = look.stripes {
         svg.rect(stripes, rect);
@@ -113,16 +113,16 @@ fn stack(svg: &mut Svg, place: usize, rect: Rect) {
 
 /// CPU seconds of each period.
 #[derive(Debug)]
-struct Sums<'a> {
+struct PeriodSums<'a> {
     /// By pool.
     used: BTreeMap<&'a str, Vec<f64>>,
     noise: Vec<f64>,
 }
 
-impl<'a> Sums<'a> {
-    fn of(spans: &[Span<'a>], periods: &Periods) -> Sums<'a> {
+impl<'a> PeriodSums<'a> {
+    fn of(spans: &[Span<'a>], periods: &Periods) -> PeriodSums<'a> {
         let none = vec![0.0; usize::try_from(periods.count).unwrap_or_default()];
-        let mut sums = Sums {
+        let mut sums = PeriodSums {
             used: BTreeMap::new(),
             noise: none.clone(),
         };

@@ -26,7 +26,7 @@ pub use change::init::{Existing, Made, init, try_init, unmake};
 pub use change::steps::{Change, Changed, change, try_change};
 pub use change::stock::stock;
 pub use end::reap::Reclaimed;
-pub use end::reconcile::{Report, reconcile};
+pub use end::reconcile::{Reconciled, reconcile};
 pub use end::release::{Release, force_release, release};
 pub use keeper::let_through;
 pub use look::audit::{Audit, audit, live_claims};

@@ -7,10 +7,10 @@ use crate::cpulist::CpuSet;
 use crate::pools::{Kind, Pool};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Numa, Request, Size};
-use crate::topology::{Group, Levels};
+use crate::topology::{CpuGroup, Levels};
 
 /// What a choice looked at.
-pub(crate) struct Seen<'a> {
+pub(crate) struct Considered<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) offers: &'a [Offer<'a>],
     pub(crate) reach: &'a Reach,
@@ -22,40 +22,40 @@ pub(crate) struct Seen<'a> {
 
 /// Lists that nobody owns and that this owner cannot be given, counted as what is asked for, and their CPUs.
 #[derive(Default)]
-struct Kept {
+struct KeptAway {
     offline: usize,
     offline_cpus: CpuSet,
     forbidden: usize,
     forbidden_cpus: CpuSet,
 }
 
-impl Seen<'_> {
+impl Considered<'_> {
     /// The reason, what would have fitted, and what to do. Whoever asked adds for whom, and which pool.
-    pub(crate) fn refusal(&self, refusal: &choose::Refusal) -> Refusal {
+    pub(crate) fn refusal(&self, refusal: &choose::NoChoice) -> Refusal {
         let size = self.request.size;
         let name = &self.pool.name;
         let kept = self.kept();
         let reason = match refusal {
-            choose::Refusal::Exhausted { .. } => Reason::Exhausted,
+            choose::NoChoice::Exhausted { .. } => Reason::Exhausted,
             _ => Reason::Unfit,
         };
         let refusal = match refusal {
-            choose::Refusal::Exhausted { free } => Refusal::new(
+            choose::NoChoice::Exhausted { free } => Refusal::new(
                 format!(
                     "the pool is exhausted: {size} asked for, {free} free{}",
                     self.told(&kept)
                 ),
                 self.remedy(&kept, *free, "stop an owner (`pinfold describe` shows them), or make the pool larger (`pinfold pool resize --help`)"),
             ),
-            choose::Refusal::TooSmall { all } => Refusal::new(
+            choose::NoChoice::TooSmall { all } => Refusal::new(
                 format!(
                     "the pool is too small: {size} asked for, and it can give {all} at most{}",
                     self.told(&kept)
                 ),
                 self.remedy(&kept, *all, "ask for less, or make it larger (`pinfold pool resize --help`)"),
             ),
-            choose::Refusal::Scattered(scattered) => self.scattered(scattered),
-            choose::Refusal::Untold { within, gap } => Refusal::new(
+            choose::NoChoice::Scattered(scattered) => self.scattered(scattered),
+            choose::NoChoice::Untold { within, gap } => Refusal::new(
                 format!(
                     "{size} asked for within {within}, and the kernel does not tell the {} of the CPUs {} ({gap})",
                     level(*within),
@@ -63,22 +63,22 @@ impl Seen<'_> {
                 ),
                 format!("drop pinfold.io/{}", key(*within)),
             ),
-            choose::Refusal::Spans(within) => Refusal::new(
+            choose::NoChoice::Spans(within) => Refusal::new(
                 format!("no CPU list of the pool that is large enough lies within {within}"),
                 format!("drop pinfold.io/{}, or use another pool", key(*within)),
             ),
-            choose::Refusal::OneListOnly => Refusal::new(
+            choose::NoChoice::OneListOnly => Refusal::new(
                 format!("the pool is shared, which gives one CPU list, and {size} asked for"),
                 "ask for 1, or use pinfold.io/cpus",
             ),
-            choose::Refusal::Offline => Refusal::new(
+            choose::NoChoice::Offline => Refusal::new(
                 "every CPU list of the pool has a CPU that is offline",
                 format!(
                     "{}, or make a pool of others (`pinfold pool add --help`)",
                     put_online(&kept.offline_cpus)
                 ),
             ),
-            choose::Refusal::NotAllowed => Refusal::new(
+            choose::NoChoice::NotAllowed => Refusal::new(
                 match self.bound {
                     Some(bound) => format!(
                         "{} allows only the CPUs {}, which hold no CPU list of pool {name}",
@@ -101,8 +101,8 @@ impl Seen<'_> {
         }
     }
 
-    fn kept(&self) -> Kept {
-        let mut kept = Kept::default();
+    fn kept(&self) -> KeptAway {
+        let mut kept = KeptAway::default();
         let is_free = |offer: &&Offer<'_>| offer.owners == 0 || self.pool.kind == Kind::Shared;
         for offer in self.offers.iter().filter(is_free) {
             let offline = offer.cpus.difference(&self.reach.online);
@@ -119,7 +119,7 @@ impl Seen<'_> {
     }
 
     /// What others may see as free besides.
-    fn told(&self, kept: &Kept) -> String {
+    fn told(&self, kept: &KeptAway) -> String {
         let mut told = String::new();
         if let (Some(bound), true) = (self.bound, kept.forbidden > 0) {
             told += &format!(
@@ -140,7 +140,7 @@ impl Seen<'_> {
     }
 
     /// What to do; `had` is what could be given without what is kept away.
-    fn remedy(&self, kept: &Kept, had: usize, otherwise: &str) -> String {
+    fn remedy(&self, kept: &KeptAway, had: usize, otherwise: &str) -> String {
         let (Size::Lists(asked) | Size::Cpus(asked)) = self.request.size;
         let would_do = |kept: usize| kept > 0 && had + kept >= asked;
         match self.bound {
@@ -208,7 +208,7 @@ impl Seen<'_> {
     /// Under how many last-level caches they lie.
     fn caches(&self) -> usize {
         let caches = self.levels.caches.iter();
-        let has_any = |cache: &&Group| {
+        let has_any = |cache: &&CpuGroup| {
             self.free()
                 .any(|offer| !offer.cpus.is_disjoint(&cache.cpus))
         };
@@ -231,8 +231,8 @@ pub(crate) fn by_node<'a>(
             None => over_several += weight,
         }
     }
-    let on = |(node, amount): (&Group, &usize)| match node.id {
-        Group::UNTOLD => format!("{amount} on a node that the kernel does not tell"),
+    let on = |(node, amount): (&CpuGroup, &usize)| match node.id {
+        CpuGroup::UNTOLD => format!("{amount} on a node that the kernel does not tell"),
         number => format!("{amount} on node {number}"),
     };
     let mut parts: Vec<String> = levels.nodes.iter().zip(&amounts).map(on).collect();

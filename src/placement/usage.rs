@@ -144,7 +144,7 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
     }
     let accounts = Accounts::of(&site.host);
     let times = accounts.times()?;
-    let reader = Reader {
+    let reader = UsageReader {
         site,
         hierarchy: cpuset::hierarchy(&site.host)?,
         samples: Samples::of(&site.run_dir),
@@ -245,7 +245,7 @@ impl Site {
                 }
                 let reader = match &mut reader {
                     Some(reader) => reader,
-                    none => none.insert(Reader {
+                    none => none.insert(UsageReader {
                         site: self,
                         hierarchy: hierarchy.clone(),
                         samples: Samples::of(&self.run_dir),
@@ -348,14 +348,14 @@ fn has_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<bool> {
     Ok(hierarchy.group(&claimed.path)?.inode()? == Some(claimed.inode))
 }
 
-struct Reader<'a> {
+struct UsageReader<'a> {
     site: &'a Site,
     hierarchy: Hierarchy,
     samples: Samples,
     boot_id: String,
 }
 
-impl Reader<'_> {
+impl UsageReader<'_> {
     fn read_or_say(
         &self,
         claim: &Claim,

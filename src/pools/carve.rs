@@ -22,14 +22,14 @@ pub struct Core {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cut {
     /// From which NUMA nodes.
-    pub numa: Numa,
+    pub numa: FromNodes,
     /// From which last-level caches.
-    pub cache: Cache,
+    pub cache: FromCaches,
 }
 
 /// From which NUMA nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Numa {
+pub enum FromNodes {
     /// Whatever comes first by number.
     #[default]
     Any,
@@ -43,7 +43,7 @@ pub enum Numa {
 
 /// From which last-level caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cache {
+pub enum FromCaches {
     /// Whatever comes first by number.
     #[default]
     Any,
@@ -55,38 +55,38 @@ pub enum Cache {
     Single,
 }
 
-impl FromStr for Numa {
+impl FromStr for FromNodes {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Numa, String> {
+    fn from_str(text: &str) -> Result<FromNodes, String> {
         match (text, text.parse()) {
-            ("pack", _) => Ok(Numa::Pack),
-            ("spread", _) => Ok(Numa::Spread),
-            (_, Ok(node @ 0..=9999)) => Ok(Numa::Node(node)),
+            ("pack", _) => Ok(FromNodes::Pack),
+            ("spread", _) => Ok(FromNodes::Spread),
+            (_, Ok(node @ 0..=9999)) => Ok(FromNodes::Node(node)),
             _ => Err("numa= is pack, spread or the number of a node".to_owned()),
         }
     }
 }
 
-impl FromStr for Cache {
+impl FromStr for FromCaches {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Cache, String> {
+    fn from_str(text: &str) -> Result<FromCaches, String> {
         match text {
-            "pack" => Ok(Cache::Pack),
-            "spread" => Ok(Cache::Spread),
-            "single" => Ok(Cache::Single),
+            "pack" => Ok(FromCaches::Pack),
+            "spread" => Ok(FromCaches::Spread),
+            "single" => Ok(FromCaches::Single),
             _ => Err("cache= is pack, spread or single".to_owned()),
         }
     }
 }
 
-impl Numa {
+impl FromNodes {
     /// May this core be taken?
     pub(super) fn has(self, core: &Core) -> bool {
         match self {
-            Numa::Node(node) => core.node == Some(node),
-            Numa::Any | Numa::Pack | Numa::Spread => true,
+            FromNodes::Node(node) => core.node == Some(node),
+            FromNodes::Any | FromNodes::Pack | FromNodes::Spread => true,
         }
     }
 }
@@ -126,14 +126,14 @@ pub fn take(free: &mut Vec<Core>, count: usize, cut: Cut) -> Result<Vec<CpuSet>>
 /// How many cores come from which group of cores.
 type Shares = Vec<(usize, Vec<Core>)>;
 
-fn shares_of_nodes(free: &[Core], count: usize, numa: Numa) -> Result<Shares> {
+fn shares_of_nodes(free: &[Core], count: usize, numa: FromNodes) -> Result<Shares> {
     let nodes = grouped(free, |core| core.node);
     match numa {
-        Numa::Any if free.len() >= count => Ok(vec![(count, free.to_vec())]),
-        Numa::Any => bail!("{} cores are free", free.len()),
-        Numa::Pack => pack(nodes, count),
-        Numa::Spread => spread(nodes, count),
-        Numa::Node(node) => {
+        FromNodes::Any if free.len() >= count => Ok(vec![(count, free.to_vec())]),
+        FromNodes::Any => bail!("{} cores are free", free.len()),
+        FromNodes::Pack => pack(nodes, count),
+        FromNodes::Spread => spread(nodes, count),
+        FromNodes::Node(node) => {
             let mut of_node = free.to_vec();
             of_node.retain(|core| numa.has(core));
             match of_node.len() {
@@ -150,13 +150,13 @@ fn shares_of_nodes(free: &[Core], count: usize, numa: Numa) -> Result<Shares> {
     }
 }
 
-fn shares_of_caches(free: &[Core], count: usize, cache: Cache) -> Result<Shares> {
+fn shares_of_caches(free: &[Core], count: usize, cache: FromCaches) -> Result<Shares> {
     let caches = grouped(free, |core| core.cache);
     match cache {
-        Cache::Any => Ok(vec![(count, free.to_vec())]),
-        Cache::Pack => pack(caches, count),
-        Cache::Spread => spread(caches, count),
-        Cache::Single => {
+        FromCaches::Any => Ok(vec![(count, free.to_vec())]),
+        FromCaches::Pack => pack(caches, count),
+        FromCaches::Spread => spread(caches, count),
+        FromCaches::Single => {
             let mut told = free.to_vec();
             told.retain(|core| core.cache.is_some());
             let caches = grouped(&told, |core| core.cache);
@@ -256,23 +256,29 @@ mod tests {
 
     #[test]
     fn cores_come_from_where_they_are_to() {
-        let (any, single) = (Cache::Any, Cache::Single);
+        let (any, single) = (FromCaches::Any, FromCaches::Single);
         for (free, count, numa, cache, expected) in [
-            ("0-7", 3, Numa::Any, any, &[0, 1, 2][..]),
-            ("0-7", 4, Numa::Spread, any, &[0, 1, 4, 5]),
-            ("0-7", 5, Numa::Spread, any, &[0, 1, 2, 4, 5]),
-            ("0,4-7", 4, Numa::Spread, any, &[0, 4, 5, 6]),
-            ("0-7", 2, Numa::Node(1), any, &[4, 5]),
-            ("0-4,6,7", 3, Numa::Pack, any, &[4, 6, 7]),
-            ("1-7", 4, Numa::Pack, any, &[4, 5, 6, 7]),
-            ("1-7", 5, Numa::Pack, any, &[1, 4, 5, 6, 7]),
-            ("1-7", 2, Numa::Any, single, &[2, 3]),
-            ("0-7", 1, Numa::Any, single, &[0]),
-            ("1-7", 1, Numa::Any, single, &[1]),
-            ("1-7", 3, Numa::Any, Cache::Pack, &[1, 2, 3]),
-            ("0-7", 4, Numa::Any, Cache::Spread, &[0, 2, 4, 6]),
-            ("0-7", 4, Numa::Spread, Cache::Spread, &[0, 2, 4, 6]),
-            ("0-7", 4, Numa::Spread, single, &[0, 1, 4, 5]),
+            ("0-7", 3, FromNodes::Any, any, &[0, 1, 2][..]),
+            ("0-7", 4, FromNodes::Spread, any, &[0, 1, 4, 5]),
+            ("0-7", 5, FromNodes::Spread, any, &[0, 1, 2, 4, 5]),
+            ("0,4-7", 4, FromNodes::Spread, any, &[0, 4, 5, 6]),
+            ("0-7", 2, FromNodes::Node(1), any, &[4, 5]),
+            ("0-4,6,7", 3, FromNodes::Pack, any, &[4, 6, 7]),
+            ("1-7", 4, FromNodes::Pack, any, &[4, 5, 6, 7]),
+            ("1-7", 5, FromNodes::Pack, any, &[1, 4, 5, 6, 7]),
+            ("1-7", 2, FromNodes::Any, single, &[2, 3]),
+            ("0-7", 1, FromNodes::Any, single, &[0]),
+            ("1-7", 1, FromNodes::Any, single, &[1]),
+            ("1-7", 3, FromNodes::Any, FromCaches::Pack, &[1, 2, 3]),
+            ("0-7", 4, FromNodes::Any, FromCaches::Spread, &[0, 2, 4, 6]),
+            (
+                "0-7",
+                4,
+                FromNodes::Spread,
+                FromCaches::Spread,
+                &[0, 2, 4, 6],
+            ),
+            ("0-7", 4, FromNodes::Spread, single, &[0, 1, 4, 5]),
         ] {
             let free: CpuSet = free.parse().unwrap();
             let mut cores = machine();
@@ -287,22 +293,27 @@ mod tests {
     #[test]
     fn too_few_are_counted_and_none_is_taken() {
         for (count, numa, cache, said) in [
-            (9, Numa::Any, Cache::Any, "8 cores are free"),
-            (9, Numa::Pack, Cache::Any, "8 cores are free"),
-            (9, Numa::Spread, Cache::Any, "8 cores are free"),
+            (9, FromNodes::Any, FromCaches::Any, "8 cores are free"),
+            (9, FromNodes::Pack, FromCaches::Any, "8 cores are free"),
+            (9, FromNodes::Spread, FromCaches::Any, "8 cores are free"),
             (
                 5,
-                Numa::Node(1),
-                Cache::Any,
+                FromNodes::Node(1),
+                FromCaches::Any,
                 "4 cores are free on NUMA node 1",
             ),
             (
                 1,
-                Numa::Node(7),
-                Cache::Any,
+                FromNodes::Node(7),
+                FromCaches::Any,
                 "0 cores are free on NUMA node 7",
             ),
-            (3, Numa::Any, Cache::Single, "2 cores are free below one"),
+            (
+                3,
+                FromNodes::Any,
+                FromCaches::Single,
+                "2 cores are free below one",
+            ),
         ] {
             let mut cores = machine();
             let error = take(&mut cores, count, Cut { numa, cache }).unwrap_err();

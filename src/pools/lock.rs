@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use fs2::FileExt;
 use nix::unistd::geteuid;
 
-use super::lock_table::Place;
+use super::lock_table::FileId;
 use super::queue::{self, Ticket};
 use super::wait::Alarm;
 use super::{LOCK_MODE, PoolDirectory};
@@ -220,15 +220,15 @@ impl PoolDirectory {
             return Ok(None);
         };
         let file = files::open_regular(&self.lock_path())?;
-        let now = Place::of(host, &file)?;
+        let now = FileId::of(host, &file)?;
         // It was on the file system that the new one is on, or on one that is not here any more.
         let is_same = file.metadata().context("look at the lock")?.dev() == device;
-        let former = Place {
+        let former = FileId {
             inode,
             ..if is_same {
                 now
             } else {
-                Place::by_device(device, inode)
+                FileId::by_device(device, inode)
             }
         };
         let locks = files::read_if_there(&host.proc_locks())?.unwrap_or_default();
@@ -396,7 +396,7 @@ impl Lock {
     /// Lets go, and waits a little until one of those who wait for it has it: whoever asks again at
     /// once would be before them.
     pub fn hand_on(self, host: &Host) {
-        let place = Place::of(host, &self.file);
+        let place = FileId::of(host, &self.file);
         let locks = || files::read(&host.proc_locks()).unwrap_or_default();
         let waited_for = place
             .ok()
@@ -455,12 +455,12 @@ fn key_of(metadata: &Metadata) -> String {
 fn is_kept(host: &Host, file: &File) -> bool {
     let locks = files::read_if_there(&host.proc_locks());
     let locks = locks.ok().flatten().unwrap_or_default();
-    Place::of(host, file).is_ok_and(|place| place.is_kept_in(&locks))
+    FileId::of(host, file).is_ok_and(|place| place.is_kept_in(&locks))
 }
 
 /// Who holds the flock on this file, from `/proc/locks` (proc_locks(5)): a pid, and how to show it.
 fn holder(host: &Host, file: &File) -> Option<(i32, String)> {
-    let place = Place::of(host, file).ok()?;
+    let place = FileId::of(host, file).ok()?;
     let locks = files::read_if_there(&host.proc_locks()).ok()??;
     let pid = place.holder_in(&locks)?;
     Some((pid, described(host, pid)))
@@ -547,7 +547,7 @@ mod tests {
     /// Waits until so many wait for the lock.
     fn until_waiting(directory: &PoolDirectory, wanted: usize) {
         let file = File::open(directory.lock_path()).unwrap();
-        let place = Place::of(&Host::new("/"), &file).unwrap();
+        let place = FileId::of(&Host::new("/"), &file).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             assert!(

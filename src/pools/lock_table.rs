@@ -17,17 +17,17 @@ use crate::host::Host;
 /// overlayfs, have devices of their own there. The file's mount tells the one of its file system
 /// (proc_pid_mountinfo(5), field 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct FileId {
     pub(super) major: u64,
     pub(super) minor: u64,
     pub(super) inode: u64,
 }
 
-impl Place {
+impl FileId {
     /// The place of a file that is open here.
-    pub(super) fn of(host: &Host, file: &File) -> Result<Place> {
+    pub(super) fn of(host: &Host, file: &File) -> Result<FileId> {
         let metadata = file.metadata().context("look at the lock")?;
-        let told = Place::told(&metadata);
+        let told = FileId::told(&metadata);
         // What is open here has no number in another root's table of mounts.
         if !host.is_running_root() {
             return Ok(told);
@@ -37,7 +37,7 @@ impl Place {
         let info = files::read_if_there(&info)?.unwrap_or_default();
         let mounts = files::read_if_there(&host.mountinfo())?.unwrap_or_default();
         let device = device_of_mount(&info, &mounts);
-        Ok(device.map_or(told, |(major, minor)| Place {
+        Ok(device.map_or(told, |(major, minor)| FileId {
             major,
             minor,
             ..told
@@ -45,13 +45,13 @@ impl Place {
     }
 
     /// As stat(2) tells it.
-    fn told(metadata: &Metadata) -> Place {
-        Place::by_device(metadata.dev(), metadata.ino())
+    fn told(metadata: &Metadata) -> FileId {
+        FileId::by_device(metadata.dev(), metadata.ino())
     }
 
     /// The place of a file of this device (stat(2), `st_dev`).
-    pub(super) fn by_device(device: u64, inode: u64) -> Place {
-        Place {
+    pub(super) fn by_device(device: u64, inode: u64) -> FileId {
+        FileId {
             major: major(device),
             minor: minor(device),
             inode,
@@ -60,26 +60,26 @@ impl Place {
 
     /// Who holds it.
     pub(super) fn holder_in(self, locks: &str) -> Option<i32> {
-        let mut entries = locks.lines().filter_map(Entry::parse);
+        let mut entries = locks.lines().filter_map(TableLock::parse);
         let holder = entries.find(|entry| !entry.waits && self.is_in(entry));
         holder.map(|entry| entry.pid)
     }
 
     /// Does somebody hold it against all others, and not just for a look?
     pub(super) fn is_kept_in(self, locks: &str) -> bool {
-        let mut entries = locks.lines().filter_map(Entry::parse);
+        let mut entries = locks.lines().filter_map(TableLock::parse);
         entries.any(|entry| !entry.waits && !entry.is_shared && self.is_in(&entry))
     }
 
     /// All who hold it or wait for it.
     pub(super) fn users_in(self, locks: &str) -> Vec<i32> {
-        let entries = locks.lines().filter_map(Entry::parse);
+        let entries = locks.lines().filter_map(TableLock::parse);
         let users = entries.filter(|entry| self.is_in(entry));
         users.map(|entry| entry.pid).collect()
     }
 
-    fn is_in(self, entry: &Entry<'_>) -> bool {
-        let Place {
+    fn is_in(self, entry: &TableLock<'_>) -> bool {
+        let FileId {
             major,
             minor,
             inode,
@@ -89,22 +89,22 @@ impl Place {
 }
 
 /// One flock(2) in the table.
-struct Entry<'a> {
+struct TableLock<'a> {
     waits: bool,
     is_shared: bool,
     pid: i32,
     file: &'a str,
 }
 
-impl Entry<'_> {
-    fn parse(line: &str) -> Option<Entry<'_>> {
+impl TableLock<'_> {
+    fn parse(line: &str) -> Option<TableLock<'_>> {
         let mut words = line.split_whitespace().skip(1).peekable();
         let waits = words.next_if_eq(&"->").is_some();
         if words.next()? != "FLOCK" {
             return None;
         }
         let mut words = words.skip(1);
-        Some(Entry {
+        Some(TableLock {
             waits,
             is_shared: words.next()? == "READ",
             pid: words.next()?.parse().ok()?,
@@ -137,7 +137,7 @@ mod tests {
                      3: FLOCK  ADVISORY  WRITE 13 fe:00:77 0 EOF\n\
                      3: -> FLOCK  ADVISORY  WRITE 14 fe:00:77 0 EOF\n\
                      4: FLOCK  ADVISORY  WRITE 15 00:2a:77 0 EOF\n";
-        let place = |major, minor| Place {
+        let place = |major, minor| FileId {
             major,
             minor,
             inode: 77,

@@ -20,7 +20,7 @@ const MOST_LEVELS: usize = 3;
 
 /// What is in a pool directory that is to be made.
 #[derive(Debug)]
-pub enum Found {
+pub enum FoundPools {
     /// No pools at all.
     Nothing,
     /// Something that no tool can use: why.
@@ -94,9 +94,9 @@ impl PoolDirectory {
     }
 
     /// What is there.
-    pub fn found(&self) -> Result<Found> {
+    pub fn found(&self) -> Result<FoundPools> {
         if files::entry_if_there(&self.pools())?.is_none() {
-            return Ok(Found::Nothing);
+            return Ok(FoundPools::Nothing);
         }
         let read = || -> Result<Vec<Pool>> {
             trusted_directory(&self.pools())?;
@@ -107,10 +107,10 @@ impl PoolDirectory {
         };
         Ok(match read() {
             Ok(pools) if pools.iter().all(|pool| pool.lists.is_empty()) => {
-                Found::HalfMade("it has no CPU list".to_owned())
+                FoundPools::HalfMade("it has no CPU list".to_owned())
             }
-            Ok(pools) => Found::Pools(pools),
-            Err(error) => Found::HalfMade(format!("{error:#}")),
+            Ok(pools) => FoundPools::Pools(pools),
+            Err(error) => FoundPools::HalfMade(format!("{error:#}")),
         })
     }
 
@@ -336,12 +336,12 @@ mod tests {
         let path = dir.path().join("a/kcm");
         let directory = PoolDirectory::begin(&path).unwrap();
         let lock = directory.lock(&Host::new("/"), Duration::ZERO).unwrap();
-        assert!(matches!(directory.found().unwrap(), Found::Nothing));
+        assert!(matches!(directory.found().unwrap(), FoundPools::Nothing));
         fs::create_dir(path.join(".pools.killed")).unwrap();
         for _ in 0..2 {
             directory.put_pools(&lock, &planned()).unwrap();
             match directory.found().unwrap() {
-                Found::Pools(pools) => assert!(is_as_planned(&pools, &planned())),
+                FoundPools::Pools(pools) => assert!(is_as_planned(&pools, &planned())),
                 other => panic!("{other:?}"),
             }
             let mut names = files::names_in(&path).unwrap();
@@ -365,13 +365,19 @@ mod tests {
         let tasks = dir.path().join("pools/dp/0/4,12/tasks");
         fs::create_dir_all(tasks.parent().unwrap()).unwrap();
         files::replace(&tasks, b"12,x7\xff", 0o644, Durability::Crash).unwrap();
-        assert!(matches!(directory.found().unwrap(), Found::HalfMade(_)));
+        assert!(matches!(
+            directory.found().unwrap(),
+            FoundPools::HalfMade(_)
+        ));
         assert_eq!(directory.all_numbers_in_tasks().unwrap(), [12, 7]);
         assert!(!directory.is_part_of(&planned()).unwrap());
         std::os::unix::fs::symlink("0", dir.path().join("pools/dp/1")).unwrap();
         assert!(directory.all_numbers_in_tasks().is_err());
         fs::remove_dir_all(dir.path().join("pools/dp")).unwrap();
-        assert!(matches!(directory.found().unwrap(), Found::HalfMade(_)));
+        assert!(matches!(
+            directory.found().unwrap(),
+            FoundPools::HalfMade(_)
+        ));
     }
 
     /// KCM has pools, sockets and lists: what lies deeper was made by nobody who is known.
@@ -406,7 +412,7 @@ mod tests {
         let directory = PoolDirectory::begin(dir.path()).unwrap();
         let lock = directory.lock(&Host::new("/"), Duration::ZERO).unwrap();
         directory.put_pools(&lock, &planned()).unwrap();
-        let Found::Pools(found) = directory.found().unwrap() else {
+        let FoundPools::Pools(found) = directory.found().unwrap() else {
             panic!("there are no pools");
         };
         let mut other = planned();

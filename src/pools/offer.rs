@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::{CpuList, Kind, Pool, PoolDirectory, owners, trusted_directory};
 use crate::cpulist::CpuSet;
-use crate::files::{self, Entry, trusted};
+use crate::files::{self, DirectoryEntry, trusted};
 
 /// A pool that lists can be given from.
 #[derive(Debug, Clone)]
@@ -131,7 +131,7 @@ impl PoolDirectory {
 /// The list that an entry of a pool is, if it is one. `path` is the pool's, and is so again
 /// afterwards.
 fn offered_list(
-    entry: Entry,
+    entry: DirectoryEntry,
     claimed: &BTreeSet<String>,
     path: &mut PathBuf,
 ) -> Result<Option<OfferedList>, Odd> {

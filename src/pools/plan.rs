@@ -5,7 +5,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 
 use super::Kind;
-use super::carve::{Cache, Core, Cut, Numa, take};
+use super::carve::{Core, Cut, FromCaches, FromNodes, take};
 use crate::cpulist::CpuSet;
 use crate::refusal::{OrRefuse, Refusal};
 
@@ -24,7 +24,7 @@ pub struct PoolSpec {
     /// From where its cores come.
     pub cut: Cut,
     /// What a list of an exclusive pool is.
-    pub unit: Unit,
+    pub unit: ListUnit,
 }
 
 /// How many physical cores a pool gets.
@@ -53,7 +53,7 @@ impl FromStr for Cores {
 
 /// What one list of an exclusive pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Unit {
+pub enum ListUnit {
     /// A physical core with its SMT siblings.
     #[default]
     Core,
@@ -61,13 +61,13 @@ pub enum Unit {
     Thread,
 }
 
-impl FromStr for Unit {
+impl FromStr for ListUnit {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Unit, String> {
+    fn from_str(text: &str) -> Result<ListUnit, String> {
         match text {
-            "whole" => Ok(Unit::Core),
-            "threads" => Ok(Unit::Thread),
+            "whole" => Ok(ListUnit::Core),
+            "threads" => Ok(ListUnit::Thread),
             _ => Err("it is whole or threads".to_owned()),
         }
     }
@@ -154,8 +154,8 @@ fn planned_pool(spec: &PoolSpec, cores: Vec<CpuSet>) -> PlannedPool {
     let cpus = || cores.iter().flat_map(CpuSet::iter);
     let lists = match (spec.kind, spec.unit) {
         (Kind::Shared, _) => vec![cpus().collect()],
-        (Kind::Exclusive, Unit::Thread) => cpus().map(|cpu| CpuSet::from_iter([cpu])).collect(),
-        (Kind::Exclusive, Unit::Core) => cores,
+        (Kind::Exclusive, ListUnit::Thread) => cpus().map(|cpu| CpuSet::from_iter([cpu])).collect(),
+        (Kind::Exclusive, ListUnit::Core) => cores,
     };
     PlannedPool {
         name: spec.name.clone(),
@@ -200,10 +200,10 @@ impl Stock {
     /// The cores of an exclusive pool are near each other unless something else was said, as that they are to be of many
     /// caches; KCM counts by number.
     pub(super) fn cut_of(&self, spec: &PoolSpec) -> Cut {
-        let may_be_far = self.shared_isolated.is_some() || spec.cut.cache == Cache::Spread;
+        let may_be_far = self.shared_isolated.is_some() || spec.cut.cache == FromCaches::Spread;
         match (spec.kind, spec.cut.numa) {
-            (Kind::Exclusive, Numa::Any) if !may_be_far => Cut {
-                numa: Numa::Pack,
+            (Kind::Exclusive, FromNodes::Any) if !may_be_far => Cut {
+                numa: FromNodes::Pack,
                 ..spec.cut
             },
             _ => spec.cut,
@@ -245,7 +245,7 @@ impl Stock {
             let rests = specs.iter().filter(|spec| {
                 self.is_from_isolated(spec) == is_isolated
                     && spec.cores == Cores::Rest
-                    && !matches!(spec.cut.numa, Numa::Node(_))
+                    && !matches!(spec.cut.numa, FromNodes::Node(_))
             });
             let rests: Vec<&PoolSpec> = rests.collect();
             if let [first, _, ..] = rests[..] {
@@ -341,9 +341,9 @@ mod tests {
                 },
                 cut: Cut::default(),
                 unit: if kind == "xt" {
-                    Unit::Thread
+                    ListUnit::Thread
                 } else {
-                    Unit::Core
+                    ListUnit::Core
                 },
             }
         };

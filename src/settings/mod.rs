@@ -13,7 +13,7 @@ use env_logger::Target;
 
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{Config, PoolTable, RuntimeTable, Usage};
+use crate::config::{ConfigFile, PoolTable, RuntimeTable, UsageTable};
 use crate::counters;
 use crate::host::Host;
 use crate::last_words;
@@ -39,7 +39,7 @@ pub struct Settings {
 }
 
 /// What an engine was told of a container.
-pub struct Told<'a> {
+pub struct Failure<'a> {
     /// Its id.
     pub container: &'a str,
     /// What people call it.
@@ -143,7 +143,7 @@ impl Settings {
     }
 
     /// Keeps a refusal where `pinfold why` looks for it. One that cannot be kept is in the system log all the same.
-    pub fn keep_refusal(options: &Options, refused: Told<'_>) {
+    pub fn keep_refusal(options: &Options, refused: Failure<'_>) {
         let run_dir = match Settings::resolve(options, |_| None, HOOK_PATIENCE) {
             Ok((settings, _)) => settings.site.run_dir,
             Err(_) => Host::new("/").default_run_dir(),
@@ -180,7 +180,7 @@ impl Settings {
         let root = path(&options.host_root, "PINFOLD_HOST_ROOT");
         let named = path(&options.config, "PINFOLD_CONFIG");
         let outer = Host::new(root.clone().unwrap_or_else(|| "/".into()));
-        let config = Config::load(&outer, named.as_deref())?;
+        let config = ConfigFile::load(&outer, named.as_deref())?;
         let host = match root.or(config.host_root) {
             Some(root) => Host::new(root),
             None => outer,
@@ -248,7 +248,7 @@ impl Settings {
 
 /// Where it is written down what owners have used: for another run directory than the machine's own
 /// it is in that one, where nothing names it, so that two sites never share a file by accident.
-fn usage_log(usage: Usage, host: &Host, run_dir: &Path) -> Result<Option<Log>> {
+fn usage_log(usage: UsageTable, host: &Host, run_dir: &Path) -> Result<Option<Log>> {
     if !usage.enabled {
         return Ok(None);
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 /// The messages of the last round and of this one; none where there are no rounds, as in a hook.
-static SAID: Mutex<Option<Said>> = Mutex::new(None);
+static SAID: Mutex<Option<SaidMessages>> = Mutex::new(None);
 
 /// The messages that wait for the end of what is drawn on the terminal; `None` where nothing is.
 static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
@@ -46,14 +46,14 @@ pub fn is_held(message: &str) -> bool {
 const MOST_HELD: usize = 100;
 
 #[derive(Default)]
-struct Said {
+struct SaidMessages {
     before: BTreeSet<String>,
     now: BTreeSet<String>,
 }
 
-impl Said {
-    fn next(self) -> Said {
-        Said {
+impl SaidMessages {
+    fn next(self) -> SaidMessages {
+        SaidMessages {
             before: self.now,
             now: BTreeSet::new(),
         }
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_message_is_news_until_it_was_said_and_again_after_a_round_without_it() {
-        let mut said = Said::default();
+        let mut said = SaidMessages::default();
         for (round, expected) in [("a", "a"), ("a b", "b"), ("b b", ""), ("a", "a"), ("", "")] {
             said = said.next();
             let news: Vec<&str> = round

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 
 use super::behind;
-use super::start::Start;
+use super::start::ShimStart;
 use crate::claims::Claim;
 use crate::cli::{Cli, Options, Verb};
 use crate::files;
@@ -28,20 +28,20 @@ pub(super) struct Asking {
     text: Vec<u8>,
     names: Names,
     /// The CDI device that asks, where annotations do not.
-    device: Option<Device>,
+    device: Option<AskingDevice>,
 }
 
 /// A CDI device that the engine has given the container, as its hooks tell.
-pub(super) struct Device {
+pub(super) struct AskingDevice {
     pub(super) name: String,
     pub(super) options: Options,
     /// The same options as words.
     pub(super) words: Vec<String>,
 }
 
-impl Device {
+impl AskingDevice {
     /// Of the arguments of its hook.
-    fn of(words: &[String]) -> Result<Option<Device>> {
+    fn of(words: &[String]) -> Result<Option<AskingDevice>> {
         let cli = Cli::try_parse_from(words).map_err(|error| {
             anyhow!(
                 "a hook of Pinfold's in it cannot be understood: {}",
@@ -64,7 +64,7 @@ impl Device {
                     .flat_map(|text| [option.to_owned(), (*text).to_owned()]),
             );
         }
-        Ok(hook.device.map(|name| Device {
+        Ok(hook.device.map(|name| AskingDevice {
             name,
             options: cli.options,
             words: more,
@@ -100,8 +100,8 @@ impl Asking {
         let hooks = config.device_hooks();
         let devices = hooks
             .iter()
-            .filter_map(|words| Device::of(words).transpose());
-        let devices: Vec<Device> = devices.collect::<Result<_>>().with_context(cannot)?;
+            .filter_map(|words| AskingDevice::of(words).transpose());
+        let devices: Vec<AskingDevice> = devices.collect::<Result<_>>().with_context(cannot)?;
         let request = devices.iter().try_fold(annotated, |request, device| {
             request::with_device(request, Some(&device.name))
         });
@@ -153,7 +153,7 @@ impl Asking {
             let options = self.device.as_ref().map(|device| device.options.clone());
             let settings = Settings::of_shim(&options.unwrap_or_default(), deadline)?;
             let runtime = behind::configured(host, settings.runtime())?;
-            let start = Start {
+            let start = ShimStart {
                 settings: &settings,
                 line,
                 runtime: &runtime,

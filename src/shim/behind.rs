@@ -27,9 +27,9 @@ pub(super) fn configured(host: &Host, table: &RuntimeTable) -> Result<Runtime> {
 /// The same for what asks for nothing, which must not depend on our files: where they make no sense, what can be made out
 /// of them counts, and where they name a runtime that is of no use, they are left alone. A list of what is allowed is
 /// kept to all the same.
-pub(super) fn without_request(host: &Host) -> Result<Chosen> {
+pub(super) fn without_request(host: &Host) -> Result<Behind> {
     let whole = Plain::load(host).and_then(|config| {
-        Ok(Chosen {
+        Ok(Behind {
             runtime: configured(host, &config.runtime)?,
             run_dir: config.run_dir,
         })
@@ -48,14 +48,14 @@ pub(super) fn without_request(host: &Host) -> Result<Chosen> {
         runtime.path().display()
     );
     system_log::send(host, Severity::Warning, &one_line(&message));
-    Ok(Chosen {
+    Ok(Behind {
         runtime,
         run_dir: None,
     })
 }
 
 /// What is behind this name for containers that ask for nothing.
-pub(super) struct Chosen {
+pub(super) struct Behind {
     pub(super) runtime: Runtime,
     /// The directory of claims, where the configuration names one.
     pub(super) run_dir: Option<PathBuf>,

@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use asking::{Asking, names_in};
-use behind::Chosen;
+use behind::Behind;
 use start::cancel;
 
 use crate::child;
 use crate::cli::Options;
 use crate::files;
 use crate::host::Host;
-use crate::limits::Bound;
+use crate::limits::TimeBound;
 use crate::oci::{CommandLine, Config, Id, Runtime};
 use crate::placement;
 use crate::refusal::Reason;
 use crate::runtime_log;
-use crate::settings::{Settings, Told};
+use crate::settings::{Failure, Settings};
 use crate::system_log::{self, Severity};
 
 /// How long the end of a container may be held up by looking what it has used.
@@ -41,14 +41,14 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = CommandLine::parse(arguments);
     let host = Host::new("/");
     if !line.makes_a_container() {
-        let Chosen { runtime, run_dir } = behind::without_request(&host)?;
+        let Behind { runtime, run_dir } = behind::without_request(&host)?;
         let runtime = runtime.or_maker(&host, &line);
         if let Some("delete" | "kill") = line.verb.as_deref() {
             read_before_end(&host, &line, run_dir);
         }
         return become_runtime(&runtime, arguments);
     }
-    let bound = Bound::start()?;
+    let bound = TimeBound::start()?;
     let Some(asking) = Asking::read(&line, &host)? else {
         let chosen = behind::without_request(&host)?;
         bound.end()?;
@@ -101,7 +101,7 @@ pub fn report(arguments: &[OsString], message: &str, reason: Reason) {
     let config = text.and_then(|text| Config::parse(&text).ok());
     let names = config.map(|config| names_in(&config, &line, &Host::new("/")));
     let names = names.unwrap_or_default();
-    let told = Told {
+    let told = Failure {
         container: id,
         names,
         message,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::asking::Device;
+use super::asking::AskingDevice;
 use crate::admission::Caller;
 use crate::cgroup::of_config;
 use crate::claims::Claim;
@@ -20,16 +20,16 @@ use crate::text::Shown;
 use crate::topology;
 
 /// A container with a request that is about to be made.
-pub(super) struct Start<'a> {
+pub(super) struct ShimStart<'a> {
     pub(super) settings: &'a Settings,
     pub(super) line: &'a CommandLine,
     pub(super) runtime: &'a Runtime,
     pub(super) names: Names,
     pub(super) bundle: Bundle,
-    pub(super) device: Option<Device>,
+    pub(super) device: Option<AskingDevice>,
 }
 
-impl Start<'_> {
+impl ShimStart<'_> {
     /// Looks at everything first, then reserves, and writes last.
     pub(super) fn pin(&self, id: Id<'_>, mut request: Request) -> Result<Claim> {
         if self.line.verb.as_deref() == Some("restore") {

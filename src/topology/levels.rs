@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::nodes::nodes;
-use super::told::{Format, Oddity, Reader, Said};
+use super::told::{FileValue, Format, Oddity, Reader};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 
@@ -18,15 +18,15 @@ const USUAL_LAST_INDEX: u32 = 3;
 
 /// CPUs that have something in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
+pub struct CpuGroup {
     /// The kernel's number of a node or a package; the lowest CPU of a cache, a core, or anything else;
-    /// [`Group::UNTOLD`] for CPUs whose node the kernel does not tell.
+    /// [`CpuGroup::UNTOLD`] for CPUs whose node the kernel does not tell.
     pub id: u32,
     /// The CPUs; never empty.
     pub cpus: CpuSet,
 }
 
-impl Group {
+impl CpuGroup {
     /// No node has this number.
     pub const UNTOLD: u32 = u32::MAX;
 }
@@ -75,13 +75,13 @@ pub struct Gaps {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Levels {
     /// NUMA nodes, by number.
-    pub nodes: Vec<Group>,
+    pub nodes: Vec<CpuGroup>,
     /// Packages (sockets), by lowest CPU.
-    pub packages: Vec<Group>,
+    pub packages: Vec<CpuGroup>,
     /// Last-level caches, by lowest CPU.
-    pub caches: Vec<Group>,
+    pub caches: Vec<CpuGroup>,
     /// Physical cores with their SMT siblings, by lowest CPU.
-    pub cores: Vec<Group>,
+    pub cores: Vec<CpuGroup>,
     /// What the kernel does not tell of them.
     pub gaps: Gaps,
 }
@@ -116,29 +116,29 @@ impl Levels {
 
 /// The groups of one level, and what is not told of it.
 #[derive(Debug, Default)]
-pub(super) struct Level {
-    pub(super) groups: Vec<Group>,
+pub(super) struct Grouping {
+    pub(super) groups: Vec<CpuGroup>,
     /// Those of no group yet.
     pub(super) untold: CpuSet,
     pub(super) odd: Vec<Oddity>,
 }
 
-impl Level {
+impl Grouping {
     /// With the rest as groups of their own: those that `key` says the same of.
-    fn with_rest<K: Ord>(mut self, id: Option<u32>, key: impl Fn(u32) -> K) -> Level {
+    fn with_rest<K: Ord>(mut self, id: Option<u32>, key: impl Fn(u32) -> K) -> Grouping {
         let mut rest: BTreeMap<K, CpuSet> = BTreeMap::new();
         for cpu in self.untold.iter() {
             rest.entry(key(cpu)).or_default().insert(cpu);
         }
         for cpus in rest.into_values() {
             let id = id.or(cpus.first()).unwrap_or_default();
-            self.groups.push(Group { id, cpus });
+            self.groups.push(CpuGroup { id, cpus });
         }
         self.groups.sort_by_key(|group| group.cpus.first());
         self
     }
 
-    fn unzipped(self) -> (Vec<Group>, Gap) {
+    fn unzipped(self) -> (Vec<CpuGroup>, Gap) {
         let gap = Gap {
             cpus: self.untold,
             odd: self.odd,
@@ -147,8 +147,8 @@ impl Level {
     }
 }
 
-fn each_alone(cpus: &CpuSet) -> Vec<Group> {
-    let alone = |cpu| Group {
+fn each_alone(cpus: &CpuSet) -> Vec<CpuGroup> {
+    let alone = |cpu| CpuGroup {
         id: cpu,
         cpus: CpuSet::from_iter([cpu]),
     };
@@ -168,7 +168,7 @@ pub(super) fn siblings(reader: &Reader<'_>, cpu: u32, names: [&str; 2]) -> Optio
     reader.first(&topology_files(reader.host, cpu, names), Some(cpu))
 }
 
-fn packages(host: &Host, cpus: &CpuSet) -> Level {
+fn packages(host: &Host, cpus: &CpuSet) -> Grouping {
     let reader = Reader::new(host);
     let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
     let number_file = |cpu: u32| host.sys_cpu(&format!("cpu{cpu}/topology/physical_package_id"));
@@ -185,7 +185,7 @@ fn packages(host: &Host, cpus: &CpuSet) -> Level {
     for cpus in by_number.into_values() {
         level.untold = level.untold.difference(&cpus);
         let id = cpus.first().unwrap_or_default();
-        level.groups.push(Group { id, cpus });
+        level.groups.push(CpuGroup { id, cpus });
     }
     note_missing(&reader, &level.untold, "topology");
     let mut level = level.with_rest(None, |_| ());
@@ -207,19 +207,19 @@ fn packages(host: &Host, cpus: &CpuSet) -> Level {
 
 fn package_number(reader: &Reader<'_>, file: PathBuf) -> Option<u32> {
     match reader.text(&file) {
-        Said::Value(text) if text == "-1" => None,
+        FileValue::Value(text) if text == "-1" => None,
         _ => reader.number(&file),
     }
 }
 
 /// The CPUs, one group per physical core.
-pub(super) fn cores(host: &Host, cpus: &CpuSet) -> Level {
+pub(super) fn cores(host: &Host, cpus: &CpuSet) -> Grouping {
     let reader = Reader::new(host);
     let smt = reader.text(&host.sys_cpu("smt/active")).value();
     if smt.as_deref() == Some("0") {
-        return Level {
+        return Grouping {
             groups: each_alone(cpus),
-            ..Level::default()
+            ..Grouping::default()
         };
     }
     let level = groups(cpus, |cpu| {
@@ -231,7 +231,7 @@ pub(super) fn cores(host: &Host, cpus: &CpuSet) -> Level {
     level
 }
 
-fn caches(host: &Host, cpus: &CpuSet, nodes: &[Group], packages: &[Group]) -> Level {
+fn caches(host: &Host, cpus: &CpuSet, nodes: &[CpuGroup], packages: &[CpuGroup]) -> Grouping {
     let reader = Reader::new(host);
     let mut index = USUAL_LAST_INDEX;
     let level = groups(cpus, |cpu| {
@@ -240,7 +240,7 @@ fn caches(host: &Host, cpus: &CpuSet, nodes: &[Group], packages: &[Group]) -> Le
         Some(cpus)
     });
     note_missing(&reader, &level.untold, "cache");
-    let place = |groups: &[Group], cpu| groups.iter().position(|group| group.cpus.contains(cpu));
+    let place = |groups: &[CpuGroup], cpu| groups.iter().position(|group| group.cpus.contains(cpu));
     let mut level = level.with_rest(None, |cpu| (place(nodes, cpu), place(packages, cpu)));
     level.odd = reader.into_odd();
     level
@@ -264,17 +264,17 @@ pub(super) fn last_level_cache(
     expected: u32,
 ) -> Option<(u32, CpuSet)> {
     let mut found = shared_by(reader, cpu, expected);
-    if found == Said::Missing {
+    if found == FileValue::Missing {
         let lower = (0..expected).rev();
         let there = lower.map(|index| shared_by(reader, cpu, index));
         return there
             .into_iter()
-            .find(|said| *said != Said::Missing)?
+            .find(|said| *said != FileValue::Missing)?
             .value();
     }
     for index in expected + 1..MOST_INDEXES {
         match shared_by(reader, cpu, index) {
-            Said::Missing => break,
+            FileValue::Missing => break,
             higher => found = higher,
         }
     }
@@ -282,7 +282,7 @@ pub(super) fn last_level_cache(
 }
 
 /// The index of a cache and the CPUs that share it; missing where the CPU has no cache of this index.
-fn shared_by(reader: &Reader<'_>, cpu: u32, index: u32) -> Said<(u32, CpuSet)> {
+fn shared_by(reader: &Reader<'_>, cpu: u32, index: u32) -> FileValue<(u32, CpuSet)> {
     let file = |name: &str| {
         reader
             .host
@@ -293,31 +293,31 @@ fn shared_by(reader: &Reader<'_>, cpu: u32, index: u32) -> Said<(u32, CpuSet)> {
         (file("shared_cpu_map"), Format::Mask),
     ];
     if let Some(cpus) = reader.first(&sets, Some(cpu)) {
-        return Said::Value((index, cpus));
+        return FileValue::Value((index, cpus));
     }
     if reader.has_noted_below(&file("")) {
-        return Said::Odd;
+        return FileValue::Odd;
     }
     match reader.text(&file("level")) {
-        Said::Missing => Said::Missing,
+        FileValue::Missing => FileValue::Missing,
         _ => {
             reader.note(&file("shared_cpu_list"), "is missing");
-            Said::Odd
+            FileValue::Odd
         }
     }
 }
 
 /// Divides CPUs by asking one of each group who the others are. One that cannot be asked is in the group that names it.
-pub(super) fn groups(cpus: &CpuSet, mut members: impl FnMut(u32) -> Option<CpuSet>) -> Level {
+pub(super) fn groups(cpus: &CpuSet, mut members: impl FnMut(u32) -> Option<CpuSet>) -> Grouping {
     let mut left = cpus.clone();
-    let mut level = Level::default();
+    let mut level = Grouping::default();
     let mut named: Vec<CpuSet> = Vec::new();
     while let Some(id) = left.first() {
         let mut group = CpuSet::from_iter([id]);
         match members(id) {
             Some(members) => {
                 group.extend(&members.intersection(&left));
-                level.groups.push(Group {
+                level.groups.push(CpuGroup {
                     id,
                     cpus: group.clone(),
                 });

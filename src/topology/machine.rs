@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::levels::{Group, Levels, groups, last_level_cache, siblings};
+use super::levels::{CpuGroup, Levels, groups, last_level_cache, siblings};
 use super::memory::memory_of;
 use super::nodes;
-use super::told::{Format, Oddity, Reader, Said};
+use super::told::{FileValue, Format, Oddity, Reader};
 use super::{isolated, online};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
@@ -26,9 +26,9 @@ pub struct Topology {
     /// All NUMA nodes, by number, those without CPUs included; empty where the kernel knows none.
     pub nodes: Vec<Node>,
     /// Dies, by lowest CPU; empty where the kernel does not tell.
-    pub dies: Vec<Group>,
+    pub dies: Vec<CpuGroup>,
     /// Clusters of cores, by lowest CPU; empty where the kernel does not tell.
-    pub clusters: Vec<Group>,
+    pub clusters: Vec<CpuGroup>,
     /// The last-level caches, by lowest CPU; empty where the kernel does not tell.
     pub caches: Vec<Cache>,
     /// The kinds of core of a hybrid machine, largest first; empty where all are alike.
@@ -117,7 +117,7 @@ impl Topology {
 }
 
 /// Dies, or clusters; none where the kernel does not tell the first CPU's.
-fn told_groups(reader: &Reader<'_>, online: &CpuSet, name: &str) -> Vec<Group> {
+fn told_groups(reader: &Reader<'_>, online: &CpuSet, name: &str) -> Vec<CpuGroup> {
     let of = |cpu| siblings(reader, cpu, [name; 2]);
     match online.first().and_then(of) {
         Some(_) => groups(online, of).groups,
@@ -129,7 +129,10 @@ fn told_groups(reader: &Reader<'_>, online: &CpuSet, name: &str) -> Vec<Group> {
 fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> {
     // What is odd about these is noted with the levels.
     let mut numbers = nodes::all(&Reader::new(reader.host));
-    let told = levels.nodes.iter().filter(|node| node.id != Group::UNTOLD);
+    let told = levels
+        .nodes
+        .iter()
+        .filter(|node| node.id != CpuGroup::UNTOLD);
     numbers.extend(&told.map(|node| node.id).collect());
     let node = |id| {
         let known = levels.nodes.iter().find(|node| node.id == id);
@@ -177,7 +180,7 @@ fn size(reader: &Reader<'_>, cpu: u32, index: u32) -> u64 {
     let path = reader
         .host
         .sys_cpu(&format!("cpu{cpu}/cache/index{index}/size"));
-    let Said::Value(text) = reader.text(&path) else {
+    let FileValue::Value(text) = reader.text(&path) else {
         return 0;
     };
     let size = text.trim_end_matches('K').parse().ok();
@@ -193,7 +196,7 @@ fn kinds(reader: &Reader<'_>, online: &CpuSet) -> Vec<CoreKind> {
     for name in ["core", "atom", "lowpower"] {
         let path = reader.host.sys_device(&format!("cpu_{name}/cpus"));
         // One that is empty has none that are online.
-        if let Said::Value(cpus) = reader.set(&path, Format::List) {
+        if let FileValue::Value(cpus) = reader.set(&path, Format::List) {
             let cpus = cpus.intersection(online);
             let name = name.to_owned();
             kinds.extend((!cpus.is_empty()).then_some(CoreKind { name, cpus }));

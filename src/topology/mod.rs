@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use device::{nodes_near, nodes_near_number};
 pub use isolcpus::isolated;
-pub use levels::{Gap, Gaps, Group, Levels};
+pub use levels::{CpuGroup, Gap, Gaps, Levels};
 pub use machine::{Cache, CoreKind, Node, Topology};
 pub use memory::local_memory_nodes;
 pub use remarks::{Remark, remarks};

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::levels::{Gap, Group, Level};
-use super::told::{Format, Reader, Said};
+use super::levels::{CpuGroup, Gap, Grouping};
+use super::told::{FileValue, Format, Reader};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
@@ -12,20 +12,25 @@ use crate::host::Host;
 /// can be wrong: the nodes' own lists say which of them have CPUs. Where the nodes that it names
 /// lack some of the CPUs, the other nodes are read too. Where the kernel knows no nodes, packages
 /// are: its memory is one for each at best.
-pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap: &Gap) -> Level {
+pub(super) fn nodes(
+    host: &Host,
+    cpus: &CpuSet,
+    packages: &[CpuGroup],
+    packages_gap: &Gap,
+) -> Grouping {
     let reader = Reader::new(host);
     let numbers = numbers(&reader);
-    let mut level = Level {
+    let mut level = Grouping {
         untold: cpus.clone(),
-        ..Level::default()
+        ..Grouping::default()
     };
-    let take = |level: &mut Level, id: u32, cpus: &CpuSet| {
+    let take = |level: &mut Grouping, id: u32, cpus: &CpuSet| {
         let cpus = level.untold.intersection(cpus);
         level.untold = level.untold.difference(&cpus);
         match level.groups.iter_mut().find(|group| group.id == id) {
             Some(group) => group.cpus.extend(&cpus),
             None if cpus.is_empty() => {}
-            None => level.groups.push(Group { id, cpus }),
+            None => level.groups.push(CpuGroup { id, cpus }),
         }
     };
     match numbers.len() {
@@ -38,7 +43,7 @@ pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap
             }
         }
         count => {
-            let told_by = |level: &mut Level, nodes: &CpuSet| {
+            let told_by = |level: &mut Grouping, nodes: &CpuSet| {
                 for node in nodes.iter() {
                     let of_node = cpus_of(&reader, node).unwrap_or_default();
                     take(level, node, &of_node);
@@ -66,8 +71,8 @@ pub(super) fn nodes(host: &Host, cpus: &CpuSet, packages: &[Group], packages_gap
         }
     }
     if !level.untold.is_empty() {
-        level.groups.push(Group {
-            id: Group::UNTOLD,
+        level.groups.push(CpuGroup {
+            id: CpuGroup::UNTOLD,
             cpus: level.untold.clone(),
         });
     }
@@ -119,7 +124,7 @@ pub(super) fn note_contradictions(reader: &Reader<'_>, with_cpus: &CpuSet, with_
     ] {
         let path = reader.host.sys_node(name);
         match reader.set(&path, Format::List) {
-            Said::Value(said) if said != *nodes && !nodes.is_empty() => reader.note(
+            FileValue::Value(said) if said != *nodes && !nodes.is_empty() => reader.note(
                 &path,
                 format!("holds {said}, and by their own files the nodes {nodes} have {what}"),
             ),
@@ -128,7 +133,7 @@ pub(super) fn note_contradictions(reader: &Reader<'_>, with_cpus: &CpuSet, with_
     }
     let path = reader.host.sys_node("online");
     match reader.set(&path, Format::List) {
-        Said::Value(said) if !with_cpus.is_subset(&said) => reader.note(
+        FileValue::Value(said) if !with_cpus.is_subset(&said) => reader.note(
             &path,
             format!("holds {said}, and the nodes {with_cpus} have CPUs"),
         ),
@@ -153,9 +158,9 @@ fn note_empty(reader: &Reader<'_>, nodes: &CpuSet) {
     for node in nodes.iter() {
         let path = cpulist(reader.host, node);
         match reader.text(&path) {
-            Said::Missing => reader.note(&path, "is missing"),
-            Said::Nothing => reader.note(&path, "is empty"),
-            Said::Odd | Said::Value(_) => {}
+            FileValue::Missing => reader.note(&path, "is missing"),
+            FileValue::Nothing => reader.note(&path, "is empty"),
+            FileValue::Odd | FileValue::Value(_) => {}
         }
     }
 }

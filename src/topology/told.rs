@@ -33,7 +33,7 @@ impl fmt::Display for Oddity {
 
 /// What a file with a value tells.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said<T> {
+pub(super) enum FileValue<T> {
     /// It is not there.
     Missing,
     /// It cannot be read, or holds something else: noted already.
@@ -44,11 +44,11 @@ pub(super) enum Said<T> {
     Value(T),
 }
 
-impl<T> Said<T> {
+impl<T> FileValue<T> {
     pub(super) fn value(self) -> Option<T> {
         match self {
-            Said::Value(value) => Some(value),
-            Said::Missing | Said::Odd | Said::Nothing => None,
+            FileValue::Value(value) => Some(value),
+            FileValue::Missing | FileValue::Odd | FileValue::Nothing => None,
         }
     }
 }
@@ -111,12 +111,12 @@ impl<'a> Reader<'a> {
     }
 
     /// The text up to a NUL, without white space around it.
-    pub(super) fn text(&self, path: &Path) -> Said<String> {
+    pub(super) fn text(&self, path: &Path) -> FileValue<String> {
         match files::read_record_if_there(path) {
-            Ok(None) => Said::Missing,
+            Ok(None) => FileValue::Missing,
             Ok(Some(text)) => match cpulist::of_kernel(&text) {
-                "" => Said::Nothing,
-                text => Said::Value(text.to_owned()),
+                "" => FileValue::Nothing,
+                text => FileValue::Value(text.to_owned()),
             },
             Err(error) => {
                 self.add(
@@ -124,32 +124,32 @@ impl<'a> Reader<'a> {
                     format!("cannot be read: {}", error.root_cause()),
                     true,
                 );
-                Said::Odd
+                FileValue::Odd
             }
         }
     }
 
-    pub(super) fn set(&self, path: &Path, format: Format) -> Said<CpuSet> {
+    pub(super) fn set(&self, path: &Path, format: Format) -> FileValue<CpuSet> {
         let text = match self.text(path) {
-            Said::Value(text) => text,
-            Said::Missing => return Said::Missing,
-            Said::Odd => return Said::Odd,
-            Said::Nothing => return Said::Nothing,
+            FileValue::Value(text) => text,
+            FileValue::Missing => return FileValue::Missing,
+            FileValue::Odd => return FileValue::Odd,
+            FileValue::Nothing => return FileValue::Nothing,
         };
         let set = match format {
             Format::List => text.parse().ok(),
             Format::Mask => CpuSet::from_hex_mask(&text),
         };
         match set {
-            Some(set) if set.is_empty() => Said::Nothing,
-            Some(set) => Said::Value(set),
+            Some(set) if set.is_empty() => FileValue::Nothing,
+            Some(set) => FileValue::Value(set),
             None => {
                 let what = match format {
                     Format::List => "CPU list",
                     Format::Mask => "CPU mask",
                 };
                 self.is_no(path, &text, what);
-                Said::Odd
+                FileValue::Odd
             }
         }
     }
@@ -157,12 +157,12 @@ impl<'a> Reader<'a> {
     /// A number; `None` where the file is missing, empty or odd, and what is not missing is noted.
     pub(super) fn number<T: std::str::FromStr>(&self, path: &Path) -> Option<T> {
         match self.text(path) {
-            Said::Missing | Said::Odd => None,
-            Said::Nothing => {
+            FileValue::Missing | FileValue::Odd => None,
+            FileValue::Nothing => {
                 self.note(path, "is empty");
                 None
             }
-            Said::Value(text) => {
+            FileValue::Value(text) => {
                 let number = text.parse().ok();
                 if number.is_none() {
                     self.is_no(path, &text, "number");
@@ -181,9 +181,9 @@ impl<'a> Reader<'a> {
     pub(super) fn first(&self, files: &[(PathBuf, Format)], must: Option<u32>) -> Option<CpuSet> {
         for (path, format) in files {
             match self.set(path, *format) {
-                Said::Missing | Said::Odd => {}
-                Said::Nothing => self.note(path, "is empty"),
-                Said::Value(set) => match must {
+                FileValue::Missing | FileValue::Odd => {}
+                FileValue::Nothing => self.note(path, "is empty"),
+                FileValue::Value(set) => match must {
                     Some(cpu) if !set.contains(cpu) => {
                         self.note(path, "does not name its own CPU");
                     }

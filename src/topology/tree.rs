@@ -121,14 +121,14 @@ impl fmt::Display for Part {
             What::Machine => write!(f, "machine, CPUs {}", self.cpus),
             What::Package(number) => write!(f, "package {number}"),
             What::Node(number, memory) => {
-                write!(f, "node {number}, memory {}", Size(*memory))?;
+                write!(f, "node {number}, memory {}", Kib(*memory))?;
                 match self.cpus.is_empty() {
                     true => f.write_str(", no CPUs"),
                     false => Ok(()),
                 }
             }
             What::Die => write!(f, "die {}", self.cpus),
-            What::Cache(level, size) => write!(f, "L{level} cache, {}", Size(*size)),
+            What::Cache(level, size) => write!(f, "L{level} cache, {}", Kib(*size)),
             What::Cluster => write!(f, "cluster {}", self.cpus),
             What::Core => write!(f, "core {}", self.cpus.to_numbers()),
         }
@@ -136,9 +136,9 @@ impl fmt::Display for Part {
 }
 
 /// KiB as a person says it.
-struct Size(u64);
+struct Kib(u64);
 
-impl fmt::Display for Size {
+impl fmt::Display for Kib {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => f.write_str("of unknown size"),

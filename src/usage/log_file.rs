@@ -48,7 +48,7 @@ pub struct Writer<'a> {
 
 /// What is in the files.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub struct LogFiles {
     /// The records, the oldest first.
     pub records: Vec<Record>,
     /// How many lines are none.
@@ -193,8 +193,8 @@ impl Log {
     ///
     /// # Errors
     /// A file that cannot be read; none is none.
-    pub fn read(&self) -> Result<Kept> {
-        let mut kept = Kept::default();
+    pub fn read(&self) -> Result<LogFiles> {
+        let mut kept = LogFiles::default();
         let mut seen = HashSet::new();
         let open = |path: PathBuf| -> Result<Option<(PathBuf, File)>> {
             if files::entry_if_there(&path)?.is_none() {
@@ -215,7 +215,7 @@ impl Log {
     }
 }
 
-impl Kept {
+impl LogFiles {
     fn read(
         &mut self,
         path: &Path,
@@ -341,7 +341,7 @@ mod tests {
         Host::new("/")
     }
 
-    fn ids(kept: &Kept) -> Vec<&str> {
+    fn ids(kept: &LogFiles) -> Vec<&str> {
         kept.records.iter().map(|one| one.id.as_str()).collect()
     }
 

@@ -9,7 +9,7 @@ mod record;
 mod sample;
 mod sum;
 
-pub use log_file::{Kept, Log};
+pub use log_file::{Log, LogFiles};
 pub use record::{Exactness, Record, seconds_of};
 pub use sample::{Sample, Samples};
 pub use sum::{By, Sum, sum};

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use pinfold::cpulist::CpuSet;
 use pinfold::host::Host;
-use pinfold::topology::{Gaps, Group, Levels};
+use pinfold::topology::{CpuGroup, Gaps, Levels};
 
 /// A tree of sysfs that lives as long as this.
 pub(crate) struct Tree {
@@ -99,9 +99,9 @@ impl Shape {
         let all = self.online();
         let level = |key: fn(&Cpu) -> u32, numbered: bool| {
             let groups = self.groups(&all, key);
-            let mut groups: Vec<Group> = groups
+            let mut groups: Vec<CpuGroup> = groups
                 .into_iter()
-                .map(|(number, cpus)| Group {
+                .map(|(number, cpus)| CpuGroup {
                     id: if numbered {
                         number
                     } else {

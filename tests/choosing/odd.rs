@@ -4,11 +4,11 @@
 use std::fs;
 use std::path::Path;
 
-use pinfold::choose::{Refusal, Within};
+use pinfold::choose::{NoChoice, Within};
 use pinfold::cpulist::CpuSet;
 use pinfold::host::Host;
 use pinfold::topology::{
-    Gaps, Group, Levels, Topology, local_memory_nodes, nodes_near, online, remarks,
+    CpuGroup, Gaps, Levels, Topology, local_memory_nodes, nodes_near, online, remarks,
 };
 
 use crate::machines::{Shape, Tree, set};
@@ -68,7 +68,7 @@ fn whole() -> Tree {
         fs::write(path, format!("{text}\n")).unwrap();
     };
     let levels = shape.levels();
-    let mask_of = |groups: &[Group], cpu: u32| {
+    let mask_of = |groups: &[CpuGroup], cpu: u32| {
         let group = groups
             .iter()
             .find(|group| group.cpus.contains(cpu))
@@ -277,7 +277,7 @@ fn what_nothing_tells_is_never_silently_one() {
             let refusal = Pool::of_cores(topology.levels)
                 .cpus(&want(request))
                 .unwrap_err();
-            let Refusal::Untold { within: found, gap } = refusal else {
+            let NoChoice::Untold { within: found, gap } = refusal else {
                 panic!("{files:?} {kind}: {refusal:?}");
             };
             assert_eq!(found, within);
@@ -307,7 +307,7 @@ fn caches_of_some_cpus_alone() {
     let taken = pool.cpus(&want("lists=2 cache=single")).unwrap();
     assert_eq!(taken, set("2-3,10-11"));
     let error = pool.cpus(&want("lists=3 cache=single")).unwrap_err();
-    assert!(matches!(error, Refusal::Untold { .. }), "{error:?}");
+    assert!(matches!(error, NoChoice::Untold { .. }), "{error:?}");
 }
 
 /// A link that leads to itself: whichever cache is asked for, it cannot be read.
@@ -346,7 +346,7 @@ fn nodes_that_nothing_tells_are_no_node() {
     let pool = Pool::of_cores(levels);
     for request in ["numa=single", "numa=0", "numa=1"] {
         let refusal = pool.cpus(&want(request)).unwrap_err();
-        let Refusal::Untold { gap, .. } = refusal else {
+        let NoChoice::Untold { gap, .. } = refusal else {
             panic!("{request}: {refusal:?}");
         };
         assert!(gap.to_string().contains("cpulist is empty"), "{gap}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pinfold::cpulist::CpuSet;
 use pinfold::names::Names;
-use pinfold::picture::{Load, Owned, Scene, Span, machine, usage};
+use pinfold::picture::{DrawnOwner, Load, Scene, Span, machine, usage};
 use pinfold::placement::{ListState, Owner, OwnerState, SurveyedList, SurveyedPool};
 use pinfold::pools::Kind;
 use pinfold::topology::{CoreKind, Topology};
@@ -83,7 +83,7 @@ impl Drawn {
 
     fn picture(&self) -> String {
         let owners = self.owners.iter();
-        let owned = owners.map(|(owner, load)| Owned { owner, load: *load });
+        let owned = owners.map(|(owner, load)| DrawnOwner { owner, load: *load });
         let is_measured = self.owners.iter().any(|(_, load)| load.is_some());
         machine(&Scene {
             topology: &self.topology,

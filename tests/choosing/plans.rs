@@ -6,7 +6,7 @@ use pinfold::host::Host;
 use pinfold::placement::stock;
 use pinfold::pools::carve::Cut;
 use pinfold::pools::plan::{Cores, PlannedPool, plan};
-use pinfold::pools::resize::{Resized, Standing, cpus_of, resize};
+use pinfold::pools::resize::{PoolStanding, Resized, cpus_of, resize};
 use pinfold::pools::{CpuList, Kind, Pool};
 
 use crate::machines::{captured, set};
@@ -305,7 +305,7 @@ fn resized(host: &Host, lists: &str, size: &str) -> String {
         kind: Kind::Exclusive,
         lists: lists.split('/').map(list).collect(),
     };
-    let standing = Standing {
+    let standing = PoolStanding {
         owners: &vec![None; pool.lists.len()],
         stock: &stock(host, None).unwrap(),
         taken: &cpus_of(&pool.lists),

@@ -1,6 +1,6 @@
 //! An exclusive pool on a machine, and asking for some of it.
 
-use pinfold::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
+use pinfold::choose::{NoChoice, Offer, Reach, Situation, Want, choose, cpus_that_matter};
 use pinfold::cpulist::CpuSet;
 use pinfold::pools::Kind;
 use pinfold::request::{Numa, Size};
@@ -49,7 +49,7 @@ impl Pool {
     }
 
     /// The indices of the chosen lists. The choice is told of the CPUs that matter alone.
-    pub(crate) fn choose(&self, want: &Want) -> Result<Vec<usize>, Refusal> {
+    pub(crate) fn choose(&self, want: &Want) -> Result<Vec<usize>, NoChoice> {
         let offers: Vec<Offer<'_>> = self
             .lists
             .iter()
@@ -74,7 +74,7 @@ impl Pool {
     }
 
     /// The CPUs of the chosen lists, or the refusal.
-    pub(crate) fn cpus(&self, want: &Want) -> Result<CpuSet, Refusal> {
+    pub(crate) fn cpus(&self, want: &Want) -> Result<CpuSet, NoChoice> {
         let chosen = self.choose(want)?;
         Ok(chosen
             .iter()
@@ -84,7 +84,7 @@ impl Pool {
 }
 
 fn restricted(levels: &Levels, cpus: &CpuSet) -> Levels {
-    let part = |groups: &[pinfold::topology::Group]| {
+    let part = |groups: &[pinfold::topology::CpuGroup]| {
         let mut groups = groups.to_vec();
         for group in &mut groups {
             group.cpus = group.cpus.intersection(cpus);

@@ -1,9 +1,9 @@
 //! What holds on any machine, tried on many small ones against all that could have been chosen.
 
-use pinfold::choose::{Refusal, Want};
+use pinfold::choose::{NoChoice, Want};
 use pinfold::cpulist::CpuSet;
 use pinfold::request::{Numa, Size};
-use pinfold::topology::{Group, Levels};
+use pinfold::topology::{CpuGroup, Levels};
 
 use crate::machines::{Cpu, Shape, set};
 use crate::pool::Pool;
@@ -103,8 +103,8 @@ fn size_of(pool: &Pool, want: &Want, lists: &[usize]) -> (usize, usize) {
 
 /// How many nodes, packages and caches some lists touch.
 fn touched(pool: &Pool, lists: &[usize]) -> (usize, usize, usize) {
-    let count = |groups: &[Group]| {
-        let touches = |group: &&Group| {
+    let count = |groups: &[CpuGroup]| {
+        let touches = |group: &&CpuGroup| {
             lists
                 .iter()
                 .any(|list| !group.cpus.is_disjoint(&pool.lists[*list]))
@@ -179,7 +179,7 @@ fn on_any_machine() {
                     "refused {refusal:?} though it can be met: {}",
                     told()
                 );
-                assert!(!matches!(refusal, Refusal::Offline | Refusal::NotAllowed));
+                assert!(!matches!(refusal, NoChoice::Offline | NoChoice::NotAllowed));
                 refused += 1;
                 continue;
             }

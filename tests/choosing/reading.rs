@@ -1,12 +1,12 @@
 //! What is read of captured and made-up machines.
 
 use pinfold::cpulist::CpuSet;
-use pinfold::topology::{Group, Levels, Topology, local_memory_nodes, online};
+use pinfold::topology::{CpuGroup, Levels, Topology, local_memory_nodes, online};
 
 use crate::machines::{Shape, captured, set};
 
 /// The sets of a level, as `0-1 2-3`.
-fn shown(groups: &[Group]) -> String {
+fn shown(groups: &[CpuGroup]) -> String {
     let sets: Vec<String> = groups.iter().map(|group| group.cpus.to_string()).collect();
     sets.join(" ")
 }
@@ -117,8 +117,8 @@ fn made_up_machines_are_read_as_they_were_made() {
     }
 }
 
-fn overlapping(groups: &[Group], cpus: &CpuSet) -> usize {
-    let overlaps = |group: &&Group| !group.cpus.is_disjoint(cpus);
+fn overlapping(groups: &[CpuGroup], cpus: &CpuSet) -> usize {
+    let overlaps = |group: &&CpuGroup| !group.cpus.is_disjoint(cpus);
     groups.iter().filter(overlaps).count()
 }
 

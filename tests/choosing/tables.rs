@@ -1,6 +1,6 @@
 //! What is chosen on machines of all kinds.
 
-use pinfold::choose::{Refusal, Scattered, Within};
+use pinfold::choose::{NoChoice, Scattered, Within};
 use pinfold::topology::{Levels, online};
 
 use crate::machines::{Cpu, Shape, captured};
@@ -221,7 +221,7 @@ fn a_refusal_tells_what_would_have_fitted() {
     let refusal = pool.cpus(&want("lists=3 numa=single")).unwrap_err();
     assert_eq!(
         refusal,
-        Refusal::Scattered(Scattered {
+        NoChoice::Scattered(Scattered {
             within: Within::OneNode,
             free: 3,
             places: 2,

@@ -4,7 +4,7 @@ use crate::cgroups::{self, hierarchy};
 use crate::process::{self, Ran, Running};
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
-use pinfold::auditor::{self, Kind as RemarkKind, Remark, Subject};
+use pinfold::auditor::{self, Disagreement, Subject, Verdict as RemarkKind};
 use pinfold::host::Host;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -204,14 +204,14 @@ impl World {
     }
 
     /// What the auditor remarks.
-    fn remarks(&self, kinds: &[RemarkKind]) -> Vec<Remark> {
+    fn remarks(&self, kinds: &[RemarkKind]) -> Vec<Disagreement> {
         let root = self.host.get().map_or(Path::new("/"), PathBuf::as_path);
         let subject = Subject {
             host: &Host::new(root),
             conf_dir: &self.conf,
             run_dir: &self.run,
         };
-        let of_kinds = |mut remarks: Vec<Remark>| {
+        let of_kinds = |mut remarks: Vec<Disagreement>| {
             remarks.retain(|remark| kinds.contains(&remark.kind));
             remarks
         };

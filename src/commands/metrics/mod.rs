@@ -7,13 +7,13 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::output::{Output, Target};
-use crate::cli::Metrics;
+use crate::cli::MetricsArgs;
 use crate::counters;
 use crate::metrics::{Facts, older_text, text};
 use crate::placement::{Site, readings, survey};
 use crate::settings::Settings;
 
-pub(super) fn run(args: &Metrics, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &MetricsArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     if let Some(address) = args.listen {
         return server::serve(address, || text(&facts(site)?));

@@ -19,7 +19,7 @@ use nix::unistd::read;
 use super::sheet::Sheet;
 use super::terminal::Terminal;
 use super::{Moment, Watch};
-use crate::cli::{SortBy, Stats};
+use crate::cli::{SortBy, StatsArgs};
 use crate::commands::screen;
 use crate::last_words::ENDING;
 use crate::settings::news;
@@ -33,7 +33,7 @@ const ESCAPE: u8 = 27;
 
 /// Shows what there is until somebody has seen enough; `notes` are what cannot be told.
 pub(super) fn run(
-    args: &Stats,
+    args: &StatsArgs,
     watch: &mut Watch<'_>,
     sheet: Sheet,
     notes: &[String],
@@ -47,7 +47,7 @@ pub(super) fn run(
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&awaited, flags).context("wait for signals")?;
     let terminal = Terminal::take()?;
-    let mut view = View {
+    let mut view = Screen {
         signals,
         terminal,
         has_keys: true,
@@ -71,7 +71,7 @@ pub(super) fn run(
 }
 
 /// What somebody wants.
-enum Wish {
+enum KeyPress {
     /// The next interval.
     Next,
     /// The same, drawn anew.
@@ -82,7 +82,7 @@ enum Wish {
     Signal(Signal),
 }
 
-struct View {
+struct Screen {
     signals: SignalFd,
     terminal: Terminal,
     has_keys: bool,
@@ -91,7 +91,7 @@ struct View {
     seconds: f64,
 }
 
-impl View {
+impl Screen {
     /// Shows one interval after the other; gives the signal that ended it, if one did.
     fn show(&mut self, interval: Duration, watch: &mut Watch<'_>) -> Result<Option<Signal>> {
         loop {
@@ -100,12 +100,12 @@ impl View {
             self.draw(&watch.moment())?;
             loop {
                 match self.wait(due)? {
-                    Wish::Next => break,
-                    Wish::Redraw => {}
-                    Wish::Quit => return Ok(None),
-                    Wish::Signal(Signal::SIGTSTP) => self.terminal.lend()?,
-                    Wish::Signal(Signal::SIGWINCH) => {}
-                    Wish::Signal(signal) => return Ok(Some(signal)),
+                    KeyPress::Next => break,
+                    KeyPress::Redraw => {}
+                    KeyPress::Quit => return Ok(None),
+                    KeyPress::Signal(Signal::SIGTSTP) => self.terminal.lend()?,
+                    KeyPress::Signal(Signal::SIGWINCH) => {}
+                    KeyPress::Signal(signal) => return Ok(Some(signal)),
                 }
                 self.draw(&watch.moment())?;
             }
@@ -114,7 +114,7 @@ impl View {
     }
 
     /// Waits for a key, a signal or the end of the interval.
-    fn wait(&mut self, due: Instant) -> Result<Wish> {
+    fn wait(&mut self, due: Instant) -> Result<KeyPress> {
         let left = due.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let stdin = io::stdin();
@@ -124,7 +124,7 @@ impl View {
         }
         match poll(&mut watched, timeout) {
             // As after a stop: signal(7).
-            Err(Errno::EINTR) => return Ok(Wish::Redraw),
+            Err(Errno::EINTR) => return Ok(KeyPress::Redraw),
             other => other.context("wait for a key")?,
         };
         let is_ready = |one: Option<&PollFd<'_>>| one.and_then(PollFd::any).unwrap_or_default();
@@ -132,7 +132,7 @@ impl View {
         if has_signal {
             let signal = self.signals.read_signal().context("read a signal")?;
             let signal = signal.and_then(|info| Signal::try_from(info.ssi_signo as i32).ok());
-            return Ok(signal.map_or(Wish::Redraw, Wish::Signal));
+            return Ok(signal.map_or(KeyPress::Redraw, KeyPress::Signal));
         }
         if has_key {
             let mut keys = [0; 64];
@@ -141,16 +141,16 @@ impl View {
             self.has_keys = count > 0;
             return Ok(self.obey(&keys[..count]));
         }
-        Ok(Wish::Next)
+        Ok(KeyPress::Next)
     }
 
-    fn obey(&mut self, mut keys: &[u8]) -> Wish {
+    fn obey(&mut self, mut keys: &[u8]) -> KeyPress {
         loop {
             keys = match keys {
-                [] => return Wish::Redraw,
-                [b'q' | b'Q', ..] => return Wish::Quit,
-                [CTRL_C, ..] => return Wish::Signal(Signal::SIGINT),
-                [CTRL_Z, ..] => return Wish::Signal(Signal::SIGTSTP),
+                [] => return KeyPress::Redraw,
+                [b'q' | b'Q', ..] => return KeyPress::Quit,
+                [CTRL_C, ..] => return KeyPress::Signal(Signal::SIGINT),
+                [CTRL_Z, ..] => return KeyPress::Signal(Signal::SIGTSTP),
                 [ESCAPE, b'[' | b'O', b'C', rest @ ..] | [b's', rest @ ..] => {
                     self.sort_by_neighbour(1);
                     rest

@@ -14,7 +14,7 @@ use self::sheet::Sheet;
 use super::output::Output;
 use super::screen;
 use crate::account::{Accounts, Depth, Figure, Interval, Meter, Meters, Reading};
-use crate::cli::{Form, Stats};
+use crate::cli::{OutputFormat, StatsArgs};
 use crate::placement::{Owner, Seen, Site, Survey, find, pid_id, survey_to_watch};
 use crate::settings::Settings;
 use crate::settings::news;
@@ -24,13 +24,13 @@ use crate::text;
 /// that reads all that there is, which costs more than many samples.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-pub(super) fn run(args: &Stats, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &StatsArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     let accounts = Accounts::of(&site.host);
     let missing: Vec<String> = accounts.missing().into_iter().map(lack).collect();
     missing.iter().for_each(|note| log::warn!("{note}"));
     let mut watch = Watch::begin(args, site, &accounts)?;
-    let is_json = args.json || args.look.output == Some(Form::Json);
+    let is_json = args.json || args.look.output == Some(OutputFormat::Json);
     let sheet = Sheet::of(args);
     if args.no_stream {
         sleep(args.interval);
@@ -82,7 +82,7 @@ fn lack((figure, why): (Figure, String)) -> String {
 
 /// Owners, read again and again.
 struct Watch<'a> {
-    args: &'a Stats,
+    args: &'a StatsArgs,
     site: &'a Site,
     accounts: &'a Accounts<'a>,
     owners: Vec<Owner>,
@@ -108,7 +108,7 @@ struct Moment<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn begin(args: &'a Stats, site: &'a Site, accounts: &'a Accounts<'a>) -> Result<Watch<'a>> {
+    fn begin(args: &'a StatsArgs, site: &'a Site, accounts: &'a Accounts<'a>) -> Result<Watch<'a>> {
         let looked = Instant::now();
         let (survey, seen) = survey_to_watch(site)?;
         let chosen = choose(args, site, &survey)?;
@@ -185,7 +185,7 @@ impl<'a> Watch<'a> {
 }
 
 /// What is read of each owner.
-fn depth(args: &Stats) -> Depth {
+fn depth(args: &StatsArgs) -> Depth {
     match args.with_everything() {
         true => Depth::Everything,
         false => Depth::Rates,
@@ -215,7 +215,7 @@ impl Chosen {
 
 /// What each word means: a pool, or an owner by its id, the beginning of that, or a name, or as it
 /// is shown.
-fn choose(args: &Stats, site: &Site, survey: &Survey) -> Result<Vec<Chosen>> {
+fn choose(args: &StatsArgs, site: &Site, survey: &Survey) -> Result<Vec<Chosen>> {
     let one = |called: &String| {
         if survey.pools.iter().any(|pool| pool.name == *called) {
             return Ok(Chosen::Pool(called.clone()));

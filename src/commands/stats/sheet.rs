@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Moment;
 use crate::account::Share;
-use crate::cli::{Form, SortBy, Stats};
+use crate::cli::{OutputFormat, SortBy, StatsArgs};
 use crate::commands::screen::{BAD, GOOD, ODD, PLAIN, Table};
 use crate::names::short_id;
 use crate::placement::{Owner, pid_id};
@@ -27,8 +27,8 @@ pub(super) struct Sheet {
 }
 
 impl Sheet {
-    pub(super) fn of(args: &Stats) -> Sheet {
-        let is_wide = args.look.output == Some(Form::Wide);
+    pub(super) fn of(args: &StatsArgs) -> Sheet {
+        let is_wide = args.look.output == Some(OutputFormat::Wide);
         Sheet {
             sort: args.sort,
             is_reversed: args.reverse,

@@ -11,7 +11,7 @@ use super::super::output::Target;
 use super::super::stats;
 use crate::account::{Accounts, Depth, Share};
 use crate::files;
-use crate::picture::{Load, Owned, Scene, machine};
+use crate::picture::{DrawnOwner, Load, Scene, machine};
 use crate::placement::{Owner, Site, Survey, survey};
 use crate::topology::Topology;
 
@@ -37,7 +37,7 @@ pub(super) fn run(file: &Path, topology: &Topology, site: &Site) -> Result<u8> {
         log::warn!("what owners do with their CPUs is not known: {error:#}");
         BTreeMap::new()
     });
-    let owned = owners.iter().enumerate().map(|(place, owner)| Owned {
+    let owned = owners.iter().enumerate().map(|(place, owner)| DrawnOwner {
         owner,
         load: loads.get(&place).copied(),
     });

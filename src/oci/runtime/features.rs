@@ -39,7 +39,7 @@ impl Runtime {
     /// be trusted, read or written there is no memory.
     pub fn ensure_runs_our_hooks_once(&self, run_dir: &Path) -> Result<()> {
         self.ensure_fit()?;
-        let known = Known::of(self, run_dir)?;
+        let known = AskedRuntime::of(self, run_dir)?;
         if known.is_there() {
             return Ok(());
         }
@@ -48,7 +48,7 @@ impl Runtime {
         // One that was replaced meanwhile is not the one that was asked; and a script speaks for
         // another program.
         let may_keep = is_settled && self.is_program();
-        if may_keep && Known::of(self, run_dir)?.text == known.text {
+        if may_keep && AskedRuntime::of(self, run_dir)?.text == known.text {
             if let Err(error) = known.keep() {
                 log::info!("{error:#}");
             }
@@ -102,14 +102,14 @@ impl Runtime {
 }
 
 /// That there is nothing more to ask a runtime.
-struct Known {
+struct AskedRuntime {
     path: PathBuf,
     /// What tells that very file from any other of its path.
     text: String,
 }
 
-impl Known {
-    fn of(runtime: &Runtime, run_dir: &Path) -> Result<Known> {
+impl AskedRuntime {
+    fn of(runtime: &Runtime, run_dir: &Path) -> Result<AskedRuntime> {
         let real = runtime.real()?;
         let looked = real.metadata();
         let metadata = looked.with_context(|| format!("look at the runtime {}", real.display()))?;
@@ -125,7 +125,7 @@ impl Known {
             metadata.ctime(),
             metadata.ctime_nsec(),
         );
-        Ok(Known {
+        Ok(AskedRuntime {
             path: run_dir.join(format!("runs-hooks-{hash:08x}")),
             text,
         })
@@ -209,7 +209,7 @@ mod tests {
         assert!(once().is_err() && once().is_err());
         assert!(files::names_in(&run_dir).unwrap().is_empty());
         // Who is known is not asked.
-        let known = Known::of(&asked, &run_dir).unwrap();
+        let known = AskedRuntime::of(&asked, &run_dir).unwrap();
         known.keep().unwrap();
         once().unwrap();
         // What others can write is no memory, nor is what was damaged.
@@ -228,13 +228,13 @@ mod tests {
         for silent in ["/bin/true", "/bin/false"] {
             std::fs::copy(silent, &runtime).unwrap();
             once().unwrap();
-            assert!(!Known::of(&asked, &run_dir).unwrap().is_there());
+            assert!(!AskedRuntime::of(&asked, &run_dir).unwrap().is_there());
         }
         // A script may speak for another program, which changes.
         let says = "#!/bin/sh\necho '{\"hooks\":[\"createRuntime\",\"poststop\"]}'\n";
         files::replace(&runtime, says.as_bytes(), 0o755, Durability::Crash).unwrap();
         once().unwrap();
-        assert!(!Known::of(&asked, &run_dir).unwrap().is_there());
+        assert!(!AskedRuntime::of(&asked, &run_dir).unwrap().is_there());
     }
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
         for (program, is_kept) in [("/bin/cat", true), ("/bin/false", false)] {
             let runtime = Runtime(program.into());
             runtime.ensure_runs_our_hooks_once(&run_dir).unwrap();
-            let known = Known::of(&runtime, &run_dir).unwrap();
+            let known = AskedRuntime::of(&runtime, &run_dir).unwrap();
             assert_eq!(known.is_there(), is_kept, "{program}");
         }
     }

@@ -7,8 +7,10 @@ use crate::cpulist::CpuSet;
 use crate::files;
 use crate::placement::look::survey::trial;
 use crate::placement::{Books, Change, Existing, Site, View, init, try_init};
-use crate::pools::converge::{Course, Declared, Kept, Owned, Present, Step, Undeclared, course};
-use crate::pools::plan::{PlannedPool, PoolSpec, Stock, Unit};
+use crate::pools::converge::{
+    Course, Declared, Deviation, HeldPool, Present, Step, Undeclared, course,
+};
+use crate::pools::plan::{ListUnit, PlannedPool, PoolSpec, Stock};
 use crate::pools::resize::cpus_of;
 use crate::pools::{Kind, PoolDirectory};
 
@@ -20,7 +22,7 @@ pub struct Applied {
     /// The pools after.
     pub after: Vec<PlannedPool>,
     /// What is not so, for somebody's sake.
-    pub kept: Vec<Kept>,
+    pub kept: Vec<Deviation>,
     /// The owners who were given other CPUs, as a sentence calls them.
     pub owners: Vec<String>,
     /// The processes that another tool put into a list that became another: they keep the CPUs
@@ -115,7 +117,7 @@ impl View<'_> {
             let owners = pool.lists.iter().map(|list| self.owner_of(list));
             let owners = owners.collect::<Result<_>>()?;
             present.owned = present.owned.difference(&cpus_of(&pool.lists));
-            present.pools.push(Owned { pool, owners });
+            present.pools.push(HeldPool { pool, owners });
         }
         let before = self.planned()?;
         let course = course(present, declared, undeclared)?;
@@ -186,7 +188,7 @@ fn change_of(step: &Step) -> Change {
             // A resize leaves kind and unit as they are.
             kind: Kind::Exclusive,
             cut: *cut,
-            unit: Unit::Core,
+            unit: ListUnit::Core,
         }),
     }
 }

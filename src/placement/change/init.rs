@@ -7,7 +7,7 @@ use crate::claims::{Entry, Ledger};
 use crate::files;
 use crate::placement::look::survey::trial;
 use crate::placement::{Site, View};
-use crate::pools::make::{Found, has_planned_kinds, is_as_planned};
+use crate::pools::make::{FoundPools, has_planned_kinds, is_as_planned};
 use crate::pools::plan::PlannedPool;
 use crate::pools::{Pool, PoolDirectory};
 use crate::refusal::Refusal;
@@ -110,17 +110,21 @@ pub fn unmake(site: &Site) -> Result<()> {
 fn decide(directory: &PoolDirectory, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let path = directory.path().display();
     Ok(match directory.found()? {
-        Found::Nothing => Made::New,
-        Found::Pools(pools) if is_as_planned(&pools, plan) => Made::AlreadyThere,
-        Found::Pools(pools) if has_planned_kinds(&pools, plan) && directory.is_part_of(plan)? => {
+        FoundPools::Nothing => Made::New,
+        FoundPools::Pools(pools) if is_as_planned(&pools, plan) => Made::AlreadyThere,
+        FoundPools::Pools(pools)
+            if has_planned_kinds(&pools, plan) && directory.is_part_of(plan)? =>
+        {
             Made::Completed("some of its pools or CPU lists are missing".to_owned())
         }
-        Found::Pools(pools) if existing == Existing::Keep => bail!(Refusal::new(
+        FoundPools::Pools(pools) if existing == Existing::Keep => bail!(Refusal::new(
             format!("{path} has other pools already: {}", names(&pools)),
             "change them while containers run with `pinfold pool add`, `pinfold pool resize` and `pinfold pool remove`, or replace them all: add --force"
         )),
-        Found::Pools(_) => Made::Replaced,
-        Found::HalfMade(reason) if existing == Existing::Keep && !directory.is_part_of(plan)? => {
+        FoundPools::Pools(_) => Made::Replaced,
+        FoundPools::HalfMade(reason)
+            if existing == Existing::Keep && !directory.is_part_of(plan)? =>
+        {
             bail!(Refusal::new(
                 format!(
                     "{path} cannot be used, and is not just a part of what was asked for: {reason}"
@@ -128,7 +132,7 @@ fn decide(directory: &PoolDirectory, plan: &[PlannedPool], existing: Existing) -
                 "replace it: add --force"
             ))
         }
-        Found::HalfMade(reason) => Made::Completed(reason),
+        FoundPools::HalfMade(reason) => Made::Completed(reason),
     })
 }
 

@@ -6,7 +6,7 @@ use crate::cpulist::CpuSet;
 use crate::placement::View;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, Stock};
-use crate::pools::resize::{Standing, cpus_of, resize};
+use crate::pools::resize::{PoolStanding, cpus_of, resize};
 use crate::pools::{Kind, Pool};
 use crate::refusal::Refusal;
 use crate::request::is_pool_name;
@@ -70,7 +70,7 @@ impl View<'_> {
     ) -> Result<Option<(usize, String)>> {
         let owners = pool.lists.iter().map(|list| self.owner_of(list));
         let owners = owners.collect::<Result<Vec<_>>>()?;
-        let standing = Standing {
+        let standing = PoolStanding {
             pool,
             owners: &owners,
             stock,

@@ -12,8 +12,8 @@ use crate::placement::change::stock::givable;
 use crate::placement::life::Life;
 use crate::placement::look::survey::trial;
 use crate::placement::{Books, Site, View};
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, plan};
-use crate::pools::resize::{Standing, cpus_of, resize};
+use crate::pools::plan::{Cores, ListUnit, PlannedPool, PoolSpec, Stock, plan};
+use crate::pools::resize::{PoolStanding, cpus_of, resize};
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::topology;
@@ -121,8 +121,8 @@ impl View<'_> {
             let cores = stock.cores_in(&cpus_of(&pool.lists)).len();
             let lists = match (spec.kind, spec.unit) {
                 (Kind::Shared, _) => 1,
-                (Kind::Exclusive, Unit::Core) => cores,
-                (Kind::Exclusive, Unit::Thread) => cpus_of(&pool.lists).len(),
+                (Kind::Exclusive, ListUnit::Core) => cores,
+                (Kind::Exclusive, ListUnit::Thread) => cpus_of(&pool.lists).len(),
             };
             let has_all = match spec.cores {
                 Cores::Count(count) => count == cores,
@@ -268,7 +268,7 @@ impl View<'_> {
         let owners = pool.lists.iter().map(|list| self.owner_of(list));
         let owners = owners.collect::<Result<Vec<_>>>()?;
         let with = |taken: &CpuSet| {
-            let standing = Standing {
+            let standing = PoolStanding {
                 pool: &pool,
                 owners: &owners,
                 stock,
@@ -391,7 +391,7 @@ impl View<'_> {
             Cores::Count(count) => count.to_string(),
             Cores::Rest => "rest".to_owned(),
         };
-        match pool.kind == spec.kind && spec.unit == Unit::Core {
+        match pool.kind == spec.kind && spec.unit == ListUnit::Core {
             true => format!("give it its new size: `pinfold pool resize {name} {size}`"),
             false => format!(
                 "it is {}: name the new one otherwise, or remove the old one: `pinfold pool remove {name}`",

@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::pools::carve::Core;
 use crate::pools::plan::Stock;
 use crate::refusal::Refusal;
-use crate::topology::{Gap, Group, Levels, isolated, online};
+use crate::topology::{CpuGroup, Gap, Levels, isolated, online};
 
 /// The CPUs that are online, and that containers here can be given. In a container, or wherever else the topmost cgroup
 /// that is seen has a part of the machine alone, pools of other CPUs could never be given.
@@ -49,13 +49,13 @@ fn givable_and_told(host: &Host) -> Result<CpuSet> {
 pub fn stock(host: &Host, reserve: Option<&CpuSet>) -> Result<Stock> {
     let online = givable_and_told(host)?;
     let levels = Levels::of(host, &online);
-    let group_of = |groups: &[Group], gap: &Gap, cpus: &CpuSet| {
+    let group_of = |groups: &[CpuGroup], gap: &Gap, cpus: &CpuSet| {
         let mut groups = groups.iter();
         let found = groups.find(|group| !group.cpus.is_disjoint(cpus))?;
         gap.cpus.is_disjoint(cpus).then_some(found.id)
     };
     let gaps = &levels.gaps;
-    let core = |core: &Group| Core {
+    let core = |core: &CpuGroup| Core {
         cpus: core.cpus.clone(),
         node: group_of(&levels.nodes, &gaps.nodes, &core.cpus),
         cache: group_of(&levels.caches, &gaps.caches, &core.cpus),

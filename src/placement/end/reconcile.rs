@@ -20,14 +20,14 @@ const TURN: Duration = Duration::from_millis(10);
 
 /// What a reconciliation did.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct Reconciled {
     /// What was freed.
     pub reclaimed: Vec<Reclaimed>,
     /// What could not be done, a sentence each.
     pub problems: Vec<Refusal>,
 }
 
-impl Report {
+impl Reconciled {
     fn free(&mut self, result: Result<Vec<Reclaimed>>) {
         match result {
             Ok(reclaimed) => self.reclaimed.extend(reclaimed),
@@ -104,11 +104,11 @@ impl<'a> Turns<'a> {
 ///
 /// # Errors
 /// Only what keeps it from beginning: the pool directory, the lock, the ledger.
-pub fn reconcile(site: &Site) -> Result<Report> {
+pub fn reconcile(site: &Site) -> Result<Reconciled> {
     // Of the dead the group can be there still, and until it is removed.
     site.read_owners();
     let mut turns = Turns::begin(site)?;
-    let mut report = Report::default();
+    let mut report = Reconciled::default();
     let done = bring_in_order(&mut turns, &mut report);
     report.note(done);
     drop(turns);
@@ -123,7 +123,7 @@ pub fn reconcile(site: &Site) -> Result<Report> {
     Ok(report)
 }
 
-fn bring_in_order(turns: &mut Turns<'_>, report: &mut Report) -> Result<()> {
+fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> {
     // Links first: what is free is told by them. A claim that is made meanwhile has its own.
     let mut are_linked = true;
     for id in turns.books()?.ledger.ids()? {

@@ -67,7 +67,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Audit> {
     if mark.starts_with(&format!("{boot_id} ")) {
         ledger.expect_boot(&boot_id);
     }
-    let look = Look {
+    let look = ClaimAudit {
         site,
         boot_id,
         directory,
@@ -127,7 +127,7 @@ impl Audit {
     }
 }
 
-struct Look<'a> {
+struct ClaimAudit<'a> {
     site: &'a Site,
     boot_id: String,
     directory: &'a PoolDirectory,
@@ -135,7 +135,7 @@ struct Look<'a> {
     ledger: Ledger,
 }
 
-impl Look<'_> {
+impl ClaimAudit<'_> {
     /// What is wrong with a claim, if anything is.
     fn at(&self, claim: &Claim) -> Result<Option<Refusal>> {
         let owner = claim.shown();

@@ -6,12 +6,12 @@ use crate::choose::{Offer, Reach, Situation, Want, choose};
 use crate::cpulist::CpuSet;
 use crate::placement::Site;
 use crate::placement::look::survey::{ListState, SurveyedList, survey};
-use crate::placement::refusal::{Seen, by_node, no_such_node};
+use crate::placement::refusal::{Considered, by_node, no_such_node};
 use crate::placement::start::pick::want;
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::request::{Mems, Numa, Request, Size};
-use crate::topology::{self, Gap, Group, Levels};
+use crate::topology::{self, CpuGroup, Gap, Levels};
 
 /// What a request would get now.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
     match chosen {
         Err(refusal) => {
             let all = Levels::without_cores(&site.host, &online);
-            let seen = Seen {
+            let seen = Considered {
                 pool: &pool,
                 offers: &offers,
                 reach: &reach,
@@ -146,19 +146,19 @@ fn owners(list: &SurveyedList) -> usize {
 
 fn taken(pool: &Pool, index: usize, levels: &Levels) -> Taken {
     let list = &pool.lists[index];
-    let of = |groups: &[Group]| -> Vec<Group> {
+    let of = |groups: &[CpuGroup]| -> Vec<CpuGroup> {
         let touched = groups
             .iter()
             .filter(|group| !group.cpus.is_disjoint(&list.cpus));
         touched.cloned().collect()
     };
-    let told = |groups: &[Group], gap: &Gap| -> Vec<Group> {
+    let told = |groups: &[CpuGroup], gap: &Gap| -> Vec<CpuGroup> {
         let mut groups = of(groups);
         groups.retain(|group| group.cpus.is_disjoint(&gap.cpus));
         groups
     };
     let gaps = &levels.gaps;
-    let numbers = |groups: Vec<Group>| groups.iter().map(|group| group.id).collect();
+    let numbers = |groups: Vec<CpuGroup>| groups.iter().map(|group| group.id).collect();
     let mut cache = CpuSet::new();
     told(&levels.caches, &gaps.caches)
         .iter()
@@ -213,14 +213,14 @@ fn reasons(
     chosen
         .iter()
         .for_each(|index| cpus.extend(offers[*index].cpus));
-    let count = |groups: &[Group]| {
+    let count = |groups: &[CpuGroup]| {
         groups
             .iter()
             .filter(|group| !group.cpus.is_disjoint(&cpus))
             .count()
     };
     let gaps = &levels.gaps;
-    let counted = |groups: &[Group], gap: &Gap, what: &str| match count(groups) {
+    let counted = |groups: &[CpuGroup], gap: &Gap, what: &str| match count(groups) {
         _ if !gap.cpus.is_disjoint(&cpus) => format!("{what}s that the kernel does not tell"),
         1 => format!("1 {what}"),
         count => format!("{count} {what}s"),

@@ -22,12 +22,12 @@ pub fn find(site: &Site, called: &str) -> Result<String> {
         for id in ledger.ids()? {
             let entries = ledger.of_id(&id)?;
             if !entries.is_empty() {
-                known.push(Known { id, entries });
+                known.push(KnownId { id, entries });
             }
         }
     }
     let has_names =
-        |known: &Known, is: &dyn Fn(&Names) -> bool| known.claims().any(|claim| is(&claim.names));
+        |known: &KnownId, is: &dyn Fn(&Names) -> bool| known.claims().any(|claim| is(&claim.names));
     let found = names::meant(&known, called, |known| known.id.as_str(), has_names);
     match &found[..] {
         [one] => Ok(one.id.clone()),
@@ -53,12 +53,12 @@ pub fn find(site: &Site, called: &str) -> Result<String> {
 }
 
 /// An id that has claims.
-struct Known {
+struct KnownId {
     id: String,
     entries: Vec<Entry>,
 }
 
-impl Known {
+impl KnownId {
     fn claims(&self) -> impl Iterator<Item = &Claim> {
         self.entries.iter().filter_map(Entry::claim)
     }
@@ -90,7 +90,7 @@ pub fn pid_id(pid: i32) -> String {
 
 const PID: &str = "pid:";
 
-fn list(known: &[&Known]) -> String {
+fn list(known: &[&KnownId]) -> String {
     let mut named: Vec<String> = known
         .iter()
         .take(MOST_NAMED)

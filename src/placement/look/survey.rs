@@ -291,7 +291,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
         }
         None => Vec::new(),
     };
-    let look = Look {
+    let look = Surveyor {
         site,
         entries,
         ledger,
@@ -334,7 +334,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
     Ok(survey)
 }
 
-struct Look<'a> {
+struct Surveyor<'a> {
     site: &'a Site,
     entries: Vec<Entry>,
     ledger: Option<Ledger>,
@@ -347,7 +347,7 @@ struct Look<'a> {
     directory: &'a PoolDirectory,
 }
 
-impl Look<'_> {
+impl Surveyor<'_> {
     /// What can be read of a pool is shown, whatever else is in it.
     fn at_pool(&self, name: &str, survey: &mut Survey) {
         let (pool, problems) = match self.directory.readable_part(name) {

@@ -14,8 +14,8 @@ use crate::names;
 use crate::placement::end::Fate;
 use crate::placement::life::Life;
 use crate::placement::start::container::TOLD;
-use crate::placement::start::give::{Applicant, Place};
-use crate::placement::start::pick::Wish;
+use crate::placement::start::give::{Confinement, NewOwner};
+use crate::placement::start::pick::Demand;
 use crate::placement::{Books, Site, at_most};
 use crate::process::Process;
 use crate::request::Request;
@@ -60,25 +60,25 @@ pub fn pin_command(
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
     let id = format!("{COMMAND}{pid}");
     let hierarchy = cpuset::hierarchy(host)?;
-    let wish = Wish::of(host, request)?;
+    let wish = Demand::of(host, request)?;
     let names = names::of_command(host, program);
     // systemd is asked while nobody has to wait for it.
     let patience = at_most(TOLD, site.deadline);
     let lodging = Lodging::of(host, &hierarchy, process.pid, patience)?;
     let books = site.open_books(hierarchy.clone())?;
     let place = books.place_of_command(lodging, &id, process, confined)?;
-    let applicant = Applicant {
+    let new_owner = NewOwner {
         id: &id,
         kind: OwnerKind::Process,
         names: &names,
         process,
         place,
     };
-    let claim = books.give(&applicant, &wish)?;
+    let claim = books.give(&new_owner, &wish)?;
     // systemd takes its time, and nobody else has to wait for it.
     drop(books);
-    let (claim, procs_file) = match &applicant.place {
-        Place::Supervised {
+    let (claim, procs_file) = match &new_owner.place {
+        Confinement::Supervised {
             group,
             confined: true,
             ..
@@ -93,7 +93,7 @@ pub fn pin_command(
             };
             (claim, None)
         }
-        Place::Supervised { .. } => (claim, None),
+        Confinement::Supervised { .. } => (claim, None),
         place => (claim, Some(place.group().procs_file())),
     };
     Ok(CommandPlace {
@@ -204,12 +204,12 @@ impl Books<'_> {
         id: &str,
         process: Process,
         confined: bool,
-    ) -> Result<Place> {
+    ) -> Result<Confinement> {
         let pid = process.pid;
         match lodging {
             Lodging::OfOurs => {
                 let group = self.new_group(id, process)?;
-                Ok(Place::Entered { group, confined })
+                Ok(Confinement::Entered { group, confined })
             }
             Lodging::Below(unit) => {
                 // A group that has processes gives no controller to those below it (kernel:
@@ -218,17 +218,17 @@ impl Books<'_> {
                 supervisor.make()?;
                 supervisor.adopt(pid)?;
                 let group = unit.child(&format!("{id}-{}-{}", pid, process.start));
-                Ok(Place::Entered { group, confined })
+                Ok(Confinement::Entered { group, confined })
             }
             // Somebody can have come into the unit's group while the lock was waited for.
             Lodging::Supervisors(group) if group.all_pids()? != [pid] => {
                 let group = self.new_group(id, process)?;
-                Ok(Place::Entered { group, confined })
+                Ok(Confinement::Entered { group, confined })
             }
             Lodging::Supervisors(group) => {
                 let before = self.evict_stale_from_unit(&group, process)?;
                 let settings = systemd::settings(self.host, &group)?;
-                Ok(Place::Supervised {
+                Ok(Confinement::Supervised {
                     group,
                     before,
                     settings,

@@ -10,8 +10,8 @@ use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
 use crate::placement::end::{Settled, warn_held};
 use crate::placement::life::Life;
-use crate::placement::start::give::{Applicant, Place, Share, gone};
-use crate::placement::start::pick::Wish;
+use crate::placement::start::give::{Confinement, Grant, NewOwner, gone};
+use crate::placement::start::pick::Demand;
 use crate::placement::{Books, Site, at_most};
 use crate::process::Process;
 use crate::refusal::Refusal;
@@ -35,7 +35,7 @@ pub struct Start<'a> {
 
 /// What there is already of a container that starts.
 #[derive(Default)]
-struct Standing {
+struct Prior {
     /// Its claim: the hook ran for this process before.
     pinned: Option<Claim>,
     /// What was reserved for it, and is not taken over, or not wholly.
@@ -56,29 +56,29 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
     let group = hierarchy.group_of(host, pid)?.with_context(|| gone(pid))?;
     let ours = hierarchy.group_of(host, std::process::id() as i32)?;
     let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
-    let wish = Wish::of(host, request)?;
+    let wish = Demand::of(host, request)?;
     start.names.add_unit_of(group.path());
 
     let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
     // A container's own group, with those below it, holds its first process and nothing else, and we are not in it.
     let place = if !shares_ours && group.all_pids()? == [pid] {
-        Place::Own(group)
+        Confinement::Own(group)
     } else {
-        Place::Moved {
+        Confinement::Moved {
             to: books.new_group(start.id, process)?,
             from: group,
         }
     };
-    let applicant = Applicant {
+    let new_owner = NewOwner {
         id: start.id,
         kind: OwnerKind::Container,
         names: &start.names,
         process,
         place,
     };
-    let group = applicant.place.group();
-    let Standing { pinned, reserved } = books.prepare(&start, &applicant)?;
+    let group = new_owner.place.group();
+    let Prior { pinned, reserved } = books.prepare(&start, &new_owner)?;
     let scope = match pinned.as_ref().or(reserved.as_ref()) {
         Some(standing) => cpuset::scope_in_the_way(group, &standing.cpus)?,
         None => None,
@@ -91,9 +91,9 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
     };
     let claim = match (pinned, reserved) {
         (Some(claim), reserved) => {
-            books.confirm(claim, reserved.as_ref(), request, &applicant.place)?
+            books.confirm(claim, reserved.as_ref(), request, &new_owner.place)?
         }
-        (None, Some(reservation)) => books.hand_over(&reservation, request, &applicant)?,
+        (None, Some(reservation)) => books.hand_over(&reservation, request, &new_owner)?,
         (None, None) => {
             ensure!(
                 start.reservation.is_none(),
@@ -102,7 +102,7 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
                     "start it again"
                 )
             );
-            books.give(&applicant, &wish)?
+            books.give(&new_owner, &wish)?
         }
     };
     // systemd takes its time, and nobody else has to wait for it.
@@ -148,12 +148,12 @@ impl Books<'_> {
 
     /// Settles older claims that this start proves dead, or that are of the same id; returns what there is of this
     /// very start already.
-    fn prepare(&self, start: &Start<'_>, applicant: &Applicant<'_>) -> Result<Standing> {
-        let process = applicant.process;
-        if let Place::Own(group) = &applicant.place {
+    fn prepare(&self, start: &Start<'_>, new_owner: &NewOwner<'_>) -> Result<Prior> {
+        let process = new_owner.process;
+        if let Confinement::Own(group) = &new_owner.place {
             self.evict_stale(group, process)?;
         }
-        let mut standing = Standing::default();
+        let mut standing = Prior::default();
         for entry in self.ledger.of_id(start.id)? {
             match entry {
                 Entry::Claim(claim) if claim.boot_id == self.boot_id && claim.owner == process => {
@@ -168,7 +168,7 @@ impl Books<'_> {
                     standing.reserved = Some(*claim);
                 }
                 Entry::Claim(claim) if claim.awaited.is_some() => {
-                    self.end_reservation(&claim, applicant)?;
+                    self.end_reservation(&claim, new_owner)?;
                 }
                 Entry::Claim(claim) => self.free_earlier_if_dead(&claim),
                 Entry::Unreadable(one) => log::warn!("{one}"),
@@ -198,10 +198,10 @@ impl Books<'_> {
 
     /// An earlier start's. Its runtime may have left the confined group that this process, alone, is in now; anything else
     /// about it is not the trouble of the one that starts.
-    fn end_reservation(&self, claim: &Claim, applicant: &Applicant<'_>) -> Result<()> {
-        let is_own = matches!(applicant.place, Place::Own(_));
+    fn end_reservation(&self, claim: &Claim, new_owner: &NewOwner<'_>) -> Result<()> {
+        let is_own = matches!(new_owner.place, Confinement::Own(_));
         match self.free_or_refresh(claim) {
-            Ok(Settled::Held(kept)) if is_own && kept.processes == [applicant.process] => {
+            Ok(Settled::Held(kept)) if is_own && kept.processes == [new_owner.process] => {
                 self.evict(&kept)
             }
             Ok(_) => Ok(()),
@@ -218,7 +218,7 @@ impl Books<'_> {
         claim: Claim,
         reserved: Option<&Claim>,
         request: &Request,
-        place: &Place,
+        place: &Confinement,
     ) -> Result<Claim> {
         ensure_same_request(&claim, request)?;
         let group = self.group_of(&claim)?;
@@ -249,20 +249,20 @@ impl Books<'_> {
         &self,
         reservation: &Claim,
         request: &Request,
-        applicant: &Applicant<'_>,
+        new_owner: &NewOwner<'_>,
     ) -> Result<Claim> {
         ensure_same_request(reservation, request)?;
-        let before = match &applicant.place {
-            Place::Own(group) => cpuset::inherited(group)?,
+        let before = match &new_owner.place {
+            Confinement::Own(group) => cpuset::inherited(group)?,
             other => cpuset::masks(other.group())?.unwrap_or_default(),
         };
-        let share = Share {
+        let share = Grant {
             pool: reservation.pool.clone(),
             lists: reservation.lists.clone(),
             cpus: reservation.cpus.clone(),
             mems: reservation.mems.clone(),
         };
-        self.grant(applicant, share, before, Some(reservation))
+        self.grant(new_owner, share, before, Some(reservation))
     }
 }
 

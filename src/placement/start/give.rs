@@ -11,7 +11,7 @@ use crate::cpulist::CpuSet;
 use crate::names::Names;
 use crate::placement::Books;
 use crate::placement::refusal::chosen_already;
-use crate::placement::start::pick::Wish;
+use crate::placement::start::pick::Demand;
 use crate::pools::TasksChange;
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
@@ -19,17 +19,17 @@ use crate::request::{Mems, Request};
 use crate::topology;
 
 /// Somebody who gets CPUs, with everything about it that can be known without the lock.
-pub(crate) struct Applicant<'a> {
+pub(crate) struct NewOwner<'a> {
     /// The container's id, or `isolate-<pid>`.
     pub(crate) id: &'a str,
     pub(crate) kind: OwnerKind,
     pub(crate) names: &'a Names,
     pub(crate) process: Process,
-    pub(crate) place: Place,
+    pub(crate) place: Confinement,
 }
 
 /// What an owner gets.
-pub(crate) struct Share {
+pub(crate) struct Grant {
     pub(crate) pool: String,
     /// The directory names of the lists, by first CPU.
     pub(crate) lists: Vec<String>,
@@ -39,7 +39,7 @@ pub(crate) struct Share {
 }
 
 /// Where an owner is confined.
-pub(crate) enum Place {
+pub(crate) enum Confinement {
     /// In its own group, which only its first process is in.
     Own(Group),
     /// In a group that we make; it is moved there out of another.
@@ -56,23 +56,23 @@ pub(crate) enum Place {
     },
 }
 
-impl Place {
+impl Confinement {
     pub(crate) fn group(&self) -> &Group {
         match self {
-            Place::Own(group)
-            | Place::Moved { to: group, .. }
-            | Place::Entered { group, .. }
-            | Place::Supervised { group, .. } => group,
+            Confinement::Own(group)
+            | Confinement::Moved { to: group, .. }
+            | Confinement::Entered { group, .. }
+            | Confinement::Supervised { group, .. } => group,
         }
     }
 }
 
 impl Books<'_> {
-    /// Gives an applicant what it wishes. On an error nothing stays changed.
-    pub(crate) fn give(&self, applicant: &Applicant<'_>, wish: &Wish<'_>) -> Result<Claim> {
-        let group = applicant.place.group();
-        let bound = match &applicant.place {
-            Place::Supervised { group, before, .. } => {
+    /// Gives an new_owner what it wishes. On an error nothing stays changed.
+    pub(crate) fn give(&self, new_owner: &NewOwner<'_>, wish: &Demand<'_>) -> Result<Claim> {
+        let group = new_owner.place.group();
+        let bound = match &new_owner.place {
+            Confinement::Supervised { group, before, .. } => {
                 cpuset::bound(group)?.within(group, &before.cpus)?
             }
             // What our own parents have now is theirs for no longer than until this group is made.
@@ -84,26 +84,26 @@ impl Books<'_> {
             }
             _ => cpuset::bound(group)?,
         };
-        let before = match &applicant.place {
-            Place::Supervised { before, .. } => before.clone(),
+        let before = match &new_owner.place {
+            Confinement::Supervised { before, .. } => before.clone(),
             _ => cpuset::masks(group)?.unwrap_or_default(),
         };
-        if let Place::Own(group) = &applicant.place {
+        if let Confinement::Own(group) = &new_owner.place {
             refuse_chosen_cpus(group, &before, wish.request)?;
         }
         let share = self.share(wish, &bound)?;
-        self.grant(applicant, share, before, None)
+        self.grant(new_owner, share, before, None)
     }
 
     /// Picks what a wish is to get.
-    pub(crate) fn share(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Share> {
+    pub(crate) fn share(&self, wish: &Demand<'_>, bound: &Bound) -> Result<Grant> {
         let picked = self.pick(wish, bound)?;
         let cpus = picked.cpus();
         let mems = match wish.request.mems {
             Mems::Inherit => CpuSet::new(),
             Mems::Local => topology::local_memory_nodes(self.host, &cpus)?,
         };
-        Ok(Share {
+        Ok(Grant {
             lists: picked.names(),
             pool: picked.pool.name,
             cpus,
@@ -111,18 +111,18 @@ impl Books<'_> {
         })
     }
 
-    /// Gives an applicant its share, instead of whoever held it for it. The record comes before the kernel: whoever is
+    /// Gives an new_owner its share, instead of whoever held it for it. The record comes before the kernel: whoever is
     /// killed in between leaves a record whose process is dead. On an error nothing stays changed.
     pub(crate) fn grant(
         &self,
-        applicant: &Applicant<'_>,
-        share: Share,
+        new_owner: &NewOwner<'_>,
+        share: Grant,
         before: Masks,
         instead_of: Option<&Claim>,
     ) -> Result<Claim> {
-        let place = &applicant.place;
+        let place = &new_owner.place;
         let group = place.group();
-        let made = !matches!(place, Place::Own(_) | Place::Supervised { .. });
+        let made = !matches!(place, Confinement::Own(_) | Confinement::Supervised { .. });
         if made {
             group.make()?;
         }
@@ -133,10 +133,10 @@ impl Books<'_> {
             made,
             confined: !matches!(
                 place,
-                Place::Entered {
+                Confinement::Entered {
                     confined: false,
                     ..
-                } | Place::Supervised {
+                } | Confinement::Supervised {
                     confined: false,
                     ..
                 }
@@ -146,15 +146,15 @@ impl Books<'_> {
                 mems: before.mems,
             },
             moved_from: match place {
-                Place::Moved { from, .. } => Some(from.path().to_owned()),
+                Confinement::Moved { from, .. } => Some(from.path().to_owned()),
                 _ => None,
             },
         };
-        let mut claim = self.claim(applicant.kind, applicant.id, applicant.process, share);
+        let mut claim = self.claim(new_owner.kind, new_owner.id, new_owner.process, share);
         claim.cgroup = Some(claimed);
-        let names = instead_of.map_or(applicant.names, |former| &former.names);
+        let names = instead_of.map_or(new_owner.names, |former| &former.names);
         claim.names.clone_from(names);
-        if let Place::Supervised { settings, .. } = place {
+        if let Confinement::Supervised { settings, .. } = place {
             claim.unit_settings.clone_from(settings);
         }
         let done = self
@@ -165,7 +165,7 @@ impl Books<'_> {
     }
 
     /// The record of an owner that has no group yet.
-    pub(crate) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, share: Share) -> Claim {
+    pub(crate) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, share: Grant) -> Claim {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Claim {
             version: VERSION,
@@ -253,7 +253,7 @@ impl Books<'_> {
     }
 
     /// Confines an owner as its claim says, and makes sure of it; doing it twice is doing it once.
-    pub(crate) fn confine(&self, claim: &Claim, place: &Place) -> Result<()> {
+    pub(crate) fn confine(&self, claim: &Claim, place: &Confinement) -> Result<()> {
         let group = place.group();
         cpuset::enable(group)?;
         if claim.cgroup.as_ref().is_some_and(|group| group.made) {
@@ -266,9 +266,9 @@ impl Books<'_> {
         let pid = claim.owner.pid;
         match place {
             // The command resets its own affinity before it begins.
-            Place::Entered { .. } | Place::Supervised { .. } => return Ok(()),
-            Place::Moved { to, .. } => to.adopt(pid)?,
-            Place::Own(_) => {}
+            Confinement::Entered { .. } | Confinement::Supervised { .. } => return Ok(()),
+            Confinement::Moved { to, .. } => to.adopt(pid)?,
+            Confinement::Own(_) => {}
         }
         process::reset_affinity(pid)
             .with_context(|| format!("reset the CPU affinity of process {pid}"))?;

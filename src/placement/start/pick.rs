@@ -6,12 +6,12 @@ use std::time::Instant;
 use anyhow::{Error, Result};
 
 use crate::cgroup::cpuset::Bound;
-use crate::choose::{Offer, Reach, Refusal, Situation, Want, choose, cpus_that_matter};
+use crate::choose::{NoChoice, Offer, Reach, Situation, Want, choose, cpus_that_matter};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::placement::Books;
 use crate::placement::end::reap::Owners;
-use crate::placement::refusal::{Seen, no_such_node};
+use crate::placement::refusal::{Considered, no_such_node};
 use crate::pools::{CpuList, Kind, OfferedList, OfferedPool};
 use crate::request::Request;
 use crate::topology::{self, Levels};
@@ -51,7 +51,7 @@ impl Picked {
 }
 
 /// A request, with everything about it that can be known without the lock.
-pub(crate) struct Wish<'a> {
+pub(crate) struct Demand<'a> {
     pub(crate) request: &'a Request,
     /// What that is on this machine.
     pub(crate) want: Want,
@@ -59,9 +59,9 @@ pub(crate) struct Wish<'a> {
     pub(crate) online: CpuSet,
 }
 
-impl<'a> Wish<'a> {
-    pub(crate) fn of(host: &Host, request: &'a Request) -> Result<Wish<'a>> {
-        Ok(Wish {
+impl<'a> Demand<'a> {
+    pub(crate) fn of(host: &Host, request: &'a Request) -> Result<Demand<'a>> {
+        Ok(Demand {
             request,
             want: want(host, request)?,
             online: topology::online(host)?,
@@ -85,7 +85,7 @@ pub(crate) fn want(host: &Host, request: &Request) -> Result<Want> {
 }
 
 /// How far a look at the owners of a pool's lists has come.
-struct Look {
+struct Progress {
     /// The first list that was not looked at yet.
     next: usize,
     /// How many are looked at before choosing again.
@@ -96,7 +96,7 @@ struct Look {
     untold: Option<Error>,
 }
 
-impl Look {
+impl Progress {
     fn is_over(&self, pool: &OfferedPool) -> bool {
         self.next >= pool.lists.len() && self.slow.is_empty()
     }
@@ -105,8 +105,8 @@ impl Look {
 impl Books<'_> {
     /// Picks; where dead owners are in the way, frees what they hold of the lists that are to be given, and picks on. The rest
     /// of what they hold is left to those who need it, and to `reconcile`.
-    pub(crate) fn pick(&self, wish: &Wish<'_>, bound: &Bound) -> Result<Picked> {
-        let Wish {
+    pub(crate) fn pick(&self, wish: &Demand<'_>, bound: &Bound) -> Result<Picked> {
+        let Demand {
             request,
             want,
             online,
@@ -122,7 +122,7 @@ impl Books<'_> {
             self.rid_of_dead(&mut pool)?;
         }
         let mut owners: Vec<usize> = pool.lists.iter().map(OfferedList::owners).collect();
-        let mut look = Look {
+        let mut look = Progress {
             next: 0,
             portion: FIRST_LOOK,
             slow: Vec::new(),
@@ -155,9 +155,9 @@ impl Books<'_> {
                     held.into_iter().for_each(|index| owners[index] += 1);
                     levels = Some(known);
                 }
-                Err(Refusal::Exhausted { .. } | Refusal::Scattered(_) | Refusal::Untold { .. })
-                    if !look.is_over(&pool) =>
-                {
+                Err(
+                    NoChoice::Exhausted { .. } | NoChoice::Scattered(_) | NoChoice::Untold { .. },
+                ) if !look.is_over(&pool) => {
                     self.look_on(&pool, &mut look, &mut owners)?;
                 }
                 Err(refusal) => {
@@ -174,9 +174,9 @@ impl Books<'_> {
     /// What is wrong with the pool, where not all of it was read before.
     fn refused(
         &self,
-        refusal: &Refusal,
+        refusal: &NoChoice,
         reach: &Reach,
-        wish: &Wish<'_>,
+        wish: &Demand<'_>,
         bound: &Bound,
     ) -> Result<crate::refusal::Refusal> {
         let levels = Levels::without_cores(self.host, &wish.online);
@@ -201,7 +201,7 @@ impl Books<'_> {
                 owners,
             })
             .collect();
-        let seen = Seen {
+        let seen = Considered {
             pool: &pool,
             offers: &offers,
             reach,
@@ -230,7 +230,7 @@ impl Books<'_> {
     }
 
     /// Looks at who owns some more lists; those of dead owners alone count as free from now on.
-    fn look_on(&self, pool: &OfferedPool, look: &mut Look, owners: &mut [usize]) -> Result<()> {
+    fn look_on(&self, pool: &OfferedPool, look: &mut Progress, owners: &mut [usize]) -> Result<()> {
         if look.next >= pool.lists.len() {
             look.slow.drain(..).for_each(|index| owners[index] = 0);
             return Ok(());

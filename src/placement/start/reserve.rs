@@ -6,7 +6,7 @@ use crate::cgroup::of_config::Expected;
 use crate::cgroup::{Group, cpuset};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
-use crate::placement::start::pick::Wish;
+use crate::placement::start::pick::Demand;
 use crate::placement::{Books, Site};
 use crate::process::{self, Process};
 use crate::request::Request;
@@ -34,7 +34,7 @@ pub fn reserve(
     };
     // A path that cannot be looked at now could not be later, when somebody asks who is alive.
     cpuset::effective_cpus(&group)?;
-    let wish = Wish::of(host, request)?;
+    let wish = Demand::of(host, request)?;
     let nonce = process::nonce(host)?;
 
     let books = site.open_books(hierarchy)?;

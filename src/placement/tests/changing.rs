@@ -5,7 +5,7 @@ use crate::cpulist::CpuSet;
 use crate::placement::{Change, change, try_change};
 use crate::pools::Kind;
 use crate::pools::carve::{Core, Cut};
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit};
+use crate::pools::plan::{Cores, ListUnit, PlannedPool, PoolSpec, Stock};
 
 /// Four cores of two threads, all for pools.
 fn stock() -> Stock {
@@ -26,7 +26,7 @@ fn spec(name: &str, kind: Kind, cores: Cores) -> PoolSpec {
         cores,
         kind,
         cut: Cut::default(),
-        unit: Unit::Core,
+        unit: ListUnit::Core,
     }
 }
 
@@ -142,7 +142,7 @@ fn a_pool_that_is_there_is_added_again_and_another_one_is_refused_with_what_make
         };
         change(&machine.site(), stock(), &Change::Add(spec))
     };
-    let (exclusive, core) = (Kind::Exclusive, Unit::Core);
+    let (exclusive, core) = (Kind::Exclusive, ListUnit::Core);
     assert!(add(exclusive, Cores::Count(2), core).unwrap().is_new);
     assert_eq!(machine.tasks("dp", "1,5"), "");
     assert!(!add(exclusive, Cores::Count(2), core).unwrap().is_new);
@@ -153,7 +153,7 @@ fn a_pool_that_is_there_is_added_again_and_another_one_is_refused_with_what_make
         (exclusive, Cores::Count(3), core, resize("3").as_str()),
         (exclusive, Cores::Count(1), core, resize("1").as_str()),
         (exclusive, Cores::Rest, core, resize("rest").as_str()),
-        (exclusive, Cores::Count(2), Unit::Thread, other),
+        (exclusive, Cores::Count(2), ListUnit::Thread, other),
         (Kind::Shared, Cores::Count(2), core, other),
     ] {
         let message = said(add(kind, cores, unit));

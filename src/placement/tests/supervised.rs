@@ -5,7 +5,7 @@ use crate::cgroup::cpuset::Masks;
 use crate::cgroup::{Group, cpuset};
 use crate::claims::{Before, Claim, OwnerKind};
 use crate::placement::start::command::Lodging;
-use crate::placement::start::give::Place;
+use crate::placement::start::give::Confinement;
 use crate::process::Process;
 
 const UNIT: &str = "/system.slice/job.service";
@@ -150,11 +150,11 @@ fn a_command_has_a_group_of_its_own_where_its_unit_was_entered_meanwhile() {
         let lodging = Lodging::Supervisors(unit(&machine));
         let place = books.place_of_command(lodging, "isolate-9", process, true);
         let is_own = match place.unwrap() {
-            Place::Supervised { group, .. } => {
+            Confinement::Supervised { group, .. } => {
                 assert_eq!(group.path(), UNIT);
                 false
             }
-            Place::Entered { group, confined } => {
+            Confinement::Entered { group, confined } => {
                 assert!(confined && group.path().starts_with("/pinfold/"));
                 true
             }

@@ -1,15 +1,15 @@
 //! Is a pool that is there of the form that is declared? Its size is another matter.
 
-use super::Owned;
+use super::HeldPool;
 use crate::cpulist::CpuSet;
 use crate::pools::Kind;
-use crate::pools::carve::{Core, Numa};
-use crate::pools::plan::{PoolSpec, Stock, Unit};
+use crate::pools::carve::{Core, FromNodes};
+use crate::pools::plan::{ListUnit, PoolSpec, Stock};
 use crate::pools::resize::cpus_of;
 
 /// How a pool differs from what is declared, in a way that no resize mends; `None` where it does
 /// not.
-pub(super) fn misfit(owned: &Owned, spec: &PoolSpec, stock: &Stock) -> Option<String> {
+pub(super) fn misfit(owned: &HeldPool, spec: &PoolSpec, stock: &Stock) -> Option<String> {
     let pool = &owned.pool;
     if pool.kind != spec.kind {
         return Some(format!("is {}", pool.kind.word()));
@@ -17,11 +17,11 @@ pub(super) fn misfit(owned: &Owned, spec: &PoolSpec, stock: &Stock) -> Option<St
     let cpus = cpus_of(&pool.lists);
     if spec.kind == Kind::Exclusive && !has_unit(owned, spec.unit, stock) {
         return Some(match spec.unit {
-            Unit::Core => "has lists that are not a core each".to_owned(),
-            Unit::Thread => "has lists of several CPUs".to_owned(),
+            ListUnit::Core => "has lists that are not a core each".to_owned(),
+            ListUnit::Thread => "has lists of several CPUs".to_owned(),
         });
     }
-    if let Numa::Node(node) = spec.cut.numa {
+    if let FromNodes::Node(node) = spec.cut.numa {
         let is_away = |core: &Core| core.node.is_some_and(|its| its != node);
         let mut cores = stock.cores.iter().filter(|core| touches(core, &cpus));
         if cores.any(is_away) {
@@ -36,9 +36,9 @@ fn touches(core: &Core, cpus: &CpuSet) -> bool {
 }
 
 /// Is each list what it is to be? CPUs that are offline are of no known core.
-fn has_unit(owned: &Owned, unit: Unit, stock: &Stock) -> bool {
+fn has_unit(owned: &HeldPool, unit: ListUnit, stock: &Stock) -> bool {
     let lists = &owned.pool.lists;
-    if unit == Unit::Thread {
+    if unit == ListUnit::Thread {
         return lists.iter().all(|list| list.cpus.len() == 1);
     }
     let touched = |core: &Core| {
@@ -58,7 +58,7 @@ fn has_unit(owned: &Owned, unit: Unit, stock: &Stock) -> bool {
 
 /// How many cores the pool has: at least those that are online, at most as many more as CPUs are
 /// offline.
-pub(super) fn cores_of(owned: &Owned, stock: &Stock) -> std::ops::RangeInclusive<usize> {
+pub(super) fn cores_of(owned: &HeldPool, stock: &Stock) -> std::ops::RangeInclusive<usize> {
     let cpus = cpus_of(&owned.pool.lists);
     let online = stock
         .cores

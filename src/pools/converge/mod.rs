@@ -52,7 +52,7 @@ pub enum Undeclared {
 /// A pool that is there, and who keeps each of its lists from being taken away, in the pool's
 /// order.
 #[derive(Debug, Clone)]
-pub struct Owned {
+pub struct HeldPool {
     /// The pool.
     pub pool: Pool,
     /// The owners.
@@ -65,7 +65,7 @@ pub struct Present<'a> {
     /// The machine's cores, whoever has them.
     pub stock: &'a Stock,
     /// The pools.
-    pub pools: Vec<Owned>,
+    pub pools: Vec<HeldPool>,
     /// CPUs that are in no pool, and that somebody owns.
     pub owned: CpuSet,
 }
@@ -74,7 +74,8 @@ impl Present<'_> {
     /// The same if nobody owned anything in the pools, and these were all still to be made.
     fn with_all_to_make(&self, declared: &[Declared]) -> Self {
         let mut free = self.clone();
-        let is_declared = |owned: &Owned| declared.iter().any(|one| one.name() == owned.pool.name);
+        let is_declared =
+            |owned: &HeldPool| declared.iter().any(|one| one.name() == owned.pool.name);
         free.pools.retain(|owned| !is_declared(owned));
         for owned in &mut free.pools {
             owned.owners.fill(None);
@@ -105,7 +106,7 @@ pub enum Step {
 
 /// What stays otherwise than it is declared, for somebody's sake.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct Deviation {
     /// The pool.
     pub pool: String,
     /// Why, and what to do.
@@ -118,7 +119,7 @@ pub struct Course {
     /// The changes, in their order.
     pub steps: Vec<Step>,
     /// What cannot be so yet.
-    pub kept: Vec<Kept>,
+    pub kept: Vec<Deviation>,
     /// The pools then.
     pub after: Vec<PlannedPool>,
 }
@@ -194,7 +195,7 @@ fn once<'a>(
     specs: &[PoolSpec],
 ) -> Result<Model<'a>> {
     let before = Model::of(present.clone()).planned();
-    let cleared = |present: &Present<'a>, stay: &[Kept]| {
+    let cleared = |present: &Present<'a>, stay: &[Deviation]| {
         let mut model = Model::of(present.clone());
         for kept in stay {
             model.keep(&kept.pool, kept.why.clone());
@@ -208,7 +209,7 @@ fn once<'a>(
         let whole = plan(&model.stock.without(&others), specs);
         whole.err().unwrap_or(error)
     };
-    let mut stay: Vec<Kept> = Vec::new();
+    let mut stay: Vec<Deviation> = Vec::new();
     loop {
         let model = cleared(&present, &stay);
         let (mut partly, refused) = match grown(&model, declared) {
@@ -277,7 +278,7 @@ fn with_what_can_be<'a>(
     mut model: Model<'a>,
     declared: &[Declared],
     before: &[PlannedPool],
-) -> Result<Model<'a>, Kept> {
+) -> Result<Model<'a>, Deviation> {
     for one in in_turn(declared) {
         let Err(error) = model.grow(one) else {
             continue;
@@ -289,7 +290,7 @@ fn with_what_can_be<'a>(
         }
         // That it has owners itself says more than what came of it.
         let mut earlier = model.kept.into_iter().filter(|kept| kept.pool == pool);
-        return Err(earlier.next().unwrap_or_else(|| Kept {
+        return Err(earlier.next().unwrap_or_else(|| Deviation {
             pool: pool.to_owned(),
             why: Refusal::of(&error),
         }));

@@ -3,10 +3,10 @@
 use anyhow::{Result, bail, ensure};
 
 use super::fit::{cores_of, misfit};
-use super::{Course, Declared, Kept, Owned, Present, Step, Undeclared};
+use super::{Course, Declared, Deviation, HeldPool, Present, Step, Undeclared};
 use crate::cpulist::CpuSet;
-use crate::pools::plan::{Cores, PlannedPool, PoolSpec, Stock, Unit, list_name, plan};
-use crate::pools::resize::{Resized, Standing, cpus_of, resize};
+use crate::pools::plan::{Cores, ListUnit, PlannedPool, PoolSpec, Stock, list_name, plan};
+use crate::pools::resize::{PoolStanding, Resized, cpus_of, resize};
 use crate::pools::{CpuList, Kind, Pool};
 use crate::refusal::Refusal;
 
@@ -16,10 +16,10 @@ const STOP: &str = "stop it first (`pinfold describe` shows it)";
 #[derive(Debug, Clone)]
 pub(super) struct Model<'a> {
     pub(super) stock: &'a Stock,
-    pools: Vec<Owned>,
+    pools: Vec<HeldPool>,
     owned: CpuSet,
     steps: Vec<Step>,
-    pub(super) kept: Vec<Kept>,
+    pub(super) kept: Vec<Deviation>,
     /// Pools that stay as they are.
     fixed: Vec<String>,
 }
@@ -56,7 +56,7 @@ impl<'a> Model<'a> {
 
     /// The pools, by name.
     pub(super) fn planned(&self) -> Vec<PlannedPool> {
-        let planned = |owned: &Owned| PlannedPool {
+        let planned = |owned: &HeldPool| PlannedPool {
             name: owned.pool.name.clone(),
             kind: owned.pool.kind,
             lists: owned
@@ -81,7 +81,7 @@ impl<'a> Model<'a> {
 
     pub(super) fn keep(&mut self, pool: &str, why: Refusal) {
         self.fixed.push(pool.to_owned());
-        self.kept.push(Kept {
+        self.kept.push(Deviation {
             pool: pool.to_owned(),
             why,
         });
@@ -175,9 +175,9 @@ impl<'a> Model<'a> {
         let owned = &self.pools[self.at(&spec.name)?];
         let lists = owned.pool.lists.len();
         match (spec.kind, spec.unit) {
-            (Kind::Exclusive, Unit::Core) => (lists != count).then_some(count),
+            (Kind::Exclusive, ListUnit::Core) => (lists != count).then_some(count),
             (Kind::Shared, _) => (!cores_of(owned, self.stock).contains(&count)).then_some(count),
-            (Kind::Exclusive, Unit::Thread) => {
+            (Kind::Exclusive, ListUnit::Thread) => {
                 let cores = cores_of(owned, self.stock);
                 let is_whole = |siblings: &CpuSet| siblings.is_empty();
                 let is_so = cores.contains(&count)
@@ -211,7 +211,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn shares_core(&self, owned: &Owned, list: &CpuSet) -> bool {
+    fn shares_core(&self, owned: &HeldPool, list: &CpuSet) -> bool {
         let own = cpus_of(&owned.pool.lists);
         let mut cores = self.stock.cores.iter();
         cores.any(|core| !core.cpus.is_disjoint(list) && !core.cpus.is_disjoint(&own))
@@ -237,7 +237,7 @@ impl<'a> Model<'a> {
             (Declared::Cut(spec), Some(at)) => match self.wanted_size(spec) {
                 Some(size) => self.resize(spec, Cores::Count(size)),
                 // Too few for a whole core of such a pool.
-                None if spec.unit == Unit::Thread && !self.has_count(spec, at) => {
+                None if spec.unit == ListUnit::Thread && !self.has_count(spec, at) => {
                     let Cores::Count(count) = spec.cores else {
                         return Ok(());
                     };
@@ -261,7 +261,7 @@ impl<'a> Model<'a> {
     pub(super) fn size_of(&self, name: &str) -> usize {
         let taken = CpuSet::new();
         self.at(name).map_or(0, |at| {
-            let standing = Standing {
+            let standing = PoolStanding {
                 pool: &self.pools[at].pool,
                 owners: &self.pools[at].owners,
                 stock: self.stock,
@@ -275,7 +275,7 @@ impl<'a> Model<'a> {
         let Some(at) = self.at(&spec.name) else {
             return Ok(Resized::default());
         };
-        let standing = Standing {
+        let standing = PoolStanding {
             pool: &self.pools[at].pool,
             owners: &self.pools[at].owners,
             stock: self.stock,
@@ -332,7 +332,7 @@ impl<'a> Model<'a> {
         }
         if !kept.is_empty() {
             let what = format!("pool {name} keeps lists with owners: {}", kept.join(", "));
-            self.kept.push(Kept {
+            self.kept.push(Deviation {
                 pool: name.clone(),
                 why: Refusal::new(what, STOP),
             });
@@ -390,7 +390,7 @@ impl<'a> Model<'a> {
     }
 
     fn whose(&self, cpus: &CpuSet) -> String {
-        let has = |owned: &&Owned| !cpus_of(&owned.pool.lists).is_disjoint(cpus);
+        let has = |owned: &&HeldPool| !cpus_of(&owned.pool.lists).is_disjoint(cpus);
         match self.pools.iter().find(has) {
             Some(owned) => format!("in pool {}", owned.pool.name),
             None => "owned by somebody".to_owned(),
@@ -399,7 +399,7 @@ impl<'a> Model<'a> {
 
     fn add(&mut self, planned: PlannedPool) {
         let lists: Vec<CpuList> = planned.lists.iter().map(list_of).collect();
-        self.pools.push(Owned {
+        self.pools.push(HeldPool {
             owners: vec![None; lists.len()],
             pool: Pool {
                 name: planned.name.clone(),
@@ -443,7 +443,7 @@ impl<'a> Model<'a> {
                 let what = format!("pool {} keeps its CPUs: {}", spec.name, owners.join(", "));
                 let pool = spec.name.clone();
                 let why = Refusal::new(what, STOP);
-                self.kept.push(Kept { pool, why });
+                self.kept.push(Deviation { pool, why });
             }
         }
     }
@@ -473,7 +473,7 @@ impl<'a> Model<'a> {
     }
 }
 
-impl Owned {
+impl HeldPool {
     fn become_resized(&mut self, resized: &Resized) {
         let lists = std::mem::take(&mut self.pool.lists).into_iter();
         let mut pairs: Vec<(CpuList, Option<String>)> =

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::pools::CpuList;
-use crate::pools::carve::{Cache, Core, Numa};
-use crate::pools::plan::{Unit, list_name};
+use crate::pools::carve::{Core, FromCaches, FromNodes};
+use crate::pools::plan::{ListUnit, list_name};
 
 /// Cores of two threads, `n` and `n + count`, half of them on each of two nodes.
 fn stock(count: u32) -> Stock {
@@ -46,7 +46,7 @@ fn declared(words: &str) -> Vec<Declared> {
             cores: cores.parse().unwrap(),
             kind: kind(parts.next().unwrap()),
             cut: Cut::default(),
-            unit: Unit::Core,
+            unit: ListUnit::Core,
         };
         for part in parts {
             match part.split_once('=').unwrap() {
@@ -60,10 +60,10 @@ fn declared(words: &str) -> Vec<Declared> {
 }
 
 /// Words `name:exclusive:0,4/1,5!`; the list with `!` has an owner.
-fn there(words: &str) -> Vec<Owned> {
+fn there(words: &str) -> Vec<HeldPool> {
     let one = |word: &str| {
         let parts: Vec<&str> = word.split(':').collect();
-        let mut owned = Owned {
+        let mut owned = HeldPool {
             pool: Pool {
                 name: parts[0].to_owned(),
                 kind: kind(parts[1]),
@@ -371,13 +371,19 @@ impl Dice {
             },
             kind,
             cut: Cut {
-                numa: [Numa::Any, Numa::Pack, Numa::Spread, Numa::Node(1)][self.below(4) as usize],
-                cache: [Cache::Any, Cache::Pack, Cache::Single][self.below(3) as usize],
+                numa: [
+                    FromNodes::Any,
+                    FromNodes::Pack,
+                    FromNodes::Spread,
+                    FromNodes::Node(1),
+                ][self.below(4) as usize],
+                cache: [FromCaches::Any, FromCaches::Pack, FromCaches::Single]
+                    [self.below(3) as usize],
             },
             unit: if is_by_threads {
-                Unit::Thread
+                ListUnit::Thread
             } else {
-                Unit::Core
+                ListUnit::Core
             },
         }
     }
@@ -420,7 +426,7 @@ fn a_second_time_changes_nothing_whatever_is_declared() {
             .collect();
         let wanted = dice.declared();
         let case = format!("round {round}: {} -> {wanted:?}", shown(&first.after));
-        let present = |pools: Vec<Owned>| Present {
+        let present = |pools: Vec<HeldPool>| Present {
             stock: &stock,
             pools,
             owned: CpuSet::new(),

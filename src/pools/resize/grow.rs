@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use super::{Resized, Standing, cpus_of};
+use super::{PoolStanding, Resized, cpus_of};
 use crate::cpulist::CpuSet;
-use crate::pools::carve::{Cache, Core, Cut, Numa};
-use crate::pools::plan::{Cores, PoolSpec, Stock, Unit, list_name, plan};
+use crate::pools::carve::{Core, Cut, FromCaches, FromNodes};
+use crate::pools::plan::{Cores, ListUnit, PoolSpec, Stock, list_name, plan};
 use crate::pools::{CpuList, Kind};
 use crate::refusal::Refusal;
 
-impl Standing<'_> {
+impl PoolStanding<'_> {
     /// The lists that a pool can get so many of; of a shared one the one list.
     pub(super) fn more(&self, count: usize, cut: Cut) -> Result<Vec<CpuSet>> {
         let mut lists = self.siblings(cut.numa);
@@ -20,7 +20,7 @@ impl Standing<'_> {
         if missing == 0 {
             return Ok(lists);
         }
-        if self.unit() == Unit::Core {
+        if self.unit() == ListUnit::Core {
             lists.extend(self.cut_out(Cores::Count(missing), cut)?);
             return Ok(lists);
         }
@@ -46,8 +46,8 @@ impl Standing<'_> {
     }
 
     /// Of a pool by threads: the other CPUs of its own cores, where nobody else has any of that core.
-    fn siblings(&self, numa: Numa) -> Vec<CpuSet> {
-        if self.unit() == Unit::Core {
+    fn siblings(&self, numa: FromNodes) -> Vec<CpuSet> {
+        if self.unit() == ListUnit::Core {
             return Vec::new();
         }
         let own: CpuSet = cpus_of(&self.pool.lists);
@@ -76,7 +76,7 @@ impl Standing<'_> {
     fn cut_out(&self, cores: Cores, cut: Cut) -> Result<Vec<CpuSet>> {
         let mut free = self.free();
         let spec = self.spec(cores, cut);
-        let (Cores::Count(count), Numa::Pack) = (cores, free.cut_of(&spec).numa) else {
+        let (Cores::Count(count), FromNodes::Pack) = (cores, free.cut_of(&spec).numa) else {
             return cut_from(&free, &spec);
         };
         let near = Stock {
@@ -88,7 +88,7 @@ impl Standing<'_> {
         if count_near == 0 {
             return cut_from(&free, &spec);
         }
-        if count_near == count || cut.cache == Cache::Single {
+        if count_near == count || cut.cache == FromCaches::Single {
             return cut_from(&near, &of(count)).or_else(|_| cut_from(&free, &spec));
         }
         let mut lists = cut_from(&near, &of(count_near))?;
@@ -134,12 +134,12 @@ impl Standing<'_> {
                 tasks: Vec::new(),
             });
         }
-        let after = Standing {
+        let after = PoolStanding {
             pool: &pool,
             taken: &taken,
             ..*self
         };
-        let siblings = after.siblings(Numa::Any);
+        let siblings = after.siblings(FromNodes::Any);
         siblings.iter().flat_map(CpuSet::iter).collect()
     }
 
@@ -169,11 +169,11 @@ impl Standing<'_> {
         let most = counts.find(|count| self.more(*count, cut).is_ok());
         let spec = self.spec(Cores::Rest, cut);
         let place = match (cut.numa, cut.cache) {
-            (Numa::Node(node), Cache::Single) => {
+            (FromNodes::Node(node), FromCaches::Single) => {
                 format!(" of one last-level cache of NUMA node {node}")
             }
-            (Numa::Node(node), _) => format!(" of NUMA node {node}"),
-            (_, Cache::Single) => " of one last-level cache".to_owned(),
+            (FromNodes::Node(node), _) => format!(" of NUMA node {node}"),
+            (_, FromCaches::Single) => " of one last-level cache".to_owned(),
             _ => String::new(),
         };
         let unreserved = Stock {

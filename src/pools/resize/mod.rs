@@ -6,13 +6,13 @@ mod shrink;
 use anyhow::{Context, Result};
 
 use super::carve::Cut;
-use super::plan::{Cores, PoolSpec, Stock, Unit};
+use super::plan::{Cores, ListUnit, PoolSpec, Stock};
 use super::{CpuList, Kind, Pool};
 use crate::cpulist::CpuSet;
 
 /// A pool as it stands, and what there is around it.
 #[derive(Debug)]
-pub struct Standing<'a> {
+pub struct PoolStanding<'a> {
     /// The pool.
     pub pool: &'a Pool,
     /// Who keeps each of its lists from being taken away, in the pool's order.
@@ -51,7 +51,7 @@ impl Resized {
 ///
 /// # Errors
 /// Too few free cores, and lists with owners in the way.
-pub fn resize(standing: &Standing<'_>, cores: Cores, cut: Cut) -> Result<Resized> {
+pub fn resize(standing: &PoolStanding<'_>, cores: Cores, cut: Cut) -> Result<Resized> {
     let there = standing.size();
     let mut resized = match cores {
         Cores::Count(wanted) if wanted < there => standing.smaller(wanted)?,
@@ -73,7 +73,7 @@ pub fn resize(standing: &Standing<'_>, cores: Cores, cut: Cut) -> Result<Resized
     Ok(resized)
 }
 
-impl Standing<'_> {
+impl PoolStanding<'_> {
     /// The lists of an exclusive pool; the cores of a shared one.
     pub fn size(&self) -> usize {
         let lists = self.pool.lists.iter();
@@ -96,7 +96,7 @@ impl Standing<'_> {
     }
 
     /// What a list of this pool is: a CPU of a core that has more, or as much as cores are.
-    fn unit(&self) -> Unit {
+    fn unit(&self) -> ListUnit {
         let is_part = |list: &CpuList| {
             let mut cores = self.stock.cores.iter();
             list.cpus.len() == 1
@@ -104,8 +104,8 @@ impl Standing<'_> {
         };
         let is_by_threads = self.pool.kind == Kind::Exclusive && !self.pool.lists.is_empty();
         match is_by_threads && self.pool.lists.iter().all(is_part) {
-            true => Unit::Thread,
-            false => Unit::Core,
+            true => ListUnit::Thread,
+            false => ListUnit::Core,
         }
     }
 

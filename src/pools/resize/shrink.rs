@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
-use super::{Resized, Standing};
+use super::{PoolStanding, Resized};
 use crate::cpulist::CpuSet;
 use crate::pools::{CpuList, Kind};
 use crate::refusal::Refusal;
 
-impl Standing<'_> {
+impl PoolStanding<'_> {
     pub(super) fn smaller(&self, wanted: usize) -> Result<Resized> {
         let surplus = self.size() - wanted;
         let (smaller, left) = match self.pool.kind {

@@ -45,7 +45,7 @@ fn resized(stock: &Stock, words: &str, others: &str, size: &str) -> Result<Strin
     let (pool, owners) = pool(words);
     let mut taken: CpuSet = others.parse().unwrap();
     taken.extend(&cpus_of(&pool.lists));
-    let standing = Standing {
+    let standing = PoolStanding {
         pool: &pool,
         owners: &owners,
         stock,
