@@ -102,6 +102,7 @@ fn measure(lists: &[CpuSet], owned: u32, want: &Want, levels: &Levels) -> (Durat
     let situation = Situation {
         kind: Kind::Exclusive,
         offers: &offers,
+        former: &[],
         reach: &reach,
     };
     let mut times: Vec<Duration> = (0..RUNS)

@@ -241,7 +241,7 @@ pub enum Verb {
     Isolate(IsolateArgs),
     /// Give back by hand what a container, or a command, holds
     #[command(
-        after_help = "Examples:\n  pinfold release web\n  pinfold release 3f9ac41b\n  pinfold release isolate-4711 --force\n\nExit status: 1 where nobody is called so, where several are, and where the owner still runs."
+        after_help = "Examples:\n  pinfold release web\n  pinfold release 3f9ac41b\n  pinfold release isolate-4711 --force\n  pinfold release --forget web\n\nExit status: 1 where nobody is called so, where several are, and where the owner still runs."
     )]
     Release(ReleaseArgs),
     /// Say why containers were refused their CPUs, the last one last
@@ -666,6 +666,9 @@ pub struct ReleaseArgs {
     /// Take the CPUs from a live owner too, after letting it out of them
     #[arg(long)]
     pub force: bool,
+    /// Give nothing back, but forget which CPU lists containers of this name had last: they get any when they come back
+    #[arg(long, conflicts_with = "force")]
+    pub forget: bool,
 }
 
 /// `pinfold why`

@@ -37,6 +37,9 @@ pub struct ConfigFile {
     /// Where it is written down what owners have used.
     #[serde(default)]
     pub usage: UsageTable,
+    /// What CPU lists containers had last.
+    #[serde(default)]
+    pub last_lists: LastListsTable,
     /// The CPUs of the host's own work, for whatever makes or changes pools.
     #[serde(default, deserialize_with = "pools::reserve")]
     pub reserve: Option<Reserve>,
@@ -66,6 +69,28 @@ impl Default for UsageTable {
             enabled: true,
             path: None,
             rotate_at_mib: ROTATE_AT_MIB,
+        }
+    }
+}
+
+/// The table `[last-lists]`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct LastListsTable {
+    /// How many days a container that does not come back is remembered; 0: none is.
+    pub days: u16,
+    /// The directory of the files.
+    pub path: Option<PathBuf>,
+}
+
+/// A month, as a machine may be away for repair.
+const DAYS: u16 = 30;
+
+impl Default for LastListsTable {
+    fn default() -> LastListsTable {
+        LastListsTable {
+            days: DAYS,
+            path: None,
         }
     }
 }
@@ -208,6 +233,7 @@ mod tests {
                 ..UsageTable::default()
             }
         );
+        assert_eq!(config.last_lists.days, DAYS);
         let text = format!("{config:?}");
         assert!(!text.contains("None"), "a key is missing: {text}");
     }
@@ -235,6 +261,8 @@ mod tests {
             ("conf-dir", "line 1"),
             ("[usage]\nrotate-at-mib = 0", "line 2"),
             ("[usage]\nfile = '/u'", "unknown field `file`"),
+            ("[last-lists]\ndays = -1", "line 2"),
+            ("[last-lists]\nday = 1", "unknown field `day`"),
             ("[pools.dp]\nkind = 'own'", "line 2: kind is \"own\": it is"),
             (
                 "[pools.dp]\ncores = 0",

@@ -256,6 +256,12 @@ impl Host {
         self.root.join("var/log/pinfold/usage.jsonl")
     }
 
+    /// The directory of what CPU lists containers had last, where none is named, for the directory of
+    /// our records where none is named. It outlives boots.
+    pub fn default_last_lists(&self) -> PathBuf {
+        self.root.join("var/lib/pinfold/last")
+    }
+
     /// What `pinfold setup` did, for its `--undo`.
     pub fn setup_record(&self) -> PathBuf {
         self.root.join("var/lib/pinfold/setup.json")

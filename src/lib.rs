@@ -21,6 +21,7 @@ pub mod engines;
 pub mod files;
 pub mod host;
 pub mod install;
+pub mod last_lists;
 pub mod last_words;
 pub mod limits;
 pub mod metrics;

@@ -114,6 +114,7 @@ impl Machine {
             patience: Duration::from_secs(1),
             deadline: None,
             usage: None,
+            last: None,
             host,
         }
     }

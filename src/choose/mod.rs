@@ -3,6 +3,7 @@
 //! Lists are chosen so that they lie in the fewest NUMA nodes, then packages, then last-level caches, and so that what
 //! stays free is least broken up; the yardstick is the best fit of the kubelet's static CPU manager.
 
+mod again;
 mod fit;
 mod pack;
 mod place;
@@ -13,6 +14,7 @@ pub use refusal::{NoChoice, Scattered, Within};
 
 use std::collections::BTreeMap;
 
+use again::{again, is_no_worse};
 use pack::{Pull, pack};
 use place::{Cell, FreeList, Map, Spot, cells};
 use spread::spread;
@@ -47,6 +49,8 @@ pub struct Situation<'a> {
     pub kind: Kind,
     /// Its lists.
     pub offers: &'a [Offer<'a>],
+    /// Those of them that the owner had before it ended and came back, by index.
+    pub former: &'a [usize],
     /// Where the owner could run.
     pub reach: &'a Reach,
 }
@@ -115,7 +119,8 @@ pub fn cpus_that_matter(situation: &Situation<'_>, want: &Want) -> CpuSet {
 
 /// Chooses lists by their index, ascending. `levels` tells the place of at least the CPUs that matter.
 ///
-/// Exclusive: free lists. Shared: one list, the one with the fewest owners among those that are near.
+/// Exclusive: free lists, those that it had before where no others are better for what it wants. Shared: one list, the one
+/// with the fewest owners among those that are near; of equal ones the one that it had before.
 pub fn choose(
     situation: &Situation<'_>,
     want: &Want,
@@ -211,6 +216,7 @@ fn choose_shared(
             misses(spot, &pull.near),
             owners,
             misses(spot, &pull.rather_near),
+            !situation.former.contains(index),
         )
     });
     best.map(|(index, _)| vec![*index])
@@ -279,14 +285,19 @@ fn choose_exclusive(
         Numa::Spread => spread_lists(&candidates, need, &pull),
         _ => None,
     };
-    let mut chosen = spread.unwrap_or_else(|| pack(&candidates, need, &pull));
-    chosen.sort_unstable();
-    if let Size::Cpus(_) = want.size {
-        drop_needless(&mut chosen, need, |index| {
-            situation.offers[index].cpus.len()
-        });
-    }
-    Ok(chosen)
+    let finished = |mut chosen: Vec<usize>| {
+        chosen.sort_unstable();
+        if let Size::Cpus(_) = want.size {
+            drop_needless(&mut chosen, need, |index| {
+                situation.offers[index].cpus.len()
+            });
+        }
+        chosen
+    };
+    let chosen = finished(spread.unwrap_or_else(|| pack(&candidates, need, &pull)));
+    let again = again(situation.former, &candidates, need, &pull).map(finished);
+    let again = again.filter(|again| is_no_worse(again, &chosen, &candidates, want, &pull));
+    Ok(again.unwrap_or(chosen))
 }
 
 /// Never more than asked for by a whole list: where lists are of several sizes one may not be needed.
@@ -385,6 +396,7 @@ mod tests {
         let situation = Situation {
             kind,
             offers: &offers,
+            former: &[],
             reach: &reach,
         };
         choose(&situation, &size.into(), &Levels::default())

@@ -14,7 +14,7 @@ pub(super) const MOST_SETS: usize = 1000;
 const MOST_CACHE_SETS: usize = 64;
 
 /// The NUMA nodes, by index, that a choice would rather be on.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Pull {
     /// Asked for: weighs more than packages and caches, but not more than few nodes.
     pub(super) near: Vec<usize>,
@@ -148,7 +148,7 @@ fn overlaps(some: &[usize], others: &[usize]) -> bool {
 }
 
 /// How many of the nodes are not among those that it would rather be on; of no interest where there are none.
-fn missed(nodes: &[usize], wanted: &[usize]) -> usize {
+pub(super) fn missed(nodes: &[usize], wanted: &[usize]) -> usize {
     let is_missed = |node: &&usize| !wanted.is_empty() && !wanted.contains(node);
     nodes.iter().filter(is_missed).count()
 }

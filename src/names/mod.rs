@@ -76,6 +76,18 @@ impl Names {
             || !called.is_empty() && [unit, unit.trim_end_matches(SERVICE)].contains(&called)
     }
 
+    /// What tells a container when it comes back, as a rule with another id: its engine, its name, and its pod. Without an
+    /// engine's name it is the id that somebody gave it; `None` where an engine made that up.
+    pub fn lasting(&self, id: &str) -> Option<Names> {
+        let id = || usable(id).filter(|id| !is_long_id(id) && self.pod.is_none());
+        let name = self.name.clone().or_else(id)?;
+        Some(Names {
+            name: Some(name),
+            unit: None,
+            ..self.clone()
+        })
+    }
+
     /// An owner as a sentence calls it: `web (3f9ac41b0c22)`, or its id alone where it has no name of its own.
     pub fn with_id(&self, id: &str) -> String {
         match self.title() {
@@ -149,6 +161,20 @@ fn usable(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lasts_of_a_name() {
+        let web = names("podman", "web", "", "", "web.service");
+        let lasting = web.lasting("0").unwrap();
+        assert_eq!(lasting, names("podman", "web", "", "", ""));
+        assert_eq!(lasting.lasting("1"), Some(lasting.clone()));
+        let unnamed = Names::default();
+        assert_eq!(unnamed.lasting("web"), Some(names("", "web", "", "", "")));
+        for id in ["", "a/b", "a\x1b", &"0".repeat(64)] {
+            assert_eq!(unnamed.lasting(id), None, "{id:?}");
+        }
+        assert_eq!(names("crio", "", "pod", "ns", "").lasting("web"), None);
+    }
 
     fn names(engine: &str, name: &str, pod: &str, namespace: &str, unit: &str) -> Names {
         Names {

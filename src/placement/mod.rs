@@ -3,6 +3,7 @@
 //!
 //! This is where the pool directory, the ledger and the cgroups meet; they do not know each other.
 
+mod again;
 mod boot;
 mod change;
 mod end;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+pub use again::forget;
 pub use boot::replaced_lock;
 pub use change::apply::{Applied, apply, try_apply};
 pub use change::init::{Existing, Made, init, try_init, unmake};
@@ -46,6 +48,7 @@ use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Ledger;
 use crate::files;
 use crate::host::Host;
+use crate::last_lists::LastLists;
 use crate::pools::{Lock, LockError, PoolDirectory};
 use crate::process::{self, Process};
 use crate::usage::Log;
@@ -66,6 +69,8 @@ pub struct Site {
     pub deadline: Option<Instant>,
     /// Where it is written down what owners have used; `None` where nobody wants that.
     pub usage: Option<Log>,
+    /// Where it is remembered what lists containers had last; `None` where nobody wants that.
+    pub last: Option<LastLists>,
 }
 
 /// How long a start looks for what dead owners hold while others wait: well below the 10 s of a hook.

@@ -13,9 +13,10 @@ use env_logger::Target;
 
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{ConfigFile, PoolTable, RuntimeTable, UsageTable};
+use crate::config::{ConfigFile, LastListsTable, PoolTable, RuntimeTable, UsageTable};
 use crate::counters;
 use crate::host::Host;
+use crate::last_lists::LastLists;
 use crate::last_words;
 use crate::names::Names;
 use crate::placement::{Site, stock};
@@ -230,6 +231,7 @@ impl Settings {
         let site = Site {
             conf_dir: conf_dir.unwrap_or_else(|| host.default_conf_dir()),
             usage: usage_log(config.usage, &host, &run_dir)?,
+            last: last_lists(config.last_lists, &host, &run_dir)?,
             run_dir,
             patience: Duration::from_secs_f64(seconds),
             deadline: None,
@@ -266,4 +268,28 @@ fn usage_log(usage: UsageTable, host: &Host, run_dir: &Path) -> Result<Option<Lo
     );
     let rotate_at = u64::from(usage.rotate_at_mib.get()) << 20;
     Ok(Some(Log { path, rotate_at }))
+}
+
+/// Where it is remembered what lists containers had last: likewise.
+fn last_lists(table: LastListsTable, host: &Host, run_dir: &Path) -> Result<Option<LastLists>> {
+    if table.days == 0 {
+        return Ok(None);
+    }
+    let default = || match run_dir == host.default_run_dir() {
+        true => host.default_last_lists(),
+        false => run_dir.join("last"),
+    };
+    let directory = table.path.unwrap_or_else(default);
+    ensure!(
+        directory.is_absolute(),
+        Refusal::new(
+            format!(
+                "last-lists.path in the configuration file is {}",
+                directory.display()
+            ),
+            "write the whole path of a directory"
+        )
+    );
+    let keep = Duration::from_secs(u64::from(table.days) * 24 * 60 * 60);
+    Ok(Some(LastLists { directory, keep }))
 }

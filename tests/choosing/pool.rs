@@ -50,6 +50,15 @@ impl Pool {
 
     /// The indices of the chosen lists. The choice is told of the CPUs that matter alone.
     pub(crate) fn choose(&self, want: &Want) -> Result<Vec<usize>, NoChoice> {
+        self.choose_again(want, &[])
+    }
+
+    /// The same for who had these lists before.
+    pub(crate) fn choose_again(
+        &self,
+        want: &Want,
+        former: &[usize],
+    ) -> Result<Vec<usize>, NoChoice> {
         let offers: Vec<Offer<'_>> = self
             .lists
             .iter()
@@ -67,6 +76,7 @@ impl Pool {
         let situation = Situation {
             kind: Kind::Exclusive,
             offers: &offers,
+            former,
             reach: &reach,
         };
         let matter = cpus_that_matter(&situation, want);

@@ -157,6 +157,47 @@ fn all_ways(pool: &Pool, want: &Want) -> Vec<Vec<usize>> {
     .collect()
 }
 
+/// Who had these lists before gets of them what it can, and nothing worse than who had none.
+fn comes_back(
+    pool: &Pool,
+    want: &Want,
+    former: &[usize],
+    chosen: &[usize],
+    told: &dyn Fn() -> String,
+) {
+    let again = pool.choose_again(want, former).unwrap();
+    let told = || format!("{again:?} of {former:?}, not {chosen:?}: {}", told());
+    assert!(
+        again.iter().all(|index| pool.is_free(*index)),
+        "owned: {}",
+        told()
+    );
+    assert!(is_allowed(pool, want, &again), "{}", told());
+    let (size, need) = size_of(pool, want, &again);
+    assert!(size >= need, "too little: {}", told());
+    assert!(size <= size_of(pool, want, chosen).0, "more: {}", told());
+    let (ours, theirs) = (touched(pool, &again), touched(pool, chosen));
+    let no_more = [ours.0 <= theirs.0, ours.1 <= theirs.1, ours.2 <= theirs.2];
+    assert_eq!(no_more, [true; 3], "farther apart: {}", told());
+    if former == chosen {
+        assert_eq!(again, chosen, "{}", told());
+    }
+    let had = |lists: &[usize]| lists.iter().filter(|list| former.contains(list)).count();
+    // One list is as good as another as far as these say. Of several that it had the first may not be.
+    if chosen.len() == 1 && former.len() == 1 && want.near.is_empty() && want.rather_near.is_empty()
+    {
+        let one = |index: &usize| {
+            let one = [*index];
+            pool.is_free(*index)
+                && is_allowed(pool, want, &one)
+                && size_of(pool, want, &one) == size_of(pool, want, chosen)
+                && touched(pool, &one) == theirs
+        };
+        let could = former.iter().any(one);
+        assert_eq!(had(&again), usize::from(could), "{}", told());
+    }
+}
+
 #[test]
 fn on_any_machine() {
     let (mut met, mut refused) = (0, 0);
@@ -213,6 +254,11 @@ fn on_any_machine() {
             "a list too many, {chosen:?}: {}",
             told()
         );
+        let former: Vec<usize> = (0..pool.lists.len())
+            .filter(|_| chance.below(3) == 0)
+            .collect();
+        comes_back(&pool, &want, &former, &chosen, &told);
+        comes_back(&pool, &want, &chosen, &chosen, &told);
         if want.numa != Numa::Spread {
             let best = ways
                 .iter()

@@ -1,9 +1,10 @@
 //! What is chosen on machines of all kinds.
 
 use pinfold::choose::{NoChoice, Scattered, Within};
+use pinfold::cpulist::CpuSet;
 use pinfold::topology::{Levels, online};
 
-use crate::machines::{Cpu, Shape, captured};
+use crate::machines::{Cpu, Shape, captured, set};
 use crate::pool::{Pool, want};
 
 fn captured_levels(name: &str) -> Levels {
@@ -230,4 +231,48 @@ fn a_refusal_tells_what_would_have_fitted() {
             ever: true,
         })
     );
+}
+
+/// What it gets again: rows of free CPUs, request, the CPUs that it had, and those that it gets.
+#[test]
+fn who_comes_back() {
+    let rows = [
+        // The empty node is kept whole for others, unless one had its lists there.
+        ("0,2-7", "lists=1", "5", "5"),
+        ("0,2-7", "lists=1", "1", "0"),
+        ("", "lists=2", "6-7", "6-7"),
+        // One of two is taken: the other, and one beside it.
+        ("0-5,7", "lists=2", "6-7", "4,7"),
+        // Fewer than before, of what it had.
+        ("", "lists=1", "6-7", "6"),
+        // It is asked for elsewhere now.
+        ("", "lists=1 numa=0", "7", "0"),
+        ("", "lists=1 near=0", "7", "0"),
+        ("", "lists=1 rather=0", "7", "0"),
+        ("", "lists=2 numa=spread", "6-7", "0,4"),
+        ("", "lists=2 numa=spread", "3,6", "3,6"),
+        // It lay scattered for want of better.
+        ("", "lists=2", "3,6", "0-1"),
+        ("", "lists=2 cache=single", "3,6", "0-1"),
+        // More than before.
+        ("", "lists=3", "6-7", "4,6-7"),
+        ("", "cpus=3", "6", "4-6"),
+    ];
+    let levels = Shape::regular([2, 1, 1, 4, 1]).levels();
+    for (free, request, had, expected) in rows {
+        let pool = Pool::of_cores(levels.clone());
+        let all = pool.free.to_string();
+        let pool = pool.with_free(if free.is_empty() { &all } else { free });
+        let had: Vec<usize> = set(had).iter().map(|cpu| cpu as usize).collect();
+        let got = pool.choose_again(&want(request), &had).unwrap();
+        let got: CpuSet = got
+            .iter()
+            .flat_map(|index| pool.lists[*index].iter())
+            .collect();
+        assert_eq!(
+            got.to_string(),
+            expected,
+            "{request} of {free}, had {had:?}"
+        );
+    }
 }

@@ -76,6 +76,7 @@ const CALLS: &[Row] = &[
     (libc::SYS_fchmod, "fchmod", MODE),
     (libc::SYS_fchmodat, "fchmodat", MODE),
     (libc::SYS_fchown, "fchown", MODE),
+    (libc::SYS_utimensat, "utimensat", MODE),
     (libc::SYS_fsync, "fsync", SYNC),
     (libc::SYS_fdatasync, "fdatasync", SYNC),
     (libc::SYS_flock, "flock", &[EINTR, ENOLCK, EAGAIN]),

@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("errors::poststop_with_a_survivor", needs, survivor),
         plain("errors::release", needs, release),
         plain("errors::release_by_force", needs, force),
+        plain("errors::release_that_forgets", needs, forget),
         plain("errors::reconcile", needs, reconcile),
         plain("errors::isolate", needs, isolate),
         plain("errors::pool_add", needs, pool_add),
@@ -247,6 +248,36 @@ fn release(world: &World) {
             input: String::new(),
             judge: Box::new(|ending| judge_end(world, ending)),
             finish: Box::new(move || all_comes_back(world, &[group])),
+        }
+    });
+}
+
+/// What is remembered is gone, or said not to be; no owner is touched.
+fn forget(world: &World) {
+    short_campaign(world, "release --forget", || {
+        fresh(world, &["1"]);
+        let id = victim(world);
+        let standin = Standin::new(world, "a");
+        pin(world, &id, standin.pid);
+        let pid = standin.pid;
+        let claimed = id.clone();
+        Scene {
+            command: world.pinfold(&["release", "--forget", &id]),
+            input: String::new(),
+            judge: Box::new(move |ending| {
+                let left = std::fs::read_dir(world.run.join("last")).unwrap().count();
+                let is_told = ending.stdout.contains("nothing is remembered");
+                assert!(
+                    left == 0 || !ending.is_success() || is_told,
+                    "a success forgets nothing: {ending:?}"
+                );
+                assert_eq!(world.claims_of(&claimed).len(), 1, "{ending:?}");
+                assert_eq!(world.tasks(POOL, "1"), [pid], "{ending:?}");
+            }),
+            finish: Box::new(move || {
+                let group = standin.die();
+                all_comes_back(world, &[group]);
+            }),
         }
     });
 }

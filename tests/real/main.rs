@@ -20,6 +20,7 @@
     reason = "tests arrange files that the product then has to cope with"
 )]
 
+mod again;
 mod books;
 mod bundle;
 mod by_hand;
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let cases: Vec<Case> = [
         pinned::cases(),
+        again::cases(),
         nearness::cases(),
         crowd::cases(),
         untouched::cases(),

@@ -113,6 +113,7 @@ pub fn reconcile(site: &Site) -> Result<Reconciled> {
     report.note(done);
     drop(turns);
     site.account_for_all();
+    site.prune_last_lists();
     report.reclaimed.sort();
     report.reclaimed.dedup();
     // KCM's order.

@@ -89,6 +89,7 @@ fn release_once(site: &Site, id: &str) -> Result<Release> {
         }
     }
     site.close(books);
+    site.note_ends(&outcome.freed);
     Ok(outcome)
 }
 

@@ -89,6 +89,7 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
     let situation = Situation {
         kind: pool.kind,
         offers: &offers,
+        former: &[],
         reach: &reach,
     };
     let chosen = choose(&situation, &want, &levels);

@@ -170,6 +170,7 @@ mod tests {
             patience: Duration::ZERO,
             deadline: None,
             usage: None,
+            last: None,
         };
         // What has just been made could change once more unseen.
         let mut fresh = survey_to_watch(&site).unwrap().1;

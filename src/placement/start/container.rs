@@ -8,6 +8,7 @@ use crate::cgroup::cpuset::{self, Masks};
 use crate::cgroup::{Group, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
+use crate::placement::again::Recalled;
 use crate::placement::end::{Settled, warn_held};
 use crate::placement::life::Life;
 use crate::placement::start::give::{Confinement, Grant, NewOwner, gone};
@@ -48,7 +49,18 @@ struct Prior {
 /// # Errors
 /// A request that cannot be met, a reservation that is gone, and anything about the host, the pool directory or the
 /// claims that cannot be trusted or used; nothing stays changed then.
-pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Result<Claim> {
+pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Claim> {
+    // What was reserved is remembered by whoever reserved it.
+    let recalled = match start.reservation {
+        Some(_) => Recalled::default(),
+        None => site.recall(&start.names, start.id),
+    };
+    let claim = pin(site, start, request, recalled.lists_of(&request.pool))?;
+    recalled.keep(&claim);
+    Ok(claim)
+}
+
+fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) -> Result<Claim> {
     let host = &site.host;
     let pid = start.pid;
     let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
@@ -56,7 +68,7 @@ pub fn pin_container(site: &Site, mut start: Start<'_>, request: &Request) -> Re
     let group = hierarchy.group_of(host, pid)?.with_context(|| gone(pid))?;
     let ours = hierarchy.group_of(host, std::process::id() as i32)?;
     let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
-    let wish = Demand::of(host, request)?;
+    let wish = Demand::of(host, request)?.with_former(former);
     start.names.add_unit_of(group.path());
 
     let books = site.open_books(hierarchy.clone())?;

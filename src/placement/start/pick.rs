@@ -57,6 +57,8 @@ pub(crate) struct Demand<'a> {
     pub(crate) want: Want,
     /// What the machine can run on now.
     pub(crate) online: CpuSet,
+    /// The lists of the pool that it had before it came back.
+    pub(crate) former: &'a [String],
 }
 
 impl<'a> Demand<'a> {
@@ -65,7 +67,13 @@ impl<'a> Demand<'a> {
             request,
             want: want(host, request)?,
             online: topology::online(host)?,
+            former: &[],
         })
+    }
+
+    /// The same of who had these lists before.
+    pub(crate) fn with_former(self, former: &'a [String]) -> Demand<'a> {
+        Demand { former, ..self }
     }
 }
 
@@ -110,6 +118,7 @@ impl Books<'_> {
             request,
             want,
             online,
+            former,
         } = wish;
         let reach = Reach {
             online: online.clone(),
@@ -122,6 +131,7 @@ impl Books<'_> {
             self.rid_of_dead(&mut pool)?;
         }
         let mut owners: Vec<usize> = pool.lists.iter().map(OfferedList::owners).collect();
+        let former = self.former_of(&pool, former, &mut owners)?;
         let mut look = Progress {
             next: 0,
             portion: FIRST_LOOK,
@@ -139,6 +149,7 @@ impl Books<'_> {
             let situation = Situation {
                 kind: pool.kind,
                 offers: &offers,
+                former: &former,
                 reach: &reach,
             };
             let known = match levels.take() {
@@ -166,6 +177,33 @@ impl Books<'_> {
                 }
             }
         }
+    }
+
+    /// The lists that whoever asks had before. Those that nobody living owns count as free: engines can start a container anew
+    /// before they end the one before it.
+    fn former_of(
+        &self,
+        pool: &OfferedPool,
+        names: &[String],
+        owners: &mut [usize],
+    ) -> Result<Vec<usize>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lists = pool.lists.iter().enumerate();
+        let former = lists.filter(|(_, list)| names.contains(&list.name));
+        let former: Vec<usize> = former.map(|(index, _)| index).collect();
+        for index in &former {
+            if pool.kind == Kind::Exclusive && owners[*index] > 0 {
+                self.ensure_time_to_look(&pool.name)?;
+                let list = &pool.lists[*index].name;
+                // One of which that cannot be told is held.
+                if let Ok(Owners::Dead) = self.owners_of(&pool.name, list) {
+                    owners[*index] = 0;
+                }
+            }
+        }
+        Ok(former)
     }
 
     /// A refusal with what whoever asked needs to know: it may take its time.

@@ -34,7 +34,8 @@ pub fn reserve(
     };
     // A path that cannot be looked at now could not be later, when somebody asks who is alive.
     cpuset::effective_cpus(&group)?;
-    let wish = Demand::of(host, request)?;
+    let recalled = site.recall(&names, id);
+    let wish = Demand::of(host, request)?.with_former(recalled.lists_of(&request.pool));
     let nonce = process::nonce(host)?;
 
     let books = site.open_books(hierarchy)?;
@@ -54,6 +55,7 @@ pub fn reserve(
         return Err(error);
     }
     drop(books);
+    recalled.keep(&claim);
     Ok(claim)
 }
 

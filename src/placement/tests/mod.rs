@@ -1,6 +1,7 @@
 //! The use cases on a tree that stands for a machine with cgroup v2, whose processes are files.
 
 mod accounting;
+mod again;
 mod booting;
 mod changing;
 mod forced;
@@ -166,6 +167,7 @@ impl Machine {
             patience: Duration::ZERO,
             deadline: None,
             usage: None,
+            last: None,
             host,
         }
     }

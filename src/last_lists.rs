@@ -1,0 +1,423 @@
+//! Which CPU lists a container had last, so that it gets them again when it comes back: a small file for each name, which
+//! outlives boots. Nothing depends on one. What is missing, torn, old, another name's, or could be written by others says
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, Metadata};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, Durability};
+use crate::host::Host;
+use crate::names::Names;
+
+/// The most that a file may hold, in bytes: one read(2) tells it.
+const MOST_BYTES: u64 = 4000;
+
+/// So many names are remembered once `reconcile` has looked: those seen last.
+const MOST_NAMES: usize = 4096;
+
+/// What a file's name ends in.
+const END: &str = ".json";
+
+/// A file of a container that lives is said to be in use when it was not for so long.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Where it is remembered, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastLists {
+    /// The directory of the files: root's own.
+    pub directory: PathBuf,
+    /// How long a container that does not come back is remembered.
+    pub keep: Duration,
+}
+
+/// What is remembered of a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    /// Whose lists these were: [`Names::lasting`].
+    pub names: Names,
+    /// The pool.
+    pub pool: String,
+    /// The directory names of its lists.
+    pub lists: Vec<String>,
+}
+
+impl LastLists {
+    /// What was remembered of this name, if anything that counts was.
+    pub fn of(&self, host: &Host, names: &Names) -> Option<Last> {
+        let read = read(host, &self.path_of(names));
+        let (last, age) = read.unwrap_or_else(|error| {
+            log::info!("which CPU lists it had last is not known: {error:#}");
+            None
+        })?;
+        // Two names may have one file.
+        (last.names == *names && age <= self.keep).then_some(last)
+    }
+
+    /// Remembers what a name has now. It is not synced: a file that a power loss tore says nothing.
+    ///
+    /// # Errors
+    /// A directory that others can write; more lists than a file may hold: then nothing is remembered of it; and whatever the
+    /// file system says.
+    pub fn keep(&self, host: &Host, last: &Last) -> Result<()> {
+        let path = self.path_of(&last.names);
+        let text = serde_json::to_string(last)? + "\n";
+        if text.len() as u64 > MOST_BYTES {
+            return files::remove(&path);
+        }
+        if files::metadata_if_there(&self.directory)?.is_none() {
+            let mut made = DirBuilder::new();
+            let made = made.recursive(true).mode(0o700).create(&self.directory);
+            made.with_context(|| format!("make {}", self.directory.display()))?;
+        }
+        files::ensure_trusted_way(&self.directory, || host.unknown_root())?;
+        files::trusted_of_machine(&self.directory, || host.unknown_root())?;
+        files::replace(&path, text.as_bytes(), 0o600, Durability::Crash)
+    }
+
+    /// Notes that a name's lists were in use until now, where it is remembered.
+    ///
+    /// # Errors
+    /// Whatever the file system says, but for a file that is not there.
+    pub fn touch(&self, names: &Names) -> Result<()> {
+        let path = self.path_of(names);
+        let (now, unfollowed) = (TimeSpec::UTIME_NOW, UtimensatFlags::NoFollowSymlink);
+        match utimensat(AT_FDCWD, &path, &now, &now, unfollowed) {
+            Err(Errno::ENOENT) => Ok(()),
+            touched => touched.with_context(|| format!("touch {}", path.display())),
+        }
+    }
+
+    /// Forgets all whose name this is, and returns what was remembered of them.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file not be removed.
+    pub fn forget(&self, host: &Host, called: &str) -> Result<Vec<Last>> {
+        let mut forgotten = Vec::new();
+        for name in files::names_in(&self.directory)? {
+            if !is_ours(&name) {
+                continue;
+            }
+            let path = self.directory.join(name);
+            let last = match read(host, &path) {
+                Ok(Some((last, _))) => last,
+                Ok(None) => continue,
+                Err(error) if error.is::<io::Error>() => return Err(error),
+                // What is not ours says nothing to a start either.
+                Err(_) => continue,
+            };
+            if last.names.include(called) {
+                files::remove(&path)?;
+                forgotten.push(last);
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// Forgets whoever did not come back for too long, the oldest of too many, and what killed programs left behind. Those that
+    /// live count as seen now. A start that writes in this moment is not remembered, and nothing else becomes of it.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file not be looked at, touched or removed.
+    pub fn prune(&self, living: &[Names]) -> Result<()> {
+        let living: BTreeMap<String, &Names> = living
+            .iter()
+            .map(|names| (file_name(names), names))
+            .collect();
+        let mut others = Vec::new();
+        for name in files::names_in(&self.directory)? {
+            let path = self.directory.join(&name);
+            let Some(seen) = files::entry_if_there(&path)? else {
+                continue;
+            };
+            let age = age(&seen)?;
+            match (living.get(&name), is_ours(&name)) {
+                (Some(names), _) if age > DAY => self.touch(names)?,
+                (Some(_), _) => {}
+                (None, true) if age > self.keep => files::remove(&path)?,
+                (None, true) => others.push((age, path)),
+                (None, false) if is_leftover(&name) => files::remove(&path)?,
+                (None, false) => {}
+            }
+        }
+        others.sort();
+        let too_many = others.iter().skip(MOST_NAMES);
+        too_many
+            .map(|(_, path)| path)
+            .try_for_each(|path| files::remove(path))
+    }
+
+    fn path_of(&self, names: &Names) -> PathBuf {
+        self.directory.join(file_name(names))
+    }
+}
+
+/// What is in a file, and how old it is; `None` where there is none, and where it cannot be made out.
+fn read(host: &Host, path: &Path) -> Result<Option<(Last, Duration)>> {
+    let (file, seen) = match files::open_regular_seen(path) {
+        Err(error) if files::says_gone(&error) => return Ok(None),
+        opened => opened?,
+    };
+    files::ensure_trusted(path, &seen, || host.unknown_root())?;
+    let attempt = || -> io::Result<(Vec<u8>, Duration)> {
+        Ok((files::read_record(file, MOST_BYTES)?, age(&seen)?))
+    };
+    let read = attempt().with_context(|| format!("read {}", path.display()));
+    let (text, age) = read?;
+    let last = serde_json::from_slice(&text).ok();
+    Ok(last.map(|last| (last, age)))
+}
+
+/// A name that whoever wrote the container's name has no say in, but for its number.
+fn file_name(names: &Names) -> String {
+    let parts = [&names.engine, &names.namespace, &names.pod, &names.name];
+    let mut number = crc32fast::Hasher::new();
+    for part in parts {
+        number.update(part.as_deref().unwrap_or_default().as_bytes());
+        // No part of a name has this.
+        number.update(b"/");
+    }
+    format!("{:08x}{END}", number.finalize())
+}
+
+fn is_ours(file_name: &str) -> bool {
+    let number = file_name.strip_suffix(END).unwrap_or_default();
+    number.len() == 8 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Is it one in which another was put together?
+fn is_leftover(file_name: &str) -> bool {
+    let of = file_name
+        .strip_prefix('.')
+        .and_then(|rest| rest.get(..8 + END.len()));
+    of.is_some_and(|of| is_ours(of) && files::is_leftover(file_name, of))
+}
+
+/// How long ago a file was written or touched; nothing where the clock was set back since.
+fn age(file: &Metadata) -> io::Result<Duration> {
+    let since = SystemTime::now().duration_since(file.modified()?);
+    Ok(since.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+    fn names(name: &str) -> Names {
+        Names {
+            engine: Some("podman".into()),
+            name: Some(name.into()),
+            ..Names::default()
+        }
+    }
+
+    fn last(name: &str, lists: &[&str]) -> Last {
+        Last {
+            names: names(name),
+            pool: "dp".into(),
+            lists: lists.iter().map(|list| (*list).to_owned()).collect(),
+        }
+    }
+
+    struct Place {
+        _dir: tempfile::TempDir,
+        host: Host,
+        lists: LastLists,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let dir = tempfile::tempdir().unwrap();
+            Place {
+                host: Host::new(dir.path()),
+                lists: LastLists {
+                    directory: dir.path().join("lib/last"),
+                    keep: MONTH,
+                },
+                _dir: dir,
+            }
+        }
+
+        fn keep(&self, last: &Last) {
+            self.lists.keep(&self.host, last).unwrap();
+        }
+
+        fn of(&self, name: &str) -> Option<Last> {
+            self.lists.of(&self.host, &names(name))
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.lists.path_of(&names(name))
+        }
+
+        fn age(&self, name: &str, by: Duration) {
+            let file = File::options().write(true).open(self.path(name)).unwrap();
+            let then = SystemTime::now() - by;
+            file.set_times(FileTimes::new().set_modified(then)).unwrap();
+        }
+
+        fn files(&self) -> usize {
+            files::names_in(&self.lists.directory).unwrap().len()
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_name_is_remembered_and_only_its_own() {
+        let place = Place::new();
+        assert_eq!(place.of("web"), None);
+        place.keep(&last("web", &["1,5"]));
+        place.keep(&last("db", &["2,6"]));
+        place.keep(&last("web", &["3,7", "4"]));
+        assert_eq!(place.of("web"), Some(last("web", &["3,7", "4"])));
+        assert_eq!(place.of("db"), Some(last("db", &["2,6"])));
+        assert_eq!(place.files(), 2);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&place.lists.directory), 0o700);
+        assert_eq!(mode(&place.path("web")), 0o600);
+    }
+
+    #[test]
+    fn parts_of_a_name_are_not_mistaken_for_each_other() {
+        let joined = Names {
+            pod: Some("ab".into()),
+            name: Some("c".into()),
+            ..Names::default()
+        };
+        let other = Names {
+            pod: Some("a".into()),
+            name: Some("bc".into()),
+            ..Names::default()
+        };
+        assert_ne!(file_name(&joined), file_name(&other));
+    }
+
+    #[test]
+    fn what_is_odd_says_nothing() {
+        let place = Place::new();
+        place.keep(&last("web", &["1"]));
+        let path = place.path("web");
+        let text = fs::read(&path).unwrap();
+        let put = |text: &[u8]| files::replace(&path, text, 0o600, Durability::Crash).unwrap();
+        let mut long = text.clone();
+        long.resize(5000, b' ');
+        let other = serde_json::to_vec(&last("other", &["1"])).unwrap();
+        for odd in [
+            &text[..20],
+            b"",
+            b"\0\0\0",
+            b"[]",
+            b"{}",
+            &long,
+            &other,
+            b"\xff",
+        ] {
+            put(odd);
+            assert_eq!(place.of("web"), None, "{odd:?}");
+        }
+        put(&text);
+        assert!(place.of("web").is_some());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(place.of("web"), None);
+        fs::rename(&path, place.lists.directory.join("real")).unwrap();
+        symlink("real", &path).unwrap();
+        assert_eq!(place.of("web"), None);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(place.of("web"), None);
+        assert!(place.lists.keep(&place.host, &last("web", &["1"])).is_err());
+    }
+
+    #[test]
+    fn more_than_fits_is_not_remembered() {
+        let place = Place::new();
+        place.keep(&last("web", &["1"]));
+        place.keep(&last("web", &["100,200"; 500]));
+        assert_eq!(place.of("web"), None);
+        assert_eq!(place.files(), 0);
+    }
+
+    #[test]
+    fn nothing_is_kept_where_others_can_write() {
+        let place = Place::new();
+        place.keep(&last("web", &["1"]));
+        let open = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(&place.lists.directory, open).unwrap();
+        assert!(place.lists.keep(&place.host, &last("web", &["2"])).is_err());
+        assert_eq!(place.of("web"), Some(last("web", &["1"])));
+    }
+
+    #[test]
+    fn who_does_not_come_back_is_forgotten_and_who_lives_is_not() {
+        let place = Place::new();
+        place.lists.prune(&[]).unwrap();
+        for name in ["old", "new", "living"] {
+            place.keep(&last(name, &["1"]));
+        }
+        place.age("old", MONTH + DAY);
+        place.age("living", MONTH + DAY);
+        assert_eq!(place.of("old"), None);
+        for name in [".00000000.json.abcDE1-0", ".notes.abcDE1-0", "notes"] {
+            let path = place.lists.directory.join(name);
+            files::replace(&path, b"", 0o600, Durability::Crash).unwrap();
+        }
+        place
+            .lists
+            .prune(&[names("living"), names("unknown")])
+            .unwrap();
+        assert_eq!(place.of("living"), Some(last("living", &["1"])));
+        assert_eq!(place.of("new"), Some(last("new", &["1"])));
+        let left = files::names_in(&place.lists.directory).unwrap();
+        assert_eq!(left.len(), 4, "{left:?}");
+    }
+
+    #[test]
+    fn an_end_counts_as_seen_and_makes_nothing() {
+        let place = Place::new();
+        place.lists.touch(&names("web")).unwrap();
+        place.keep(&last("web", &["1"]));
+        place.age("web", MONTH + DAY);
+        assert_eq!(place.of("web"), None);
+        place.lists.touch(&names("web")).unwrap();
+        assert_eq!(place.of("web"), Some(last("web", &["1"])));
+        assert_eq!(place.files(), 1);
+    }
+
+    #[test]
+    fn of_too_many_the_oldest_are_forgotten() {
+        let place = Place::new();
+        for number in 0..MOST_NAMES + 3 {
+            place.keep(&last(&format!("c{number}"), &["1"]));
+        }
+        place.age("c7", DAY);
+        place.lists.prune(&[]).unwrap();
+        assert!(place.files() <= MOST_NAMES);
+        assert_eq!(place.of("c7"), None);
+    }
+
+    #[test]
+    fn a_name_is_forgotten_on_demand() {
+        let place = Place::new();
+        place.keep(&last("web", &["1"]));
+        place.keep(&last("db", &["2"]));
+        let forgotten = place.lists.forget(&place.host, "web").unwrap();
+        assert_eq!(forgotten, [last("web", &["1"])]);
+        assert_eq!(place.of("web"), None);
+        assert!(place.of("db").is_some());
+        assert!(place.lists.forget(&place.host, "web").unwrap().is_empty());
+    }
+}

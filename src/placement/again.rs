@@ -1,0 +1,95 @@
+//! A container that comes back gets the lists that it had: what is remembered is read before the lock is taken, and written
+//! after it is free. Both cost a start that changes nothing one small file; neither makes anything fail.
+
+use anyhow::Result;
+
+use super::Site;
+use crate::claims::{Claim, Entry, Ledger, OwnerKind};
+use crate::last_lists::{Last, LastLists};
+use crate::names::Names;
+
+/// What is remembered of a container that starts; nothing where nobody can tell it when it comes back.
+#[derive(Debug, Default)]
+pub(super) struct Recalled<'a> {
+    memory: Option<(&'a Site, &'a LastLists, Names)>,
+    last: Option<Last>,
+}
+
+impl Recalled<'_> {
+    /// The lists of a pool that it had.
+    pub(super) fn lists_of(&self, pool: &str) -> &[String] {
+        let last = self.last.as_ref().filter(|last| last.pool == pool);
+        last.map_or(&[], |last| &last.lists)
+    }
+
+    /// Remembers what it has now. That is done at its start, for its end may be the machine's; a start that gets what the
+    /// one before it got writes nothing.
+    pub(super) fn keep(self, claim: &Claim) {
+        let Some((site, lists, names)) = self.memory else {
+            return;
+        };
+        let now = Last {
+            names,
+            pool: claim.pool.clone(),
+            lists: claim.lists.clone(),
+        };
+        if self.last.as_ref() != Some(&now) {
+            say(lists.keep(&site.host, &now));
+        }
+    }
+}
+
+impl Site {
+    /// What is remembered of a container of these names, or of this id.
+    pub(super) fn recall(&self, names: &Names, id: &str) -> Recalled<'_> {
+        let memory = self.last.as_ref().zip(names.lasting(id));
+        let last = memory.as_ref();
+        Recalled {
+            last: last.and_then(|(lists, names)| lists.of(&self.host, names)),
+            memory: memory.map(|(lists, names)| (self, lists, names)),
+        }
+    }
+
+    /// A container that ended was here until now, however long it ran.
+    pub(super) fn note_ends(&self, ended: &[Claim]) {
+        if let Some(lists) = &self.last {
+            for names in ended.iter().filter_map(lasting) {
+                say(lists.touch(&names));
+            }
+        }
+    }
+
+    /// Forgets those that did not come back.
+    pub(super) fn prune_last_lists(&self) {
+        if let Some(lists) = &self.last {
+            let entries = Ledger::open_if_there(&self.run_dir)
+                .and_then(|ledger| ledger.map_or(Ok(Vec::new()), |ledger| ledger.all()));
+            say(entries.and_then(|entries| {
+                let living = entries.iter().filter_map(Entry::claim).filter_map(lasting);
+                lists.prune(&living.collect::<Vec<_>>())
+            }));
+        }
+    }
+}
+
+/// Forgets which lists containers of this name had, and returns what was remembered. Whoever runs keeps what it has.
+///
+/// # Errors
+/// A file cannot be read or removed.
+pub fn forget(site: &Site, called: &str) -> Result<Vec<Last>> {
+    let lists = site.last.as_ref();
+    lists.map_or(Ok(Vec::new()), |lists| lists.forget(&site.host, called))
+}
+
+fn lasting(claim: &Claim) -> Option<Names> {
+    let is_container = claim.kind == OwnerKind::Container;
+    is_container
+        .then(|| claim.names.lasting(&claim.id))
+        .flatten()
+}
+
+fn say(done: Result<()>) {
+    if let Err(error) = done {
+        log::info!("which CPU lists containers had last: {error:#}");
+    }
+}
