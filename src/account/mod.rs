@@ -6,7 +6,7 @@
 
 mod interval;
 mod machine;
-mod mark;
+pub(crate) mod mark;
 mod members;
 mod meter;
 
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use interval::{Interval, Share};
 pub use machine::Times;
-pub use mark::{Mark, Noise, OfCpus};
+pub use mark::{Mark, Noise};
 pub use meter::{Depth, Meter};
 
 use crate::cgroup::cpuacct::{self, CpuTime};

@@ -11,7 +11,7 @@ mod rules;
 mod trial;
 mod twins;
 
-pub use containers::{KeptCpus, check_neighbours, check_requests, kept, running};
+pub use containers::{KeptCpus, check_neighbours, check_requests, kept};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

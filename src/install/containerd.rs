@@ -24,11 +24,6 @@ impl Configuration {
     pub fn path(&self, index: usize) -> &Path {
         &self.found[index].path
     }
-
-    /// Is there any file?
-    pub fn is_there(&self) -> bool {
-        self.found.iter().any(|found| found.text.is_some())
-    }
 }
 
 /// Reads containerd's configuration.

@@ -123,7 +123,8 @@ impl Samples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::account::{OfCpus, Source};
+    use crate::account::Source;
+    use crate::account::mark::OfCpus;
 
     fn sample(total: f64, cpus: String) -> Sample {
         let mark = Mark {
