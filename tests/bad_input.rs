@@ -1163,3 +1163,39 @@ fn a_relative_pool_directory_is_made_absolute_and_refused_in_the_file() {
         "{said}"
     );
 }
+
+#[test]
+fn pools_that_cannot_be_as_declared_are_told_and_nothing_is_changed() {
+    let site = Site::new();
+    let declared =
+        "[pools.dp]\nkind = 'exclusive'\nlists = ['0', '1']\n[pools.x]\nkind = 'shared'\n";
+    for (rest, parts) in [
+        ("lists = ['1']", ["CPU 1", "dp"]),
+        ("lists = ['99999']", ["99999", ""]),
+        ("lists = ['4000']", ["4000", ""]),
+        ("cores = 9999", ["9999", ""]),
+        ("lists = ['1', '1']", ["1", ""]),
+    ] {
+        site.put(
+            "config.toml",
+            &format!("reserve = 'none'\n{declared}{rest}\n"),
+        );
+        let config = site.path("config.toml").display().to_string();
+        for arguments in [
+            &["apply", "--config", &config][..],
+            &["apply", "--dry-run", "--config", &config],
+        ] {
+            site.refuses(1, arguments, b"", &parts);
+        }
+        assert!(!site.path("kcm/pools/x").exists(), "{rest}");
+    }
+    site.put(
+        "config.toml",
+        "[pools.'../x']\nkind = 'shared'\ncores = 1\n",
+    );
+    let config = site.path("config.toml").display().to_string();
+    site.refuses(1, &["apply", "--config", &config], b"", &["../x"]);
+    site.put("kcm/pools/dp/exclusive", "");
+    site.put("config.toml", &format!("{declared}lists = ['2']\n"));
+    site.refuses(1, &["apply", "--config", &config], b"", &["exclusive"]);
+}

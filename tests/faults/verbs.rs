@@ -27,6 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("errors::pool_add", needs, pool_add),
         plain("errors::pool_remove", needs, pool_remove),
         plain("errors::pool_resize", needs, pool_resize),
+        plain("errors::apply", needs, apply),
         plain("errors::init", needs, init),
     ]
 }
@@ -457,6 +458,45 @@ fn pool_resize(world: &World) {
                 }
                 process::run(&mut world.pinfold(&line)).ok();
                 assert_eq!(has_grown(), ("0-1".into(), json!("0-1")), "done again");
+            }),
+            finish: Box::new(move || {
+                let group = standin.die();
+                all_comes_back(world, &[group]);
+            }),
+        }
+    });
+}
+
+/// An owner stays where it is whatever fails, and who says that all is as declared has made it so.
+fn apply(world: &World) {
+    let path = world.dir.join("declared.toml");
+    let config = "reserve = 'none'\n[pools.dp]\nkind = 'exclusive'\nlists = ['0']\n\
+                  [pools.common]\nkind = 'shared'\nlists = ['1']\n";
+    std::fs::write(&path, config).expect("write a configuration");
+    let path = path.display().to_string();
+    let line = ["apply", "--prune", "--config", &path];
+    let is_so = |world: &World| {
+        let pools = world.conf.join("pools");
+        let list = |list: &str| pools.join(list).join("tasks").exists();
+        list("common/1") && list("dp/0") && !pools.join("old").exists()
+    };
+    campaign(world, "apply", || {
+        world.empty();
+        world.pool(POOL, Kind::Exclusive, &["0"]);
+        world.pool("old", Kind::Exclusive, &["1"]);
+        let (id, standin) = (victim(world), Standin::new(world, "a"));
+        pin(world, &id, standin.pid);
+        let pid = standin.pid;
+        Scene {
+            command: world.pinfold(&line),
+            input: String::new(),
+            judge: Box::new(move |ending| {
+                assert!(!ending.is_success() || is_so(world), "{ending:?}");
+                let owned = || (world.tasks(POOL, "0"), affinity(pid));
+                assert_eq!(owned(), (vec![pid], "0".into()), "{ending:?}");
+                process::run(&mut world.pinfold(&line)).ok();
+                assert!(is_so(world), "done again");
+                assert_eq!(owned(), (vec![pid], "0".into()), "done again");
             }),
             finish: Box::new(move || {
                 let group = standin.die();

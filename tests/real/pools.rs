@@ -26,6 +26,11 @@ pub(crate) fn cases() -> Vec<Case> {
         needs,
         never_taken,
     ));
+    cases.push(plain(
+        "pools::what_is_declared_waits_for_owners",
+        needs,
+        declared_waits,
+    ));
     cases.push(plain("pools::a_trial_changes_nothing", needs, trial));
     cases.push(plain("pools::made_twice_is_made_once", needs, made_twice));
     cases.push(plain(
@@ -62,6 +67,57 @@ pub(crate) fn cases() -> Vec<Case> {
 
 pub(crate) fn pool(world: &World, arguments: &[&str]) -> Ran {
     process::run(&mut world.pinfold(&[&["pool"], arguments].concat()))
+}
+
+/// Runs `apply` with this configuration.
+fn apply(world: &World, config: &str, arguments: &[&str]) -> Ran {
+    let path = world.dir.join("declared.toml");
+    std::fs::write(&path, config).expect("write a configuration");
+    let path = path.display().to_string();
+    let line = [&["apply", "--config", &path], arguments].concat();
+    process::run(&mut world.pinfold(&line))
+}
+
+/// No owner, and no list that has one, is touched by what the configuration says; once it is gone all becomes so.
+fn declared_waits(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["0"]);
+    world.pool("old", Kind::Exclusive, &["1"]);
+    let request = |pool: &str| json!({ "pinfold.io/pool": pool });
+    let owners = [("a", "dp", "0"), ("b", "old", "1")].map(|(id, pool, list)| {
+        let standin = Standin::new(world, id);
+        world
+            .hook("createRuntime", &state(id, standin.pid, request(pool)))
+            .ok();
+        (standin, id, pool, list)
+    });
+    let config = "reserve = 'none'\n[pools.dp]\nkind = 'exclusive'\nlists = ['1']\n\
+                  [pools.common]\nkind = 'shared'\nlists = ['0']\n";
+    for arguments in [
+        &["--dry-run"][..],
+        &[],
+        &["--prune"],
+        &["--prune", "--json"],
+    ] {
+        let told = apply(world, config, arguments);
+        assert_eq!(told.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.stderr.contains("dp"), "{arguments:?}: {told}");
+        for (standin, _, pool, list) in &owners {
+            assert_eq!(world.tasks(pool, list), [standin.pid], "{told}");
+            assert_eq!(affinity(standin.pid), *list, "{told}");
+        }
+        world.assert_settled("after what could not be");
+    }
+    for (standin, id, pool, _) in owners {
+        standin.die();
+        world.hook("poststop", &stopped(id, request(pool))).ok();
+    }
+    apply(world, config, &["--prune"]).ok();
+    assert_eq!(lists(world, "dp"), ["1"]);
+    assert_eq!(lists(world, "common"), ["0"]);
+    assert_eq!(lists(world, "old"), [""; 0]);
+    let again = apply(world, config, &["--prune"]).ok();
+    assert!(again.stdout.contains("nothing to change"), "{again}");
+    assert_sound(world, "after all is as declared");
 }
 
 /// The names of a pool's lists.
