@@ -9,6 +9,9 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 /// How many symbolic links a path may lead through (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
+/// The tables of users (crontab(1)).
+const CRONTABS: &str = "var/spool/cron/crontabs";
+
 /// The root below which `/sys`, `/proc`, `/run`, `/etc` and `/dev` are looked for.
 ///
 /// This is the only type that names those directories: everything else asks it.
@@ -108,6 +111,35 @@ impl Host {
     /// `/proc`, whose directories with a number for a name are the processes (proc(5)).
     pub fn processes(&self) -> PathBuf {
         self.root.join("proc")
+    }
+
+    /// The directories whose files say when cron runs what (cron(8)), beside `/etc/crontab`.
+    pub fn cron_directories(&self) -> Vec<PathBuf> {
+        let directories = ["etc/cron.d", "etc/cron.hourly", "etc/cron.daily", CRONTABS];
+        let directories = directories
+            .iter()
+            .map(|directory| self.root.join(directory));
+        directories.collect()
+    }
+
+    /// The table of the machine as a whole (crontab(5)).
+    pub fn crontab(&self) -> PathBuf {
+        self.root.join("etc/crontab")
+    }
+
+    /// The timers that systemd starts at boot (systemd.special(7)).
+    pub fn enabled_timers(&self) -> PathBuf {
+        self.root.join("etc/systemd/system/timers.target.wants")
+    }
+
+    /// Where a unit's file can be (systemd.unit(5)).
+    pub fn unit_files(&self, name: &str) -> [PathBuf; 3] {
+        let directories = [
+            "etc/systemd/system",
+            "usr/lib/systemd/system",
+            "lib/systemd/system",
+        ];
+        directories.map(|directory| self.root.join(directory).join(name))
     }
 
     /// How long processes of the machine waited for a CPU (kernel:

@@ -23,6 +23,8 @@ container_annotations = ["pinfold.io/*"]
 BinaryName = "/usr/local/bin/pinfold-runtime"
 "#;
 
+const CRON: &str = "etc/cron.d/pinfold";
+
 const HOOKS: &str = "usr/share/containers/oci/hooks.d";
 
 /// A machine with two pools and four engines that all know Pinfold.
@@ -35,6 +37,7 @@ fn all_is_well() -> Machine {
         ("etc/kcm/pools/dp/3/tasks", ""),
         ("etc/kcm/pools/cp/exclusive", "0"),
         ("etc/kcm/pools/cp/0-1/tasks", ""),
+        (CRON, "*/5 * * * * root /usr/bin/pinfold reconcile\n"),
     ] {
         machine.put(path, content);
     }
@@ -1305,4 +1308,81 @@ fn a_file_of_podmans_that_a_variable_names() {
         assert!(said.contains(&format!("`unset {variable}`")), "{said}");
         assert!(!check(None).contains(variable));
     }
+}
+
+#[test]
+fn that_nothing_reconciles_is_told() {
+    let machine = all_is_well();
+    machine.remove(CRON);
+    let (found, code) = machine.findings(&[]);
+    let [line] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert!(
+        line.starts_with("warning reconcile: nothing runs `pinfold reconcile`"),
+        "{line}"
+    );
+    assert!(
+        line.contains("`systemctl enable --now pinfold-reconcile`"),
+        "{line}"
+    );
+    assert_eq!(code, 0);
+    let kept: [(&str, &str); 4] = [
+        (
+            "proc/77/cmdline",
+            "/usr/bin/pinfold\0reconcile\0--interval\x0060\0",
+        ),
+        (CRON, "*/5 * * * * root /usr/bin/pinfold reconcile\n"),
+        (
+            "var/spool/cron/crontabs/root",
+            "@hourly pinfold reconcile --json\n",
+        ),
+        (
+            "usr/lib/systemd/system/tidy.service",
+            "[Service]\nExecStart=/usr/bin/pinfold reconcile\n",
+        ),
+    ];
+    for (path, text) in kept {
+        machine.put(path, text);
+        machine.put("etc/systemd/system/timers.target.wants/tidy.timer", "");
+        assert_eq!(machine.findings(&[]).0, [""; 0], "{path}");
+        machine.remove(path);
+        assert_eq!(machine.findings(&[]).0.len(), 1, "{path}");
+    }
+    for (path, text) in [
+        ("proc/77/cmdline", "/usr/bin/pinfold\0reconcile\0"),
+        ("proc/78/cmdline", "vi\0pinfold\0reconcile\0--interval\0"),
+        (CRON, "# */5 * * * * root /usr/bin/pinfold reconcile\n"),
+        (
+            "usr/lib/systemd/system/other.service",
+            "ExecStart=/usr/bin/pinfold reconcile\n",
+        ),
+    ] {
+        machine.put(path, text);
+        assert_eq!(machine.findings(&[]).0.len(), 1, "{path}");
+        machine.remove(path);
+    }
+}
+
+#[test]
+fn pools_that_are_not_as_declared_are_told() {
+    let machine = all_is_well();
+    let config = "etc/pinfold/config.toml";
+    machine.put(
+        config,
+        "[pools.dp]\nkind = 'exclusive'\nlists = ['2', '3']\n",
+    );
+    assert_eq!(machine.findings(&[]).0, [""; 0]);
+    machine.put(
+        config,
+        "reserve = 'none'\n[pools.dp]\nkind = 'exclusive'\nlists = ['2']\n[pools.cp]\nkind = 'shared'\nlists = ['0-1']\n",
+    );
+    let (found, code) = machine.findings(&[]);
+    assert_eq!(
+        (&found[..], code),
+        (
+            &["warning declared: not as the configuration says: pool \"dp\": `pinfold apply` makes it so; with --dry-run it shows the difference".to_owned()][..],
+            0
+        )
+    );
 }

@@ -10,6 +10,7 @@ mod pools;
 mod rules;
 mod trial;
 mod twins;
+mod upkeep;
 
 pub use containers::{KeptCpus, check_neighbours, check_requests, kept};
 
@@ -22,6 +23,7 @@ use crate::engines::Engine;
 use crate::host::Host;
 use crate::install::Place;
 use crate::placement::Site;
+use crate::pools::plan::Reserve;
 use crate::refusal::Refusal;
 
 /// How a thing stands.
@@ -83,6 +85,8 @@ pub struct Scope<'a> {
     pub rules: &'a BTreeMap<String, PoolTable>,
     /// What `pinfold-runtime` becomes.
     pub runtime: &'a RuntimeTable,
+    /// The CPUs that the configuration keeps for the host's own work.
+    pub reserve: Option<&'a Reserve>,
 }
 
 impl Scope<'_> {
@@ -110,6 +114,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     let mut report = Report::default();
     machine::check(scope.site, &mut report);
     pools::check(scope.site, &mut report);
+    upkeep::check(scope, &mut report);
     let have_shim = engines::check(scope, &mut report);
     rules::check(scope, &have_shim, &mut report);
     cdi::check(scope.site, &mut report);

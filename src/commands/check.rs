@@ -92,6 +92,7 @@ fn look(args: &CheckArgs, settings: &Settings) -> Vec<Finding> {
         places,
         rules: settings.pools(),
         runtime: settings.runtime(),
+        reserve: settings.reserve(),
     });
     if args.deep {
         findings.extend(check_deep(site));

@@ -72,6 +72,7 @@ pub(super) fn warn(survey: &Survey, settings: &Settings) {
         places: Vec::new(),
         rules: settings.pools(),
         runtime: settings.runtime(),
+        reserve: settings.reserve(),
     };
     check_requests(&scope).iter().for_each(warn_of);
 }

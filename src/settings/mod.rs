@@ -120,6 +120,11 @@ impl Settings {
         option.or(self.reserve.as_ref()).is_some()
     }
 
+    /// The CPUs that the configuration keeps for the host's own work, where it says so.
+    pub fn reserve(&self) -> Option<&Reserve> {
+        self.reserve.as_ref()
+    }
+
     /// What `pinfold-runtime` becomes.
     pub fn runtime(&self) -> &RuntimeTable {
         &self.runtime
