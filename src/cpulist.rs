@@ -113,6 +113,33 @@ impl CpuSet {
         numbers.join(",")
     }
 
+    /// From a mask in bytes, as systemd keeps one: the lowest CPU in the lowest bit of the first
+    /// byte. `None` for CPUs above [`LARGEST_CPU`].
+    pub fn from_byte_mask(bytes: &[u8]) -> Option<CpuSet> {
+        let mut cpus = CpuSet::new();
+        for (place, byte) in bytes.iter().enumerate() {
+            for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
+                let cpu = u32::try_from(place).ok()?.checked_mul(8)? + bit;
+                if cpu > LARGEST_CPU {
+                    return None;
+                }
+                cpus.insert(cpu);
+            }
+        }
+        Some(cpus)
+    }
+
+    /// Such a mask, as short as it can be.
+    pub fn to_byte_mask(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for cpu in self.iter() {
+            let place = (cpu / 8) as usize;
+            bytes.resize(place + 1, 0);
+            bytes[place] |= 1 << (cpu % 8);
+        }
+        bytes
+    }
+
     /// Parses the kernel's mask format: hexadecimal, in groups of 32 bits that commas part, the lowest CPU in the lowest
     /// bit (cpuset(7), "Mask Format"). `None` for anything else, and for CPUs above [`LARGEST_CPU`].
     pub fn from_hex_mask(text: &str) -> Option<CpuSet> {
@@ -224,6 +251,25 @@ impl fmt::Display for CpuSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mask_of_bytes_has_the_lowest_cpu_first() {
+        for (list, mask) in [
+            ("", &[][..]),
+            ("0", &[1]),
+            ("0-1,9", &[3, 2]),
+            ("16", &[0, 0, 1]),
+        ] {
+            let cpus: CpuSet = list.parse().unwrap();
+            assert_eq!(cpus.to_byte_mask(), mask, "{list}");
+            assert_eq!(CpuSet::from_byte_mask(mask), Some(cpus), "{list}");
+        }
+        assert_eq!(CpuSet::from_byte_mask(&[0, 0]), Some(CpuSet::new()));
+        let mut mask = vec![0; 1024];
+        assert_eq!(CpuSet::from_byte_mask(&mask), Some(CpuSet::new()));
+        mask.push(1);
+        assert_eq!(CpuSet::from_byte_mask(&mask), None);
+    }
 
     fn set(text: &str) -> CpuSet {
         text.parse().unwrap()

@@ -204,6 +204,16 @@ impl Host {
         self.root.join("run/systemd/system")
     }
 
+    /// The system's message bus (D-Bus Specification, "Well-known Message Bus Instances").
+    pub fn system_bus(&self) -> PathBuf {
+        self.root.join("run/dbus/system_bus_socket")
+    }
+
+    /// Where systemd itself speaks D-Bus, with root alone (systemd(1), "/run/systemd/private").
+    pub fn systemd_socket(&self) -> PathBuf {
+        self.root.join("run/systemd/private")
+    }
+
     /// Where systemd keeps what a unit was told at run time (systemd.unit(5), "Unit File Load
     /// Path").
     pub fn systemd_runtime_settings(&self, unit: &str) -> PathBuf {

@@ -16,6 +16,7 @@ pub mod config;
 mod containers;
 mod counters;
 pub mod cpulist;
+pub mod dbus;
 mod device;
 pub mod engines;
 pub mod files;

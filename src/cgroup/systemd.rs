@@ -3,23 +3,30 @@
 //!
 //! A kernel up to 6.12 refuses the empty value that systemd writes where it knows of none; later ones take it, and the
 //! container would run everywhere.
+//!
+//! It is asked over D-Bus (org.freedesktop.systemd1(5)): `systemctl` would be two processes more at each
+//! start.
 
-use std::io::Read;
+use std::io;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{Group, Version};
 use crate::cpulist::CpuSet;
+use crate::dbus::{Answer, Call, Connection, Values};
 use crate::files;
 use crate::host::Host;
-use crate::text::one_line;
 
 /// The settings that telling systemd makes.
 const SETTINGS: [&str; 2] = ["AllowedCPUs", "AllowedMemoryNodes"];
+
+/// The name of systemd's manager on the bus.
+const MANAGER: &str = "org.freedesktop.systemd1";
+
+/// The most bytes of a unit's name (systemd.unit(5)).
+const MOST_NAME: usize = 255;
 
 /// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the group is a scope's or a
 /// service's own; an empty set is what its parents have. Was there anything to tell? Elsewhere, in a container's group below its scope
@@ -38,13 +45,13 @@ pub fn tell(
     patience: Duration,
 ) -> Result<bool> {
     let deadline = Instant::now() + patience;
-    let Some(unit) = Unit::of(host, group)? else {
+    let Some(mut unit) = Unit::of(host, group, deadline)? else {
         return Ok(false);
     };
-    if unit.known(deadline)?.group != group.path() {
+    if unit.known()?.group != group.path() {
         return Ok(false);
     }
-    unit.set(cpus, mems, deadline)?;
+    unit.set(cpus, mems)?;
     Ok(true)
 }
 
@@ -74,10 +81,10 @@ pub struct Former<'a> {
 /// As [`tell`].
 pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duration) -> Result<bool> {
     let deadline = Instant::now() + patience;
-    let Some(unit) = Unit::of(host, group)? else {
+    let Some(mut unit) = Unit::of(host, group, deadline)? else {
         return Ok(true);
     };
-    let known = unit.known(deadline)?;
+    let known = unit.known()?;
     if !unit.has_group(&known, group) {
         return Ok(true);
     }
@@ -87,14 +94,14 @@ pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duratio
         return Ok(false);
     }
     if !is_as_before || former.mems.is_some() {
-        if let Err(error) = unit.set(former.cpus, former.mems, deadline) {
+        if let Err(error) = unit.set(former.cpus, former.mems) {
             // It may have ended meanwhile, and that be all.
-            let again = unit.known(deadline)?;
+            let again = unit.known()?;
             let keeps = unit.has_group(&again, group) && again.cpus != *former.cpus;
             return if keeps { Err(error) } else { Ok(true) };
         }
     }
-    unit.remove_settings(host, former.settings)?;
+    remove_settings(host, unit.name, former.settings)?;
     Ok(true)
 }
 
@@ -104,12 +111,12 @@ pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duratio
 /// # Errors
 /// They cannot be looked at.
 pub fn settings(host: &Host, group: &Group) -> Result<Vec<String>> {
-    let Some(unit) = Unit::of(host, group)? else {
+    let Some(unit) = unit_on(host, group)? else {
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
     for setting in SETTINGS {
-        if files::entry_if_there(&unit.drop_in(host, setting))?.is_some() {
+        if files::entry_if_there(&drop_in(host, unit, setting))?.is_some() {
             found.push(setting.to_owned());
         }
     }
@@ -129,41 +136,47 @@ pub fn is_of_user(group: &Group) -> bool {
 /// systemd has not answered after `patience`.
 pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bool> {
     let deadline = Instant::now() + patience;
-    let Some(unit) = Unit::of(host, group)? else {
+    let Some(mut unit) = Unit::of(host, group, deadline)? else {
         return Ok(false);
     };
-    let known = unit.known(deadline)?;
+    let known = unit.known()?;
     Ok(known.group == group.path() && known.is_delegated)
 }
 
-/// A unit of the system's manager, and the program that speaks for it.
+/// A unit of the system's manager, and the connection to that.
 struct Unit<'a> {
     name: &'a str,
-    systemctl: PathBuf,
+    manager: Connection,
 }
 
 impl<'a> Unit<'a> {
     /// The unit whose own group this may be, on the running machine.
-    fn of(host: &Host, group: &'a Group) -> Result<Option<Unit<'a>>> {
-        let Some(name) = unit_of(group).filter(|_| host.is_running_root()) else {
+    fn of(host: &Host, group: &'a Group, deadline: Instant) -> Result<Option<Unit<'a>>> {
+        let Some(name) = unit_on(host, group)? else {
             return Ok(None);
         };
-        let mark = host.systemd_mark();
-        let is_systemd = mark.try_exists();
-        if !is_systemd.with_context(|| format!("look at {}", mark.display()))? {
-            return Ok(None);
-        }
-        let systemctl = host.program("systemctl").context("find systemctl")?;
-        Ok(Some(Unit { name, systemctl }))
+        let manager = manager(host, deadline);
+        let manager = manager.with_context(|| format!("ask systemd for the unit {name}"))?;
+        Ok(Some(Unit { name, manager }))
     }
 
-    fn known(&self, deadline: Instant) -> Result<Known> {
-        let mut question = Command::new(&self.systemctl);
-        let properties = "--property=ControlGroup,AllowedCPUs,Delegate";
-        question.args(["show", properties, "--", self.name]);
-        let shown = answer(&mut question, deadline)
-            .with_context(|| format!("ask systemd for the CPUs of {}", self.name))?;
-        Known::of(&shown).with_context(|| format!("read what systemd says of {}", self.name))
+    fn known(&mut self) -> Result<Known> {
+        let path = object_path(self.name);
+        let interface = match self.name.ends_with(".scope") {
+            true => "org.freedesktop.systemd1.Scope",
+            false => "org.freedesktop.systemd1.Service",
+        };
+        let get = |property: &str| Call {
+            to: MANAGER,
+            path: &path,
+            interface: "org.freedesktop.DBus.Properties",
+            member: "Get",
+            values: Values::default().text(interface).text(property),
+        };
+        let properties = [get("ControlGroup"), get("AllowedCPUs"), get("Delegate")];
+        let answers = self.manager.ask(properties);
+        let known = answers.and_then(|answers| Known::of(&answers));
+        known.with_context(|| format!("ask systemd for the CPUs of {}", self.name))
     }
 
     /// Is it the unit of this group? A service that does not run has none, and is.
@@ -172,31 +185,69 @@ impl<'a> Unit<'a> {
         is_at_rest || known.group == group.path()
     }
 
-    /// Where systemd keeps a setting that was made at run time; those of a transient unit go with
-    /// the unit.
-    fn drop_in(&self, host: &Host, setting: &str) -> PathBuf {
-        let directory = host.systemd_runtime_settings(self.name);
-        directory.join(format!("50-{setting}.conf"))
-    }
-
-    fn remove_settings(&self, host: &Host, kept: &[String]) -> Result<()> {
-        let gone = |setting: &&&str| !kept.iter().any(|kept| kept == **setting);
-        for setting in SETTINGS.iter().filter(gone) {
-            files::remove(&self.drop_in(host, setting))?;
-        }
-        files::remove_empty_directory(&host.systemd_runtime_settings(self.name)).map(drop)
-    }
-
-    fn set(&self, cpus: &CpuSet, mems: Option<&CpuSet>, deadline: Instant) -> Result<()> {
-        let mut setting = Command::new(&self.systemctl);
-        setting
-            .args(["--runtime", "--no-ask-password", "set-property", "--"])
-            .args([self.name, &format!("AllowedCPUs={cpus}")])
-            .args(mems.map(|mems| format!("AllowedMemoryNodes={mems}")));
-        answer(&mut setting, deadline)
+    /// Until the machine is shut down, or the unit ends (systemctl(1), `set-property --runtime`).
+    fn set(&mut self, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
+        let sets = SETTINGS.into_iter().zip([Some(cpus), mems]);
+        let properties: Vec<(&str, Vec<u8>)> = sets
+            .filter_map(|(name, set)| Some((name, set?.to_byte_mask())))
+            .collect();
+        let is_at_run_time = true;
+        let set = Call {
+            to: MANAGER,
+            path: "/org/freedesktop/systemd1",
+            interface: "org.freedesktop.systemd1.Manager",
+            member: "SetUnitProperties",
+            values: Values::default()
+                .text(self.name)
+                .boolean(is_at_run_time)
+                .byte_properties(&properties),
+        };
+        self.manager
+            .ask([set])
             .with_context(|| format!("tell systemd of the CPUs {cpus} of {}", self.name))?;
         Ok(())
     }
+}
+
+/// systemd's manager, over the system's bus. A small machine has no bus: there systemd is asked
+/// where it listens itself, as `systemctl` and `runc` do.
+fn manager(host: &Host, deadline: Instant) -> io::Result<Connection> {
+    let is_nobody = |error: &io::Error| {
+        files::is_gone(error) || error.kind() == io::ErrorKind::ConnectionRefused
+    };
+    match Connection::to_bus(&host.system_bus(), deadline) {
+        Err(error) if is_nobody(&error) => Connection::to_program(&host.systemd_socket(), deadline),
+        other => other,
+    }
+}
+
+/// The object of a unit: what is no letter and no digit of its name is escaped, and so is a digit
+/// at its beginning (org.freedesktop.systemd1(5), "Unit Objects").
+fn object_path(unit: &str) -> String {
+    let mut path = String::from("/org/freedesktop/systemd1/unit/");
+    for (place, byte) in unit.bytes().enumerate() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' => path.push(byte.into()),
+            b'0'..=b'9' if place > 0 => path.push(byte.into()),
+            _ => path.push_str(&format!("_{byte:02x}")),
+        }
+    }
+    path
+}
+
+/// Where systemd keeps a setting that was made at run time; those of a transient unit go with
+/// the unit.
+fn drop_in(host: &Host, unit: &str, setting: &str) -> PathBuf {
+    let directory = host.systemd_runtime_settings(unit);
+    directory.join(format!("50-{setting}.conf"))
+}
+
+fn remove_settings(host: &Host, unit: &str, kept: &[String]) -> Result<()> {
+    let gone = |setting: &&&str| !kept.iter().any(|kept| kept == **setting);
+    for setting in SETTINGS.iter().filter(gone) {
+        files::remove(&drop_in(host, unit, setting))?;
+    }
+    files::remove_empty_directory(&host.systemd_runtime_settings(unit)).map(drop)
 }
 
 /// What systemd knows of a unit.
@@ -210,22 +261,23 @@ struct Known {
 }
 
 impl Known {
-    /// Lines `NAME=VALUE`; systemd puts spaces between the ranges of a set.
-    fn of(shown: &str) -> Result<Known> {
-        let mut known = Known::default();
-        for line in shown.lines() {
-            match line.split_once('=') {
-                Some(("ControlGroup", group)) => group.clone_into(&mut known.group),
-                Some(("AllowedCPUs", cpus)) => {
-                    let ranges: Vec<&str> = cpus.split_whitespace().collect();
-                    known.cpus = ranges.join(",").parse()?;
-                }
-                Some(("Delegate", value)) => known.is_delegated = value == "yes",
-                _ => {}
-            }
-        }
-        Ok(known)
+    fn of([group, cpus, is_delegated]: &[Answer; 3]) -> Result<Known> {
+        let cpus = CpuSet::from_byte_mask(&cpus.bytes()?);
+        Ok(Known {
+            group: group.text()?,
+            cpus: cpus.context("its CPUs have numbers that no machine has")?,
+            is_delegated: is_delegated.boolean()?,
+        })
     }
+}
+
+/// The name of the unit whose own group this may be, where systemd is the running machine's init.
+fn unit_on<'a>(host: &Host, group: &'a Group) -> Result<Option<&'a str>> {
+    let Some(name) = unit_of(group).filter(|_| host.is_running_root()) else {
+        return Ok(None);
+    };
+    let mark = files::metadata_if_there(&host.systemd_mark())?;
+    Ok(mark.map(|_| name))
 }
 
 /// The scope or the service whose own group this may be: runtimes run containers in scopes, and services run `isolate`.
@@ -233,67 +285,60 @@ impl Known {
 fn unit_of(group: &Group) -> Option<&str> {
     let name = group.path().rsplit('/').next()?;
     let is_unit = name.ends_with(".scope") || name.ends_with(".service");
-    (group.version() == Version::V2 && is_unit && !is_of_user(group)).then_some(name)
+    (group.version() == Version::V2 && is_unit && is_name(name) && !is_of_user(group))
+        .then_some(name)
 }
 
-/// What systemctl prints; what it says of a failure is the error.
-fn answer(command: &mut Command, deadline: Instant) -> Result<String> {
-    command
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().context("run systemctl")?;
-    let status = end_of(&mut child, deadline)?;
-    if !status.success() {
-        bail!("it says {:?}", one_line(said(child.stderr).trim()));
-    }
-    Ok(said(child.stdout))
-}
-
-/// It has ended by now, and what it wrote is in the pipe.
-fn said(pipe: Option<impl Read>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(pipe) = pipe {
-        // Half of a message is better than none.
-        let _ = pipe.take(4096).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn end_of(child: &mut Child, deadline: Instant) -> Result<ExitStatus> {
-    loop {
-        if let Some(status) = child.try_wait().context("wait for systemctl")? {
-            return Ok(status);
-        }
-        if Instant::now() >= deadline {
-            child
-                .kill()
-                .and_then(|()| child.wait())
-                .context("end systemctl")?;
-            bail!("it did not answer in time: is systemd busy, or stuck?");
-        }
-        sleep(Duration::from_millis(2));
-    }
+/// Can a unit have this name (systemd.unit(5))? Who makes a group can call it anything.
+fn is_name(name: &str) -> bool {
+    let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
+    name.len() <= MOST_NAME && name.bytes().all(is_of_names)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cgroup::Hierarchy;
+    use std::os::unix::net::UnixListener;
 
     #[test]
-    fn what_systemd_says_is_read_in_any_order() {
-        let shown = "Delegate=yes\nControlGroup=/system.slice/a=b.service\nAllowedCPUs=0-1 3\n";
-        let known = Known {
-            group: "/system.slice/a=b.service".into(),
-            cpus: "0-1,3".parse().unwrap(),
-            is_delegated: true,
+    fn a_units_object_is_named_after_it() {
+        for (unit, path) in [
+            ("crond.service", "crond_2eservice"),
+            ("libpod-1a.scope", "libpod_2d1a_2escope"),
+            ("0.scope", "_30_2escope"),
+            ("a\\x2d@b.service", "a_5cx2d_40b_2eservice"),
+        ] {
+            let whole = format!("/org/freedesktop/systemd1/unit/{path}");
+            assert_eq!(object_path(unit), whole);
+        }
+    }
+
+    /// Without a bus systemd is asked itself; where both are silent, the error names it.
+    #[test]
+    fn where_there_is_no_bus_systemd_is_asked_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        let soon = || Instant::now() + Duration::from_secs(20);
+        let listen = |at: PathBuf| {
+            std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+            UnixListener::bind(at).unwrap()
         };
-        assert_eq!(Known::of(shown).unwrap(), known);
-        let nothing = "AllowedCPUs=\nControlGroup=\nDelegate=no\n";
-        assert_eq!(Known::of(nothing).unwrap(), Known::default());
-        assert!(Known::of("AllowedCPUs=all\n").is_err());
+        let error = manager(&host, soon()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let itself = listen(host.systemd_socket());
+        itself.set_nonblocking(true).unwrap();
+        manager(&host, soon()).unwrap();
+        itself.accept().unwrap();
+        // Nobody listens at a socket that was left behind.
+        drop(listen(host.system_bus()));
+        manager(&host, soon()).unwrap();
+        itself.accept().unwrap();
+        std::fs::remove_file(host.system_bus()).unwrap();
+        let bus = listen(host.system_bus());
+        manager(&host, soon()).unwrap();
+        bus.accept().unwrap();
+        assert!(itself.accept().is_err());
     }
 
     #[test]
@@ -318,6 +363,8 @@ mod tests {
             (Version::V2, "/system.slice/forwarder.service/below", None),
             (Version::V2, "/machine.slice/libpod-1.scope/container", None),
             (Version::V2, "/machine.slice", None),
+            (Version::V2, "/machine.slice/a b.scope", None),
+            (Version::V2, "/machine.slice/*.scope", None),
             (
                 Version::V2,
                 "/user.slice/user-1.slice/user@1.service/a.scope",

@@ -6,9 +6,14 @@ use crate::needs::Need;
 use crate::process::{affinity, eventually, is_alive, run, send};
 use crate::world::{Kind, World};
 use nix::libc;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::spawn;
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::Root, Need::V2, Need::Systemd, Need::Cpus(2)];
@@ -52,6 +57,11 @@ pub(crate) fn cases() -> Vec<Case> {
             "supervised::a_systemd_that_never_answers_is_noted_and_passed",
             needs,
             a_systemd_that_never_answers_is_noted_and_passed,
+        ),
+        plain(
+            "supervised::without_a_bus_systemd_is_told_itself",
+            needs,
+            without_a_bus_systemd_is_told_itself,
         ),
         plain(
             "supervised::released_by_force_at_the_start",
@@ -295,20 +305,23 @@ fn what_an_operator_tells_systemd_stays(world: &World) {
     assert_eq!(allowed_cpus(&unit), "1");
 }
 
-/// A program that another stands in for, for everybody, while this lives.
-struct Covered(PathBuf);
+/// Where systemd is reached: over the bus, and by itself.
+const BUS: &str = "/run/dbus/system_bus_socket";
+const SYSTEMD: &str = "/run/systemd/private";
+
+/// A socket that another file stands in for, for everybody, while this lives.
+struct Covered(&'static str);
 
 impl Covered {
-    fn by(program: &str, other: &Path) -> Covered {
-        let program = Path::new("/usr/bin").join(program);
-        run(Command::new("mount").arg("--bind").arg(other).arg(&program)).ok();
-        Covered(program)
+    fn by(socket: &'static str, other: &Path) -> Covered {
+        run(Command::new("mount").arg("--bind").arg(other).arg(socket)).ok();
+        Covered(socket)
     }
 }
 
 impl Drop for Covered {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
     }
 }
 
@@ -320,7 +333,9 @@ fn what_systemd_is_not_told_stays_claimed(world: &World) {
     unit.sleeping(&unit.group(), 1);
     unit.kill();
     assert_eq!(allowed_cpus(&unit), "1");
-    let covered = Covered::by("systemctl", &std::fs::canonicalize("/bin/false").unwrap());
+    let nobody = world.dir.join("nobody");
+    std::fs::write(&nobody, "").unwrap();
+    let covered = [BUS, SYSTEMD].map(|socket| Covered::by(socket, &nobody));
     let refused = run(&mut world.pinfold(&["reconcile"])).exits(1);
     assert!(refused.stderr.contains("systemd"), "{refused}");
     assert_eq!(world.claims().len(), 1, "{refused}");
@@ -331,6 +346,22 @@ fn what_systemd_is_not_told_stays_claimed(world: &World) {
     assert!(!unit.settings().exists(), "a drop-in is left");
 }
 
+/// As on a machine that has no message bus.
+fn without_a_bus_systemd_is_told_itself(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let nobody = world.dir.join("nobody");
+    std::fs::write(&nobody, "").unwrap();
+    let covered = Covered::by(BUS, &nobody);
+    let unit = Unit::start(world, "busless", "", "/bin/sleep 600");
+    unit.sleeping(&unit.group(), 1);
+    assert_eq!(allowed_cpus(&unit), "1");
+    unit.kill();
+    world.reconcile();
+    world.assert_all_free("after the unit was killed");
+    assert_eq!(allowed_cpus(&unit), "");
+    drop(covered);
+}
+
 /// Giving back waits in vain once, and the list is had by force all the same.
 fn a_systemd_that_never_answers_is_noted_and_passed(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
@@ -338,9 +369,8 @@ fn a_systemd_that_never_answers_is_noted_and_passed(world: &World) {
     unit.sleeping(&unit.group(), 1);
     unit.kill();
     let silent = world.dir.join("silent");
-    std::fs::write(&silent, "#!/bin/sh\nexec sleep 600\n").unwrap();
-    std::fs::set_permissions(&silent, PermissionsExt::from_mode(0o755)).unwrap();
-    let covered = Covered::by("systemctl", &silent);
+    let _listener = UnixListener::bind(&silent).unwrap();
+    let covered = Covered::by(BUS, &silent);
     let claims = world.claims();
     let id = claims[0]["id"].as_str().unwrap();
     run(&mut world.pinfold(&["release", id])).exits(1);
@@ -356,29 +386,82 @@ fn a_systemd_that_never_answers_is_noted_and_passed(world: &World) {
     assert!(!unit.settings().exists(), "a drop-in is left");
 }
 
+/// The system's bus, but that the first change of a unit is held until it is released.
+struct HeldBus {
+    socket: PathBuf,
+    is_holding: Arc<AtomicBool>,
+    is_released: Arc<AtomicBool>,
+}
+
+impl HeldBus {
+    fn below(directory: &Path) -> HeldBus {
+        // The bus itself, whatever covers its path later.
+        let real = directory.join("bus");
+        run(Command::new("touch").arg(&real)).ok();
+        run(Command::new("mount").args(["--bind", BUS]).arg(&real)).ok();
+        let socket = directory.join("held");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let held = HeldBus {
+            socket,
+            is_holding: Arc::default(),
+            is_released: Arc::default(),
+        };
+        let (holding, released) = (held.is_holding.clone(), held.is_released.clone());
+        spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let bus = UnixStream::connect(&real).unwrap();
+                let back = (bus.try_clone().unwrap(), client.try_clone().unwrap());
+                spawn(move || pass(back.0, back.1, |_| {}));
+                let (holding, released) = (holding.clone(), released.clone());
+                spawn(move || {
+                    pass(client, bus, |message| {
+                        let is_change =
+                            message.windows(17).any(|word| word == b"SetUnitProperties");
+                        if is_change && !holding.swap(true, Relaxed) {
+                            eventually("it is let go", || released.load(Relaxed).then_some(()));
+                        }
+                    });
+                });
+            }
+        });
+        held
+    }
+}
+
+impl Drop for HeldBus {
+    fn drop(&mut self) {
+        let real = self.socket.with_file_name("bus");
+        let _ = Command::new("umount").arg("--lazy").arg(real).status();
+    }
+}
+
+/// Passes on what is written, up to the end; each piece is looked at first.
+fn pass(mut from: UnixStream, mut to: UnixStream, look: impl Fn(&[u8])) {
+    let mut bytes = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut bytes) {
+        look(&bytes[..length]);
+        if to.write_all(&bytes[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
 /// Released while systemd is told of it: what systemd knows at the end is what the unit's own file
 /// says.
 fn released_by_force_at_the_start(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
-    let path = |name: &str| world.dir.join(name);
-    std::fs::copy("/usr/bin/systemctl", path("systemctl")).unwrap();
-    std::fs::write(path("hold"), "").unwrap();
-    let dir = world.dir.display();
-    let slow = format!(
-        "#!/bin/sh\ncase \"$*\" in *set-property*) if mkdir {dir}/first 2>/dev/null; then\n\
-         while [ -e {dir}/hold ]; do sleep 0.1; done; fi;; esac\nexec {dir}/systemctl \"$@\"\n"
-    );
-    std::fs::write(path("slow"), slow).unwrap();
-    std::fs::set_permissions(path("slow"), PermissionsExt::from_mode(0o755)).unwrap();
-    let covered = Covered::by("systemctl", &path("slow"));
+    let held = HeldBus::below(&world.dir);
+    let covered = Covered::by(BUS, &held.socket);
     let unit = Unit::start(world, "forced", "AllowedCPUs=0-1", "/bin/sleep 600");
     eventually("systemd is being told", || {
-        path("first").exists().then_some(())
+        held.is_holding.load(Relaxed).then_some(())
     });
     let claims = world.claims();
     let id = claims[0]["id"].as_str().unwrap();
     run(&mut world.pinfold(&["release", id, "--force"])).ok();
-    std::fs::remove_file(path("hold")).unwrap();
+    held.is_released.store(true, Relaxed);
     eventually("it is not started", || (unit.main_pid() == 0).then_some(()));
     drop(covered);
     world.assert_all_free("after it was released");
