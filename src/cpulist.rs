@@ -1,6 +1,6 @@
 //! A set of CPUs (or NUMA nodes), in the kernel's list and mask formats.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,8 +16,35 @@ const MASK_DIGITS: usize = 8;
 ///
 /// Printed and parsed as the List Format of cpuset(7), `0-2,8-10`; strides of bitmap lists
 /// (`0-31:2/4`, kernel: Documentation/admin-guide/kernel-parameters.rst, "cpu lists") are parsed too.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CpuSet(BTreeSet<u32>);
+///
+/// Kept as a bit for each CPU, for a set of all CPUs of a large machine is read, compared and
+/// narrowed at each start. Sets are ordered by their numbers, as lists of them are.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct CpuSet {
+    /// The lowest CPU in the lowest bit of the first word; the last word is not 0.
+    words: Vec<u64>,
+}
+
+/// How many CPUs a word has bits for.
+const WORD: u32 = u64::BITS;
+
+impl fmt::Debug for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+impl Ord for CpuSet {
+    fn cmp(&self, other: &CpuSet) -> Ordering {
+        self.iter().cmp(other.iter())
+    }
+}
+
+impl PartialOrd for CpuSet {
+    fn partial_cmp(&self, other: &CpuSet) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// Why a text is no CPU list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,57 +81,102 @@ impl CpuSet {
 
     /// Has it no CPU at all?
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.words.is_empty()
     }
 
     /// How many CPUs are in it.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.words
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum()
     }
 
     /// The lowest CPU number, if there is any.
     pub fn first(&self) -> Option<u32> {
-        self.0.first().copied()
+        self.iter().next()
     }
 
     /// The CPU numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
-        self.0.iter().copied()
+        let words = (0..).step_by(WORD as usize).zip(&self.words);
+        words.flat_map(|(start, word)| Bits(*word).map(move |bit| start + bit))
     }
 
     /// Is this CPU in it?
     pub fn contains(&self, cpu: u32) -> bool {
-        self.0.contains(&cpu)
+        let word = self.words.get((cpu / WORD) as usize);
+        word.is_some_and(|word| word >> (cpu % WORD) & 1 == 1)
     }
 
     /// Are all its CPUs also in `other`?
     pub fn is_subset(&self, other: &CpuSet) -> bool {
-        self.0.is_subset(&other.0)
+        let mut both = self.words.iter().zip(&other.words);
+        self.words.len() <= other.words.len() && both.all(|(ours, theirs)| ours & !theirs == 0)
     }
 
     /// Has it no CPU in common with `other`?
     pub fn is_disjoint(&self, other: &CpuSet) -> bool {
-        self.0.is_disjoint(&other.0)
+        let mut both = self.words.iter().zip(&other.words);
+        both.all(|(ours, theirs)| ours & theirs == 0)
     }
 
     /// The CPUs that are in both.
     pub fn intersection(&self, other: &CpuSet) -> CpuSet {
-        CpuSet(&self.0 & &other.0)
+        let both = self.words.iter().zip(&other.words);
+        CpuSet::of_words(both.map(|(ours, theirs)| ours & theirs).collect())
     }
 
     /// The CPUs of this set that are not in `other`.
     pub fn difference(&self, other: &CpuSet) -> CpuSet {
-        CpuSet(&self.0 - &other.0)
+        let theirs = other.words.iter().chain(std::iter::repeat(&0));
+        let both = self.words.iter().zip(theirs);
+        CpuSet::of_words(both.map(|(ours, theirs)| ours & !theirs).collect())
     }
 
-    /// Adds a CPU.
+    /// Adds a CPU; a number beyond [`LARGEST_CPU`] is no CPU's, nor a node's, and is left out.
     pub fn insert(&mut self, cpu: u32) {
-        self.0.insert(cpu);
+        if cpu <= LARGEST_CPU {
+            self.insert_all(cpu, cpu);
+        }
+    }
+
+    /// Adds the CPUs from one to another, both included and none beyond [`LARGEST_CPU`].
+    fn insert_all(&mut self, from: u32, to: u32) {
+        let (first, last) = ((from / WORD) as usize, (to / WORD) as usize);
+        if self.words.len() <= last {
+            self.words.resize(last + 1, 0);
+        }
+        for (place, word) in self.words.iter_mut().enumerate().take(last + 1).skip(first) {
+            let mut bits = u64::MAX;
+            if place == first {
+                bits &= u64::MAX << (from % WORD);
+            }
+            if place == last {
+                bits &= u64::MAX >> (WORD - 1 - to % WORD);
+            }
+            *word |= bits;
+        }
     }
 
     /// Adds the CPUs of `other`.
     pub fn extend(&mut self, other: &CpuSet) {
-        self.0.extend(&other.0);
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        for (ours, theirs) in self.words.iter_mut().zip(&other.words) {
+            *ours |= theirs;
+        }
+    }
+
+    /// From a mask in words, as the kernel keeps one (sched_getaffinity(2)): the lowest CPU in the
+    /// lowest bit of the first word. Bits beyond [`LARGEST_CPU`] are left out.
+    pub fn of_words(mut words: Vec<u64>) -> CpuSet {
+        words.truncate((LARGEST_CPU / WORD + 1) as usize);
+        while words.last() == Some(&0) {
+            words.pop();
+        }
+        CpuSet { words }
     }
 
     /// The numbers one by one, `0,1,8,9`: what KCM's tools can read, which take no range.
@@ -148,7 +220,7 @@ impl CpuSet {
         if groups[0].is_empty() || !groups[1..].iter().all(is_whole) {
             return None;
         }
-        let mut cpus = BTreeSet::new();
+        let mut cpus = CpuSet::new();
         let digits: Vec<char> = groups.concat().chars().rev().collect();
         for (place, digit) in digits.into_iter().enumerate() {
             let value = digit.to_digit(16)?;
@@ -160,12 +232,17 @@ impl CpuSet {
                 cpus.insert(cpu);
             }
         }
-        Some(CpuSet(cpus))
+        Some(cpus)
+    }
+
+    fn last(&self) -> Option<u32> {
+        let place = u32::try_from(self.words.len()).ok()?.checked_sub(1)?;
+        Some(place * WORD + self.words.last()?.ilog2())
     }
 
     /// Upper-case hexadecimal without prefix, the lowest CPU in the lowest bit, no leading zeros; `0` for none.
     pub fn to_hex_mask(&self) -> String {
-        let digits = self.0.last().map_or(1, |last| last / 4 + 1);
+        let digits = self.last().map_or(1, |last| last / 4 + 1);
         let digit = |index: u32| {
             let value = (0..4).filter(|bit| self.contains(index * 4 + bit));
             char::from_digit(value.map(|bit| 1 << bit).sum(), 16).unwrap_or('0')
@@ -175,9 +252,25 @@ impl CpuSet {
     }
 }
 
+/// The numbers of the bits that are set, ascending.
+struct Bits(u64);
+
+impl Iterator for Bits {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let bit = self.0.trailing_zeros();
+        // The lowest one goes.
+        self.0 &= self.0.wrapping_sub(1);
+        (bit < WORD).then_some(bit)
+    }
+}
+
 impl FromIterator<u32> for CpuSet {
     fn from_iter<T: IntoIterator<Item = u32>>(cpus: T) -> Self {
-        CpuSet(cpus.into_iter().collect())
+        let mut set = CpuSet::new();
+        cpus.into_iter().for_each(|cpu| set.insert(cpu));
+        set
     }
 }
 
@@ -187,9 +280,9 @@ impl FromStr for CpuSet {
     /// Parses a list; white space around the whole text is let go, an empty text is the empty set.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
-        let mut cpus = BTreeSet::new();
+        let mut cpus = CpuSet::new();
         if text.is_empty() {
-            return Ok(CpuSet(cpus));
+            return Ok(cpus);
         }
         for part in text.split(',') {
             let bad = || BadCpuList {
@@ -216,9 +309,14 @@ impl FromStr for CpuSet {
             {
                 return Err(bad());
             }
-            cpus.extend((from..=to).filter(|cpu| (cpu - from) % group < used));
+            match stride {
+                None => cpus.insert_all(from, to),
+                Some(_) => (from..=to)
+                    .filter(|cpu| (cpu - from) % group < used)
+                    .for_each(|cpu| cpus.insert(cpu)),
+            }
         }
-        Ok(CpuSet(cpus))
+        Ok(cpus)
     }
 }
 
@@ -251,6 +349,56 @@ impl fmt::Display for CpuSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    /// Against sets of numbers, on both sides of a word's end.
+    #[test]
+    fn the_algebra_is_that_of_sets() {
+        let lists = [
+            "",
+            "0",
+            "63",
+            "64",
+            "0-127",
+            "1,62-65,8191",
+            "64-128",
+            "8191",
+        ];
+        let sets = lists.map(|list| {
+            let cpus: CpuSet = list.parse().unwrap();
+            let numbers: BTreeSet<u32> = cpus.iter().collect();
+            assert_eq!(cpus.to_string(), list);
+            assert_eq!(numbers.iter().copied().collect::<CpuSet>(), cpus, "{list}");
+            assert_eq!(cpus.len(), numbers.len(), "{list}");
+            assert_eq!(cpus.is_empty(), numbers.is_empty(), "{list}");
+            assert_eq!(cpus.first(), numbers.first().copied(), "{list}");
+            assert_eq!(cpus.last(), numbers.last().copied(), "{list}");
+            assert_eq!(format!("{cpus:?}"), format!("{numbers:?}"));
+            for cpu in [0, 1, 62, 63, 64, 65, 127, 128, 8190, 8191, 8192, u32::MAX] {
+                assert_eq!(cpus.contains(cpu), numbers.contains(&cpu), "{list}: {cpu}");
+            }
+            (cpus, numbers)
+        });
+        assert!([8192, u32::MAX].into_iter().collect::<CpuSet>().is_empty());
+        let of = |numbers: BTreeSet<u32>| numbers.into_iter().collect::<CpuSet>();
+        for (a, a_numbers) in &sets {
+            for (b, b_numbers) in &sets {
+                assert_eq!(a.intersection(b), of(a_numbers & b_numbers), "{a} {b}");
+                assert_eq!(a.difference(b), of(a_numbers - b_numbers), "{a} {b}");
+                assert_eq!(a.is_subset(b), a_numbers.is_subset(b_numbers), "{a} {b}");
+                assert_eq!(
+                    a.is_disjoint(b),
+                    a_numbers.is_disjoint(b_numbers),
+                    "{a} {b}"
+                );
+                assert_eq!(a.cmp(b), a_numbers.cmp(b_numbers), "{a} {b}");
+                assert_eq!(a == b, a_numbers == b_numbers, "{a} {b}");
+                let mut both = a.clone();
+                both.extend(b);
+                assert_eq!(both, of(a_numbers | b_numbers), "{a} {b}");
+            }
+        }
+    }
 
     #[test]
     fn a_mask_of_bytes_has_the_lowest_cpu_first() {

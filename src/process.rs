@@ -287,12 +287,7 @@ pub fn affinity(pid: i32) -> io::Result<CpuSet> {
     let result =
         unsafe { libc::sched_getaffinity(pid, size_of_val(&mask), mask.as_mut_ptr().cast()) };
     Errno::result(result)?;
-    let words = (0..).step_by(64).zip(mask).filter(|(_, word)| *word != 0);
-    let cpus = words.flat_map(|(first, word)| {
-        let is_set = move |bit: &u32| word >> bit & 1 == 1;
-        (0..u64::BITS).filter(is_set).map(move |bit| first + bit)
-    });
-    Ok(cpus.collect())
+    Ok(CpuSet::of_words(mask.to_vec()))
 }
 
 #[cfg(test)]
