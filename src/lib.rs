@@ -24,7 +24,7 @@ pub mod host;
 mod install;
 mod last_lists;
 mod last_words;
-mod limits;
+pub mod limits;
 mod metrics;
 pub mod names;
 pub mod oci;

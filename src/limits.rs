@@ -1,18 +1,18 @@
-//! What keeps a hook within bounds: its time, and its capabilities.
+//! What keeps a hook within bounds: its time, its capabilities, and what it inherits.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use caps::{CapSet, Capability};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
 use nix::sys::stat::{Mode, umask};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// How long a hook may take as a whole, in seconds: below the `timeout` of the shipped hook files.
 pub const HOOK_SECONDS: u32 = 20;
@@ -22,6 +22,31 @@ const PROMPTLY: Duration = Duration::from_secs(8);
 
 /// How long a hook waits for others at most, in all: what is left is for saying why it gave up.
 const WAITING: Duration = Duration::from_secs(HOOK_SECONDS as u64 - 3);
+
+/// What a program of Rust's does before anything else, but for a handler of its own for a stack that
+/// overflows: a standard stream that is closed is `/dev/null`, or the next file that is opened would
+/// be taken for it; and a write that nobody reads is an error.
+pub fn begin() {
+    let mut streams =
+        [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO].map(|fd| libc::pollfd {
+            fd,
+            events: 0,
+            revents: 0,
+        });
+    // SAFETY: poll(2) gets a live array with its length; open(2) and signal(2) get constants. The
+    // lowest number that is free is the one that was closed.
+    unsafe {
+        let told = libc::poll(streams.as_mut_ptr(), streams.len() as libc::nfds_t, 0);
+        let is_closed = |stream: &libc::pollfd| stream.revents & libc::POLLNVAL != 0;
+        for _ in streams
+            .iter()
+            .filter(|stream| told > 0 && is_closed(stream))
+        {
+            libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+        }
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+    }
+}
 
 /// The bound on a process that becomes another program: nothing of it may be left to that one.
 #[derive(Debug)]
@@ -130,21 +155,22 @@ pub fn leave_nothing_inherited() {
 /// Gives up every capability but two (capabilities(7)): `CAP_SYS_NICE`, to set the affinity of, and move,
 /// a process of a user namespace; and `CAP_DAC_OVERRIDE`, to write a cgroup that belongs to its root.
 pub fn drop_capabilities() -> Result<()> {
-    let attempt = || -> Result<()> {
-        let had = caps::read(None, CapSet::Permitted)?;
-        let needed = [Capability::CAP_SYS_NICE, Capability::CAP_DAC_OVERRIDE];
-        let kept = needed.iter().filter(|one| had.contains(one));
-        let kept = kept.fold(0, |kept, one| kept | one.bitmask());
-        // All three at once: of the crate `caps`, each is two system calls.
-        let kept = CapabilitySet::from_bits_retain(kept);
-        let sets = CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        };
-        Ok(set_capabilities(None, sets)?)
+    let needed = CapabilitySet::SYS_NICE | CapabilitySet::DAC_OVERRIDE;
+    let dropped = match keep(needed) {
+        // Not all of them are had: nobody can have more than before.
+        Err(Errno::PERM) => capabilities(None).and_then(|had| keep(needed & had.permitted)),
+        other => other,
     };
-    attempt().context("drop capabilities")
+    dropped.context("drop capabilities")
+}
+
+fn keep(kept: CapabilitySet) -> rustix::io::Result<()> {
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets)
 }
 
 #[cfg(test)]
@@ -154,17 +180,23 @@ mod tests {
     #[test]
     fn at_most_two_capabilities_are_left() {
         // Capabilities belong to a thread: the other tests keep theirs.
-        let left = std::thread::spawn(|| {
-            drop_capabilities().unwrap();
-            let left = |set| caps::read(None, set).unwrap();
-            (
-                left(CapSet::Effective),
-                left(CapSet::Permitted),
-                left(CapSet::Inheritable),
-            )
-        });
-        let (effective, permitted, inheritable) = left.join().unwrap();
-        assert!(effective.len() <= 2 && permitted.len() <= 2 && inheritable.is_empty());
-        assert!(!permitted.contains(&Capability::CAP_SYS_ADMIN));
+        let left = |first: CapabilitySet| {
+            std::thread::spawn(move || {
+                let had = capabilities(None).unwrap().permitted;
+                keep(had & first).unwrap();
+                drop_capabilities().unwrap();
+                (had & first, capabilities(None).unwrap())
+            })
+        };
+        let both = CapabilitySet::SYS_NICE | CapabilitySet::DAC_OVERRIDE;
+        let without_nice = CapabilitySet::all() - CapabilitySet::SYS_NICE;
+        for first in [CapabilitySet::all(), without_nice, CapabilitySet::empty()] {
+            let (had, left) = left(first).join().unwrap();
+            assert_eq!(left.permitted, had & both);
+            assert_eq!(
+                (left.effective, left.inheritable),
+                (had & both, CapabilitySet::empty())
+            );
+        }
     }
 }

@@ -1,21 +1,25 @@
 //! `pinfold`: parse, start the log, dispatch; the one place that turns an error into an exit code.
 
-use std::ffi::{OsStr, OsString};
+#![no_main]
+
+use std::ffi::{OsStr, OsString, c_char, c_int};
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use pinfold::cli::{Cli, Options, Verb};
 use pinfold::commands;
 use pinfold::engines::SHIM;
 use pinfold::host::Host;
+use pinfold::limits;
 use pinfold::refusal::Refusal;
 use pinfold::shim;
 use pinfold::system_log::{self, Severity};
 use pinfold::text::{json_line, lines, one_line};
 use serde_json::json;
 
+/// Done.
+const DONE: u8 = 0;
 /// Refused or failed.
 const FAILED: u8 = 1;
 /// The command line cannot be understood.
@@ -23,7 +27,16 @@ const USAGE: u8 = 2;
 /// `isolate` itself failed: the lower codes are the command's own.
 const ISOLATE_FAILED: u8 = 125;
 
-fn main() -> ExitCode {
+/// Where the C library begins. Rust's own `main` prepares to tell of a stack that overflows first,
+/// with 16 system calls and a tenth of a hook's instructions; what else it does is done here.
+#[unsafe(no_mangle)]
+pub extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
+    limits::begin();
+    // It writes out what standard output keeps.
+    std::process::exit(run().into())
+}
+
+fn run() -> u8 {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
     if Path::new(&name).file_name() == Some(OsStr::new(SHIM)) {
@@ -39,7 +52,7 @@ fn main() -> ExitCode {
         _ => FAILED,
     };
     match commands::run(&cli) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             let refusal = Refusal::of(&error);
             let code = match (failed, refusal.is_usage) {
@@ -47,7 +60,7 @@ fn main() -> ExitCode {
                 (failed, _) => failed,
             };
             say(&refusal, code, cli.wants_json(), &cli.options);
-            ExitCode::from(code)
+            code
         }
     }
 }
@@ -70,19 +83,19 @@ fn say(refusal: &Refusal, code: u8, as_json: bool, options: &Options) {
 }
 
 /// Becomes the runtime that stands behind this name.
-fn runtime(arguments: &[OsString]) -> ExitCode {
+fn runtime(arguments: &[OsString]) -> u8 {
     let Err(error) = shim::run(arguments) else {
-        return ExitCode::SUCCESS;
+        return DONE;
     };
     let refusal = Refusal::of(&error);
     let message = one_line(&refusal.to_string());
     let _ = writeln!(io::stderr(), "{SHIM}: {message}");
     shim::report(arguments, &message, refusal.reason);
-    ExitCode::from(FAILED)
+    FAILED
 }
 
 /// Help and version are asked for; anything else is a mistake, and `isolate` answers it as podman does.
-fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+fn usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
     let is_asked_for = matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
@@ -99,17 +112,17 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
         let _ = write!(io::stderr(), "{}", lines(&error.render().to_string()));
     }
     if is_asked_for {
-        return ExitCode::SUCCESS;
+        return DONE;
     }
     match verb {
-        Some("isolate") => ExitCode::from(ISOLATE_FAILED),
+        Some("isolate") => ISOLATE_FAILED,
         Some("hook") => {
             let message = error.to_string();
             let first_line = message.lines().next().unwrap_or_default();
             system_log::send(&Host::new("/"), Severity::Error, &one_line(first_line));
-            ExitCode::from(USAGE)
+            USAGE
         }
-        _ => ExitCode::from(USAGE),
+        _ => USAGE,
     }
 }
 

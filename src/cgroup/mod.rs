@@ -288,6 +288,20 @@ impl Group {
         Ok(all)
     }
 
+    /// Is this process in it, and no other in it or in a group below it?
+    pub fn is_of(&self, pid: i32) -> Result<bool> {
+        let (mut is_there, mut are_others) = (false, false);
+        self.look_for(|pids| {
+            is_there |= pids.contains(&pid);
+            are_others |= pids.iter().any(|other| *other != pid);
+            match are_others {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        Ok(is_there && !are_others)
+    }
+
     /// Is any process in this group, or in one below it?
     pub fn is_populated(&self) -> Result<bool> {
         let mut is_populated = false;

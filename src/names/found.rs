@@ -31,7 +31,7 @@ const CRI: [&str; 3] = [
 const NERDCTL: &str = "nerdctl/name";
 
 /// So many processes above us are looked at: an engine's monitor is the second or third.
-const MOST_ANCESTORS: usize = 4;
+const MOST_ANCESTORS: usize = 3;
 /// The most that is read of an engine's record of a container, in bytes.
 const MOST_RECORD: u64 = 1 << 20;
 

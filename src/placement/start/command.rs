@@ -130,7 +130,7 @@ impl Lodging {
         let Some(group) = own.filter(may_be) else {
             return Ok(Lodging::OfOurs);
         };
-        if group.all_pids()? != [pid] {
+        if !group.is_of(pid)? {
             return Ok(Lodging::OfOurs);
         }
         Ok(match systemd::is_delegated(host, &group, patience)? {
@@ -221,7 +221,7 @@ impl Books<'_> {
                 Ok(Confinement::Entered { group, confined })
             }
             // Somebody can have come into the unit's group while the lock was waited for.
-            Lodging::Supervisors(group) if group.all_pids()? != [pid] => {
+            Lodging::Supervisors(group) if !group.is_of(pid)? => {
                 let group = self.new_group(id, process)?;
                 Ok(Confinement::Entered { group, confined })
             }

@@ -66,15 +66,13 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
     let hierarchy = cpuset::hierarchy(host)?;
     let group = hierarchy.group_of(host, pid)?.with_context(|| gone(pid))?;
-    let ours = hierarchy.group_of(host, std::process::id() as i32)?;
-    let shares_ours = ours.is_some_and(|ours| ours.path() == group.path());
     let wish = Demand::of(host, request)?.with_former(former);
     start.names.add_unit_of(group.path());
 
     let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
-    // A container's own group, with those below it, holds its first process and nothing else, and we are not in it.
-    let place = if !shares_ours && group.all_pids()? == [pid] {
+    // A container's own group, with those below it, holds its first process and nothing else, nor us.
+    let place = if group.is_of(pid)? {
         Confinement::Own(group)
     } else {
         Confinement::Moved {
