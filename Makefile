@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak mutants fuzz test-suites bench budget test-vm vm-shell support completions packages lint-packages test-packages release-check install uninstall clean
+.PHONY: build demo test test-faults soak mutants fuzz test-suites bench bench-counts budget test-vm vm-shell support completions packages lint-packages test-packages release-check install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -63,6 +63,15 @@ bench: build
 	packaging/install-packages runc crun valgrind strace
 	cargo bench --locked --bench choose
 	$(BENCH) --rounds $(ROUNDS) target/dist/pinfold
+
+# Instructions of a start's parts, by callgrind. gungraun-runner, of the version that Cargo.lock has of the library, is
+# installed below target/tools.
+bench-counts:
+	packaging/install-packages valgrind
+	version=$$(sed -n '/^name = "gungraun"/{n;s/^version = "\(.*\)"/\1/p}' Cargo.lock); \
+	target/tools/bin/gungraun-runner --version 2>/dev/null | grep -qF " $$version" || \
+		cargo install --locked --root target/tools --version "$$version" gungraun-runner
+	GUNGRAUN_RUNNER=$(CURDIR)/target/tools/bin/gungraun-runner cargo bench --locked --bench counts --bench hook
 
 # The short form: instructions and system calls, which are the same each time. Fails where they are 5 % over what
 # benches/budget.json says; UPDATE=1 records what they are now.

@@ -9,6 +9,9 @@ use crate::text::Shown;
 /// The largest CPU number that is accepted: the kernel's `NR_CPUS` is at most 8192 on every architecture.
 pub const LARGEST_CPU: u32 = 8191;
 
+/// The most digits of a number that is read, with zeros before it.
+const MOST_DIGITS: usize = 5;
+
 /// How many digits a whole group of the kernel's mask format has.
 const MASK_DIGITS: usize = 8;
 
@@ -21,8 +24,11 @@ const MASK_DIGITS: usize = 8;
 /// narrowed at each start. Sets are ordered by their numbers, as lists of them are.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct CpuSet {
-    /// The lowest CPU in the lowest bit of the first word; the last word is not 0.
-    words: Vec<u64>,
+    /// CPUs 0 to 63, the lowest in the lowest bit: most machines and nearly all lists of a pool
+    /// need no more, and no memory of their own.
+    low: u64,
+    /// The words above; the last one is not 0.
+    high: Vec<u64>,
 }
 
 /// How many CPUs a word has bits for.
@@ -81,15 +87,12 @@ impl CpuSet {
 
     /// Has it no CPU at all?
     pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
+        self.low == 0 && self.high.is_empty()
     }
 
     /// How many CPUs are in it.
     pub fn len(&self) -> usize {
-        self.words
-            .iter()
-            .map(|word| word.count_ones() as usize)
-            .sum()
+        self.words().map(|word| word.count_ones() as usize).sum()
     }
 
     /// The lowest CPU number, if there is any.
@@ -99,55 +102,55 @@ impl CpuSet {
 
     /// The CPU numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
-        let words = (0..).step_by(WORD as usize).zip(&self.words);
-        words.flat_map(|(start, word)| Bits(*word).map(move |bit| start + bit))
+        let words = (0..).step_by(WORD as usize).zip(self.words());
+        words.flat_map(|(start, word)| Bits(word).map(move |bit| start + bit))
     }
 
     /// Is this CPU in it?
     pub fn contains(&self, cpu: u32) -> bool {
-        let word = self.words.get((cpu / WORD) as usize);
-        word.is_some_and(|word| word >> (cpu % WORD) & 1 == 1)
+        let word = match (cpu / WORD) as usize {
+            0 => self.low,
+            place => self.high.get(place - 1).copied().unwrap_or(0),
+        };
+        word >> (cpu % WORD) & 1 == 1
     }
 
     /// Are all its CPUs also in `other`?
     pub fn is_subset(&self, other: &CpuSet) -> bool {
-        let mut both = self.words.iter().zip(&other.words);
-        self.words.len() <= other.words.len() && both.all(|(ours, theirs)| ours & !theirs == 0)
+        let mut both = self.words().zip(other.words());
+        self.high.len() <= other.high.len() && both.all(|(ours, theirs)| ours & !theirs == 0)
     }
 
     /// Has it no CPU in common with `other`?
     pub fn is_disjoint(&self, other: &CpuSet) -> bool {
-        let mut both = self.words.iter().zip(&other.words);
+        let mut both = self.words().zip(other.words());
         both.all(|(ours, theirs)| ours & theirs == 0)
     }
 
     /// The CPUs that are in both.
     pub fn intersection(&self, other: &CpuSet) -> CpuSet {
-        let both = self.words.iter().zip(&other.words);
-        CpuSet::of_words(both.map(|(ours, theirs)| ours & theirs).collect())
+        let both = self.words().zip(other.words());
+        CpuSet::of_words(both.map(|(ours, theirs)| ours & theirs))
     }
 
     /// The CPUs of this set that are not in `other`.
     pub fn difference(&self, other: &CpuSet) -> CpuSet {
-        let theirs = other.words.iter().chain(std::iter::repeat(&0));
-        let both = self.words.iter().zip(theirs);
-        CpuSet::of_words(both.map(|(ours, theirs)| ours & !theirs).collect())
+        let theirs = other.words().chain(std::iter::repeat(0));
+        let both = self.words().zip(theirs);
+        CpuSet::of_words(both.map(|(ours, theirs)| ours & !theirs))
     }
 
     /// Adds a CPU; a number beyond [`LARGEST_CPU`] is no CPU's, nor a node's, and is left out.
     pub fn insert(&mut self, cpu: u32) {
         if cpu <= LARGEST_CPU {
-            self.insert_all(cpu, cpu);
+            *self.word_mut((cpu / WORD) as usize) |= 1 << (cpu % WORD);
         }
     }
 
     /// Adds the CPUs from one to another, both included and none beyond [`LARGEST_CPU`].
     fn insert_all(&mut self, from: u32, to: u32) {
-        let (first, last) = ((from / WORD) as usize, (to / WORD) as usize);
-        if self.words.len() <= last {
-            self.words.resize(last + 1, 0);
-        }
-        for (place, word) in self.words.iter_mut().enumerate().take(last + 1).skip(first) {
+        let (first, last) = (from / WORD, to / WORD);
+        for place in first..=last {
             let mut bits = u64::MAX;
             if place == first {
                 bits &= u64::MAX << (from % WORD);
@@ -155,28 +158,46 @@ impl CpuSet {
             if place == last {
                 bits &= u64::MAX >> (WORD - 1 - to % WORD);
             }
-            *word |= bits;
+            *self.word_mut(place as usize) |= bits;
         }
     }
 
     /// Adds the CPUs of `other`.
     pub fn extend(&mut self, other: &CpuSet) {
-        if self.words.len() < other.words.len() {
-            self.words.resize(other.words.len(), 0);
+        self.low |= other.low;
+        if self.high.len() < other.high.len() {
+            self.high.resize(other.high.len(), 0);
         }
-        for (ours, theirs) in self.words.iter_mut().zip(&other.words) {
+        for (ours, theirs) in self.high.iter_mut().zip(&other.high) {
             *ours |= theirs;
         }
     }
 
     /// From a mask in words, as the kernel keeps one (sched_getaffinity(2)): the lowest CPU in the
     /// lowest bit of the first word. Bits beyond [`LARGEST_CPU`] are left out.
-    pub fn of_words(mut words: Vec<u64>) -> CpuSet {
-        words.truncate((LARGEST_CPU / WORD + 1) as usize);
-        while words.last() == Some(&0) {
-            words.pop();
+    pub fn of_words(words: impl IntoIterator<Item = u64>) -> CpuSet {
+        let mut set = CpuSet::new();
+        let words = words.into_iter().take((LARGEST_CPU / WORD + 1) as usize);
+        // The last word is not 0.
+        for (place, word) in words.enumerate().filter(|(_, word)| *word != 0) {
+            *set.word_mut(place) = word;
         }
-        CpuSet { words }
+        set
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.low).chain(self.high.iter().copied())
+    }
+
+    /// A word, in which a bit is going to be set.
+    fn word_mut(&mut self, place: usize) -> &mut u64 {
+        if place == 0 {
+            return &mut self.low;
+        }
+        if self.high.len() < place {
+            self.high.resize(place, 0);
+        }
+        &mut self.high[place - 1]
     }
 
     /// The numbers one by one, `0,1,8,9`: what KCM's tools can read, which take no range.
@@ -236,8 +257,8 @@ impl CpuSet {
     }
 
     fn last(&self) -> Option<u32> {
-        let place = u32::try_from(self.words.len()).ok()?.checked_sub(1)?;
-        Some(place * WORD + self.words.last()?.ilog2())
+        let (place, word) = (self.high.len(), self.high.last().unwrap_or(&self.low));
+        Some(u32::try_from(place).ok()? * WORD + word.checked_ilog2()?)
     }
 
     /// Upper-case hexadecimal without prefix, the lowest CPU in the lowest bit, no leading zeros; `0` for none.
@@ -285,6 +306,11 @@ impl FromStr for CpuSet {
             return Ok(cpus);
         }
         for part in text.split(',') {
+            // Most parts of most lists are one number.
+            if let Some(cpu) = number(part) {
+                cpus.insert(cpu);
+                continue;
+            }
             let bad = || BadCpuList {
                 part: part.to_owned(),
             };
@@ -322,8 +348,13 @@ impl FromStr for CpuSet {
 
 /// A decimal number without a sign, at most [`LARGEST_CPU`].
 fn number(text: &str) -> Option<u32> {
-    let digits = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
-    let value = digits.then(|| text.parse().ok()).flatten()?;
+    if text.is_empty() || text.len() > MOST_DIGITS {
+        return None;
+    }
+    let mut value = 0;
+    for byte in text.bytes() {
+        value = value * 10 + u32::from(byte.checked_sub(b'0').filter(|digit| *digit < 10)?);
+    }
     (value <= LARGEST_CPU).then_some(value)
 }
 

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 use nix::unistd::geteuid;
-use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
 use crate::refusal::Refusal;
@@ -193,17 +192,19 @@ fn read_bytes(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
 /// pages. Of sysfs's binary attributes, as a long list of CPUs is one, each read(2) gives one page
 /// at most (kernel: fs/kernfs/file.c).
 pub fn read_record(file: File, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(READ_BYTES);
+    let mut bytes = Vec::new();
+    // Most are a line or two: the room for more is not asked of the allocator.
+    let mut piece = [0; READ_BYTES];
     loop {
-        let read = match rustix::io::read(&file, spare_capacity(&mut bytes)) {
+        let read = match rustix::io::read(&file, &mut piece) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
+        bytes.extend_from_slice(&piece[..read]);
         ensure_at_most(bytes.len(), most)?;
         if read == 0 || read % PAGE_BYTES != 0 {
             return Ok(bytes);
         }
-        bytes.reserve(READ_BYTES);
     }
 }
 

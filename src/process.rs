@@ -287,7 +287,7 @@ pub fn affinity(pid: i32) -> io::Result<CpuSet> {
     let result =
         unsafe { libc::sched_getaffinity(pid, size_of_val(&mask), mask.as_mut_ptr().cast()) };
     Errno::result(result)?;
-    Ok(CpuSet::of_words(mask.to_vec()))
+    Ok(CpuSet::of_words(mask))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is in a directory, in as few system calls as that takes: std's `read_dir` makes one more.
 
 use std::ffi::{CStr, OsStr, OsString};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -13,6 +14,8 @@ use super::is_gone;
 
 /// What is asked for at a time, in bytes: the names of a thousand CPU lists.
 const AT_A_TIME: usize = 32 << 10;
+/// So many entries there is room for at first.
+const USUAL: usize = 64;
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +58,9 @@ pub fn entries_in(directory: &Path) -> Result<Vec<DirectoryEntry>> {
 fn read(directory: &Path) -> Result<Vec<DirectoryEntry>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(CWD, directory, flags, Mode::empty())?;
-    let mut buffer = Vec::with_capacity(AT_A_TIME);
-    let mut raw = RawDir::new(&file, buffer.spare_capacity_mut());
-    let mut entries = Vec::new();
+    let mut buffer = [MaybeUninit::uninit(); AT_A_TIME];
+    let mut raw = RawDir::new(&file, &mut buffer);
+    let mut entries = Vec::with_capacity(USUAL);
     while let Some(entry) = raw.next() {
         let entry = entry?;
         let name = entry.file_name();

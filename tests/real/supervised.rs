@@ -399,6 +399,8 @@ impl HeldBus {
         let real = directory.join("bus");
         run(Command::new("touch").arg(&real)).ok();
         run(Command::new("mount").args(["--bind", BUS]).arg(&real)).ok();
+        // Or what covers the one would cover the other (mount_namespaces(7)).
+        run(Command::new("mount").arg("--make-private").arg(&real)).ok();
         let socket = directory.join("held");
         let listener = UnixListener::bind(&socket).unwrap();
         let held = HeldBus {
