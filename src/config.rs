@@ -277,7 +277,7 @@ mod tests {
             ("[pools.dp]\nlists = '1'", "line 2"),
             (
                 "[pools.dp]\nlists = ['x']",
-                "line 2: lists: \"x\" is no CPU",
+                "line 2: lists: \"x\" is not a CPU",
             ),
             ("reserve = 'all'", "line 1: reserve is \"all\""),
             (

@@ -62,7 +62,7 @@ impl fmt::Display for BadCpuList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} is no CPU list: numbers from 0 to {LARGEST_CPU} and ranges, joined by commas",
+            "{} is not a CPU list: numbers from 0 to {LARGEST_CPU} and ranges, joined by commas",
             Shown(&self.part)
         )
     }

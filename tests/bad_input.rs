@@ -336,7 +336,7 @@ fn pool_directories_that_cannot_be_used() {
         ),
         (
             &|site| site.put("kcm/pools/dp/zero/tasks", ""),
-            &["\"zero\"", "no CPU list"],
+            &["\"zero\"", "not a CPU list"],
         ),
         (
             &|site| site.put("kcm/pools/dp/0-1/tasks", ""),

@@ -941,7 +941,7 @@ fn engines() {
     broken_and_mended(
         |m| m.put("etc/containers/containers.conf", "[engine"),
         "fault podman",
-        "no TOML",
+        "not TOML",
         &[&|m| m.put("etc/containers/containers.conf", "[engine]\n")],
     );
     broken(
@@ -976,7 +976,7 @@ fn engines() {
     broken_and_mended(
         |m| m.put("etc/docker/daemon.json", "{"),
         "fault docker",
-        "no JSON",
+        "not JSON",
         &[&|m| {
             m.put("etc/docker/daemon.json", "{}");
             m.install("docker");

@@ -491,7 +491,7 @@ fn a_user_installs_in_the_users_own_directories() {
         .args(install)
         .env("XDG_CONFIG_HOME", "config")
         .output();
-    refused(&relative.unwrap(), "no absolute path");
+    refused(&relative.unwrap(), "not an absolute path");
 }
 
 /// CRI-O reads every file of its directory: what makes room for ours leaves it, and nothing there

@@ -347,7 +347,7 @@ fn what_check_says_of_the_pool_directory_is_done_and_then_it_is_content() {
         Case {
             spoils: &|site| site.put("kcm/pools/dp/2/tasks", "x"),
             verb: "check pools",
-            says: &["is no pid", "correct the file by hand"],
+            says: &["is not a pid", "correct the file by hand"],
             does: Follows(&|site| site.put("kcm/pools/dp/2/tasks", "")),
         },
         Case {
@@ -646,7 +646,7 @@ fn a_request_that_is_refused_is_put_as_it_says() {
                 .unwrap();
             },
             verb: "explain --pool dp --near eth0",
-            says: &["which is no NUMA node: drop pinfold.io/near"],
+            says: &["which is not a NUMA node: drop pinfold.io/near"],
             does: Instead(&["explain --pool dp"]),
         },
         Case {

@@ -204,7 +204,7 @@ fn broken_lines_are_skipped_counted_and_said() {
     let said = stderr(&ran);
     let path = site.log().display().to_string();
     assert!(
-        said.contains("2 lines are no records, and are left out") && said.contains(&path),
+        said.contains("2 lines are not records, and are left out") && said.contains(&path),
         "{said}"
     );
     let document = site.document(&[]);

@@ -191,7 +191,7 @@ impl SiteFiles {
                 let (Some(cpus), Ok(tasks)) = (cpus_in(&name(&list)), tasks) else {
                     let shown = path.display();
                     remarks.broken(format!(
-                        "{} is no list of pids of a CPU list",
+                        "{} is not a list of pids of a CPU list",
                         Shown(&shown.to_string())
                     ));
                     continue;

@@ -226,7 +226,7 @@ fn refuse_nowhere(host: &Host, path: &str) -> Result<()> {
         .and_then(|directory| directory.metadata());
     let directory = directory
         .with_context(|| format!("look at {}, where {} is to be", Shown(above), Shown(path)))?;
-    ensure!(directory.is_dir(), "{} is no directory", Shown(above));
+    ensure!(directory.is_dir(), "{} is not a directory", Shown(above));
     Ok(())
 }
 
@@ -267,7 +267,7 @@ fn hook_options(options: &Options) -> Result<Vec<String>> {
             let path = std::path::absolute(path)?;
             let path = path
                 .to_str()
-                .with_context(|| format!("{} is no UTF-8", path.display()))?;
+                .with_context(|| format!("{} is not UTF-8", path.display()))?;
             words.extend([option.to_owned(), path.to_owned()]);
         }
     }
@@ -311,13 +311,10 @@ fn carry_out(plan: &Plan, target: TargetArg, is_dry_run: bool) -> Result<()> {
         return Ok(());
     };
     match engine.service() {
-        Some(service) => writeln!(
-            out,
-            "it counts once {service} is restarted: systemctl restart {service}"
-        )?,
+        Some(service) => writeln!(out, "takes effect after: systemctl restart {service}")?,
         None => writeln!(
             out,
-            "it counts from podman's next start; for podman.service, if you use it, from its restart"
+            "takes effect from podman's next start; for podman.service after: systemctl restart podman"
         )?,
     }
     writeln!(

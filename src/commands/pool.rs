@@ -226,7 +226,7 @@ fn tell(changed: &Changed, is_trial: bool) -> Result<()> {
 
 fn say(out: &mut impl Write, changed: &Changed, is_trial: bool) -> Result<()> {
     if *changed == Changed::default() {
-        writeln!(out, "it is so already")?;
+        writeln!(out, "nothing to change")?;
         return Ok(());
     }
     let (add, remove, give) = match is_trial {

@@ -296,7 +296,7 @@ fn ensure_agreed(yes: bool, question: &str) -> Result<()> {
     ensure!(
         io::stdin().is_terminal(),
         Refusal::usage(
-            "nobody can be asked here: standard input is no terminal",
+            "nobody can be asked here: standard input is not a terminal",
             "add --yes to do it, or --dry-run to look"
         )
     );

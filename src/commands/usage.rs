@@ -69,9 +69,9 @@ fn broken(kept: &LogFiles) -> Option<String> {
     let (path, line) = kept.first_broken.as_ref()?;
     let path = path.display();
     Some(match kept.broken {
-        1 => format!("line {line} of {path} is no record, and is left out"),
+        1 => format!("line {line} of {path} is not a record, and is left out"),
         many => format!(
-            "{many} lines are no records, and are left out: line {line} of {path} is the first"
+            "{many} lines are not records, and are left out: line {line} of {path} is the first"
         ),
     })
 }

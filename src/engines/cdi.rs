@@ -90,7 +90,7 @@ fn device(pool: &str, name: &str, hooks: &Hooks) -> Value {
 /// # Errors
 /// What is no JSON.
 pub fn hooks_of(text: &str) -> Result<Option<Hooks>> {
-    let file: Value = serde_json::from_str(text).context("it is no JSON")?;
+    let file: Value = serde_json::from_str(text).context("it is not JSON")?;
     if file["kind"] != KIND {
         return Ok(None);
     }

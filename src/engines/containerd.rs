@@ -58,7 +58,7 @@ impl ContainerdFile {
         let document = document(text)?;
         let version = match document.get("version") {
             None => importer.unwrap_or(1),
-            Some(item) => item.as_integer().context("version is no number")?,
+            Some(item) => item.as_integer().context("version is not a number")?,
         };
         ensure!(
             (1..=NEWEST).contains(&version),

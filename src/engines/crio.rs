@@ -45,7 +45,7 @@ impl CrioSettings {
     /// What is no TOML: CRI-O does not start with it.
     pub fn read(&mut self, text: &str) -> Result<()> {
         let table: Table = toml::from_str(text)
-            .map_err(|error| anyhow::anyhow!("it is no TOML: {}", error.message()))?;
+            .map_err(|error| anyhow::anyhow!("it is not TOML: {}", error.message()))?;
         let Some(runtime) = table
             .get("crio")
             .and_then(|crio| crio.get("runtime")?.as_table())

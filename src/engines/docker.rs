@@ -175,14 +175,14 @@ fn parse(text: &str) -> Result<Map<String, Value>> {
     }
     let parsed = serde_json::from_str(text).or_refuse(|| {
         Refusal::new(
-            "it is no JSON, so dockerd would not start with it either",
+            "it is not JSON, so dockerd would not start with it either",
             "mend it first",
         )
     });
     match parsed? {
         Value::Object(object) => Ok(object),
         Value::Null => Ok(Map::new()),
-        _ => bail!(Refusal::new("it is no JSON object", "mend it first")),
+        _ => bail!(Refusal::new("it is not a JSON object", "mend it first")),
     }
 }
 
@@ -197,7 +197,7 @@ fn object_in<'a>(
     }
     value
         .as_object_mut()
-        .with_context(|| format!("{key} is no JSON object: mend it first"))
+        .with_context(|| format!("{key} is not a JSON object: mend it first"))
 }
 
 /// Prints it with the indentation, the byte order mark and the end that the file has.

@@ -57,7 +57,7 @@ pub struct HookProgram {
 impl HookFile {
     /// Reads a hook file of anybody's. Engines stop at one that is no JSON; one of an older form is not ours.
     pub fn parse(text: &str) -> Result<Option<HookFile>> {
-        let value: Value = serde_json::from_str(text).context("it is no JSON")?;
+        let value: Value = serde_json::from_str(text).context("it is not JSON")?;
         Ok(serde_json::from_value(value).ok())
     }
 

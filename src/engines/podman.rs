@@ -73,7 +73,7 @@ impl PodmanSettings {
     /// What is no TOML: podman does not start with it.
     pub fn read(&mut self, text: &str) -> Result<()> {
         let table: Table = toml::from_str(text)
-            .map_err(|error| anyhow::anyhow!("it is no TOML: {}", error.message()))?;
+            .map_err(|error| anyhow::anyhow!("it is not TOML: {}", error.message()))?;
         let Some(engine) = table.get("engine").and_then(Value::as_table) else {
             return Ok(());
         };
@@ -85,7 +85,7 @@ impl PodmanSettings {
         for ((key, list), appends) in lists.into_iter().zip(&mut self.appends) {
             if let Some(value) = engine.get(key) {
                 merge(list, appends, value)
-                    .with_context(|| format!("{key} is no list of names"))?;
+                    .with_context(|| format!("{key} is not a list of names"))?;
             }
         }
         if let Some(runtime) = engine.get("runtime").and_then(Value::as_str) {

@@ -9,7 +9,7 @@ pub(super) fn document(text: &str) -> Result<DocumentMut> {
         let line = error
             .span()
             .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        anyhow!("it is no TOML: line {line}: {}", error.message())
+        anyhow!("it is not TOML: line {line}: {}", error.message())
     })
 }
 
@@ -41,7 +41,7 @@ pub(super) fn table_at<'a>(
     });
     let inner = item
         .as_table_like_mut()
-        .ok_or_else(|| anyhow!("{first} is no table"))?;
+        .ok_or_else(|| anyhow!("{first} is not a table"))?;
     table_at(inner, rest)
 }
 

@@ -142,7 +142,7 @@ mod tests {
         let changes = vec![
             change(&path("a"), Some("old"), Some("new")),
             change(&path("sub/b"), None, Some("made")),
-            change(&path("a/c"), None, Some("a file is no directory")),
+            change(&path("a/c"), None, Some("a file is not a directory")),
         ];
         assert!(apply(&plan(changes)).is_err());
         assert_eq!(files::read(&path("a")).unwrap(), "old");

@@ -132,7 +132,7 @@ impl Programs {
         let path = |name: &str| {
             let path = dir.join(name);
             let text = path.to_str().map(str::to_owned);
-            text.with_context(|| format!("{} is no UTF-8", path.display()))
+            text.with_context(|| format!("{} is not UTF-8", path.display()))
         };
         let (pinfold, shim) = (path("pinfold")?, path(SHIM)?);
         check_program(host, &pinfold)?;
@@ -172,7 +172,7 @@ fn move_away(path: &Path) -> String {
 
 /// Is this a program that an engine can run, and that root can trust?
 pub fn check_program(host: &Host, path: &str) -> Result<()> {
-    ensure!(path.starts_with('/'), "{path} is no absolute path");
+    ensure!(path.starts_with('/'), "{path} is not an absolute path");
     let real = host
         .resolve(path)
         .with_context(|| format!("look at {path}"))?;

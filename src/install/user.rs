@@ -80,11 +80,11 @@ impl User {
 fn absolute(path: &Path) -> Result<String> {
     ensure!(
         path.is_absolute(),
-        "{} is no absolute path: podman would look for it elsewhere",
+        "{} is not an absolute path: podman would look for it elsewhere",
         path.display()
     );
     let text = path
         .to_str()
         .map(|text| text.trim_end_matches('/').to_owned());
-    text.with_context(|| format!("{} is no UTF-8", path.display()))
+    text.with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -40,9 +40,9 @@ impl Config {
     /// # Errors
     /// What is no JSON object.
     pub fn parse(text: &str) -> Result<Config> {
-        match serde_json::from_str(text).context("it is no JSON")? {
+        match serde_json::from_str(text).context("it is not JSON")? {
             Value::Object(object) => Ok(Config(object)),
-            _ => bail!("it is no JSON object"),
+            _ => bail!("it is not a JSON object"),
         }
     }
 
@@ -122,7 +122,7 @@ impl Config {
         let wanted = all.into_iter().flatten().filter(|(key, _)| wanted(key));
         let text = |(key, value): (&String, &Value)| match value.as_str() {
             Some(value) => Ok((key.clone(), value.to_owned())),
-            None => bail!("annotation {} is no text", Shown(key)),
+            None => bail!("annotation {} is not text", Shown(key)),
         };
         wanted.map(text).collect()
     }

@@ -111,8 +111,8 @@ impl Config {
                 *value = json!({});
             }
             let value = value.as_object_mut();
-            table =
-                value.with_context(|| format!("{} is no JSON object", path[..=depth].join(".")))?;
+            table = value
+                .with_context(|| format!("{} is not a JSON object", path[..=depth].join(".")))?;
         }
         Ok(table)
     }
@@ -125,7 +125,7 @@ fn array<'a>(table: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec
         *value = json!([]);
     }
     let array = value.as_array_mut();
-    array.with_context(|| format!("{key} is no JSON array"))
+    array.with_context(|| format!("{key} is not a JSON array"))
 }
 
 /// The arguments of a hook of ours, whoever added it.

@@ -84,7 +84,7 @@ impl State {
                 bail!("its state has no pid: this hook must run as prestart or createRuntime")
             }
             Some(Ok(pid)) if pid > 0 => Ok(pid),
-            Some(_) => bail!("the pid {} in its state is no process", self.pid),
+            Some(_) => bail!("the pid {} in its state is not a process", self.pid),
         }
     }
 
@@ -103,7 +103,7 @@ impl State {
         wanted
             .map(|(key, value)| match value.as_str() {
                 Some(value) => Ok((key.clone(), value.to_owned())),
-                None => bail!("annotation {} is no text", Shown(key)),
+                None => bail!("annotation {} is not text", Shown(key)),
             })
             .collect()
     }

@@ -496,7 +496,7 @@ mod tests {
     fn unsound_pools_are_refused_and_do_not_trouble_others() {
         for (words, part) in [
             ("dp! dp/1= dp/0-2= ok ok/9=", "overlaps"),
-            ("dp! dp/x= ok ok/9=", "no CPU list"),
+            ("dp! dp/x= ok ok/9=", "not a CPU list"),
             ("dp! dp/1=rubbish ok ok/9=", "dp/1/tasks"),
             ("dp/1= ok ok/9=", "half-made"),
         ] {

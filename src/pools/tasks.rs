@@ -19,7 +19,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<i32>> {
         match part.parse() {
             Ok(pid) if pid > 0 && part.bytes().all(|b| b.is_ascii_digit()) => pids.push(pid),
             _ => bail!(Refusal::new(
-                format!("{} is no pid", Shown(part)),
+                format!("{} is not a pid", Shown(part)),
                 "correct the file by hand: it has to hold pids joined by commas, or be empty"
             )),
         }

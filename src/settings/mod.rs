@@ -193,11 +193,10 @@ impl Settings {
         };
         let seconds = match (options.lock_timeout, environment("PINFOLD_LOCK_TIMEOUT")) {
             (Some(seconds), _) => Some(seconds),
-            (None, Some(text)) => {
-                Some(cli::seconds(&text.to_string_lossy()).map_err(|remedy| {
-                    Refusal::new("PINFOLD_LOCK_TIMEOUT is no such time", remedy)
-                })?)
-            }
+            (None, Some(text)) => Some(
+                cli::seconds(&text.to_string_lossy())
+                    .map_err(|remedy| Refusal::new("PINFOLD_LOCK_TIMEOUT is not a time", remedy))?,
+            ),
             (None, None) => config.lock_timeout,
         };
         let seconds = seconds.unwrap_or(patience);

@@ -84,7 +84,7 @@ fn device_number(host: &Host, path: &str) -> Result<(bool, u64)> {
     let is_block = metadata.file_type().is_block_device();
     ensure!(
         is_block || metadata.file_type().is_char_device(),
-        "it is no device"
+        "it is not a device"
     );
     Ok((is_block, metadata.rdev()))
 }
@@ -127,7 +127,7 @@ fn node_in(path: &Path) -> Result<Option<u32>> {
         text => text.parse().map(Some).ok().with_context(|| {
             Refusal::new(
                 format!(
-                    "{} holds {}, which is no NUMA node",
+                    "{} holds {}, which is not a NUMA node",
                     path.display(),
                     Shown(text)
                 ),

@@ -112,7 +112,7 @@ impl Log {
     /// a directory or a link of its own there, which is not used.
     fn directory(&self, host: &Host) -> Result<(OwnedFd, OsString)> {
         let (Some(path), Some(name)) = (self.path.parent(), self.path.file_name()) else {
-            bail!("{} is no file", self.path.display());
+            bail!("{} is not a file", self.path.display());
         };
         // The root directory, or one that ends in `..`, is there, and in itself.
         let (above, own) = match (path.parent(), path.file_name()) {
@@ -182,7 +182,7 @@ impl Log {
         ensure!(
             metadata.is_file() && [0, geteuid().as_raw()].contains(&metadata.uid()),
             Refusal::new(
-                format!("{} is no file of ours", self.path.display()),
+                format!("{} is not a file of ours", self.path.display()),
                 format!("move it away: `mv {0} {0}.old`", shell_word(&self.path))
             )
         );
@@ -446,7 +446,7 @@ mod tests {
         assert!(said().contains("open"), "{}", said());
         std::fs::remove_dir(&log.path).unwrap();
         nix::unistd::mkfifo(&log.path, Mode::S_IRWXU).unwrap();
-        assert!(said().contains("no file of ours"), "{}", said());
+        assert!(said().contains("not a file of ours"), "{}", said());
         std::fs::remove_file(&log.path).unwrap();
         // The directory itself is a link.
         std::fs::rename(&home, dir.path().join("real")).unwrap();

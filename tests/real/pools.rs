@@ -202,7 +202,7 @@ fn grows_under_its_owners(world: &World, engine: Engine) {
     assert!(cpus(&list).len() > 1 && cpus(&list).contains(&0), "{list}");
     assert_follows(world, &a.id(), a.pid(), &list);
     let again = pool(world, &["resize", "common", "2"]).ok();
-    assert_eq!(again.stdout, "it is so already\n");
+    assert_eq!(again.stdout, "nothing to change\n");
 
     let b = Container::up(world, engine, Plan::pinned("b", "common"));
     assert_follows(world, &b.id(), b.pid(), &list);
@@ -308,7 +308,7 @@ fn made_twice(world: &World) {
         let again = pool(world, &add).ok();
         assert_eq!(
             (again.stdout.as_str(), lists(world, "new")),
-            ("it is so already\n", made)
+            ("nothing to change\n", made)
         );
         pool(world, &["remove", "new"]).ok();
     }
@@ -328,12 +328,12 @@ fn by_lists(world: &World) {
     assert_eq!(the_list(world, "common"), owned);
     pool(world, &["add", "x:exclusive", "--list", more]).ok();
     let refused = pool(world, &["resize", "common", "2"]).exits(1).stderr;
-    let said = "pool common cannot have 2 cores: it has 1, and the free cores make 0 more";
+    let said = "pool common cannot have 2 cores: it has 1, and no free cores are left";
     assert!(refused.contains(said), "{refused}");
     pool(world, &["remove", "x"]).ok();
     world.pool("common", Kind::Shared, &[more]);
     let again = pool(world, &["resize", "common", "2"]).ok();
-    assert_eq!(again.stdout, "it is so already\n");
+    assert_eq!(again.stdout, "nothing to change\n");
     assert_eq!(lists(world, "common"), ["0", "1"]);
     assert_follows(world, "a", a.pid, &owned);
 }
@@ -345,7 +345,7 @@ fn not_there(world: &World) {
         let refused = pool(world, arguments).exits(1);
         assert!(refused.stderr.contains("there is no pool \"dq\" in"));
         let scripted = [arguments, &["--if-exists"]].concat();
-        assert_eq!(pool(world, &scripted).ok().stdout, "it is so already\n");
+        assert_eq!(pool(world, &scripted).ok().stdout, "nothing to change\n");
     }
     pool(world, &["remove", "dp"]).ok();
     let again = pool(world, &["remove", "dp"]).exits(1);

@@ -139,7 +139,7 @@ fn grown_around_a_stranger(world: &World) {
     assert_eq!(world.tasks("common", "0,1"), [ours.pid, stranger.pid]);
     assert_eq!(affinity(stranger.pid), before);
     let again = pool(world, &["resize", "common", "2"]).ok();
-    assert_eq!(again.stdout, "it is so already\n");
+    assert_eq!(again.stdout, "nothing to change\n");
     ours.die();
     stranger.die();
     world.reconcile();

@@ -188,7 +188,7 @@ fn adds_what_pins(world: &World, engine: Engine) {
     );
 
     // Bad input is refused before anything is written, where the engine reads it.
-    for (content, part) in [(Some("{"), "it is no JSON"), (None, "there is no")] {
+    for (content, part) in [(Some("{"), "it is not JSON"), (None, "there is no")] {
         let (config, log) = (refused.join("config.json"), world.dir.join("log"));
         match content {
             Some(text) => std::fs::write(&config, text).expect("write config.json"),

@@ -192,11 +192,14 @@ impl PoolStanding<'_> {
             || "take some from another pool first (`pinfold pool show`)".to_owned(),
             |more| format!("ask for {} at most", there + more),
         );
+        let which = free.which(&spec);
+        let left = match most.unwrap_or(0) {
+            0 => format!("no free {which}{place}{kept} are left"),
+            more => format!("the free {which}{place}{kept} make {more} more"),
+        };
         let what = format!(
-            "pool {name} cannot have {wanted} {}: it has {there}, and the free {}{place}{kept} make {} more",
-            self.counted(),
-            free.which(&spec),
-            most.unwrap_or(0)
+            "pool {name} cannot have {wanted} {}: it has {there}, and {left}",
+            self.counted()
         );
         Refusal::new(what, remedy).into()
     }

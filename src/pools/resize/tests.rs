@@ -204,7 +204,7 @@ fn isolated_cores_stay_apart_even_when_they_are_used_up() {
     let error = resized(&stock("0", "2-3,6-7", &[]), "2,6 3,7", "", "3").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "pool p cannot have 3 lists: it has 2, and the free isolated cores make 0 more: take some from another pool first (`pinfold pool show`)"
+        "pool p cannot have 3 lists: it has 2, and no free isolated cores are left: take some from another pool first (`pinfold pool show`)"
     );
 }
 
@@ -245,7 +245,7 @@ fn a_refusal_counts_what_was_asked_for() {
             "s:0,4",
             "1-3",
             "2",
-            "pool p cannot have 2 cores: it has 1, and the free cores make 0 more: take some from another pool first (`pinfold pool show`)",
+            "pool p cannot have 2 cores: it has 1, and no free cores are left: take some from another pool first (`pinfold pool show`)",
         ),
         (
             "1,5! 2,6! 3,7",
