@@ -12,6 +12,7 @@ pub use trust::{Way, ensure_no_strangers_in, ensure_trusted_place, ensure_truste
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -194,15 +195,15 @@ fn read_bytes(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
 pub fn read_record(file: File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // Most are a line or two: the room for more is not asked of the allocator.
-    let mut piece = [0; READ_BYTES];
+    let mut room = [MaybeUninit::uninit(); READ_BYTES];
     loop {
-        let read = match rustix::io::read(&file, &mut piece) {
+        let piece = match rustix::io::read(&file, &mut room) {
             Err(Errno::INTR) => continue,
-            other => other?,
+            other => other?.0,
         };
-        bytes.extend_from_slice(&piece[..read]);
+        bytes.extend_from_slice(piece);
         ensure_at_most(bytes.len(), most)?;
-        if read == 0 || read % PAGE_BYTES != 0 {
+        if piece.is_empty() || piece.len() % PAGE_BYTES != 0 {
             return Ok(bytes);
         }
     }
