@@ -60,8 +60,8 @@ fn from_nothing_to_where_all_is_well_and_back() {
         "machine: 4 cores, 4 CPUs, in 1 package and 1 NUMA node",
         // containerd is docker's own.
         "engines: podman, crio, docker\n",
-        "podman run --rm --annotation pinfold.io/pool=dataplane IMAGE",
-        "docker run --rm --runtime pinfold --annotation pinfold.io/pool=dataplane IMAGE",
+        "podman run --rm --annotation pinfold.io/pool=dataplane docker.io/library/busybox grep Cpus_allowed_list",
+        "docker run --rm --runtime pinfold --annotation pinfold.io/pool=dataplane docker.io/library/busybox grep Cpus_allowed_list",
         "systemctl restart docker",
     ] {
         assert!(text.contains(part), "{part}: {text}");

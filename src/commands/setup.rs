@@ -100,7 +100,7 @@ fn set_up(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8
         }
         let isolate = format!("`pinfold isolate --pool {pool}`");
         let isolate = options.repeated_in(&isolate).replace('`', "");
-        writeln!(out, "  {isolate} -- COMMAND")?;
+        writeln!(out, "  {isolate} -- {COMMAND}")?;
     }
     writeln!(
         out,
@@ -273,13 +273,20 @@ fn exclusive_pool(settings: &Settings) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// A program that says on which CPUs it may run.
+const COMMAND: &str = "grep Cpus_allowed_list /proc/self/status";
+/// A small image that has it, and that everybody can have.
+const IMAGE: &str = "docker.io/library/busybox";
+
 /// What to type for a first container.
 fn first_command(engine: Engine, pool: &str) -> String {
     match engine {
-        Engine::Podman => format!("podman run --rm --annotation pinfold.io/pool={pool} IMAGE"),
+        Engine::Podman => {
+            format!("podman run --rm --annotation pinfold.io/pool={pool} {IMAGE} {COMMAND}")
+        }
         Engine::Docker => format!(
             "systemctl restart docker && docker run --rm --runtime {RUNTIME} \
-             --annotation pinfold.io/pool={pool} IMAGE"
+             --annotation pinfold.io/pool={pool} {IMAGE} {COMMAND}"
         ),
         Engine::Containerd | Engine::Crio => format!(
             "crictl run --runtime {RUNTIME} CONTAINER.json POD.json   \
