@@ -287,6 +287,11 @@ impl Host {
         self.root.join("etc/cmk")
     }
 
+    /// The directory of what is changed on the machine, whatever the pool directory: it must not outlive a boot.
+    pub fn machine_dir(&self) -> PathBuf {
+        self.root.join("run/pinfold-machine")
+    }
+
     /// The directory of our records where none is named. It must not outlive a boot.
     pub fn default_run_dir(&self) -> PathBuf {
         self.root.join("run/pinfold")

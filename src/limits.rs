@@ -153,24 +153,47 @@ pub fn leave_nothing_inherited() {
 }
 
 /// Gives up every capability but two (capabilities(7)): `CAP_SYS_NICE`, to set the affinity of, and move,
-/// a process of a user namespace; and `CAP_DAC_OVERRIDE`, to write a cgroup that belongs to its root.
+/// a process of a user namespace; and `CAP_DAC_OVERRIDE`, to write a cgroup that belongs to its root. One more is not in
+/// effect until [`as_admin`] needs it: `CAP_SYS_ADMIN`.
 pub fn drop_capabilities() -> Result<()> {
-    let needed = CapabilitySet::SYS_NICE | CapabilitySet::DAC_OVERRIDE;
-    let dropped = match keep(needed) {
+    let dropped = match keep(CapabilitySet::all()) {
         // Not all of them are had: nobody can have more than before.
-        Err(Errno::PERM) => capabilities(None).and_then(|had| keep(needed & had.permitted)),
+        Err(Errno::PERM) => capabilities(None).and_then(|had| keep(had.permitted)),
         other => other,
     };
     dropped.context("drop capabilities")
 }
 
-fn keep(kept: CapabilitySet) -> rustix::io::Result<()> {
+/// Keeps of these capabilities those that a hook needs.
+fn keep(had: CapabilitySet) -> rustix::io::Result<()> {
+    let effective = CapabilitySet::SYS_NICE | CapabilitySet::DAC_OVERRIDE;
     let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
+        effective: had & effective,
+        permitted: had & (effective | CapabilitySet::SYS_ADMIN),
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, sets)
+}
+
+/// Does something with `CAP_SYS_ADMIN` in effect, where this process may: the kernel asks for it of whoever makes a
+/// partition that its parent is none of (kernel/cgroup/cpuset.c, `remote_partition_enable`).
+///
+/// # Errors
+/// The capabilities cannot be changed, or what is done fails.
+pub fn as_admin<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = capabilities(None).context("look at the capabilities")?;
+    let missing = CapabilitySet::SYS_ADMIN.difference(before.effective);
+    if missing.is_empty() || !before.permitted.contains(missing) {
+        return act();
+    }
+    let raised = CapabilitySets {
+        effective: before.effective | missing,
+        ..before
+    };
+    set_capabilities(None, raised).context("raise a capability")?;
+    let done = act();
+    set_capabilities(None, before).context("lower a capability")?;
+    done
 }
 
 #[cfg(test)]
@@ -178,21 +201,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn at_most_two_capabilities_are_left() {
+    fn at_most_two_capabilities_are_in_effect() {
         // Capabilities belong to a thread: the other tests keep theirs.
         let left = |first: CapabilitySet| {
             std::thread::spawn(move || {
-                let had = capabilities(None).unwrap().permitted;
-                keep(had & first).unwrap();
+                let had = capabilities(None).unwrap().permitted & first;
+                let sets = CapabilitySets {
+                    effective: had,
+                    permitted: had,
+                    inheritable: CapabilitySet::empty(),
+                };
+                set_capabilities(None, sets).unwrap();
                 drop_capabilities().unwrap();
-                (had & first, capabilities(None).unwrap())
+                let raised = as_admin(|| Ok(capabilities(None)?.effective)).unwrap();
+                (had, raised, capabilities(None).unwrap())
             })
         };
         let both = CapabilitySet::SYS_NICE | CapabilitySet::DAC_OVERRIDE;
+        let three = both | CapabilitySet::SYS_ADMIN;
         let without_nice = CapabilitySet::all() - CapabilitySet::SYS_NICE;
         for first in [CapabilitySet::all(), without_nice, CapabilitySet::empty()] {
-            let (had, left) = left(first).join().unwrap();
-            assert_eq!(left.permitted, had & both);
+            let (had, raised, left) = left(first).join().unwrap();
+            assert_eq!(raised, had & three);
+            assert_eq!(left.permitted, had & three);
             assert_eq!(
                 (left.effective, left.inheritable),
                 (had & both, CapabilitySet::empty())

@@ -115,6 +115,7 @@ impl Machine {
             deadline: None,
             usage: None,
             last: None,
+            options: Default::default(),
             host,
         }
     }

@@ -79,6 +79,7 @@ impl Site {
             cpus: lists.join(",").parse().unwrap(),
             mems: CpuSet::new(),
             cgroup: None,
+            isolation: None,
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1_700_000_000,
@@ -232,7 +233,7 @@ fn the_document_has_all_that_is_known_of_owners() {
     assert_eq!(
         document["owners"],
         json!([{
-            "cpus": "4-5,12-13", "engine": "containerd", "id": LONG_ID,
+            "cpus": "4-5,12-13", "engine": "containerd", "id": LONG_ID, "isolation": "none",
             "lists": ["4,12", "5,13"], "name": "nginx", "namespace": "prod", "pid": pid,
             "pod": "web", "pool": "dataplane", "runsOn": allowed.to_string(),
             "since": "2023-11-14T22:13:20Z", "state": "running", "unit": null,

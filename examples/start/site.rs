@@ -91,7 +91,10 @@ impl OwnGroup {
     /// Takes a process into it, with all CPUs again.
     pub(crate) fn adopt(&self, pid: i32) {
         let bound = cpuset::bound(&self.group).expect("what the groups above allow");
-        cpuset::restore(&self.group, &bound.cpus.to_string(), None).expect("widen the group");
+        cpuset::restore(&self.group, &bound.cpus.to_string(), None, || {
+            Ok(bound.cpus.clone())
+        })
+        .expect("widen the group");
         self.group.adopt(pid).expect("move a process");
     }
 }
@@ -163,6 +166,7 @@ impl Site {
                 cpus: CpuSet::from_iter([list]),
                 mems: CpuSet::new(),
                 cgroup: None,
+                isolation: None,
                 unit_settings: Vec::new(),
                 is_slow: false,
                 since: 0,

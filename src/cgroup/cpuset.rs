@@ -393,8 +393,15 @@ pub fn inherit(group: &Group) -> Result<()> {
 /// Puts a group's values back, the memory nodes where they were changed; a group that is gone is success.
 ///
 /// Where the kernel refuses what was there before (version 2 does not empty the CPUs of a group with processes; a
-/// parent can have been narrowed, a CPU have gone offline), the group gets what its parents allow.
-pub fn restore(group: &Group, cpus: &str, mems: Option<&str>) -> Result<()> {
+/// parent can have been narrowed, a CPU have gone offline), the group gets what its parents allow; in place of an empty
+/// value without the CPUs that `spared` says, where any are left: to name those would keep others from having them for
+/// their own.
+pub fn restore(
+    group: &Group,
+    cpus: &str,
+    mems: Option<&str>,
+    spared: impl FnOnce() -> Result<CpuSet>,
+) -> Result<()> {
     let put = |file: &str, value: &str| {
         let cleared = if value.is_empty() { "\n" } else { value };
         match files::write_kernel(&group.dir().join(file), cleared) {
@@ -415,7 +422,13 @@ pub fn restore(group: &Group, cpus: &str, mems: Option<&str>) -> Result<()> {
         }
     }
     if put(CPUS, cpus).is_err() {
-        put(CPUS, &bound(group)?.cpus.to_string()).with_context(context)?;
+        let bound = bound(group)?.cpus;
+        let rest = match cpus.is_empty() {
+            true => bound.difference(&spared()?),
+            false => bound.clone(),
+        };
+        let allowed = if rest.is_empty() { bound } else { rest };
+        put(CPUS, &allowed.to_string()).with_context(context)?;
     }
     Ok(())
 }
@@ -653,10 +666,10 @@ mod tests {
             Version::V2,
             &[("c/cpuset.cpus", "2"), ("c/cpuset.mems", "0")],
         );
-        restore(&tree.group("/c"), "", Some("1")).unwrap();
+        restore(&tree.group("/c"), "", Some("1"), || Ok(CpuSet::new())).unwrap();
         assert_eq!(tree.content("c/cpuset.cpus"), "\n");
         assert_eq!(tree.content("c/cpuset.mems"), "1");
-        restore(&tree.group("/gone"), "0", None).unwrap();
+        restore(&tree.group("/gone"), "0", None, || Ok(CpuSet::new())).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod cpuacct;
 pub mod cpuset;
 pub mod of_config;
+pub mod partition;
 pub mod pressure;
 mod roll;
 pub mod systemd;

@@ -5,6 +5,7 @@ use crate::cgroup::{Group, Hierarchy, Version, cpuset};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
+use crate::outside;
 use crate::placement::{Site, let_through};
 use crate::topology::{Topology, remarks};
 
@@ -136,13 +137,22 @@ pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet,
     };
     let groups = PARENTS.iter().filter_map(|path| hierarchy.group(path).ok());
     let lacking = groups.filter_map(|group| {
-        let allowed = cpuset::effective_cpus(&group).ok()??;
+        let mut allowed = cpuset::effective_cpus(&group).ok()??;
+        // What owners keep from everybody is given again once they end.
+        allowed.extend(&outside::kept(&site.host));
         let lacks = cpus.difference(&allowed);
         let path = group.path().to_owned();
         let bound = cpuset::Bound::by(group, allowed);
         (!lacks.is_empty()).then(|| (path, lacks.clone(), let_through(&bound, &lacks)))
     });
     lacking.collect()
+}
+
+/// One of those groups that has the controller.
+pub(super) fn group_with_cpusets(hierarchy: &Hierarchy) -> Option<Group> {
+    let groups = PARENTS.iter().filter_map(|path| hierarchy.group(path).ok());
+    let mut groups = groups.filter(|group| matches!(cpuset::masks(group), Ok(Some(_))));
+    groups.next()
 }
 
 /// The slices that are partitions of the operator's own, and their CPUs.

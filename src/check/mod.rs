@@ -5,6 +5,7 @@ mod containers;
 mod deep;
 mod engines;
 mod hooks;
+mod isolation;
 mod machine;
 mod pools;
 mod rules;

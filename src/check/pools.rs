@@ -6,11 +6,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use anyhow::Error;
 use nix::unistd::geteuid;
 
-use super::{Report, check_neighbours, kept, machine, trial};
+use super::{Report, check_neighbours, isolation, kept, machine, trial};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Way};
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, replaced_lock, survey};
-use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
+use crate::pools::{LOCK_MODE, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::request::is_pool_name;
 use crate::text::{Shown, shell_word};
@@ -65,7 +65,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
                 report.remark("pools", remark);
             }
             reach(site, &survey, report);
-            exclusive(site, &survey, report);
+            isolation::check(site, &survey, report);
             report
                 .findings
                 .extend(check_neighbours(site, &kept(&survey)));
@@ -216,40 +216,6 @@ fn reach(site: &Site, survey: &Survey, report: &mut Report) {
                 "{path} does not allow the CPUs {lacks} of pools, which containers in it cannot get"
             ),
             remedy,
-        );
-    }
-}
-
-/// What "exclusive" does not promise: the kernel keeps nobody away by itself.
-fn exclusive(site: &Site, survey: &Survey, report: &mut Report) {
-    let pools = survey
-        .pools
-        .iter()
-        .filter(|pool| pool.kind == Kind::Exclusive);
-    let lists = pools.flat_map(|pool| &pool.lists);
-    let mut cpus = CpuSet::new();
-    lists
-        .filter_map(|list| list.name.parse().ok())
-        .for_each(|list: CpuSet| cpus.extend(&list));
-    let isolated = match topology::isolated(&site.host) {
-        Ok(isolated) => isolated,
-        Err(error) => return report.error("isolation", &error),
-    };
-    let mut kept = isolated;
-    for (_, partition) in machine::partitions(site) {
-        kept.extend(&partition);
-    }
-    let open = cpus.difference(&kept);
-    if cpus.is_empty() || open.is_empty() {
-        report.ok(
-            "isolation",
-            "the kernel keeps others off the CPUs of exclusive pools (isolcpus=, or a partition)",
-        );
-    } else {
-        report.warn(
-            "isolation",
-            format!("processes that nobody pinned can run on the CPUs {open} of exclusive pools, which have one owner in the books alone"),
-            format!("boot with isolcpus={open}, or keep others off by a cpuset partition"),
         );
     }
 }

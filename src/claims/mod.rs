@@ -621,6 +621,7 @@ mod tests {
                 },
                 moved_from: None,
             }),
+            isolation: None,
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1,

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::cpulist::CpuSet;
+use crate::isolation::Wanted;
 use crate::names::Names;
 use crate::process::Process;
 
@@ -64,6 +65,10 @@ pub struct Claim {
     /// The group that confines it; a reservation has none yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<ClaimedGroup>,
+    /// How everybody else is kept off its CPUs, or was to be when that was recorded; of a reservation, how everybody is
+    /// to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Wanted>,
     /// The settings that its supervisor, a unit, was given at run time before, by systemd's names:
     /// they stay at the end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 
 use crate::cpulist::CpuSet;
+use crate::isolation::{self, ISOLATION, NEEDED, Options};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, ListUnit, PoolSpec, Reserve};
@@ -41,6 +42,22 @@ pub enum Action {
         after_help = "Examples:\n  pinfold pool resize fast 6\n  pinfold pool resize common rest --dry-run\n\nAn exclusive pool gets, or loses, lists without owners. A shared pool's one list grows under its owners, who are given\nthe new CPUs at once; where it has several lists, it gets, or loses, lists without owners too."
     )]
     Resize(ResizeArgs),
+    /// Say how everybody else is kept off a pool's CPUs
+    #[command(
+        after_help = "Examples:\n  pinfold pool set dataplane isolation=root\n  pinfold pool set dataplane isolation=isolated isolation-needed=yes\n\nKeys:\n  isolation         none; root: nobody else runs on the CPUs of an owner, where the kernel can do that;\n                    isolated: nor are the owner's threads spread over them, for programs that place their own\n  isolation-needed  no: where the kernel cannot, the mask alone holds, and the start says so; yes: it is refused\n\nIt counts for whoever starts from then on. The same keys in the configuration file count before it."
+    )]
+    Set(SetArgs),
+}
+
+/// `pinfold pool set`
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// The pool's name
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// What to say of it
+    #[arg(value_name = "KEY=VALUE", required = true, value_parser = option)]
+    pub options: Vec<(String, String)>,
 }
 
 /// `pinfold pool show`
@@ -158,6 +175,7 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
         kind,
         cut: Cut::default(),
         unit: ListUnit::Core,
+        options: Options::default(),
     };
     for word in words {
         let (key, value) = word.split_once('=').ok_or(Form::Whole)?;
@@ -169,10 +187,22 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
                     "cores= is whole or, for an exclusive pool, threads".to_owned(),
                 ));
             }
+            (ISOLATION | NEEDED, _) if kind == Kind::Shared => {
+                return Err(Form::Part(format!("{key}= is of an exclusive pool")));
+            }
+            (ISOLATION | NEEDED, _) => spec.options.set(key, value).map_err(Form::Part)?,
             _ => spec.cut.set(key, value).map_err(Form::Part)?,
         }
     }
     Ok(spec)
+}
+
+fn option(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("it must be like isolation=root")?;
+    isolation::check(key, value)?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -201,6 +231,9 @@ mod tests {
             (pool.cores, pool.cut.numa),
             (Cores::Rest, FromNodes::Node(1))
         );
+        let pool = spec("dp=1:exclusive,isolation=isolated,isolation-needed=yes").unwrap();
+        let wanted = pool.options.wanted("dp").unwrap().unwrap();
+        assert_eq!((wanted.kind.word(), wanted.is_needed), ("isolated", true));
         for (text, said) in [
             ("dp", "fast=2:exclusive"),
             ("dp:exclusive", "fast=2:exclusive"),
@@ -210,6 +243,8 @@ mod tests {
             ("dp=1:exclusive,numa=best", "numa= is"),
             ("dp=1:exclusive,cache=1", "cache= is"),
             ("dp=1:exclusive,x=1", "there can be"),
+            ("dp=1:exclusive,isolation=all", "isolation is none"),
+            ("dp=1:shared,isolation=root", "of an exclusive pool"),
             ("none=1:shared", "a pool's name"),
         ] {
             let error = spec(text).unwrap_err();

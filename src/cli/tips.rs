@@ -131,8 +131,8 @@ const OF_POOL: [Tip; 6] = [
         "pinfold pool remove removes a pool",
     ),
     (
-        &["grow", "shrink", "scale", "update", "edit", "set", "modify"],
-        "pinfold pool resize changes the size of a pool",
+        &["grow", "shrink", "scale", "update", "edit", "modify"],
+        "pinfold pool resize changes the size of a pool, pinfold pool set what is said of it",
     ),
     (
         &["release", "free"],

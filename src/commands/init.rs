@@ -12,6 +12,7 @@ use crate::cli::InitArgs;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
+use crate::isolation::Options;
 use crate::last_words;
 use crate::placement::{Existing, Made, init, try_init};
 use crate::pools::Kind;
@@ -145,6 +146,7 @@ fn spec(name: &str, cores: Cores, kind: Kind) -> PoolSpec {
         kind,
         cut: Cut::default(),
         unit: ListUnit::Core,
+        options: Options::default(),
     }
 }
 

@@ -9,19 +9,23 @@ use tabwriter::TabWriter;
 use super::output::Output;
 use super::status;
 use crate::cli::pool::{
-    Action, AddArgs, Form, PoolArgs, RemoveArgs, ResizeArgs, ShowArgs, listed, spec,
+    Action, AddArgs, Form, PoolArgs, RemoveArgs, ResizeArgs, SetArgs, ShowArgs, listed, spec,
 };
+use crate::config::PoolTable;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
+use crate::isolation::Options;
 use crate::last_words;
-use crate::placement::{Change, Changed, ListState, SurveyedPool, change, survey, try_change};
+use crate::placement::{
+    Change, Changed, ListState, SurveyedPool, change, set_options, survey, try_change,
+};
 use crate::pools::carve::Cut;
 use crate::pools::plan::{ListUnit, PlannedPool, PoolSpec, Stock, list_name};
 use crate::pools::{Kind, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::settings::Settings;
-use crate::text::Shown;
+use crate::text::{Shown, one_line};
 use crate::topology;
 
 pub(super) fn run(args: &PoolArgs, settings: &Settings) -> Result<u8> {
@@ -30,6 +34,7 @@ pub(super) fn run(args: &PoolArgs, settings: &Settings) -> Result<u8> {
         Action::Add(args) => add(args, settings),
         Action::Remove(args) => remove(args, settings),
         Action::Resize(args) => resize(args, settings),
+        Action::Set(args) => set(args, settings),
     }
 }
 
@@ -61,18 +66,19 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
         return Ok(code);
     }
     let mut table = TabWriter::new(vec![]);
-    writeln!(table, "POOL\tKIND\tLISTS\tFREE\tCPUS")?;
+    writeln!(table, "POOL\tKIND\tISOLATION\tLISTS\tFREE\tCPUS")?;
     for pool in &pools {
         let (kind, cpus) = (pool.kind.word(), cpus_of(pool)?);
         let (lists, free) = (pool.lists.len(), free_lists(pool));
         writeln!(
             table,
-            "{}\t{kind}\t{lists}\t{free}\t{cpus}",
-            Shown(&pool.name)
+            "{}\t{kind}\t{}\t{lists}\t{free}\t{cpus}",
+            Shown(&pool.name),
+            isolation(pool)
         )?;
     }
     if args.name.is_none() {
-        writeln!(table, "-\tin no pool\t-\t-\t{in_none}")?;
+        writeln!(table, "-\tin no pool\t-\t-\t-\t{in_none}")?;
     }
     out.write_all(&table.into_inner()?)?;
     Ok(code)
@@ -88,9 +94,20 @@ fn document(pools: &[SurveyedPool], in_none: &CpuSet) -> Result<serde_json::Valu
             "lists": lists,
             "free": free_lists(pool),
             "cpus": cpus_of(pool)?.to_string(),
+            "isolation": pool.options.isolation.as_deref().unwrap_or("none"),
+            "isolationNeeded": pool.options.needed.as_deref() == Some("yes"),
         }));
     }
     Ok(json!({ "pools": shown, "inNoPool": in_none.to_string() }))
+}
+
+/// What is said of keeping others off, as a cell: text of others.
+fn isolation(pool: &SurveyedPool) -> String {
+    let word = one_line(pool.options.isolation.as_deref().unwrap_or("none"));
+    match pool.options.needed.as_deref() {
+        Some("yes") => format!("{word} (needed)"),
+        _ => word,
+    }
 }
 
 fn free_lists(pool: &SurveyedPool) -> usize {
@@ -115,6 +132,7 @@ fn add(args: &AddArgs, settings: &Settings) -> Result<u8> {
             name: spec.name,
             kind: spec.kind,
             lists: args.list.clone(),
+            options: spec.options,
         })
     };
     let stock = settings.stock(args.housekeeping.reserve.as_ref())?;
@@ -192,9 +210,38 @@ fn resize(args: &ResizeArgs, settings: &Settings) -> Result<u8> {
         kind: Kind::Exclusive,
         cut,
         unit: ListUnit::Core,
+        options: Options::default(),
     });
     let stock = settings.stock(args.housekeeping.reserve.as_ref())?;
     carry_out(settings, stock, &wanted, args.dry_run)
+}
+
+fn set(args: &SetArgs, settings: &Settings) -> Result<u8> {
+    let who = format!("the change of pool {}", args.name);
+    last_words::arrange_for_change(&Host::new("/"), &who)?;
+    let mut options = Options::default();
+    for (key, value) in &args.options {
+        let set = options.set(key, value);
+        set.map_err(|remedy| Refusal::usage(format!("{} of {key}", Shown(value)), remedy))?;
+    }
+    let is_new = set_options(settings.site(), &args.name, &options)?;
+    let mut out = Output::account();
+    match is_new {
+        true => {
+            for (key, value) in options.said() {
+                writeln!(out, "{key} of pool {} is {value}", args.name)?;
+            }
+        }
+        false => writeln!(out, "it is so already")?,
+    }
+    let table = settings.pools().get(&args.name);
+    for (key, value) in table.map(PoolTable::options).unwrap_or_default().said() {
+        log::warn!(
+            "the configuration file says {key} {value} of pool {}, which counts before this",
+            args.name
+        );
+    }
+    Ok(0)
 }
 
 /// The CDI devices follow the pools.

@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -15,6 +14,7 @@ use super::output::Output;
 use crate::cli::ReconcileArgs;
 use crate::host::Host;
 use crate::last_words;
+use crate::outside;
 use crate::placement::{Reconciled, Site, reconcile};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, news};
@@ -61,7 +61,7 @@ fn for_ever(args: &ReconcileArgs, site: &Site, interval: Duration) -> Result<u8>
             return Ok(0);
         }
         binary.go_on_as_it_is_now();
-        sleep(interval);
+        outside::wait(&site.host, interval);
     }
 }
 

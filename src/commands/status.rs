@@ -14,6 +14,7 @@ use super::warn_of;
 use crate::check::{Scope, check_requests};
 use crate::cli::{LookArgs, OutputFormat, StatusArgs};
 use crate::cpulist::CpuSet;
+use crate::isolation;
 use crate::names::short_id;
 use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, pid_id, survey};
 use crate::pools::Kind;
@@ -130,7 +131,7 @@ impl TableStyle {
             ("CPUS", 8),
         ];
         if self.is_wide {
-            columns.extend([("RUNS-ON", 0), ("PID", 0)]);
+            columns.extend([("RUNS-ON", 0), ("ISOLATION", 0), ("PID", 0)]);
         }
         columns.extend([("STATE", 0), ("SINCE", 0)]);
         let mut table = Table::new(&columns);
@@ -144,7 +145,12 @@ impl TableStyle {
             ];
             if self.is_wide {
                 let runs_on = owner.runs_on.as_ref().map(CpuSet::to_string);
-                row.extend([runs_on.unwrap_or_default(), owner.pid.to_string()]);
+                let isolation = owner.isolation.map_or("none", isolation::Kind::word);
+                row.extend([
+                    runs_on.unwrap_or_default(),
+                    isolation.to_owned(),
+                    owner.pid.to_string(),
+                ]);
             }
             let mut row: Vec<_> = row.into_iter().map(|text| (text, PLAIN)).collect();
             row.push((owner.state.word().to_owned(), colour(owner.state)));
@@ -243,6 +249,10 @@ fn document(survey: &Survey) -> Value {
             ("cpus", json!(owner.cpus.to_string())),
             ("engine", json!(names.engine)),
             ("id", json!(owner.id)),
+            (
+                "isolation",
+                json!(owner.isolation.map_or("none", isolation::Kind::word)),
+            ),
             ("lists", json!(owner.lists)),
             ("name", json!(names.name)),
             ("namespace", json!(names.namespace)),

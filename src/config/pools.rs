@@ -9,6 +9,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::cpulist::CpuSet;
+use crate::isolation::{self, ISOLATION, Options};
 use crate::pools::Kind;
 use crate::pools::carve::{Cut, FromCaches, FromNodes};
 use crate::pools::converge::Declared;
@@ -43,6 +44,11 @@ pub struct PoolTable {
     pub namespaces: Option<Vec<String>>,
     /// How it may be asked for; an image can carry annotations too.
     pub doors: Option<Vec<Door>>,
+    /// How everybody else is kept off its owners' CPUs: in place of the pool's own file.
+    #[serde(deserialize_with = "isolation")]
+    pub isolation: Option<String>,
+    /// Is a start refused where that cannot be? In place of the pool's own file.
+    pub isolation_needed: Option<bool>,
 }
 
 /// A way in which a container's request comes to us.
@@ -69,6 +75,15 @@ impl Door {
 }
 
 impl PoolTable {
+    /// What the pool's own files would say of it.
+    pub fn options(&self) -> Options {
+        let needed = self.isolation_needed;
+        Options {
+            isolation: self.isolation.clone(),
+            needed: needed.map(|is_needed| if is_needed { "yes" } else { "no" }.to_owned()),
+        }
+    }
+
     /// How the pool of this name is to be; `None` where the table says only who may use it.
     ///
     /// # Errors
@@ -116,6 +131,7 @@ impl PoolTable {
                     kind,
                     cut,
                     unit,
+                    options: Options::default(),
                 })))
             }
             (None, Some(lists)) => {
@@ -135,7 +151,12 @@ impl PoolTable {
                     seen.extend(list);
                 }
                 let lists = lists.clone();
-                Ok(Some(Declared::Lists(PlannedPool { name, kind, lists })))
+                Ok(Some(Declared::Lists(PlannedPool {
+                    name,
+                    kind,
+                    lists,
+                    options: Options::default(),
+                })))
             }
             (None, None) => {
                 let remedy = "add cores = 4, cores = \"rest\" or lists = [\"4,12\"] to that table";
@@ -202,6 +223,13 @@ fn unit<'de, D: Deserializer<'de>>(file: D) -> Result<Option<ListUnit>, D::Error
 
 pub(super) fn reserve<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Reserve>, D::Error> {
     word(file, "reserve")
+}
+
+fn isolation<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    let word = String::deserialize(file)?;
+    isolation::check(ISOLATION, &word)
+        .map_err(|said| D::Error::custom(format!("isolation is {}: {said}", Shown(&word))))?;
+    Ok(Some(word))
 }
 
 fn lists<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Vec<CpuSet>>, D::Error> {

@@ -7,6 +7,7 @@ mod again;
 mod boot;
 mod change;
 mod end;
+mod keep_off;
 mod keeper;
 mod life;
 mod look;
@@ -15,8 +16,9 @@ mod start;
 mod usage;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -25,7 +27,7 @@ pub use again::forget;
 pub use boot::replaced_lock;
 pub use change::apply::{Applied, apply, try_apply};
 pub use change::init::{Existing, Made, init, try_init, unmake};
-pub use change::steps::{Change, Changed, change, try_change};
+pub use change::steps::{Change, Changed, change, set_options, try_change};
 pub use change::stock::stock;
 pub use end::reap::Reclaimed;
 pub use end::reconcile::{Reconciled, reconcile};
@@ -48,6 +50,7 @@ use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::Ledger;
 use crate::files;
 use crate::host::Host;
+use crate::isolation::Options;
 use crate::last_lists::LastLists;
 use crate::pools::{Lock, LockError, PoolDirectory};
 use crate::process::{self, Process};
@@ -71,6 +74,8 @@ pub struct Site {
     pub usage: Option<Log>,
     /// Where it is remembered what lists containers had last; `None` where nobody wants that.
     pub last: Option<LastLists>,
+    /// What the configuration says of pools: it counts before their files.
+    pub options: BTreeMap<String, Options>,
 }
 
 /// How long a start looks for what dead owners hold while others wait: well below the 10 s of a hook.
@@ -90,6 +95,8 @@ pub(crate) struct View<'a> {
 /// The same while its lock is held: nobody else changes any of it.
 pub(crate) struct Books<'a> {
     view: View<'a>,
+    options: &'a BTreeMap<String, Options>,
+    run_dir: &'a Path,
     deadline: Option<Instant>,
     /// When looking for what dead owners hold has to end.
     until: Instant,
@@ -147,6 +154,8 @@ impl Site {
         };
         let mut books = Books {
             view,
+            options: &self.options,
+            run_dir: &self.run_dir,
             deadline: self.deadline,
             until: Instant::now() + at_most(LOOKING, self.deadline),
             links: Cell::new(None),

@@ -85,6 +85,7 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::host::Host;
+    use crate::isolation::Options;
     use crate::pools::Kind;
     use std::time::Duration;
 
@@ -98,6 +99,7 @@ mod tests {
             name: "dp".into(),
             kind: Kind::Exclusive,
             lists: vec!["4,12".parse().unwrap()],
+            options: Options::default(),
         };
         directory.add_pool(&lock, &pool).unwrap();
         directory

@@ -231,6 +231,10 @@ pub(super) fn put_pool(path: &Path, pool: &PlannedPool) -> Result<()> {
         FILE_MODE,
         Durability::PowerLoss,
     )?;
+    for (key, value) in pool.options.said() {
+        let path = path.join(key);
+        files::replace(&path, value.as_bytes(), FILE_MODE, Durability::PowerLoss)?;
+    }
     for list in &pool.lists {
         put_list(&path.join(list_name(list)))?;
     }
@@ -312,6 +316,7 @@ fn lists_of(pool: &Pool) -> Vec<crate::cpulist::CpuSet> {
 mod tests {
     use super::*;
     use crate::host::Host;
+    use crate::isolation::Options;
     use std::time::Duration;
 
     fn planned() -> Vec<PlannedPool> {
@@ -319,6 +324,7 @@ mod tests {
             name: name.into(),
             kind,
             lists: lists.iter().map(|list| list.parse().unwrap()).collect(),
+            options: Options::default(),
         };
         vec![
             pool("dp", Kind::Exclusive, &["4,12", "1,9"]),

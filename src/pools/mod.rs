@@ -8,6 +8,7 @@ mod lock;
 mod lock_table;
 pub mod make;
 mod offer;
+mod options;
 mod owners;
 pub mod plan;
 mod queue;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::{CpuList, Kind, Pool, PoolDirectory, owners, trusted_directory};
 use crate::cpulist::CpuSet;
 use crate::files::{self, DirectoryEntry, trusted};
+use crate::isolation::Options;
 
 /// A pool that lists can be given from.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub struct OfferedPool {
     pub kind: Kind,
     /// Its CPU lists, by first CPU.
     pub lists: Vec<OfferedList>,
+    /// What its files say besides; of a shared pool that means nothing.
+    pub options: Options,
 }
 
 /// One unit of allocation.
@@ -55,6 +58,7 @@ impl From<Pool> for OfferedPool {
             name: pool.name,
             kind: pool.kind,
             lists: pool.lists.into_iter().map(OfferedList::from).collect(),
+            options: Options::default(),
         }
     }
 }
@@ -74,7 +78,13 @@ impl PoolDirectory {
         // What is odd about it is told by whoever reads all of it.
         match glance {
             Some(pool) => Ok(pool),
-            None => self.sound_pool(name).map(OfferedPool::from),
+            None => {
+                let mut pool = OfferedPool::from(self.sound_pool(name)?);
+                if pool.kind == Kind::Exclusive {
+                    pool.options = self.options(name)?;
+                }
+                Ok(pool)
+            }
         }
     }
 
@@ -93,7 +103,9 @@ impl PoolDirectory {
         let claimed = claimed().ok()?;
         let mut lists = Vec::new();
         let mut tasks_path = path.clone();
+        let mut has_options = false;
         for entry in files::entries_in(&path).ok()? {
+            has_options |= PoolDirectory::is_option(&entry.name);
             if let Some(list) = offered_list(entry, &claimed, &mut tasks_path).ok()? {
                 if !given.is_disjoint(&list.cpus) {
                     return None;
@@ -107,6 +119,11 @@ impl PoolDirectory {
             name: name.to_owned(),
             kind: Kind::Exclusive,
             lists,
+            // Most pools have none, and then nothing is looked for.
+            options: match has_options {
+                true => self.options(name).ok()?,
+                false => Options::default(),
+            },
         })
     }
 

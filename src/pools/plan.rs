@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use super::Kind;
 use super::carve::{Core, Cut, FromCaches, FromNodes, take};
 use crate::cpulist::CpuSet;
+use crate::isolation::Options;
 use crate::refusal::{OrRefuse, Refusal};
 
 /// The longest name of a directory, in bytes (`NAME_MAX`, limits.h).
@@ -25,6 +26,8 @@ pub struct PoolSpec {
     pub cut: Cut,
     /// What a list of an exclusive pool is.
     pub unit: ListUnit,
+    /// What else is said of it.
+    pub options: Options,
 }
 
 /// How many physical cores a pool gets.
@@ -114,6 +117,8 @@ pub struct PlannedPool {
     pub kind: Kind,
     /// Its CPU lists.
     pub lists: Vec<CpuSet>,
+    /// What its other files say.
+    pub options: Options,
 }
 
 /// The directory name of a list: numbers joined by commas, which KCM's tools need; ranges only where that is too long.
@@ -161,6 +166,7 @@ fn planned_pool(spec: &PoolSpec, cores: Vec<CpuSet>) -> PlannedPool {
         name: spec.name.clone(),
         kind: spec.kind,
         lists,
+        options: spec.options.clone(),
     }
 }
 
@@ -345,6 +351,7 @@ mod tests {
                 } else {
                     ListUnit::Core
                 },
+                options: Options::default(),
             }
         };
         words.split_whitespace().map(spec).collect()

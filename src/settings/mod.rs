@@ -16,6 +16,7 @@ use crate::cli::{self, MOST_SECONDS, Options};
 use crate::config::{ConfigFile, LastListsTable, PoolTable, RuntimeTable, UsageTable};
 use crate::counters;
 use crate::host::Host;
+use crate::isolation;
 use crate::last_lists::LastLists;
 use crate::last_words;
 use crate::names::Names;
@@ -239,6 +240,7 @@ impl Settings {
             run_dir,
             patience: Duration::from_secs_f64(seconds),
             deadline: None,
+            options: options_of(&config.pools),
             host,
         };
         let log = environment("PINFOLD_LOG").and_then(|text| text.into_string().ok());
@@ -250,6 +252,15 @@ impl Settings {
         };
         Ok((settings, log.or(config.log)))
     }
+}
+
+/// What the tables of pools say in place of the pools' own files.
+fn options_of(pools: &BTreeMap<String, PoolTable>) -> BTreeMap<String, isolation::Options> {
+    let said = pools
+        .iter()
+        .map(|(name, table)| (name.clone(), table.options()));
+    said.filter(|(_, options)| *options != isolation::Options::default())
+        .collect()
 }
 
 /// Where it is written down what owners have used: for another run directory than the machine's own

@@ -39,6 +39,7 @@ impl Drawn {
             owners: 0,
         };
         self.pools.push(SurveyedPool {
+            options: Default::default(),
             name: name.to_owned(),
             kind,
             lists: lists.iter().map(list).collect(),
@@ -77,6 +78,7 @@ impl Drawn {
             group: None,
             state: OwnerState::Running,
             since: None,
+            isolation: None,
         };
         self.owners.push((owner, load));
     }

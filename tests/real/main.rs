@@ -44,9 +44,11 @@ mod inside;
 mod installed;
 mod intervals;
 mod isolate;
+mod isolation;
 mod kcm;
 mod killpoints;
 mod killpoints_isolate;
+mod killpoints_isolation;
 mod killpoints_runtime;
 mod killpoints_shim;
 mod kube;
@@ -130,6 +132,7 @@ fn main() -> ExitCode {
         owners::cases(),
         isolate::cases(),
         supervised::cases(),
+        isolation::cases(),
         partition::cases(),
         inside::cases(),
         intervals::cases(),
@@ -159,6 +162,7 @@ fn main() -> ExitCode {
         killpoints::cases(),
         killpoints_isolate::cases(),
         killpoints_runtime::cases(),
+        killpoints_isolation::cases(),
         killpoints_shim::cases(),
         last_words::cases(),
     ]

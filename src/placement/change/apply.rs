@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use crate::cgroup::cpuset;
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::isolation::Options;
 use crate::placement::look::survey::trial;
 use crate::placement::{Books, Change, Existing, Site, View, init, try_init};
 use crate::pools::converge::{
@@ -146,6 +147,7 @@ impl View<'_> {
                 name,
                 kind: pool.kind,
                 lists: pool.lists.into_iter().map(|list| list.cpus).collect(),
+                options: Options::default(),
             })
         };
         names.map(planned).collect()
@@ -189,6 +191,7 @@ fn change_of(step: &Step) -> Change {
             kind: Kind::Exclusive,
             cut: *cut,
             unit: ListUnit::Core,
+            options: Options::default(),
         }),
     }
 }

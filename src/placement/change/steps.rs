@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
+use crate::isolation::Options;
 use crate::placement::change::stock::givable;
 use crate::placement::life::Life;
 use crate::placement::look::survey::trial;
@@ -92,6 +93,31 @@ pub fn try_change(site: &Site, stock: Stock, change: &Change) -> Result<Changed>
     })
 }
 
+/// Says something of a pool, for the starts to come; `false` where it was said already.
+///
+/// # Errors
+/// There is no such pool, or it is shared, and nobody is kept off its CPUs; the files cannot be written.
+pub fn set_options(site: &Site, name: &str, options: &Options) -> Result<bool> {
+    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
+    let lock = directory.lock(&site.host, site.patience)?;
+    let pool = directory.pool(name)?;
+    ensure!(
+        pool.kind == Kind::Exclusive,
+        Refusal::new(
+            format!("pool {name} is shared: its owners have no CPUs of their own"),
+            "say it of an exclusive pool"
+        )
+    );
+    let there = directory.options(name)?;
+    if options.or(there.clone()) == there {
+        return Ok(false);
+    }
+    for (key, value) in options.said() {
+        directory.set_option(&lock, name, key, value)?;
+    }
+    Ok(true)
+}
+
 impl Change {
     /// The pool's name.
     pub fn name(&self) -> &str {
@@ -135,6 +161,7 @@ impl View<'_> {
                     self.to_become(&pool, spec)
                 )
             );
+            self.ensure_said(&spec.name, &spec.options)?;
             return Ok(Changed::default());
         }
         let specs = std::slice::from_ref(spec);
@@ -149,8 +176,31 @@ impl View<'_> {
         })
     }
 
+    /// A pool that is there says what it was said to say.
+    fn ensure_said(&self, name: &str, options: &Options) -> Result<()> {
+        let there = self.directory.options(name)?;
+        let said: Vec<String> = options
+            .said()
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        ensure!(
+            options.or(there.clone()) == there,
+            Refusal::new(
+                format!(
+                    "there is a pool {name} already, without {}",
+                    said.join(" and ")
+                ),
+                format!("`pinfold pool set {name} {}`", said.join(" "))
+            )
+        );
+        Ok(())
+    }
+
     fn adding_lists(&self, planned: &PlannedPool) -> Result<Changed> {
-        let PlannedPool { name, kind, lists } = planned;
+        let PlannedPool {
+            name, kind, lists, ..
+        } = planned;
         if self.has_pool(name)? {
             let pool = self.directory.pool(name)?;
             let mut wanted = lists.clone();
@@ -165,6 +215,7 @@ impl View<'_> {
                     )
                 )
             );
+            self.ensure_said(name, &planned.options)?;
             return Ok(Changed::default());
         }
         self.taken()?;
@@ -405,15 +456,16 @@ impl Books<'_> {
     pub(crate) fn carry_out(&self, change: &Change, steps: &Changed) -> Result<()> {
         let name = change.name();
         if steps.is_new {
-            let kind = match change {
-                Change::Add(spec) | Change::Resize(spec) => spec.kind,
-                Change::AddLists(pool) | Change::Relist(pool) => pool.kind,
+            let (kind, options) = match change {
+                Change::Add(spec) | Change::Resize(spec) => (spec.kind, &spec.options),
+                Change::AddLists(pool) | Change::Relist(pool) => (pool.kind, &pool.options),
                 Change::Remove(_) | Change::RemoveIfThere(_) => return Ok(()),
             };
             let pool = PlannedPool {
                 name: name.to_owned(),
                 kind,
                 lists: steps.added.clone(),
+                options: options.clone(),
             };
             return self.directory.add_pool(&self.lock, &pool);
         }

@@ -125,6 +125,10 @@ pub fn reconcile(site: &Site) -> Result<Reconciled> {
 }
 
 fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> {
+    match turns.books()?.converge_machine() {
+        Ok(problems) => report.problems.extend(problems),
+        Err(error) => report.note(Err(error)),
+    }
     // Links first: what is free is told by them. A claim that is made meanwhile has its own.
     let mut are_linked = true;
     for id in turns.books()?.ledger.ids()? {
@@ -190,7 +194,10 @@ impl Books<'_> {
         let Settled::Held(kept) = self.free_or_refresh(claim)? else {
             return Ok(Fate::Freed);
         };
-        match self.keep_confined(&kept) {
+        let confined = self
+            .keep_confined(&kept)
+            .and_then(|()| self.keep_off_still(&kept));
+        match confined {
             Err(_) if !self.life_of(&kept)?.is_alive() => self.free_if_dead(&kept),
             confined => confined.map(|()| Fate::Held),
         }

@@ -146,6 +146,12 @@ impl Books<'_> {
         if is_out.is_err() && self.free_if_dead(&kept)? == Fate::Freed {
             return Ok(());
         }
+        if is_out.is_err() {
+            // It keeps its CPUs, and others are kept off them as before.
+            if let Err(error) = self.keep_off_still(&kept) {
+                log::warn!("{error:#}");
+            }
+        }
         is_out.and_then(|()| self.drop_record(&kept))
     }
 
@@ -170,6 +176,8 @@ impl Books<'_> {
 
     /// Gives the group of a living owner other CPUs than its claim's.
     fn widen(&self, claim: &Claim) -> Result<()> {
+        // Until then no other mask has any effect.
+        self.let_in(claim)?;
         let group = match self.group_of(claim)? {
             Some((group, _)) => Some(group),
             None => awaited_group(claim, &self.hierarchy)?,
@@ -223,6 +231,11 @@ impl Books<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The CPUs of all exclusive pools.
+    pub(crate) fn all_exclusive(&self) -> Result<CpuSet> {
+        self.exclusive_cpus().map(|(all, _)| all)
     }
 
     /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be read counts as exclusive, and

@@ -163,6 +163,8 @@ impl Books<'_> {
     }
 
     fn restore(&self, claim: &Claim, told: Option<&CpuSet>) -> Result<()> {
+        // Before its mask goes: until then nobody but it has the CPUs.
+        self.let_in(claim)?;
         let Some((group, claimed)) = self.group_of(claim)? else {
             return self
                 .forget_supervised(claim, told)
@@ -183,7 +185,8 @@ impl Books<'_> {
         }
         let Before { cpus, mems } = &claimed.before;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
-        untold.map(drop).and(cpuset::restore(&group, cpus, mems))
+        let restored = cpuset::restore(&group, cpus, mems, || self.all_exclusive());
+        untold.map(drop).and(restored)
     }
 
     /// systemd keeps a service's CPUs for its next start, which is not to be confined to what its last one owned.
@@ -234,7 +237,7 @@ impl Books<'_> {
         }
         let Masks { cpus, mems } = cpuset::inherited(&group)?;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
-        cpuset::restore(&group, &cpus, mems)
+        cpuset::restore(&group, &cpus, mems, || self.all_exclusive())
     }
 
     /// Gives the group of a claim these CPUs, and makes sure that it has, and keeps, them.

@@ -132,6 +132,9 @@ impl Books<'_> {
 
     fn free_traces(&self, traces: &Traces) -> Result<Vec<Reclaimed>> {
         let (cpus, none) = (cpus_of(traces)?, CpuSet::new());
+        for inode in &traces.inodes {
+            self.let_in_at(*inode)?;
+        }
         for group in self.hierarchy.groups_with(&traces.inodes)? {
             // Nothing says what a unit had before: what its own files say counts from the next
             // reload on.
@@ -145,7 +148,7 @@ impl Books<'_> {
             // One of ours that no claim names is removed with the others.
             if is_ours {
                 let Masks { cpus, mems } = cpuset::inherited(&group)?;
-                cpuset::restore(&group, &cpus, Some(&mems))?;
+                cpuset::restore(&group, &cpus, Some(&mems), || self.all_exclusive())?;
             }
         }
         let Process { pid, .. } = traces.process;

@@ -171,6 +171,7 @@ mod tests {
             deadline: None,
             usage: None,
             last: None,
+            options: Default::default(),
         };
         // What has just been made could change once more unseen.
         let mut fresh = survey_to_watch(&site).unwrap().1;

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cgroup::{Hierarchy, cpuset};
+use crate::cgroup::{Hierarchy, cpuset, partition};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::isolation::{self, Options};
 use crate::names::Names;
 use crate::placement::Site;
 use crate::placement::boot::Clock;
@@ -47,6 +48,8 @@ pub struct SurveyedPool {
     pub kind: Kind,
     /// Its lists, by first CPU.
     pub lists: Vec<SurveyedList>,
+    /// What is said of it besides, by the configuration or its own files.
+    pub options: Options,
 }
 
 /// One CPU list.
@@ -112,6 +115,8 @@ pub struct Owner {
     pub state: OwnerState,
     /// Since when, in seconds since the epoch.
     pub since: Option<i64>,
+    /// How the kernel keeps everybody else off its CPUs now; it does not where that is `None`.
+    pub isolation: Option<isolation::Kind>,
 }
 
 impl Owner {
@@ -370,7 +375,20 @@ impl Surveyor<'_> {
             name: pool.name.clone(),
             kind: pool.kind,
             lists: lists.collect(),
+            options: self.options_of(&pool.name, &mut survey.remarks),
         });
+    }
+
+    /// What is said of a pool, the configuration's first.
+    fn options_of(&self, pool: &str, remarks: &mut Vec<Refusal>) -> Options {
+        let said = self.directory.options(pool).unwrap_or_else(|error| {
+            remarks.push(Refusal::of(&error));
+            Options::default()
+        });
+        match self.site.options.get(pool) {
+            Some(first) => first.or(said),
+            None => said,
+        }
     }
 
     fn at_list(&self, pool: &Pool, list: &CpuList, owners: &mut Vec<Owner>) -> SurveyedList {
@@ -481,6 +499,7 @@ impl Surveyor<'_> {
             group: claim.cgroup.as_ref().map(|group| group.path.clone()),
             state: OwnerState::Running,
             since: i64::try_from(claim.since).ok(),
+            isolation: self.isolation(claim),
         };
         owner.state = match life {
             None => OwnerState::Unknown,
@@ -506,6 +525,15 @@ impl Surveyor<'_> {
             }
         };
         owner
+    }
+
+    /// How everybody else is kept off a claim's CPUs, if it is so: a partition is one only as long as the kernel says so.
+    fn isolation(&self, claim: &Claim) -> Option<isolation::Kind> {
+        let kind = claim.isolation?.kind;
+        let claimed = claim.confining_group()?;
+        let group = self.hierarchy.as_ref()?.group(&claimed.path).ok()?;
+        let stands = partition::stands(&group, kind.word(), &claim.cpus);
+        stands.unwrap_or(false).then_some(kind)
     }
 
     /// The CPUs of the group that confines an owner, if it is still the same.
@@ -577,6 +605,7 @@ impl Surveyor<'_> {
                 false => OwnerState::Gone,
             },
             since: since.filter(|_| !is_void),
+            isolation: None,
         });
     }
 }
@@ -599,6 +628,7 @@ fn unreadable(path: &Path) -> Owner {
         group: None,
         state: OwnerState::Unreadable,
         since: None,
+        isolation: None,
     }
 }
 

@@ -225,7 +225,7 @@ impl Books<'_> {
     /// The hook ran for this process before: an engine runs `prestart` as `createRuntime` too, or killed the first.
     fn confirm(
         &self,
-        claim: Claim,
+        mut claim: Claim,
         reserved: Option<&Claim>,
         request: &Request,
         place: &Confinement,
@@ -241,7 +241,9 @@ impl Books<'_> {
         );
         let done = self
             .record_again(&claim, reserved)
-            .and_then(|()| self.confine(&claim, place));
+            .and_then(|()| self.confine(&claim, place))
+            .and_then(|()| self.isolation_now(&claim.pool))
+            .and_then(|isolation| self.keep_off(&mut claim, isolation));
         self.undo_on_error(done, &claim)?;
         Ok(claim)
     }
@@ -271,6 +273,7 @@ impl Books<'_> {
             lists: reservation.lists.clone(),
             cpus: reservation.cpus.clone(),
             mems: reservation.mems.clone(),
+            isolation: reservation.isolation,
         };
         self.grant(new_owner, share, before, Some(reservation))
     }

@@ -4,10 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cgroup::Group;
 use crate::cgroup::cpuset::{self, Bound, Masks};
+use crate::cgroup::{Group, Version};
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 use crate::cpulist::CpuSet;
+use crate::isolation::Wanted;
 use crate::names::Names;
 use crate::placement::Books;
 use crate::placement::refusal::chosen_already;
@@ -36,6 +37,8 @@ pub(crate) struct Grant {
     pub(crate) cpus: CpuSet,
     /// Empty where the memory nodes are left alone.
     pub(crate) mems: CpuSet,
+    /// Is everybody else to be kept off?
+    pub(crate) isolation: Option<Wanted>,
 }
 
 /// Where an owner is confined.
@@ -89,7 +92,7 @@ impl Books<'_> {
             _ => cpuset::masks(group)?.unwrap_or_default(),
         };
         if let Confinement::Own(group) = &new_owner.place {
-            refuse_chosen_cpus(group, &before, wish.request)?;
+            self.refuse_chosen_cpus(group, &before, wish.request)?;
         }
         let share = self.share(wish, &bound)?;
         self.grant(new_owner, share, before, None)
@@ -105,6 +108,7 @@ impl Books<'_> {
         };
         Ok(Grant {
             lists: picked.names(),
+            isolation: picked.isolation,
             pool: picked.pool.name,
             cpus,
             mems,
@@ -150,6 +154,7 @@ impl Books<'_> {
                 _ => None,
             },
         };
+        let isolation = share.isolation;
         let mut claim = self.claim(new_owner.kind, new_owner.id, new_owner.process, share);
         claim.cgroup = Some(claimed);
         let names = instead_of.map_or(new_owner.names, |former| &former.names);
@@ -159,7 +164,8 @@ impl Books<'_> {
         }
         let done = self
             .record(&claim, instead_of)
-            .and_then(|()| self.confine(&claim, place));
+            .and_then(|()| self.confine(&claim, place))
+            .and_then(|()| self.keep_off(&mut claim, isolation));
         self.undo_on_error(done, &claim)?;
         Ok(claim)
     }
@@ -182,6 +188,7 @@ impl Books<'_> {
             cpus: share.cpus,
             mems: share.mems,
             cgroup: None,
+            isolation: None,
             unit_settings: Vec::new(),
             is_slow: false,
             since: now.map_or(0, |now| now.as_secs()),
@@ -282,23 +289,34 @@ impl Books<'_> {
         );
         Ok(())
     }
+
+    /// One request, one place: whoever made the group has given it CPUs already.
+    fn refuse_chosen_cpus(&self, group: &Group, before: &Masks, request: &Request) -> Result<()> {
+        if let Some(cpus) = cpuset::chosen_cpus(group, before)? {
+            ensure!(
+                self.is_restored(group, &cpus)?,
+                chosen_already("CPUs", &cpus)
+            );
+        }
+        if request.mems == Mems::Local {
+            if let Some(mems) = cpuset::chosen_mems(group, before)? {
+                bail!(chosen_already("memory nodes", &mems));
+            }
+        }
+        Ok(())
+    }
+
+    /// Is a mask what a group is restored to where the kernel takes no empty one?
+    fn is_restored(&self, group: &Group, cpus: &str) -> Result<bool> {
+        let rest = cpuset::bound(group)?
+            .cpus
+            .difference(&self.all_exclusive()?);
+        Ok(group.version() == Version::V2 && cpus.parse().is_ok_and(|own: CpuSet| own == rest))
+    }
 }
 
 /// The process that was to be confined has ended meanwhile.
 pub(crate) fn gone(pid: i32) -> Refusal {
     let what = format!("process {pid} is gone, for whoever started it has given up, or killed it");
     Refusal::new(what, "start it again")
-}
-
-/// One request, one place: whoever made the group has given it CPUs already.
-fn refuse_chosen_cpus(group: &Group, before: &Masks, request: &Request) -> Result<()> {
-    if let Some(cpus) = cpuset::chosen_cpus(group, before)? {
-        bail!(chosen_already("CPUs", &cpus));
-    }
-    if request.mems == Mems::Local {
-        if let Some(mems) = cpuset::chosen_mems(group, before)? {
-            bail!(chosen_already("memory nodes", &mems));
-        }
-    }
-    Ok(())
 }

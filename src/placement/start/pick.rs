@@ -9,6 +9,8 @@ use crate::cgroup::cpuset::Bound;
 use crate::choose::{NoChoice, Offer, Reach, Situation, Want, choose, cpus_that_matter};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
+use crate::isolation::Wanted;
+use crate::outside;
 use crate::placement::Books;
 use crate::placement::end::reap::Owners;
 use crate::placement::refusal::{Considered, no_such_node};
@@ -28,6 +30,8 @@ pub(crate) struct Picked {
     pub(crate) pool: OfferedPool,
     /// Indices into the pool's lists, ascending.
     pub(crate) chosen: Vec<usize>,
+    /// Is anybody else to be kept off?
+    pub(crate) isolation: Option<Wanted>,
 }
 
 impl Picked {
@@ -120,13 +124,18 @@ impl Books<'_> {
             online,
             former,
         } = wish;
-        let reach = Reach {
+        let mut reach = Reach {
             online: online.clone(),
             allowed: bound.cpus.clone(),
         };
         let mut pool = self.directory.offered_pool(&request.pool, || {
             Ok(self.ledger.lists()?.into_iter().collect())
         })?;
+        let isolation = self.isolation_of(&pool)?;
+        if isolation.is_some() {
+            // What a dead owner still keeps from everybody is free once it is freed.
+            reach.allowed.extend(&outside::kept(self.host));
+        }
         if pool.kind == Kind::Shared {
             self.rid_of_dead(&mut pool)?;
         }
@@ -161,7 +170,11 @@ impl Books<'_> {
                 Ok(chosen) => {
                     let held = self.held_of(&pool, &chosen)?;
                     if held.is_empty() {
-                        return Ok(Picked { pool, chosen });
+                        return Ok(Picked {
+                            pool,
+                            chosen,
+                            isolation,
+                        });
                     }
                     held.into_iter().for_each(|index| owners[index] += 1);
                     levels = Some(known);

@@ -41,7 +41,9 @@ pub fn reserve(
     let books = site.open_books(hierarchy)?;
     books.free_earlier_of(id)?;
     let share = books.share(&wish, &cpuset::bound(&group)?)?;
+    let isolation = share.isolation;
     let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
+    claim.isolation = isolation;
     claim.nonce = Some(nonce);
     names.add_unit_of(group.path());
     claim.names = names;

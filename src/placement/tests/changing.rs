@@ -2,6 +2,7 @@
 
 use super::{FIRST, Machine, cpus, group_of, said};
 use crate::cpulist::CpuSet;
+use crate::isolation::Options;
 use crate::placement::{Change, change, try_change};
 use crate::pools::Kind;
 use crate::pools::carve::{Core, Cut};
@@ -27,6 +28,7 @@ fn spec(name: &str, kind: Kind, cores: Cores) -> PoolSpec {
         kind,
         cut: Cut::default(),
         unit: ListUnit::Core,
+        options: Options::default(),
     }
 }
 
@@ -99,6 +101,7 @@ fn cpus_that_somebody_owns_and_no_pool_has_are_not_given_again() {
         name: "dp".to_owned(),
         kind: Kind::Exclusive,
         lists: vec![cpus("4")],
+        options: Options::default(),
     });
     let message = said(try_change(&machine.site(), stock(), &lists));
     assert!(
@@ -172,7 +175,12 @@ fn a_pool_is_added_with_its_lists_once() {
     let add = |kind, lists: &[&str]| {
         let lists = lists.iter().map(|list| cpus(list)).collect();
         let name = "dp".to_owned();
-        let planned = PlannedPool { name, kind, lists };
+        let planned = PlannedPool {
+            name,
+            kind,
+            lists,
+            options: Options::default(),
+        };
         change(&machine.site(), stock(), &Change::AddLists(planned))
     };
     assert!(add(Kind::Exclusive, &["1", "0"]).unwrap().is_new);
@@ -286,6 +294,7 @@ fn who_names_cpus_of_a_pool_is_told_what_can_be_done() {
             name: "new".to_owned(),
             kind: Kind::Exclusive,
             lists: vec![cpus(list)],
+            options: Options::default(),
         });
         said(try_change(&machine.site(), stock(), &lists))
     };

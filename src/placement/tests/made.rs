@@ -1,6 +1,7 @@
 //! Making a pool directory: a trial says what making it would come to.
 
 use super::{Machine, cpus, group_of, said};
+use crate::isolation::Options;
 use crate::placement::{Existing, Made, init, try_init};
 use crate::pools::Kind;
 use crate::pools::plan::PlannedPool;
@@ -10,6 +11,7 @@ fn planned(names: &[&str]) -> Vec<PlannedPool> {
         name: (*name).to_owned(),
         kind: Kind::Exclusive,
         lists: vec![cpus(&index.to_string())],
+        options: Options::default(),
     };
     names.iter().enumerate().map(pool).collect()
 }

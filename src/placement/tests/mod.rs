@@ -168,6 +168,7 @@ impl Machine {
             deadline: None,
             usage: None,
             last: None,
+            options: Default::default(),
             host,
         }
     }
@@ -218,6 +219,7 @@ impl Machine {
             cpus: cpus(&lists.join(",")),
             mems: CpuSet::new(),
             cgroup: Some(self.claimed(&path)),
+            isolation: None,
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1,

@@ -5,6 +5,7 @@ use anyhow::{Result, bail, ensure};
 use super::fit::{cores_of, misfit};
 use super::{Course, Declared, Deviation, HeldPool, Present, Step, Undeclared};
 use crate::cpulist::CpuSet;
+use crate::isolation::Options;
 use crate::pools::plan::{Cores, ListUnit, PlannedPool, PoolSpec, Stock, list_name, plan};
 use crate::pools::resize::{PoolStanding, Resized, cpus_of, resize};
 use crate::pools::{CpuList, Kind, Pool};
@@ -65,6 +66,7 @@ impl<'a> Model<'a> {
                 .iter()
                 .map(|list| list.cpus.clone())
                 .collect(),
+            options: Options::default(),
         };
         let mut all: Vec<PlannedPool> = self.pools.iter().map(planned).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
@@ -422,6 +424,7 @@ impl<'a> Model<'a> {
             name: owned.pool.name.clone(),
             kind: owned.pool.kind,
             lists,
+            options: Options::default(),
         }));
     }
 

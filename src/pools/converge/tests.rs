@@ -1,6 +1,7 @@
 //! From some pools to others, on machines of a few cores.
 
 use super::*;
+use crate::isolation::Options;
 use crate::pools::CpuList;
 use crate::pools::carve::{Core, FromCaches, FromNodes};
 use crate::pools::plan::{ListUnit, list_name};
@@ -37,6 +38,7 @@ fn declared(words: &str) -> Vec<Declared> {
                     .split('/')
                     .map(|list| list.parse().unwrap())
                     .collect(),
+                options: Options::default(),
             });
         };
         let (cores, rest) = rest.split_once(':').unwrap();
@@ -47,6 +49,7 @@ fn declared(words: &str) -> Vec<Declared> {
             kind: kind(parts.next().unwrap()),
             cut: Cut::default(),
             unit: ListUnit::Core,
+            options: Options::default(),
         };
         for part in parts {
             match part.split_once('=').unwrap() {
@@ -385,6 +388,7 @@ impl Dice {
             } else {
                 ListUnit::Core
             },
+            options: Options::default(),
         }
     }
 

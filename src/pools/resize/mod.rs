@@ -9,6 +9,7 @@ use super::carve::Cut;
 use super::plan::{Cores, ListUnit, PoolSpec, Stock};
 use super::{CpuList, Kind, Pool};
 use crate::cpulist::CpuSet;
+use crate::isolation::Options;
 
 /// A pool as it stands, and what there is around it.
 #[derive(Debug)]
@@ -116,6 +117,7 @@ impl PoolStanding<'_> {
             kind: self.pool.kind,
             cut,
             unit: self.unit(),
+            options: Options::default(),
         }
     }
 }

@@ -1,0 +1,382 @@
+//! Partitions of the cpuset controller: CPUs that nobody outside a group has (kernel: cgroup-v2.rst, "Cpuset Interface
+//! Files", `cpuset.cpus.exclusive` and `cpuset.cpus.partition`). Ours are remote ones: no group above them is one.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::cpuset::{self, effective_cpus};
+use super::{Group, Version};
+use crate::cpulist::{self, CpuSet};
+use crate::files;
+
+const EXCLUSIVE: &str = "cpuset.cpus.exclusive";
+const PARTITION: &str = "cpuset.cpus.partition";
+
+/// What a group is that shares its CPUs with others.
+pub const MEMBER: &str = "member";
+
+/// The file that says what a group is, and tells whoever polls it of a change.
+pub fn file(group: &Group) -> PathBuf {
+    group.dir().join(PARTITION)
+}
+
+/// The text of a group's `cpuset.cpus.partition`: a kind, and behind it why it is invalid, where it is; `None` where the
+/// group is gone, or there is no such file.
+///
+/// # Errors
+/// It cannot be read.
+pub fn state(group: &Group) -> Result<Option<String>> {
+    let text = files::read_record_if_there(&file(group))?;
+    Ok(text.map(|text| text.trim().to_owned()))
+}
+
+/// The kind that such a text names, valid or not.
+pub fn kind_in(state: &str) -> &str {
+    state.split_whitespace().next().unwrap_or_default()
+}
+
+/// The text of a group's `cpuset.cpus.exclusive`; `None` where the group is gone, or the kernel has no remote partitions
+/// (before Linux 6.7), or not for this group.
+///
+/// # Errors
+/// It cannot be read.
+pub fn exclusive(group: &Group) -> Result<Option<String>> {
+    let text = files::read_record_if_there(&group.dir().join(EXCLUSIVE))?;
+    Ok(text.map(|text| cpulist::of_kernel(&text).to_owned()))
+}
+
+/// Writes those CPUs; a group that is gone is success where there are none.
+///
+/// # Errors
+/// What the kernel says: a group beside this one, or beside one above it, has some of them.
+pub fn set_exclusive(group: &Group, cpus: &str) -> Result<()> {
+    put(group, EXCLUSIVE, cpus, cpus.is_empty())
+}
+
+/// Writes the kind. The kernel takes any: only [`state`] tells what became of it.
+///
+/// # Errors
+/// It cannot be written.
+pub fn set_kind(group: &Group, kind: &str) -> Result<()> {
+    put(group, PARTITION, kind, kind == MEMBER)
+}
+
+/// Writes the CPUs of a group whose mask somebody has emptied since (systemd 262 does at a daemon-reload).
+///
+/// # Errors
+/// It cannot be written.
+pub fn set_mask(group: &Group, cpus: &CpuSet) -> Result<()> {
+    let has_them = cpuset::masks(group)?.is_some_and(|masks| masks.has_cpus(cpus));
+    match has_them {
+        true => Ok(()),
+        false => put(group, "cpuset.cpus", &cpus.to_string(), false),
+    }
+}
+
+fn put(group: &Group, file: &str, value: &str, may_be_gone: bool) -> Result<()> {
+    let path = group.dir().join(file);
+    let text = if value.is_empty() { "\n" } else { value };
+    match files::write_kernel(&path, text) {
+        Err(error) if may_be_gone && files::is_gone(&error) => Ok(()),
+        written => written.with_context(|| format!("write {value:?} to {}", path.display())),
+    }
+}
+
+/// Is a group a partition of exactly this kind, valid, with exactly these CPUs?
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn stands(group: &Group, kind: &str, cpus: &CpuSet) -> Result<bool> {
+    Ok(state(group)?.as_deref() == Some(kind) && effective_cpus(group)?.as_ref() == Some(cpus))
+}
+
+/// The groups above one that have to name its exclusive CPUs, topmost first: all but the root.
+pub fn ancestors(group: &Group) -> Vec<Group> {
+    let mut all = Vec::new();
+    let mut next = group.parent();
+    while let Some(above) = next {
+        next = above.parent();
+        // The root has no such file.
+        if next.is_some() {
+            all.push(above);
+        }
+    }
+    all.reverse();
+    all
+}
+
+/// The valid partitions in a group and below it, with their CPUs, at any depth; none of version 1.
+///
+/// # Errors
+/// Some cannot be looked at.
+pub fn all(group: &Group) -> Result<Vec<(Group, CpuSet)>> {
+    let mut found = Vec::new();
+    if group.version() == Version::V1 {
+        return Ok(found);
+    }
+    for child in group.children()? {
+        if cpuset::is_partition(&child)? {
+            let cpus = effective_cpus(&child)?.unwrap_or_default();
+            found.push((child.clone(), cpus));
+        }
+        found.extend(all(&child)?);
+    }
+    Ok(found)
+}
+
+/// The CPUs that the kernel has lost: online, and neither in the root group nor in a partition. Before Linux 7 it loses
+/// those of a partition that another group broke, when that is removed; they are back at the next boot. `kept` are those
+/// of partitions that are known: only where that is not all of them the groups are gone through.
+///
+/// # Errors
+/// Some group cannot be looked at.
+pub fn lost(top: &Group, online: &CpuSet, kept: &CpuSet) -> Result<CpuSet> {
+    let is_the_machines = cpuset::ceiling(top)?.is_none();
+    let effective = match top.version() {
+        Version::V2 if is_the_machines => effective_cpus(top)?,
+        _ => None,
+    };
+    let Some(effective) = effective else {
+        return Ok(CpuSet::new());
+    };
+    let missing = online.difference(&effective).difference(kept);
+    if missing.is_empty() {
+        return Ok(missing);
+    }
+    let partitions = all(top)?;
+    let missing = partitions
+        .iter()
+        .fold(missing, |missing, (_, cpus)| missing.difference(cpus));
+    // One may have been made, or taken down, while they were gone through.
+    let now = effective_cpus(top)?.unwrap_or_default();
+    Ok(missing.difference(&now))
+}
+
+/// The groups whose own words keep some of these CPUs from a group: those beside it, and beside each above it, with the
+/// file that says so and what is in it. Above the group itself only exclusive CPUs, or a mask of nothing else, do.
+///
+/// # Errors
+/// Some group cannot be looked at.
+pub fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Vec<(String, CpuSet)>> {
+    let mut found = Vec::new();
+    for below in ancestors(group).iter().chain([group]) {
+        let Some(parent) = below.parent() else {
+            continue;
+        };
+        let is_leaf = below.path() == group.path();
+        for other in parent.children()? {
+            if other.dir() == below.dir() {
+                continue;
+            }
+            let exclusive = exclusive(&other)?.unwrap_or_default();
+            let exclusive: CpuSet = exclusive.parse().unwrap_or_default();
+            let mask = cpuset::masks(&other)?.unwrap_or_default().cpus;
+            let mask: CpuSet = mask.parse().unwrap_or_default();
+            let mask_is = !mask.is_disjoint(cpus) && (is_leaf || mask.is_subset(cpus));
+            let (file, named) = match (exclusive.is_disjoint(cpus), mask_is) {
+                (false, _) => (EXCLUSIVE, exclusive),
+                (true, true) => ("cpuset.cpus", mask),
+                (true, false) => continue,
+            };
+            found.push((other.dir().join(file).display().to_string(), named));
+        }
+    }
+    Ok(found)
+}
+
+/// Does this kernel break a partition when a group beside it names one of its CPUs, and may then lose them? From Linux
+/// 6.7, which made remote partitions, to before 7.0 (commit 2a3602030d80). One whose release makes no sense counts as one
+/// that does.
+pub fn is_broken_by_siblings(release: &str) -> bool {
+    let major = release
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok());
+    major.is_none_or(|major| major < 7)
+}
+
+/// Can nobody make a group beside this one that names its CPUs? crun's group of a container is alone in its scope; beside
+/// one of a slice of pinned containers, or of one that we made, are only groups whose CPUs we chose.
+///
+/// # Errors
+/// The groups beside it cannot be listed.
+pub fn is_alone(group: &Group) -> Result<bool> {
+    let Some(parent) = group.parent() else {
+        return Ok(false);
+    };
+    let path = parent.path();
+    if parent.is_parent_of_ours() || is_slice_of_ours(path) {
+        return Ok(true);
+    }
+    Ok(path.ends_with(".scope") && parent.children()?.len() == 1)
+}
+
+/// Is this `pinfold.slice`, or a slice below it?
+fn is_slice_of_ours(path: &str) -> bool {
+    let top = path.split('/').nth(1).unwrap_or_default();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    top == "pinfold.slice" && last.ends_with(".slice")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Hierarchy;
+    use crate::files::{Durability, replace};
+    use crate::host::Host;
+
+    struct Tree {
+        dir: tempfile::TempDir,
+    }
+
+    impl Tree {
+        fn new(files: &[(&str, &str)]) -> Tree {
+            let tree = Tree {
+                dir: tempfile::tempdir().unwrap(),
+            };
+            for (path, content) in files {
+                tree.put(path, content);
+            }
+            tree
+        }
+
+        fn put(&self, path: &str, content: &str) {
+            let path = self.dir.path().join("sys/fs/cgroup").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            replace(&path, content.as_bytes(), 0o644, Durability::Crash).unwrap();
+        }
+
+        fn group(&self, path: &str) -> Group {
+            let hierarchy = Hierarchy::usual(&Host::new(self.dir.path()), "cpuset");
+            hierarchy.group(path).unwrap()
+        }
+    }
+
+    fn cpus(text: &str) -> CpuSet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_exactly_what_was_asked_for_stands() {
+        let tree = Tree::new(&[("a/cpuset.cpus.effective", "4-5\n")]);
+        let group = tree.group("/a");
+        assert!(!stands(&group, "root", &cpus("4-5")).unwrap());
+        for (state, stands_as) in [
+            ("root\n", Some("root")),
+            ("isolated\n", Some("isolated")),
+            ("member\n", None),
+            ("root invalid\n", None),
+            ("root invalid (Parent is not a partition root)\n", None),
+        ] {
+            tree.put("a/cpuset.cpus.partition", state);
+            for kind in ["root", "isolated"] {
+                let stands = stands(&group, kind, &cpus("4-5")).unwrap();
+                assert_eq!(stands, stands_as == Some(kind), "{state} {kind}");
+            }
+        }
+        tree.put("a/cpuset.cpus.partition", "root\n");
+        assert!(!stands(&group, "root", &cpus("4")).unwrap());
+        assert_eq!(kind_in("root invalid (x)"), "root");
+    }
+
+    #[test]
+    fn the_kernels_that_a_sibling_breaks_are_told_by_their_release() {
+        for (release, is_broken) in [
+            ("6.7.0", true),
+            ("6.12.117+deb13-amd64", true),
+            ("6.19", true),
+            ("7.0.0-rc1", false),
+            ("7.2.13-amd64", false),
+            ("10.1", false),
+            ("", true),
+            ("odd", true),
+        ] {
+            assert_eq!(is_broken_by_siblings(release), is_broken, "{release}");
+        }
+    }
+
+    #[test]
+    fn who_can_get_a_sibling_is_told_by_where_it_is() {
+        let tree = Tree::new(&[
+            ("machine.slice/libpod-1.scope/container/cgroup.procs", ""),
+            ("machine.slice/libpod-2.scope/container/cgroup.procs", ""),
+            ("machine.slice/libpod-2.scope/other/cgroup.procs", ""),
+            ("pinfold.slice/docker-3.scope/cgroup.procs", ""),
+            ("pinfold/2-3/web-4-5/cgroup.procs", ""),
+        ]);
+        for (path, is_alone_there) in [
+            ("/machine.slice/libpod-1.scope/container", true),
+            ("/machine.slice/libpod-2.scope/container", false),
+            ("/machine.slice/libpod-1.scope", false),
+            ("/pinfold.slice/docker-3.scope", true),
+            ("/pinfold.slice/pinfold-a.slice/docker-3.scope", true),
+            ("/pinfold.slice/x.scope/container", false),
+            ("/user.slice/pinfold.slice/x.scope", false),
+            ("/pinfold/2-3/web-4-5", true),
+            ("/web", false),
+        ] {
+            let is_alone = is_alone(&tree.group(path)).unwrap();
+            assert_eq!(is_alone, is_alone_there, "{path}");
+        }
+    }
+
+    #[test]
+    fn whoever_names_the_cpus_is_found_with_the_path() {
+        let tree = Tree::new(&[
+            ("a.slice/x.scope/cpuset.cpus", ""),
+            ("a.slice/y.scope/cpuset.cpus", "3-4\n"),
+            ("a.slice/y.scope/cpuset.mems", "\n"),
+            ("a.slice/z.scope/cpuset.cpus", "6\n"),
+            ("b.slice/cpuset.cpus", "0-7\n"),
+            ("b.slice/cpuset.mems", "\n"),
+            ("c.slice/cpuset.cpus.exclusive", "5\n"),
+        ]);
+        let found = in_the_way(&tree.group("/a.slice/x.scope"), &cpus("4-5")).unwrap();
+        let named: Vec<String> = found
+            .iter()
+            .map(|(path, cpus)| {
+                let path = path.rsplit_once("/cgroup/").unwrap().1;
+                format!("{path} {cpus}")
+            })
+            .collect();
+        assert_eq!(
+            named,
+            [
+                "c.slice/cpuset.cpus.exclusive 5",
+                "a.slice/y.scope/cpuset.cpus 3-4"
+            ]
+        );
+    }
+
+    #[test]
+    fn cpus_that_no_group_has_are_lost() {
+        let tree = Tree::new(&[
+            ("cpuset.cpus.effective", "0-1,6-7\n"),
+            ("a/b/cpuset.cpus.partition", "isolated\n"),
+            ("a/b/cpuset.cpus.effective", "4\n"),
+            ("a/c/cpuset.cpus.partition", "root invalid\n"),
+            ("a/c/cpuset.cpus.effective", "5\n"),
+        ]);
+        let lost = |online: &str, kept: &str| {
+            let top = tree.group("/");
+            super::lost(&top, &cpus(online), &cpus(kept))
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(lost("0-7", ""), "2-3,5");
+        assert_eq!(lost("0-7", "2-5"), "");
+        assert_eq!(lost("0-1,6", ""), "");
+        // In a container the topmost group is the container's own.
+        tree.put("cpuset.cpus", "0-1\n");
+        assert_eq!(lost("0-7", ""), "");
+    }
+
+    #[test]
+    fn the_root_names_no_exclusive_cpus() {
+        let tree = Tree::new(&[]);
+        let above = ancestors(&tree.group("/a/b/c"));
+        let paths: Vec<&str> = above.iter().map(Group::path).collect();
+        assert_eq!(paths, ["/a", "/a/b"]);
+    }
+}

@@ -1,0 +1,213 @@
+//! The records of a machine while nobody else changes them, or what they say.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Error, Result};
+
+use super::Outside;
+use super::converge::{self, Write};
+use super::obstacle::{self, Obstacle};
+use super::records::{Owner, Records, Target};
+use crate::cgroup::{Group, Hierarchy, partition};
+use crate::cpulist::CpuSet;
+use crate::files::{self, Durability};
+use crate::host::Host;
+use crate::limits;
+use crate::process;
+use crate::refusal::Refusal;
+use crate::text::Shown;
+
+/// The records under their lock.
+pub(super) struct Machine<'a> {
+    host: &'a Host,
+    hierarchy: &'a Hierarchy,
+    pub(super) records: Records,
+    /// The text on disk; `None` where there is none.
+    written: Option<String>,
+    // Unlocked by being closed.
+    _lock: File,
+}
+
+/// Where everything of this room lies: the same for all pool directories.
+pub(super) fn directory(host: &Host) -> PathBuf {
+    host.machine_dir()
+}
+
+pub(super) fn records_path(host: &Host) -> PathBuf {
+    directory(host).join("changes")
+}
+
+pub(super) fn ensure_directory(host: &Host) -> Result<()> {
+    let path = directory(host);
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.with_context(|| format!("make {}", path.display()))?;
+    files::ensure_trusted_way(&path, || host.unknown_root())
+}
+
+/// What is recorded now; nobody is kept from changing it.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn read(host: &Host) -> Result<Records> {
+    let boot_id = process::boot_id(host)?;
+    match files::read_text_if_there(&records_path(host))? {
+        Some(text) => Records::parse(&text, &boot_id),
+        None => Ok(Records::none(&boot_id)),
+    }
+}
+
+impl<'a> Machine<'a> {
+    /// Takes the lock. Owners whose group is gone are forgotten.
+    pub(super) fn open(outside: &Outside<'a>) -> Result<Machine<'a>> {
+        let Outside {
+            host,
+            hierarchy,
+            patience,
+        } = *outside;
+        ensure_directory(host)?;
+        let path = directory(host).join("lock");
+        let lock = files::open_or_make_regular(&path, 0o600)?;
+        files::lock_within(&lock, patience).map_err(|error| {
+            Error::new(error).context(Refusal::new(
+                format!("lock {}", path.display()),
+                "another start, or `pinfold reconcile`, takes long: do it again",
+            ))
+        })?;
+        let path = records_path(host);
+        let boot_id = process::boot_id(host)?;
+        let written = files::read_text_if_there(&path)?;
+        let records = match &written {
+            Some(text) => Records::parse(text, &boot_id)
+                .with_context(|| format!("read {}", path.display()))?,
+            None => Records::none(&boot_id),
+        };
+        let mut machine = Machine {
+            host,
+            hierarchy,
+            records,
+            written,
+            _lock: lock,
+        };
+        let mut living = Vec::new();
+        for owner in std::mem::take(&mut machine.records.owners) {
+            if hierarchy.group(&owner.group)?.inode()? == Some(owner.inode) {
+                living.push(owner);
+            }
+        }
+        machine.records.owners = living;
+        Ok(machine)
+    }
+
+    pub(super) fn forget(&mut self, is_over: impl Fn(&Owner) -> bool) {
+        self.records.owners.retain(|owner| !is_over(owner));
+    }
+
+    /// What is in the way of an owner, as far as can be told before anything is written.
+    pub(super) fn obstacle(&self, group: &Group, owner: &Owner) -> Result<Option<Obstacle>> {
+        let others = self.records.owners.iter();
+        let others = others.filter(|other| other.group != owner.group);
+        let kept = others.fold(CpuSet::new(), |mut kept, other| {
+            kept.extend(&other.cpus);
+            kept
+        });
+        let asked = obstacle::Asked {
+            group,
+            cpus: &owner.cpus,
+            kind: owner.kind,
+            kept: &kept,
+        };
+        obstacle::before(self.host, &asked)
+    }
+
+    /// Is a partition broken, and nothing in its way any more?
+    pub(super) fn may_heal(&self, owner: &Owner) -> Result<bool> {
+        let group = self.hierarchy.group(&owner.group)?;
+        if partition::stands(&group, owner.kind.word(), &owner.cpus)? {
+            return Ok(false);
+        }
+        Ok(self.obstacle(&group, owner)?.is_none()
+            && partition::in_the_way(&group, &owner.cpus)?.is_empty())
+    }
+
+    /// Makes the machine what its live owners want; returns what could not be written. Partitions are made of those owners
+    /// alone that `makes` says.
+    ///
+    /// # Errors
+    /// The records cannot be written: then nothing is changed.
+    pub(super) fn converge(&mut self, makes: impl Fn(&Owner) -> bool) -> Result<Vec<Error>> {
+        let plan = converge::plan(&self.records, &|target| self.now(target), &makes);
+        for Write { target, value } in &plan.foreign {
+            log::warn!(
+                "{target:?} holds {} and not what it was given: it is left as it is",
+                Shown(value)
+            );
+        }
+        self.records.changes = plan.changes;
+        self.save()?;
+        let failed = self.carry_out(&plan.writes);
+        self.records.changes = converge::still_changed(&self.records, &|target| self.now(target));
+        self.save()?;
+        Ok(failed)
+    }
+
+    /// Below a group that was refused its CPUs nothing is tried: what is made there would be invalid at once.
+    fn carry_out(&self, writes: &[Write]) -> Vec<Error> {
+        let mut failed: Vec<(&str, Error)> = Vec::new();
+        for Write { target, value } in writes {
+            let group = target.group();
+            let is_below = |above: &str| group == above || group.starts_with(&format!("{above}/"));
+            if failed.iter().any(|(above, _)| is_below(above)) && value != partition::MEMBER {
+                continue;
+            }
+            if let Err(error) = self.put(target, value) {
+                failed.push((group, error));
+            }
+        }
+        failed.into_iter().map(|(_, error)| error).collect()
+    }
+
+    fn put(&self, target: &Target, value: &str) -> Result<()> {
+        let group = self.hierarchy.group(target.group())?;
+        match target {
+            Target::Exclusive(_) => partition::set_exclusive(&group, value),
+            Target::Partition(path) => {
+                let mut owners = self.records.owners.iter();
+                if let Some(owner) = owners.find(|owner| owner.group == *path) {
+                    partition::set_mask(&group, &owner.cpus)?;
+                }
+                limits::as_admin(|| partition::set_kind(&group, value))
+            }
+        }
+    }
+
+    /// What a target holds; `None` where it is gone, or cannot be read, and so is not to be written.
+    fn now(&self, target: &Target) -> Option<String> {
+        let group = self.hierarchy.group(target.group()).ok()?;
+        let now = match target {
+            Target::Exclusive(_) => partition::exclusive(&group),
+            Target::Partition(_) => partition::state(&group),
+        };
+        now.unwrap_or_else(|error| {
+            log::warn!("{error:#}");
+            None
+        })
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let text = self.records.print()?;
+        let is_new = self.written.is_none() && self.records == Records::none(&self.records.boot_id);
+        if is_new || self.written.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        files::replace(
+            &records_path(self.host),
+            text.as_bytes(),
+            0o600,
+            Durability::Crash,
+        )?;
+        self.written = Some(text);
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! What keeps a partition from being made, and what to do about it.
+
+use std::fmt::{self, Display};
+
+use anyhow::{Error, Result};
+
+use super::records::Owner;
+use crate::cgroup::cpuset::{self, effective_cpus};
+use crate::cgroup::{Group, Version, partition};
+use crate::cpulist::CpuSet;
+use crate::files;
+use crate::host::Host;
+use crate::isolation::Kind;
+use crate::refusal::Refusal;
+use crate::text::{Shown, one_line};
+use crate::topology;
+
+/// Why nobody can be kept off an owner's CPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The reason.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+    /// The name of one that holds for the machine as a whole, as a file can have it.
+    pub of_machine: Option<&'static str>,
+}
+
+impl Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.remedy)
+    }
+}
+
+impl Obstacle {
+    fn of_owner(what: impl Into<String>, remedy: impl Into<String>) -> Obstacle {
+        Obstacle {
+            what: what.into(),
+            remedy: remedy.into(),
+            of_machine: None,
+        }
+    }
+
+    fn of_machine(
+        name: &'static str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Obstacle {
+        Obstacle {
+            of_machine: Some(name),
+            ..Obstacle::of_owner(what, remedy)
+        }
+    }
+}
+
+/// What is to become a partition.
+pub(super) struct Asked<'a> {
+    pub(super) group: &'a Group,
+    pub(super) cpus: &'a CpuSet,
+    pub(super) kind: Kind,
+    /// The CPUs of the partitions that are recorded.
+    pub(super) kept: &'a CpuSet,
+}
+
+/// What keeps partitions from being made on a machine at all, by any group that has the controller: `None` where nothing
+/// is known that does.
+///
+/// # Errors
+/// It cannot be found out.
+pub fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
+    if group.version() == Version::V1 {
+        return Ok(Some(Obstacle::of_machine(
+            "version-1",
+            "cgroup version 1 keeps nobody else off",
+            "boot with version 2, or keep the host off with isolcpus=",
+        )));
+    }
+    if partition::exclusive(group)?.is_none() {
+        return Ok(Some(Obstacle::of_machine(
+            "no-partitions",
+            format!(
+                "Linux {} cannot keep others off a container's CPUs",
+                one_line(&release(host)?)
+            ),
+            "run Linux 6.7 or later, best 7.0 or later",
+        )));
+    }
+    Ok(None)
+}
+
+/// What keeps a group from becoming a partition, as far as can be told before anything is written.
+pub(super) fn before(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
+    if let Some(obstacle) = obstacle(host, asked.group)? {
+        return Ok(Some(obstacle));
+    }
+    let found = [within_another, too_many, at_boot, beside, lost];
+    for find in found {
+        if let Some(obstacle) = find(host, asked)? {
+            return Ok(Some(obstacle));
+        }
+    }
+    Ok(None)
+}
+
+fn within_another(_: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
+    for above in partition::ancestors(asked.group) {
+        if cpuset::is_partition(&above)? {
+            let path = Shown(above.path());
+            return Ok(Some(Obstacle::of_owner(
+                format!("its cgroup is in the partition {path} of somebody else"),
+                "that keeps off whoever is outside: say isolation=none for its pool",
+            )));
+        }
+    }
+    Ok(None)
+}
+
+fn too_many(_: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
+    let top = top_of(asked.group);
+    let Some(all) = effective_cpus(&top)? else {
+        return Ok(None);
+    };
+    Ok(all.is_subset(asked.cpus).then(|| {
+        Obstacle::of_owner(
+            "no CPU would be left for anybody else",
+            "leave CPUs out of exclusive pools (`pinfold pool resize --help`)",
+        )
+    }))
+}
+
+/// Of CPUs that the kernel keeps free from its start on it makes isolated partitions alone.
+fn at_boot(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
+    let isolated = topology::isolated(host)?.intersection(asked.cpus);
+    let is_odd = asked.kind == Kind::Root && !isolated.is_empty();
+    Ok(is_odd.then(|| {
+        Obstacle::of_owner(
+            format!("isolcpus= keeps others off {isolated} already, without balancing load there"),
+            "say isolation=isolated for its pool, or take those CPUs out of isolcpus=",
+        )
+    }))
+}
+
+fn beside(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
+    let release = release(host)?;
+    if !partition::is_broken_by_siblings(&release) || partition::is_alone(asked.group)? {
+        return Ok(None);
+    }
+    let slice = asked.group.parent();
+    let slice = slice.map_or_else(|| "/".to_owned(), |slice| slice.path().to_owned());
+    Ok(Some(Obstacle::of_owner(
+        format!(
+            "on Linux {} another container of {} could break that, and the CPUs be lost",
+            one_line(&release),
+            Shown(&slice)
+        ),
+        "run it by crun, or with `--cgroup-parent pinfold.slice`, or on Linux 7.0 or later",
+    )))
+}
+
+fn lost(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
+    let online = topology::online(host)?;
+    let lost = partition::lost(&top_of(asked.group), &online, asked.kept)?;
+    Ok((!lost.is_empty()).then(|| lost_cpus(&lost)))
+}
+
+/// What is said of CPUs that no group has any more.
+pub fn lost_cpus(lost: &CpuSet) -> Obstacle {
+    Obstacle::of_owner(
+        format!("the kernel has lost the CPUs {lost}: no group has them"),
+        "reboot: nothing else brings them back",
+    )
+}
+
+/// We may not.
+pub(super) fn denied(error: &Error) -> Obstacle {
+    Obstacle::of_machine(
+        "denied",
+        format!("only the machine's root can keep others off ({error:#})"),
+        "run the engine as root",
+    )
+}
+
+/// Why the kernel did not make a partition, or broke it: the group that names its CPUs, where one does.
+pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Error]) -> Result<Obstacle> {
+    let others = partition::in_the_way(group, &owner.cpus)?;
+    if let Some((file, cpus)) = others.first() {
+        return Ok(Obstacle::of_owner(
+            format!("{file} names {cpus}"),
+            "give those CPUs to one of the two, by one tool",
+        ));
+    }
+    if let Some(error) = failed.first() {
+        let Refusal { what, remedy, .. } = Refusal::of(error);
+        return Ok(Obstacle::of_owner(what, remedy));
+    }
+    let path = partition::file(group);
+    let state = partition::state(group)?.unwrap_or_default();
+    // The kernel's word for a lack of CAP_SYS_ADMIN (kernel/cgroup/cpuset.c, `perr_strings`).
+    if state.ends_with("(Enable partition not permitted)") {
+        return Ok(Obstacle::of_machine(
+            "denied",
+            "the kernel lets nobody without CAP_SYS_ADMIN keep others off",
+            "run the engine as root, outside of containers",
+        ));
+    }
+    let cpus = effective_cpus(group)?.unwrap_or_default();
+    Ok(Obstacle::of_owner(
+        format!("{} says {} of {cpus}", path.display(), Shown(&state)),
+        "look who else sets cpuset.cpus or cpuset.cpus.exclusive of the groups above it",
+    ))
+}
+
+fn release(host: &Host) -> Result<String> {
+    Ok(files::read(&host.kernel_release())?.trim().to_owned())
+}
+
+fn top_of(group: &Group) -> Group {
+    let mut top = group.clone();
+    while let Some(above) = top.parent() {
+        top = above;
+    }
+    top
+}
