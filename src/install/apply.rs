@@ -1,4 +1,4 @@
-//! Writing what was planned.
+//! Writes the changes of a plan.
 
 use std::path::Path;
 
@@ -8,18 +8,18 @@ use super::{FileChange, Plan};
 use crate::files::{self, Durability};
 use crate::refusal::Refusal;
 
-/// The mode of files that were not there.
+/// The mode of new files.
 const NEW_FILE_MODE: u32 = 0o644;
 
-/// Carries out a plan; where a change fails, it and those before it are taken back.
+/// Makes a plan's changes. If one fails, it and the earlier ones are undone.
 ///
 /// # Errors
-/// The first that failed.
+/// The first change that failed.
 pub fn apply(plan: &Plan) -> Result<()> {
     let changes = &plan.changes;
     for (index, change) in changes.iter().enumerate() {
         if let Err(error) = make(change) {
-            // What was written, and could not be synced, is there all the same.
+            // A file that was written but could not be synced has changed all the same.
             let made = index + usize::from(is_made(change));
             if let Err(undo) = undo(&changes[..made]) {
                 log::error!("take back what was written: {undo:#}");
@@ -33,11 +33,11 @@ pub fn apply(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Takes changes back, the last first. Where one stays, those before it do: what a file was before
-/// is kept as long as it is another.
+/// Undoes changes, the last first. If one cannot be undone, the earlier ones stay: a file's backup
+/// must exist as long as the file differs from it.
 ///
 /// # Errors
-/// The first that failed.
+/// The first change that could not be undone.
 fn undo(changes: &[FileChange]) -> Result<()> {
     let mut first_error = Ok(());
     for change in changes.iter().rev() {
@@ -57,7 +57,7 @@ fn undo(changes: &[FileChange]) -> Result<()> {
     first_error
 }
 
-/// Is a file what a change makes of it, as far as can be told?
+/// Does the file hold what the change writes, as far as can be told?
 fn is_made(change: &FileChange) -> bool {
     files::read_text_if_there(&change.path).is_ok_and(|text| text == change.after)
 }
@@ -95,8 +95,8 @@ fn make(change: &FileChange) -> Result<()> {
     )
 }
 
-/// Removes what an install that was killed left beside this file: CRI-O reads each file of its
-/// directory, whatever its name.
+/// Removes the temporary files that a killed install left beside this file: CRI-O reads every file
+/// of its directory, whatever its name.
 fn remove_leftovers(path: &Path) {
     let name = path.file_name().and_then(|name| name.to_str());
     let (Some(dir), Some(name)) = (path.parent(), name) else {

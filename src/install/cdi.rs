@@ -1,5 +1,6 @@
-//! The CDI file: a device for each pool, so it is written anew whenever the pools change. While there are no pools there is
-//! no file, for CDI takes one without devices for an error; what stands in for it is not read by engines.
+//! The CDI file, with a device for each pool; it is rewritten whenever the pools change. CDI
+//! refuses a file without devices, so while there are no pools a stand-in that engines do not read
+//! keeps the file's settings.
 
 use std::path::Path;
 
@@ -19,13 +20,13 @@ use crate::refusal::Refusal;
 use crate::request::is_pool_name;
 
 const CDI_FILE: &str = "/etc/cdi/pinfold.json";
-/// What the stand-in's name has more than the file's: engines read `.json` and `.yaml` (CDI's SPEC.md).
+/// Suffix of the stand-in. Engines read only `.json` and `.yaml` (CDI's SPEC.md).
 const STAND_IN: &str = ".without-pools";
 
-/// The engines that use devices without being told to.
+/// The engines that use CDI devices by default.
 const USERS: [Engine; 2] = [Engine::Podman, Engine::Docker];
 
-/// The file, and what stands in for it.
+/// The CDI file and its stand-in.
 struct CdiFiles {
     live: FileNow,
     stand_in: FileNow,
@@ -40,7 +41,7 @@ impl CdiFiles {
         })
     }
 
-    /// How the hooks of the file are run, or were while there were pools; `None` where there is neither.
+    /// How the file's hooks are run, or the stand-in's; `None` if neither file is there.
     fn hooks(&self) -> Result<Option<Hooks>> {
         for found in [&self.live, &self.stand_in] {
             let Some(text) = &found.text else {
@@ -58,7 +59,7 @@ impl CdiFiles {
         Ok(None)
     }
 
-    /// What makes it the file of these devices.
+    /// The changes that make the file hold these devices.
     fn become_devices(&self, devices: &[Devices], hooks: &Hooks) -> Vec<FileChange> {
         let live = file(devices, hooks);
         let stand_in = live.is_none().then(|| hooks.stand_in());
@@ -75,21 +76,21 @@ impl CdiFiles {
     }
 }
 
-/// How it stands with the devices.
+/// The state of the CDI devices.
 #[derive(Debug, PartialEq, Eq)]
 pub enum CdiState {
-    /// There are some, and they run this program.
+    /// There are devices, and their hooks run this program.
     There(String),
-    /// They come back with the first pool.
+    /// There are no pools: the devices come back with the first pool.
     WithoutPools,
-    /// There are pools and none of them, and these engines could use some.
+    /// There is no CDI file; these engines could use one.
     Missing(Vec<Engine>),
 }
 
-/// Plans the file for the pools that there are.
+/// Plans the CDI file for the present pools.
 ///
 /// # Errors
-/// Pools that cannot be read; a file that is not ours, or that is of another pool directory.
+/// The pools cannot be read; the file is not ours, or serves another pool directory.
 pub fn plan_cdi(site: &Site, place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     let files = CdiFiles::at(place)?;
     let hooks = Hooks {
@@ -120,10 +121,10 @@ pub fn plan_cdi(site: &Site, place: &Place<'_>, programs: &Programs) -> Result<P
     Ok(plan)
 }
 
-/// Plans its removal.
+/// Plans the CDI file's removal.
 ///
 /// # Errors
-/// A file that is not ours.
+/// The file is not ours.
 pub fn plan_cdi_removal(place: &Place<'_>) -> Result<Plan> {
     let files = CdiFiles::at(place)?;
     files.hooks()?;
@@ -144,11 +145,11 @@ pub fn plan_cdi_removal(place: &Place<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Plans the devices that come with the install of an engine: where there are pools and no file yet. One that is there
-/// becomes what the pools are.
+/// Plans the CDI devices that an engine's install brings: writes the file if there are pools, and
+/// updates a file that is there.
 ///
 /// # Errors
-/// Pools, or a file of ours, that cannot be read.
+/// The pools, or our CDI file, cannot be read.
 pub fn plan_engine_devices(
     site: &Site,
     engine: Engine,
@@ -185,20 +186,21 @@ pub fn plan_engine_devices(
     Ok(plan)
 }
 
-/// docker can have been told to have none.
+/// Does the engine use CDI devices? docker's configuration can turn them off.
 fn is_wanted_by(engine: Engine, place: &Place<'_>) -> bool {
     let wiring = docker_wiring(place);
     engine != Engine::Docker || wiring.is_ok_and(|wiring| wiring.cdi != Some(false))
 }
 
-/// Plans that the devices go that came with the install of an engine, unless another has a use for them.
+/// Plans the removal of the devices that an engine's install brought, unless another engine uses
+/// them.
 ///
 /// # Errors
-/// A file of ours that cannot be read.
+/// Our CDI file cannot be read.
 pub fn plan_engine_devices_removal(host: &Host, engine: Engine) -> Result<Plan> {
     let mut plan = Plan::default();
     let files = CdiFiles::at(&Place::default_on(host))?;
-    // Somebody else's stays.
+    // A file that `pinfold cdi` or somebody else wrote stays.
     let came_along = files
         .hooks()
         .is_ok_and(|hooks| hooks.is_some_and(|hooks| hooks.by_install));
@@ -209,20 +211,22 @@ pub fn plan_engine_devices_removal(host: &Host, engine: Engine) -> Result<Plan> 
     Ok(plan)
 }
 
-/// Writes the file anew if there is one of these pools, or an engine that has a use for it: they have changed.
+/// Rewrites the CDI file after the pools changed, if it serves these pools or an engine could use
+/// it.
 ///
 /// # Errors
-/// It cannot be read or written.
+/// The file cannot be read or written.
 pub fn refresh_cdi(site: &Site) -> Result<()> {
     plan_refresh(site, &Place::default_on(&site.host))
         .and_then(|plan| apply(&plan))
         .context("the pools have changed, and their CDI devices have not")
 }
 
-/// What writing it anew would change; nothing where there is none of these pools, and no engine has a use for it.
+/// What [`refresh_cdi`] would change: nothing if no file serves these pools and no engine could use
+/// one.
 ///
 /// # Errors
-/// It, or the pools, cannot be read.
+/// The file or the pools cannot be read.
 pub fn plan_refresh(site: &Site, place: &Place<'_>) -> Result<Plan> {
     let files = CdiFiles::at(place)?;
     let mut plan = Plan::default();
@@ -239,7 +243,7 @@ pub fn plan_refresh(site: &Site, place: &Place<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// How it stands with the devices.
+/// The state of the CDI devices.
 ///
 /// # Errors
 /// The file cannot be read, or is not ours.
@@ -256,8 +260,8 @@ pub fn cdi_state(place: &Place<'_>) -> Result<CdiState> {
     })
 }
 
-/// The engines that know Pinfold and use devices, and the program that each runs of ours. One whose files cannot be read
-/// has none: `check` tells.
+/// The engines that know Pinfold and use CDI devices, and the `pinfold` that each runs. An engine
+/// whose files cannot be read is left out: `check` reports it.
 fn users(host: &Host) -> Vec<(Engine, String)> {
     let place = Place::default_on(host);
     let beside = |shim: &str| {
@@ -283,8 +287,8 @@ fn users(host: &Host) -> Vec<(Engine, String)> {
         .collect()
 }
 
-/// How the hooks of devices for these pools are run, where an engine has a use for them. Only for the pools that engines
-/// are given by themselves: those of the configuration file, or at the default place.
+/// The hooks for the devices of these pools, if an engine could use them. `None` unless these are
+/// the pools that engines use by default: those of the configuration file, or at the default place.
 fn wanted(site: &Site) -> Option<Hooks> {
     let (_, pinfold) = users(&site.host).into_iter().next()?;
     let default = site.host.default_conf_dir();
@@ -304,7 +308,7 @@ fn wanted(site: &Site) -> Option<Hooks> {
     })
 }
 
-/// None where there is no pool directory yet.
+/// The device of each pool; none if there is no pool directory yet.
 fn devices(site: &Site) -> Result<Vec<Devices>> {
     if files::entry_if_there(&site.conf_dir)?.is_none() {
         return Ok(Vec::new());
@@ -326,7 +330,8 @@ fn devices(site: &Site) -> Result<Vec<Devices>> {
     Ok(devices)
 }
 
-/// Is a file of these pools? Its hooks' options say so, and without any they are those at the default place.
+/// Does a CDI file serve these pools? Its hooks' `--conf-dir` tells; without the option they are
+/// the default ones.
 fn is_of(site: &Site, hooks: &Hooks) -> bool {
     let mut options = hooks.options.iter();
     let named = options

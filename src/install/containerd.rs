@@ -1,4 +1,4 @@
-//! containerd: a file that others write too, and that imports others.
+//! containerd: a configuration file that others write too, and that imports others.
 
 use std::path::Path;
 
@@ -11,10 +11,11 @@ use crate::host::Host;
 
 const CONFIG_TOML: &str = "/etc/containerd/config.toml";
 
-/// containerd's configuration files in the order in which it reads them: the main one, then what each imports.
+/// containerd's configuration files in the order in which it reads them: the main one, then what
+/// each imports.
 #[derive(Debug)]
 pub struct Configuration {
-    /// Each file as containerd sees it; the main one is first, and may not be there.
+    /// Each file as containerd sees it; the main one is first, and may be missing.
     pub files: Vec<ContainerdFile>,
     found: Vec<FileNow>,
 }
@@ -29,7 +30,7 @@ impl Configuration {
 /// Reads containerd's configuration.
 ///
 /// # Errors
-/// A file that cannot be read, is no TOML, or is of a version that is not known.
+/// A file cannot be read, is no TOML, or has an unknown version.
 pub fn configuration(place: &Place<'_>) -> Result<Configuration> {
     let main = place.engine_config(CONFIG_TOML);
     let mut pending = vec![main.to_owned()];
@@ -66,7 +67,7 @@ pub fn configuration(place: &Place<'_>) -> Result<Configuration> {
     Ok(configuration)
 }
 
-/// The paths that an import means: one, or with a `*` those that are there, sorted.
+/// The paths that an import names: one, or for a `*` those that exist, sorted.
 fn paths_of(host: &Host, importer: &str, import: &str) -> Result<Vec<String>> {
     let dir = importer.rsplit_once('/').map_or("", |(dir, _)| dir);
     let path = if import.starts_with('/') {
@@ -102,19 +103,25 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     }
     plan.changes.extend(found.become_text(Some(after)));
     if configuration.files.iter().any(ContainerdFile::disables_cri) {
-        plan.remarks.push("disabled_plugins turns the CRI plugin off: Kubernetes cannot use containerd until it is taken out of that list".to_owned());
+        plan.remarks.push(
+            "disabled_plugins turns the CRI plugin off: Kubernetes cannot use \
+             containerd until it is taken out of that list"
+                .to_owned(),
+        );
     }
     let main = &configuration.files[0];
     let mut globs = main.imports();
     globs.retain(|import| import.contains('*') && !import.starts_with('/'));
     if let Some(glob) = globs.first().filter(|_| index > 0) {
         plan.remarks.push(format!(
-            "imports names {glob:?}, which containerd 1.6 does not find: give it its absolute path, if you have that version"
+            "imports names {glob:?}, which containerd 1.6 does not find: give it its absolute \
+             path, if you have that version"
         ));
     }
     if configuration.files[index].version() == 1 {
         plan.remarks.push(format!(
-            "{} is of version 1, from which containerd 2 takes no handlers: `containerd config migrate` prints a newer one",
+            "{} is of version 1, from which containerd 2 takes no handlers: `containerd config \
+             migrate` prints a newer one",
             found.path.display()
         ));
     }
@@ -141,7 +148,8 @@ pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
         let before = parsed.unwrap_or_default();
         let mut files = configuration.files.clone();
         files[index] = before.clone();
-        // Only if the same file would decide, has it been ours to write.
+        // The file is as we wrote it only if an install would write this file again, with this
+        // text.
         let is_as_we_wrote_it =
             deciding(&files) == index && add(&files, &shim).is_ok_and(|written| written == *text);
         let left = ContainerdFile::parse(&without, Some(file.version()))?;

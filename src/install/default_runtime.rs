@@ -1,4 +1,4 @@
-//! Which runtime an engine uses by itself: what `pinfold-runtime` stands in for.
+//! The runtime that an engine uses by default, for which `pinfold-runtime` stands in.
 
 use std::path::PathBuf;
 
@@ -10,11 +10,11 @@ use crate::engines::{Engine, SHIM, docker};
 use crate::files;
 use crate::host::Host;
 
-/// The runtime that an engine's files name for containers that name none, ours left out; or the one that is built into it.
-/// `None` where that is not there.
+/// The default runtime in an engine's files, ours left out; else the engine's built-in one. `None`
+/// if that program is not there.
 ///
 /// # Errors
-/// Files that cannot be read, or are not in the engine's form.
+/// The files cannot be read, or are not in the engine's form.
 pub fn default_runtime(place: &Place<'_>, engine: Engine) -> Result<Option<PathBuf>> {
     let named = match engine {
         Engine::Podman => podman_files(place)?.all.runtimes_without_ours(),
@@ -37,7 +37,7 @@ pub fn default_runtime(place: &Place<'_>, engine: Engine) -> Result<Option<PathB
     Ok(named.iter().find_map(|name| program(place.host, name)))
 }
 
-/// A program by its path or its name, if it is there and is not the shim.
+/// A program by its path or its name, if it exists and is not the shim.
 fn program(host: &Host, named: &str) -> Option<PathBuf> {
     if !named.contains('/') {
         return host.program(named);

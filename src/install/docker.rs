@@ -1,4 +1,4 @@
-//! docker: one file that others write too.
+//! docker: a configuration file that others write too.
 
 use std::process::Command;
 use std::time::Duration;
@@ -14,15 +14,15 @@ use crate::text::one_line;
 
 const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 
-/// How long dockerd may take to look at a file.
+/// How long dockerd may take to validate a file.
 const VALIDATE_WITHIN: Duration = Duration::from_secs(30);
-/// The mode of what it is shown: a configuration can hold secrets.
+/// The mode of the file that dockerd validates: a configuration can hold secrets.
 const PRIVATE: u32 = 0o600;
 
-/// The path of docker's configuration file, and what is in it.
+/// The path and the content of docker's configuration file.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn daemon_json(place: &Place<'_>) -> Result<(String, String)> {
     let found = find(place)?;
     Ok((
@@ -31,7 +31,7 @@ pub fn daemon_json(place: &Place<'_>) -> Result<(String, String)> {
     ))
 }
 
-/// What docker's configuration says of ours.
+/// What docker's configuration says of Pinfold.
 pub(super) fn wiring(place: &Place<'_>) -> Result<Wiring> {
     docker::read(&find(place)?.text.unwrap_or_default())
 }
@@ -59,7 +59,8 @@ pub(super) fn plan(place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     plan.changes.extend(found.become_text(Some(after.clone())));
     if docker::read(&after)?.cdi == Some(false) {
         plan.remarks.push(format!(
-            "features.cdi is false in {}: `docker run --device pinfold.io/…` will not work, the runtime will",
+            "features.cdi is false in {}: `docker run --device pinfold.io/…` will not work, the \
+             runtime will",
             found.path.display()
         ));
     }
@@ -92,8 +93,8 @@ pub(super) fn plan_removal(place: &Place<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Asks docker's daemon whether it would start with this text, where it is there and knows the question (dockerd(8),
-/// `--validate`, from version 23).
+/// Asks dockerd whether it would start with this text, if dockerd is installed and knows
+/// `--validate` (dockerd(8), from version 23).
 fn validate(place: &Place<'_>, text: &str) -> Result<()> {
     let dockerd = place.host.program(Engine::Docker.program());
     let Some(dockerd) = dockerd.filter(|_| place.host.is_running_root()) else {
@@ -102,7 +103,7 @@ fn validate(place: &Place<'_>, text: &str) -> Result<()> {
     let dir = tempfile::tempdir().context("make a directory for what dockerd is to look at")?;
     let file = dir.path().join("daemon.json");
     files::replace(&file, text.as_bytes(), PRIVATE, Durability::Crash)?;
-    // It answers on standard error.
+    // dockerd answers on standard error.
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" --validate --config-file \"$1\" 2>&1"]);
     let answer = child::ask(command.arg(&dockerd).arg(&file), VALIDATE_WITHIN)

@@ -1,4 +1,4 @@
-//! podman and CRI-O: hook files, and a drop-in file that is ours alone.
+//! podman and CRI-O: hook files, and a drop-in file of our own.
 
 use std::path::Path;
 
@@ -11,49 +11,51 @@ use crate::host::Host;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// podman's files, in the order in which it reads them; the directory's files come sorted.
+/// podman's files, in the order in which it reads them; then come the directory's files, sorted.
 const PODMAN_FILES: [&str; 2] = [
     "/usr/share/containers/containers.conf",
     "/etc/containers/containers.conf",
 ];
 const PODMAN_DIR: &str = "/etc/containers/containers.conf.d";
-/// The last by name, as far as that can be said: the lists of a later one would replace ours.
+/// Our drop-in. It has to be the last by name: a later file's lists would replace ours.
 const PODMAN_DROP_IN: &str = "/etc/containers/containers.conf.d/99-pinfold.conf";
 
 const CRIO_FILES: [&str; 1] = ["/etc/crio/crio.conf"];
 const CRIO_DIR: &str = "/etc/crio/crio.conf.d";
 const CRIO_DROP_IN: &str = "/etc/crio/crio.conf.d/99-pinfold.conf";
-/// A directory of our own: podman and CRI-O read the same default directory, and our files name the engine.
+/// Our own hook directory: podman and CRI-O read the same default directory, and our hook files
+/// name one engine.
 const CRIO_HOOKS_DIR: &str = "/etc/pinfold/crio-hooks.d";
 
-/// What the first line of a drop-in file of ours begins with.
+/// The beginning of the first line of our drop-in files.
 const OURS: &str = "# By `pinfold install ";
 
 /// An engine's configuration as it stands.
 #[derive(Debug)]
 pub struct EngineFiles<S> {
-    /// What the files that are read before our drop-in come to.
+    /// The settings of the files that are read before our drop-in.
     pub before: S,
-    /// What all of them come to.
+    /// The settings of all files.
     pub all: S,
-    /// Our drop-in, and what is in it.
+    /// Our drop-in, which may be missing.
     drop_in: FileNow,
-    /// What a killed install left half-written beside it.
+    /// Temporary files that a killed install left beside the drop-in.
     leftovers: Vec<FileNow>,
 }
 
 impl<S> EngineFiles<S> {
-    /// What is in our drop-in file; `None` where it is not there.
+    /// The text of our drop-in; `None` if it is missing.
     pub fn drop_in(&self) -> Option<&str> {
         self.drop_in.text.as_deref()
     }
 
-    /// What a killed install left half-written beside our drop-in: CRI-O reads whatever is in its directory.
+    /// The temporary files that a killed install left beside our drop-in: CRI-O reads every file of
+    /// its directory.
     pub fn leftovers(&self) -> impl Iterator<Item = &Path> {
         self.leftovers.iter().map(|found| found.path.as_path())
     }
 
-    /// Our drop-in with another content, or without any; half-written ones go.
+    /// The changes that give our drop-in this text, or remove it, and that remove leftovers.
     fn changes(&self, text: Option<String>) -> Result<Vec<FileChange>> {
         let leftovers = self
             .leftovers
@@ -67,7 +69,7 @@ impl<S> EngineFiles<S> {
 /// podman's configuration.
 ///
 /// # Errors
-/// A file that cannot be read, or is not in podman's form.
+/// A file cannot be read, or is not in podman's form.
 pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::PodmanSettings>> {
     let mut layers = vec![Layer {
         files: PODMAN_FILES.map(str::to_owned).to_vec(),
@@ -92,7 +94,7 @@ pub fn podman_files(place: &Place<'_>) -> Result<EngineFiles<podman::PodmanSetti
 /// CRI-O's configuration.
 ///
 /// # Errors
-/// A file that cannot be read, or is not in CRI-O's form.
+/// A file cannot be read, or is not in CRI-O's form.
 pub fn crio_files(place: &Place<'_>) -> Result<EngineFiles<crio::CrioSettings>> {
     let sources = Sources {
         layers: vec![Layer {
@@ -105,19 +107,19 @@ pub fn crio_files(place: &Place<'_>) -> Result<EngineFiles<crio::CrioSettings>> 
     sources.read(place.host, crio::CrioSettings::read)
 }
 
-/// Files, and a directory of further ones that are read after them, by name.
+/// Files, and a directory whose files are read after them, by name.
 struct Layer {
     files: Vec<String>,
     dir: String,
 }
 
-/// Where an engine's configuration comes from, in the order in which it reads it.
+/// The files of an engine's configuration, in the order in which it reads them.
 struct Sources<'a> {
-    /// The machine's, and then a user's.
+    /// The machine's files, and then a user's.
     layers: Vec<Layer>,
-    /// What the names in directories end in.
+    /// The suffix of the files that are read in a directory.
     suffix: &'a str,
-    /// Ours, in the last directory or anywhere else.
+    /// The path of our drop-in, in the last directory or anywhere else.
     drop_in: &'a str,
 }
 
@@ -178,7 +180,8 @@ pub(super) fn plan_podman(place: &Place<'_>, programs: &Programs) -> Result<Plan
     let hooks_dir = place.hooks_dir.clone().or(own);
     let hooks_dir = hooks_dir.unwrap_or_else(|| files.before.hooks_dir());
     let mut plan = plan_hooks(place, &hooks_dir, programs, Engine::Podman)?;
-    // The shim takes its settings from the machine's configuration file, whose pools are not a user's.
+    // The shim takes its settings from the machine's configuration file, which does not name a
+    // user's pools.
     let shim = programs.shim.as_deref().filter(|_| place.user.is_none());
     if shim.is_some() {
         plan.remarks.extend(namesake(&files.before.shim));
@@ -214,7 +217,7 @@ pub(super) fn plan_podman_removal(place: &Place<'_>) -> Result<Plan> {
         dirs.extend(place.hooks_dir.clone());
         return plan_hooked_removal(place.host, &dirs, &files);
     };
-    // The machine's own stay.
+    // Hook files in the machine's own directories stay.
     let dirs = [Some(user.hooks_dir()), place.hooks_dir.clone()];
     let dirs: Vec<String> = dirs.into_iter().flatten().collect();
     let mut plan = plan_hooked_removal(place.host, &dirs, &files)?;
@@ -238,12 +241,13 @@ pub(super) fn plan_crio_removal(place: &Place<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// What to know where another file names somebody else's runtime as we do.
+/// A remark if another file gives our runtime's name to somebody else's runtime.
 fn namesake<S: AsRef<str>>(programs: impl IntoIterator<Item = S>) -> Option<String> {
     let mut others = programs.into_iter().filter(|path| !is_shim(path.as_ref()));
     others.next().map(|path| {
         format!(
-            "another file has a runtime {RUNTIME} that is {}: ours takes its place until `pinfold uninstall`",
+            "another file has a runtime {RUNTIME} that is {}: ours takes its place until `pinfold \
+             uninstall`",
             Shown(path.as_ref())
         )
     })
@@ -253,7 +257,8 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
     let mut plan = Plan::default();
     if programs.shim.is_none() && place.user.is_none() {
         plan.remarks.push(format!(
-            "there is no {SHIM} beside {}: hooks pin containers, and the runtime {RUNTIME} is not set up",
+            "there is no {SHIM} beside {}: hooks pin containers, and the runtime {RUNTIME} is not \
+             set up",
             programs.pinfold
         ));
     }
@@ -266,7 +271,7 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
             ));
         }
         let text = hooks::file(stage, &programs.pinfold, engine, &place.hook_options);
-        // One that a package brought, or that was written by hand, comes back.
+        // A hook file that a package or a person wrote is kept, and comes back.
         if found.text.is_some() && !is_by_install(&found) {
             plan.changes.extend(found.keep_backup()?);
         }
@@ -275,7 +280,7 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
     Ok(plan)
 }
 
-/// The program of the hook files of ours that podman reads.
+/// The program that our hook files for podman run.
 pub(super) fn podman_hook(place: &Place<'_>, settings: &podman::PodmanSettings) -> Option<String> {
     let (_, name) = hooks::FILES[0];
     let dirs = settings.hooks_dirs().into_iter().rev();
@@ -302,7 +307,8 @@ fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) 
                 plan.changes.extend(found.drop_needless_backup()?);
                 if is_hook_of_ours(&found) {
                     plan.remarks.push(format!(
-                        "{} is not of `pinfold install`, and stays: containers are pinned until it is gone",
+                        "{} is not of `pinfold install`, and stays: containers are pinned until it \
+                         is gone",
                         found.path.display()
                     ));
                 }
@@ -318,13 +324,14 @@ fn is_hook_of_ours(found: &FileNow) -> bool {
     matches!(parsed, Some(Ok(Some(file))) if file.is_ours())
 }
 
-/// Did `pinfold install` write it? It always names the engine; the files of `make install` and of packages do not.
+/// Did `pinfold install` write this hook file? Its files name the engine; those of `make install`
+/// and of packages do not.
 fn is_by_install(found: &FileNow) -> bool {
     let parsed = found.text.as_deref().map(hooks::HookFile::parse);
     matches!(parsed, Some(Ok(Some(file))) if file.is_ours() && file.engine().is_some())
 }
 
-/// Our drop-in file, if it is ours.
+/// Our drop-in; refuses one that somebody else wrote.
 fn ours(drop_in: &FileNow) -> Result<&FileNow> {
     match &drop_in.text {
         Some(text) if !text.starts_with(OURS) => bail!(Refusal::new(

@@ -1,5 +1,5 @@
-//! Telling container engines of Pinfold, and taking that back: which of their files have to change to what. Everything is
-//! planned before the first file is written.
+//! Tells container engines of Pinfold, and takes that back: which of their files change, and to
+//! what. Everything is planned before the first file is written.
 
 mod apply;
 mod cdi;
@@ -34,7 +34,7 @@ use crate::host::Host;
 use crate::refusal::Refusal;
 use crate::text::shell_word;
 
-/// What a file was before the first install is kept beside it under its name and this.
+/// Suffix of the backup of a file as it was before the first install.
 const BACKUP: &str = ".before-pinfold";
 
 /// Where the engine and our programs are. Paths are as the engine sees them, below the host's root.
@@ -42,42 +42,42 @@ const BACKUP: &str = ".before-pinfold";
 pub struct Place<'a> {
     /// The machine.
     pub host: &'a Host,
-    /// The engine's configuration file, or our drop-in file, where it is not at its default place.
+    /// The engine's configuration file, or our drop-in; `None` for the default place.
     pub engine_config: Option<String>,
-    /// The directory for hook files, where it is to be another than the engine's configuration says.
+    /// The directory for hook files; `None` for the one that the engine's configuration names.
     pub hooks_dir: Option<String>,
-    /// Whose podman it is, where it runs without root.
+    /// The user whose rootless podman it is; `None` for the machine's engines.
     pub user: Option<User>,
-    /// Options for the hooks; the shim takes its settings from the configuration file alone.
+    /// Options for the hooks; the shim reads the configuration file alone.
     pub hook_options: Vec<String>,
 }
 
-/// What is to be done, or was.
+/// What to change, or what was changed.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// The files that change; none where everything is as it should be.
+    /// The files to change; none if everything is in place.
     pub changes: Vec<FileChange>,
-    /// Directories of ours, which go when they are empty.
+    /// Directories of ours to remove if they are empty.
     pub directories: Vec<PathBuf>,
-    /// What whoever installs has to know: a sentence each.
+    /// What whoever installs has to know, one sentence each.
     pub remarks: Vec<String>,
 }
 
-/// One file that changes.
+/// The change of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileChange {
     /// The file, below the host's root, with symbolic links followed.
     pub path: PathBuf,
-    /// What is in it; `None` where it is not there.
+    /// The text now; `None` if the file is missing.
     pub before: Option<String>,
-    /// What is to be in it; `None` where it is to go.
+    /// The text to write; `None` to remove the file.
     pub after: Option<String>,
-    /// The file whose mode and owner it gets where it is not there.
+    /// The file whose mode and owner a new file gets.
     pub like: Option<PathBuf>,
 }
 
 impl Plan {
-    /// Takes what is to be done besides.
+    /// Adds another plan to this one.
     pub fn and(&mut self, other: Plan) {
         self.changes.extend(other.changes);
         self.directories.extend(other.directories);
@@ -89,10 +89,10 @@ impl Plan {
     }
 }
 
-/// Plans what makes an engine know our programs.
+/// Plans the changes that make an engine use our programs.
 ///
 /// # Errors
-/// A file that cannot be read or is not in the engine's form: nothing is then changed.
+/// A file cannot be read or is not in the engine's form: nothing is changed then.
 pub fn plan(engine: Engine, place: &Place<'_>, programs: &Programs) -> Result<Plan> {
     match engine {
         Engine::Podman => hooked::plan_podman(place, programs),
@@ -102,8 +102,8 @@ pub fn plan(engine: Engine, place: &Place<'_>, programs: &Programs) -> Result<Pl
     }
 }
 
-/// Plans what makes an engine forget them. What we wrote and nobody changed since gets back what it was, to the last
-/// byte; of other files only what is ours is taken out.
+/// Plans the changes that make an engine forget our programs. A file that nobody changed since we
+/// wrote it gets back its former text, to the last byte; other files lose only our part.
 ///
 /// # Errors
 /// Those of [`plan`]; and an engine that could not start its containers any more.
@@ -117,10 +117,12 @@ pub fn plan_removal(engine: Engine, place: &Place<'_>) -> Result<Plan> {
 }
 
 impl Programs {
-    /// Our programs in a directory, as the engine sees it; or beside the one that runs now.
+    /// Our programs in a directory, as the engine sees it; by default in the directory of the
+    /// running one.
     ///
     /// # Errors
-    /// One that is not there, that cannot be executed, or that others than root can change: engines run it as root.
+    /// A program is missing, cannot be executed, or can be changed by others than root, who runs
+    /// it.
     pub fn find(host: &Host, bin_dir: Option<&Path>) -> Result<Programs> {
         let dir = match bin_dir {
             Some(dir) => dir.to_owned(),
@@ -146,7 +148,7 @@ impl Programs {
         })
     }
 
-    /// The shim, for engines that have no hooks.
+    /// The path of the shim, for engines that have no hooks.
     fn shim(&self) -> Result<&str> {
         let shim = self.shim.as_deref().ok_or_else(|| {
             Refusal::new(
@@ -158,8 +160,8 @@ impl Programs {
     }
 }
 
-/// How a file of others makes room for ours: out of its directory, of which CRI-O reads every file,
-/// and over no other.
+/// How to make room for our file where somebody else's is: move theirs out of the directory, of
+/// which CRI-O reads every file, and over no other file.
 fn move_away(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let above = path.parent().and_then(Path::parent).unwrap_or(path);
@@ -170,7 +172,7 @@ fn move_away(path: &Path) -> String {
     format!("move it away: `mv --backup=numbered {from} {to}`")
 }
 
-/// Is this a program that an engine can run, and that root can trust?
+/// Checks that an engine can run this program, and that root can trust it.
 pub fn check_program(host: &Host, path: &str) -> Result<()> {
     ensure!(path.starts_with('/'), "{path} is not an absolute path");
     let real = host
@@ -204,7 +206,7 @@ fn is_executable(metadata: &std::fs::Metadata) -> bool {
 }
 
 impl<'a> Place<'a> {
-    /// Everything where engines have it.
+    /// The default places of an engine of the machine.
     pub fn default_on(host: &'a Host) -> Place<'a> {
         Place {
             host,
@@ -215,7 +217,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// The same for whoever runs this: an ordinary user's podman reads the user's files as well.
+    /// The default places for whoever runs this: an ordinary user's podman reads the user's files
+    /// as well.
     pub fn own_on(host: &'a Host) -> Place<'a> {
         let user = User::is_meant(host).then(|| User::of_environment().ok());
         Place {
@@ -229,7 +232,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// A file as it is now.
+/// A file and its present content.
 #[derive(Debug, Clone)]
 struct FileNow {
     path: PathBuf,
@@ -237,7 +240,7 @@ struct FileNow {
 }
 
 impl FileNow {
-    /// Reads a file, by its path as the engine sees it.
+    /// Reads a file; `path` is as the engine sees it.
     fn at(host: &Host, path: &str) -> Result<FileNow> {
         let path = host
             .resolve(path)
@@ -256,7 +259,7 @@ impl FileNow {
         files::read_text_if_there(&self.backup())
     }
 
-    /// The change that gives it another content, if it is another.
+    /// The change that gives the file this text; `None` if it has it.
     fn become_text(&self, after: Option<String>) -> Option<FileChange> {
         let change = FileChange {
             path: self.path.clone(),
@@ -267,7 +270,7 @@ impl FileNow {
         (change.before != change.after).then_some(change)
     }
 
-    /// The change that keeps what it is now beside it.
+    /// The change that makes a backup of the present text.
     fn keep_backup(&self) -> Result<Option<FileChange>> {
         let change = FileChange {
             path: self.backup(),
@@ -278,22 +281,23 @@ impl FileNow {
         Ok((change.before != change.after).then_some(change))
     }
 
-    /// What to know where somebody else's runtime has gone by our name.
+    /// A remark that somebody else's runtime of our name is in the backup.
     fn namesake_is_kept(&self) -> String {
         format!(
-            "{} had a runtime of another kind called {RUNTIME}: ours takes its place until `pinfold uninstall`, and {} has it",
+            "{} had a runtime of another kind called {RUNTIME}: ours takes its place until \
+             `pinfold uninstall`, and {} has it",
             self.path.display(),
             self.backup().display()
         )
     }
 
-    /// The change that removes that copy where the file is the same: an install was killed after it was made.
+    /// Removes the backup if it equals the file: an install was killed right after making it.
     fn drop_needless_backup(&self) -> Result<Option<FileChange>> {
         let is_needless = self.backup_text()? == self.text;
         Ok(self.drop_backup()?.filter(|_| is_needless))
     }
 
-    /// The change that removes that copy.
+    /// The change that removes the backup.
     fn drop_backup(&self) -> Result<Option<FileChange>> {
         let change = FileChange {
             path: self.backup(),

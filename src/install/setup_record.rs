@@ -1,4 +1,4 @@
-//! What `pinfold setup` did, so that its `--undo` takes back that and nothing else.
+//! What `pinfold setup` did, so that `--undo` takes back exactly that.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -15,26 +15,26 @@ use crate::refusal::{OrRefuse, Refusal};
 /// The record, a JSON document.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetupRecord {
-    /// The pool directory that it made.
+    /// The pool directory that setup made.
     pub pools: Option<PathBuf>,
-    /// The mark of that directory: another may have come to its path.
+    /// The mark of that directory: another directory may have come to its path.
     #[serde(default)]
     pub lock: Option<String>,
-    /// The directory of claims, where one was named.
+    /// The run directory, if one was named.
     #[serde(default)]
     pub run_dir: Option<PathBuf>,
-    /// The configuration file, where one was named.
+    /// The configuration file, if one was named.
     #[serde(default)]
     pub config: Option<PathBuf>,
-    /// The words of the engines that it told.
+    /// The words of the engines that setup told of Pinfold.
     engines: Vec<String>,
 }
 
 impl SetupRecord {
-    /// What was done on this machine; `None` where nothing was.
+    /// Reads the record; `None` if there is none.
     ///
     /// # Errors
-    /// A file that others can write, or that is not in this form.
+    /// Others can write the file, or it is not in this form.
     pub fn read(host: &Host) -> Result<Option<SetupRecord>> {
         let path = host.setup_record();
         if files::entry_if_there(&path)?.is_none() {
@@ -52,7 +52,7 @@ impl SetupRecord {
         record.map(Some)
     }
 
-    /// Writes it down, before what it says is done.
+    /// Writes the record, before the steps that it names are done.
     pub fn write(&self, host: &Host) -> Result<()> {
         let path = host.setup_record();
         let directory = path.parent().context("a path without a directory")?;
@@ -65,19 +65,19 @@ impl SetupRecord {
         files::replace(&path, &text, 0o644, Durability::PowerLoss)
     }
 
-    /// Forgets it: it was taken back.
+    /// Removes the record once everything is taken back.
     pub fn remove(host: &Host) -> Result<()> {
         files::remove(&host.setup_record())
     }
 
-    /// Adds an engine that is about to be told.
+    /// Adds an engine that setup is about to tell of Pinfold.
     pub fn add(&mut self, engine: Engine) {
         if !self.engines().contains(&engine) {
             self.engines.push(engine.word().to_owned());
         }
     }
 
-    /// The engines that were told.
+    /// The engines that setup told of Pinfold.
     pub fn engines(&self) -> Vec<Engine> {
         let engines = self.engines.iter();
         engines.filter_map(|word| Engine::by_word(word)).collect()

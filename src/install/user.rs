@@ -1,4 +1,4 @@
-//! The directories of podman without root: a user's own, in which its configuration is read after the machine's
+//! The directories of rootless podman: it reads a user's own configuration after the machine's
 //! (containers.conf(5); containers/common: pkg/config/new.go, `systemConfigs`).
 
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use nix::unistd::{self, geteuid};
 use crate::host::Host;
 use crate::refusal::Refusal;
 
-/// A user's directories (XDG Base Directory Specification). Nothing in a file that names them is expanded, so they are
-/// absolute.
+/// A user's directories (XDG Base Directory Specification). They are absolute: engines expand
+/// nothing in the files that name them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// `$XDG_CONFIG_HOME`, or `~/.config`.
@@ -20,10 +20,10 @@ pub struct User {
 }
 
 impl User {
-    /// Those of the user who runs this, as its environment and its entry in passwd(5) say.
+    /// The directories of the user who runs this, from the environment and passwd(5).
     ///
     /// # Errors
-    /// One that is no absolute path; a user without a home directory.
+    /// A directory is no absolute path; the user has no home directory.
     pub fn of_environment() -> Result<User> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let config = match variable("XDG_CONFIG_HOME") {
@@ -46,32 +46,32 @@ impl User {
         Ok(user)
     }
 
-    /// Are we an ordinary user, or what podman without root makes of one: root of a user namespace?
+    /// Is this an ordinary user, or root of rootless podman's user namespace?
     pub fn is_meant(host: &Host) -> bool {
         host.is_running_root() && (!geteuid().is_root() || host.unknown_root().is_some())
     }
 
-    /// The file that podman reads last but for those of [`User::containers_dir`].
+    /// The user's `containers.conf`; only the files of [`User::containers_dir`] are read later.
     pub fn containers_conf(&self) -> String {
         format!("{}/containers/containers.conf", self.config)
     }
 
-    /// The directory of further files.
+    /// The directory of the user's further files.
     pub fn containers_dir(&self) -> String {
         format!("{}/containers/containers.conf.d", self.config)
     }
 
-    /// Where our hook files go.
+    /// The directory for our hook files.
     pub fn hooks_dir(&self) -> String {
         format!("{}/containers/oci/hooks.d", self.config)
     }
 
-    /// Where a user's pools are, where none is named.
+    /// A user's default pool directory.
     pub fn conf_dir(&self) -> String {
         format!("{}/pinfold/kcm", self.config)
     }
 
-    /// Where the claims on them are.
+    /// A user's default run directory.
     pub fn run_dir(&self) -> String {
         format!("{}/pinfold", self.runtime)
     }

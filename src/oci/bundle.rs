@@ -1,9 +1,10 @@
-//! A bundle's configuration on disk: what its maker wrote there, and what we make of it. What was found is kept beside it,
-//! so that the next start of the bundle begins from that.
+//! A bundle's `config.json` on disk: the original that its maker wrote, and the text that we write
+//! in its place. The original stays beside it, so that the bundle's next start begins from the
+//! original.
 //!
-//! It is kept as a hard link to the very file that was found, whose name tells what was written in
-//! its place: nothing of the user's is written again, so nothing has to be synced. After a power
-//! loss what we wrote may be torn or empty; its inode tells that it is ours.
+//! The original is kept as a hard link, and the link's name records what was written in its place:
+//! no byte of the user's is written again, so nothing has to be synced. After a power loss our text
+//! may be torn or empty; its inode still tells that it is ours.
 
 use std::ffi::OsString;
 use std::fs::{Metadata, hard_link};
@@ -19,40 +20,40 @@ use serde::de::IgnoredAny;
 use crate::files::{self, Durability, Replacement};
 use crate::refusal::Refusal;
 
-/// What is behind the configuration's name in that of the file that was found: then come the inode,
-/// its birth and last change, the bytes and the check sum of what was written in its place.
+/// What follows `config.json` in the original's name. After it come the written file's inode,
+/// birth, last change, length and check sum.
 const KEPT: &str = ".pinfold-";
 /// The mode of a copy: a configuration can hold secrets, in its environment.
 const COPY_MODE: u32 = 0o600;
 
-/// A configuration that may be rewritten.
+/// A bundle's `config.json`, ready to be rewritten.
 #[derive(Debug)]
 pub struct Bundle {
     path: PathBuf,
     found: String,
-    /// Where what was found lies, where it is not the configuration itself.
+    /// The path of the kept original; `None` while `config.json` is the original.
     kept: Option<PathBuf>,
-    /// What earlier starts have kept, and what of theirs was killed has left.
+    /// Originals that earlier starts kept, and temporary files that killed starts left.
     old: Vec<PathBuf>,
-    /// That of the file that was read.
+    /// The inode of the file that was read.
     inode: Option<u64>,
 }
 
-/// A file that is kept, as its name tells.
+/// A kept original; its name holds the fingerprint of the file that replaced it.
 struct Keeper {
     path: PathBuf,
     wrote: Fingerprint,
 }
 
-/// What tells a file that we wrote from another; nobody who could write one gains by making two
-/// alike.
+/// Tells a file that we wrote from any other. Not forgery-proof: whoever can write such a file
+/// gains nothing by a forged one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fingerprint {
     inode: u64,
-    /// When that inode was made, in nanoseconds since the epoch, for another file can have its
-    /// number later; 0 where the file system does not say.
+    /// When the inode was made, in nanoseconds since the epoch; 0 where the file system does not
+    /// say. A later file can have the same inode number.
     born: u64,
-    /// When it was last changed, likewise.
+    /// When the file was last changed, in nanoseconds since the epoch; 0 where unknown.
     changed: u64,
     bytes: usize,
     crc32: u32,
@@ -81,9 +82,9 @@ impl Fingerprint {
         })
     }
 
-    /// Did we write the file that is there now? One that was copied since has another inode; and of
-    /// one that was torn, as a power loss can leave it, the inode alone tells. That makes no file
-    /// longer, and its last change no later: what somebody has edited in its place is not ours.
+    /// Did we write the file that is there now? A copy has another inode, so its text counts; a
+    /// file torn by a power loss has another text, so its inode counts. A torn file is never longer
+    /// than ours, nor changed later: a file that somebody edited in place is not ours.
     fn is_of(&self, now: &Fingerprint, is_whole: bool) -> bool {
         let is_same_text = (self.bytes, self.crc32) == (now.bytes, now.crc32);
         let may_be_torn = now.bytes <= self.bytes && now.changed <= self.changed;
@@ -96,12 +97,12 @@ impl Fingerprint {
 }
 
 impl Bundle {
-    /// The configuration of this path, which holds `text` now. Where that is what we wrote, or
-    /// what is left of it, what we found then counts.
+    /// Opens the `config.json` at `path`, which holds `text` now. If we wrote that text, whole or
+    /// torn, the kept original counts.
     ///
     /// # Errors
-    /// What is kept cannot be read; what is neither ours nor UTF-8; a symbolic link, whose target may
-    /// be the configuration of others too.
+    /// The kept original cannot be read; the text is neither ours nor UTF-8; `path` is a symbolic
+    /// link, whose target may be the configuration of others too.
     pub fn new(path: PathBuf, text: Vec<u8>) -> Result<Bundle> {
         let entry = files::entry_if_there(&path)?;
         ensure!(
@@ -145,31 +146,31 @@ impl Bundle {
         })
     }
 
-    /// What its maker wrote.
+    /// The original, as its maker wrote it.
     pub fn found(&self) -> &str {
         &self.found
     }
 
-    /// Is what is there now what we wrote, or what is left of it?
+    /// Did we write the file that is there now, whole or torn?
     pub fn is_ours(&self) -> bool {
         self.kept.is_some()
     }
 
-    /// Can it be replaced? What is found out before anything is done needs no undoing.
+    /// Checks that the file can be replaced, before anything is done that would have to be undone.
     ///
     /// # Errors
-    /// A directory in which nothing can be made.
+    /// Nothing can be made in its directory.
     pub fn ensure_writable(&self) -> Result<()> {
         let directory = directory_of(&self.path);
         access(directory, AccessFlags::W_OK)
             .with_context(|| format!("write to the bundle {}", directory.display()))
     }
 
-    /// Puts another text in its place, with the same looks. What was found is kept first: a text that nobody wrote yet is
-    /// nobody's.
+    /// Replaces the file's text and keeps its mode and owner. The original is kept first: without
+    /// it our text could not be told from a user's.
     ///
     /// # Errors
-    /// Something that cannot be written; the configuration is as it was then.
+    /// A file cannot be written; the configuration is then unchanged.
     pub fn write(&self, text: &str) -> Result<()> {
         let looks = self.path.metadata();
         let looks = looks.with_context(|| format!("look at {}", self.path.display()))?;
@@ -178,14 +179,14 @@ impl Bundle {
             &self.path,
             Fingerprint::of(Some(&ours.metadata()?), text.as_bytes()),
         );
-        // One of this name was kept for a file of that inode that is gone.
+        // An original of this name belonged to a file of the same inode that is gone.
         files::remove(&keeper)?;
         self.keep(&keeper)?;
         if let Err(error) = ours.put() {
             files::remove(&keeper)?;
             return Err(error);
         }
-        // A runtime makes a container of a bundle once at a time: nobody else needs these.
+        // A runtime makes one container at a time of a bundle: nobody else needs these.
         for path in self.old.iter().filter(|path| **path != keeper) {
             if let Err(error) = files::remove(path) {
                 log::warn!("{error:#}");
@@ -197,7 +198,7 @@ impl Bundle {
     fn keep(&self, keeper: &Path) -> Result<()> {
         let found = self.kept.as_ref().unwrap_or(&self.path);
         match hard_link(found, keeper) {
-            // Not every file system has links, or has one more of them.
+            // Not every file system has hard links, and the number of links is limited.
             Err(error) if is_no_way_to_link(&error) => return self.copy(keeper),
             other => {
                 other
@@ -205,7 +206,7 @@ impl Bundle {
             }
         }
         let linked = files::entry_if_there(keeper)?.map(|entry| entry.ino());
-        // Another was put there since it was read, as by a second start of the same bundle.
+        // The file was replaced since it was read, for example by a second start of the bundle.
         if self.kept.is_none() && linked != self.inode {
             files::remove(keeper)?;
             return self.copy(keeper);
@@ -231,7 +232,7 @@ fn directory_of(path: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
-/// What is kept beside a configuration; and what a shim left that was killed while it replaced one.
+/// The originals kept beside a configuration, and the temporary files that killed starts left.
 fn beside(path: &Path) -> Result<(Vec<Keeper>, Vec<PathBuf>)> {
     let directory = directory_of(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -244,7 +245,7 @@ fn beside(path: &Path) -> Result<(Vec<Keeper>, Vec<PathBuf>)> {
         match wrote {
             Some(wrote) => keepers.push(Keeper { path, wrote }),
             None if files::is_leftover(&entry, &name) => old.push(path),
-            // Of a copy.
+            // A copy of an original, half made.
             None if is_leftover_copy(&entry, &prefix) => old.push(path),
             None => {}
         }
@@ -252,7 +253,7 @@ fn beside(path: &Path) -> Result<(Vec<Keeper>, Vec<PathBuf>)> {
     Ok((keepers, old))
 }
 
-/// `.config.json.pinfold-….NONCE`: what was to become a copy.
+/// Is this `.config.json.pinfold-….NONCE`, the temporary file of a copy?
 fn is_leftover_copy(entry: &str, prefix: &str) -> bool {
     let of = entry.strip_prefix('.').and_then(|rest| {
         let (name, _) = rest.rsplit_once('.')?;
@@ -307,14 +308,14 @@ mod tests {
             assert_eq!(bundle.found(), "{\"mine\":1}");
             bundle.write(text).unwrap();
             assert_eq!(files::read(&path).unwrap(), text);
-            // It is the very file, and the only one.
+            // The hard link is the original's own inode, and the only file added.
             let names = names(dir.path());
             assert_eq!(names.len(), 2, "{names:?}");
             let kept = dir.path().join(&names[1]).metadata().unwrap();
             assert_eq!((kept.ino(), kept.nlink()), (inode, 1));
         }
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
-        // Its maker has written another since, in a file of its own or in place.
+        // The maker has since written another text, in a new file or in place.
         put(&path, "{\"other\":1}");
         assert_eq!(open(&path).found(), "{\"other\":1}");
         open(&path).write("{\"third\":1}").unwrap();
@@ -339,7 +340,7 @@ mod tests {
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
             let changed = file.metadata().unwrap().modified().unwrap();
             file.set_len(left).unwrap();
-            // What somebody has broken in its place is not ours.
+            // A file that somebody broke in place is not ours.
             let later = changed + std::time::Duration::from_millis(1);
             file.set_modified(later).unwrap();
             assert!(!open(&path).is_ours(), "{left}");
@@ -351,14 +352,14 @@ mod tests {
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
             open(&path).write(ours).unwrap();
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
-            // Or what another file had there, which may be no text.
+            // Or bytes of another file, which may be no text.
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
             std::os::unix::fs::FileExt::write_all_at(&file, b"\xff\xfe", left.min(9)).unwrap();
             file.set_modified(changed).unwrap();
             assert_eq!(open(&path).found(), "{\"mine\":1}", "{left}");
             std::fs::remove_file(&path).unwrap();
         }
-        // What somebody else has broken is not ours.
+        // A file that somebody else broke is not ours.
         put(&path, "{\"broken");
         assert!(!open(&path).is_ours());
         let no_text = Bundle::new(path, b"{\"broken\xff".to_vec());

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 /// A bundle's configuration (OCI runtime specification, "Filesystem Bundle").
 const CONFIG: &str = "config.json";
 
-/// The verbs of runtimes (runc(8), crun(1), youki): a word behind an option that is none of them is that option's value.
+/// The verbs of runtimes (runc(8), crun(1), youki). A word after an option that is no verb is that
+/// option's value.
 const VERBS: [&str; 18] = [
     "checkpoint",
     "create",
@@ -40,7 +41,7 @@ const GLOBAL_VALUES: [&str; 9] = [
     "r",
     "l",
 ];
-/// The global options that stand alone. What is in neither list may take a value or not.
+/// The global options without a value. An option in neither list may take a value or not.
 const GLOBAL_FLAGS: [&str; 6] = [
     "debug",
     "systemd-cgroup",
@@ -49,7 +50,7 @@ const GLOBAL_FLAGS: [&str; 6] = [
     "version",
     "v",
 ];
-/// The same for `create`, `run` and `restore`.
+/// The options of `create`, `run` and `restore` that take a value.
 const VERB_VALUES: [&str; 15] = [
     "bundle",
     "b",
@@ -67,7 +68,7 @@ const VERB_VALUES: [&str; 15] = [
     "lsm-profile",
     "lsm-mount-context",
 ];
-/// Those of these verbs that stand alone.
+/// The options of `create`, `run` and `restore` without a value.
 const VERB_FLAGS: [&str; 14] = [
     "auto-dedup",
     "d",
@@ -84,7 +85,8 @@ const VERB_FLAGS: [&str; 14] = [
     "tcp-established",
     "h",
 ];
-/// The one-letter options of these verbs that stand alone (crun): others can follow behind the same dash.
+/// The one-letter options of `create`, `run` and `restore` without a value (crun): other letters
+/// can follow after the same dash.
 const VERB_LETTERS: &[u8] = b"d";
 
 /// Who makes a container's cgroup (runc(8) `--systemd-cgroup`, crun(1) `--cgroup-manager`).
@@ -95,35 +97,36 @@ pub enum CgroupManager {
     Cgroupfs,
     /// systemd, which the runtime asks.
     Systemd,
-    /// Nobody: it has none.
+    /// Nobody: the container has no cgroup.
     Disabled,
 }
 
-/// What matters of a command line here.
+/// What we need of a runtime's command line.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     /// The verb; `None` where there is none.
     pub verb: Option<String>,
-    /// The container's id: the first word behind the verb that is neither an option nor the value of one.
+    /// The container's id: the first word after the verb that is neither an option nor an option's
+    /// value.
     pub id: Option<String>,
-    /// Where the runtime keeps what it knows of its containers; its own place where none is named.
+    /// `--root`: where the runtime keeps its containers' state; `None` for the runtime's default.
     pub root: Option<PathBuf>,
-    /// An option that is not known, where the verb depends on whether it takes a value.
+    /// An unknown option; the verb depends on whether it takes a value.
     pub in_doubt: Option<String>,
     /// Who makes the container's cgroup.
     pub cgroups: CgroupManager,
-    /// Where the bundle is; the working directory where it is not named.
+    /// The bundle's directory; `None` for the working directory.
     pub bundle: Option<PathBuf>,
-    /// Another file than the bundle's `config.json` (crun).
+    /// `--config`: a file used instead of the bundle's `config.json` (crun).
     pub config: Option<PathBuf>,
-    /// The file that the engine reads errors from.
+    /// `--log`: the file that the engine reads errors from.
     pub log: Option<PathBuf>,
-    /// Is that file to have a JSON object a line?
+    /// Does the log hold one JSON object per line (`--log-format json`)?
     pub log_is_json: bool,
     is_id_unsure: bool,
 }
 
-/// How an option is read that is not known, where a verb is behind it.
+/// How to read an unknown option that a verb follows.
 #[derive(Debug, Clone, Copy)]
 enum Unknown {
     Alone,
@@ -133,17 +136,17 @@ enum Unknown {
 /// The option right before a word.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Preceding {
-    /// There is none, or it is known to stand alone, or has its value.
+    /// There is none, or it takes no value, or it has its value already.
     #[default]
     Known,
-    /// It may take the word for its value.
+    /// An unknown option: the word may be its value.
     Unknown,
 }
 
 impl CommandLine {
-    /// Reads the arguments without the program's name. What is not understood is left to the runtime to refuse. Where an
-    /// option is not known and the word behind it could be its value as well as a verb, a reading counts that makes a
-    /// container: nothing that asks for CPUs is to get past us.
+    /// Parses the arguments, without the program's name. The runtime refuses what makes no sense.
+    /// If the word after an unknown option could be its value or a verb, the reading that makes a
+    /// container counts: no request for CPUs may get past us.
     pub fn parse(arguments: &[OsString]) -> CommandLine {
         let alone = CommandLine::read(arguments, Unknown::Alone);
         let valued = CommandLine::read(arguments, Unknown::WithValue);
@@ -157,7 +160,7 @@ impl CommandLine {
             true => (alone, valued),
             false => (valued, alone),
         };
-        // Whichever it is, neither makes a container.
+        // In neither reading is a container made.
         let in_doubt = other.in_doubt.filter(|_| line.makes_a_container());
         CommandLine { in_doubt, ..line }
     }
@@ -183,7 +186,8 @@ impl CommandLine {
                     }
                 }
                 Word::Plain => line.name(argument, last),
-                // A runtime that is asked for help does nothing else; behind the id runc takes it for a word like others.
+                // A runtime that is asked for help does nothing else; after the id runc takes
+                // `--help` for a plain word.
                 Word::Flag if line.id.is_none() && asks_for_help(argument) => {
                     line.verb = None;
                     break;
@@ -205,7 +209,8 @@ impl CommandLine {
         line
     }
 
-    /// Takes a word for the id, or another that comes later where it could be the value of an option that is not known.
+    /// Takes a word as the id. If that word could be an unknown option's value, the next word
+    /// replaces it.
     fn name(&mut self, word: &OsStr, before: Preceding) {
         if self.id.is_none() || self.is_id_unsure {
             self.id = Some(word.to_string_lossy().into_owned());
@@ -218,7 +223,7 @@ impl CommandLine {
         verb.is_some_and(|verb| VERBS.contains(&verb))
     }
 
-    /// Takes an option that has no value of its own behind it; says whether it is known to have none.
+    /// Takes an option that is not followed by its value; returns whether it is known to take none.
     fn flag(&mut self, argument: &OsStr) -> Preceding {
         let word = argument
             .to_str()
@@ -226,7 +231,7 @@ impl CommandLine {
             .trim_start_matches('-');
         let has_value = word.contains('=');
         let (name, value) = word.split_once('=').unwrap_or((word, "true"));
-        // The words that Go's strconv.ParseBool takes for true.
+        // What Go's strconv.ParseBool takes for true.
         let is_true = matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
         if self.verb.is_none() && name == "systemd-cgroup" && is_true {
             self.cgroups = CgroupManager::Systemd;
@@ -260,13 +265,14 @@ impl CommandLine {
         }
     }
 
-    /// Is it one of the verbs that make a container, out of a bundle or an image of it?
+    /// Does the verb make a container, from a bundle or a checkpoint?
     pub fn makes_a_container(&self) -> bool {
         matches!(self.verb.as_deref(), Some("create" | "run" | "restore"))
     }
 
-    /// The container's configuration. One of another name need not be in the bundle (crun: src/run.c resolves it before
-    /// it goes there).
+    /// The path of the container's configuration. A `--config` of another name is relative to the
+    /// working directory, not to the bundle (crun: src/run.c resolves it before it changes to the
+    /// bundle).
     pub fn config_path(&self) -> PathBuf {
         match &self.config {
             Some(other) if other != Path::new(CONFIG) => Path::new(".").join(other),
@@ -278,7 +284,7 @@ impl CommandLine {
     }
 }
 
-/// The file behind `--log`; crun can be told to log elsewhere (crun(1), `--log`).
+/// The path given to `--log`; `None` if crun is to log to journald or syslog (crun(1), `--log`).
 fn log_file(value: &OsStr) -> Option<PathBuf> {
     let bytes = value.as_bytes();
     if bytes.starts_with(b"journald:") || bytes.starts_with(b"syslog:") {
@@ -303,8 +309,8 @@ enum Word<'a> {
 }
 
 impl<'a> Word<'a> {
-    /// One dash is as good as two (runc); a one-letter option can have its value right behind it, and the beginning of a long
-    /// one is enough where it is the only such (crun: getopt_long(3)).
+    /// One dash is as good as two (runc). A one-letter option can have its value right behind it,
+    /// and an unambiguous beginning of a long option is enough (crun: getopt_long(3)).
     fn of(argument: &'a OsStr, with_value: &[&'a str]) -> Word<'a> {
         let bytes = argument.as_bytes();
         let Some(option) = bytes.strip_prefix(b"-").filter(|rest| !rest.is_empty()) else {
@@ -483,7 +489,7 @@ mod tests {
     #[test]
     fn an_option_that_is_not_known_hides_neither_verb_nor_id() {
         for (words, verb, id, in_doubt) in [
-            // Its value, or the verb? The reading that makes a container counts.
+            // `state` is `--new`'s value or the verb: the reading that makes a container counts.
             (
                 "--new state create -b /x id",
                 Some("create"),

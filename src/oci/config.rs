@@ -1,4 +1,4 @@
-//! A container's `config.json`: reading it, without losing what we do not know. Pure.
+//! A container's `config.json`, read without losing fields that we do not know. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ use crate::text::Shown;
 /// The stages that we add a hook for.
 pub const STAGES: [&str; 2] = ["createRuntime", "poststop"];
 
-/// What every hook of ours begins with; the stage follows.
+/// The first arguments of every hook of ours; the stage follows.
 pub(super) const BEGINNING: [&str; 2] = ["pinfold", "hook"];
-/// What the hooks that the shim adds have next.
+/// The argument after the stage, in hooks that the shim adds.
 pub(super) const MARK: &str = "--shim";
 
 /// The stages at which a hook of ours pins a container.
@@ -21,24 +21,24 @@ pub(super) const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
 /// The option that names a CDI device.
 pub(super) const DEVICE: &str = "--device";
 
-/// What tells a container which CPUs it has: KCM's variables.
+/// KCM's variables, which tell a container its CPUs.
 pub(super) const VARIABLES: [&str; 2] = ["KCM_CPUS_ASSIGNED", "KCM_CPUS_ASSIGNED_MASK"];
 
 const ANNOTATIONS: &str = "annotations";
 
-/// So many of a container's devices are looked at: each costs a few files, and whoever writes the configuration may name
-/// any number.
+/// The most devices of a container that are looked at: each costs a few file reads, and whoever
+/// writes the configuration may name any number.
 const MOST_DEVICES: usize = 64;
 
-/// The configuration as JSON values: whatever is in it stays.
+/// The configuration as JSON values, with every field that was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config(pub(super) Map<String, Value>);
 
 impl Config {
-    /// Reads it.
+    /// Parses a `config.json`.
     ///
     /// # Errors
-    /// What is no JSON object.
+    /// The text is no JSON object.
     pub fn parse(text: &str) -> Result<Config> {
         match serde_json::from_str(text).context("it is not JSON")? {
             Value::Object(object) => Ok(Config(object)),
@@ -46,21 +46,22 @@ impl Config {
         }
     }
 
-    /// One with these annotations and hooks alone.
+    /// A configuration that has only these annotations and hooks.
     pub fn of(annotations: Map<String, Value>, hooks: Value) -> Config {
         let parts = [(ANNOTATIONS, annotations.into()), ("hooks", hooks)];
         let parts = parts.into_iter();
         Config(parts.map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
-    /// All annotations that are text, for whoever only looks.
+    /// All annotations whose value is text; others are left out.
     pub fn plain_annotations(&self) -> impl Iterator<Item = (&str, &str)> {
         let all = self.0.get(ANNOTATIONS).and_then(Value::as_object);
         let all = all.into_iter().flatten();
         all.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
     }
 
-    /// What the hooks that pin this container, whoever added them, have behind their stage.
+    /// For each hook of ours that pins this container, whoever added it: its arguments after the
+    /// stage.
     pub fn pinning_hooks(&self) -> Vec<Vec<&str>> {
         let stages = ["prestart", STAGES[0]].into_iter();
         let hooks = stages.filter_map(|stage| self.at(&["hooks", stage])?.as_array());
@@ -74,11 +75,11 @@ impl Config {
         arguments.collect()
     }
 
-    /// Runtimes written in Go read a key in any case (encoding/json, `Unmarshal`), others as it is: what we read and write
-    /// has to be the same for all.
+    /// Makes sure that every runtime reads the same keys as we do: runtimes written in Go ignore a
+    /// key's case (encoding/json, `Unmarshal`), others do not.
     ///
     /// # Errors
-    /// A key that only some take for one of those that matter here.
+    /// A key differs from one of ours only in a way that Go ignores.
     pub fn ensure_plain_keys(&self) -> Result<()> {
         const KEYS: [(&[&str], &[&str]); 6] = [
             (&[], &[ANNOTATIONS, "hooks", "linux", "process"]),
@@ -103,10 +104,11 @@ impl Config {
         Ok(())
     }
 
-    /// The annotations whose key is wanted.
+    /// The annotations whose key is `wanted`.
     ///
     /// # Errors
-    /// One that is no text; one where only some runtimes take it for an annotation.
+    /// A wanted annotation is no text; a key that only some runtimes read as `annotations` holds
+    /// one.
     pub fn annotations(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
         let has_wanted = |value: &Value| {
             let table = value.as_object();
@@ -127,8 +129,9 @@ impl Config {
         wanted.map(text).collect()
     }
 
-    /// The devices that it gives the container (`linux.devices`; OCI runtime specification, "Devices"): whether it is a
-    /// block device, its major and its minor number. What is no device is the runtime's to refuse.
+    /// The container's devices (`linux.devices`; OCI runtime specification, "Devices"): whether
+    /// each is a block device, its major and its minor number. Entries that are no device are left
+    /// for the runtime to refuse.
     pub fn devices(&self) -> Vec<(bool, u64, u64)> {
         let devices = self.at(&["linux", "devices"]).and_then(Value::as_array);
         let numbers = devices.into_iter().flatten().filter_map(|device| {
@@ -143,7 +146,8 @@ impl Config {
         numbers.take(MOST_DEVICES).collect()
     }
 
-    /// The arguments of hooks of ours by which a CDI device asks for CPUs; those that the shim added are not among them.
+    /// The arguments of the hooks by which a CDI device asks for CPUs; hooks that the shim added
+    /// are left out.
     pub fn device_hooks(&self) -> Vec<Vec<String>> {
         let at = |stage: &&str| self.at(&["hooks", stage]).and_then(Value::as_array);
         let hooks = PINNING_STAGES.iter().filter_map(at).flatten();
@@ -159,14 +163,15 @@ impl Config {
             .collect()
     }
 
-    /// Where its cgroup is to be (`linux.cgroupsPath`); empty where it does not say.
+    /// The path of the container's cgroup (`linux.cgroupsPath`); empty where none is given.
     pub fn cgroups_path(&self) -> &str {
         let path = self.at(&["linux", "cgroupsPath"]);
         path.and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The CPUs that its maker set (`linux.resources.cpu.cpus`, or the key of `unified`). Somebody can have changed
-    /// something else in what an earlier start wrote: its CPUs are told by what it told the container of them.
+    /// The CPUs that the configuration's maker set (`linux.resources.cpu.cpus`, or `cpuset.cpus` of
+    /// `unified`). CPUs that an earlier start wrote do not count, even in a file edited since: they
+    /// equal those in the container's KCM variable.
     pub fn chosen_cpus(&self) -> Option<&str> {
         let cpus = self.resource("cpus", "cpuset.cpus")?;
         let told = cpus
@@ -178,13 +183,13 @@ impl Config {
         Some(cpus).filter(|_| !(is_told && self.is_of_an_earlier_start()))
     }
 
-    /// The same of its memory nodes.
+    /// The memory nodes that the configuration's maker set; those of an earlier start do not count.
     pub fn chosen_mems(&self) -> Option<&str> {
         let mems = self.resource("mems", "cpuset.mems");
         mems.filter(|_| !self.is_of_an_earlier_start())
     }
 
-    /// Does it have what we wrote for a request?
+    /// Does the configuration have a hook that the shim added?
     pub fn is_of_an_earlier_start(&self) -> bool {
         let hooks = self.at(&["hooks", STAGES[0]]).and_then(Value::as_array);
         hooks.into_iter().flatten().any(is_the_shims)
@@ -205,16 +210,17 @@ impl Config {
         rest.iter().try_fold(first, |value, key| value.get(key))
     }
 
-    /// Its text.
+    /// The configuration as JSON text.
     ///
     /// # Errors
-    /// None that is known of.
+    /// None known.
     pub fn print(&self) -> Result<String> {
         Ok(serde_json::to_string(&self.0)?)
     }
 }
 
-/// Are two keys the same to a runtime written in Go? It folds by Unicode: two letters of others are taken for ASCII's.
+/// Does a runtime written in Go take the two keys for the same? Go folds case by Unicode, in which
+/// two non-ASCII letters equal ASCII ones.
 fn are_alike(one: &str, other: &str) -> bool {
     let folded = |key: &str| -> String {
         let letters = key.chars().map(|letter| match letter {
@@ -250,7 +256,8 @@ mod tests {
     #[test]
     fn devices_are_numbers() {
         let text = r#"{"linux":{"devices":[{"type":"c","major":10,"minor":200,"path":"/dev/tun"},
-            {"type":"b","major":8,"minor":0},{"type":"p","path":"/fifo"},{"type":"c","major":-1,"minor":0},7]}}"#;
+            {"type":"b","major":8,"minor":0},{"type":"p","path":"/fifo"},
+            {"type":"c","major":-1,"minor":0},7]}}"#;
         let config = Config::parse(text).unwrap();
         assert_eq!(config.devices(), [(false, 10, 200), (true, 8, 0)]);
         assert_eq!(Config::parse("{}").unwrap().devices(), []);
@@ -259,7 +266,8 @@ mod tests {
     #[test]
     fn devices_that_ask_are_known_by_their_hooks() {
         let text = r#"{"hooks":{"createRuntime":[
-            {"path":"/p","args":["pinfold","hook","createRuntime","--device","dp","--conf-dir","/k"]},
+            {"path":"/p",
+             "args":["pinfold","hook","createRuntime","--device","dp","--conf-dir","/k"]},
             {"path":"/p","args":["pinfold","hook","createRuntime"]},
             {"path":"/p","args":["pinfold","hook","createRuntime","--shim","--device","old"]},
             {"path":"/q","args":["other","--device","x"]},{"path":"/q"},7],

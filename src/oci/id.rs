@@ -1,4 +1,4 @@
-//! The name that an engine gives a container.
+//! A container's id, as its engine gives it.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use anyhow::{Result, ensure};
 
 use crate::text::Shown;
 
-/// The most bytes of an id: a file's name holds 255, and ours add to it.
+/// The longest id, in bytes: a file name holds 255, and ours add to the id.
 const MOST_BYTES: usize = 200;
 
-/// A container's id that can name a file: letters, digits, `_`, `+`, `-` and `.`, as runc allows;
-/// neither `.` alone nor `..` anywhere.
+/// A container's id that is safe as a file name: letters, digits, `_`, `+`, `-` and `.`, as runc
+/// allows; neither `.` alone nor `..` anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Id<'a>(&'a str);
 
@@ -18,17 +18,18 @@ impl<'a> Id<'a> {
     /// Parses an id.
     ///
     /// # Errors
-    /// A text that cannot name a file.
+    /// The text cannot name a file.
     pub fn parse(text: &'a str) -> Result<Id<'a>> {
         ensure!(
             is_usable(text),
-            "the container id {} cannot be used: ids have 1 to {MOST_BYTES} letters, digits, _ + - and ., and no \"..\"",
+            "the container id {} cannot be used: ids have 1 to {MOST_BYTES} letters, digits, _ + - \
+             and ., and no \"..\"",
             Shown(text)
         );
         Ok(Id(text))
     }
 
-    /// Any text as it can stand in a message in the place of an id.
+    /// Any text, escaped so that a message can show it as an id.
     pub fn shown(text: &str) -> String {
         match Id::parse(text) {
             Ok(id) => id.to_string(),

@@ -1,5 +1,5 @@
-//! What the OCI runtime specification says of a container: its id, the state that a hook reads, the
-//! bundle and its configuration, the command line of a runtime, and the runtime itself.
+//! What the OCI runtime specification defines: a container's id, the state that a hook reads, the
+//! bundle and its configuration, a runtime's command line, and the runtime itself.
 
 mod bundle;
 mod command_line;

@@ -1,4 +1,4 @@
-//! Writing into a configuration what pins its container.
+//! Writes a container's CPUs and hooks into its `config.json`.
 
 use anyhow::{Context, Result};
 use oci_spec::runtime::HookBuilder;
@@ -13,35 +13,36 @@ use crate::engines::hooks::TIMEOUT;
 /// The option that names a reservation.
 const RESERVATION: &str = "--reservation";
 
-/// What is written into a configuration.
+/// What [`Config::pin`] writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Pinning<'a> {
     /// The program that the hooks run.
     pub program: &'a str,
-    /// The engine whose marks count, for the hooks.
+    /// The engine whose marks count, passed on to the hooks.
     pub engine: Option<&'a str>,
-    /// The CDI device that asks, where annotations do not.
+    /// The CDI device that asks for CPUs, where annotations do not.
     pub device: Option<&'a str>,
-    /// The options that its hooks have, for the pools that it is of.
+    /// The options of the hooks that name the pools.
     pub options: &'a [String],
-    /// What tells the reservation that is to be taken over.
+    /// The nonce of the reservation that the hook is to take over.
     pub nonce: &'a str,
     /// The directory names of the CPU lists.
     pub lists: &'a [String],
-    /// Their CPUs.
+    /// The CPUs of these lists.
     pub cpus: &'a CpuSet,
-    /// The memory nodes; empty where they are left alone.
+    /// The memory nodes; empty to leave `cpuset.mems` alone.
     pub mems: &'a CpuSet,
     /// Does the runtime make a cgroup for the container? It refuses resources without one.
     pub has_cgroup: bool,
 }
 
 impl Config {
-    /// Writes into it what confines the container, what tells it its CPUs, and the hooks that take its reservation over
-    /// and give it back. Hooks of an earlier start are replaced; those that another door brought take the same reservation.
+    /// Writes the container's CPUs, the variables that tell it those CPUs, and the hooks that take
+    /// over its reservation and free it. Replaces hooks of an earlier start; a CDI device's hooks
+    /// are given the same reservation.
     ///
     /// # Errors
-    /// Something else where these belong.
+    /// A field that this needs has another type.
     pub fn pin(&mut self, pinning: &Pinning<'_>) -> Result<()> {
         if pinning.has_cgroup {
             let cpu = self.table(&["linux", "resources", "cpu"])?;
@@ -50,7 +51,7 @@ impl Config {
                 cpu.insert("mems".into(), pinning.mems.to_string().into());
             }
         }
-        // Without a process the runtime refuses it.
+        // A runtime refuses a configuration without a process.
         if self.0.get("process").is_some_and(Value::is_object) {
             self.tell_cpus(pinning)?;
         }
@@ -102,7 +103,7 @@ impl Config {
         Ok(())
     }
 
-    /// The object at a path, made where it is missing.
+    /// The object at a path; makes it if it is missing.
     fn table(&mut self, path: &[&str]) -> Result<&mut Map<String, Value>> {
         let mut table = &mut self.0;
         for (depth, key) in path.iter().enumerate() {
@@ -118,7 +119,7 @@ impl Config {
     }
 }
 
-/// The array of a key, made where it is missing.
+/// The array under a key; makes it if it is missing.
 fn array<'a>(table: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec<Value>> {
     let value = table.entry(key).or_insert(Value::Null);
     if value.is_null() {
@@ -128,14 +129,14 @@ fn array<'a>(table: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec
     array.with_context(|| format!("{key} is not a JSON array"))
 }
 
-/// The arguments of a hook of ours, whoever added it.
+/// The arguments of a hook, if the hook is ours, whoever added it.
 fn args_of_ours(hook: &mut Value) -> Option<&mut Vec<Value>> {
     let args = hook.get_mut("args")?.as_array_mut()?;
     args.starts_with(&BEGINNING.map(Value::from))
         .then_some(args)
 }
 
-/// Has a hook take this reservation over, and none of an earlier start.
+/// Makes a hook take over this reservation instead of an earlier start's.
 fn take_over(args: &mut Vec<Value>, nonce: &str) {
     if let Some(place) = args.iter().position(|arg| arg == RESERVATION) {
         args.drain(place..args.len().min(place + 2));
@@ -173,15 +174,19 @@ mod tests {
         assert_eq!(
             after,
             concat!(
-                r#"{"z":1,"process":{"env":["A=1","KCM_CPUS_ASSIGNED=1,5,2-3","KCM_CPUS_ASSIGNED_MASK=2E"],"args":["x"]},"#,
+                r#"{"z":1,"process":{"env":["A=1","KCM_CPUS_ASSIGNED=1,5,2-3","#,
+                r#""KCM_CPUS_ASSIGNED_MASK=2E"],"args":["x"]},"#,
                 r#""hooks":{"createRuntime":[{"path":"/other","x":[1]},{"path":"/bin/pinfold","#,
-                r#""args":["pinfold","hook","createRuntime","--shim","--engine","docker","--reservation","11-22"],"timeout":30}],"#,
-                r#""new":2,"poststop":[{"path":"/bin/pinfold","args":["pinfold","hook","poststop","--shim","--engine","docker"],"timeout":30}]},"#,
+                r#""args":["pinfold","hook","createRuntime","--shim","--engine","docker","#,
+                r#""--reservation","11-22"],"timeout":30}],"#,
+                r#""new":2,"poststop":[{"path":"/bin/pinfold","#,
+                r#""args":["pinfold","hook","poststop","--shim","--engine","docker"],"#,
+                r#""timeout":30}]},"#,
                 r#""a":{"u":null},"linux":{"resources":{"cpu":{"cpus":"1-3,5"}}}}"#
             )
         );
         assert_eq!(pin(&after, "/bin/pinfold", Some("docker")).unwrap(), after);
-        // Those are ours; others that somebody wrote there since are not.
+        // These are our CPUs; CPUs that somebody wrote there since are not.
         for (text, chosen) in [
             (after.clone(), None),
             (after.replace(r#""1-3,5""#, r#""1""#), Some("1")),
@@ -189,7 +194,7 @@ mod tests {
             let config = Config::parse(&text).unwrap();
             assert_eq!(config.chosen_cpus(), chosen, "{text}");
         }
-        // From another place, for another engine: in place of the former.
+        // Another program path and another engine replace the former ones.
         let moved = pin(&after, "/opt/pinfold", Some("crio")).unwrap();
         assert_eq!(moved.matches(r#"pinfold","args"#).count(), 2, "{moved}");
         assert!(
@@ -202,7 +207,8 @@ mod tests {
     fn a_hook_that_another_door_brought_takes_the_reservation_too() {
         let text = r#"{"hooks":{
             "prestart":[{"path":"/p","args":["pinfold","hook","prestart"]},{"path":"/q"}],
-            "createRuntime":[{"path":"/p","args":["pinfold","hook","createRuntime","--device","dp","--reservation","old"]}],
+            "createRuntime":[{"path":"/p",
+                "args":["pinfold","hook","createRuntime","--device","dp","--reservation","old"]}],
             "poststop":[{"path":"/p","args":["pinfold","hook","poststop"]}]}}"#;
         let after = pin(text, "/p", None).unwrap();
         for args in [

@@ -1,4 +1,4 @@
-//! The state that a runtime hands to a hook on standard input.
+//! A container's state, which a runtime hands to a hook on standard input.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -12,14 +12,16 @@ use super::Id;
 use crate::files;
 use crate::text::Shown;
 
-/// The largest state that is read, in bytes. Linux itself bounds a container's annotations far lower.
+/// The largest state that is read, in bytes. Linux itself bounds a container's annotations far
+/// lower.
 pub const MOST_STATE: u64 = 4 << 20;
 
-/// The parts of a container's state that a hook may rely on (OCI runtime specification, "State"). Each is judged
-/// when it is asked for: a container that wants nothing of us is never refused for how its state looks.
+/// The fields of a container's state that a hook may rely on (OCI runtime specification, "State").
+/// A field is judged when it is asked for: a container without a request is never refused for the
+/// form of its state.
 ///
-/// `oci_spec`'s `State` is not used: it refuses the whole state for one annotation that is no text. The bundle is
-/// left out: crun gives `/` for it, and youki's working directory is another.
+/// `oci_spec`'s `State` is not used: it refuses the whole state for one annotation that is no text.
+/// The bundle is left out: crun gives `/`, and youki has another working directory.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct State {
     #[serde(default)]
@@ -33,17 +35,16 @@ pub struct State {
 }
 
 impl State {
-    /// Reads a state to its end, and at most [`MOST_STATE`] bytes of it.
+    /// Reads and parses a state of at most [`MOST_STATE`] bytes.
     pub fn read(source: impl Read) -> Result<State> {
         State::parse(&State::text(source)?)
     }
 
-    /// Its text, which is not made sense of yet.
+    /// Reads a state's text without parsing it.
     pub fn text(mut source: impl Read) -> Result<String> {
         let text = files::read_bounded(&mut source, MOST_STATE)
             .context("read the container's state from standard input");
-        // A runtime that is still writing would be killed by SIGPIPE if we left it: take the rest.
-        // What could be read has been read to its end.
+        // A runtime that is still writing would be killed by SIGPIPE if we stopped: read the rest.
         if text.is_err() {
             io::copy(&mut source, &mut io::sink()).context("read standard input")?;
         }
@@ -66,13 +67,14 @@ impl State {
         Id::parse(id.context("the state on standard input has no container id")?)
     }
 
-    /// The id as it can stand in a message, whatever it is.
+    /// The id, escaped for a message, whatever it is.
     pub fn shown_id(&self) -> String {
         let id = self.id.as_str();
         id.map_or_else(|| "without an id".to_owned(), Id::shown)
     }
 
-    /// The container's first process, in the runtime's pid namespace, which waits for us.
+    /// The pid of the container's first process, in the runtime's pid namespace. The process waits
+    /// for us.
     pub fn first_process(&self) -> Result<i32> {
         let status = ContainerState::deserialize(&self.status);
         ensure!(
@@ -88,7 +90,8 @@ impl State {
         }
     }
 
-    /// Is it certain that no key begins with this? Without any annotation it is not: some engines leave them out.
+    /// Is it certain that no annotation's key begins with `prefix`? Not if there are no
+    /// annotations: some engines leave them out.
     pub fn surely_lacks(&self, prefix: &str) -> bool {
         let Some(all) = self.annotations.as_object() else {
             return false;
@@ -96,7 +99,7 @@ impl State {
         !all.is_empty() && !all.keys().any(|key| key.starts_with(prefix))
     }
 
-    /// The annotations whose key is wanted. Their values must be text; those of the others need not.
+    /// The annotations whose key is `wanted`. Their values must be text; others need not be.
     pub fn annotations(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
         let all = self.annotations.as_object().into_iter().flatten();
         let wanted = all.filter(|(key, _)| wanted(key));
@@ -115,7 +118,8 @@ mod tests {
 
     #[test]
     fn reads_what_runtimes_write() {
-        let runc = r#"{"ociVersion":"1.0.2-dev","id":"web","status":"creating","pid":5021,"bundle":"/b","annotations":{"a":"b","c":null}}"#;
+        let runc = r#"{"ociVersion":"1.0.2-dev","id":"web","status":"creating","pid":5021,
+            "bundle":"/b","annotations":{"a":"b","c":null}}"#;
         let state = State::read(runc.as_bytes()).unwrap();
         assert_eq!(
             (state.id().unwrap().as_str(), state.first_process().unwrap()),

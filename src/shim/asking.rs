@@ -1,4 +1,4 @@
-//! What a container's configuration asks for.
+//! Reads what a container's configuration asks for.
 
 use std::cell::LazyCell;
 use std::path::PathBuf;
@@ -21,26 +21,26 @@ use crate::request::{self, Request};
 use crate::settings::Settings;
 use crate::text::Shown;
 
-/// A container with a request, and its configuration as it was read.
+/// A container with a request, and its parsed configuration.
 pub(super) struct Asking {
     request: Request,
     path: PathBuf,
     text: Vec<u8>,
     names: Names,
-    /// The CDI device that asks, where annotations do not.
+    /// The CDI device that asks, if the annotations do not.
     device: Option<AskingDevice>,
 }
 
-/// A CDI device that the engine has given the container, as its hooks tell.
+/// A CDI device that the engine gave the container, read from its hook's arguments.
 pub(super) struct AskingDevice {
     pub(super) name: String,
     pub(super) options: Options,
-    /// The same options as words.
+    /// `options` as words of a command line.
     pub(super) words: Vec<String>,
 }
 
 impl AskingDevice {
-    /// Of the arguments of its hook.
+    /// Parses the arguments of a CDI device's hook.
     fn of(words: &[String]) -> Result<Option<AskingDevice>> {
         let cli = Cli::try_parse_from(words).map_err(|error| {
             anyhow!(
@@ -51,7 +51,7 @@ impl AskingDevice {
         let Verb::Hook(hook) = cli.verb else {
             return Ok(None);
         };
-        // What names the pools; a reservation is of an earlier start.
+        // Only the options that name the pools: a reservation is an earlier start's.
         let mut more = Vec::new();
         for (option, path) in [
             ("--conf-dir", &cli.options.conf_dir),
@@ -73,18 +73,19 @@ impl AskingDevice {
 }
 
 impl Asking {
-    /// Reads the container's configuration; `None` where it asks for nothing. Nothing of ours is read.
+    /// Reads the container's configuration; `None` if it asks for nothing.
+    /// None of our own configuration is read.
     pub(super) fn read(line: &CommandLine, host: &Host) -> Result<Option<Asking>> {
         let path = line.config_path();
         let text = files::read_bytes_if_there(&path);
-        // It may be another verb, which reads none.
+        // The verb may be another one, which needs no configuration.
         if line.in_doubt.is_some() && !matches!(text, Ok(Some(_))) {
             return Ok(None);
         }
         let text = text?.with_context(|| format!("there is no {}", path.display()))?;
         let parsed = files::text_of(&text).map_err(anyhow::Error::from);
         let config = parsed.and_then(Config::parse).or_else(|error| {
-            // What we wrote may have been torn by a power loss: then what we found counts.
+            // A power loss may have torn the text that we wrote: then the kept original counts.
             let bundle = Bundle::new(path.clone(), text.clone())?;
             match bundle.is_ours() {
                 true => Config::parse(bundle.found()),
@@ -106,12 +107,13 @@ impl Asking {
             request::with_device(request, Some(&device.name))
         });
         let Some(request) = request.with_context(cannot)? else {
-            // Its CPUs may be another's by now.
+            // The CPUs in the configuration may have another owner by now.
             ensure!(
                 !config.is_of_an_earlier_start(),
                 Refusal::new(
                     format!(
-                        "{}: its configuration has the CPUs of an earlier start, and no request any more",
+                        "{}: its configuration has the CPUs of an earlier start, and no request \
+                         any more",
                         cannot()
                     ),
                     format!("write {} anew", path.display())
@@ -122,7 +124,8 @@ impl Asking {
         if let Some(option) = &line.in_doubt {
             bail!(Refusal::new(
                 format!(
-                    "{}: the option {} is not known here, and what is behind it may be its value or a verb",
+                    "{}: the option {} is not known here, and what is behind it may be its value \
+                     or a verb",
                     cannot(),
                     Shown(option)
                 ),
@@ -173,14 +176,14 @@ impl Asking {
     }
 }
 
-/// What is left to do: to become the runtime, or to give the reservation back.
+/// A pinned configuration: the shim becomes the runtime, or cancels the reservation.
 pub(super) struct Pinned {
     pub(super) runtime: Runtime,
     pub(super) settings: Settings,
     pub(super) reservation: Claim,
 }
 
-/// What people call the container of a configuration.
+/// The names that people use for a configuration's container.
 pub(super) fn names_in(config: &Config, line: &CommandLine, host: &Host) -> Names {
     let annotations = config.annotations(names::is_name_key).unwrap_or_default();
     Ancestry::of_this_process(host)

@@ -1,4 +1,4 @@
-//! Which runtime stands behind the shim.
+//! Chooses the runtime that the shim becomes.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::oci::Runtime;
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
-/// The runtime of our configuration, or else of the engine's.
+/// The runtime of our configuration; else the engine's default.
 pub(super) fn configured(host: &Host, table: &RuntimeTable) -> Result<Runtime> {
     Runtime::find(host, table, || {
         let engine = match &table.engine {
@@ -24,9 +24,9 @@ pub(super) fn configured(host: &Host, table: &RuntimeTable) -> Result<Runtime> {
     })
 }
 
-/// The same for what asks for nothing, which must not depend on our files: where they make no sense, what can be made out
-/// of them counts, and where they name a runtime that is of no use, they are left alone. A list of what is allowed is
-/// kept to all the same.
+/// The runtime for a container without a request, which must not depend on our files. Of a broken
+/// configuration the readable parts count, and a runtime that cannot be used is ignored. The list
+/// of allowed runtimes (`runtime.allow`) counts even then.
 pub(super) fn without_request(host: &Host) -> Result<Behind> {
     let whole = Plain::load(host).and_then(|config| {
         Ok(Behind {
@@ -54,9 +54,9 @@ pub(super) fn without_request(host: &Host) -> Result<Behind> {
     })
 }
 
-/// What is behind this name for containers that ask for nothing.
+/// The runtime for containers without a request.
 pub(super) struct Behind {
     pub(super) runtime: Runtime,
-    /// The directory of claims, where the configuration names one.
+    /// The run directory, if the configuration names one.
     pub(super) run_dir: Option<PathBuf>,
 }

@@ -30,13 +30,13 @@ use crate::runtime_log;
 use crate::settings::{Failure, Settings};
 use crate::system_log::{self, Severity};
 
-/// How long the end of a container may be held up by looking what it has used.
+/// The longest that reading a container's usage may delay its end.
 const READ_WITHIN: Duration = Duration::from_secs(2);
 
-/// Becomes the runtime; returns only with what went wrong before that.
+/// Becomes the runtime; returns only if something failed before that.
 ///
 /// # Errors
-/// A configuration that cannot be read or changed, a request that cannot be met, no runtime.
+/// The configuration cannot be read or changed, the request cannot be met, or there is no runtime.
 pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = CommandLine::parse(arguments);
     let host = Host::new("/");
@@ -62,15 +62,15 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     error
 }
 
-/// Reads what a container of ours has used, for the runtime is about to remove its group; or to end
-/// it, after which systemd removes the group of a scope before the runtime does (systemd.scope(5)).
-/// A process of its own reads: whatever becomes of that, this one becomes the runtime.
+/// Reads what a container of ours has used, before the runtime removes its group or kills the
+/// container, after which systemd removes a scope's group (systemd.scope(5)). A process apart does
+/// the reading: whatever happens to it, this one becomes the runtime.
 fn read_before_end(host: &Host, line: &CommandLine, run_dir: Option<PathBuf>) {
     let Some(Ok(id)) = line.id.as_deref().map(Id::parse) else {
         return;
     };
     let run_dir = run_dir.unwrap_or_else(|| host.default_run_dir());
-    // All others cost no more than this.
+    // A container without a claim costs no more than this.
     let claims = files::entry_if_there(&run_dir.join("claims").join(id.as_str()));
     if !matches!(claims, Ok(Some(_))) {
         return;
@@ -89,11 +89,11 @@ fn become_runtime(runtime: &Runtime, arguments: &[OsString]) -> Result<()> {
     Err(error).with_context(|| format!("execute {}", runtime.path().display()))
 }
 
-/// Tells an engine where it looks for it, and the system log, what went wrong.
+/// Reports a failure where the engine reads errors, and to the system log.
 pub fn report(arguments: &[OsString], message: &str, reason: Reason) {
     system_log::send(&Host::new("/"), Severity::Error, message);
     let line = CommandLine::parse(arguments);
-    // An engine that gave a log that cannot be written reads stderr.
+    // If the log cannot be written, the engine reads stderr.
     let _ = runtime_log::tell(&line, message);
     let id = line.id.as_deref().unwrap_or_default();
     let path = line.config_path();

@@ -1,4 +1,4 @@
-//! A container with a request: CPUs are reserved for it, and written into its configuration.
+//! Starts a container with a request: reserves CPUs and writes them into its configuration.
 
 use anyhow::{Context, Result, bail};
 
@@ -19,7 +19,7 @@ use crate::settings::Settings;
 use crate::text::Shown;
 use crate::topology;
 
-/// A container with a request that is about to be made.
+/// The start of a container with a request.
 pub(super) struct ShimStart<'a> {
     pub(super) settings: &'a Settings,
     pub(super) line: &'a CommandLine,
@@ -30,7 +30,7 @@ pub(super) struct ShimStart<'a> {
 }
 
 impl ShimStart<'_> {
-    /// Looks at everything first, then reserves, and writes last.
+    /// Checks everything, then reserves, and writes last.
     pub(super) fn pin(&self, id: Id<'_>, mut request: Request) -> Result<Claim> {
         if self.line.verb.as_deref() == Some("restore") {
             bail!(Refusal::new(
@@ -67,7 +67,7 @@ impl ShimStart<'_> {
         };
 
         let reservation = reserve(site, id.as_str(), self.names.clone(), group, &request)?;
-        // What is refused has cost no process of the runtime's.
+        // A refused start costs no process of the runtime.
         let runs = self.runtime.ensure_runs_our_hooks_once(&site.run_dir);
         let pinning = Pinning {
             program,
@@ -89,19 +89,20 @@ impl ShimStart<'_> {
         written.map(|()| reservation)
     }
 
-    /// The engine of the configuration, whose marks count.
+    /// The configured engine, whose marks count.
     fn engine(&self) -> Result<Option<Engine>> {
         let Some(word) = &self.settings.runtime().engine else {
             return Ok(None);
         };
         let engine = Engine::by_word(word).context(
-            "runtime.engine in Pinfold's configuration is none of podman, crio, containerd and docker",
+            "runtime.engine in Pinfold's configuration is none of podman, crio, containerd and \
+             docker",
         )?;
         Ok(Some(engine))
     }
 }
 
-/// Where that fails too, the CPUs are free once this process has ended.
+/// Cancels a reservation. If that fails, its CPUs are free once this process has ended.
 pub(super) fn cancel(settings: &Settings, reservation: &Claim) {
     if let Err(error) = placement::cancel_reservation(settings.site(), reservation) {
         log::warn!(
@@ -111,7 +112,7 @@ pub(super) fn cancel(settings: &Settings, reservation: &Claim) {
     }
 }
 
-/// One request, one place.
+/// Refuses a configuration that sets CPUs or memory nodes that the request is to set.
 fn refuse_chosen(config: &Config, request: &Request) -> Result<()> {
     let mems = config.chosen_mems().filter(|_| request.mems == Mems::Local);
     let (what, value) = match (config.chosen_cpus(), mems) {
@@ -122,13 +123,14 @@ fn refuse_chosen(config: &Config, request: &Request) -> Result<()> {
     bail!(placement::chosen_already(what, &Shown(value).to_string()))
 }
 
-/// The NUMA nodes of the container's devices; those that the kernel tells no node of have none.
+/// The NUMA nodes of the container's devices; a device whose node the kernel does not know counts
+/// for none.
 fn nodes_near(host: &Host, config: &Config) -> CpuSet {
     let mut nodes = CpuSet::new();
     for (is_block, major, minor) in config.devices() {
         match topology::nodes_near_number(host, is_block, major, minor) {
             Ok(near) => nodes.extend(&near),
-            // Nobody asked to be near it.
+            // The request does not ask for this device: a warning is enough.
             Err(error) => log::warn!("the device {major}:{minor} counts for nothing: {error:#}"),
         }
     }

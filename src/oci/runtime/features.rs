@@ -25,18 +25,18 @@ const FEATURES_WITHIN: Duration = Duration::from_secs(5);
 const FEATURES: &str = "features";
 
 impl Runtime {
-    /// A runtime that says which hooks it runs (`features`, OCI runtime specification) has to run
-    /// ours: without them the container would start on any CPUs. Older ones say nothing.
+    /// Checks with `features` (OCI runtime specification) that the runtime runs our hooks: without
+    /// them a container would start on any CPUs. Older runtimes do not know `features`, and pass.
     ///
     /// # Errors
-    /// One that says that it runs none of ours, or that does not answer in time.
+    /// The runtime says that it runs none of our hooks, or does not answer in time.
     pub fn ensure_runs_our_hooks(&self) -> Result<()> {
         self.says_that_it_runs_our_hooks().map(drop)
     }
 
-    /// The same, and a runtime that said that it runs them, or that it does not know the question,
-    /// is not asked again while it is that very file: the run directory remembers it. What cannot
-    /// be trusted, read or written there is no memory.
+    /// Like [`Runtime::ensure_runs_our_hooks`], and remembers in the run directory a runtime that
+    /// runs our hooks or does not know `features`: the same file is not asked again. A record that
+    /// cannot be trusted, read or written counts as none.
     pub fn ensure_runs_our_hooks_once(&self, run_dir: &Path) -> Result<()> {
         self.ensure_fit()?;
         let known = AskedRuntime::of(self, run_dir)?;
@@ -45,7 +45,7 @@ impl Runtime {
         }
         // Any other silence may be a passing failure.
         let is_settled = self.says_that_it_runs_our_hooks()? || self.does_not_know_features()?;
-        // One that was replaced meanwhile is not the one that was asked; and a script speaks for
+        // A runtime that was replaced meanwhile is not the one that was asked, and a script may run
         // another program.
         let may_keep = is_settled && self.is_program();
         if may_keep && AskedRuntime::of(self, run_dir)?.text == known.text {
@@ -56,7 +56,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// `false` where it does not say which hooks it runs.
+    /// Returns `false` if the runtime does not say which hooks it runs.
     fn says_that_it_runs_our_hooks(&self) -> Result<bool> {
         self.ensure_fit()?;
         let said = self.features()?;
@@ -76,7 +76,7 @@ impl Runtime {
         Ok(says == Some(true))
     }
 
-    /// What the runtime says of itself; `None` where it does not know the question.
+    /// The runtime's answer to `features`; `None` if it does not know the question.
     fn features(&self) -> Result<Option<String>> {
         let mut command = Command::new(&self.0);
         let said = child::ask(command.arg(FEATURES), FEATURES_WITHIN)
@@ -84,7 +84,7 @@ impl Runtime {
         Ok(said.status.success().then_some(said.out))
     }
 
-    /// Does the runtime say that it does not know this question, as older ones do?
+    /// Does the runtime say that it does not know `features`, as older ones do?
     fn does_not_know_features(&self) -> Result<bool> {
         let mut command = Command::new(&self.0);
         let said = child::ask_for_errors(command.arg(FEATURES), FEATURES_WITHIN)
@@ -93,7 +93,7 @@ impl Runtime {
         Ok(has_failed && said.out.contains(FEATURES))
     }
 
-    /// Is it a program by itself (elf(5))?
+    /// Is the runtime's file a program itself, not a script (elf(5))?
     fn is_program(&self) -> bool {
         let mut begin = [0; 4];
         let read = File::open(&self.0).and_then(|mut file| file.read_exact(&mut begin));
@@ -101,10 +101,10 @@ impl Runtime {
     }
 }
 
-/// That there is nothing more to ask a runtime.
+/// The record that a runtime was asked and need not be asked again.
 struct AskedRuntime {
     path: PathBuf,
-    /// What tells that very file from any other of its path.
+    /// What identifies the file that was asked.
     text: String,
 }
 
@@ -147,9 +147,9 @@ impl AskedRuntime {
     }
 }
 
-/// Are the stages of our hooks among those that a runtime's features list? `None` where they list
-/// none. `oci_spec`'s `Features` is not used: it refuses a runtime that names a namespace or a
-/// seccomp action that is newer than the crate, and what is refused says nothing of hooks.
+/// Does the runtime list the stages of our hooks? `None` if it lists no hooks. `oci_spec`'s
+/// `Features` is not used: it refuses a namespace or seccomp action newer than the crate, which
+/// says nothing of hooks.
 fn has_our_stages(features: &[u8]) -> Option<bool> {
     let features: Value = serde_json::from_slice(features).unwrap_or_default();
     let stages = features["hooks"].as_array()?;
@@ -204,15 +204,15 @@ mod tests {
         };
         let asked = Runtime(runtime.clone());
         let once = || asked.ensure_runs_our_hooks_once(&run_dir);
-        // One that says that it runs none is asked each time, and nothing is kept of it.
+        // A runtime that runs no hooks is asked each time, and nothing is recorded.
         put_script();
         assert!(once().is_err() && once().is_err());
         assert!(files::names_in(&run_dir).unwrap().is_empty());
-        // Who is known is not asked.
+        // A recorded runtime is not asked.
         let known = AskedRuntime::of(&asked, &run_dir).unwrap();
         known.keep().unwrap();
         once().unwrap();
-        // What others can write is no memory, nor is what was damaged.
+        // A record that others can write, or that is damaged, does not count.
         std::fs::set_permissions(&known.path, mode(0o602)).unwrap();
         assert!(once().is_err());
         for content in ["", &known.text[1..], &format!("{}x", known.text)] {
@@ -224,13 +224,13 @@ mod tests {
         // Another file of the same content is another runtime.
         put_script();
         assert!(once().is_err());
-        // Silence is remembered of nobody: it may be a passing failure.
+        // No answer is never recorded: it may be a passing failure.
         for silent in ["/bin/true", "/bin/false"] {
             std::fs::copy(silent, &runtime).unwrap();
             once().unwrap();
             assert!(!AskedRuntime::of(&asked, &run_dir).unwrap().is_there());
         }
-        // A script may speak for another program, which changes.
+        // A script is never recorded: the program that it runs can change.
         let says = "#!/bin/sh\necho '{\"hooks\":[\"createRuntime\",\"poststop\"]}'\n";
         files::replace(&runtime, says.as_bytes(), 0o755, Durability::Crash).unwrap();
         once().unwrap();
@@ -242,7 +242,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("run");
         std::fs::create_dir(&run_dir).unwrap();
-        // `cat: features: No such file or directory`, and a failure without a word.
+        // `cat: features: No such file or directory` is recorded; a failure without a word is not.
         for (program, is_kept) in [("/bin/cat", true), ("/bin/false", false)] {
             let runtime = Runtime(program.into());
             runtime.ensure_runs_our_hooks_once(&run_dir).unwrap();

@@ -1,4 +1,4 @@
-//! Which runtime made a container.
+//! Finds the runtime that made a container.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -11,13 +11,13 @@ use super::Runtime;
 use crate::files;
 use crate::host::Host;
 
-/// The file that each of them keeps of a container below its root (runc: libcontainer/container_linux.go; crun:
-/// src/libcrun/status.c).
+/// The file that each runtime keeps for a container below its root (runc:
+/// libcontainer/container_linux.go; crun: src/libcrun/status.c).
 const KEPT: [(&str, &str); 2] = [("runc", "state.json"), ("crun", "status")];
 
 impl Runtime {
-    /// The runtime for a container that is there already: the one that made it, where `self` is
-    /// another. What names the runtime can have changed since.
+    /// The runtime to use for an existing container: the one that made it, or else `self`. The
+    /// choice of runtime can have changed since.
     pub fn or_maker(self, host: &Host, line: &CommandLine) -> Runtime {
         let id = line.id.as_deref().map(Id::parse);
         let name = self.0.file_name().and_then(OsStr::to_str);
@@ -29,19 +29,19 @@ impl Runtime {
     }
 }
 
-/// The runtime that made a container, where it has another name than this.
+/// The runtime that made a container; `None` if it is unknown or is the one called `name`.
 fn other_maker(host: &Host, line: &CommandLine, id: Id<'_>, name: &str) -> Option<PathBuf> {
-    // One of another name keeps what we do not know of.
+    // We do not know which files other runtimes keep.
     if !KEPT.iter().any(|(maker, _)| *maker == name) {
         return None;
     }
-    // Where it lies for certain, and where it may lie.
+    // Is the runtime's file there, and may it be there?
     let made = |(maker, file): &(&str, &str)| {
         let root = match &line.root {
             Some(root) => root.clone(),
             None => own_root(host, maker),
         };
-        // One that cannot be looked at may be there; and where another lies that one is not.
+        // A file that cannot be looked at may be there, unless another runtime's file is found.
         match root.join(id.as_str()).join(file).symlink_metadata() {
             Ok(_) => (true, true),
             Err(error) => {
@@ -65,7 +65,7 @@ fn other_maker(host: &Host, line: &CommandLine, id: Id<'_>, name: &str) -> Optio
     }
 }
 
-/// Where a runtime keeps its containers by itself (runc(8), crun(1): `--root`).
+/// A runtime's default root (runc(8), crun(1): `--root`).
 fn own_root(host: &Host, runtime: &str) -> PathBuf {
     let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !geteuid().is_root());
     match own {
@@ -129,7 +129,7 @@ mod tests {
         std::os::unix::fs::symlink("a", dir.path().join("run/crun/a")).unwrap();
         for (words, preferred, taken) in [
             ("kill a", "/x/runc", dir.path().join("usr/bin/crun")),
-            // What lies in the place of a directory has none below it.
+            // A path whose directory is a regular file does not exist.
             ("kill other", "/x/crun", "/x/crun".into()),
         ] {
             let words: Vec<_> = words.split(' ').map(Into::into).collect();

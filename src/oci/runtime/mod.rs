@@ -1,5 +1,5 @@
-//! The runtime behind `pinfold-runtime`: which one it is, whether it is fit for it, and who made a
-//! container.
+//! The runtime that `pinfold-runtime` becomes: which one, whether it can run our hooks, and which
+//! one made a container.
 
 mod features;
 mod maker;
@@ -14,12 +14,12 @@ use crate::files;
 use crate::host::Host;
 use crate::refusal::{OrRefuse, Refusal};
 
-/// The runtimes that are taken, the first that is there, where nothing says another.
+/// The default runtimes: the first that is installed.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
-/// Runtimes that make no host process of the container's own for our hooks to confine, whatever their features say; by file
-/// name, and why (gVisor: runsc/container/container.go; Kata Containers: src/runtime/pkg/katautils/hook.go; railcar:
-/// oci/src/lib.rs).
+/// Runtimes whose containers have no host process that our hooks could confine, whatever their
+/// features say: the file name and why (gVisor: runsc/container/container.go; Kata Containers:
+/// src/runtime/pkg/katautils/hook.go; railcar: oci/src/lib.rs).
 const UNFIT: [(&str, &str); 4] = [
     (
         "runsc",
@@ -35,16 +35,16 @@ const UNFIT: [(&str, &str); 4] = [
 
 const NAME_ANOTHER: &str = "name runc or crun as runtime.path in Pinfold's configuration";
 
-/// An OCI runtime, by the path that is executed.
+/// An OCI runtime, named by the path that is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime(PathBuf);
 
 impl Runtime {
-    /// The runtime of the configuration; else `default`, the one that the engine uses by itself;
-    /// else the first that is there.
+    /// Finds the runtime: the configured one; else `default`, the engine's own; else the first of
+    /// the default ones that is installed.
     ///
     /// # Errors
-    /// One that is not there, is not allowed, that others can change, or that is this program.
+    /// The runtime is not there or not allowed, others can change it, or it is this program.
     pub fn find(
         host: &Host,
         table: &RuntimeTable,
@@ -81,8 +81,7 @@ impl Runtime {
         &self.0
     }
 
-    /// Refuses a runtime whose hooks see no process of the container's own, whatever its features
-    /// say.
+    /// Refuses a runtime whose hooks see no process of the container, whatever its features say.
     pub fn ensure_fit(&self) -> Result<()> {
         let real = self.real()?;
         for path in [&self.0, &real] {
@@ -133,7 +132,7 @@ fn first_there(allow: &[PathBuf]) -> Result<PathBuf> {
     })
 }
 
-/// A runtime that is this program would call itself for ever.
+/// Refuses this program as its own runtime: it would execute itself for ever.
 fn is_not_us(runtime: &Path) -> Result<()> {
     let own = std::env::current_exe().context("find out where this program is")?;
     if own == runtime {
