@@ -1,4 +1,4 @@
-//! `pinfold hook`: one container's start, or its end.
+//! `pinfold hook`: a container's start or end.
 
 use std::cell::LazyCell;
 use std::io::{self, Write};
@@ -56,7 +56,7 @@ fn host_of(options: &Options) -> Host {
     Host::new(options.host_root.clone().unwrap_or_else(|| "/".into()))
 }
 
-/// What whoever tells what went wrong has to know; found out as the hook goes.
+/// What reporting a failure needs; filled in as the hook goes.
 #[derive(Default)]
 struct Whose {
     state: Option<State>,
@@ -65,15 +65,15 @@ struct Whose {
 
 fn serve(args: &HookArgs, options: &Options, deadline: Instant, known: &mut Whose) -> Result<()> {
     let text = State::text(limits::Prompt::new(io::stdin().lock()));
-    // Its stderr is out of reach once capabilities are dropped. A state that names none of our keys
-    // has nothing to tell.
+    // The runtime's stderr cannot be opened once capabilities are dropped. A container whose state
+    // has none of our keys has nothing to report.
     let may_ask = |text: &String| args.device.is_some() || text.contains(request::DOMAIN);
     if text.as_ref().is_ok_and(may_ask) {
         known.runtime = DeafRuntime::above(&host_of(options));
     }
     limits::drop_capabilities()?;
     let state = known.state.insert(State::parse(&text?)?);
-    // Read where they are needed, which for most containers is never.
+    // Read only where needed: for most containers never.
     let settings = || Settings::of_hook(options, deadline);
     match args.stage {
         Stage::Prestart | Stage::CreateRuntime => start(state, args, settings),
@@ -81,7 +81,8 @@ fn serve(args: &HookArgs, options: &Options, deadline: Instant, known: &mut Whos
     }
 }
 
-/// Without a request nothing is read beyond the state, not even the configuration; nor is the rest of the state judged.
+/// Starts a container. Without a request nothing is read beyond the state, not even the
+/// configuration, and the rest of the state is not judged.
 fn start(
     state: &State,
     args: &HookArgs,
@@ -99,11 +100,12 @@ fn start(
             )
         })?;
     let Some(request) = request else {
-        // Whoever took the request away has not taken the CPUs out of the configuration.
+        // The request was removed, but the CPUs are still in the container's configuration.
         let what = || {
             let id = names.with_id(&state.shown_id());
             format!(
-                "cannot start container {id}: pinfold-runtime reserved CPUs for it, and now it asks for none"
+                "cannot start container {id}: pinfold-runtime reserved CPUs for it, and now it \
+                 asks for none"
             )
         };
         ensure!(
@@ -118,7 +120,7 @@ fn start(
     })
 }
 
-/// What people call the container; annotations that are no text say nothing.
+/// The names that people use for the container; annotations that are no text are ignored.
 fn names_of(state: &State) -> Names {
     let annotations = state.annotations(names::is_name_key).unwrap_or_default();
     let id = state.id().map_or("", Id::as_str);
@@ -166,7 +168,7 @@ fn pin(
     Ok(())
 }
 
-/// By which way its request has come: the shim reads annotations and devices.
+/// The way by which the request came. The shim reads both annotations and devices.
 fn door(state: &State, args: &HookArgs) -> Door {
     let annotations = state.annotations(request::is_ours);
     let is_annotated = annotations.is_ok_and(|all| !all.is_empty());
@@ -178,15 +180,16 @@ fn door(state: &State, args: &HookArgs) -> Door {
     }
 }
 
-/// Keyed by the id alone: some engines give no annotations at this stage. Where there are some and none is
-/// ours, it is certain that there was no request, unless there is a device.
+/// Frees a container's CPUs by its id alone: some engines give no annotations at this stage. If
+/// there are annotations and none is ours, there was no request, unless there is a device.
 fn end(state: &State, args: &HookArgs, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
     if args.device.is_none() && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
     let settings = match settings() {
         Ok(settings) => settings,
-        // What asks for nothing must not depend on our files; of what did ask, the claim outlives this, and is freed later.
+        // A container without a request must not depend on our files. The claim of one that did ask
+        // outlives this failure, and is freed later.
         Err(error) if !asked(state, args) => {
             let message = one_line(&format!(
                 "look whether container {} holds CPUs: {error:#}",
@@ -201,7 +204,7 @@ fn end(state: &State, args: &HookArgs, settings: impl FnOnce() -> Result<Setting
     give_back(state, &settings).with_context(|| cannot_give_back(state))
 }
 
-/// Is it known that the container asked for CPUs?
+/// Is it certain that the container asked for CPUs?
 fn asked(state: &State, args: &HookArgs) -> bool {
     let annotations = state.annotations(request::is_ours);
     args.device.is_some() || args.shim || annotations.is_ok_and(|all| !all.is_empty())

@@ -1,4 +1,4 @@
-//! `pinfold install` and `pinfold uninstall`: telling an engine of Pinfold, and taking that back.
+//! `pinfold install` and `pinfold uninstall`: tell an engine of Pinfold, and take that back.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ pub(super) fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
     Ok(0)
 }
 
-/// Does the engine not know Pinfold yet, or no longer as it would be told now?
+/// Would an install change any file?
 pub(super) fn changes_something(args: &InstallArgs, options: &Options) -> Result<bool> {
     let options = &own_options(&args.place, options)?;
     let settings = &Settings::of_command_line(options)?;
@@ -91,7 +91,7 @@ pub(super) fn run_removal(args: &UninstallArgs, options: &Options) -> Result<u8>
     remove(&args.place, options)
 }
 
-/// Makes an engine forget Pinfold, whoever owns what.
+/// Makes an engine forget Pinfold, even if its containers own CPUs.
 pub(super) fn remove(at: &InstallPlaceArgs, options: &Options) -> Result<u8> {
     let settings = &Settings::of_command_line(&own_options(at, options)?)?;
     let place = place(at, "uninstall", settings)?;
@@ -119,11 +119,11 @@ pub(super) fn remove(at: &InstallPlaceArgs, options: &Options) -> Result<u8> {
     Ok(0)
 }
 
-/// How many owners a refusal names.
+/// The most owners that a refusal names.
 const MOST_NAMED: usize = 4;
 
-/// Owners that the engine started: their ends would tell us nothing any more, and a restart would not pin them again.
-/// Whoever started one is not always known.
+/// Refuses while containers of this engine own CPUs: their ends would not be reported any more, and
+/// a restart would not pin them again. A container whose engine is unknown counts too.
 fn ensure_no_owners(target: TargetArg, settings: &Settings) -> Result<()> {
     let owners = live_claims(settings.site())
         .context("look whether containers of it own CPUs (--force does without)")?;
@@ -137,7 +137,7 @@ fn ensure_no_owners(target: TargetArg, settings: &Settings) -> Result<()> {
     ensure_none(&owners, "stop them first, or add --force")
 }
 
-/// Refuses, and names them, where there are any.
+/// Refuses if there are owners, and names them.
 pub(super) fn ensure_none(owners: &[&Claim], remedy: &str) -> Result<()> {
     let one = |claim: &&Claim| {
         format!(
@@ -167,7 +167,7 @@ fn word(target: TargetArg) -> &'static str {
     target.engine().map_or("the CDI file", Engine::word)
 }
 
-/// The place that a verb, this one, is about.
+/// The place that an install or uninstall is about; `verb` is for messages.
 fn place<'a>(args: &InstallPlaceArgs, verb: &str, settings: &'a Settings) -> Result<Place<'a>> {
     let host = &settings.site().host;
     let user = args.user.then(User::of_environment).transpose()?;
@@ -210,7 +210,7 @@ fn place<'a>(args: &InstallPlaceArgs, verb: &str, settings: &'a Settings) -> Res
     })
 }
 
-/// A user's pools are the user's own where nothing says others.
+/// The options, with the user's own directories under `--user`.
 fn own_options(args: &InstallPlaceArgs, options: &Options) -> Result<Options> {
     match args.user {
         true => with_own_directories(options),
@@ -218,7 +218,7 @@ fn own_options(args: &InstallPlaceArgs, options: &Options) -> Result<Options> {
     }
 }
 
-/// A file that somebody names lies in a directory that is there: no engine would read one that is made for a slip.
+/// Refuses a file in a missing directory: no engine would read a directory that is made for a typo.
 fn refuse_nowhere(host: &Host, path: &str) -> Result<()> {
     let above = path.rsplit_once('/').map_or("/", |(above, _)| above);
     let directory = host
@@ -230,7 +230,8 @@ fn refuse_nowhere(host: &Host, path: &str) -> Result<()> {
     Ok(())
 }
 
-/// The options with the user's own directories where neither an option nor the environment names some.
+/// The options, with the user's own directories where neither an option nor the environment names
+/// any.
 pub(super) fn with_own_directories(options: &Options) -> Result<Options> {
     let user = User::of_environment()?;
     let or = |option: &Option<PathBuf>, name: &str, own: String| {
@@ -245,7 +246,7 @@ pub(super) fn with_own_directories(options: &Options) -> Result<Options> {
     })
 }
 
-/// Where a user has no pools yet, how to make some.
+/// How to make pools, if the user has none yet.
 fn missing_pools(place: &Place<'_>, site: &Site) -> Option<String> {
     place.user.as_ref()?;
     let looked = site.conf_dir.symlink_metadata();
@@ -255,7 +256,7 @@ fn missing_pools(place: &Place<'_>, site: &Site) -> Option<String> {
     })
 }
 
-/// The options of this command that hooks need as well: an engine gives them no environment.
+/// The options of this command that hooks need too: an engine gives hooks no environment.
 fn hook_options(options: &Options) -> Result<Vec<String>> {
     let mut words = Vec::new();
     for (option, path) in [
@@ -274,7 +275,8 @@ fn hook_options(options: &Options) -> Result<Vec<String>> {
     Ok(words)
 }
 
-/// Those of devices, which always name pools that are not at the default place: other pools must not replace them.
+/// The options of devices' hooks. They name the pools unless these are at the default place, so
+/// that other pools never replace them.
 fn device_options(options: &Options, settings: &Settings) -> Result<Vec<String>> {
     let site = settings.site();
     let mut words = hook_options(options)?;
@@ -314,7 +316,8 @@ fn carry_out(plan: &Plan, target: TargetArg, is_dry_run: bool) -> Result<()> {
         Some(service) => writeln!(out, "takes effect after: systemctl restart {service}")?,
         None => writeln!(
             out,
-            "takes effect from podman's next start; for podman.service after: systemctl restart podman"
+            "takes effect from podman's next start; for podman.service after: systemctl restart \
+             podman"
         )?,
     }
     writeln!(
@@ -324,7 +327,7 @@ fn carry_out(plan: &Plan, target: TargetArg, is_dry_run: bool) -> Result<()> {
     Ok(())
 }
 
-/// A change as `diff -u` and `patch` have it.
+/// A change in the form of `diff -u`, for `patch`.
 fn diff(change: &FileChange) -> String {
     let path = change.path.display().to_string();
     let name = |text: &Option<String>| match text {

@@ -1,4 +1,4 @@
-//! `pinfold isolate`: running a command on CPUs of its own.
+//! `pinfold isolate`: runs a command on CPUs of its own.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -25,11 +25,12 @@ use crate::settings::Settings;
 use crate::settings::count_refusal;
 use crate::text::Shown;
 
-/// The command cannot be executed, and it is not found: podman-run(1), "Exit Status".
+/// Exit codes for a command that cannot be executed, and for one that is not found (podman-run(1),
+/// "Exit Status").
 const CANNOT_EXECUTE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-/// What is passed on to the command.
+/// The signals that are passed on to the command.
 const PASSED_ON: [Signal; 13] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -62,7 +63,7 @@ pub(super) fn run(args: &IsolateArgs, settings: &Settings) -> Result<u8> {
     let code = match start(args, &place, &awaited) {
         Ok(mut child) => {
             if let Err(error) = place.record(site, child.id() as i32) {
-                // It is in a group of its own, so that it is seen all the same.
+                // The command is in a group of its own, so that it is seen without a record.
                 log::warn!("record the command's process: {error:#}");
             }
             wait(&mut child, &awaited).map(code_of)
@@ -73,7 +74,8 @@ pub(super) fn run(args: &IsolateArgs, settings: &Settings) -> Result<u8> {
     code
 }
 
-/// The command's own status matters more than ours: what is left is freed when the pool is next needed.
+/// Gives the CPUs back. The command's status matters more than a failure here: what is left is
+/// freed when the pool is next needed.
 fn finish(place: CommandPlace, site: &Site) {
     let id = place.id().to_owned();
     if let Err(error) = place.end(site) {
@@ -81,8 +83,8 @@ fn finish(place: CommandPlace, site: &Site) {
     }
 }
 
-/// Those of [`PASSED_ON`] that we were not started to ignore: nohup(1) means the command too. And
-/// the end of a child.
+/// The signals of [`PASSED_ON`] that we were not started to ignore (nohup(1) means the command
+/// too), and SIGCHLD.
 fn awaited(site: &Site) -> SigSet {
     let ignored = process::ignored_signals(&site.host);
     let is_ignored = |signal: &Signal| ignored >> (*signal as i32 - 1) & 1 == 1;
@@ -90,12 +92,12 @@ fn awaited(site: &Site) -> SigSet {
     passed_on.chain([Signal::SIGCHLD]).collect()
 }
 
-/// Starts the command, with the signals that we were started with; ours wait until [`wait`] asks
-/// for them.
+/// Starts the command with the signal mask that we were started with; signals for us stay blocked
+/// until [`wait`] takes them.
 fn start(args: &IsolateArgs, place: &CommandPlace, awaited: &SigSet) -> io::Result<Child> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours. Where it was to ignore, the kernel reaps the
-    // command by itself.
+    // SAFETY: the default action runs no code of ours. If SIGCHLD were ignored, the kernel would
+    // reap the command by itself.
     unsafe { sigaction(Signal::SIGCHLD, &default) }?;
     let mut inherited = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(awaited), Some(&mut inherited))?;
@@ -119,7 +121,7 @@ fn start(args: &IsolateArgs, place: &CommandPlace, awaited: &SigSet) -> io::Resu
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&inherited), None)?;
         Ok(())
     };
-    // SAFETY: between fork and exec it only makes system calls, on what it owns.
+    // SAFETY: between fork and exec it only makes system calls, on data that it owns.
     unsafe { command.pre_exec(enter) };
     command.spawn()
 }
@@ -127,7 +129,7 @@ fn start(args: &IsolateArgs, place: &CommandPlace, awaited: &SigSet) -> io::Resu
 fn spawn_failed(args: &IsolateArgs, error: &io::Error) -> Result<u8> {
     let code = match error.raw_os_error() {
         Some(libc::ENOENT) => NOT_FOUND,
-        // Entering the group failed: nothing about the command.
+        // Entering the group failed, not the command.
         Some(libc::ENODEV | libc::ENOSPC | libc::EINVAL | libc::EBUSY) | None => {
             let message = error.to_string();
             return Err(anyhow::anyhow!(message)).context("start the command");
@@ -139,8 +141,8 @@ fn spawn_failed(args: &IsolateArgs, error: &io::Error) -> Result<u8> {
     Ok(code)
 }
 
-/// Passes signals on until the command ends. The kernel keeps them for us: none is lost, whatever
-/// fails meanwhile.
+/// Passes signals on until the command ends. They stay pending in the kernel: none is lost,
+/// whatever fails meanwhile.
 fn wait(child: &mut Child, awaited: &SigSet) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait().context("wait for the command")? {
@@ -153,29 +155,31 @@ fn wait(child: &mut Child, awaited: &SigSet) -> Result<ExitStatus> {
     }
 }
 
-/// The next of these signals, and its `si_code`: sigwaitinfo(2), which nix does not have.
+/// The next of these signals and its `si_code`, by sigwaitinfo(2), which nix does not have.
 fn next(awaited: &SigSet) -> nix::Result<(Signal, i32)> {
     loop {
-        // SAFETY: plain numbers and pointers, for which zero is valid; the kernel fills it.
+        // SAFETY: siginfo_t is plain numbers and pointers, for which zero is valid; the kernel
+        // fills it.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: both live through the call.
+        // SAFETY: both arguments live through the call.
         match Errno::result(unsafe { libc::sigwaitinfo(awaited.as_ref(), &mut info) }) {
             Ok(signal) => return Ok((Signal::try_from(signal)?, info.si_code)),
-            // As after a stop and SIGCONT: signal(7).
+            // Interrupted, for example by a stop and SIGCONT (signal(7)).
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-/// What the terminal sends, it sends to the command as well: only what was sent to us alone is passed on.
+/// Passes a signal on to the command, unless it came from the terminal, which sends it to the
+/// command as well.
 fn pass_on(child: &Child, signal: Signal, code: i32) {
     if code != libc::SI_KERNEL {
-        // It may have ended in this moment, and is not reaped: the number is still its own.
+        // The command may have ended, but is not reaped: its pid is not reused.
         let _ = kill(Pid::from_raw(child.id() as i32), signal);
     }
     if signal == Signal::SIGTSTP {
-        // Stopping with it is what a shell expects; a failure leaves us running.
+        // A shell expects us to stop with the command; if that fails, we go on running.
         let _ = raise(Signal::SIGSTOP);
     }
 }

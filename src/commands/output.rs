@@ -1,4 +1,4 @@
-//! Standard output, whose reader may go away at any time: that says nothing about what a verb did.
+//! Standard output, whose reader may go away at any time: that is no failure of the verb.
 
 use std::io::{self, ErrorKind, Stdout, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,8 +12,8 @@ use crate::files::{self, Durability};
 use crate::refusal::Refusal;
 use crate::text;
 
-/// What a verb prints. Once the reader is gone (`pinfold describe | head`) the rest is dropped, and the verb ends as if all
-/// had been read: its exit code is about what it did.
+/// What a verb prints. Once the reader is gone (`pinfold describe | head`) the rest is dropped, and
+/// the exit code is still about what the verb did.
 #[derive(Debug)]
 pub(super) struct Output {
     stdout: Stdout,
@@ -24,13 +24,13 @@ pub(super) struct Output {
 /// Why nothing more is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Its reader is gone.
+    /// The reader is gone.
     Closed,
-    /// It cannot be written, which was remarked.
+    /// A write failed, which was remarked.
     Failed,
 }
 
-/// What becomes of an output that cannot be written, as on a full disk.
+/// What a failed write means, as on a full disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unwritable {
     Fails,
@@ -38,12 +38,12 @@ enum Unwritable {
 }
 
 impl Output {
-    /// Of a verb that is there for what it prints: where that cannot be written, it failed.
+    /// The output of a verb whose purpose is to print: a failed write fails the verb.
     pub(super) fn product() -> Output {
         Output::new(Unwritable::Fails)
     }
 
-    /// Of a verb that did something, and tells it: done it is all the same.
+    /// The output of a verb that reports what it did: a failed write does not undo that.
     pub(super) fn account() -> Output {
         Output::new(Unwritable::IsRemarked)
     }
@@ -61,7 +61,7 @@ impl Output {
         Ok(writeln!(self, "{}", text::json(document))?)
     }
 
-    /// Prints what has colours, which a terminal alone gets.
+    /// Prints a text with colours, which only a terminal gets.
     pub(super) fn coloured(
         &mut self,
         write: impl FnOnce(&mut AutoStream<Vec<u8>>) -> io::Result<()>,
@@ -72,7 +72,7 @@ impl Output {
         Ok(self.write_all(&page.into_inner())?)
     }
 
-    /// Is its reader gone?
+    /// Is the reader gone?
     pub(super) fn is_closed(&self) -> bool {
         self.end == Some(End::Closed)
     }
@@ -97,26 +97,26 @@ impl Output {
     }
 }
 
-/// Where a document goes that somebody named a file for.
+/// The destination of a document, named by the user.
 #[derive(Debug)]
 pub(super) enum Target<'a> {
     /// Standard output, by the name `-`.
     Standard,
-    /// A file, which is replaced as a whole, and the mode that it has then.
+    /// A file, which is replaced as a whole, and the mode that it gets.
     File(&'a Path, u32),
 }
 
 impl Target<'_> {
-    /// What a name means. Nothing is changed yet, but what would fail then fails now.
+    /// Resolves a name. Changes nothing yet, but fails if writing would fail.
     ///
     /// # Errors
-    /// What is there and is no regular file; a directory that no file can be put into.
+    /// There is something else than a regular file, or its directory takes no new file.
     pub(super) fn of(name: &Path) -> Result<Target<'_>> {
         if name == Path::new("-") {
             return Ok(Target::Standard);
         }
         let mode = match files::entry_if_there(name)? {
-            // Others may have made a link, and what it leads to be anything.
+            // Others may have made the link, and it may lead anywhere.
             Some(entry) if entry.is_symlink() => bail!(Refusal::new(
                 format!("{} is a symbolic link", name.display()),
                 "name the file itself, or - for standard output"

@@ -1,5 +1,5 @@
-//! How verbs show things to people: tables that fit the line, and words in colour. Colours are for terminals alone, and for
-//! none where `NO_COLOR` is set (no-color.org).
+//! Tables that fit the line, and words in colour. Colours go only to terminals, and not if
+//! `NO_COLOR` is set (no-color.org).
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -11,29 +11,29 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use crate::names::CUT;
 use crate::text::one_line;
 
-/// As it should be.
+/// Good.
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();
 /// Worth a look.
 pub(super) const ODD: Style = AnsiColor::Yellow.on_default();
-/// Wrong.
+/// Bad.
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
-/// Just text.
+/// Plain text.
 pub(super) const PLAIN: Style = Style::new();
 
-/// How wide a line is where nobody says, in columns.
+/// The width of a line where none is known, in columns.
 const USUAL_WIDTH: usize = 80;
-/// How high a terminal is that was never told, in rows.
+/// The height of a terminal of unknown size, in rows.
 const USUAL_HEIGHT: usize = 24;
-/// What is between two columns of a table.
+/// The columns between two columns of a table.
 pub(super) const GAP: usize = 2;
 
-/// The width of the terminal that standard output is, in columns; `None` where it is none. One that was never told its
-/// size has `COLUMNS`, or 80.
+/// The width of standard output's terminal, in columns; `None` if it is no terminal. A terminal of
+/// unknown size has `COLUMNS`, or 80.
 pub(super) fn terminal_width() -> Option<usize> {
     terminal_size().map(|(columns, _)| columns)
 }
 
-/// The columns and rows of that terminal; one that was never told has 24 rows.
+/// The columns and rows of standard output's terminal; 24 rows if its size is unknown.
 pub(super) fn terminal_size() -> Option<(usize, usize)> {
     let size = tcgetwinsize(io::stdout()).ok()?;
     let told = |number: u16| Some(usize::from(number)).filter(|number| *number > 0);
@@ -41,7 +41,7 @@ pub(super) fn terminal_size() -> Option<(usize, usize)> {
     Some((columns, told(size.ws_row).unwrap_or(USUAL_HEIGHT)))
 }
 
-/// How wide a table may be, in columns: the terminal's width, `COLUMNS`, or 80.
+/// The width of a table, in columns: the terminal's width, else `COLUMNS`, else 80.
 pub(super) fn table_width() -> usize {
     terminal_width().unwrap_or_else(said_width)
 }
@@ -56,7 +56,8 @@ fn said_width() -> usize {
 
 /// A table whose columns line up.
 pub(super) struct Table {
-    /// Of each column: its heading, and the fewest characters that it is shortened to; 0 for never.
+    /// For each column, its heading and the fewest characters to which cells are shortened; 0 for
+    /// never.
     columns: Vec<(&'static str, usize)>,
     rows: Vec<Vec<(String, Style)>>,
 }
@@ -69,7 +70,7 @@ impl Table {
         }
     }
 
-    /// Adds a row; what others wrote is shown escaped, and nothing as a dash.
+    /// Adds a row. Text is escaped, since others may have written it; an empty cell becomes a dash.
     pub(super) fn row(&mut self, cells: Vec<(String, Style)>) {
         let shown = |(text, style): (String, Style)| match one_line(&text) {
             text if text.is_empty() => ("-".to_owned(), PLAIN),
@@ -78,8 +79,7 @@ impl Table {
         self.rows.push(cells.into_iter().map(shown).collect());
     }
 
-    /// Leaves out the last columns that lines of `most` columns have no room for, whatever is
-    /// shortened.
+    /// Drops the last columns if lines of `most` columns have no room for them even when shortened.
     pub(super) fn drop_beyond(&mut self, most: usize) {
         let least = self.widths().into_iter().zip(&self.columns);
         let least = least.map(|(width, (_, least))| match least {
@@ -106,8 +106,8 @@ impl Table {
         widths
     }
 
-    /// Writes it, each row in a line of `most` columns where shortening can do that; whole, where
-    /// there is no such number.
+    /// Writes the table; shortens cells so that lines have at most `most` columns, if that is
+    /// possible.
     pub(super) fn write(&self, out: &mut impl Write, most: Option<usize>) -> io::Result<()> {
         let mut widths = self.widths();
         if let Some(most) = most {
@@ -121,12 +121,12 @@ impl Table {
             let cells = row.iter().map(|(text, style)| (text.as_str(), *style));
             add_line(&mut page, cells, &widths);
         }
-        // At once: what leaves out colours takes long over many pieces.
+        // One write: the colour filter is slow over many pieces.
         out.write_all(page.as_bytes())
     }
 }
 
-/// Takes from the widest column that can be shortened until all fit, or none can be.
+/// Narrows the widest column that may be shortened until the line fits, or none can be shortened.
 fn fit(widths: &mut [usize], least: &[usize], most: usize) {
     let gaps = GAP * widths.len().saturating_sub(1);
     while widths.iter().sum::<usize>() + gaps > most {
@@ -166,7 +166,7 @@ fn add_line<'a>(
     page.push('\n');
 }
 
-/// The beginning of a text that is longer than so many columns; what is left out is shown as `…`.
+/// The text cut to `most` columns; an omission is shown as `…`.
 fn shortened(text: &str, most: usize) -> String {
     let mut width = 0;
     let begin = text.chars().take_while(|character| {
@@ -176,14 +176,14 @@ fn shortened(text: &str, most: usize) -> String {
     begin.chain([CUT]).collect()
 }
 
-/// A line of so many columns at most; its colours stay, also that which ends them.
+/// The line cut to `most` columns; its colour codes stay, also the one that ends the colour.
 pub(super) fn cut(line: &str, most: usize) -> String {
     let mut shown = String::with_capacity(line.len());
     let (mut width, mut is_escape) = (0, false);
     for character in line.chars() {
         match character {
             '\x1b' => is_escape = true,
-            // A letter ends what began with `ESC [` (ECMA-48, 5.4).
+            // A letter ends an escape sequence that began with `ESC [` (ECMA-48, 5.4).
             _ if is_escape => is_escape = !character.is_ascii_alphabetic(),
             _ => {
                 width += character.width().unwrap_or_default();
@@ -227,7 +227,7 @@ mod tests {
             written(&table, Some(20)),
             "ID   NAME    STATE\n3f9  a-lon…  running\n7    -       gone\n"
         );
-        // No narrower than it can be.
+        // Columns are never narrower than their least width.
         assert!(written(&table, Some(3)).contains("3f9  a-l…  running\n"));
     }
 

@@ -1,4 +1,4 @@
-//! `pinfold topology`: what the machine is made of, and which pool each core is in.
+//! `pinfold topology`: the machine's parts, and the pools of each core.
 
 mod picture;
 
@@ -42,8 +42,8 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
     Ok(u8::from(!problems.is_empty()))
 }
 
-/// The pools, where there are any, and why others cannot be read: a machine has a topology without
-/// them too.
+/// The pools, and the errors of pools that cannot be read: a machine has a topology without them
+/// too.
 fn pools(site: &Site) -> (Vec<Pool>, Vec<Error>) {
     let (mut pools, mut problems) = (Vec::new(), Vec::new());
     let names = || -> Result<_> {
@@ -105,7 +105,7 @@ fn document(topology: &Topology, pools: &[Pool]) -> Value {
     })
 }
 
-/// The tree, with what is special about each core.
+/// The machine as a tree, with each core's label.
 fn drawing(topology: &Topology, pools: &[Pool]) -> String {
     let machine = Part::of(topology);
     let mut out = format!("{machine}\n");
@@ -130,8 +130,8 @@ fn draw_within(part: &Part, indent: &str, out: &mut String, label: &impl Fn(&Par
     }
 }
 
-/// A core's CPUs, what is special about them, and the pools that they are in: `core 0,8 (atom,
-/// isolated): dataplane`.
+/// A core's CPUs, what is special about them, and their pools: `core 0,8 (atom, isolated):
+/// dataplane`.
 fn core_label(core: &Part, topology: &Topology, pools: &[Pool]) -> String {
     let mut label = core.to_string();
     let core = &core.cpus;

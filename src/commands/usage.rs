@@ -1,4 +1,4 @@
-//! `pinfold usage`: what owners that ended have used.
+//! `pinfold usage`: what ended owners used.
 
 mod picture;
 
@@ -21,12 +21,13 @@ pub(super) fn run(args: &UsageArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site();
     let log = site.usage.as_ref().ok_or_else(|| {
         Refusal::new(
-            "nothing is written down of what owners use: usage.enabled is false in Pinfold's configuration",
+            "nothing is written down of what owners use: usage.enabled is false in Pinfold's \
+             configuration",
             "set it to true there",
         )
     })?;
     if site.host.is_running_root() {
-        // Whoever may only read sees what is there.
+        // A user who may only read sees the records that are there.
         if let Err(error) = account(site, usize::MAX) {
             log::warn!("owners that ended are not accounted for yet: {error:#}");
         }
@@ -64,7 +65,7 @@ fn by(word: SumBy) -> By {
     }
 }
 
-/// What is no record, in a sentence.
+/// A sentence about the first line that is no record.
 fn broken(kept: &LogFiles) -> Option<String> {
     let (path, line) = kept.first_broken.as_ref()?;
     let path = path.display();

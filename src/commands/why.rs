@@ -41,7 +41,8 @@ pub(super) fn run(args: &WhyArgs, settings: &Settings) -> Result<u8> {
     if kept.is_empty() {
         writeln!(
             out,
-            "nothing was refused since the machine started: journalctl -t pinfold has older refusals"
+            "nothing was refused since the machine started: journalctl -t pinfold has older \
+             refusals"
         )?;
     }
     Ok(0)

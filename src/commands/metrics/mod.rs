@@ -1,4 +1,4 @@
-//! `pinfold metrics`: what Prometheus reads, printed, written to a file, or answered by HTTP.
+//! `pinfold metrics`: metrics for Prometheus, printed, written to a file, or served by HTTP.
 
 mod server;
 
@@ -28,8 +28,7 @@ pub(super) fn run(args: &MetricsArgs, settings: &Settings) -> Result<u8> {
     Ok(0)
 }
 
-/// All that is known now. What cannot be read of owners, or of what was counted, hides nothing
-/// else.
+/// All that is known now. If owners or counts cannot be read, the rest is still reported.
 fn facts(site: &Site) -> Result<Facts> {
     let survey = survey(site)?;
     for remark in &survey.remarks {

@@ -1,4 +1,4 @@
-//! As much of HTTP as a scrape takes (RFC 9112): a GET of `/metrics`, a few at once.
+//! A minimal HTTP server (RFC 9112) for scrapes: answers a GET of `/metrics`, a few at once.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,19 +11,19 @@ use anyhow::{Context, Result};
 use crate::metrics::CONTENT_TYPE;
 use crate::settings::news;
 
-/// How long a client may take to ask, and as long again to read the answer.
+/// How long a client may take to ask, and again to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So many clients are answered at once: fewer that ask slowly keep nobody out.
+/// How many clients are answered at once: fewer slow clients than this keep nobody out.
 const AT_ONCE: usize = 8;
-/// The longest request that is read, in bytes.
+/// The longest request, in bytes.
 const MOST_BYTES: usize = 8 << 10;
-/// How long after a failure to accept the next is tried: descriptors may be free by then.
+/// The pause after a failed accept: descriptors may be free by then.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers for ever.
+/// Serves for ever.
 ///
 /// # Errors
-/// It cannot listen there.
+/// It cannot listen at this address.
 pub(super) fn serve(
     address: SocketAddr,
     metrics: impl Fn() -> Result<String> + Sync,
@@ -89,8 +89,8 @@ fn answer(mut client: TcpStream, metrics: impl Fn() -> Result<String>) -> io::Re
     }
 }
 
-/// The path that is asked for, without its query; empty for another method than GET. `None` where
-/// it makes no sense, or is too long.
+/// The path of a GET request, without its query; empty for another method. `None` if the request is
+/// malformed or too long.
 fn read_request(client: &mut TcpStream) -> io::Result<Option<String>> {
     let deadline = Instant::now() + PATIENCE;
     let mut request = Vec::new();
@@ -125,7 +125,8 @@ fn respond(client: &mut TcpStream, status: &str, body: &str) -> io::Result<()> {
         false => "text/plain; charset=utf-8",
     };
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: \
+         close\r\n\r\n",
         body.len()
     );
     let deadline = Instant::now() + PATIENCE;

@@ -1,4 +1,4 @@
-//! The table on a terminal, drawn anew in its place until somebody has seen enough.
+//! The table on a terminal, redrawn in place until the user quits.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -25,20 +25,20 @@ use crate::last_words::ENDING;
 use crate::settings::news;
 use crate::text::one_line;
 
-/// The bytes that Ctrl-C and Ctrl-Z send while the terminal does not make signals of them.
+/// The bytes of Ctrl-C and Ctrl-Z while the terminal makes no signals of them.
 const CTRL_C: u8 = 3;
 const CTRL_Z: u8 = 26;
-/// What the bytes of an arrow begin with (ECMA-48).
+/// The first byte of an arrow key (ECMA-48).
 const ESCAPE: u8 = 27;
 
-/// Shows what there is until somebody has seen enough; `notes` are what cannot be told.
+/// Shows the table until the user quits; `notes` say which columns are missing and why.
 pub(super) fn run(
     args: &StatsArgs,
     watch: &mut Watch<'_>,
     sheet: Sheet,
     notes: &[String],
 ) -> Result<u8> {
-    // What ends a program, and what tells of the terminal.
+    // Signals that end a program, and those about the terminal.
     let of_terminal = [Signal::SIGTSTP, Signal::SIGWINCH];
     let awaited: SigSet = ENDING.into_iter().chain(of_terminal).collect();
     let mut inherited = SigSet::empty();
@@ -59,26 +59,26 @@ pub(super) fn run(
     let ended = view.show(args.interval, watch);
     drop(view);
     for message in news::let_go() {
-        // Nobody reads it where the terminal is gone.
+        // If the terminal is gone, nobody reads this.
         let _ = writeln!(io::stderr(), "pinfold: {message}");
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&inherited), None).context("restore the signals")?;
     if let Some(signal) = ended? {
-        // Whoever started this sees that it ended by it.
+        // Our parent sees that the signal ended us.
         raise(signal).context("end by the signal that came")?;
     }
     Ok(0)
 }
 
-/// What somebody wants.
+/// What a key or a signal asks for.
 enum KeyPress {
     /// The next interval.
     Next,
-    /// The same, drawn anew.
+    /// The same interval, redrawn.
     Redraw,
-    /// Nothing any more.
+    /// The end.
     Quit,
-    /// What a signal does to a program that does not await it.
+    /// The signal's default action.
     Signal(Signal),
 }
 
@@ -92,7 +92,7 @@ struct Screen {
 }
 
 impl Screen {
-    /// Shows one interval after the other; gives the signal that ended it, if one did.
+    /// Shows one interval after another; returns the signal that ended it, if one did.
     fn show(&mut self, interval: Duration, watch: &mut Watch<'_>) -> Result<Option<Signal>> {
         loop {
             watch.look_again()?;
@@ -123,7 +123,7 @@ impl Screen {
             watched.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
         match poll(&mut watched, timeout) {
-            // As after a stop: signal(7).
+            // poll was interrupted, for example by a stop (signal(7)).
             Err(Errno::EINTR) => return Ok(KeyPress::Redraw),
             other => other.context("wait for a key")?,
         };
@@ -137,7 +137,7 @@ impl Screen {
         if has_key {
             let mut keys = [0; 64];
             let count = read(&stdin, &mut keys).context("read a key")?;
-            // A terminal that is gone has no keys any more; SIGHUP says the rest.
+            // A terminal that is gone has no more keys; SIGHUP follows.
             self.has_keys = count > 0;
             return Ok(self.obey(&keys[..count]));
         }
@@ -168,7 +168,7 @@ impl Screen {
         }
     }
 
-    /// Sorts by a column beside, among those that are shown.
+    /// Sorts by the next or previous of the columns that are shown.
     fn sort_by_neighbour(&mut self, steps: isize) {
         let all = SortBy::value_variants();
         let all = match self.sheet.is_wide {
@@ -186,7 +186,7 @@ impl Screen {
         self.sheet.write(&mut page, moment, Some(columns))?;
         let page = String::from_utf8_lossy(&page.into_inner()).into_owned();
         let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
-        // The last lines say what cannot be told, what went wrong, and what can be done.
+        // The last lines: missing columns, the last error, and the keys.
         let mut notes = self.notes.clone();
         notes.extend(news::held().map(|(last, count)| match count {
             1 => last,
@@ -212,11 +212,11 @@ impl Screen {
         let below = notes.iter().chain([&help]);
         lines.extend(below.cloned());
         lines.truncate(rows);
-        // Not every terminal leaves out what is beyond its edge.
+        // Not every terminal cuts a line at its edge.
         lines
             .iter_mut()
             .for_each(|line| *line = screen::cut(line, columns));
-        // All at once: nobody sees half of it.
+        // One write: nobody sees half a frame.
         let mut frame = Vec::new();
         queue!(frame, MoveTo(0, 0))?;
         for (index, line) in lines.iter().enumerate() {

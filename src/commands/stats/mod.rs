@@ -1,4 +1,4 @@
-//! `pinfold stats`: what owners do with their CPUs, and who else is there.
+//! `pinfold stats`: how owners use their CPUs, and who else runs there.
 
 mod live;
 mod sheet;
@@ -20,8 +20,8 @@ use crate::settings::Settings;
 use crate::settings::news;
 use crate::text;
 
-/// The owners are looked for again when the books change, or one is gone, and else after so long:
-/// that reads all that there is, which costs more than many samples.
+/// How long the list of owners is kept. It is renewed earlier when the books change or an owner is
+/// gone; renewing reads everything, which costs more than many samples.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 pub(super) fn run(args: &StatsArgs, settings: &Settings) -> Result<u8> {
@@ -68,11 +68,12 @@ pub(super) fn run(args: &StatsArgs, settings: &Settings) -> Result<u8> {
     }
 }
 
-/// Which columns are missing, or less than they could be, and why.
+/// Which columns are missing or incomplete, and why.
 fn lack((figure, why): (Figure, String)) -> String {
     let columns = match figure {
         Figure::Usage => {
-            "TIME, USED%, NOISE%, USER and SYSTEM are added up over processes, and what ended has left the sum"
+            "TIME, USED%, NOISE%, USER and SYSTEM are added up over processes, and what ended has \
+             left the sum"
         }
         Figure::Throttling => "THROT% is not known",
         Figure::Pressure => "WAIT% is not known",
@@ -80,7 +81,7 @@ fn lack((figure, why): (Figure, String)) -> String {
     format!("{columns}: {why}")
 }
 
-/// Owners, read again and again.
+/// The owners, measured again and again.
 struct Watch<'a> {
     args: &'a StatsArgs,
     site: &'a Site,
@@ -89,12 +90,12 @@ struct Watch<'a> {
     meters: Meters<'a>,
     before: Reading,
     last: Interval,
-    /// The owners of that interval, where others have been found since.
+    /// The owners of the last interval, if the list was renewed since.
     shown: Option<Vec<Owner>>,
     chosen: Vec<Chosen>,
     looked: Instant,
     seen: Seen,
-    /// Has an owner gone, so that they have to be looked for?
+    /// Is an owner gone, so that the list must be renewed?
     has_lost: bool,
 }
 
@@ -102,7 +103,7 @@ struct Watch<'a> {
 struct Moment<'a> {
     at: SystemTime,
     owners: &'a [Owner],
-    /// Were some owners, or pools, asked for?
+    /// Did the user name owners or pools?
     is_chosen: bool,
     interval: &'a Interval,
 }
@@ -131,9 +132,9 @@ impl<'a> Watch<'a> {
         })
     }
 
-    /// Ends an interval, and begins the next one.
+    /// Ends an interval and begins the next one.
     fn go_on(&mut self) -> Result<()> {
-        // What is wrong in each interval is said once.
+        // A problem of every interval is logged once.
         news::begin_round();
         let now = self.meters.read(depth(self.args))?;
         self.last = now.since(&self.before, &self.meters.all);
@@ -143,7 +144,7 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// What happened in the last interval.
+    /// The last interval, for showing.
     fn moment(&self) -> Moment<'_> {
         Moment {
             at: SystemTime::now(),
@@ -153,7 +154,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Looks who is there, where that can have changed; the next interval is theirs.
+    /// Renews the list of owners if it can have changed; it counts from the next interval.
     fn look_again(&mut self) -> Result<()> {
         let is_due = self.has_lost || self.looked.elapsed() >= LOOK_AGAIN;
         if !is_due && !self.seen.may_have_changed() {
@@ -165,7 +166,7 @@ impl<'a> Watch<'a> {
         self.seen = seen;
         let owners = living(survey, &self.chosen);
         let before = std::mem::replace(&mut self.owners, owners);
-        // Whoever is the same is read on, by the files that are open.
+        // An owner that stays keeps its meter and the meter's open files.
         let mut known: Vec<Meter> = std::mem::take(&mut self.meters.all);
         for owner in &self.owners {
             let group = owner.group.as_deref();
@@ -184,7 +185,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// What is read of each owner.
+/// How much is read of each owner.
 fn depth(args: &StatsArgs) -> Depth {
     match args.with_everything() {
         true => Depth::Everything,
@@ -192,11 +193,11 @@ fn depth(args: &StatsArgs) -> Depth {
     }
 }
 
-/// Owners that somebody asked for.
+/// An owner or a pool that the user named.
 enum Chosen {
     Pool(String),
     Id(String),
-    /// What other tools recorded, by what it is shown as.
+    /// An owner that another tool recorded, by the name that is shown.
     Recorded(String),
 }
 
@@ -213,8 +214,7 @@ impl Chosen {
     }
 }
 
-/// What each word means: a pool, or an owner by its id, the beginning of that, or a name, or as it
-/// is shown.
+/// Resolves each word: a pool; an owner by id, beginning of the id, or name; or an owner as shown.
 fn choose(args: &StatsArgs, site: &Site, survey: &Survey) -> Result<Vec<Chosen>> {
     let one = |called: &String| {
         if survey.pools.iter().any(|pool| pool.name == *called) {
@@ -230,7 +230,7 @@ fn choose(args: &StatsArgs, site: &Site, survey: &Survey) -> Result<Vec<Chosen>>
     args.owners.iter().map(one).collect()
 }
 
-/// The living among the chosen; all of them where nothing was chosen.
+/// The living owners among the chosen; all living ones if none was chosen.
 fn living(survey: Survey, chosen: &[Chosen]) -> Vec<Owner> {
     let is_chosen =
         |owner: &Owner| chosen.is_empty() || chosen.iter().any(|one| one.includes(owner));
@@ -240,7 +240,7 @@ fn living(survey: Survey, chosen: &[Chosen]) -> Vec<Owner> {
         .collect()
 }
 
-/// Where each owner's account is.
+/// The meters of these owners.
 pub(super) fn meters<'a>(
     owners: impl IntoIterator<Item = &'a Owner>,
     accounts: &Accounts<'_>,
@@ -251,7 +251,7 @@ pub(super) fn meters<'a>(
         .collect()
 }
 
-/// Where an owner's account is; of one whose group cannot be looked at, its process's.
+/// An owner's meter; of its process if its group cannot be looked at.
 fn meter(owner: &Owner, accounts: &Accounts<'_>) -> Meter {
     accounts
         .meter(owner.pid, &owner.cpus, owner.group.as_deref())

@@ -1,4 +1,4 @@
-//! The table, and the document, of one interval.
+//! One interval as a table and as a document.
 
 use std::cmp::Ordering;
 use std::io::{self, Write};
@@ -13,11 +13,11 @@ use crate::commands::screen::{BAD, GOOD, ODD, PLAIN, Table};
 use crate::names::short_id;
 use crate::placement::{Owner, pid_id};
 
-/// From so much on noise is worth a look, and wrong: shares of the time of an owner's CPUs.
+/// From these shares of the time of an owner's CPUs on, noise is worth a look, or bad.
 const ODD_NOISE: f64 = 0.02;
 const BAD_NOISE: f64 = 0.10;
 
-/// How owners are shown.
+/// How the owners are shown.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sheet {
     pub(super) sort: SortBy,
@@ -37,7 +37,8 @@ impl Sheet {
         }
     }
 
-    /// Writes the table, in lines of `most` columns where shortening can do that.
+    /// Writes the table; shortens cells so that lines have at most `most` columns, if that is
+    /// possible.
     pub(super) fn write(
         &self,
         out: &mut impl Write,
@@ -129,7 +130,7 @@ impl Sheet {
         row
     }
 
-    /// The owners in order; those that compare alike by pool and first CPU, as they come.
+    /// The owners, sorted; equal ones in their former order, by pool and first CPU.
     fn rows<'a>(&self, moment: &'a Moment<'_>) -> Vec<(&'a Owner, Option<Share>)> {
         let shares = moment.interval.shares.iter().copied();
         let mut rows: Vec<_> = moment.owners.iter().zip(shares).collect();
@@ -144,7 +145,7 @@ impl Sheet {
         rows
     }
 
-    /// Numbers from the largest down, words from the first on.
+    /// Compares two rows: numbers descending, words ascending.
     fn compare(&self, one: &(&Owner, Option<Share>), other: &(&Owner, Option<Share>)) -> Ordering {
         let by = |number: fn(&Share) -> f64| {
             let number = |row: &(&Owner, Option<Share>)| row.1.as_ref().map_or(-1.0, number);
@@ -172,7 +173,7 @@ impl Sheet {
     }
 }
 
-/// What it is called, or else its id, or the process that another tool recorded.
+/// An owner's name, or else its id, or else the process that another tool recorded.
 fn title(owner: &Owner, is_whole: bool) -> String {
     let id = || match &owner.id {
         Some(id) if is_whole => id.clone(),
@@ -194,8 +195,7 @@ fn colour(noise: f64) -> Style {
     }
 }
 
-/// What is shown, for programs: times in seconds, shares of the time of the owner's CPUs from 0
-/// to 1.
+/// The interval as JSON: times in seconds, shares of the time of the owner's CPUs from 0 to 1.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Document<'a> {

@@ -1,5 +1,5 @@
-//! The terminal while it is ours: a screen of its own, keys as they are typed, no cursor, and lines
-//! cut at its edge.
+//! The terminal while we draw on it: the alternate screen, raw keys, no cursor, and lines cut at
+//! the edge.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -23,16 +23,16 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::{Pid, write};
 use rustix::termios::ttyname;
 
-/// How long a terminal that takes nothing is waited for when it is given back, in milliseconds.
+/// How long giving the terminal back waits for one that takes no output, in milliseconds.
 const LEAVING: u16 = 1000;
 
 pub(super) struct Terminal {
-    /// Opened once more: nobody who has it open besides finds that it does not block.
+    /// A separate open file: others who have the terminal open do not become non-blocking.
     out: File,
 }
 
 impl Terminal {
-    /// Takes the one that standard output is.
+    /// Takes the terminal that standard output is.
     pub(super) fn take() -> Result<Terminal> {
         let name = ttyname(io::stdout(), Vec::new()).context("find the terminal")?;
         let out = OpenOptions::new()
@@ -40,16 +40,16 @@ impl Terminal {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())))
             .context("open the terminal")?;
-        // From here on, whatever fails: it is given back. A panic ends a release build right where
-        // it happens, and its message is not for the screen of ours.
+        // Give the terminal back whatever fails from here on. A panic of a release build aborts at
+        // once, and its message must not go to the alternate screen.
         let terminal = Terminal { out };
         give_back_in_panic(terminal.out.try_clone().context("open the terminal")?);
         terminal.set_up()?;
         Ok(terminal)
     }
 
-    /// Draws a frame; one that is overtaken by a signal is left half drawn, for the terminal may
-    /// take nothing any more.
+    /// Draws a frame. A signal leaves the frame half drawn, because the terminal may take no more
+    /// output.
     pub(super) fn draw(&self, frame: &[u8], signals: BorrowedFd<'_>) -> Result<()> {
         let mut left = frame;
         while !left.is_empty() {
@@ -71,13 +71,13 @@ impl Terminal {
         Ok(())
     }
 
-    /// Stops as the shell expects it, with the terminal as it was, and takes it again afterwards.
+    /// Stops as a shell expects, with the terminal as it was, and takes it again afterwards.
     pub(super) fn lend(&self) -> Result<()> {
         self.give_back();
         let stop = SigSet::from(Signal::SIGTSTP);
         let attempt = || {
-            // The whole job stops, as it does where nobody awaits the signal; where no shell could
-            // continue it, the kernel lets it go on (setpgid(2), "orphaned").
+            // The whole job stops, as by the signal's default action. If no shell could continue
+            // it, the kernel does not stop it (setpgid(2), "orphaned").
             kill(Pid::from_raw(0), Signal::SIGTSTP)?;
             sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&stop), None)?;
             sigprocmask(SigmaskHow::SIG_BLOCK, Some(&stop), None)
@@ -95,13 +95,13 @@ impl Terminal {
 
     fn give_back(&self) {
         let mut words = Vec::new();
-        // One that is gone, or takes nothing, needs nothing.
+        // A terminal that is gone or takes no output needs none of this.
         let _ = queue!(words, EnableLineWrap, Show, LeaveAlternateScreen);
         let _ = self.say(&words);
         let _ = disable_raw_mode();
     }
 
-    /// Writes few bytes, for which a terminal that takes any has room.
+    /// Writes a few bytes; a terminal that takes any has room for them.
     fn say(&self, words: &[u8]) -> nix::Result<()> {
         poll(&mut [self.writable()], PollTimeout::from(LEAVING))?;
         write(&self.out, words).map(drop)
@@ -112,7 +112,7 @@ impl Terminal {
     }
 }
 
-/// Gives the terminal back before a panic says anything.
+/// Gives the terminal back before a panic prints its message.
 fn give_back_in_panic(out: File) {
     let terminal = ManuallyDrop::new(Terminal { out });
     let before = std::panic::take_hook();
@@ -136,13 +136,13 @@ mod tests {
     use std::io::Read;
     use std::process::Command;
 
-    /// What the next test runs on a terminal: it panics, and nothing is dropped.
+    /// The next test runs this on a terminal: it panics, and nothing is dropped.
     #[test]
     #[ignore = "runs on a terminal of the next test's"]
     fn panics() {
         std::mem::forget(Terminal::take().unwrap());
         let _ = std::thread::spawn(|| panic!("said on the screen that was there before")).join();
-        // SAFETY: nothing is left to be done.
+        // SAFETY: nothing is left to do.
         unsafe { libc::_exit(0) };
     }
 

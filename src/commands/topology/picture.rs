@@ -1,4 +1,4 @@
-//! `pinfold topology --svg`: the machine as a picture, with its owners and what they do.
+//! `pinfold topology --svg`: the machine as a picture, with its owners and their load.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn run(file: &Path, topology: &Topology, site: &Site) -> Result<u8> {
     let target = Target::of(file)?;
-    // A picture without pools would be taken for a machine that has none.
+    // A picture without pools would look like a machine that has none.
     let survey = match files::metadata_if_there(&site.conf_dir)? {
         Some(_) => Some(survey(site)?),
         None => None,
@@ -51,7 +51,7 @@ pub(super) fn run(file: &Path, topology: &Topology, site: &Site) -> Result<u8> {
     Ok(u8::from(!is_whole))
 }
 
-/// What the living owners do, by their places; nothing of a machine that is not the one we run on.
+/// The load of the living owners, by their index; nothing if this is not the running machine.
 fn measure(site: &Site, owners: &[Owner]) -> Result<BTreeMap<usize, Load>> {
     let lives = |(_, owner): &(usize, &Owner)| owner.is_alive() && !owner.cpus.is_empty();
     let living: Vec<(usize, &Owner)> = owners.iter().enumerate().filter(lives).collect();

@@ -1,9 +1,9 @@
-//! `pinfold usage --svg`: what was used, over time.
+//! `pinfold usage --svg`: usage over time as a picture.
 
 use crate::picture::{Span, usage};
 use crate::usage::{Record, seconds_of};
 
-/// The picture of owners that ended since some time, up to now; both are in seconds since the
+/// The picture of the owners that ended at or after `since`, up to `now`; both in seconds since the
 /// epoch.
 pub(super) fn picture(records: &[Record], since: Option<i64>, now: i64) -> String {
     let counts = |record: &&Record| since.is_none_or(|since| record.at() >= since);
@@ -14,7 +14,7 @@ pub(super) fn picture(records: &[Record], since: Option<i64>, now: i64) -> Strin
     usage(&spans, &(from..=last.unwrap_or(now).max(now)))
 }
 
-/// Of an owner whose end nobody knows, the time until the last that is known of it.
+/// An owner's time span. If nobody knows its end, it ends when the owner was last seen.
 fn span(record: &Record) -> Span<'_> {
     let end = record.at();
     Span {
