@@ -1,4 +1,4 @@
-//! Who may use which pool: the rules of the configuration, for the hook and the shim alike.
+//! Who may use which pool: applies the configuration's rules, for the hook and the shim alike.
 
 use anyhow::{Result, bail, ensure};
 
@@ -8,17 +8,18 @@ use crate::refusal::{Reason, Refusal};
 use crate::request;
 use crate::text::Shown;
 
-/// How a request came to us.
+/// The origin of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
-    /// The way in which the pool is asked for.
+    /// The way by which the pool is requested.
     pub door: Door,
-    /// The engine that runs the container, whose marks count.
+    /// The engine that runs the container; only its marks count.
     pub engine: Option<Engine>,
 }
 
 impl Caller {
-    /// May the pool of these rules be used? `annotation` gives the value of the container's annotation of a key.
+    /// Checks the pool's rules. `annotation` returns the value of the container's annotation with a
+    /// key.
     pub fn may_use(
         self,
         rules: Option<&PoolTable>,
@@ -58,7 +59,7 @@ impl Caller {
         Ok(())
     }
 
-    /// Its engine's own mark says which namespace a container is of.
+    /// Checks the container's namespace, which its engine's own mark gives.
     fn may_come_from(
         self,
         allowed: &[String],
@@ -90,7 +91,8 @@ impl Caller {
             )),
             None => bail!(kept_out(
                 format!(
-                    "it has no mark {mark} of its namespace, and only pods of some namespaces may use it"
+                    "it has no mark {mark} of its namespace, and only pods of some namespaces may \
+                     use it"
                 ),
                 "ask for another pool"
             )),

@@ -1,4 +1,4 @@
-//! The container engine that runs us, told by the process that has started this one.
+//! The container engine that runs us, recognized by our parent process.
 
 use std::os::unix::process::parent_id;
 
@@ -6,12 +6,12 @@ use crate::engines::Engine;
 use crate::host::Host;
 use crate::process;
 
-/// The engine that the parent process belongs to; `None` where it is none that is known.
+/// The parent process's engine; `None` if it is none that we know.
 pub fn engine(host: &Host) -> Option<Engine> {
     let pid = i32::try_from(parent_id()).ok()?;
     let line = process::command_line(host, pid);
     let words: Vec<&str> = line.iter().filter_map(|word| word.to_str()).collect();
-    // What a process calls itself is its own affair; its program is not.
+    // A process can give itself any name; its program file it cannot choose.
     let program = std::fs::read_link(host.proc_pid(pid, "exe")).ok();
     let program = program
         .as_deref()
@@ -21,7 +21,7 @@ pub fn engine(host: &Host) -> Option<Engine> {
 }
 
 fn told(program: &str, words: &[&str]) -> Option<Engine> {
-    // A program that was replaced while it runs.
+    // The program was replaced while it runs.
     let program = program.strip_suffix(" (deleted)").unwrap_or(program);
     match program {
         "podman" | "buildah" => Some(Engine::Podman),
@@ -34,7 +34,8 @@ fn told(program: &str, words: &[&str]) -> Option<Engine> {
     }
 }
 
-/// podman has conmon run it again when the container ends (conmon(8), `--exit-command`); CRI-O does not.
+/// conmon's engine: podman has conmon run podman when the container ends (conmon(8),
+/// `--exit-command`); CRI-O does not.
 fn of_conmon(words: &[&str]) -> Engine {
     match words.iter().any(|word| word.starts_with("--exit-command")) {
         true => Engine::Podman,
@@ -42,7 +43,8 @@ fn of_conmon(words: &[&str]) -> Engine {
     }
 }
 
-/// docker has a namespace of containerd's to itself (moby: daemon/config, `DefaultContainersNamespace`).
+/// The shim's engine: docker has a containerd namespace of its own (moby: daemon/config,
+/// `DefaultContainersNamespace`).
 fn of_shim(words: &[&str]) -> Engine {
     let namespace = words
         .iter()

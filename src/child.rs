@@ -1,4 +1,4 @@
-//! What another process does for this one: within bounds of time and of words, and ended beyond
+//! Runs other processes for this one, within bounds of time and output; kills those that exceed
 //! them.
 
 use std::fs::{File, OpenOptions};
@@ -20,32 +20,33 @@ use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, p
 use crate::files;
 use crate::limits::Prompt;
 
-/// The most that it may say, in bytes.
+/// The most output that is read, in bytes.
 const MOST_WORDS: u64 = 1 << 20;
-/// How often it is asked whether it has ended.
+/// How often to check whether a process has ended.
 const PAUSE: Duration = Duration::from_millis(5);
-/// What a process apart says when all is done.
+/// What a process apart writes when its work has succeeded.
 const DONE: &str = "\0";
 
-/// What it answered.
+/// A program's answer.
 #[derive(Debug)]
 pub struct Answer {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// What it wrote to standard output, or to standard error where that was asked for.
+    /// The text on standard output, or on standard error for [`ask_for_errors`].
     pub out: String,
 }
 
-/// Runs a program to its end, without input and without its errors; it has a process group to itself, which ends with it.
+/// Runs a program to its end, without input and with its errors discarded. It gets its own process
+/// group, which is killed with it.
 ///
 /// # Errors
-/// It cannot be executed; it has not closed its output and ended within that time, or says more than a mebibyte, or what is
-/// not UTF-8.
+/// The program cannot be executed, does not close its output and end within that time, or writes
+/// more than a mebibyte or what is not UTF-8.
 pub fn ask(command: &mut Command, within: Duration) -> Result<Answer> {
     hear(command.stdout(Stdio::piped()).stderr(Stdio::null()), within)
 }
 
-/// The same, to hear what it writes to standard error, and nothing else.
+/// Like [`ask`], but reads standard error and discards standard output.
 pub fn ask_for_errors(command: &mut Command, within: Duration) -> Result<Answer> {
     hear(command.stdout(Stdio::null()).stderr(Stdio::piped()), within)
 }
@@ -68,7 +69,7 @@ fn hear(command: &mut Command, within: Duration) -> Result<Answer> {
     };
     if !matches!(ended, Ok(Some(_))) {
         let group = Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX));
-        // It can have ended by now.
+        // The program may have ended by now.
         let _ = killpg(group, Signal::SIGKILL);
         child.wait().context("wait for its end")?;
     }
@@ -78,30 +79,30 @@ fn hear(command: &mut Command, within: Duration) -> Result<Answer> {
     Ok(Answer { status, out })
 }
 
-/// Does something in a process apart, which has this one's memory and none of its standard streams:
-/// a panic, a signal or a hang there ends that process alone. One that was not done in time is
-/// killed, and reaped by a later call: in the kernel's hands it can take any time to end.
+/// Does `work` in a forked process without our standard streams: a panic, a signal or a hang there
+/// ends only that process. A process that is late is killed, and reaped by a later call: in the
+/// kernel it can take any time to end.
 ///
 /// # Errors
-/// No process can be made; it was not done within that time, or came to an end of its own; what it
-/// failed with, or that this is more than a mebibyte or not UTF-8.
+/// No process can be made; the work was late, or its process died; the work's own error, or one of
+/// more than a mebibyte or not UTF-8.
 pub fn apart(work: impl FnOnce() -> Result<()>, within: Duration) -> Result<()> {
     reap_left();
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.context("open /dev/null")?;
     let (hear, tell) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
-    // SAFETY: this process has one thread, so that nobody else holds a lock of its memory.
+    // SAFETY: this process has one thread, so that no lock of its memory is held by another.
     let child = match unsafe { fork() }.context("make a process")? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
-            // Whoever reads what this process writes is not to wait for that one.
+            // A reader of our output must not wait for this process.
             let streams = [dup2_stdin(&null), dup2_stdout(&null), dup2_stderr(&null)];
             if streams.iter().all(nix::Result::is_ok) {
                 let words = work().map_or_else(|error| format!("{error:#}"), |()| DONE.to_owned());
-                // Whoever does not hear all of it has given up.
+                // A parent that does not read all of it has given up.
                 let _ = File::from(tell).write_all(words.as_bytes());
             }
-            // SAFETY: it runs nothing of this program, whose destructors are the parent's.
+            // SAFETY: _exit(2) runs nothing of this program, whose destructors are the parent's.
             unsafe { libc::_exit(0) }
         }
     };
@@ -110,7 +111,7 @@ pub fn apart(work: impl FnOnce() -> Result<()>, within: Duration) -> Result<()> 
     let words = match words {
         Ok(words) => words,
         Err(error) => {
-            // It ends when the kernel lets it, and is not waited for.
+            // The process ends when the kernel lets it; nobody waits for it here.
             let _ = kill(child, Signal::SIGKILL);
             left().push(child);
             if error.kind() == io::ErrorKind::TimedOut {
@@ -119,7 +120,7 @@ pub fn apart(work: impl FnOnce() -> Result<()>, within: Duration) -> Result<()> 
             return Err(error).context("what became of it cannot be read");
         }
     };
-    // It has closed the pipe, and so is at its end.
+    // The child has closed the pipe, and so is about to end.
     let _ = waitpid(child, None);
     match words.as_str() {
         DONE => Ok(()),
@@ -128,14 +129,13 @@ pub fn apart(work: impl FnOnce() -> Result<()>, within: Duration) -> Result<()> 
     }
 }
 
-/// The processes apart that were killed and have not been reaped yet. Until then their pids are
-/// nobody else's.
+/// The killed processes that are not reaped yet. Until then their pids are not reused.
 fn left() -> MutexGuard<'static, Vec<Pid>> {
     static LEFT: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
     LEFT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reaps those of them that have ended, and waits for none.
+/// Reaps the killed processes that have ended, without waiting for the others.
 fn reap_left() {
     left().retain(|child| {
         let ended = waitpid(*child, Some(WaitPidFlag::WNOHANG));
@@ -178,7 +178,7 @@ mod tests {
             long.starts_with("what became of it cannot be read: "),
             "{long}"
         );
-        // All three were killed, and none stays.
+        // All three were killed, and are reaped in the end.
         let deadline = Instant::now() + Duration::from_secs(20);
         while !left().is_empty() {
             assert!(Instant::now() < deadline, "{:?}", left());

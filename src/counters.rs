@@ -1,6 +1,6 @@
-//! Counts that outlive the process that counts: the file `counters` in the run directory, which is
-//! lost with the boot, as claims are. Only what is slow anyhow is counted: a refusal, a wait for
-//! the lock, the freeing of what dead owners held.
+//! Counts that outlive the counting process: the file `counters` in the run directory, lost at
+//! reboot as claims are. Only slow events are counted: a refusal, a wait for the lock, the freeing
+//! of a dead owner's lists.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -18,27 +18,27 @@ use crate::files;
 const FILE: &str = "counters";
 /// The length of the file, in bytes.
 const LENGTH: usize = 1024;
-/// How long others who count are waited for: they take microseconds.
+/// How long to wait for others who count: they take microseconds.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// What was counted since the boot.
+/// The counts since the boot.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// Starts that were refused, by the word for the reason.
+    /// Refused starts, by the reason's word.
     pub refusals: BTreeMap<String, u64>,
-    /// How often somebody waited for the lock.
+    /// How often a process waited for the lock.
     pub lock_waits: u64,
-    /// For how many seconds in all.
+    /// The sum of those waits, in seconds.
     pub lock_wait_seconds: f64,
-    /// CPU lists of dead owners that were freed by somebody else than the end of those.
+    /// CPU lists of dead owners that another process than their own end freed.
     pub reclaimed_lists: u64,
 }
 
-/// Counts something. The run directory is there, and nobody else can write in it.
+/// Changes the counts. The run directory must exist, and others must not be able to write in it.
 ///
 /// # Errors
-/// The file cannot be written: nothing depends on it.
+/// The file cannot be written; nothing depends on it.
 pub fn count(run_dir: &Path, change: impl FnOnce(&mut Counters)) -> Result<()> {
     let path = run_dir.join(FILE);
     let attempt = || -> Result<()> {
@@ -60,10 +60,10 @@ pub fn count(run_dir: &Path, change: impl FnOnce(&mut Counters)) -> Result<()> {
     attempt().with_context(|| format!("write {}", path.display()))
 }
 
-/// What was counted.
+/// Reads the counts.
 ///
 /// # Errors
-/// The file cannot be read; none, or a damaged one, counts nothing.
+/// The file cannot be read. A missing or damaged file counts nothing.
 pub fn read(run_dir: &Path) -> Result<Counters> {
     let text = files::read_if_there(&run_dir.join(FILE))?;
     Ok(parse(&text.unwrap_or_default()))

@@ -1,4 +1,4 @@
-//! Reading files, writing kernel files, and replacing files atomically. Every error names its path.
+//! Reads files, writes kernel files, and replaces files atomically. Every error names its path.
 
 mod entries;
 mod steady;
@@ -26,16 +26,16 @@ use rustix::io::Errno;
 use crate::refusal::Refusal;
 use crate::text::shell_word;
 
-/// The most that is read of any one file, in bytes; `/proc/self/mountinfo` of a busy host is the largest.
+/// The most bytes that are read of any file; `/proc/self/mountinfo` of a busy host is the largest.
 pub const MOST_BYTES: u64 = 16 << 20;
 
-/// What is asked for in the first read(2) of a file, in bytes.
+/// The size of a file's first read(2), in bytes.
 const READ_BYTES: usize = 8 << 10;
-/// The smallest page of a kernel, in bytes.
+/// The smallest page size of a kernel, in bytes.
 const PAGE_BYTES: usize = 4 << 10;
 
-/// When an inode was made, in nanoseconds since the epoch: another file can have its number later. 0
-/// where the file system does not say.
+/// When an inode was made, in nanoseconds since the epoch; 0 where the file system does not say. A
+/// later file can have the same inode number.
 pub fn born(file: &Metadata) -> u64 {
     nanoseconds(file.created())
 }
@@ -55,9 +55,9 @@ pub fn read(path: &Path) -> Result<String> {
     read_if_there(path)?.with_context(|| format!("read {}: no such file", path.display()))
 }
 
-/// Reads a whole file as text, U+FFFD for what is not UTF-8 (a process can call itself anything, and a mount point
-/// too); `None` where there is none, or where its process is gone
-/// (reading below `/proc/<pid>` then gives ESRCH, proc(5)).
+/// Reads a whole file as text; `None` if there is no file, or its process is gone (reading below
+/// `/proc/<pid>` then gives ESRCH, proc(5)). Bytes that are not UTF-8 become U+FFFD: a process or a
+/// mount point can have any name.
 ///
 /// A symbolic link as the last component is followed: callers that read what others can write
 /// open it themselves with `O_NOFOLLOW`.
@@ -66,18 +66,18 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
     lossy(attempt, path)
 }
 
-/// The same of a file that one read(2) tells whole, so that it is not asked again whether there is
-/// more: a regular file, and what the kernel makes as one record, a value of sysfs or of a cgroup,
-/// `stat` and `cgroup` of a process.
+/// Like [`read_if_there`], for a file that one read(2) returns whole, which saves the read(2) that
+/// finds its end: a regular file, or one that the kernel makes as one record, such as a value of
+/// sysfs or of a cgroup, or a process's `stat` and `cgroup`.
 ///
-/// A list that the kernel makes record by record (`mountinfo`, `locks`, `cgroup.procs`) comes in pieces: it is read by
+/// The kernel returns a list (`mountinfo`, `locks`, `cgroup.procs`) in pieces: read it with
 /// [`read_if_there`].
 pub fn read_record_if_there(path: &Path) -> Result<Option<String>> {
     let attempt = File::open(path).and_then(|file| read_record(file, MOST_BYTES));
     lossy(attempt, path)
 }
 
-/// The same; a file that is missing is an error.
+/// Like [`read_record_if_there`]; a missing file is an error.
 pub fn read_record_of(path: &Path) -> Result<String> {
     read_record_if_there(path)?.with_context(|| format!("read {}: no such file", path.display()))
 }
@@ -92,10 +92,11 @@ fn lossy(read: io::Result<Vec<u8>>, path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Reads a whole file as text that is written back; `None` where there is none.
+/// Reads a whole file as text that will be written back; `None` if there is no file.
 ///
 /// # Errors
-/// Also what is not UTF-8: it could not be written back as it was; and what is no regular file: a FIFO would be waited for.
+/// Also a file that is not UTF-8, which could not be written back as it was, and a file that is not
+/// regular: a FIFO would block.
 pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
     let Some(bytes) = read_bytes_if_there(path)? else {
         return Ok(None);
@@ -104,10 +105,10 @@ pub fn read_text_if_there(path: &Path) -> Result<Option<String>> {
     Ok(String::from_utf8(bytes).ok())
 }
 
-/// The same of a file whose text may have been torn.
+/// Reads a regular file as bytes, since its text may have been torn; `None` if there is no file.
 ///
 /// # Errors
-/// What is no regular file: a FIFO would be waited for.
+/// Also a file that is not regular: a FIFO would block.
 pub fn read_bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     let attempt = || -> io::Result<Vec<u8>> {
         let file = OpenOptions::new()
@@ -126,8 +127,8 @@ pub fn read_bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Does this error say that the file, or the process or device behind it, is not there (any more)? Every other error says
-/// that nobody knows.
+/// Does this error say that the file, or the process or device behind it, does not exist (any
+/// more)? Any other error leaves that unknown.
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -135,25 +136,25 @@ pub fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// The same of an error with context.
+/// Like [`is_gone`], for an error with context.
 pub fn says_gone(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(is_gone)
 }
 
-/// Does it say that somebody else may do this, and we may not?
+/// Does the error say that root may do this and we may not?
 pub fn is_denied_to_us(error: &anyhow::Error) -> bool {
     let says = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
     !geteuid().is_root() && error.downcast_ref::<io::Error>().is_some_and(says)
 }
 
-/// What a path leads to, links followed; `None` where there is nothing.
+/// The metadata of what a path leads to, links followed; `None` if nothing is there.
 ///
 /// `exists`, `is_dir` and `is_file` of the standard library take every error for "not there".
 pub fn metadata_if_there(path: &Path) -> Result<Option<Metadata>> {
     if_there(path.metadata(), path)
 }
 
-/// What a path itself is, a link perhaps; `None` where there is nothing.
+/// The metadata of a path itself, which may be a link; `None` if nothing is there.
 pub fn entry_if_there(path: &Path) -> Result<Option<Metadata>> {
     if_there(path.symlink_metadata(), path)
 }
@@ -166,14 +167,14 @@ fn if_there(looked: io::Result<Metadata>, path: &Path) -> Result<Option<Metadata
     }
 }
 
-/// Reads to the end, but refuses input of more than `most` bytes and input that is not UTF-8.
+/// Reads to the end as text; refuses more than `most` bytes, and input that is not UTF-8.
 pub fn read_bounded(source: impl Read, most: u64) -> io::Result<String> {
     let bytes = read_bytes(source, most)?;
     text_of(&bytes)?;
     Ok(String::from_utf8(bytes).unwrap_or_default())
 }
 
-/// Text out of bytes that have to be UTF-8.
+/// The bytes as text; refuses what is not UTF-8.
 pub fn text_of(bytes: &[u8]) -> io::Result<&str> {
     std::str::from_utf8(bytes).map_err(|_| {
         let message = "stream did not contain valid UTF-8";
@@ -182,16 +183,17 @@ pub fn text_of(bytes: &[u8]) -> io::Result<&str> {
 }
 
 fn read_bytes(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
-    // A kernel file is made anew at each read(2): the fewer, the less it can change in between.
+    // The kernel makes a file's text anew at each read(2): the fewer reads, the less it can change
+    // in between.
     let mut bytes = Vec::with_capacity(READ_BYTES);
     source.take(most + 1).read_to_end(&mut bytes)?;
     ensure_at_most(bytes.len(), most)?;
     Ok(bytes)
 }
 
-/// Reads a file that mostly one read(2) tells whole: it is over with the first that gives no whole
-/// pages. Of sysfs's binary attributes, as a long list of CPUs is one, each read(2) gives one page
-/// at most (kernel: fs/kernfs/file.c).
+/// Reads a file that one read(2) mostly returns whole: it ends at the first read that returns no
+/// whole pages. Binary attributes of sysfs, such as a long list of CPUs, return at most one page
+/// per read(2) (kernel: fs/kernfs/file.c).
 pub fn read_record(file: File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // Most are a line or two: the room for more is not asked of the allocator.
@@ -217,10 +219,10 @@ fn ensure_at_most(length: usize, most: u64) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
-/// Gives a kernel file a value with one write(2); the file is neither made nor truncated.
+/// Writes a value to a kernel file with one write(2); the file is neither made nor truncated.
 ///
-/// An empty value is refused, because the kernel takes an empty write for none at all: a file is
-/// cleared by writing a newline.
+/// An empty value is refused, because the kernel ignores an empty write: to clear a file, write a
+/// newline.
 pub fn write_kernel(path: &Path, value: &str) -> io::Result<()> {
     if value.is_empty() {
         return Err(io::Error::new(
@@ -239,7 +241,7 @@ pub fn write_kernel(path: &Path, value: &str) -> io::Result<()> {
     }
 }
 
-/// What a replaced file has to live through.
+/// What a replaced file has to survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// The death of any process: the rename alone. For records that a reboot makes void.
@@ -248,28 +250,30 @@ pub enum Durability {
     PowerLoss,
 }
 
-/// How many letters and digits, chosen at random, tell one temporary file from another.
+/// How many random letters and digits tell a temporary file from another.
 const NONCE_CHARACTERS: usize = 6;
-/// What is behind them, so that no word that somebody else puts there (`.NAME.backup`) is one of
-/// ours.
+/// Follows the random characters, so that no name that somebody else gives a file (`.NAME.backup`)
+/// looks like a temporary file of ours.
 const NONCE_END: &str = "-0";
 
-/// Where a file that is being replaced is put together: `.NAME.<nonce>` beside it.
+/// The prefix of the temporary file that becomes `NAME`: `.NAME.<nonce>` beside it.
 pub fn temporary_prefix(name: &str) -> String {
     format!(".{name}.")
 }
 
-/// Replaces a file, or makes it, in one step that readers see wholly or not at all (rename(2)).
+/// Replaces or makes a file in one step: readers see all of the new file or nothing of it
+/// (rename(2)).
 pub fn replace(path: &Path, content: &[u8], mode: u32, durability: Durability) -> Result<()> {
     put(path, content, (mode, None), durability)
 }
 
-/// Replaces a file, or makes it, with the mode and the owner of another that may be the same; synced.
+/// Like [`replace`], with the mode and owner of the file `like`, which may be the same file;
+/// synced.
 pub fn replace_like(path: &Path, content: &[u8], like: &Metadata) -> Result<()> {
     put(path, content, looks_of(like), Durability::PowerLoss)
 }
 
-/// A file that is put together, and not in its place yet: dropping it removes it.
+/// A temporary file that is complete and not yet renamed: dropping it removes it.
 #[derive(Debug)]
 pub struct Replacement {
     temporary: tempfile::NamedTempFile,
@@ -277,8 +281,8 @@ pub struct Replacement {
 }
 
 impl Replacement {
-    /// Puts together what is to be in the place of a file, with the mode and the owner of another.
-    /// It lives through the death of any process; it is not synced.
+    /// Writes the temporary file that is to replace `path`, with the mode and owner of `like`. It
+    /// survives the death of any process, but is not synced.
     pub fn like(path: &Path, content: &[u8], like: &Metadata) -> Result<Replacement> {
         let temporary = put_together(path, content, looks_of(like));
         Ok(Replacement {
@@ -287,13 +291,13 @@ impl Replacement {
         })
     }
 
-    /// What tells it from every other file, in its place too.
+    /// The temporary file's metadata: the same inode will be at `path`.
     pub fn metadata(&self) -> Result<Metadata> {
         let metadata = self.temporary.as_file().metadata();
         metadata.with_context(|| format!("replace {}", self.path.display()))
     }
 
-    /// Puts it in its place.
+    /// Renames the temporary file to `path`.
     pub fn put(self) -> Result<()> {
         let put = self.temporary.persist(&self.path);
         put.map_err(|error| error.error)
@@ -302,23 +306,23 @@ impl Replacement {
     }
 }
 
-/// Does all that replacing a file takes, but for the last step: nothing stays.
+/// Does everything that replacing a file takes but the rename; leaves nothing behind.
 pub fn try_replacing(path: &Path) -> Result<()> {
     let attempt = || -> io::Result<()> { temporary_beside(path)?.write_all(&[0; TRIAL_BYTES]) };
     attempt().with_context(|| format!("replace {}", path.display()))
 }
 
-/// What a trial writes, in bytes: a page, as much as most files of ours take.
+/// The bytes that a trial writes: one page, as much as most files of ours take.
 const TRIAL_BYTES: usize = 4096;
 
-/// A file's mode, and its owner and group where they are not those of whoever writes it.
+/// A file's mode, and its owner and group if they are not the writer's own.
 type Looks = (u32, Option<(u32, u32)>);
 
 fn looks_of(file: &Metadata) -> Looks {
     (file.mode() & 0o7777, Some((file.uid(), file.gid())))
 }
 
-/// A file with a name of its own beside the one that it is to replace.
+/// Makes a temporary file beside the file that it is to replace.
 fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let (directory, name) = split(path)?;
     tempfile::Builder::new()
@@ -335,7 +339,7 @@ fn put_together(path: &Path, content: &[u8], looks: Looks) -> io::Result<tempfil
     if let Some((uid, gid)) = owner {
         fchown(temporary.as_file(), Some(uid), Some(gid))?;
     }
-    // The process's umask is whatever the engine had: the mode is set, not asked for.
+    // The umask is whatever the engine had: the mode is set afterwards.
     let mode = Permissions::from_mode(mode);
     temporary.as_file().set_permissions(mode)?;
     Ok(temporary)
@@ -356,12 +360,12 @@ fn put(path: &Path, content: &[u8], looks: Looks, durability: Durability) -> Res
     attempt().with_context(|| format!("replace {}", path.display()))
 }
 
-/// Makes what was done to the entries of a directory last over a power loss (fsync(2)).
+/// Makes changes of a directory's entries survive a power loss (fsync(2)).
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Removes a file; one that is not there is success.
+/// Removes a file; succeeds if there is none.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if !is_gone(&error) => {
@@ -371,7 +375,8 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes an empty directory; `false` where it is not empty or in use, `true` where it is not there any more.
+/// Removes an empty directory. Returns `false` if it is not empty or in use, `true` also if it is
+/// gone.
 pub fn remove_empty_directory(path: &Path) -> Result<bool> {
     match std::fs::remove_dir(path) {
         Ok(()) => Ok(true),
@@ -390,8 +395,8 @@ pub fn remove_empty_directory(path: &Path) -> Result<bool> {
 
 /// Removes the temporary files that a killed [`replace`] of `directory/name` left behind.
 ///
-/// Who replaces that file meanwhile fails: hold the lock under which that is done, or have it done
-/// again.
+/// A concurrent [`replace`] of that file fails: hold the lock under which the file is replaced, or
+/// have that done again.
 pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
     for entry in names_in(directory)? {
         if is_leftover(&entry, name) {
@@ -401,28 +406,28 @@ pub fn remove_leftovers(directory: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Is this the name of a file in which another was put together?
+/// Is `entry` the name of a temporary file that was to become `name`?
 pub fn is_leftover(entry: &str, name: &str) -> bool {
     let nonce = entry.strip_prefix(&temporary_prefix(name));
     let nonce = nonce.and_then(|nonce| nonce.strip_suffix(NONCE_END));
     nonce.is_some_and(|nonce| nonce.len() == NONCE_CHARACTERS)
 }
 
-/// The names in a directory, unsorted; empty where there is none. Names that are not UTF-8 are left
-/// out: nothing of ours or KCM's has such a name.
+/// The names in a directory, unsorted; empty if there is no directory. Names that are not UTF-8 are
+/// left out: no file of ours or KCM's has one.
 pub fn names_in(directory: &Path) -> Result<Vec<String>> {
     let entries = entries_in(directory)?.into_iter();
     Ok(entries.filter_map(DirectoryEntry::into_name).collect())
 }
 
-/// The names of the directories in a directory, likewise.
+/// The names of a directory's subdirectories, with the same exceptions as [`names_in`].
 pub fn directories_in(directory: &Path) -> Result<Vec<String>> {
     let entries = entries_in(directory)?.into_iter();
     let directories = entries.filter(DirectoryEntry::is_directory);
     Ok(directories.filter_map(DirectoryEntry::into_name).collect())
 }
 
-/// The paths of the directories in a directory, whatever their names are made of.
+/// The paths of a directory's subdirectories, also of those whose names are not UTF-8.
 pub fn directory_paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = entries_in(directory)?.into_iter();
     let directories = entries.filter(DirectoryEntry::is_directory);
@@ -431,13 +436,13 @@ pub fn directory_paths_in(directory: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// What a path is, without following a link, if nobody but root, its group and we can change it.
+/// The metadata of a path, links not followed, if only root, root's group and we can change it.
 pub fn trusted(path: &Path) -> Result<Metadata> {
     trusted_of_machine(path, || None)
 }
 
-/// The same for what belongs to the machine: in a user namespace without root, where `unknown_root` says as whom its files
-/// are shown, those belong to nobody that can be named.
+/// Like [`trusted`], for files of the machine. A user namespace without root shows root's files as
+/// a user's, whom `unknown_root` gives: these are trusted too.
 pub fn trusted_of_machine(
     path: &Path,
     unknown_root: impl FnOnce() -> Option<u32>,
@@ -449,8 +454,8 @@ pub fn trusted_of_machine(
     Ok(metadata)
 }
 
-/// Makes sure that nobody but root, its group and we can change what was found at a path, without
-/// following a link; [`trusted_of_machine`] looks first.
+/// Checks that only root, root's group and we can change the file `found` at a path, which is no
+/// link. [`trusted_of_machine`] looks at the path itself.
 pub fn ensure_trusted(
     path: &Path,
     found: &Metadata,
@@ -464,7 +469,7 @@ pub fn ensure_trusted(
             "put the real thing there"
         )
     );
-    // Of a device everybody else has a use, too: nobody is told to change it.
+    // A device has other users too: no remedy here tells anybody to change it.
     ensure!(
         metadata.is_file() || metadata.is_dir(),
         Refusal::new(
@@ -500,21 +505,20 @@ pub fn ensure_trusted(
     Ok(())
 }
 
-/// Opens a regular file that others may have put there: a symbolic link is refused (`O_NOFOLLOW`,
-/// open(2)) and a FIFO does not block.
+/// Opens a regular file that others may have put there: refuses a symbolic link (`O_NOFOLLOW`,
+/// open(2)) and does not block on a FIFO.
 pub fn open_regular(path: &Path) -> Result<File> {
     open_regular_with(path, OpenOptions::new().read(true))
 }
 
-/// The same to read and write, made where it is not there.
+/// Like [`open_regular`], for reading and writing; makes the file if it is missing.
 pub fn open_or_make_regular(path: &Path, mode: u32) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).mode(mode);
     open_regular_with(path, &mut options)
 }
 
-/// The same of a file that was looked at a moment ago, where nobody else can put another in its
-/// place.
+/// Like [`open_regular`], for a file whose metadata is known and that nobody else can replace.
 pub fn open_seen(path: &Path, seen: &Metadata) -> Result<File> {
     match seen.is_file() {
         true => open_unfollowed(path, OpenOptions::new().read(true)),
@@ -522,7 +526,7 @@ pub fn open_seen(path: &Path, seen: &Metadata) -> Result<File> {
     }
 }
 
-/// Opens a regular file, as [`open_regular`] does, and tells what it is.
+/// Like [`open_regular`]; returns the file's metadata as well.
 pub fn open_regular_seen(path: &Path) -> Result<(File, Metadata)> {
     regular_with(path, OpenOptions::new().read(true))
 }
@@ -558,14 +562,13 @@ fn open_unfollowed(path: &Path, options: &mut OpenOptions) -> Result<File> {
         .with_context(|| format!("open {}", path.display()))
 }
 
-/// How often a lock is tried that others have for microseconds.
+/// How long to pause between attempts at a lock that others hold for microseconds.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Takes the flock(2) of a file of our own, which it has until it is closed: an unlocking that
-/// fails is nobody's trouble.
+/// Takes the flock(2) of a file of ours; closing the file releases it.
 ///
 /// # Errors
-/// Somebody else has it for longer than that, or it cannot be locked.
+/// Somebody else held the lock for longer than `patience`, or it cannot be locked.
 pub fn lock_within(file: &File, patience: Duration) -> io::Result<()> {
     let began = Instant::now();
     loop {

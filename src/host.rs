@@ -14,7 +14,7 @@ const CRONTABS: &str = "var/spool/cron/crontabs";
 
 /// The root below which `/sys`, `/proc`, `/run`, `/etc` and `/dev` are looked for.
 ///
-/// This is the only type that names those directories: everything else asks it.
+/// Only this type names those directories: everything else asks it.
 #[derive(Debug, Clone)]
 pub struct Host {
     root: PathBuf,
@@ -42,16 +42,17 @@ impl Host {
         is_procfs && std::fs::read_link(proc.join("self")).is_ok_and(|target| target == own_pid)
     }
 
-    /// Where an absolute path that the kernel reports, such as a mount point, lies under this root.
+    /// The place below this root of an absolute path that the kernel reports, such as a mount
+    /// point.
     pub fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
-    /// The same with every symbolic link on the way followed, inside this root: an absolute one begins at it. What
-    /// is not there is where it would be.
+    /// Like [`Host::path`], with every symbolic link followed inside this root: an absolute target
+    /// begins at it. A missing file gets the path where it would be.
     ///
     /// # Errors
-    /// More than 40 links, the kernel's own bound (path_resolution(7)); one that cannot be read.
+    /// More than 40 links, the kernel's own bound (path_resolution(7)); a link that cannot be read.
     pub fn resolve(&self, absolute: &str) -> io::Result<PathBuf> {
         let mut pending: Vec<String> = absolute.rsplit('/').map(str::to_owned).collect();
         let mut found = self.root.clone();
@@ -84,8 +85,8 @@ impl Host {
         Ok(found)
     }
 
-    /// As which user the machine's root is shown to us, where it is not as 0: our user namespace has no name for it
-    /// (user_namespaces(7), "Unmapped user and group IDs").
+    /// The user as whom root's files are shown to us, if not as 0: our user namespace does not map
+    /// root (user_namespaces(7), "Unmapped user and group IDs").
     pub fn unknown_root(&self) -> Option<u32> {
         let map = std::fs::read_to_string(self.root.join("proc/self/uid_map")).ok()?;
         let knows_root = |line: &str| line.split_whitespace().nth(1) == Some("0");
@@ -101,8 +102,8 @@ impl Host {
         self.root.join(format!("proc/{pid}/{file}"))
     }
 
-    /// The mounts of this root (proc_pid_mountinfo(5)). In another root those that its init sees: our
-    /// own table would name the places where *we* see them.
+    /// The mounts of this root (proc_pid_mountinfo(5)). Of another root, those of its init: our own
+    /// table would give the places where *we* see them.
     pub fn mountinfo(&self) -> PathBuf {
         let process = if self.is_running_root() { "self" } else { "1" };
         self.root.join("proc").join(process).join("mountinfo")
@@ -113,7 +114,7 @@ impl Host {
         self.root.join("proc")
     }
 
-    /// The directories whose files say when cron runs what (cron(8)), beside `/etc/crontab`.
+    /// The directories of cron's tables (cron(8)), beside `/etc/crontab`.
     pub fn cron_directories(&self) -> Vec<PathBuf> {
         let directories = ["etc/cron.d", "etc/cron.hourly", "etc/cron.daily", CRONTABS];
         let directories = directories
@@ -122,7 +123,7 @@ impl Host {
         directories.collect()
     }
 
-    /// The table of the machine as a whole (crontab(5)).
+    /// The machine's own cron table (crontab(5)).
     pub fn crontab(&self) -> PathBuf {
         self.root.join("etc/crontab")
     }
@@ -132,7 +133,7 @@ impl Host {
         self.root.join("etc/systemd/system/timers.target.wants")
     }
 
-    /// Where a unit's file can be (systemd.unit(5)).
+    /// The places where a unit's file can be (systemd.unit(5)).
     pub fn unit_files(&self, name: &str) -> [PathBuf; 3] {
         let directories = [
             "etc/systemd/system",
@@ -142,13 +143,14 @@ impl Host {
         directories.map(|directory| self.root.join(directory).join(name))
     }
 
-    /// How long processes of the machine waited for a CPU (kernel:
+    /// The time that the machine's processes waited for a CPU (kernel:
     /// Documentation/accounting/psi.rst).
     pub fn proc_pressure(&self) -> PathBuf {
         self.root.join("proc/pressure/cpu")
     }
 
-    /// `/proc/stat`, whose `btime` line is the time of boot in seconds since the epoch (proc_stat(5)).
+    /// `/proc/stat`, whose `btime` line is the time of boot in seconds since the epoch
+    /// (proc_stat(5)).
     pub fn proc_stat(&self) -> PathBuf {
         self.root.join("proc/stat")
     }
@@ -168,7 +170,7 @@ impl Host {
         self.root.join("proc/sys/kernel/random/boot_id")
     }
 
-    /// A random UUID, another with each read (random(4)).
+    /// A random UUID, a new one at each read (random(4)).
     pub fn random_uuid(&self) -> PathBuf {
         self.root.join("proc/sys/kernel/random/uuid")
     }
@@ -178,13 +180,15 @@ impl Host {
         self.root.join("sys/devices/system/cpu").join(file)
     }
 
-    /// A file below `/sys/devices/system/node` (kernel: Documentation/ABI/stable/sysfs-devices-node).
+    /// A file below `/sys/devices/system/node` (kernel:
+    /// Documentation/ABI/stable/sysfs-devices-node).
     pub fn sys_node(&self, file: &str) -> PathBuf {
         self.root.join("sys/devices/system/node").join(file)
     }
 
-    /// A file below `/sys/devices` (kernel: Documentation/ABI/testing/sysfs-bus-event_source-devices-hybrid for
-    /// `cpu_core` and the like).
+    /// A file below `/sys/devices` (kernel:
+    /// Documentation/ABI/testing/sysfs-bus-event_source-devices-hybrid for `cpu_core` and the
+    /// like).
     pub fn sys_device(&self, file: &str) -> PathBuf {
         self.root.join("sys/devices").join(file)
     }
@@ -194,12 +198,12 @@ impl Host {
         self.root.join("proc/sys/kernel/osrelease")
     }
 
-    /// Directories of which every boot makes its own, and what is in them early.
+    /// Directories that every boot makes anew, and early.
     pub fn boots_own_directories(&self) -> [PathBuf; 2] {
         [self.root.join("run"), self.root.join("run/systemd")]
     }
 
-    /// The directory that is there where systemd is the init (sd_booted(3)).
+    /// The directory that exists where systemd is the init (sd_booted(3)).
     pub fn systemd_mark(&self) -> PathBuf {
         self.root.join("run/systemd/system")
     }
@@ -209,19 +213,20 @@ impl Host {
         self.root.join("run/dbus/system_bus_socket")
     }
 
-    /// Where systemd itself speaks D-Bus, with root alone (systemd(1), "/run/systemd/private").
+    /// The socket on which systemd itself speaks D-Bus, with root alone (systemd(1),
+    /// "/run/systemd/private").
     pub fn systemd_socket(&self) -> PathBuf {
         self.root.join("run/systemd/private")
     }
 
-    /// Where systemd keeps what a unit was told at run time (systemd.unit(5), "Unit File Load
-    /// Path").
+    /// Where systemd keeps a unit's run-time settings (systemd.unit(5), "Unit File Load Path").
     pub fn systemd_runtime_settings(&self, unit: &str) -> PathBuf {
         let settings = self.root.join("run/systemd/system.control");
         settings.join(format!("{unit}.d"))
     }
 
-    /// The directories in which systemd's private library can be; its file name has systemd's version.
+    /// The directories that can hold systemd's private library, whose file name has systemd's
+    /// version.
     pub fn systemd_libraries(&self) -> Vec<PathBuf> {
         let dirs = ["usr/lib/systemd", "usr/lib64/systemd", "lib/systemd"];
         let plain = dirs.iter().map(|dir| self.root.join(dir));
@@ -231,8 +236,8 @@ impl Host {
         plain.chain(multiarch).collect()
     }
 
-    /// A system's program of this name, where engines are installed. One that cannot be looked at is named all the same:
-    /// whoever runs it says what is wrong with it.
+    /// The path of a system's program, looked for where engines are installed. A program that
+    /// cannot be looked at counts as there: running it says what is wrong.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         let dirs = [
             "/usr/bin",
@@ -277,7 +282,7 @@ impl Host {
         self.root.join("sys/kernel/iommu_groups")
     }
 
-    /// The pool directory where none is named: KCM's own default.
+    /// The default pool directory: KCM's own.
     pub fn default_conf_dir(&self) -> PathBuf {
         self.root.join("etc/kcm")
     }
@@ -287,45 +292,46 @@ impl Host {
         self.root.join("etc/cmk")
     }
 
-    /// The directory of what is changed on the machine, whatever the pool directory: it must not outlive a boot.
+    /// The directory of our changes to the machine, for all pool directories. It must not outlive a
+    /// boot.
     pub fn machine_dir(&self) -> PathBuf {
         self.root.join("run/pinfold-machine")
     }
 
-    /// The directory of our records where none is named. It must not outlive a boot.
+    /// The default directory of our records. It must not outlive a boot.
     pub fn default_run_dir(&self) -> PathBuf {
         self.root.join("run/pinfold")
     }
 
-    /// The file of what owners have used, where none is named, for the directory of our records
-    /// where none is named. It outlives boots.
+    /// The default usage log, for the default run directory. It outlives boots.
     pub fn default_usage_log(&self) -> PathBuf {
         self.root.join("var/log/pinfold/usage.jsonl")
     }
 
-    /// The directory of what CPU lists containers had last, where none is named, for the directory of
-    /// our records where none is named. It outlives boots.
+    /// The default directory of containers' last CPU lists, for the default run directory. It
+    /// outlives boots.
     pub fn default_last_lists(&self) -> PathBuf {
         self.root.join("var/lib/pinfold/last")
     }
 
-    /// What `pinfold setup` did, for its `--undo`.
+    /// The record of what `pinfold setup` did, for its `--undo`.
     pub fn setup_record(&self) -> PathBuf {
         self.root.join("var/lib/pinfold/setup.json")
     }
 
-    /// The configuration file where none is named.
+    /// The default configuration file.
     pub fn default_config(&self) -> PathBuf {
         self.root.join("etc/pinfold/config.toml")
     }
 
-    /// The system log's socket (syslog(3)) and, for machines without one, the kernel's log (kmsg(4)).
+    /// The system log's socket (syslog(3)) and, for machines without one, the kernel's log
+    /// (kmsg(4)).
     pub fn system_logs(&self) -> (PathBuf, PathBuf) {
         (self.root.join("dev/log"), self.root.join("dev/kmsg"))
     }
 }
 
-/// Does a path lead nowhere, or through what is no directory?
+/// Does this error say that a path leads nowhere, or through a file that is no directory?
 fn is_nowhere(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
 }

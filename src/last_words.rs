@@ -1,5 +1,5 @@
-//! What a process says when a signal ends it: the alarm that bounds its time, a limit of its resources, whoever stops it.
-//! Without that a container fails with a signal's number, and nobody knows whose.
+//! What a process says when a signal ends it: the alarm that bounds its time, a resource limit, or
+//! whoever stops it. Otherwise a container fails with a signal's number, and nobody knows whose.
 
 use std::ffi::{CString, c_int};
 use std::os::unix::ffi::OsStrExt;
@@ -21,8 +21,8 @@ use crate::limits::HOOK_SECONDS;
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
-/// What ends a process by default and comes from outside (signal(7)). What nobody can say anything after, such as SIGKILL
-/// and SIGSEGV, is left out.
+/// The signals from outside that end a process by default (signal(7)). Left out are those after
+/// which nothing can be said, such as SIGKILL and SIGSEGV.
 pub const ENDING: [Signal; 9] = [
     Signal::SIGALRM,
     Signal::SIGHUP,
@@ -35,33 +35,34 @@ pub const ENDING: [Signal; 9] = [
     Signal::SIGVTALRM,
 ];
 
-/// How a service manager, a terminal or a person stops what runs for ever.
+/// The signals by which a service manager, a terminal or a person stops a service.
 const STOPPING: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
 
-/// So many seconds after the alarm the kernel ends a process in which its handler does not get to run: one that waits for a
-/// disk cannot be interrupted by anything that is handled.
+/// How many seconds after the alarm the kernel ends a process whose handler cannot run: a process
+/// that waits for a disk takes no handled signal.
 const BACKSTOP: i64 = 2;
 
-/// The most bytes of a message.
+/// The longest message, in bytes.
 const MOST_BYTES: usize = 600;
 
-/// What is known of a hook's alarm.
+/// What the message says of a hook's alarm.
 const AFTER: &str = " after 20 s: something that it waited for hangs";
 const _: () = assert!(HOOK_SECONDS == 20);
 
-/// What to do about what is left of a start, an end, or a command.
+/// What to do about the rest of a start, an end, or a command.
 const TAKEN_BACK: &str =
     "what it left is taken back when the pool is next needed, or by pinfold reconcile";
 
-/// What to do about a change of the pools, which is nobody's to take back.
+/// What to do about a change of the pools, which nothing takes back.
 const DO_AGAIN: &str = "look how far it came (pinfold pool show), and do it again";
 
-/// All that the handler needs, made before it runs: it may not allocate (signal-safety(7)).
+/// Everything that the handler needs, made beforehand: a handler may not allocate
+/// (signal-safety(7)).
 struct Words {
     who: String,
-    /// What is said of an alarm.
+    /// What to say of an alarm.
     after: &'static str,
-    /// What to do about what is left.
+    /// What to do about what the process leaves.
     left: &'static str,
     socket: libc::sockaddr_un,
     kernel: CString,
@@ -69,51 +70,51 @@ struct Words {
 
 static WORDS: OnceLock<Words> = OnceLock::new();
 
-/// From now on a signal that ends this hook, or the shim, is told, with what `who` says of it, on
-/// stderr and in the system log; so is a panic. A limit on the size of files becomes an error of the
-/// write (setrlimit(2), `RLIMIT_FSIZE`). What was to be ignored still is. The alarm has a backstop.
+/// Reports from now on a signal or a panic that ends this hook or the shim, on stderr and in the
+/// system log; `who` is the sentence's subject. A write beyond the limit on the size of files fails
+/// (setrlimit(2), `RLIMIT_FSIZE`). Ignored signals stay ignored. The alarm gets a backstop.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// The kernel refuses.
 pub fn arrange(host: &Host, who: &str) -> Result<()> {
     if !tell(host, who, (AFTER, TAKEN_BACK), &ENDING)? {
         return Ok(());
     }
-    // An engine may have left some of them blocked.
+    // An engine may have blocked some of them.
     let handled: SigSet = ENDING.into_iter().collect();
     sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&handled), None).context("unblock signals")?;
     back_the_alarm()
 }
 
-/// The same for a command that has no alarm of its own and leaves its signal mask alone; what is
-/// left of it is taken back by whoever needs it next.
+/// Like [`arrange`], for a command, which has no alarm and keeps its signal mask. What it leaves is
+/// taken back by whoever needs it next.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// The kernel refuses.
 pub fn arrange_for_command(host: &Host, who: &str) -> Result<()> {
     tell(host, who, ("", TAKEN_BACK), &ENDING).map(drop)
 }
 
-/// The same for one that changes the pools.
+/// Like [`arrange_for_command`], for a command that changes the pools.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// The kernel refuses.
 pub fn arrange_for_change(host: &Host, who: &str) -> Result<()> {
     tell(host, who, ("", DO_AGAIN), &ENDING).map(drop)
 }
 
-/// The same for one that runs until it is stopped: the signals that stop it are not told, for they
-/// are its usual end.
+/// Like [`arrange_for_command`], for a service: the signals that stop it are its usual end, and are
+/// not reported.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// The kernel refuses.
 pub fn arrange_for_service(host: &Host, who: &str) -> Result<()> {
     let is_a_stop = |signal: &Signal| STOPPING.contains(signal);
     let others: Vec<Signal> = ENDING.into_iter().filter(|one| !is_a_stop(one)).collect();
     tell(host, who, ("", TAKEN_BACK), &others).map(drop)
 }
 
-/// Returns whether nothing was arranged before.
+/// Arranges the report for these signals; returns whether none was arranged before.
 fn tell(
     host: &Host,
     who: &str,
@@ -139,11 +140,11 @@ fn tell(
     Ok(true)
 }
 
-/// A write beyond the limit on the size of files fails, instead of ending the process; a program that this one becomes, or
-/// starts, has the default action again (execve(2)).
+/// Makes a write beyond the limit on the size of files fail instead of ending the process. A
+/// program that this one becomes or starts has the default action again (execve(2)).
 ///
 /// # Errors
-/// The kernel refuses it.
+/// The kernel refuses.
 pub fn survive_file_limit() -> Result<()> {
     handle(Signal::SIGXFSZ, do_nothing, SaFlags::SA_RESTART)
 }
@@ -152,10 +153,10 @@ pub fn survive_file_limit() -> Result<()> {
 fn handle(signal: Signal, handler: extern "C" fn(c_int), flags: SaFlags) -> Result<()> {
     let context = || format!("handle {signal}");
     let action = SigAction::new(SigHandler::Handler(handler), flags, SigSet::all());
-    // SAFETY: the handlers of this file make async-signal-safe calls alone.
+    // SAFETY: the handlers of this file make only async-signal-safe calls.
     let before = unsafe { sigaction(signal, &action) }.with_context(context)?;
     if matches!(before.handler(), SigHandler::SigIgn) {
-        // SAFETY: it is the action that was there, which runs no code.
+        // SAFETY: the former action runs no code.
         unsafe { sigaction(signal, &before) }.with_context(context)?;
     }
     Ok(())
@@ -179,17 +180,17 @@ extern "C" fn say_and_end(number: c_int) {
         line.push(words.left.as_bytes());
         line.push(b"\n");
         words.log(line.bytes());
-        // Last, for whoever holds the other end may not read: the backstop ends that.
+        // stderr comes last, because its reader may not read: the backstop ends that.
         write(libc::STDERR_FILENO, &line.bytes()[4..]);
     }
-    // The default action, which is back, comes when this returns.
+    // The default action is back, and takes effect when this returns.
     let _ = raise(Signal::try_from(number).unwrap_or(Signal::SIGKILL));
 }
 
 impl Words {
     fn log(&self, line: &[u8]) {
-        // SAFETY: socket(2), sendto(2), open(2), write(2) and close(2) are async-signal-safe; each gets memory that lives
-        // through the call, with its size.
+        // SAFETY: socket(2), sendto(2), open(2), write(2) and close(2) are async-signal-safe; each
+        // gets memory that lives through the call, with its size.
         unsafe {
             let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
             let socket = libc::socket(libc::AF_UNIX, kind, 0);
@@ -217,7 +218,7 @@ fn write(to: c_int, line: &[u8]) {
     unsafe { libc::write(to, line.as_ptr().cast(), line.len()) };
 }
 
-/// A socket's address; an empty one, which nobody listens at, where the path is too long.
+/// A socket's address; an empty one, at which nobody listens, if the path is too long.
 fn address(path: &Path) -> libc::sockaddr_un {
     // SAFETY: an address is plain bytes, for which zero is valid.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
@@ -231,7 +232,7 @@ fn address(path: &Path) -> libc::sockaddr_un {
     address
 }
 
-/// A line that is put together without allocating.
+/// A line that is built without allocating.
 struct SafeLine {
     bytes: [u8; MOST_BYTES],
     length: usize,
@@ -247,7 +248,7 @@ impl Default for SafeLine {
 }
 
 impl SafeLine {
-    /// What does not fit is cut off.
+    /// Appends a text; cuts off what does not fit.
     fn push(&mut self, text: &[u8]) {
         let free = &mut self.bytes[self.length..];
         let count = text.len().min(free.len());
@@ -280,7 +281,7 @@ fn back_the_alarm() -> Result<()> {
     timer
         .set(Expiration::OneShot(at), TimerSetTimeFlags::empty())
         .context(context)?;
-    // It runs until the process ends, or becomes another program (timer_create(2)).
+    // The timer runs until the process ends or becomes another program (timer_create(2)).
     std::mem::forget(timer);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What keeps a hook within bounds: its time, its capabilities, and what it inherits.
+//! Bounds a hook's time, its capabilities, and what it inherits.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -17,15 +17,16 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 /// How long a hook may take as a whole, in seconds: below the `timeout` of the shipped hook files.
 pub const HOOK_SECONDS: u32 = 20;
 
-/// How long the state may take to arrive: a runtime writes it at once.
+/// How long the state may take to arrive: runtimes write it at once.
 const PROMPTLY: Duration = Duration::from_secs(8);
 
-/// How long a hook waits for others at most, in all: what is left is for saying why it gave up.
+/// How long a hook may wait for others in all: the rest of its time is for reporting why it gave
+/// up.
 const WAITING: Duration = Duration::from_secs(HOOK_SECONDS as u64 - 3);
 
-/// What a program of Rust's does before anything else, but for a handler of its own for a stack that
-/// overflows: a standard stream that is closed is `/dev/null`, or the next file that is opened would
-/// be taken for it; and a write that nobody reads is an error.
+/// Does what Rust's runtime does first, but for its handler of stack overflows: opens `/dev/null`
+/// as each closed standard stream, whose number the next opened file would get, and makes a write
+/// that nobody reads an error.
 pub fn begin() {
     let mut streams =
         [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO].map(|fd| libc::pollfd {
@@ -34,7 +35,7 @@ pub fn begin() {
             revents: 0,
         });
     // SAFETY: poll(2) gets a live array with its length; open(2) and signal(2) get constants. The
-    // lowest number that is free is the one that was closed.
+    // lowest free number is that of the closed stream.
     unsafe {
         let told = libc::poll(streams.as_mut_ptr(), streams.len() as libc::nfds_t, 0);
         let is_closed = |stream: &libc::pollfd| stream.revents & libc::POLLNVAL != 0;
@@ -48,20 +49,20 @@ pub fn begin() {
     }
 }
 
-/// The bound on a process that becomes another program: nothing of it may be left to that one.
+/// The time bound of a process that becomes another program, which must not inherit it.
 #[derive(Debug)]
 pub struct TimeBound {
-    /// When everything that can be waited for has to be over.
+    /// When all waiting has to be over.
     pub deadline: Instant,
     action: SigAction,
     mask: SigSet,
 }
 
 impl TimeBound {
-    /// As [`bound_time`], until [`TimeBound::end`].
+    /// Like [`bound_time`], until [`TimeBound::end`].
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel refuses.
     pub fn start() -> Result<TimeBound> {
         let mask = SigSet::thread_get_mask().context("look at the signal mask")?;
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
@@ -76,33 +77,33 @@ impl TimeBound {
         })
     }
 
-    /// Takes it back: an alarm, an ignored signal and the mask would outlive exec (execve(2)).
+    /// Removes the bound: exec keeps an alarm, an ignored signal and the mask (execve(2)).
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel refuses.
     pub fn end(self) -> Result<()> {
         nix::unistd::alarm::cancel();
-        // SAFETY: it is the action that was there before, which runs no code of ours.
+        // SAFETY: the former action runs no code of ours.
         unsafe { sigaction(Signal::SIGALRM, &self.action) }.context("restore SIGALRM")?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None).context("restore the signals")
     }
 }
 
-/// Ends this process by SIGALRM after [`HOOK_SECONDS`], should the kernel not let go of it: every step of a hook
-/// can be its last. Returns when everything that can be waited for has to be over, a little earlier.
+/// Has SIGALRM end this process after [`HOOK_SECONDS`], should a system call hang. Returns when all
+/// waiting has to be over, a little earlier.
 pub fn bound_time() -> Result<Instant> {
     let deadline = Instant::now() + WAITING;
     let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of ours.
     unsafe { sigaction(Signal::SIGALRM, &action) }.context("bound the hook's time")?;
-    // An engine may have left it blocked.
+    // An engine may have blocked the signal.
     let alarm = SigSet::from(Signal::SIGALRM);
     sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&alarm), None).context("bound the hook's time")?;
     nix::unistd::alarm::set(HOOK_SECONDS);
     Ok(deadline)
 }
 
-/// A source that has to deliver promptly, up to its end.
+/// A reader that fails if its source does not reach its end in time.
 #[derive(Debug)]
 pub struct Prompt<R> {
     source: R,
@@ -111,12 +112,12 @@ pub struct Prompt<R> {
 }
 
 impl<R> Prompt<R> {
-    /// The time, 8 seconds, runs from now.
+    /// Gives the source 8 seconds from now.
     pub fn new(source: R) -> Prompt<R> {
         Prompt::within(source, PROMPTLY)
     }
 
-    /// So does another time.
+    /// Gives the source the time `within`.
     pub fn within(source: R, within: Duration) -> Prompt<R> {
         let deadline = Instant::now() + within;
         Prompt {
@@ -143,21 +144,21 @@ impl<R: Read + AsFd> Read for Prompt<R> {
     }
 }
 
-/// Nothing that a runtime left open reaches a program that this one starts, and nothing of its umask a file that this one
-/// makes.
+/// Keeps descriptors that a runtime left open from the programs that we start, and the runtime's
+/// umask from the files that we make.
 pub fn leave_nothing_inherited() {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing. Before Linux 5.11 it fails, and what a runtime left open
-    // stays so.
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing. Before Linux 5.11 it fails,
+    // and the descriptors are inherited.
     unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
 }
 
-/// Gives up every capability but two (capabilities(7)): `CAP_SYS_NICE`, to set the affinity of, and move,
-/// a process of a user namespace; and `CAP_DAC_OVERRIDE`, to write a cgroup that belongs to its root. One more is not in
-/// effect until [`as_admin`] needs it: `CAP_SYS_ADMIN`.
+/// Gives up every capability but two (capabilities(7)): `CAP_SYS_NICE`, to move a user namespace's
+/// process and set its affinity, and `CAP_DAC_OVERRIDE`, to write a cgroup that the namespace's
+/// root owns. `CAP_SYS_ADMIN` is kept too, but not in effect until [`as_admin`] needs it.
 pub fn drop_capabilities() -> Result<()> {
     let dropped = match keep(CapabilitySet::all()) {
-        // Not all of them are had: nobody can have more than before.
+        // Some are missing already: keep those that are there.
         Err(Errno::PERM) => capabilities(None).and_then(|had| keep(had.permitted)),
         other => other,
     };

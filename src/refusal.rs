@@ -1,7 +1,6 @@
-//! A refusal is a value: what is not done and why, and what to do about it. Neither can be left
-//! out.
+//! A refusal: what is not done and why, and what to do about it. Neither can be left out.
 //!
-//! A command that is to be run stands in backquotes: `` `pinfold reconcile` ``.
+//! A command to run is written in backquotes: `` `pinfold reconcile` ``.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -10,38 +9,38 @@ use anyhow::{Error, Result};
 use nix::libc;
 use nix::unistd::geteuid;
 
-/// What to do where nothing better is known.
+/// The remedy if no better one is known.
 const LOOK: &str = "mend what it names, and try again; `pinfold check` looks at everything else";
 
-/// Something that is not done.
+/// A request or command that is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// What is not done, and why.
     pub what: String,
     /// What to do about it.
     pub remedy: String,
-    /// Was a value wrong on the command line, whatever the machine is like?
+    /// Is a value on the command line wrong, on any machine?
     pub is_usage: bool,
-    /// What kind of refusal it is, for who counts them.
+    /// The kind of refusal, for counting.
     pub reason: Reason,
 }
 
-/// What kind of refusal one is.
+/// The kind of a refusal.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// Too much of the pool is in use.
     Exhausted,
-    /// The pool has nothing that the request fits, or that may be given here, whoever owns what.
+    /// Nothing in the pool fits the request or may be given here, whoever owns what.
     Unfit,
-    /// The request makes no sense.
+    /// The request is malformed.
     Request,
-    /// There is no such pool.
+    /// There is no pool of this name.
     Pool,
-    /// The pool's rules do not let it in.
+    /// The pool's rules do not allow it.
     Rules,
-    /// Its CPUs were chosen by somebody else.
+    /// Somebody else chose the container's CPUs.
     Chosen,
-    /// Somebody else did not let go of the lock.
+    /// Somebody else held the lock too long.
     Lock,
     /// Anything else: something failed.
     #[default]
@@ -49,7 +48,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Reason; 8] = [
         Reason::Exhausted,
         Reason::Unfit,
@@ -61,7 +60,7 @@ impl Reason {
         Reason::Other,
     ];
 
-    /// The word for it.
+    /// The reason's word.
     pub fn word(self) -> &'static str {
         match self {
             Reason::Exhausted => "exhausted",
@@ -77,7 +76,7 @@ impl Reason {
 }
 
 impl Refusal {
-    /// A refusal.
+    /// Makes a refusal.
     pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Refusal {
         Refusal {
             what: what.into(),
@@ -87,12 +86,12 @@ impl Refusal {
         }
     }
 
-    /// The same, of this kind.
+    /// Sets the reason.
     pub fn because(self, reason: Reason) -> Refusal {
         Refusal { reason, ..self }
     }
 
-    /// One of a command line that says what cannot be, on any machine.
+    /// Makes a refusal of a command line that is wrong on any machine.
     pub fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Refusal {
         Refusal {
             is_usage: true,
@@ -100,8 +99,8 @@ impl Refusal {
         }
     }
 
-    /// Any error as a refusal. One that has no remedy of its own gets the one for what the kernel
-    /// said.
+    /// Turns any error into a refusal. Without a remedy of its own, it gets the remedy for the
+    /// kernel's error.
     pub fn of(error: &Error) -> Refusal {
         let text = format!("{error:#}");
         let own = error
@@ -119,7 +118,7 @@ impl Refusal {
 }
 
 impl Refusal {
-    /// Several as one: each of them, and what to do about each.
+    /// Joins several refusals into one, with the remedy of each.
     pub fn all(refusals: &[Refusal]) -> Refusal {
         let joined = |texts: Vec<&str>| {
             let mut texts = texts;
@@ -142,7 +141,7 @@ impl Refusal {
         )
     }
 
-    /// Is nothing better known than to look at what it names?
+    /// Is the remedy only to look at what the message names?
     pub fn is_vague(&self) -> bool {
         self.remedy == LOOK
     }
@@ -151,7 +150,7 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
-        // What is said of everything says nothing in a sentence.
+        // The general remedy would add nothing to a sentence.
         match self.is_vague() {
             true => Ok(()),
             false => write!(f, ": {}", self.remedy),
@@ -161,11 +160,11 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Saying what to do about an error that somebody else found.
+/// Adds a remedy to an error that another function returned.
 pub trait OrRefuse<T> {
-    /// Turns an error into a refusal: what was to be done, what went wrong, and what to do. Where
-    /// the error says what to do by itself, that is better than what is said here; and so is what
-    /// helps against the kernel's no, but for what is not there.
+    /// Turns an error into a refusal: what was to be done, what went wrong, and what to do. The
+    /// error's own remedy wins over the refusal's, and so does the remedy for the kernel's error,
+    /// unless a file was not found.
     fn or_refuse(self, refusal: impl FnOnce() -> Refusal) -> Result<T>;
 }
 
@@ -192,19 +191,20 @@ impl<T, E: Into<Error>> OrRefuse<T> for Result<T, E> {
     }
 }
 
-/// What to do about an error that the kernel gave (errno(3)).
+/// The remedy for an error of the kernel (errno(3)).
 fn of_kernel(error: &Error) -> &'static str {
     let mut causes = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>());
-    // What a library adds keeps the kind, and hides the number.
+    // Errors that a library wraps keep the kind and hide the number.
     let said = causes
         .next()
         .map(|cause| (cause.kind(), cause.raw_os_error()));
     match said {
         Some((ErrorKind::PermissionDenied, _)) if !geteuid().is_root() => "run this as root",
         Some((ErrorKind::PermissionDenied, _)) => {
-            "let root do that: see whether a mount, an attribute (lsattr) or a security module forbids it"
+            "let root do that: see whether a mount, an attribute (lsattr) or a security module \
+             forbids it"
         }
         Some((ErrorKind::ReadOnlyFilesystem, _)) => {
             "mount that file system read-write, or name a directory elsewhere"

@@ -1,5 +1,6 @@
-//! The last refusals, for whoever asks why a container does not start: a small file that only a hook that failed writes, and
-//! that is lost with the boot, as claims are. The system log has them, too, and for longer.
+//! The last refusals, for whoever asks why a container does not start. Only failed hooks write this
+//! small file; it is lost at reboot, as claims are. The system log has refusals too, and keeps them
+//! longer.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -13,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::files;
 use crate::names::Names;
 
-/// Of each of the two files that there are at most, in bytes: a few hundred refusals.
+/// The largest size of each of the two files, in bytes: a few hundred refusals.
 const MOST_BYTES: u64 = 64 << 10;
-/// A line of JSON a refusal, and what was in it before it grew too large.
+/// The file, one JSON object per line, and the former one, renamed when it grew too large.
 const FILES: [&str; 2] = ["refusals", "refusals.old"];
 
 /// A start or an end of a container that failed.
@@ -23,25 +24,25 @@ const FILES: [&str; 2] = ["refusals", "refusals.old"];
 pub struct Refused {
     /// When, in seconds since the epoch.
     pub at: u64,
-    /// The container's id, as its runtime said it: text of others.
+    /// The container's id as its runtime gave it; not trusted.
     pub container: String,
-    /// What people call it; older versions kept none.
+    /// The names that people use for it; older versions recorded none.
     #[serde(default, skip_serializing_if = "Names::is_empty")]
     pub names: Names,
-    /// The sentence that the engine was told.
+    /// The message that the engine was told.
     pub message: String,
 }
 
-/// Adds a refusal. The run directory is there, and nobody else can write in it.
+/// Adds a refusal. The run directory must exist, and others must not be able to write in it.
 ///
 /// # Errors
-/// The file cannot be written: nothing depends on it.
+/// The file cannot be written; nothing depends on it.
 pub fn record(run_dir: &Path, refusal: &Refused) -> Result<()> {
     let [path, old] = FILES.map(|name| run_dir.join(name));
     let attempt = || -> io::Result<()> {
         let is_full = |metadata: std::fs::Metadata| metadata.len() > MOST_BYTES;
         if path.symlink_metadata().is_ok_and(is_full) {
-            // Two that do so at once lose the older half.
+            // Two processes that do this at once lose the older half.
             std::fs::rename(&path, &old)?;
         }
         let mut file = OpenOptions::new()
@@ -56,7 +57,7 @@ pub fn record(run_dir: &Path, refusal: &Refused) -> Result<()> {
     attempt().with_context(|| format!("write {}", path.display()))
 }
 
-/// The refusals that are kept, the oldest first; what cannot be made out is left out.
+/// The recorded refusals, the oldest first; unreadable lines are left out.
 ///
 /// # Errors
 /// A file cannot be read.

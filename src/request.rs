@@ -1,4 +1,4 @@
-//! What a container asks for, read from its annotations. Pure.
+//! A container's request, read from its annotations. Pure.
 
 mod locality;
 mod near_miss;
@@ -12,27 +12,27 @@ pub use near_miss::meant;
 use crate::refusal::{Reason, Refusal};
 use crate::text::Shown;
 
-/// What every key of ours begins with.
+/// The beginning of every key of ours.
 pub const PREFIX: &str = "pinfold.io/";
-/// What every text has in which one of them stands; some runtimes write `\/` for what follows it.
+/// Occurs in every text that contains a key of ours; some runtimes escape the `/` after it as `\/`.
 pub const DOMAIN: &str = "pinfold.io";
 
-/// Where containerd's CRI plugin and CRI-O write a container's Kubernetes name.
+/// The annotations in which containerd's CRI plugin and CRI-O give a container's Kubernetes name.
 const CONTAINER_NAME: [&str; 2] = [
     "io.kubernetes.cri.container-name",
     "io.kubernetes.container.name",
 ];
 
-/// Where they say whether this is a pod's sandbox or a container.
+/// The annotations in which they tell a pod's sandbox from a container.
 const CONTAINER_TYPE: [&str; 2] = [
     "io.kubernetes.cri.container-type",
     "io.kubernetes.cri-o.ContainerType",
 ];
 
-/// Where they write a pod's namespace. With annotations that are passed on, a pod's author can write the mark of
-/// another engine: only that of the engine which runs the hook counts.
+/// The annotation in which containerd gives a pod's namespace. Where annotations are passed on, a
+/// pod's author can write another engine's: only the one of the engine that runs the hook counts.
 pub const CONTAINERD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
-/// The same of CRI-O.
+/// The annotation in which CRI-O gives a pod's namespace.
 pub const CRIO_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 
 /// What a container asks for.
@@ -40,7 +40,7 @@ pub const CRIO_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 pub struct Request {
     /// The pool's name, as [`is_pool_name`] allows.
     pub pool: String,
-    /// How much of it.
+    /// How much of the pool.
     pub size: Size,
     /// Where on the machine.
     pub locality: Locality,
@@ -51,12 +51,12 @@ pub struct Request {
 /// The keys behind [`PREFIX`].
 const KEYS: [&str; 7] = ["pool", "lists", "cpus", "numa", "cache", "near", "mems"];
 
-/// How much of a pool is asked for; the numbers are from 1 to 9999.
+/// How much of a pool is requested; the numbers are from 1 to 9999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// So many CPU lists.
+    /// This many CPU lists.
     Lists(usize),
-    /// At least so many CPUs, in as many CPU lists as that takes.
+    /// At least this many CPUs, in whole CPU lists.
     Cpus(usize),
 }
 
@@ -74,36 +74,36 @@ impl fmt::Display for Size {
 /// Which NUMA nodes a container's memory may come from (`cpuset.mems`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mems {
-    /// Those of its cgroup's parent: nothing is changed.
+    /// The nodes of its cgroup's parent: nothing is written.
     Inherit,
-    /// Those near the CPUs it was given.
+    /// The nodes of the CPUs that it was given.
     Local,
 }
 
-/// A request as a command line says it; texts are as in annotations.
+/// A request on a command line; texts have the same form as in annotations.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Asked<'a> {
     /// The pool's name.
     pub pool: &'a str,
-    /// How many lists; 1 if neither is said.
+    /// How many lists; 1 if neither `lists` nor `cpus` is given.
     pub lists: Option<u16>,
-    /// Or how many CPUs.
+    /// How many CPUs, instead of lists.
     pub cpus: Option<u16>,
-    /// Best, if not said.
+    /// `best` if not given.
     pub numa: Option<&'a str>,
-    /// Any, if not said.
+    /// Any cache if not given.
     pub cache: Option<&'a str>,
-    /// A device.
+    /// The device to be near.
     pub near: Option<&'a str>,
-    /// Inherited, if not said.
+    /// Inherited if not given.
     pub mems: Option<&'a str>,
 }
 
-/// What a container's annotations and its device ask for together: the same, where there are both.
-/// What annotations say beyond that counts.
+/// Combines the requests of a container's annotations and of its CDI device. Both must ask for the
+/// same pool and size; the annotations may say more.
 ///
 /// # Errors
-/// A device that is none of ours; one that asks for something else than the annotations.
+/// The device is none of ours, or asks for something else than the annotations.
 pub fn with_device(
     annotated: Option<Request>,
     device: Option<&str>,
@@ -129,7 +129,8 @@ pub fn with_device(
 }
 
 impl Request {
-    /// The request of a device: `dataplane` is one CPU list of that pool, `dataplane.2` are two.
+    /// The request of a CDI device: `dataplane` asks for one CPU list of that pool, `dataplane.2`
+    /// for two.
     pub fn for_device(device: &str) -> Result<Request, Refusal> {
         let (pool, lists) = device.split_once('.').unwrap_or((device, "1"));
         Ok(Request {
@@ -166,7 +167,7 @@ impl Request {
     }
 }
 
-/// May a pool of this name be asked for? `[A-Za-z0-9][A-Za-z0-9_-]{0,62}`, and not `none`.
+/// Can a pool have this name? `[A-Za-z0-9][A-Za-z0-9_-]{0,62}`, and not `none`.
 pub fn is_pool_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     name != "none"
@@ -175,15 +176,15 @@ pub fn is_pool_name(name: &str) -> bool {
         && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
-/// Does a request depend on the annotation of this key?
+/// Does a request depend on the annotation with this key?
 pub fn is_ours(key: &str) -> bool {
     key.starts_with(PREFIX) || CONTAINER_NAME.contains(&key) || CONTAINER_TYPE.contains(&key)
 }
 
-/// Reads a container's request; `None` where it has none, is a pod's sandbox, or opted out.
+/// Reads a container's request; `None` if it has none, is a pod's sandbox, or opted out.
 ///
-/// A key `pinfold.io/KEY.CONTAINER` is for the container of that Kubernetes name and wins over the
-/// pod-wide `pinfold.io/KEY`; for any other container it is not there.
+/// A key `pinfold.io/KEY.CONTAINER` overrides the pod-wide `pinfold.io/KEY` for the container of
+/// that Kubernetes name; other containers ignore it.
 pub fn from_annotations(
     annotations: &BTreeMap<String, String>,
 ) -> Result<Option<Request>, Refusal> {
@@ -306,8 +307,8 @@ impl<'a> Keys<'a> {
             .map(|entry| (entry.key, entry.value))
     }
 
-    /// A key of this container that no pool goes with. Beside pools of single containers a pod-wide
-    /// key may be meant for those: it asks nothing of a container that has none.
+    /// A key of this container without a pool. If single containers of the pod have pools, a
+    /// pod-wide key may be meant for them: it asks nothing of a container without a pool.
     fn without_pool(&self) -> Option<&'a str> {
         let mut entries = self.effective.values();
         let orphan = entries.find(|entry| entry.names_container || !self.some_container_has_a_pool);
@@ -346,7 +347,7 @@ fn bad_value(key: &str, value: &str, wanted: &str) -> Refusal {
 mod tests {
     use super::*;
 
-    /// `key=value` words; a key without a domain is one of ours.
+    /// Parses `key=value` words; a key without a domain gets ours.
     fn annotations(words: &str) -> BTreeMap<String, String> {
         let pair = |word: &str| {
             let (key, value) = word.split_once('=').unwrap();

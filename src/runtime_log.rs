@@ -1,9 +1,10 @@
-//! What an engine reads of a runtime that failed: the file of its `--log`, and its stderr.
+//! Where an engine reads why a runtime failed: the file of the runtime's `--log`, and its stderr.
 //!
-//! crun throws a hook's stderr away and tells its engine no more than `error executing hook (exit code: 1)`. Engines show a
-//! runtime's stderr only where its log is not what they take it for (podman: libpod/oci_conmon_common.go,
-//! `readConmonPipeData`, parses the whole file as one object), so a hook tells both. containerd takes the last error of the log
-//! (pkg/process/utils.go, `getLastRuntimeError`), which is crun's own: there the system log alone has ours.
+//! crun discards a hook's stderr and tells its engine only `error executing hook (exit code: 1)`.
+//! Engines show a runtime's stderr only if its log has not the form that they expect (podman:
+//! libpod/oci_conmon_common.go, `readConmonPipeData`, parses the whole file as one object), so a
+//! hook writes to both. containerd shows the log's last error (pkg/process/utils.go,
+//! `getLastRuntimeError`), which is crun's own: there only the system log has ours.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -20,8 +21,8 @@ use crate::host::Host;
 use crate::oci::CommandLine;
 use crate::process;
 
-/// Appends a line to the log that a runtime's command line names, in its format. The file is made where it is not there yet: a
-/// runtime would.
+/// Appends a line to the log that a runtime's command line names, in the log's format. Makes the
+/// file if it is missing, as a runtime would.
 pub fn tell(line: &CommandLine, message: &str) -> io::Result<()> {
     let Some(path) = &line.log else {
         return Ok(());
@@ -33,7 +34,7 @@ pub fn tell(line: &CommandLine, message: &str) -> io::Result<()> {
     )
 }
 
-/// A line as runtimes write it (runc and crun, `--log-format`).
+/// A log line as runtimes write it (runc and crun, `--log-format`).
 fn entry(line: &CommandLine, message: &str) -> String {
     if line.log_is_json {
         let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
@@ -43,7 +44,8 @@ fn entry(line: &CommandLine, message: &str) -> String {
     }
 }
 
-/// Nobody but root and we can have put the file there or say anything in it; a FIFO does not block, a link is not followed.
+/// Appends to a log. The file must be one that only root and we can have put there or can write; a
+/// FIFO does not block, and a link is not followed.
 fn append(options: &mut OpenOptions, path: &Path, line: &str) -> io::Result<()> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let mut file = options.append(true).custom_flags(flags).open(path)?;
@@ -56,7 +58,7 @@ fn append(options: &mut OpenOptions, path: &Path, line: &str) -> io::Result<()> 
     Ok(())
 }
 
-/// The runtime that runs this hook and lets nobody hear what it says.
+/// The runtime that runs this hook and discards its stderr.
 #[derive(Debug)]
 pub struct DeafRuntime {
     pid: i32,
@@ -64,12 +66,12 @@ pub struct DeafRuntime {
 }
 
 impl DeafRuntime {
-    /// The parent process, where our stderr is `/dev/null`. Its own can be had only before capabilities are dropped (ptrace(2),
-    /// "Ptrace access mode checking").
+    /// The parent process, if our stderr is `/dev/null`. Its own stderr can be opened only before
+    /// capabilities are dropped (ptrace(2), "Ptrace access mode checking").
     pub fn above(host: &Host) -> Option<DeafRuntime> {
         let stderr = fstat(io::stderr()).ok()?;
         let is_device = stderr.st_mode & libc::S_IFMT == libc::S_IFCHR;
-        // null(4).
+        // The device numbers of null(4).
         let is_null = (major(stderr.st_rdev), minor(stderr.st_rdev)) == (1, 3);
         let pid = i32::try_from(parent_id()).ok()?;
         if !is_device || !is_null || pid <= 1 {
@@ -86,7 +88,8 @@ impl DeafRuntime {
         runtime.is_parent().then_some(runtime)
     }
 
-    /// Says why its container does not start where its engine reads it. What cannot be said is lost: it is in the system log.
+    /// Reports where the engine reads why the container does not start. If that fails, the system
+    /// log has the message.
     pub fn tell(self, host: &Host, message: &str) {
         let words = process::command_line(host, self.pid);
         let line = CommandLine::parse(words.get(1..).unwrap_or_default());
@@ -95,7 +98,8 @@ impl DeafRuntime {
         if line.verb.is_none() || !is_ours || !self.is_parent() {
             return;
         }
-        // Whatever goes wrong here, the hook has failed already. A relative path means the runtime's directory, not ours.
+        // An error here changes nothing: the hook has failed already. A relative path is relative
+        // to the runtime's directory, not ours.
         if let Some(log) = line.log.as_deref().filter(|path| path.is_absolute()) {
             let _ = append(&mut OpenOptions::new(), log, &entry(&line, message));
         }
@@ -104,13 +108,14 @@ impl DeafRuntime {
         }
     }
 
-    /// Its number was not given to another meanwhile: we would be somebody else's child.
+    /// Is the runtime still our parent? If it had died, its pid could be another process's.
     fn is_parent(&self) -> bool {
         i32::try_from(parent_id()) == Ok(self.pid)
     }
 }
 
-/// A pipe or a terminal. In a file the runtime has a place of its own, and would write over what is added.
+/// Is this a pipe or a terminal? In a file the runtime writes at its own offset, over what others
+/// append.
 fn is_written_to(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| {
         let kind = metadata.file_type();

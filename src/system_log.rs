@@ -1,4 +1,4 @@
-//! The system log, for hooks: crun throws a hook's stderr away.
+//! Writes to the system log, for hooks: crun discards a hook's stderr.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -9,22 +9,22 @@ use crate::host::Host;
 /// The facility `daemon` (syslog(3)).
 const DAEMON: u8 = 3 << 3;
 
-/// The most bytes of a message that are sent: the kernel's log takes lines of somewhat over 900.
+/// The longest message that is sent, in bytes: the kernel's log takes lines of somewhat over 900.
 const MOST_BYTES: usize = 900;
 
 /// How urgent a message is (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// Something failed.
+    /// A failure.
     Error = 3,
-    /// Something is not as it should be.
+    /// A state that should not be.
     Warning = 4,
-    /// For whoever wants to know.
+    /// Information.
     Info = 6,
 }
 
-/// Sends a message to `/dev/log`, or where there is none to `/dev/kmsg`. One that cannot be sent is lost:
-/// a log must never fail a start.
+/// Sends a message to `/dev/log`, or to `/dev/kmsg` if there is none. A message that cannot be sent
+/// is lost: a log must never fail a start.
 pub fn send(host: &Host, severity: Severity, message: &str) {
     let mut cut = message.len().min(MOST_BYTES);
     while !message.is_char_boundary(cut) {
@@ -50,7 +50,7 @@ pub fn send(host: &Host, severity: Severity, message: &str) {
             .write(format!("{line}\n").as_bytes())
     };
     if to_socket().is_err() {
-        // Nobody is left to tell.
+        // There is nobody left to tell.
         let _ = to_kernel();
     }
 }

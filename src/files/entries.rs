@@ -1,4 +1,4 @@
-//! What is in a directory, in as few system calls as that takes: std's `read_dir` makes one more.
+//! Reads a directory's entries with few system calls: std's `read_dir` makes one more.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::mem::MaybeUninit;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::is_gone;
 
-/// What is asked for at a time, in bytes: the names of a thousand CPU lists.
+/// The size of the buffer, in bytes: the names of a thousand CPU lists.
 const AT_A_TIME: usize = 32 << 10;
 /// So many entries there is room for at first.
 const USUAL: usize = 64;
@@ -20,13 +20,13 @@ const USUAL: usize = 64;
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryEntry {
-    /// Its name.
+    /// The entry's name.
     pub name: OsString,
     kind: FileType,
 }
 
 impl DirectoryEntry {
-    /// Is it a directory itself, and no link to one?
+    /// Is it a directory itself, not a link to one?
     pub fn is_directory(&self) -> bool {
         self.kind == FileType::Directory
     }
@@ -36,17 +36,17 @@ impl DirectoryEntry {
         self.kind == FileType::Symlink
     }
 
-    /// Its name as text; `None` where that is not UTF-8.
+    /// The entry's name as text; `None` if it is not UTF-8.
     pub fn into_name(self) -> Option<String> {
         self.name.into_string().ok()
     }
 }
 
-/// All entries of a directory, unsorted; none where there is no directory. One that is gone before
-/// it is known what it is, is left out.
+/// All entries of a directory, unsorted; none if there is no directory. An entry that vanishes
+/// before its type is known is left out.
 ///
 /// # Errors
-/// The directory, or an entry of which it does not say what it is (readdir(3), `DT_UNKNOWN`),
+/// The directory cannot be read, or an entry whose type it does not give (readdir(3), `DT_UNKNOWN`)
 /// cannot be looked at.
 pub fn entries_in(directory: &Path) -> Result<Vec<DirectoryEntry>> {
     match read(directory) {
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn every_entry_is_told_once_with_what_it_is() {
         let dir = tempfile::tempdir().unwrap();
-        // More than one getdents64(2) takes.
+        // More entries than one getdents64(2) returns.
         for number in 0..2000 {
             std::fs::create_dir(dir.path().join(format!("directory{number}"))).unwrap();
         }

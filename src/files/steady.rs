@@ -1,4 +1,4 @@
-//! A file of the kernel's that is read again and again.
+//! A kernel file that is read again and again.
 
 use std::fs::File;
 use std::io;
@@ -12,34 +12,34 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::{MOST_BYTES, is_gone};
 
-/// What is asked for in the first pread(2), in bytes: most files are shorter.
+/// The size of the first pread(2), in bytes: most files are shorter.
 const READ_BYTES: usize = 512;
 
-/// So many descriptors are left to whoever else needs some.
+/// How many descriptors are left for other uses.
 const SPARED: RawFd = 64;
 
-/// A file of the kernel's that stays open between one reading and the next, as long as there are
-/// descriptors enough: a reading is one pread(2) then. What was opened stays what it is, whatever
-/// comes to its path: a group that is gone says so (`ENODEV`), and so does a thread (`ESRCH`).
+/// A kernel file that stays open between readings, as long as there are enough descriptors: a
+/// reading is then one pread(2). An open file stays the same whatever comes to its path: it says
+/// that its group (`ENODEV`) or its thread (`ESRCH`) is gone.
 #[derive(Debug)]
 pub struct SteadyFile {
     path: PathBuf,
     file: Option<File>,
-    /// How many bytes are asked for: more than it ever had.
+    /// The size of the next read, in bytes: more than the file ever had.
     room: usize,
 }
 
-/// How much of a file one read(2) gives (kernel: Documentation/filesystems/seq_file.rst).
+/// How much of a file one read(2) returns (kernel: Documentation/filesystems/seq_file.rst).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ReadForm {
-    /// All of it, where there is room.
+    /// All of it, if the buffer is large enough.
     OneRecord,
-    /// About a page of it: it is read until nothing comes.
+    /// About a page: reads go on until one returns nothing.
     ManyRecords,
 }
 
 impl SteadyFile {
-    /// The one at a path, there or not.
+    /// The file at `path`, which need not exist.
     pub fn new(path: PathBuf) -> SteadyFile {
         SteadyFile {
             path,
@@ -48,19 +48,20 @@ impl SteadyFile {
         }
     }
 
-    /// What is in it, where the kernel makes it in one piece, as a controller's figures; `None`
-    /// where it is gone.
+    /// Reads a file that the kernel makes as one record, such as a controller's figures; `None` if
+    /// the file is gone.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The file cannot be read.
     pub fn read(&mut self) -> Result<Option<String>> {
         self.read_as(ReadForm::OneRecord)
     }
 
-    /// The same of one that the kernel makes piece by piece, as a list of processes.
+    /// Reads a file that the kernel makes record by record, such as a list of processes; `None` if
+    /// the file is gone.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The file cannot be read.
     pub fn read_list(&mut self) -> Result<Option<String>> {
         self.read_as(ReadForm::ManyRecords)
     }
@@ -101,7 +102,8 @@ fn bytes_of(file: &File, form: ReadForm, room: &mut usize) -> io::Result<Vec<u8>
     let mut bytes = vec![0; *room];
     let mut length = 0;
     loop {
-        // Where there was no room for all, the kernel makes it anew: from the beginning.
+        // The buffer was too small, and the kernel makes the text anew: read it again from the
+        // start.
         if length == bytes.len() {
             if bytes.len() as u64 >= MOST_BYTES {
                 return Err(io::Error::from(io::ErrorKind::FileTooLarge));
@@ -126,7 +128,7 @@ fn bytes_of(file: &File, form: ReadForm, room: &mut usize) -> io::Result<Vec<u8>
     Ok(bytes)
 }
 
-/// From this descriptor on none is kept: the kernel gives the lowest that is free (open(2)).
+/// The lowest descriptor that is not kept open: the kernel gives the lowest free one (open(2)).
 fn most_kept() -> RawFd {
     static MOST: OnceLock<RawFd> = OnceLock::new();
     *MOST.get_or_init(|| {
@@ -154,7 +156,7 @@ mod tests {
             9 * READ_BYTES,
         ] {
             let text = "x".repeat(length);
-            // In its place: what is open is that very file.
+            // The path is replaced: the open file is still the former one.
             if path.metadata().is_err() {
                 replace(&path, b"", 0o600, Durability::Crash).unwrap();
             }

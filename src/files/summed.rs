@@ -1,11 +1,10 @@
-//! Text of always the same length with its check sum: it is written over what was there in one
-//! write, so that a writer that dies leaves nothing to clean up, and what was torn is told.
+//! Text of a fixed length with its check sum. One write replaces the former text, so that a writer
+//! that dies leaves nothing to clean up, and a torn text is noticed.
 
-/// How long the digits of the check sum are, with the blank behind them.
+/// The length of the check sum's digits and the blank after them.
 const SUM: usize = 9;
 
-/// A text that is so many bytes long with its check sum, and blanks behind it; `None` where it does
-/// not fit.
+/// The text with its check sum, padded with blanks to `length` bytes; `None` if it does not fit.
 pub fn summed(text: &str, length: usize) -> Option<String> {
     let room = length.checked_sub(SUM + 1)?;
     if text.len() > room {
@@ -15,7 +14,7 @@ pub fn summed(text: &str, length: usize) -> Option<String> {
     Some(format!("{:08x} {rest}", crc32fast::hash(rest.as_bytes())))
 }
 
-/// What is in such a text; `None` where it is damaged.
+/// The text without its check sum; `None` if it is damaged.
 pub fn unsummed(text: &str) -> Option<&str> {
     let (sum, rest) = text.split_at_checked(SUM)?;
     let is_whole = format!("{:08x} ", crc32fast::hash(rest.as_bytes())) == sum;

@@ -1,4 +1,4 @@
-//! Who else can put something else in a file's place: whoever can change a directory on the way to it, through links too.
+//! Who else can replace a file: whoever can change a directory on the way to it, through links too.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;
@@ -13,27 +13,29 @@ use nix::unistd::{getegid, geteuid};
 use crate::refusal::Refusal;
 use crate::text::shell_word;
 
-/// How many symbolic links a path may lead through (path_resolution(7)).
+/// The most symbolic links that a path may lead through (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
-/// The way to a file.
+/// A path that was followed to its file.
 #[derive(Debug)]
 pub struct Way {
-    /// Where it leads, with every link followed.
+    /// The path with every link followed.
     pub real: PathBuf,
-    /// What is there.
+    /// The metadata of the file there.
     pub metadata: Metadata,
-    /// What others can change on it, and what to do, a sentence each: directories above the file itself, and links.
+    /// The directories above the file and the links that others can change, and what to do about
+    /// each, one sentence each.
     pub doubts: Vec<Refusal>,
 }
 
 impl Way {
-    /// Follows a path. What it leads to is not judged, and has to be there.
+    /// Follows a path. The file that it leads to has to be there, and is not judged.
     ///
-    /// `unknown_root` says as whom root's files are shown, in a user namespace that does not know root.
+    /// In a user namespace that does not know root, `unknown_root` gives the user as whom root's
+    /// files are shown.
     ///
     /// # Errors
-    /// A component that is not there (the error is the system's own), or cannot be looked at.
+    /// A component is missing (the error is the system's own), or cannot be looked at.
     pub fn to(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> io::Result<Way> {
         let mut doubts = Vec::new();
         let (real, metadata) = Way::follow(path, unknown_root, &mut doubts)?;
@@ -47,7 +49,7 @@ impl Way {
         })
     }
 
-    /// Where it leads, and what is there; the doubts are those of the way as far as it is there.
+    /// The real path and the file's metadata; the doubts are added even if the path ends early.
     fn follow(
         path: &Path,
         unknown_root: impl Fn() -> Option<u32>,
@@ -98,11 +100,10 @@ impl Way {
     }
 }
 
-/// Makes sure that nobody else can put something in the place of a file; one that is not there yet is its directory's
-/// matter.
+/// Checks that nobody else can replace a file. A missing file is safe if its directory is.
 ///
 /// # Errors
-/// The first doubt; a way that cannot be looked at.
+/// The first doubt, or a path that cannot be looked at.
 pub fn ensure_trusted_way(path: &Path, unknown_root: impl Fn() -> Option<u32>) -> Result<()> {
     match Way::to(path, unknown_root) {
         Ok(way) => match way.doubts.first() {
@@ -114,8 +115,8 @@ pub fn ensure_trusted_way(path: &Path, unknown_root: impl Fn() -> Option<u32>) -
     }
 }
 
-/// The same of one that is about to be made, with directories on the way to it: nobody else can
-/// change where.
+/// Checks that nobody else can change where a file will be made, together with its missing
+/// directories.
 ///
 /// # Errors
 /// As [`ensure_trusted_way`].
@@ -133,11 +134,11 @@ pub fn ensure_trusted_place(path: &Path, unknown_root: impl Fn() -> Option<u32>)
         .map_or(Ok(()), |doubt| bail!(doubt))
 }
 
-/// Makes sure that a directory is root's or ours, and that not anybody can replace what is in it. A
-/// group may: whoever opens something there has to check what was opened.
+/// Checks that a directory is root's or ours, and that not everybody can replace its files. Its
+/// group may: whoever opens a file there has to check the file.
 ///
 /// # Errors
-/// It is another user's, or anybody can write it and it is not sticky.
+/// Another user owns the directory, or everybody can write it and it is not sticky.
 pub fn ensure_no_strangers_in(
     path: &Path,
     metadata: &Metadata,
@@ -150,7 +151,7 @@ fn is_trusted(uid: u32, unknown_root: impl Fn() -> Option<u32>) -> bool {
     uid == 0 || uid == geteuid().as_raw() || unknown_root() == Some(uid)
 }
 
-/// The last name first.
+/// The components of a path, the last one first.
 fn names_of(path: &Path) -> Vec<std::ffi::OsString> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -162,8 +163,8 @@ fn names_of(path: &Path) -> Vec<std::ffi::OsString> {
     names
 }
 
-/// What somebody else can do in a directory. In a sticky one, as /tmp, nobody can replace what is
-/// another's (unlink(2)).
+/// What another user or a group can do in a directory. In a sticky one such as /tmp nobody can
+/// replace another's files (unlink(2)).
 fn doubt_of(
     path: &Path,
     metadata: &Metadata,
@@ -182,7 +183,7 @@ fn doubt_of(
     doubt
 }
 
-/// The same, without what a group can do.
+/// What another user can do in a directory, groups left out.
 fn strangers_in(
     path: &Path,
     metadata: &Metadata,
@@ -234,7 +235,7 @@ mod tests {
             ("a", 0o777, Some("chmod o-w")),
             ("a", 0o1777, None),
             ("open", 0o757, Some("open can be written by anybody")),
-            // The last one is judged by whoever uses it.
+            // The file itself is judged by whoever uses it.
             ("a/b", 0o777, None),
         ] {
             mode(path, bits);
@@ -248,7 +249,7 @@ mod tests {
         assert!(super::super::is_gone(
             &Way::to(&root.join("no/x"), || None).unwrap_err()
         ));
-        // What is missing is no excuse for what is there.
+        // A missing file does not excuse the directories that are there.
         mode("open", 0o757);
         for missing in ["open/x", "open/x/y", "open/link/x/y"] {
             let missing = root.join(missing);
@@ -280,7 +281,7 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(doubts(&root.join("a/b")), Vec::<String>::new());
-        // In a user namespace that does not know root, root's files are shown as somebody's.
+        // In a user namespace that does not know root, root's files are shown as another user's.
         let way = Way::to(&root.join("theirs/link/b"), || Some(12345)).unwrap();
         assert!(way.doubts.is_empty());
     }

@@ -1,4 +1,4 @@
-//! Where on the machine CPUs are asked for. Pure.
+//! Where on the machine the requested CPUs should be. Pure.
 
 use super::bad_value;
 use crate::cpulist::CpuSet;
@@ -6,35 +6,37 @@ use crate::device::{BadDevice, Device};
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// Where on the machine: wherever it fits best, if not said otherwise.
+/// Where on the machine CPUs should be; by default, wherever they fit best.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Locality {
-    /// On which NUMA nodes.
+    /// The NUMA nodes to take CPUs from.
     pub numa: Numa,
-    /// Under one last-level cache, or not at all.
+    /// Are CPUs under one last-level cache required?
     pub one_cache: bool,
-    /// Near this device, if that takes no more nodes.
+    /// The device to be near, if that takes no more nodes.
     pub near: Option<Device>,
-    /// The NUMA nodes of the devices in its configuration, which the shim sees: better those than others.
+    /// The NUMA nodes of the devices in the container's configuration, which the shim reads:
+    /// preferred to others.
     pub rather_near: CpuSet,
 }
 
-/// On which NUMA nodes.
+/// Which NUMA nodes to take CPUs from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Numa {
-    /// On as few as it can be.
+    /// As few as possible.
     #[default]
     Best,
-    /// On one, or not at all.
+    /// One; otherwise refused.
     Single,
-    /// The same from each of two or more, where it can be.
+    /// As many CPUs from each of two or more, if possible.
     Spread,
-    /// On the one of this number, or not at all.
+    /// The node of this number; otherwise refused.
     Node(u32),
 }
 
 impl Locality {
-    /// Reads the values of `numa`, `cache` and `near`, each with the key that an error names.
+    /// Parses the values of `numa`, `cache` and `near`; `get` returns a value and the key that
+    /// errors name.
     pub(super) fn parse<'a>(
         get: impl Fn(&str) -> Option<(&'a str, &'a str)>,
     ) -> Result<Locality, Refusal> {
@@ -86,7 +88,8 @@ impl Locality {
     }
 }
 
-/// `best`, `single`, `spread`, or the number of a node: at most four digits, without a leading zero.
+/// `best`, `single`, `spread`, or the number of a node: at most four digits, without a leading
+/// zero.
 fn parse_numa(value: &str) -> Option<Numa> {
     match value {
         "best" => Some(Numa::Best),

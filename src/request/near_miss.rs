@@ -1,4 +1,4 @@
-//! Keys that are none of ours, and look as if they were meant to be. Pure.
+//! Finds keys that look like misspelt keys of ours. Pure.
 
 use strsim::damerau_levenshtein as distance;
 
@@ -7,17 +7,18 @@ use super::{KEYS, PREFIX};
 /// The first part of our prefix.
 const NAME: &str = "pinfold";
 
-/// So many letters may be wrong in the prefix, or in the key.
+/// The most letters that may be wrong in the prefix, and in the key.
 const MOST_WRONG: usize = 2;
 
-/// Names of CDI devices in annotations are not asked for by hand (Container Device Interface, "Kubernetes annotations").
+/// The prefix of CDI's annotations, which nobody writes by hand (Container Device Interface,
+/// "Kubernetes annotations").
 const OTHERS: &str = "cdi.k8s.io/";
 
-/// The longest key that is looked at, in bytes; one of ours with a container's name has some 80.
+/// The longest key that is looked at, in bytes; ours with a container's name have about 80.
 const LONGEST: usize = 317;
 
-/// What a key was meant to be, where it is none of ours and looks much like one. A key that begins with [`PREFIX`] is ours,
-/// whatever follows: a request with it is refused.
+/// The key of ours that a misspelt key was meant to be; `None` for other keys. A key that begins
+/// with [`PREFIX`] is ours whatever follows: a wrong one is refused.
 pub fn meant(key: &str) -> Option<String> {
     if key.starts_with(PREFIX) || key.starts_with(OTHERS) || key.len() > LONGEST {
         return None;
@@ -30,7 +31,7 @@ pub fn meant(key: &str) -> Option<String> {
         words.map(str::to_owned).collect()
     };
     let (domain, rest) = match (words(domain), words(rest)) {
-        // Without a slash, the prefix is all before the last word: `pinfold.io.pool`.
+        // Without a slash, all before the last word is the prefix: `pinfold.io.pool`.
         (domain, mut rest) if domain.is_empty() => {
             let last = rest.pop()?;
             (rest, vec![last])
@@ -74,11 +75,11 @@ mod tests {
             ("Pinfold.io/list", Some("pinfold.io/lists")),
             ("pinfold/pool.web", Some("pinfold.io/pool.web")),
             ("pinfold/size", Some("pinfold.io/pool")),
-            // Ours, whatever follows.
+            // Keys of ours, whatever follows the prefix.
             ("pinfold.io/pool", None),
             ("pinfold.io/poool", None),
             ("pinfold.io//pool", None),
-            // Others'.
+            // Keys of others.
             ("pool", None),
             ("", None),
             ("/", None),

@@ -1,4 +1,4 @@
-//! How a message of the log looks, and where it goes.
+//! The form of the log's lines, and where they go.
 
 use std::io::{self, Write};
 
@@ -30,16 +30,16 @@ pub(super) fn start(options: &Options, filter: Option<String>, target: Target) {
         writeln!(out, "pinfold: {style}{level}{style:#}: {message}")
     });
     builder.target(target);
-    // A second start would be a second command in one process: the first log serves.
+    // A second start would be a second command in one process: the first log stays.
     let _ = builder.try_init();
 }
 
-/// The log of a start, which goes to the system's, and to stderr where that is the hook's own.
+/// The target of a start's log: the system log, and stderr if that is the hook's own.
 pub(super) fn to_system(host: Host, has_stderr: bool) -> Target {
     Target::Pipe(Box::new(SystemLog { host, has_stderr }))
 }
 
-/// The log of a start: an engine may show a hook's stderr, and may not.
+/// Writes to the system log and, with `has_stderr`, to stderr: an engine may or may not show it.
 struct SystemLog {
     host: Host,
     has_stderr: bool,
@@ -48,7 +48,7 @@ struct SystemLog {
 impl Write for SystemLog {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.has_stderr {
-            // One that was closed fails nothing.
+            // A closed stderr fails nothing.
             let _ = io::stderr().write_all(line);
         }
         let text = String::from_utf8_lossy(line);

@@ -1,4 +1,4 @@
-//! The options that every verb has, resolved: option, environment, file, default.
+//! The settings of every verb, each taken from an option, the environment, the file or a default.
 
 mod log_line;
 pub mod news;
@@ -26,12 +26,12 @@ use crate::refusal::{Reason, Refusal};
 use crate::refusals::{self, Refused};
 use crate::usage::Log;
 
-/// How long the command line waits for the lock, in seconds.
+/// How long a command waits for the lock, in seconds.
 const PATIENCE: f64 = 30.0;
-/// How long a hook waits at most: well within its own bound.
+/// The longest that a hook waits for the lock, in seconds: well within the hook's own bound.
 const HOOK_PATIENCE: f64 = 10.0;
 
-/// What a verb works on.
+/// The resolved settings of a verb.
 #[derive(Debug)]
 pub struct Settings {
     site: Site,
@@ -40,19 +40,19 @@ pub struct Settings {
     runtime: RuntimeTable,
 }
 
-/// What an engine was told of a container.
+/// A failed start or end of a container, as its engine was told.
 pub struct Failure<'a> {
-    /// Its id.
+    /// The container's id.
     pub container: &'a str,
-    /// What people call it.
+    /// The names that people use for the container.
     pub names: Names,
-    /// The sentence.
+    /// The message that the engine was told.
     pub message: &'a str,
-    /// Why its start was refused; `None` where it was its end that failed.
+    /// Why the start was refused; `None` if the end failed.
     pub reason: Option<Reason>,
 }
 
-/// Counts a refusal. One that cannot be counted was told all the same.
+/// Counts a refusal. A failure to count is only logged: the refusal was told all the same.
 pub fn count_refusal(run_dir: &Path, reason: Reason) {
     let counted = counters::count(run_dir, |counters| {
         *counters
@@ -65,30 +65,31 @@ pub fn count_refusal(run_dir: &Path, reason: Reason) {
     }
 }
 
-/// Where settings come from besides the options.
+/// Looks up a setting besides the options, by the environment variable's name.
 type Environment = fn(&str) -> Option<OsString>;
 
 impl Settings {
-    /// Those of a person's or script's command: the environment counts.
+    /// The settings of a command that a person or script runs: the environment counts.
     pub fn of_command_line(options: &Options) -> Result<Settings> {
         let environment: Environment =
             |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
         log_line::start(options, log, Target::Stderr);
-        // Who looks at something twice says what is wrong with it once.
+        // A problem that is seen twice is logged once.
         news::begin_round();
         last_words::survive_file_limit()?;
         Ok(settings)
     }
 
-    /// Those of a hook: engines give it any environment or none, so only its arguments and the file count.
+    /// The settings of a hook. Only its arguments and the file count: engines give hooks any
+    /// environment or none.
     pub fn of_hook(options: &Options, deadline: Instant) -> Result<Settings> {
         let mut settings = Settings::of_start(options, true)?;
         settings.site.deadline = Some(deadline);
         Ok(settings)
     }
 
-    /// Those of the shim, whose stderr is its runtime's, and then the container's.
+    /// The settings of the shim, whose stderr becomes the runtime's and then the container's.
     pub fn of_shim(options: &Options, deadline: Instant) -> Result<Settings> {
         let mut settings = Settings::of_start(options, false)?;
         settings.site.deadline = Some(deadline);
@@ -104,52 +105,54 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The tables of pools.
+    /// The configured pools.
     pub fn pools(&self) -> &BTreeMap<String, PoolTable> {
         &self.pools
     }
 
-    /// The machine's cores, without those that an option, or the configuration, keeps for the host's
-    /// own work.
+    /// The machine's cores, without those that an option or the configuration reserves for the
+    /// host.
     pub fn stock(&self, option: Option<&Reserve>) -> Result<Stock> {
         let reserve = option.or(self.reserve.as_ref());
         stock(&self.site.host, reserve.map(|reserve| &reserve.0))
     }
 
-    /// Do the command line or the configuration say which CPUs are the host's?
+    /// Does an option or the configuration say which CPUs the host keeps?
     pub fn reserves(&self, option: Option<&Reserve>) -> bool {
         option.or(self.reserve.as_ref()).is_some()
     }
 
-    /// The CPUs that the configuration keeps for the host's own work, where it says so.
+    /// The CPUs that the configuration reserves for the host, if it names any.
     pub fn reserve(&self) -> Option<&Reserve> {
         self.reserve.as_ref()
     }
 
-    /// What `pinfold-runtime` becomes.
+    /// The configuration of the runtime that `pinfold-runtime` becomes.
     pub fn runtime(&self) -> &RuntimeTable {
         &self.runtime
     }
 
-    /// The machine and the directories, for a verb that only reads them or makes files.
+    /// The machine and the directories, for a verb that reads them or makes files.
     pub fn site(&self) -> &Site {
         &self.site
     }
 
-    /// The same for a verb that acts on processes: their numbers must mean the same to us.
+    /// Like [`Settings::site`], for a verb that acts on processes: the pids must be of our own
+    /// namespace.
     pub fn site_with_processes(&self) -> Result<&Site> {
         let host = &self.site.host;
         ensure!(
             host.is_running_root() || host.shares_our_processes(),
             Refusal::usage(
-                "--host-root is for looking at a captured or mounted tree: its /proc is not of our own pid namespace, and this would act on other processes",
+                "--host-root is for looking at a captured or mounted tree: its /proc is not of our \
+                 own pid namespace, and this would act on other processes",
                 "run this without --host-root, on the machine itself"
             )
         );
         Ok(&self.site)
     }
 
-    /// Keeps a refusal where `pinfold why` looks for it. One that cannot be kept is in the system log all the same.
+    /// Records a refusal for `pinfold why`. If it cannot be recorded, the system log still has it.
     pub fn keep_refusal(options: &Options, refused: Failure<'_>) {
         let run_dir = match Settings::resolve(options, |_| None, HOOK_PATIENCE) {
             Ok((settings, _)) => settings.site.run_dir,
@@ -208,7 +211,7 @@ impl Settings {
                 format!("it must be from 0 to {MOST_SECONDS} seconds")
             )
         );
-        // The configuration file is read from anywhere: what is relative in it is relative to nothing.
+        // The file is read from any working directory: a relative path in it would mean nothing.
         let directory = |given: Option<PathBuf>, in_file: Option<PathBuf>, what: &str| match given {
             Some(path) => std::path::absolute(&path)
                 .map(Some)
@@ -254,7 +257,7 @@ impl Settings {
     }
 }
 
-/// What the tables of pools say in place of the pools' own files.
+/// The options in the configuration, which override those in the pools' own files.
 fn options_of(pools: &BTreeMap<String, PoolTable>) -> BTreeMap<String, isolation::Options> {
     let said = pools
         .iter()
@@ -263,8 +266,8 @@ fn options_of(pools: &BTreeMap<String, PoolTable>) -> BTreeMap<String, isolation
         .collect()
 }
 
-/// Where it is written down what owners have used: for another run directory than the machine's own
-/// it is in that one, where nothing names it, so that two sites never share a file by accident.
+/// The usage log. Unless a path is given, a run directory other than the default has the log
+/// inside, so that two sites never share a file by accident.
 fn usage_log(usage: UsageTable, host: &Host, run_dir: &Path) -> Result<Option<Log>> {
     if !usage.enabled {
         return Ok(None);
@@ -285,7 +288,7 @@ fn usage_log(usage: UsageTable, host: &Host, run_dir: &Path) -> Result<Option<Lo
     Ok(Some(Log { path, rotate_at }))
 }
 
-/// Where it is remembered what lists containers had last: likewise.
+/// The directory of the last lists; its default follows the run directory like the usage log's.
 fn last_lists(table: LastListsTable, host: &Host, run_dir: &Path) -> Result<Option<LastLists>> {
     if table.days == 0 {
         return Ok(None);

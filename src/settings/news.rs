@@ -1,35 +1,35 @@
-//! What a command has logged already: it says each thing once. One that goes on for ever says it
-//! again where a round came without it.
+//! The messages that a command has logged: each is logged once. A command that runs on logs a
+//! message again after a round without it.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-/// The messages of the last round and of this one; none where there are no rounds, as in a hook.
+/// The messages of the last round and of this one; `None` without rounds, as in a hook.
 static SAID: Mutex<Option<SaidMessages>> = Mutex::new(None);
 
-/// The messages that wait for the end of what is drawn on the terminal; `None` where nothing is.
+/// Messages held back until the terminal is free again; `None` while nothing is drawn on it.
 static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
 
-/// From here on messages are kept, for the terminal is somebody's screen.
+/// Holds messages back from now on, because the terminal shows a screen.
 pub fn hold() {
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     held.get_or_insert_default();
 }
 
-/// The last message that is kept, and how many are.
+/// The last message held, and how many are.
 pub fn held() -> Option<(String, usize)> {
     let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     let held = held.as_ref()?;
     Some((held.last()?.clone(), held.len()))
 }
 
-/// The messages that were kept: from here on they are logged again.
+/// Stops holding messages back; returns those held.
 pub fn let_go() -> Vec<String> {
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     held.take().unwrap_or_default()
 }
 
-/// Keeps a message, if messages are kept.
+/// Holds a message back if messages are being held; returns whether it did.
 pub fn is_held(message: &str) -> bool {
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(held) = held.as_mut() else {
@@ -42,7 +42,7 @@ pub fn is_held(message: &str) -> bool {
     true
 }
 
-/// So many messages are kept, the last ones.
+/// How many messages are held at most; older ones are dropped.
 const MOST_HELD: usize = 100;
 
 #[derive(Default)]
@@ -65,13 +65,13 @@ impl SaidMessages {
     }
 }
 
-/// From here on what was said in the round before is no news.
+/// Begins a round: what the round before said is no news in it.
 pub fn begin_round() {
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     *said = Some(said.take().unwrap_or_default().next());
 }
 
-/// Is a message to be logged?
+/// Should this message be logged?
 pub fn is_news(message: &str) -> bool {
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     said.as_mut().is_none_or(|said| said.is_news(message))
