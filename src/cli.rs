@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::engines;
+use crate::engines::{self, Engine};
 use crate::pools::plan::PoolSpec;
 use crate::text::shell_word;
 
@@ -278,7 +279,7 @@ pub struct SetupArgs {
     /// These engines alone [default: those whose programs are there; containerd not where docker
     /// runs it]
     #[arg(long, value_enum, value_name = "ENGINE")]
-    pub engine: Vec<EngineArg>,
+    pub engine: Vec<Engine>,
     /// A pool, as init takes it, where there are none yet; without any, pools that fit the machine
     #[arg(long, value_name = "NAME=N|rest:exclusive|shared[,…]", value_parser = pool::spec)]
     pub pool: Vec<PoolSpec>,
@@ -564,7 +565,7 @@ pub struct HookArgs {
     pub stage: Stage,
     /// The engine whose marks in the annotations count
     #[arg(long, value_enum)]
-    pub engine: Option<EngineArg>,
+    pub engine: Option<Engine>,
     /// The CDI device that the container was given: a pool's name, with .N behind it for N CPU lists
     #[arg(long, value_name = "POOL[.N]")]
     pub device: Option<String>,
@@ -747,7 +748,7 @@ pub struct CheckArgs {
 #[derive(Debug, Clone)]
 pub struct EngineFile {
     /// The engine.
-    pub engine: EngineArg,
+    pub engine: Engine,
     /// An absolute path.
     pub path: String,
 }
@@ -760,7 +761,7 @@ impl FromStr for EngineFile {
             .split_once('=')
             .ok_or("it must be like docker=/etc/docker/daemon.json")?;
         Ok(EngineFile {
-            engine: <EngineArg as ValueEnum>::from_str(engine, false).map_err(|_| {
+            engine: <Engine as ValueEnum>::from_str(engine, false).map_err(|_| {
                 let words: Vec<&str> = engines::Engine::ALL.map(engines::Engine::word).to_vec();
                 format!("the engine must be one of {}", words.join(", "))
             })?,
@@ -777,41 +778,61 @@ fn absolute(text: &str) -> Result<String, String> {
     }
 }
 
-/// What `install` is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// What `install` sets up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetArg {
-    /// podman: hook files, and a drop-in file for containers.conf
-    Podman,
-    /// CRI-O: hook files, and a drop-in file with a runtime handler
-    Crio,
-    /// containerd: a runtime handler in config.toml
-    Containerd,
-    /// docker: a runtime, and CDI devices, in daemon.json
-    Docker,
-    /// CDI devices, a pool each, for any engine: what `pinfold cdi` does
+    /// An engine.
+    Engine(Engine),
+    /// CDI devices, a pool each, for any engine.
     Cdi,
 }
 
 impl TargetArg {
-    /// The one for an engine.
-    pub fn of(engine: engines::Engine) -> TargetArg {
-        match engine {
-            engines::Engine::Podman => TargetArg::Podman,
-            engines::Engine::Crio => TargetArg::Crio,
-            engines::Engine::Containerd => TargetArg::Containerd,
-            engines::Engine::Docker => TargetArg::Docker,
-        }
-    }
-
     /// The engine; `None` for the devices.
-    pub fn engine(self) -> Option<engines::Engine> {
+    pub fn engine(self) -> Option<Engine> {
         match self {
-            TargetArg::Podman => Some(engines::Engine::Podman),
-            TargetArg::Crio => Some(engines::Engine::Crio),
-            TargetArg::Containerd => Some(engines::Engine::Containerd),
-            TargetArg::Docker => Some(engines::Engine::Docker),
+            TargetArg::Engine(engine) => Some(engine),
             TargetArg::Cdi => None,
         }
+    }
+}
+
+impl ValueEnum for TargetArg {
+    fn value_variants<'a>() -> &'a [TargetArg] {
+        const ALL: [TargetArg; 5] = [
+            TargetArg::Engine(Engine::Podman),
+            TargetArg::Engine(Engine::Crio),
+            TargetArg::Engine(Engine::Containerd),
+            TargetArg::Engine(Engine::Docker),
+            TargetArg::Cdi,
+        ];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            TargetArg::Engine(engine) => engine.to_possible_value(),
+            TargetArg::Cdi => {
+                let help = "CDI devices, a pool each, for any engine: what `pinfold cdi` does";
+                Some(PossibleValue::new("cdi").help(help))
+            }
+        }
+    }
+}
+
+impl ValueEnum for Engine {
+    fn value_variants<'a>() -> &'a [Engine] {
+        &Engine::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Engine::Podman => "podman: hook files, and a drop-in file for containers.conf",
+            Engine::Crio => "CRI-O: hook files, and a drop-in file with a runtime handler",
+            Engine::Containerd => "containerd: a runtime handler in config.toml",
+            Engine::Docker => "docker: a runtime, and CDI devices, in daemon.json",
+        };
+        Some(PossibleValue::new(self.word()).help(help))
     }
 }
 
@@ -827,30 +848,6 @@ pub struct CdiArgs {
     /// Print the change and make none
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// An engine, by its word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum EngineArg {
-    /// podman: hook files, and a drop-in file for containers.conf
-    Podman,
-    /// CRI-O: hook files, and a drop-in file with a runtime handler
-    Crio,
-    /// containerd: a runtime handler in config.toml
-    Containerd,
-    /// docker: a runtime, and CDI devices, in daemon.json
-    Docker,
-}
-
-impl From<EngineArg> for engines::Engine {
-    fn from(arg: EngineArg) -> Self {
-        match arg {
-            EngineArg::Podman => engines::Engine::Podman,
-            EngineArg::Crio => engines::Engine::Crio,
-            EngineArg::Containerd => engines::Engine::Containerd,
-            EngineArg::Docker => engines::Engine::Docker,
-        }
-    }
 }
 
 #[cfg(test)]

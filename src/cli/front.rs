@@ -32,7 +32,7 @@ pub(super) fn hook(arguments: &[OsString]) -> Option<(HookArgs, Options)> {
 struct HookLine {
     is_hook: bool,
     stage: Option<super::Stage>,
-    engine: Option<super::EngineArg>,
+    engine: Option<crate::engines::Engine>,
     device: Option<String>,
     shim: bool,
     reservation: Option<String>,

@@ -67,9 +67,7 @@ fn look(args: &CheckArgs, settings: &Settings) -> Vec<Finding> {
     let mut places: Vec<(Engine, Place<'_>)> = Vec::new();
     for engine in Engine::ALL {
         let of = |files: &[EngineFile]| {
-            let mut files = files
-                .iter()
-                .filter(|file| Engine::from(file.engine) == engine);
+            let mut files = files.iter().filter(|file| file.engine == engine);
             files.next_back().map(|file| file.path.clone())
         };
         let (engine_config, hooks_dir) = (of(&args.engine_config), of(&args.hooks_dir));

@@ -9,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use crate::admission::Caller;
 use crate::cli::{HookArgs, Options, Stage};
 use crate::config::Door;
-use crate::engines::Engine;
 use crate::host::Host;
 use crate::last_words;
 use crate::limits;
@@ -144,7 +143,7 @@ fn pin(
     let settings = settings()?;
     let caller = Caller {
         door: door(state, args),
-        engine: args.engine.map(Engine::from),
+        engine: args.engine,
     };
     caller.may_use(settings.pools().get(&request.pool), |mark| {
         Ok(state.annotations(|key| key == mark)?.remove(mark))

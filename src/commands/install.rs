@@ -173,7 +173,7 @@ fn place<'a>(args: &InstallPlaceArgs, verb: &str, settings: &'a Settings) -> Res
     let user = args.user.then(User::of_environment).transpose()?;
     if args.user {
         ensure!(
-            args.target == TargetArg::Podman,
+            args.target == TargetArg::Engine(Engine::Podman),
             Refusal::usage(
                 "--user is for podman alone",
                 format!("`pinfold {verb} podman --user`")
@@ -189,7 +189,7 @@ fn place<'a>(args: &InstallPlaceArgs, verb: &str, settings: &'a Settings) -> Res
         && !args.dry_run
     {
         match args.target {
-            TargetArg::Podman => bail!(Refusal::new(
+            TargetArg::Engine(Engine::Podman) => bail!(Refusal::new(
                 "this is for the whole machine",
                 "run it as root; or, for your own podman, add --user"
             )),

@@ -170,7 +170,7 @@ fn undo(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8> 
 /// starts pods only where a kubelet is.
 fn engines(args: &SetupArgs, host: &Host) -> Vec<Engine> {
     if !args.engine.is_empty() {
-        let named = |engine: &Engine| args.engine.iter().any(|arg| Engine::from(*arg) == *engine);
+        let named = |engine: &Engine| args.engine.iter().any(|arg| arg == engine);
         return Engine::ALL.into_iter().filter(named).collect();
     }
     let has = |program: &str| host.program(program).is_some();
@@ -253,7 +253,7 @@ fn make_pools(args: &SetupArgs, settings: &Settings, doing: Doing) -> Result<()>
 
 fn place(engine: Engine) -> InstallPlaceArgs {
     InstallPlaceArgs {
-        target: TargetArg::of(engine),
+        target: TargetArg::Engine(engine),
         engine_config: None,
         hooks_dir: None,
         user: false,
