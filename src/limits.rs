@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use caps::{CapSet, Capability};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{
@@ -155,7 +156,8 @@ pub fn leave_nothing_inherited() {
 
 /// Gives up every capability but two (capabilities(7)): `CAP_SYS_NICE`, to move a user namespace's
 /// process and set its affinity, and `CAP_DAC_OVERRIDE`, to write a cgroup that the namespace's
-/// root owns. `CAP_SYS_ADMIN` is kept too, but not in effect until [`as_admin`] needs it.
+/// root owns. `CAP_SYS_ADMIN` is kept too, but not in effect until [`as_admin`] needs it. All sets
+/// change in one system call; with the crate `caps` each takes two.
 pub fn drop_capabilities() -> Result<()> {
     let dropped = match keep(CapabilitySet::all()) {
         // Some are missing already: keep those that are there.
@@ -176,24 +178,21 @@ fn keep(had: CapabilitySet) -> rustix::io::Result<()> {
     set_capabilities(None, sets)
 }
 
-/// Does something with `CAP_SYS_ADMIN` in effect, where this process may: the kernel asks for it of whoever makes a
-/// partition that its parent is none of (kernel/cgroup/cpuset.c, `remote_partition_enable`).
+/// Does something with `CAP_SYS_ADMIN` in effect, where this process may: the kernel asks it of
+/// whoever makes a partition whose parent is none (kernel/cgroup/cpuset.c,
+/// `remote_partition_enable`).
 ///
 /// # Errors
 /// The capabilities cannot be changed, or what is done fails.
 pub fn as_admin<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
-    let before = capabilities(None).context("look at the capabilities")?;
-    let missing = CapabilitySet::SYS_ADMIN.difference(before.effective);
-    if missing.is_empty() || !before.permitted.contains(missing) {
+    let admin = Capability::CAP_SYS_ADMIN;
+    let has = |set| caps::has_cap(None, set, admin).context("look at the capabilities");
+    if has(CapSet::Effective)? || !has(CapSet::Permitted)? {
         return act();
     }
-    let raised = CapabilitySets {
-        effective: before.effective | missing,
-        ..before
-    };
-    set_capabilities(None, raised).context("raise a capability")?;
+    caps::raise(None, CapSet::Effective, admin).context("raise a capability")?;
     let done = act();
-    set_capabilities(None, before).context("lower a capability")?;
+    caps::drop(None, CapSet::Effective, admin).context("lower a capability")?;
     done
 }
 
