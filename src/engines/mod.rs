@@ -1,5 +1,5 @@
 //! The configuration files of container engines: pure, text in and text out. What stands where, and what is
-//! written, is for [`crate::install`].
+//! written, is for `install`.
 
 pub mod cdi;
 pub mod containerd;
