@@ -1,8 +1,8 @@
 //! `pinfold`: parse, start the log, dispatch; the one place that turns an error into an exit code.
 
-#![no_main]
+#![cfg_attr(target_env = "gnu", no_main)]
 
-use std::ffi::{OsStr, OsString, c_char, c_int};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -11,7 +11,6 @@ use pinfold::cli::{Cli, Options, Verb};
 use pinfold::commands;
 use pinfold::engines::SHIM;
 use pinfold::host::Host;
-use pinfold::limits;
 use pinfold::refusal::Refusal;
 use pinfold::shim;
 use pinfold::system_log::{self, Severity};
@@ -29,10 +28,17 @@ const ISOLATE_FAILED: u8 = 125;
 
 /// Where the C library begins. Rust's own `main` prepares to tell of a stack that overflows first,
 /// with 16 system calls and a tenth of a hook's instructions; what else it does is done here.
+#[cfg(target_env = "gnu")]
 #[unsafe(no_mangle)]
-pub extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
-    limits::begin();
+pub extern "C" fn main(_: std::ffi::c_int, _: *const *const std::ffi::c_char) -> std::ffi::c_int {
+    pinfold::limits::begin();
     // It writes out what standard output keeps.
+    std::process::exit(run().into())
+}
+
+/// Rust's own: only GNU's C library tells the arguments to a program without it.
+#[cfg(not(target_env = "gnu"))]
+fn main() {
     std::process::exit(run().into())
 }
 
