@@ -6,22 +6,24 @@ use std::str::FromStr;
 
 use crate::text::Shown;
 
-/// The largest CPU number that is accepted: the kernel's `NR_CPUS` is at most 8192 on every architecture.
+/// Largest CPU number that is accepted: the kernel's `NR_CPUS` is at most 8192 on every
+/// architecture.
 pub const LARGEST_CPU: u32 = 8191;
 
-/// The most digits of a number that is read, with zeros before it.
+/// Most digits of a number that is read, leading zeros included.
 const MOST_DIGITS: usize = 5;
 
-/// How many digits a whole group of the kernel's mask format has.
+/// Digits in a full group of the kernel's mask format.
 const MASK_DIGITS: usize = 8;
 
 /// A set of CPU numbers, each from 0 to [`LARGEST_CPU`].
 ///
 /// Printed and parsed as the List Format of cpuset(7), `0-2,8-10`; strides of bitmap lists
-/// (`0-31:2/4`, kernel: Documentation/admin-guide/kernel-parameters.rst, "cpu lists") are parsed too.
+/// (`0-31:2/4`, kernel: Documentation/admin-guide/kernel-parameters.rst, "cpu lists") are parsed
+/// too.
 ///
-/// Kept as a bit for each CPU, for a set of all CPUs of a large machine is read, compared and
-/// narrowed at each start. Sets are ordered by their numbers, as lists of them are.
+/// A set is kept as one bit per CPU, because each start reads, compares and narrows sets of all CPUs
+/// of a large machine. Sets are ordered as the lists of their numbers are.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct CpuSet {
     /// CPUs 0 to 63, the lowest in the lowest bit: most machines and nearly all lists of a pool
@@ -31,7 +33,7 @@ pub struct CpuSet {
     high: Vec<u64>,
 }
 
-/// How many CPUs a word has bits for.
+/// CPUs in a word.
 const WORD: u32 = u64::BITS;
 
 impl fmt::Debug for CpuSet {
@@ -52,7 +54,7 @@ impl PartialOrd for CpuSet {
     }
 }
 
-/// Why a text is no CPU list.
+/// Why a text is not a CPU list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadCpuList {
     part: String,
@@ -70,8 +72,8 @@ impl fmt::Display for BadCpuList {
 
 impl std::error::Error for BadCpuList {}
 
-/// What a kernel file with a list or a number says: kernels in use end some in NUL, and print `(null)` for a set that
-/// they have not made, which is then none.
+/// The text of a kernel file that holds a list or a number. Some kernels end it in NUL; some print
+/// `(null)` for a set that they have not made, which gives an empty text.
 pub fn of_kernel(text: &str) -> &str {
     match text.split('\0').next().unwrap_or_default().trim() {
         "(null)" => "",
@@ -80,22 +82,22 @@ pub fn of_kernel(text: &str) -> &str {
 }
 
 impl CpuSet {
-    /// The set without any CPU.
+    /// The empty set.
     pub fn new() -> CpuSet {
         CpuSet::default()
     }
 
-    /// Has it no CPU at all?
+    /// Is the set empty?
     pub fn is_empty(&self) -> bool {
         self.low == 0 && self.high.is_empty()
     }
 
-    /// How many CPUs are in it.
+    /// The number of CPUs in the set.
     pub fn len(&self) -> usize {
         self.words().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// The lowest CPU number, if there is any.
+    /// The lowest CPU number; `None` for the empty set.
     pub fn first(&self) -> Option<u32> {
         self.iter().next()
     }
@@ -106,7 +108,7 @@ impl CpuSet {
         words.flat_map(|(start, word)| Bits(word).map(move |bit| start + bit))
     }
 
-    /// Is this CPU in it?
+    /// Is this CPU in the set?
     pub fn contains(&self, cpu: u32) -> bool {
         let word = match (cpu / WORD) as usize {
             0 => self.low,
@@ -115,19 +117,19 @@ impl CpuSet {
         word >> (cpu % WORD) & 1 == 1
     }
 
-    /// Are all its CPUs also in `other`?
+    /// Are all CPUs of this set also in `other`?
     pub fn is_subset(&self, other: &CpuSet) -> bool {
         let mut both = self.words().zip(other.words());
         self.high.len() <= other.high.len() && both.all(|(ours, theirs)| ours & !theirs == 0)
     }
 
-    /// Has it no CPU in common with `other`?
+    /// Have the two sets no CPU in common?
     pub fn is_disjoint(&self, other: &CpuSet) -> bool {
         let mut both = self.words().zip(other.words());
         both.all(|(ours, theirs)| ours & theirs == 0)
     }
 
-    /// The CPUs that are in both.
+    /// The CPUs that are in both sets.
     pub fn intersection(&self, other: &CpuSet) -> CpuSet {
         let both = self.words().zip(other.words());
         CpuSet::of_words(both.map(|(ours, theirs)| ours & theirs))
@@ -200,13 +202,13 @@ impl CpuSet {
         &mut self.high[place - 1]
     }
 
-    /// The numbers one by one, `0,1,8,9`: what KCM's tools can read, which take no range.
+    /// The CPU numbers without ranges, `0,1,8,9`: KCM's tools read no ranges.
     pub fn to_numbers(&self) -> String {
         let numbers: Vec<String> = self.iter().map(|cpu| cpu.to_string()).collect();
         numbers.join(",")
     }
 
-    /// From a mask in bytes, as systemd keeps one: the lowest CPU in the lowest bit of the first
+    /// Parses a mask in bytes, as systemd keeps it: the lowest CPU in the lowest bit of the first
     /// byte. `None` for CPUs above [`LARGEST_CPU`].
     pub fn from_byte_mask(bytes: &[u8]) -> Option<CpuSet> {
         let mut cpus = CpuSet::new();
@@ -222,7 +224,7 @@ impl CpuSet {
         Some(cpus)
     }
 
-    /// Such a mask, as short as it can be.
+    /// The shortest mask in bytes, as systemd keeps it.
     pub fn to_byte_mask(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for cpu in self.iter() {
@@ -233,8 +235,9 @@ impl CpuSet {
         bytes
     }
 
-    /// Parses the kernel's mask format: hexadecimal, in groups of 32 bits that commas part, the lowest CPU in the lowest
-    /// bit (cpuset(7), "Mask Format"). `None` for anything else, and for CPUs above [`LARGEST_CPU`].
+    /// Parses the kernel's mask format: hexadecimal, in groups of 32 bits separated by commas, the
+    /// lowest CPU in the lowest bit (cpuset(7), "Mask Format"). `None` for any other text, and for
+    /// CPUs above [`LARGEST_CPU`].
     pub fn from_hex_mask(text: &str) -> Option<CpuSet> {
         let groups: Vec<&str> = text.split(',').collect();
         let is_whole = |group: &&str| group.len() == MASK_DIGITS;
@@ -261,7 +264,8 @@ impl CpuSet {
         Some(u32::try_from(place).ok()? * WORD + word.checked_ilog2()?)
     }
 
-    /// Upper-case hexadecimal without prefix, the lowest CPU in the lowest bit, no leading zeros; `0` for none.
+    /// Upper-case hexadecimal without prefix or leading zeros, the lowest CPU in the lowest bit;
+    /// `0` for the empty set.
     pub fn to_hex_mask(&self) -> String {
         let digits = self.last().map_or(1, |last| last / 4 + 1);
         let digit = |index: u32| {
@@ -298,7 +302,7 @@ impl FromIterator<u32> for CpuSet {
 impl FromStr for CpuSet {
     type Err = BadCpuList;
 
-    /// Parses a list; white space around the whole text is let go, an empty text is the empty set.
+    /// Parses a list. White space around the text is ignored; an empty text is the empty set.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
         let mut cpus = CpuSet::new();

@@ -1,24 +1,24 @@
-//! The name of a device that CPUs may be asked for near to. Pure.
+//! Pure: the name of a device, for a request for CPUs near it.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::text::Shown;
 
-/// The longest path below `/dev` that is accepted, in bytes.
+/// Longest path below `/dev` that is accepted, in bytes.
 const LONGEST_PATH: usize = 255;
 
-/// The longest name, in bytes: that of a block device (kernel: `DISK_NAME_LEN`), an interface's is shorter.
+/// Longest name, in bytes: a block device's (kernel: `DISK_NAME_LEN`); an interface's is shorter.
 const LONGEST_NAME: usize = 31;
 
-/// A device by one of its names. None of them can lead out of the directory that it is looked up in.
+/// A device by one of its names. No name can lead out of the directory that it is looked up in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Device {
     /// A PCI address with its domain, in lower case: `0000:3b:00.0`.
     Pci(String),
     /// A path below `/dev`.
     Node(String),
-    /// A network interface, or a block device.
+    /// The name of a network interface or a block device.
     Name(String),
 }
 
@@ -27,8 +27,9 @@ pub enum Device {
 pub struct BadDevice(String);
 
 impl BadDevice {
-    /// What names one.
-    pub const WANTED: &str = "a PCI address (0000:3b:00.0), a network interface (eth0), a block device (nvme0n1) or a path below /dev";
+    /// The names that are accepted, for messages.
+    pub const WANTED: &str = "a PCI address (0000:3b:00.0), a network interface (eth0), \
+        a block device (nvme0n1) or a path below /dev";
 }
 
 impl fmt::Display for BadDevice {
@@ -69,7 +70,7 @@ impl FromStr for Device {
     }
 }
 
-/// Letters, digits and these others, one at least.
+/// Is the text one or more letters, digits or bytes of `others`?
 fn is_made_of(text: &str, others: &[u8]) -> bool {
     !text.is_empty()
         && text
@@ -77,7 +78,7 @@ fn is_made_of(text: &str, others: &[u8]) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
 }
 
-/// `[DOMAIN:]BUS:DEVICE.FUNCTION`, in hexadecimal as sysfs writes it.
+/// Parses `[DOMAIN:]BUS:DEVICE.FUNCTION`, in hexadecimal as sysfs writes it.
 fn pci_address(text: &str) -> Option<String> {
     let is_hex = |part: &str, lengths: std::ops::RangeInclusive<usize>| {
         lengths.contains(&part.len()) && part.bytes().all(|b| b.is_ascii_hexdigit())

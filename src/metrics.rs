@@ -1,5 +1,5 @@
-//! Pure: what is known of a site as OpenMetrics text (OpenMetrics 1.0; names as Prometheus has
-//! them).
+//! Pure: a site's pools, owners and counters as OpenMetrics text (OpenMetrics 1.0; names follow
+//! Prometheus).
 
 use std::collections::BTreeSet;
 
@@ -17,30 +17,30 @@ use crate::refusal::Reason;
 use crate::text::one_line;
 use crate::usage::Sample;
 
-/// What the text is, for a reader by HTTP.
+/// The text's HTTP content type.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
 type Seconds = Family<Labels, Counter<f64>>;
 
-/// What is known.
+/// What the text is made from.
 #[derive(Debug, Default)]
 pub struct Facts {
     /// The pools.
     pub pools: Vec<SurveyedPool>,
-    /// Who owns CPUs, and what was read of each.
+    /// The owners, and what was read of each.
     pub owners: Vec<(Claim, Sample)>,
-    /// What was counted.
+    /// The counters.
     pub counters: Counters,
 }
 
-/// The text.
+/// The OpenMetrics text.
 ///
 /// # Errors
-/// None that is known: the library can give one.
+/// None is known; the library's interface allows one.
 pub fn text(facts: &Facts) -> Result<String> {
     let mut registry = Registry::with_prefix("pinfold");
-    // As a gauge: node_exporter knows no other type for it.
+    // A gauge, because node_exporter has no info type.
     let build = Family::<Labels, Gauge>::default();
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     build.get_or_create(&version).set(1);
@@ -53,8 +53,8 @@ pub fn text(facts: &Facts) -> Result<String> {
     Ok(text)
 }
 
-/// The same as the older text format, which node_exporter reads (Prometheus: "Text format details",
-/// version 0.0.4): there a counter is called as its samples are.
+/// Turns OpenMetrics text into the older text format, which node_exporter reads (Prometheus: "Text
+/// format details", version 0.0.4). There a counter has the name of its samples, with `_total`.
 pub fn older_text(text: &str) -> String {
     let counter = |line: &str| -> Option<String> {
         let name = line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?;
@@ -133,7 +133,8 @@ fn register_owners(registry: &mut Registry, owners: &[(Claim, Sample)]) {
             labels.push(("mode", mode.to_owned()));
             used.get_or_create(&labels).inc_by(seconds);
         }
-        // Nobody has watched its CPUs yet, or nothing is kept of that: not the same as none.
+        // `over` is 0 where nobody has watched the CPUs yet or nothing was kept of it, which does
+        // not mean that there was no noise.
         if sample.noise.over > 0.0 {
             noise.get_or_create(&labels()).inc_by(sample.noise.most);
             watched.get_or_create(&labels()).inc_by(sample.noise.over);

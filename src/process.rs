@@ -1,4 +1,5 @@
-//! One process: is it still the one that was recorded, and which CPUs may it use?
+//! Processes: whether a recorded one still runs, which CPUs it may use, and who started it; and
+//! this boot.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,18 +20,19 @@ use crate::cpulist::{CpuSet, LARGEST_CPU};
 use crate::files;
 use crate::host::Host;
 
-/// A process that no other can be taken for during one boot.
+/// A process by its pid and start time, which no other process has during one boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
-    /// Its number in the host's pid namespace.
+    /// The pid in the host's pid namespace.
     pub pid: i32,
     /// When it started, in clock ticks since boot (proc_pid_stat(5), field 22).
     pub start: u64,
 }
 
 impl Process {
-    /// The process that has this number now; `None` where there is none, or only a wholly dead one.
+    /// The process that has this pid now; `None` where there is none, or where all its threads have
+    /// ended.
     pub fn with_pid(host: &Host, pid: i32) -> Result<Option<Process>> {
         let path = host.proc_pid(pid, "stat");
         let Some(text) = files::read_record_if_there(&path)? else {
@@ -48,14 +50,15 @@ impl Process {
         }))
     }
 
-    /// When it started, in seconds since the epoch, where `boot_time` is when the machine did.
+    /// When the process started, in seconds since the epoch. `boot_time` is when the machine
+    /// started, in the same unit.
     pub fn started_at(&self, boot_time: i64) -> Option<i64> {
         let ticks = sysconf(SysconfVar::CLK_TCK).ok()??;
         let seconds = self.start.checked_div(ticks.try_into().ok()?)?;
         boot_time.checked_add(seconds.try_into().ok()?)
     }
 
-    /// Does this very process still exist, with any thread that can run?
+    /// Does this process still exist, with a thread that can run?
     pub fn is_alive(&self, host: &Host) -> Result<bool> {
         match Process::with_pid(host, self.pid)? {
             Some(now) => Ok(now == *self),
@@ -64,7 +67,7 @@ impl Process {
     }
 }
 
-/// Does any process with this number exist, with any thread that can run?
+/// Does a process with this pid exist, with a thread that can run?
 pub fn pid_is_alive(host: &Host, pid: i32) -> Result<bool> {
     match Process::with_pid(host, pid)? {
         Some(_) => Ok(true),
@@ -72,15 +75,16 @@ pub fn pid_is_alive(host: &Host, pid: i32) -> Result<bool> {
     }
 }
 
-/// Has the first thread of a process ended (proc_pid_stat(5), state Z or X)? The others mostly
-/// follow it at once. Not where that cannot be read.
+/// Has the first thread of a process ended (proc_pid_stat(5), state Z or X)? The other threads
+/// mostly end at once after it. `false` where `stat` cannot be read.
 pub fn is_ending(host: &Host, pid: i32) -> bool {
     let stat = files::read_if_there(&host.proc_pid(pid, "stat")).ok();
     let stat = stat.flatten().and_then(|text| Stat::parse(&text));
     stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
 }
 
-/// Is a process that `/proc` does not show there all the same (`hidepid=`, proc(5))? Then it counts as alive.
+/// Does the process exist although `/proc` hides it (`hidepid=`, proc(5))? A hidden process counts
+/// as alive.
 fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
     if !host.is_running_root() || files::metadata_if_there(&host.proc_pid(pid, "stat"))?.is_some() {
         return Ok(false);
@@ -92,7 +96,8 @@ fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
     Ok(is_there)
 }
 
-/// Is it a thread of the kernel's own (proc_pid_stat(5), field 9: `PF_KTHREAD`)? No tool ever gave one CPUs.
+/// Is this a thread of the kernel (proc_pid_stat(5), field 9: `PF_KTHREAD`)? No tool ever gave one
+/// CPUs.
 pub fn is_kernel_thread(host: &Host, pid: i32) -> Result<bool> {
     const PF_KTHREAD: u32 = 0x0020_0000;
     let stat = files::read_if_there(&host.proc_pid(pid, "stat"))?;
@@ -100,14 +105,15 @@ pub fn is_kernel_thread(host: &Host, pid: i32) -> Result<bool> {
     Ok(stat.is_some_and(|stat| stat.flags & PF_KTHREAD != 0))
 }
 
-/// The name of a process's program (proc_pid_comm(5)), as it calls itself: never to be shown raw.
+/// The name that a process gives itself (proc_pid_comm(5)): never show it raw.
 pub fn name(host: &Host, pid: i32) -> Option<String> {
     let name = files::read_if_there(&host.proc_pid(pid, "comm")).ok()??;
     Some(name.trim_end().to_owned())
 }
 
-/// The CPUs that a process's first thread may use, as `/proc` tells them (proc_pid_status(5), `Cpus_allowed_list`): also of
-/// a captured machine. `None` where it is gone, or that cannot be read.
+/// The CPUs that a process's first thread may use, read from `/proc` (proc_pid_status(5),
+/// `Cpus_allowed_list`), so that it works on a captured machine too. `None` where the process is
+/// gone or `status` cannot be read.
 pub fn allowed_cpus(host: &Host, pid: i32) -> Option<CpuSet> {
     let status = files::read_if_there(&host.proc_pid(pid, "status")).ok()??;
     let mut lines = status.lines();
@@ -115,8 +121,8 @@ pub fn allowed_cpus(host: &Host, pid: i32) -> Option<CpuSet> {
     list.trim().parse().ok()
 }
 
-/// The signals that this process ignores, signal 1 in the lowest bit (proc_pid_status(5), `SigIgn`); none where
-/// that cannot be read.
+/// The signals that this process ignores, signal 1 in the lowest bit (proc_pid_status(5),
+/// `SigIgn`); 0 where `status` cannot be read.
 pub fn ignored_signals(host: &Host) -> u64 {
     let path = host.proc_pid(std::process::id() as i32, "status");
     let status = files::read(&path).unwrap_or_default();
@@ -125,30 +131,32 @@ pub fn ignored_signals(host: &Host) -> u64 {
         .unwrap_or(0)
 }
 
-/// A process's parent; `None` where the process is not there, or cannot be looked at.
+/// A process's parent; `None` where the process does not exist or `stat` cannot be read.
 pub fn parent(host: &Host, pid: i32) -> Option<i32> {
     let stat = files::read_record_if_there(&host.proc_pid(pid, "stat")).ok()??;
     Stat::parse(&stat).map(|stat| stat.parent)
 }
 
-/// The most that is read of a command line, in bytes.
+/// Longest command line that is read, in bytes.
 const MOST_COMMAND_LINE: u64 = 64 << 10;
 
-/// The program and the arguments that a process was started with (proc_pid_cmdline(5)), as it shows them: never to be
-/// shown raw. What is longer than 64 KiB, or cannot be read, has none.
+/// The program and the arguments of a process (proc_pid_cmdline(5)): the process can change them,
+/// so never show them raw. A single empty word where the command line is longer than 64 KiB or
+/// cannot be read.
 pub fn command_line(host: &Host, pid: i32) -> Vec<OsString> {
     let file = File::open(host.proc_pid(pid, "cmdline"));
     let text = file.and_then(|file| files::read_record(file, MOST_COMMAND_LINE));
-    // What is not UTF-8 is no engine's.
+    // No engine's command line is anything but UTF-8.
     let text = String::from_utf8(text.unwrap_or_default()).unwrap_or_default();
     let words = text.strip_suffix('\0').unwrap_or(&text).split('\0');
     words.map(OsString::from).collect()
 }
 
-/// So many ancestors of a process are looked at.
+/// Most ancestors of a process that are looked at.
 const MOST_ANCESTORS: usize = 64;
 
-/// Is a process a descendant of another? Not where an ancestor between them is gone: then it has been given to another.
+/// Is a process a descendant of another? `false` where an ancestor between them has ended: the
+/// kernel gave its children another parent.
 pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
     let mut pid = pid;
     for _ in 0..MOST_ANCESTORS {
@@ -164,18 +172,18 @@ pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
     Ok(false)
 }
 
-/// The CPU time that a process's threads have used outside the kernel and inside it, in clock
-/// ticks, as the text of its `stat` tells (proc_pid_stat(5), fields 14 and 15); `None` where that
-/// is not in its form.
+/// The CPU time of a process's threads, outside the kernel and inside it, in clock ticks, from the
+/// text of `/proc/<pid>/stat` (proc_pid_stat(5), fields 14 and 15); `None` where the text is not in
+/// that format.
 pub fn ticks_in(stat: &str) -> Option<(u64, u64)> {
     Stat::parse(stat).map(|stat| (stat.user, stat.system))
 }
 
-/// The CPU time, outside the kernel and inside it, of all children of this process that it has
-/// waited for, and of theirs (getrusage(2), `RUSAGE_CHILDREN`).
+/// The CPU time, outside the kernel and inside it, of the children that this process has waited
+/// for, and of their descendants (getrusage(2), `RUSAGE_CHILDREN`).
 ///
 /// # Errors
-/// The kernel refuses it.
+/// The kernel refuses the call.
 pub fn usage_of_waited() -> io::Result<(Duration, Duration)> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let time = |value: TimeVal| {
@@ -185,7 +193,7 @@ pub fn usage_of_waited() -> io::Result<(Duration, Duration)> {
     Ok((time(usage.user_time()), time(usage.system_time())))
 }
 
-/// What is used of `/proc/<pid>/stat`.
+/// The fields of `/proc/<pid>/stat` that are used.
 struct Stat {
     state: char,
     parent: i32,
@@ -197,10 +205,11 @@ struct Stat {
 }
 
 impl Stat {
-    /// The program's name, in parentheses, can hold anything: fields are counted after the last one.
+    /// Parses `stat`. The program's name, in parentheses, can hold any character: fields are
+    /// counted after the last parenthesis.
     fn parse(text: &str) -> Option<Stat> {
         let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-        // So many fields are passed over before each.
+        // The numbers are how many fields to skip before each.
         Some(Stat {
             state: fields.next()?.chars().next()?,
             parent: fields.next()?.parse().ok()?,
@@ -212,25 +221,26 @@ impl Stat {
         })
     }
 
-    /// A leader that has exited is a zombie while its other threads still run.
+    /// Has every thread ended? A first thread that has ended is a zombie while other threads still
+    /// run.
     fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X') && self.threads <= 1
     }
 }
 
-/// The identity of this boot.
+/// The id of this boot.
 pub fn boot_id(host: &Host) -> Result<String> {
     Ok(files::read_record_of(&host.boot_id())?.trim().to_owned())
 }
 
-/// What nobody else has: a random UUID of the kernel's.
+/// A random UUID from the kernel.
 pub fn nonce(host: &Host) -> Result<String> {
     Ok(files::read_record_of(&host.random_uuid())?
         .trim()
         .to_owned())
 }
 
-/// When this boot was, in seconds since the epoch; it moves when the clock is set.
+/// When this boot started, in seconds since the epoch; changes when the clock is set.
 pub fn boot_time(host: &Host) -> Result<i64> {
     let path = host.proc_stat();
     let text = files::read(&path)?;
@@ -239,10 +249,11 @@ pub fn boot_time(host: &Host) -> Result<i64> {
         .with_context(|| format!("read {}: no btime line", path.display()))
 }
 
-/// The earliest time that the clock is known to have shown in this boot, in seconds since the epoch: what is in `/run`, which
-/// every boot makes anew, is of this boot. `None` where nothing tells.
+/// The earliest time that the clock is known to have shown in this boot, in seconds since the
+/// epoch: the oldest entry of `/run`, which every boot creates anew. `None` where nothing tells the
+/// time.
 ///
-/// A clock that was set forward leaves files that are older than the boot seems to be ([`boot_time`]).
+/// After the clock was set forward, files are older than the boot seems to be ([`boot_time`]).
 pub fn earliest_time(host: &Host) -> Result<Option<i64>> {
     let mut earliest: Option<i64> = None;
     for dir in host.boots_own_directories() {
@@ -250,11 +261,12 @@ pub fn earliest_time(host: &Host) -> Result<Option<i64>> {
             continue;
         };
         for name in files::names_in(&dir)? {
-            // One that cannot be looked at, such as a mount of somebody's that is gone, could be of any time too.
+            // An entry that cannot be looked at, such as a mount whose server is gone, could be of
+            // any time.
             let Ok(metadata) = files::entry_if_there(&dir.join(name)) else {
                 return Ok(None);
             };
-            // What is mounted there can be of any time.
+            // A mounted file system can be of any time.
             let times = metadata.filter(|entry| entry.dev() == own.dev());
             let time = times.map(|entry| entry.ctime());
             earliest = [earliest, time].into_iter().flatten().min();
@@ -263,18 +275,19 @@ pub fn earliest_time(host: &Host) -> Result<Option<i64>> {
     Ok(earliest)
 }
 
-/// A CPU mask as large as any kernel's.
+/// A CPU mask that holds every CPU of any kernel.
 type Mask = [u64; MASK_WORDS];
 
 const MASK_WORDS: usize = (LARGEST_CPU as usize + 1) / 64;
 
 /// Lets a process's first thread use every CPU that its cpuset allows (sched_setaffinity(2)).
 ///
-/// The kernel remembers a mask that was set, and intersects: without this, one inherited from the
-/// engine would narrow the container, or widen nothing when its cpuset grows.
+/// The kernel intersects the cpuset with the last mask that was set: the mask inherited from the
+/// engine would narrow the container, and keep it narrow when its cpuset grows.
 pub fn reset_affinity(pid: i32) -> io::Result<()> {
     let every: Mask = [u64::MAX; MASK_WORDS];
-    // SAFETY: the kernel reads size_of_val(&every) bytes from a live array. nix has no mask of over 1024 CPUs.
+    // SAFETY: the kernel reads size_of_val(&every) bytes from a live array. nix has no mask of over
+    // 1024 CPUs.
     let result =
         unsafe { libc::sched_setaffinity(pid, size_of_val(&every), every.as_ptr().cast()) };
     Errno::result(result).map(drop).map_err(io::Error::from)
@@ -283,7 +296,8 @@ pub fn reset_affinity(pid: i32) -> io::Result<()> {
 /// The CPUs that a process's first thread may use now (sched_getaffinity(2)).
 pub fn affinity(pid: i32) -> io::Result<CpuSet> {
     let mut mask: Mask = [0; MASK_WORDS];
-    // SAFETY: the kernel writes at most size_of_val(&mask) bytes to a live array. nix has no mask of over 1024 CPUs.
+    // SAFETY: the kernel writes at most size_of_val(&mask) bytes to a live array. nix has no mask
+    // of over 1024 CPUs.
     let result =
         unsafe { libc::sched_getaffinity(pid, size_of_val(&mask), mask.as_mut_ptr().cast()) };
     Errno::result(result)?;

@@ -1,8 +1,9 @@
-//! Showing text that others wrote: escaped, so that it stands in its place and says what it is.
+//! Escapes text that others wrote, so that it cannot change how a terminal or a log shows the rest.
 //!
-//! Nothing of theirs reaches a terminal or a log but what can be seen and takes a column. All else is shown by its number:
-//! controls, format characters (U+202E turns the rest of a line around), line and paragraph separators, spaces other than the
-//! usual one, what Unicode leaves unassigned or to private use, and whatever takes no width.
+//! Only visible characters that take a column are shown as they are. The others are shown by their
+//! number: controls, format characters (U+202E reverses the rest of a line), line and paragraph
+//! separators, spaces other than U+0020, unassigned and private characters, and characters without
+//! width.
 
 use std::fmt;
 use std::path::Path;
@@ -11,14 +12,14 @@ use serde::Serialize;
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar;
 
-/// The most characters that are shown of any one text.
+/// Most characters of one text that are shown.
 const MOST_SHOWN: usize = 128;
 
-/// Letters that look like nothing, though they are letters (Unicode, `Default_Ignorable_Code_Point`), and the empty Braille
-/// pattern.
+/// Characters that Unicode counts as letters and that look like nothing
+/// (`Default_Ignorable_Code_Point`), and the empty Braille pattern.
 const BLANK: [char; 5] = ['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}', '\u{2800}'];
 
-/// A text of others as it may stand in a message: quoted, escaped, cut after 128 characters.
+/// Shows a text that others wrote in a message: quoted, escaped, cut after 128 characters.
 pub struct Shown<'a>(pub &'a str);
 
 impl fmt::Display for Shown<'_> {
@@ -38,7 +39,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// A path as a shell takes it for one word (POSIX, Shell Command Language, 2.2 "Quoting").
+/// A path quoted as one word of a shell (POSIX, Shell Command Language, 2.2 "Quoting").
 pub fn shell_word(path: &Path) -> String {
     let text = path.to_string_lossy();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,=".contains(c);
@@ -48,32 +49,33 @@ pub fn shell_word(path: &Path) -> String {
     }
 }
 
-/// A whole message on one line, or a table's cell: whatever cannot be seen in it is escaped.
+/// A message or a table's cell on one line: every character that cannot be seen is escaped.
 pub fn one_line(message: &str) -> String {
     escape(message, is_visible)
 }
 
-/// A text of several lines: the same, but for the ends of lines and tabs.
+/// A text of several lines: every character that cannot be seen is escaped, except newlines and
+/// tabs.
 pub fn lines(text: &str) -> String {
     escape(text, |character| {
         is_visible(character) || matches!(character, '\n' | '\t')
     })
 }
 
-/// A JSON document, indented by two. Readers get the same text, and terminals none that they act on: what cannot be seen is
-/// written by its number, as JSON has it (RFC 8259, section 7).
+/// A JSON document, indented by two. Characters that cannot be seen are written as `\uXXXX` (RFC
+/// 8259, section 7): a parser reads the same text, and a terminal does not act on it.
 pub fn json(document: &Value) -> String {
     escape_json(format!("{document:#}"))
 }
 
-/// The same on one line.
+/// A JSON document on one line; characters that cannot be seen are written as `\uXXXX`.
 pub fn json_line(document: &impl Serialize) -> String {
-    // What is given here are plain values, with words for keys: the library takes them all.
+    // Callers give plain values with strings for keys, which serde_json always takes.
     escape_json(serde_json::to_string(document).unwrap_or_default())
 }
 
 fn escape_json(text: String) -> String {
-    // Most are of such characters alone, and long.
+    // The usual document is long and has only these characters.
     let is_plain = |byte: u8| byte == b'\n' || byte == b' ' || byte.is_ascii_graphic();
     if text.bytes().all(is_plain) {
         return text;
@@ -81,7 +83,7 @@ fn escape_json(text: String) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut units = [0; 2];
     for character in text.chars() {
-        // Outside of strings a document has no other control character.
+        // Outside strings, newline is the only control character of a document.
         if is_visible(character) || character == '\n' {
             shown.push(character);
         } else {
@@ -94,7 +96,7 @@ fn escape_json(text: String) -> String {
 }
 
 fn escape(text: &str, stays: impl Fn(char) -> bool) -> String {
-    // As most are.
+    // Most texts have only these characters.
     if text
         .bytes()
         .all(|byte| byte == b' ' || byte.is_ascii_graphic())
@@ -112,8 +114,8 @@ fn escape(text: &str, stays: impl Fn(char) -> bool) -> String {
     shown
 }
 
-/// Can it be seen, in columns of its own? The general categories are those of the standard library
-/// ([`char::escape_debug`]: Cc, Cf, Cn, Co, Cs, Zl, Zp, and Zs but for the space).
+/// Is the character visible, with columns of its own? The standard library decides by general
+/// category ([`char::escape_debug`]: escapes Cc, Cf, Cn, Co, Cs, Zl, Zp, and Zs but for the space).
 fn is_visible(character: char) -> bool {
     let is_quote = matches!(character, '\'' | '"' | '\\');
     let is_printable = is_quote || character.escape_debug().len() == 1;
@@ -121,7 +123,7 @@ fn is_visible(character: char) -> bool {
     is_printable && takes_width && !BLANK.contains(&character)
 }
 
-/// A character by its number, or by the letter that everybody knows it by.
+/// Shows a character by its number, or by its usual escape, such as `\n`.
 struct Escaped(char);
 
 impl fmt::Display for Escaped {
@@ -139,7 +141,8 @@ impl fmt::Display for Escaped {
 mod tests {
     use super::*;
 
-    /// One of each kind that a terminal acts on, hides, or draws over its neighbours.
+    /// Characters that a terminal acts on, hides, or draws over their neighbours: some of each
+    /// kind.
     const UNSEEN: &str = concat!(
         "\0\x07\x08\x1b\x7f",                                            // Cc, C0
         "\u{80}\u{9b}\u{9d}", // Cc, C1: 0x9b is CSI where a terminal takes eight bits
@@ -151,7 +154,7 @@ mod tests {
         "\u{e000}\u{f8ff}\u{10fffd}", // Co
         "\u{378}\u{ffff}",    // Cn
         "\u{301}\u{34f}\u{20dd}\u{fe0f}\u{e0100}", // Mn, Me: no width
-        "\u{115f}\u{1160}\u{3164}\u{ffa0}\u{2800}", // letters, and a pattern, that look like nothing
+        "\u{115f}\u{1160}\u{3164}\u{ffa0}\u{2800}", // letters and a pattern without ink
     );
 
     #[test]
