@@ -1,4 +1,5 @@
-//! Where each engine puts a container's name. What cannot be read is no name: none is worth a start that fails.
+//! Finds the name that an engine gave a container. Where a source cannot be read, there is no name:
+//! a start must not fail for want of one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,57 +14,59 @@ use crate::host::Host;
 use crate::oci::CommandLine;
 use crate::process;
 
-/// Which engine wrote an annotation: CRI-O and podman both do (containers/common, `ContainerManager`).
+/// The annotation that says which engine wrote the annotations: CRI-O and podman both write it
+/// (containers/common, `ContainerManager`).
 const MANAGER: &str = "io.container.manager";
-/// Where CRI-O says how the kubelet calls a container: name, pod, namespace.
+/// CRI-O's annotations for the kubelet's names: container, pod, namespace.
 const CRIO: [&str; 3] = [
     "io.kubernetes.container.name",
     "io.kubernetes.pod.name",
     "io.kubernetes.pod.namespace",
 ];
-/// Where containerd's CRI plugin does (containerd, `pkg/cri/annotations`).
+/// The annotations of containerd's CRI plugin for these names (containerd, `pkg/cri/annotations`).
 const CRI: [&str; 3] = [
     "io.kubernetes.cri.container-name",
     "io.kubernetes.cri.sandbox-name",
     "io.kubernetes.cri.sandbox-namespace",
 ];
-/// Where nerdctl says a container's name.
+/// nerdctl's annotation for a container's name.
 const NERDCTL: &str = "nerdctl/name";
 
-/// So many processes above us are looked at: an engine's monitor is the second or third.
+/// Most processes above this one that are looked at: an engine's monitor is the second or third.
 const MOST_ANCESTORS: usize = 3;
-/// The most that is read of an engine's record of a container, in bytes.
+/// Longest record of a container that is read from an engine, in bytes.
 const MOST_RECORD: u64 = 1 << 20;
 
-/// Does an annotation of this key say a name?
+/// Is this the key of an annotation that holds a name?
 pub fn is_name_key(key: &str) -> bool {
     key == MANAGER || key == NERDCTL || CRIO.contains(&key) || CRI.contains(&key)
 }
 
-/// Who started us, as the command lines of the processes above us tell: the runtime, and the engine's monitor.
+/// The runtime and the engine's monitor that started this process, found by the command lines of
+/// the processes above it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Ancestry {
     monitor: Option<Monitor>,
-    /// The container's configuration, where a runtime above us was told of a bundle.
+    /// The container's `config.json`, where a runtime above this process was given a bundle.
     config: Option<PathBuf>,
 }
 
-/// The process that an engine leaves beside a container.
+/// The process that an engine runs beside each container.
 #[derive(Debug, PartialEq, Eq)]
 enum Monitor {
-    /// conmon(8), of podman and CRI-O, and the name that it was given.
+    /// conmon(8), of podman and CRI-O, with the container's name that it was given.
     Conmon(Option<String>),
-    /// containerd's shim, for this namespace of containerd's.
+    /// containerd's shim, with containerd's namespace.
     Shim(String),
 }
 
 impl Ancestry {
-    /// Looks at the processes above this one.
+    /// Looks at the processes above this process.
     pub fn of_this_process(host: &Host) -> Ancestry {
         Ancestry::up_from(host, parent_id().try_into().ok())
     }
 
-    /// Looks at the processes above one of a container.
+    /// Looks at the processes above a container's process `pid`.
     pub fn of(host: &Host, pid: i32) -> Ancestry {
         Ancestry::up_from(host, process::parent(host, pid))
     }
@@ -83,7 +86,7 @@ impl Ancestry {
         ancestry
     }
 
-    /// Where the container's configuration is, for the runtime itself.
+    /// Sets the container's `config.json`: the runtime itself knows it.
     #[must_use]
     pub fn with_config(self, config: &Path) -> Ancestry {
         Ancestry {
@@ -111,8 +114,9 @@ impl Ancestry {
         }
     }
 
-    /// The names of a container. `annotations` are those whose key [`is_name_key`] tells; a pod's author may have
-    /// written some of them: those of the engine that runs it count.
+    /// The names of a container. `annotations` are those whose key [`is_name_key`] accepts. A pod's
+    /// author may have written some of them: only those of the engine that runs the container
+    /// count.
     pub fn names(&self, id: &str, annotations: &BTreeMap<String, String>) -> Names {
         let of = |key: &str| annotations.get(key).and_then(|value| usable(value));
         let named = |engine: &str, [name, pod, namespace]: [&str; 3]| Names {
@@ -154,7 +158,7 @@ impl Ancestry {
     }
 }
 
-/// What docker itself keeps of a container (moby: container/container.go).
+/// Docker's own record of a container (moby: container/container.go).
 #[derive(Debug, Deserialize)]
 pub struct DockerRecord {
     #[serde(rename = "ID")]
@@ -172,7 +176,8 @@ struct DockerConfig {
 }
 
 impl DockerRecord {
-    /// The record of the container of this configuration and id: beside the files that docker mounts into it.
+    /// The record of the container with this `config.json` and id: docker keeps it beside the files
+    /// that it mounts into the container.
     pub fn of(config: &Path, id: &str) -> Option<DockerRecord> {
         #[derive(Deserialize)]
         struct Bundled {
@@ -194,19 +199,20 @@ impl DockerRecord {
         (record.id == id).then_some(record)
     }
 
-    /// The keys of its labels.
+    /// The keys of the container's labels.
     pub fn labels(self) -> Vec<String> {
         let labels = self.config.labels.unwrap_or_default();
         labels.into_keys().collect()
     }
 }
 
-/// The names of a command that this process is going to run.
+/// The names of a command that this process will run.
 pub fn of_command(host: &Host, program: &Path) -> Names {
     let name = program.file_name().unwrap_or_default();
     let groups = files::read_if_there(&host.proc_pid(std::process::id() as i32, "cgroup"));
     let groups = groups.ok().flatten().unwrap_or_default();
-    // On version 1 systemd has a hierarchy of its own (cgroups(7), "cgroups v1 named hierarchies").
+    // On cgroup v1, systemd has a hierarchy of its own (cgroups(7), "cgroups v1 named
+    // hierarchies").
     let of_systemd = |line: &str| {
         let group = line.strip_prefix("0::").map(str::to_owned);
         group.or_else(|| Some(line.split_once(":name=systemd:")?.1.to_owned()))
@@ -221,7 +227,7 @@ pub fn of_command(host: &Host, program: &Path) -> Names {
     }
 }
 
-/// The systemd service that a cgroup is of; a user's manager is none that anybody means.
+/// The systemd service that a cgroup belongs to; `None` for a user's manager, which nobody means.
 pub(super) fn unit_of(cgroup: &str) -> Option<String> {
     let mut parts = cgroup.rsplit('/');
     let unit = parts.find(|part| part.ends_with(SERVICE))?;
@@ -316,7 +322,11 @@ mod tests {
         };
         let source = home.join("resolv.conf").display().to_string();
         let config = format!(
-            r#"{{"mounts":[{{"destination":"/x","source":"/etc/hosts"}},{{"type":"proc"}},{{"source":{source:?}}}]}}"#
+            concat!(
+                r#"{{"mounts":[{{"destination":"/x","source":"/etc/hosts"}},"#,
+                r#"{{"type":"proc"}},{{"source":{:?}}}]}}"#
+            ),
+            source
         );
         put(&dir.path().join("config.json"), config);
         let runc = format!("runc create --bundle {} {ID}", dir.path().display());
@@ -337,7 +347,7 @@ mod tests {
             assert_eq!(names.engine.as_deref(), Some(expected));
             assert_eq!(names.name.is_some(), expected == "docker");
         }
-        // Somebody else's record says nothing of this one.
+        // Another container's record says nothing of this container.
         assert_eq!(ancestry.names("other", &BTreeMap::new()).name, None);
     }
 

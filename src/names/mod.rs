@@ -1,5 +1,5 @@
-//! What people call an owner, beside its id: the name that its engine gave it, its pod, its unit. Whoever starts a
-//! container writes these: what is kept of them is bounded, and of characters that can be shown.
+//! Names of an owner beside its id: the name from its engine, its pod, its unit. Whoever starts a
+//! container writes them, so only short names of printable characters are kept.
 
 mod found;
 
@@ -7,47 +7,48 @@ use serde::{Deserialize, Serialize};
 
 pub use found::{Ancestry, DockerRecord, is_name_key, of_command};
 
-/// The longest name that is kept, in bytes: Kubernetes' own bound for the names of pods.
+/// Longest name that is kept, in bytes: Kubernetes' limit for names of pods.
 const LONGEST: usize = 253;
 
-/// How many digits of an id of 64 are shown, as docker and podman do.
+/// Digits that are shown of an id of 64, as docker and podman do.
 const SHORT_ID: usize = 12;
 
-/// What people call an owner. All of it is as it was when the owner was given its CPUs.
+/// What people call an owner, as it was when the owner was given its CPUs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
-    /// The word for its engine: `podman`, `crio`, `containerd` or `docker`.
+    /// The engine: `podman`, `crio`, `containerd` or `docker`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
     /// A container's name, or the file name of a command's program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The name of its pod.
+    /// The pod's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// The Kubernetes namespace of the pod.
+    /// The pod's Kubernetes namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The systemd service that runs it.
+    /// The systemd service that runs the owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
 }
 
 impl Names {
-    /// Is nothing known?
+    /// Is no name known?
     pub fn is_empty(&self) -> bool {
         *self == Names::default()
     }
 
-    /// Adds the systemd service that a container's group is in: podman puts it there where it is told to split the
-    /// service's group. Below the service of an engine's daemon every container is.
+    /// Adds the systemd service whose cgroup holds the container: podman puts a container there
+    /// where it is told to split the service's cgroup. Other engines' containers are left out: all
+    /// are below the service of the engine's daemon.
     pub fn add_unit_of(&mut self, cgroup: &str) {
         if self.engine.as_deref().is_none_or(|engine| engine == PODMAN) {
             self.unit = found::unit_of(cgroup);
         }
     }
 
-    /// What to call it: `POD/NAME` for a container of a pod, the unit of a command, else the name.
+    /// The name to show: `POD/NAME` for a container of a pod, the unit of a command, else the name.
     pub fn title(&self) -> Option<String> {
         let name = self.name.as_deref();
         match (&self.pod, name, &self.unit) {
@@ -59,8 +60,8 @@ impl Names {
         }
     }
 
-    /// Is it called so? By its name, its pod or its unit, `POD/NAME`, `NAMESPACE/POD` or `NAMESPACE/POD/NAME`, or
-    /// the unit without `.service`.
+    /// Does `called` name this owner? It may be the name, the pod, the unit with or without
+    /// `.service`, `POD/NAME`, `NAMESPACE/POD` or `NAMESPACE/POD/NAME`.
     pub fn include(&self, called: &str) -> bool {
         let joined = |parts: &[&Option<String>]| {
             let parts: Option<Vec<&str>> = parts.iter().map(|part| part.as_deref()).collect();
@@ -76,8 +77,9 @@ impl Names {
             || !called.is_empty() && [unit, unit.trim_end_matches(SERVICE)].contains(&called)
     }
 
-    /// What tells a container when it comes back, as a rule with another id: its engine, its name, and its pod. Without an
-    /// engine's name it is the id that somebody gave it; `None` where an engine made that up.
+    /// The names by which a container is known again when it comes back, as a rule with another id:
+    /// its engine, name and pod. Without a name from an engine, the id that somebody chose is the
+    /// name; `None` where an engine made the id up.
     pub fn lasting(&self, id: &str) -> Option<Names> {
         let id = || usable(id).filter(|id| !is_long_id(id) && self.pod.is_none());
         let name = self.name.clone().or_else(id)?;
@@ -88,7 +90,7 @@ impl Names {
         })
     }
 
-    /// An owner as a sentence calls it: `web (3f9ac41b0c22)`, or its id alone where it has no name of its own.
+    /// The owner in a sentence: `web (3f9ac41b0c22)`, or its id alone where it has no other name.
     pub fn with_id(&self, id: &str) -> String {
         match self.title() {
             Some(title) if title != id => format!("{title} ({})", short_id(id)),
@@ -97,11 +99,12 @@ impl Names {
     }
 }
 
-/// What a table ends an id or a title with that it has shortened.
+/// Marks the end of an id or a title that a table has shortened.
 pub const CUT: char = '…';
 
-/// Those that somebody means by a word, as with the engines' own commands: whose id it is, else who
-/// is called so, else whose id begins so. Of what a table has shortened, the beginning counts.
+/// The owners that somebody means by a word, as with the engines' own commands: those with this id;
+/// else those with this name; else those whose id begins with it; else, where the word was
+/// shortened by a table, those whose id or title begins with the rest.
 pub fn meant<'a, T>(
     all: &'a [T],
     called: &str,
@@ -122,8 +125,8 @@ pub fn meant<'a, T>(
     found.find(|found| !found.is_empty()).unwrap_or_default()
 }
 
-/// Does an id begin so? Not where that cuts a number short: `isolate-12` is not `isolate-123`, nor
-/// `web-1` `web-10`. The digits of a long id are no number.
+/// Does `id` begin with `beginning`? `false` where that would cut a number: `isolate-12` is not
+/// `isolate-123`, nor `web-1` `web-10`. Digits of a long id are not a number.
 fn begins(id: &str, beginning: &str) -> bool {
     let Some(rest) = id.strip_prefix(beginning).filter(|_| !beginning.is_empty()) else {
         return false;
@@ -133,23 +136,24 @@ fn begins(id: &str, beginning: &str) -> bool {
     is_long_id(id) || !cuts_a_number
 }
 
-/// podman's word.
+/// The name of the engine podman in [`Names::engine`].
 const PODMAN: &str = "podman";
 
-/// What the name of a systemd service ends in.
+/// Suffix of a systemd service's name.
 const SERVICE: &str = ".service";
 
-/// Is this an id as engines make them up: 64 hexadecimal digits?
+/// Is this an id that an engine made up: 64 hexadecimal digits?
 pub fn is_long_id(id: &str) -> bool {
     id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// An id as a table shows it: the first 12 digits of a long one, others whole.
+/// An id as a table shows it: the first 12 digits of a long id, any other id whole.
 pub fn short_id(id: &str) -> &str {
     if is_long_id(id) { &id[..SHORT_ID] } else { id }
 }
 
-/// A name that can be kept: 1 to 253 printable ASCII characters, and no blank or `/`, which joins two names.
+/// Returns a name that can be kept: 1 to 253 printable ASCII characters, without blanks and without
+/// `/`, which joins names.
 fn usable(text: &str) -> Option<String> {
     let is_usable = (1..=LONGEST).contains(&text.len())
         && text
@@ -269,7 +273,7 @@ mod tests {
             ("3", &["3f9"]),
             ("isolate-4194304", &["isolate-4194304"]),
             ("isolate-419", &[]),
-            // As tables shorten.
+            // Words as a table shortens them.
             ("isolate-419…", &["isolate-4194304", "isolate-4194305"]),
             ("long.ser…", &["isolate-4194304"]),
             ("…", &[]),

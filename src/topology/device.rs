@@ -1,4 +1,4 @@
-//! Which NUMA nodes a device is near to.
+//! The NUMA nodes near a device.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -14,11 +14,12 @@ use crate::host::Host;
 use crate::refusal::{OrRefuse, Refusal};
 use crate::text::Shown;
 
-/// How far devices that are made of others are followed: a VLAN on a bond of interfaces, a mapping on an array of disks.
+/// Most layers of virtual devices that are followed: a VLAN on a bond of interfaces, a mapping on
+/// an array of disks.
 const MOST_LAYERS: u32 = 8;
 
-/// The NUMA nodes that a device is near to: those of the devices that it is made of where it is a virtual one. Empty
-/// where the kernel does not tell, as on a machine with one node.
+/// The NUMA nodes near a device. For a virtual device: the nodes near the devices that it is made
+/// of. Empty where the kernel tells none, as on a machine with one node.
 ///
 /// # Errors
 /// There is no such device.
@@ -67,13 +68,15 @@ pub fn nodes_near(host: &Host, device: &Device) -> Result<CpuSet> {
     nodes_of(host, &place, 0)
 }
 
-/// The same of a device by its numbers, as a container's configuration names it; empty where the kernel tells nothing of it.
+/// The NUMA nodes near the device with these numbers, as a container's configuration names it.
+/// Empty where the kernel tells none.
 pub fn nodes_near_number(host: &Host, is_block: bool, major: u64, minor: u64) -> Result<CpuSet> {
     nodes_of(host, &host.device_by_number(is_block, major, minor), 0)
 }
 
-/// Is it a block device, and its number. Whatever is no device counts as not there: `/dev` has directories that others
-/// can write to, so that a link may lead anywhere.
+/// Whether the device at a path is a block device, and its number. A file that is not a device
+/// counts as not there: others can write to directories of `/dev`, so that a link may lead
+/// anywhere.
 fn device_number(host: &Host, path: &str) -> Result<(bool, u64)> {
     let path = host.path(path).canonicalize()?;
     ensure!(
@@ -89,8 +92,8 @@ fn device_number(host: &Host, path: &str) -> Result<(bool, u64)> {
     Ok((is_block, metadata.rdev()))
 }
 
-/// The first node that a device, or one that it hangs on, tells (kernel: Documentation/ABI/testing/sysfs-bus-pci,
-/// `numa_node`; -1 where it is not known).
+/// The node of a device, or of the nearest device above it that tells one (kernel:
+/// Documentation/ABI/testing/sysfs-bus-pci, `numa_node`; -1 for unknown).
 fn nodes_of(host: &Host, place: &Path, layer: u32) -> Result<CpuSet> {
     let place = match place.canonicalize() {
         Err(error) if files::is_gone(&error) => return Ok(CpuSet::new()),
@@ -114,10 +117,10 @@ fn nodes_of(host: &Host, place: &Path, layer: u32) -> Result<CpuSet> {
     Ok(nodes)
 }
 
-/// The node that a device's `numa_node` names; `None` where there is no such file, or it is -1.
+/// The node that `numa_node` names; `None` where there is no such file, or where it holds -1.
 ///
 /// # Errors
-/// It holds something else: whoever asked for CPUs near the device is not to get any.
+/// The file holds anything else: a request for CPUs near the device must then fail.
 fn node_in(path: &Path) -> Result<Option<u32>> {
     let Some(text) = files::read_if_there(path)? else {
         return Ok(None);
@@ -137,8 +140,8 @@ fn node_in(path: &Path) -> Result<Option<u32>> {
     }
 }
 
-/// What a virtual device is made of: an interface's `lower_…`, a block device's `slaves`, and the devices of the IOMMU
-/// group that a VFIO node gives access to.
+/// The devices that a virtual device is made of: an interface's `lower_…`, a block device's
+/// `slaves`, and the devices of the IOMMU group that a VFIO device gives access to.
 fn parts_of(host: &Host, place: &Path) -> Result<Vec<std::path::PathBuf>> {
     let mut parts = Vec::new();
     for name in files::names_in(place)? {

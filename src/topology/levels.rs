@@ -1,5 +1,6 @@
-//! The levels of a machine that a choice of CPUs looks at, read with as few files as will do. What a file does not tell
-//! is answered from another; where none tells it, that is kept beside the level, and counts for nothing strict.
+//! The levels of the machine that a choice of CPUs looks at: nodes, packages, caches, cores. As few
+//! files as possible are read. Where one file tells nothing, another is asked; where none tells,
+//! the level's [`Gap`] keeps the CPUs, and no strict request is met with them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,16 +11,17 @@ use super::told::{FileValue, Format, Oddity, Reader};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 
-/// More caches than any CPU has: where none can be read, each seems to be there.
+/// Most cache indexes that are tried; no CPU has so many caches. A limit is needed because a cache
+/// that cannot be read counts as there.
 const MOST_INDEXES: u32 = 16;
 
-/// Where a last-level cache is first looked for, the `index3` of machines with three levels.
+/// The cache index that is tried first: `index3` is the last on machines with three levels.
 const USUAL_LAST_INDEX: u32 = 3;
 
-/// CPUs that have something in common.
+/// CPUs that share a node, a package, a cache, a core, or anything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuGroup {
-    /// The kernel's number of a node or a package; the lowest CPU of a cache, a core, or anything else;
+    /// The kernel's number of the node or package; else the lowest CPU of the group;
     /// [`CpuGroup::UNTOLD`] for CPUs whose node the kernel does not tell.
     pub id: u32,
     /// The CPUs; never empty.
@@ -27,7 +29,7 @@ pub struct CpuGroup {
 }
 
 impl CpuGroup {
-    /// No node has this number.
+    /// Stands for a node that the kernel does not tell; no node has this number.
     pub const UNTOLD: u32 = u32::MAX;
 }
 
@@ -36,7 +38,7 @@ impl CpuGroup {
 pub struct Gap {
     /// The CPUs whose group is not known.
     pub cpus: CpuSet,
-    /// The files that are missing or odd, whether others told the same or not.
+    /// The files that are missing or odd, even where another file told the group.
     pub odd: Vec<Oddity>,
 }
 
@@ -54,7 +56,7 @@ impl fmt::Display for Gap {
     }
 }
 
-/// What the kernel does not tell.
+/// What the kernel does not tell, by level.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Gaps {
     /// Of NUMA nodes.
@@ -67,11 +69,13 @@ pub struct Gaps {
     pub cores: Gap,
 }
 
-/// Which of some CPUs share a NUMA node, a package, a last-level cache, a core. Every CPU is in one group of each
-/// level. Those of which the kernel does not tell it are in `gaps`: they make one group of the node and the package that
-/// they are in, but a core, which is then a CPU.
+/// How some CPUs share NUMA nodes, packages, last-level caches and cores. On each level, every CPU
+/// is in exactly one group.
 ///
-/// Neither packages nor nodes need lie within the other.
+/// CPUs whose group the kernel does not tell are also in `gaps`. Those of one node and package make
+/// one group; on the level of cores, each is a group of its own.
+///
+/// A package can hold several nodes, and a node several packages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Levels {
     /// NUMA nodes, by number.
@@ -82,19 +86,20 @@ pub struct Levels {
     pub caches: Vec<CpuGroup>,
     /// Physical cores with their SMT siblings, by lowest CPU.
     pub cores: Vec<CpuGroup>,
-    /// What the kernel does not tell of them.
+    /// What the kernel does not tell, by level.
     pub gaps: Gaps,
 }
 
 impl Levels {
-    /// Reads where these CPUs, which are online, lie: about one file a node, a package, a cache and a core.
+    /// Reads the levels of these CPUs, which are online: about one file per node, package, cache
+    /// and core.
     pub fn of(host: &Host, cpus: &CpuSet) -> Levels {
         let mut levels = Levels::without_cores(host, cpus);
         (levels.cores, levels.gaps.cores) = cores(host, cpus).unzipped();
         levels
     }
 
-    /// The same without asking for cores, of which there are many: each CPU stands for one.
+    /// Reads the levels without the many files of cores: each CPU counts as a core.
     pub fn without_cores(host: &Host, cpus: &CpuSet) -> Levels {
         let (packages, packages_gap) = packages(host, cpus).unzipped();
         let (nodes, nodes_gap) = nodes(host, cpus, &packages, &packages_gap).unzipped();
@@ -114,17 +119,17 @@ impl Levels {
     }
 }
 
-/// The groups of one level, and what is not told of it.
+/// The groups of one level, and what the kernel does not tell of it.
 #[derive(Debug, Default)]
 pub(super) struct Grouping {
     pub(super) groups: Vec<CpuGroup>,
-    /// Those of no group yet.
+    /// The CPUs that are in no group yet.
     pub(super) untold: CpuSet,
     pub(super) odd: Vec<Oddity>,
 }
 
 impl Grouping {
-    /// With the rest as groups of their own: those that `key` says the same of.
+    /// Puts the CPUs of `untold` into groups, one for each value of `key`.
     fn with_rest<K: Ord>(mut self, id: Option<u32>, key: impl Fn(u32) -> K) -> Grouping {
         let mut rest: BTreeMap<K, CpuSet> = BTreeMap::new();
         for cpu in self.untold.iter() {
@@ -155,7 +160,8 @@ fn each_alone(cpus: &CpuSet) -> Vec<CpuGroup> {
     cpus.iter().map(alone).collect()
 }
 
-/// The four files of `cpuN/topology` that can tell a set: lists came with Linux 2.6.26, and each has had two names.
+/// The four files of `cpuN/topology` that can hold a set: a list (since Linux 2.6.26) and a mask,
+/// each under two names.
 fn topology_files(host: &Host, cpu: u32, names: [&str; 2]) -> Vec<(PathBuf, Format)> {
     let file = |name: &str, tail: &str| host.sys_cpu(&format!("cpu{cpu}/topology/{name}{tail}"));
     let lists = names.map(|name| (file(name, "_list"), Format::List));
@@ -163,7 +169,7 @@ fn topology_files(host: &Host, cpu: u32, names: [&str; 2]) -> Vec<(PathBuf, Form
     lists.into_iter().chain(masks).collect()
 }
 
-/// The set that one of those files tells, which has to name the CPU itself.
+/// The set of the first of `topology_files` that holds one with this CPU in it.
 pub(super) fn siblings(reader: &Reader<'_>, cpu: u32, names: [&str; 2]) -> Option<CpuSet> {
     reader.first(&topology_files(reader.host, cpu, names), Some(cpu))
 }
@@ -175,7 +181,7 @@ fn packages(host: &Host, cpus: &CpuSet) -> Grouping {
     let mut level = groups(cpus, |cpu| {
         siblings(&reader, cpu, ["package_cpus", "core_siblings"])
     });
-    // A number tells as much; -1 is none (arm64).
+    // Without a set, the package's number tells the same; -1 is no number (arm64).
     let mut by_number: BTreeMap<u32, CpuSet> = BTreeMap::new();
     for cpu in level.untold.iter() {
         if let Some(number) = package_number(&reader, number_file(cpu)) {
@@ -246,7 +252,7 @@ fn caches(host: &Host, cpus: &CpuSet, nodes: &[CpuGroup], packages: &[CpuGroup])
     level
 }
 
-/// Names the directories of CPUs that no odd file explains.
+/// Notes the directory of each CPU for which no odd file is noted.
 fn note_missing(reader: &Reader<'_>, cpus: &CpuSet, directory: &str) {
     for cpu in cpus.iter() {
         let path = reader.host.sys_cpu(&format!("cpu{cpu}/{directory}"));
@@ -256,8 +262,9 @@ fn note_missing(reader: &Reader<'_>, cpus: &CpuSet, directory: &str) {
     }
 }
 
-/// The index and the CPUs of the last-level cache of a CPU: the kernel numbers its caches by ascending level
-/// (kernel: Documentation/ABI/testing/sysfs-devices-system-cpu, drivers/base/cacheinfo.c). `expected` is tried first.
+/// The index and the CPUs of a CPU's last-level cache. Index `expected` is tried first: the kernel
+/// numbers caches by ascending level (kernel: Documentation/ABI/testing/sysfs-devices-system-cpu,
+/// drivers/base/cacheinfo.c).
 pub(super) fn last_level_cache(
     reader: &Reader<'_>,
     cpu: u32,
@@ -281,7 +288,8 @@ pub(super) fn last_level_cache(
     found.value()
 }
 
-/// The index of a cache and the CPUs that share it; missing where the CPU has no cache of this index.
+/// The index of a cache and the CPUs that share it; `Missing` where the CPU has no cache of this
+/// index.
 fn shared_by(reader: &Reader<'_>, cpu: u32, index: u32) -> FileValue<(u32, CpuSet)> {
     let file = |name: &str| {
         reader
@@ -307,7 +315,8 @@ fn shared_by(reader: &Reader<'_>, cpu: u32, index: u32) -> FileValue<(u32, CpuSe
     }
 }
 
-/// Divides CPUs by asking one of each group who the others are. One that cannot be asked is in the group that names it.
+/// Divides CPUs into groups. One CPU of each group is asked for the members; a CPU that cannot be
+/// asked joins the group that names it.
 pub(super) fn groups(cpus: &CpuSet, mut members: impl FnMut(u32) -> Option<CpuSet>) -> Grouping {
     let mut left = cpus.clone();
     let mut level = Grouping::default();

@@ -1,4 +1,4 @@
-//! The whole machine, as a person wants to see it and pools are planned by.
+//! The whole machine, for showing it and for planning pools.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +15,14 @@ use crate::host::Host;
 /// Everything that sysfs tells of a machine's CPUs.
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
-    /// The CPUs that can run something now.
+    /// The CPUs that are online.
     pub online: CpuSet,
-    /// Those that are there and cannot.
+    /// The CPUs that are present but offline.
     pub offline: CpuSet,
-    /// Those that the scheduler leaves alone, by `isolcpus=` or an isolated cpuset partition.
+    /// The CPUs that the scheduler does not balance, by `isolcpus=` or an isolated cpuset
+    /// partition.
     pub isolated: CpuSet,
-    /// How the CPUs that are online lie in packages, NUMA nodes with CPUs, last-level caches and cores.
+    /// The packages, NUMA nodes with CPUs, last-level caches and cores of the online CPUs.
     pub levels: Levels,
     /// All NUMA nodes, by number, those without CPUs included; empty where the kernel knows none.
     pub nodes: Vec<Node>,
@@ -33,7 +34,7 @@ pub struct Topology {
     pub caches: Vec<Cache>,
     /// The kinds of core of a hybrid machine, largest first; empty where all are alike.
     pub kinds: Vec<CoreKind>,
-    /// The files, besides those of the levels, that are not as the kernel documents them.
+    /// The files, besides those of the levels, that differ from the kernel's documentation.
     pub odd: Vec<Oddity>,
 }
 
@@ -62,24 +63,24 @@ pub struct Cache {
 /// Cores of one size on a hybrid machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CoreKind {
-    /// The kernel's name of it: `core`, `atom`, `lowpower` of Intel; or `capacity N`, the work that one does of the
-    /// largest's 1024.
+    /// The kernel's name of the kind: Intel's `core`, `atom`, `lowpower`; or `capacity N`, the work
+    /// that one core does where the largest does 1024.
     pub name: String,
-    /// Their CPUs that are online.
+    /// The CPUs of these cores that are online.
     pub cpus: CpuSet,
 }
 
 impl Topology {
-    /// Reads all of it: some ten files a CPU.
+    /// Reads the whole topology: some ten files per CPU.
     ///
     /// # Errors
-    /// A machine whose sysfs does not say which CPUs are online, and a command line of the kernel that cannot be read.
+    /// Sysfs does not say which CPUs are online, or the kernel's command line cannot be read.
     pub fn read(host: &Host) -> Result<Topology> {
         let online = online(host)?;
         let reader = Reader::new(host);
         let present = reader.first(&[(host.sys_cpu("present"), Format::List)], None);
         let mut isolated = isolated(host)?;
-        // It is empty, or (null), where there are none.
+        // The file is empty, or `(null)`, where no CPU is isolated.
         let by_kernel = reader.set(&host.sys_cpu("isolated"), Format::List);
         isolated.extend(&by_kernel.value().unwrap_or_default());
         let levels = Levels::of(host, &online);
@@ -116,7 +117,7 @@ impl Topology {
     }
 }
 
-/// Dies, or clusters; none where the kernel does not tell the first CPU's.
+/// The groups of dies or clusters; empty where the kernel does not tell the first CPU's.
 fn told_groups(reader: &Reader<'_>, online: &CpuSet, name: &str) -> Vec<CpuGroup> {
     let of = |cpu| siblings(reader, cpu, [name; 2]);
     match online.first().and_then(of) {
@@ -125,9 +126,9 @@ fn told_groups(reader: &Reader<'_>, online: &CpuSet, name: &str) -> Vec<CpuGroup
     }
 }
 
-/// All nodes that the kernel knows, with the CPUs that the levels tell.
+/// All nodes that the kernel knows, with the CPUs that the levels give them.
 fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> {
-    // What is odd about these is noted with the levels.
+    // A reader of its own: the levels have noted what is odd about these files.
     let mut numbers = nodes::all(&Reader::new(reader.host));
     let told = levels
         .nodes
@@ -145,7 +146,7 @@ fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> 
     };
     let nodes: Vec<Node> = numbers.iter().map(node).collect();
     let those = |has: &dyn Fn(&&Node) -> bool| nodes.iter().filter(has).map(|one| one.id).collect();
-    // What is silent about a node is no contradiction.
+    // A node whose file tells nothing contradicts no other file.
     if levels.gaps.nodes.cpus.is_empty() {
         let with_cpus: CpuSet = those(&|node| !node.cpus.is_empty());
         let with_memory: CpuSet = those(&|node| node.memory_kib > 0);
@@ -157,7 +158,7 @@ fn nodes_of(reader: &Reader<'_>, online: &CpuSet, levels: &Levels) -> Vec<Node> 
 fn caches(host: &Host, reader: &Reader<'_>, levels: &Levels) -> Vec<Cache> {
     let mut caches = Vec::new();
     for group in &levels.caches {
-        // What is odd about these is noted with the levels, unless they could be read there.
+        // The levels have noted what is odd about these files, unless they could read them then.
         let again = Reader::new(host);
         let Some((index, _)) = last_level_cache(&again, group.id, 3) else {
             if !levels.gaps.caches.cpus.contains(group.id) {
@@ -190,12 +191,13 @@ fn size(reader: &Reader<'_>, cpu: u32, index: u32) -> u64 {
     size.unwrap_or(0)
 }
 
-/// Intel names its kinds as devices that count events; others tell a capacity for each CPU.
+/// The kinds of core. Intel's are performance-monitoring devices with a list of CPUs; on other
+/// machines each CPU tells a capacity.
 fn kinds(reader: &Reader<'_>, online: &CpuSet) -> Vec<CoreKind> {
     let mut kinds = Vec::new();
     for name in ["core", "atom", "lowpower"] {
         let path = reader.host.sys_device(&format!("cpu_{name}/cpus"));
-        // One that is empty has none that are online.
+        // The list is empty where no CPU of this kind is online.
         if let FileValue::Value(cpus) = reader.set(&path, Format::List) {
             let cpus = cpus.intersection(online);
             let name = name.to_owned();

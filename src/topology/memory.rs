@@ -1,4 +1,4 @@
-//! Which NUMA nodes have the memory near some CPUs.
+//! The NUMA nodes with the memory near some CPUs.
 
 use std::path::PathBuf;
 
@@ -14,11 +14,11 @@ use crate::refusal::Refusal;
 
 const DROP: &str = "drop pinfold.io/mems";
 
-/// The NUMA nodes with memory that is local to any of `cpus`. Of a node without memory those that are nearest to it
-/// (its `distance`); empty where the kernel knows no nodes.
+/// The NUMA nodes with memory local to any of `cpus`. For a node without memory: the nodes with
+/// memory that are nearest to it (`distance`). Empty where the kernel knows no nodes.
 ///
 /// # Errors
-/// The kernel knows nodes, and does not tell which of them have memory, or which of them a CPU is of.
+/// The kernel knows nodes but does not tell which have memory, or which node a CPU belongs to.
 pub fn local_memory_nodes(host: &Host, cpus: &CpuSet) -> Result<CpuSet> {
     let reader = Reader::new(host);
     let nodes = nodes::all(&reader);
@@ -49,7 +49,7 @@ pub fn local_memory_nodes(host: &Host, cpus: &CpuSet) -> Result<CpuSet> {
         )
     );
     let of_cpus: CpuSet = levels.nodes.iter().map(|node| node.id).collect();
-    // A node's own file knows better than a list of all.
+    // A node's `meminfo` is more reliable than a list of all nodes.
     for node in of_cpus.iter() {
         match told_memory(&reader, node) {
             Some(0) => with_memory = with_memory.difference(&CpuSet::from_iter([node])),
@@ -64,8 +64,8 @@ pub fn local_memory_nodes(host: &Host, cpus: &CpuSet) -> Result<CpuSet> {
     Ok(if local.is_empty() { with_memory } else { local })
 }
 
-/// Those with memory of any kind, or else with memory for any use (before Linux 3.9), or else those whose `meminfo`
-/// counts some.
+/// The nodes that `has_memory` lists; else those of `has_normal_memory` (before Linux 3.9); else
+/// those whose `meminfo` counts memory.
 fn nodes_with_memory(reader: &Reader<'_>, nodes: &CpuSet) -> CpuSet {
     let file = |name| (reader.host.sys_node(name), Format::List);
     let told = reader.first(&[file("has_memory"), file("has_normal_memory")], None);
@@ -75,7 +75,7 @@ fn nodes_with_memory(reader: &Reader<'_>, nodes: &CpuSet) -> CpuSet {
     })
 }
 
-/// The memory of a node in KiB; 0, which is noted, where its `meminfo` does not tell.
+/// The memory of a node in KiB. Where `meminfo` does not tell: 0, and that is noted.
 pub(super) fn memory_of(reader: &Reader<'_>, node: u32) -> u64 {
     let told = told_memory(reader, node);
     let path = meminfo(reader, node);
@@ -85,7 +85,7 @@ pub(super) fn memory_of(reader: &Reader<'_>, node: u32) -> u64 {
     told.unwrap_or(0)
 }
 
-/// By the `MemTotal:` of its `meminfo`.
+/// The `MemTotal:` of a node's `meminfo`, in KiB.
 fn told_memory(reader: &Reader<'_>, node: u32) -> Option<u64> {
     let text = reader.text(&meminfo(reader, node)).value()?;
     let (_, rest) = text.split_once("MemTotal:")?;
@@ -96,8 +96,9 @@ fn meminfo(reader: &Reader<'_>, node: u32) -> PathBuf {
     reader.host.sys_node(&format!("node{node}/meminfo"))
 }
 
-/// Those of `others` with the least distance from a node (kernel: Documentation/ABI/stable/sysfs-devices-node:
-/// one number for each node that is online, in their order, without a unit). All of them where there is no such file.
+/// The nodes of `others` with the least distance from a node (kernel:
+/// Documentation/ABI/stable/sysfs-devices-node: one number per online node, in their order, without
+/// a unit). All of `others` where there is no such file.
 fn nearest(host: &Host, node: u32, nodes: &CpuSet, others: &CpuSet) -> Result<CpuSet> {
     let path = host.sys_node(&format!("node{node}/distance"));
     if others.len() == 1 {

@@ -1,5 +1,5 @@
-//! What sysfs says of the machine's CPUs: packages, NUMA nodes, caches, cores, threads; which are online, and which
-//! are isolated; which NUMA nodes have the memory, and the devices, near them.
+//! The machine's CPUs as sysfs tells them: packages, NUMA nodes, caches, cores, threads; which CPUs
+//! are online and which isolated; which NUMA nodes have the memory, and the devices, near them.
 
 mod device;
 mod isolcpus;
@@ -27,10 +27,10 @@ use crate::files;
 use crate::host::Host;
 use crate::refusal::Refusal;
 
-/// The CPUs that can run something now (`/sys/devices/system/cpu/online`).
+/// The CPUs that are online (`/sys/devices/system/cpu/online`).
 ///
 /// # Errors
-/// A file that is missing, names no CPU, or cannot be read: nothing else tells it for sure.
+/// The file is missing, names no CPU, or cannot be read: no other file tells for sure.
 pub fn online(host: &Host) -> Result<CpuSet> {
     let path = host.sys_cpu("online");
     let text = files::read_record_of(&path)?;
@@ -47,8 +47,8 @@ pub fn online(host: &Host) -> Result<CpuSet> {
     Ok(cpus)
 }
 
-/// The online CPUs, one set per physical core with its SMT siblings, by first CPU. Where sysfs has no topology
-/// (a machine without it, an old capture) a CPU is a core of its own.
+/// The online CPUs, one set per physical core with its SMT siblings, by lowest CPU. Where sysfs has
+/// no topology (some machines, an old capture), each CPU counts as a core.
 pub fn cores(host: &Host) -> Result<Vec<CpuSet>> {
     let cores = levels::cores(host, &online(host)?).groups;
     Ok(cores.into_iter().map(|core| core.cpus).collect())

@@ -1,4 +1,4 @@
-//! Which NUMA nodes there are, and which CPUs are theirs.
+//! The NUMA nodes, and the CPUs of each.
 
 use std::path::PathBuf;
 
@@ -8,10 +8,10 @@ use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
 
-/// The nodes that some CPUs are of, by number. The file `has_cpu` is empty on kernels in use, and
-/// can be wrong: the nodes' own lists say which of them have CPUs. Where the nodes that it names
-/// lack some of the CPUs, the other nodes are read too. Where the kernel knows no nodes, packages
-/// are: its memory is one for each at best.
+/// The nodes of some CPUs, by number. The nodes' own lists decide which nodes have CPUs, because
+/// `has_cpu` is empty on some kernels and can be wrong; nodes that it leaves out are read where
+/// CPUs remain without a node. Where the kernel knows no nodes, packages stand for them: memory is
+/// divided by package at best.
 pub(super) fn nodes(
     host: &Host,
     cpus: &CpuSet,
@@ -51,8 +51,7 @@ pub(super) fn nodes(
             };
             told_by(&mut level, &numbers);
             if !level.untold.is_empty() {
-                // Whatever says which nodes have CPUs has left one out, or a node's own list cannot
-                // be made out.
+                // The list of nodes with CPUs lacks a node, or a node's own list cannot be read.
                 let mut others = all(&reader);
                 others.extend(&by_directory(&reader));
                 told_by(&mut level, &others.difference(&numbers));
@@ -81,8 +80,8 @@ pub(super) fn nodes(
     level
 }
 
-/// The nodes that are looked at first: those that the kernel says have CPUs, or else all. Empty
-/// where it knows none.
+/// The nodes that are read first: those that `has_cpu` lists, else all. Empty where the kernel
+/// knows no nodes.
 pub(super) fn numbers(reader: &Reader<'_>) -> CpuSet {
     let has_cpu = (reader.host.sys_node("has_cpu"), Format::List);
     reader
@@ -116,7 +115,7 @@ fn by_directory(reader: &Reader<'_>) -> CpuSet {
     names.iter().filter_map(|name| number_of(name)).collect()
 }
 
-/// Says where `has_cpu`, `has_memory` and `online` tell otherwise than the nodes themselves.
+/// Notes where `has_cpu`, `has_memory` and `online` contradict the nodes' own files.
 pub(super) fn note_contradictions(reader: &Reader<'_>, with_cpus: &CpuSet, with_memory: &CpuSet) {
     for (name, what, nodes) in [
         ("has_cpu", "CPUs", with_cpus),
@@ -141,7 +140,7 @@ pub(super) fn note_contradictions(reader: &Reader<'_>, with_cpus: &CpuSet, with_
     }
 }
 
-/// The CPUs of a node; `None` where no file tells them, or it has none.
+/// The CPUs of a node; `None` where no file tells them, or where it has none.
 pub(super) fn cpus_of(reader: &Reader<'_>, node: u32) -> Option<CpuSet> {
     let list = reader.set(&cpulist(reader.host, node), Format::List);
     let map = || {
@@ -153,7 +152,8 @@ pub(super) fn cpus_of(reader: &Reader<'_>, node: u32) -> Option<CpuSet> {
     list.value().or_else(|| map().value())
 }
 
-/// A node of memory alone has no CPUs to tell; where CPUs are left over, one that tells none may be theirs.
+/// Notes the nodes that tell no CPUs. A node of memory alone has none; but where CPUs are left
+/// without a node, they may be of such a node.
 fn note_empty(reader: &Reader<'_>, nodes: &CpuSet) {
     for node in nodes.iter() {
         let path = cpulist(reader.host, node);
@@ -169,7 +169,7 @@ fn cpulist(host: &Host, node: u32) -> PathBuf {
     host.sys_node(&format!("node{node}/cpulist"))
 }
 
-/// The node to which a CPU's own directory has a link.
+/// The node that a CPU's own directory links to.
 fn node_of(reader: &Reader<'_>, cpu: u32) -> Option<u32> {
     let names = files::names_in(&reader.host.sys_cpu(&format!("cpu{cpu}"))).ok()?;
     names.iter().find_map(|name| number_of(name))

@@ -1,4 +1,4 @@
-//! What a person ought to know about files of sysfs that are missing or odd.
+//! Remarks for people about sysfs files that are missing or odd.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -10,20 +10,22 @@ use crate::cpulist::CpuSet;
 /// Something odd in sysfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
-    /// Do other files tell the same, or does it tell nothing on such a machine?
+    /// Is nothing lost: do other files tell the same, or does this file tell nothing on such a
+    /// machine?
     pub is_answered: bool,
-    /// What is odd, and what comes of it.
+    /// What is odd, and its consequence.
     pub text: String,
 }
 
-/// What is odd about a machine's sysfs, a sentence for each level, and one for each other file.
+/// The remarks on a machine's sysfs: a sentence for each level, and one for each other file.
 pub fn remarks(topology: &Topology) -> Vec<Remark> {
     let gaps = &topology.levels.gaps;
     let levels = [
         (
             &gaps.nodes,
             "NUMA node",
-            "a request for one node (pinfold.io/numa), or for local memory (pinfold.io/mems), is not met with them",
+            "a request for one node (pinfold.io/numa), \
+             or for local memory (pinfold.io/mems), is not met with them",
         ),
         (
             &gaps.packages,
@@ -76,7 +78,7 @@ fn of_level(gap: &Gap, what: &str, effect: &str) -> Option<Remark> {
     Some(Remark { is_answered, text })
 }
 
-/// The same of many CPUs, or nodes, once: `…/cpu*/cache is missing (0-63)`.
+/// One text for the same oddity of many CPUs or nodes: `…/cpu*/cache is missing (0-63)`.
 fn gathered(odd: &[Oddity]) -> Vec<String> {
     let mut alike: BTreeMap<(String, &str), CpuSet> = BTreeMap::new();
     for oddity in odd {
@@ -93,7 +95,7 @@ fn gathered(odd: &[Oddity]) -> Vec<String> {
     alike.into_iter().map(sentence).collect()
 }
 
-/// A path with `*` for the number of its CPU or node, and that number.
+/// A path with `*` in place of its CPU's or node's number, and that number.
 fn pattern(path: &Path) -> (String, Option<u32>) {
     let mut number = None;
     let mut parts = Vec::new();

@@ -1,5 +1,6 @@
-//! One file of sysfs at a time: what it tells, and how it is odd where it tells nothing. Kernels in use leave files
-//! empty, end lists in NUL, print `(null)` for a mask that they have not made, and older ones have masks and no lists.
+//! Reads one sysfs file: its value, or what is odd about it. Some kernels leave files empty, end
+//! lists in NUL, or print `(null)` for a mask that they have not made; older kernels have masks and
+//! no lists.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -11,17 +12,17 @@ use crate::files;
 use crate::host::Host;
 use crate::text::Shown;
 
-/// The most characters of a file that are shown where it is odd.
+/// Most characters of an odd file that are shown.
 const MOST_SHOWN: usize = 40;
 
-/// A file of sysfs that is missing, or not as the kernel documents it.
+/// A sysfs file that is missing, or that differs from the kernel's documentation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Oddity {
-    /// The file, or a directory that is not there.
+    /// The file, or the directory that is missing.
     pub path: PathBuf,
     /// `is empty`, `is missing`, `holds "x", which is no CPU list`.
     pub what: String,
-    /// Did reading it fail? Then nobody knows what it tells, and the next look may.
+    /// Did reading the file fail? Its content is then unknown, and the next read may succeed.
     pub is_unread: bool,
 }
 
@@ -31,14 +32,14 @@ impl fmt::Display for Oddity {
     }
 }
 
-/// What a file with a value tells.
+/// The value of a sysfs file, or why there is none.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FileValue<T> {
-    /// It is not there.
+    /// The file is not there.
     Missing,
-    /// It cannot be read, or holds something else: noted already.
+    /// The file cannot be read, or holds something else; this is already noted.
     Odd,
-    /// It is empty, or `(null)`.
+    /// The file is empty, or holds `(null)`.
     Nothing,
     /// The value.
     Value(T),
@@ -62,7 +63,7 @@ pub(super) enum Format {
     Mask,
 }
 
-/// Reads files, and notes those that are odd.
+/// Reads sysfs files, and notes those that are odd.
 pub(super) struct Reader<'a> {
     pub(super) host: &'a Host,
     odd: RefCell<BTreeSet<Oddity>>,
@@ -76,7 +77,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What was odd, by path.
+    /// The noted oddities, by path.
     pub(super) fn into_odd(self) -> Vec<Oddity> {
         self.odd.into_inner().into_iter().collect()
     }
@@ -93,12 +94,12 @@ impl<'a> Reader<'a> {
         });
     }
 
-    /// Takes over what another reader has noted.
+    /// Adds the oddities that another reader has noted.
     pub(super) fn add_all(&self, odd: Vec<Oddity>) {
         self.odd.borrow_mut().extend(odd);
     }
 
-    /// Was something odd at this path, or below it?
+    /// Is an oddity noted for this path, or below it?
     pub(super) fn has_noted_below(&self, path: &Path) -> bool {
         let from = Oddity {
             path: path.to_owned(),
@@ -110,7 +111,7 @@ impl<'a> Reader<'a> {
         next.is_some_and(|oddity| oddity.path.starts_with(path))
     }
 
-    /// The text up to a NUL, without white space around it.
+    /// The file's text up to a NUL, without white space around it.
     pub(super) fn text(&self, path: &Path) -> FileValue<String> {
         match files::read_record_if_there(path) {
             Ok(None) => FileValue::Missing,
@@ -154,7 +155,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number; `None` where the file is missing, empty or odd, and what is not missing is noted.
+    /// The number that a file holds; `None` where the file is missing, empty or odd. All but a
+    /// missing file is noted.
     pub(super) fn number<T: std::str::FromStr>(&self, path: &Path) -> Option<T> {
         match self.text(path) {
             FileValue::Missing | FileValue::Odd => None,
@@ -177,7 +179,8 @@ impl<'a> Reader<'a> {
         self.note(path, format!("holds {}, which is no {what}", Shown(&short)));
     }
 
-    /// The first of these files that tells a set, with `must` in it where that is a CPU; what is odd, or empty, is noted.
+    /// The set of the first of `files` that holds one, with the CPU `must` in it where that is
+    /// given. Odd and empty files are noted.
     pub(super) fn first(&self, files: &[(PathBuf, Format)], must: Option<u32>) -> Option<CpuSet> {
         for (path, format) in files {
             match self.set(path, *format) {

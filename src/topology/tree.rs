@@ -1,4 +1,4 @@
-//! Pure: what lies within what, as a drawing of the machine shows it.
+//! Pure: the parts of the machine, nested, for a drawing of it.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -6,22 +6,21 @@ use std::fmt;
 use super::Topology;
 use crate::cpulist::CpuSet;
 
-/// A part of the machine, with the parts that lie within it.
+/// A part of the machine, with the parts within it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// What it is.
     pub what: What,
-    /// Its CPUs that are online; none for a NUMA node of memory alone.
+    /// Its online CPUs; none for a NUMA node of memory alone.
     pub cpus: CpuSet,
-    /// The parts within it: what has the most CPUs first, and of two that have as many, that with
-    /// the lowest CPU.
+    /// The parts within it: the most CPUs first, then the lowest CPU first.
     pub parts: Vec<Part>,
 }
 
 /// What a part of the machine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// All of it.
+    /// The whole machine.
     Machine,
     /// A package, by its number.
     Package(u32),
@@ -38,9 +37,9 @@ pub enum What {
 }
 
 impl Part {
-    /// The whole machine. What holds more CPUs is further out, and of two that hold the same, the
-    /// package, the node, the die, the cache, the cluster, the core, in this order. A die or a
-    /// cluster that is the same as something else is left out; nodes without CPUs come last.
+    /// The whole machine. A part with more CPUs encloses a part with fewer. Of parts with the same
+    /// CPUs, the outer one is the first of: package, node, die, cache, cluster, core; a die or
+    /// cluster with the CPUs of another part is left out. Nodes without CPUs come last.
     pub fn of(topology: &Topology) -> Part {
         let levels = &topology.levels;
         let alone = |what, cpus: &CpuSet| Part {
@@ -90,7 +89,7 @@ impl Part {
         machine
     }
 
-    /// Puts a part into the innermost one that has all its CPUs.
+    /// Puts a part into the innermost part that has all its CPUs.
     fn take_in(&mut self, part: Part) {
         let holds = |own: &&mut Part| part.cpus.is_subset(&own.cpus);
         match self.parts.iter_mut().find(holds) {
@@ -114,7 +113,7 @@ impl What {
     }
 }
 
-/// `node 0, memory 2.0 GiB`; a die, a cluster or a core has its CPUs for a name.
+/// `node 0, memory 2.0 GiB`; a die, a cluster or a core is named by its CPUs.
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
@@ -135,7 +134,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// KiB as a person says it.
+/// A size in KiB, shown in a unit that people read easily.
 struct Kib(u64);
 
 impl fmt::Display for Kib {
