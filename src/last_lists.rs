@@ -29,8 +29,8 @@ const MOST_NAMES: usize = 4096;
 /// What a file's name ends in.
 const END: &str = ".json";
 
-/// A file of a container that lives is said to be in use when it was not for so long.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A file of a container that lives, or comes back, is touched when it was not for so long.
+pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Where it is remembered, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,15 +53,15 @@ pub struct Last {
 }
 
 impl LastLists {
-    /// What was remembered of this name, if anything that counts was.
-    pub fn of(&self, host: &Host, names: &Names) -> Option<Last> {
+    /// What was remembered of this name, and how long ago, if anything that counts was.
+    pub fn of(&self, host: &Host, names: &Names) -> Option<(Last, Duration)> {
         let read = read(host, &self.path_of(names));
         let (last, age) = read.unwrap_or_else(|error| {
             log::info!("which CPU lists it had last is not known: {error:#}");
             None
         })?;
         // Two names may have one file.
-        (last.names == *names && age <= self.keep).then_some(last)
+        (last.names == *names && age <= self.keep).then_some((last, age))
     }
 
     /// Remembers what a name has now. It is not synced: a file that a power loss tore says nothing.
@@ -75,13 +75,13 @@ impl LastLists {
         if text.len() as u64 > MOST_BYTES {
             return files::remove(&path);
         }
+        files::ensure_trusted_place(&self.directory, || host.unknown_root())?;
         if files::metadata_if_there(&self.directory)?.is_none() {
             let mut made = DirBuilder::new();
             let made = made.recursive(true).mode(0o700).create(&self.directory);
             made.with_context(|| format!("make {}", self.directory.display()))?;
         }
-        files::ensure_trusted_way(&self.directory, || host.unknown_root())?;
-        files::trusted_of_machine(&self.directory, || host.unknown_root())?;
+        self.ensure_trusted(host)?;
         files::replace(&path, text.as_bytes(), 0o600, Durability::Crash)
     }
 
@@ -104,6 +104,9 @@ impl LastLists {
     /// The directory cannot be read, or a file not be removed.
     pub fn forget(&self, host: &Host, called: &str) -> Result<Vec<Last>> {
         let mut forgotten = Vec::new();
+        if !self.is_there(host)? {
+            return Ok(forgotten);
+        }
         for name in files::names_in(&self.directory)? {
             if !is_ours(&name) {
                 continue;
@@ -112,9 +115,9 @@ impl LastLists {
             let last = match read(host, &path) {
                 Ok(Some((last, _))) => last,
                 Ok(None) => continue,
-                Err(error) if error.is::<io::Error>() => return Err(error),
-                // What is not ours says nothing to a start either.
-                Err(_) => continue,
+                // What is not ours, or too long, says nothing to a start either.
+                Err(error) if !is_of_system(&error) => continue,
+                Err(error) => return Err(error),
             };
             if last.names.include(called) {
                 files::remove(&path)?;
@@ -129,7 +132,10 @@ impl LastLists {
     ///
     /// # Errors
     /// The directory cannot be read, or a file not be looked at, touched or removed.
-    pub fn prune(&self, living: &[Names]) -> Result<()> {
+    pub fn prune(&self, host: &Host, living: &[Names]) -> Result<()> {
+        if !self.is_there(host)? {
+            return Ok(());
+        }
         let living: BTreeMap<String, &Names> = living
             .iter()
             .map(|names| (file_name(names), names))
@@ -155,6 +161,19 @@ impl LastLists {
         too_many
             .map(|(_, path)| path)
             .try_for_each(|path| files::remove(path))
+    }
+
+    /// Is there a directory? One in which others can put files is not looked into.
+    fn is_there(&self, host: &Host) -> Result<bool> {
+        if files::metadata_if_there(&self.directory)?.is_none() {
+            return Ok(false);
+        }
+        self.ensure_trusted(host).map(|()| true)
+    }
+
+    fn ensure_trusted(&self, host: &Host) -> Result<()> {
+        files::ensure_trusted_way(&self.directory, || host.unknown_root())?;
+        files::trusted_of_machine(&self.directory, || host.unknown_root()).map(drop)
     }
 
     fn path_of(&self, names: &Names) -> PathBuf {
@@ -190,9 +209,16 @@ fn file_name(names: &Names) -> String {
     format!("{:08x}{END}", number.finalize())
 }
 
+/// Is it the file system's error, and not what is wrong with a file?
+fn is_of_system(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() != io::ErrorKind::InvalidData)
+}
+
 fn is_ours(file_name: &str) -> bool {
     let number = file_name.strip_suffix(END).unwrap_or_default();
-    number.len() == 8 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    number.len() == 8 && number.bytes().all(is_digit)
 }
 
 /// Is it one in which another was put together?
@@ -258,7 +284,8 @@ mod tests {
         }
 
         fn of(&self, name: &str) -> Option<Last> {
-            self.lists.of(&self.host, &names(name))
+            let found = self.lists.of(&self.host, &names(name));
+            found.map(|(last, _)| last)
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -364,7 +391,7 @@ mod tests {
     #[test]
     fn who_does_not_come_back_is_forgotten_and_who_lives_is_not() {
         let place = Place::new();
-        place.lists.prune(&[]).unwrap();
+        place.lists.prune(&place.host, &[]).unwrap();
         for name in ["old", "new", "living"] {
             place.keep(&last(name, &["1"]));
         }
@@ -377,7 +404,7 @@ mod tests {
         }
         place
             .lists
-            .prune(&[names("living"), names("unknown")])
+            .prune(&place.host, &[names("living"), names("unknown")])
             .unwrap();
         assert_eq!(place.of("living"), Some(last("living", &["1"])));
         assert_eq!(place.of("new"), Some(last("new", &["1"])));
@@ -404,7 +431,7 @@ mod tests {
             place.keep(&last(&format!("c{number}"), &["1"]));
         }
         place.age("c7", DAY);
-        place.lists.prune(&[]).unwrap();
+        place.lists.prune(&place.host, &[]).unwrap();
         assert!(place.files() <= MOST_NAMES);
         assert_eq!(place.of("c7"), None);
     }

@@ -27,7 +27,7 @@ const USAGE: u8 = 2;
 const ISOLATE_FAILED: u8 = 125;
 
 /// Where the C library begins. Rust's own `main` prepares to tell of a stack that overflows first,
-/// with 16 system calls and a tenth of a hook's instructions; what else it does is done here.
+/// with 18 system calls and a tenth of a hook's instructions; what else it does is done here.
 #[cfg(target_env = "gnu")]
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_: std::ffi::c_int, _: *const *const std::ffi::c_char) -> std::ffi::c_int {

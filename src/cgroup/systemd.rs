@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 
 use super::{Group, Version};
 use crate::cpulist::CpuSet;
-use crate::dbus::{Answer, Call, Connection, Values};
+use crate::dbus::{self, Answer, Call, Connection, Values};
 use crate::files;
 use crate::host::Host;
 
@@ -147,6 +147,9 @@ pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bo
 struct Unit<'a> {
     name: &'a str,
     manager: Connection,
+    /// Where systemd listens itself, while it is asked over the bus.
+    itself: Option<PathBuf>,
+    deadline: Instant,
 }
 
 impl<'a> Unit<'a> {
@@ -155,12 +158,34 @@ impl<'a> Unit<'a> {
         let Some(name) = unit_on(host, group)? else {
             return Ok(None);
         };
-        let manager = manager(host, deadline);
-        let manager = manager.with_context(|| format!("ask systemd for the unit {name}"))?;
-        Ok(Some(Unit { name, manager }))
+        let connected = manager(host, deadline).map_err(dbus::late);
+        let (manager, itself) =
+            connected.with_context(|| format!("ask systemd for the unit {name}"))?;
+        Ok(Some(Unit {
+            name,
+            manager,
+            itself,
+            deadline,
+        }))
     }
 
+    /// Asks what systemd knows of the unit. A bus can be there without systemd on it, or be full:
+    /// then systemd is asked itself, if there is time.
     fn known(&mut self) -> Result<Known> {
+        let known = self.ask();
+        match (&known, self.itself.take()) {
+            (Err(_), Some(socket)) => match Connection::to_program(&socket, self.deadline) {
+                Ok(manager) => {
+                    self.manager = manager;
+                    self.ask().or(known)
+                }
+                Err(_) => known,
+            },
+            _ => known,
+        }
+    }
+
+    fn ask(&mut self) -> Result<Known> {
         let path = object_path(self.name);
         let interface = match self.name.ends_with(".scope") {
             true => "org.freedesktop.systemd1.Scope",
@@ -210,14 +235,16 @@ impl<'a> Unit<'a> {
 }
 
 /// systemd's manager, over the system's bus. A small machine has no bus: there systemd is asked
-/// where it listens itself, as `systemctl` and `runc` do.
-fn manager(host: &Host, deadline: Instant) -> io::Result<Connection> {
+/// where it listens itself, as `systemctl` and `runc` do. Returns with a connection over the bus
+/// where that is.
+fn manager(host: &Host, deadline: Instant) -> io::Result<(Connection, Option<PathBuf>)> {
+    let itself = host.systemd_socket();
     let is_nobody = |error: &io::Error| {
         files::is_gone(error) || error.kind() == io::ErrorKind::ConnectionRefused
     };
     match Connection::to_bus(&host.system_bus(), deadline) {
-        Err(error) if is_nobody(&error) => Connection::to_program(&host.systemd_socket(), deadline),
-        other => other,
+        Err(error) if is_nobody(&error) => Ok((Connection::to_program(&itself, deadline)?, None)),
+        other => Ok((other?, Some(itself))),
     }
 }
 
@@ -312,6 +339,31 @@ mod tests {
             let whole = format!("/org/freedesktop/systemd1/unit/{path}");
             assert_eq!(object_path(unit), whole);
         }
+    }
+
+    /// A bus that serves nobody: it hangs up, as one does that is full.
+    #[test]
+    fn where_the_bus_refuses_systemd_is_asked_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        let hang_up = |at: PathBuf| {
+            std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+            let listener = UnixListener::bind(at).unwrap();
+            std::thread::spawn(move || listener.accept().map(drop))
+        };
+        let (bus, itself) = (hang_up(host.system_bus()), hang_up(host.systemd_socket()));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let (manager, other) = manager(&host, deadline).unwrap();
+        assert_eq!(other, Some(host.systemd_socket()));
+        let mut unit = Unit {
+            name: "x.service",
+            manager,
+            itself: other,
+            deadline,
+        };
+        unit.known().unwrap_err();
+        bus.join().unwrap().unwrap();
+        itself.join().unwrap().unwrap();
     }
 
     /// Without a bus systemd is asked itself; where both are silent, the error names it.

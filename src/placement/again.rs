@@ -1,29 +1,34 @@
 //! A container that comes back gets the lists that it had: what is remembered is read before the lock is taken, and written
-//! after it is free. Both cost a start that changes nothing one small file; neither makes anything fail.
+//! after it is free. Both cost a start that changes nothing one small file, and no error of theirs fails anything. A file
+//! system that is frozen holds them up, as it does the engine.
+
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::Site;
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
-use crate::last_lists::{Last, LastLists};
+use crate::last_lists::{DAY, Last, LastLists};
 use crate::names::Names;
 
 /// What is remembered of a container that starts; nothing where nobody can tell it when it comes back.
 #[derive(Debug, Default)]
 pub(super) struct Recalled<'a> {
     memory: Option<(&'a Site, &'a LastLists, Names)>,
-    last: Option<Last>,
+    /// And how long ago it was.
+    last: Option<(Last, Duration)>,
 }
 
 impl Recalled<'_> {
     /// The lists of a pool that it had.
     pub(super) fn lists_of(&self, pool: &str) -> &[String] {
-        let last = self.last.as_ref().filter(|last| last.pool == pool);
+        let last = self.last.as_ref().map(|(last, _)| last);
+        let last = last.filter(|last| last.pool == pool);
         last.map_or(&[], |last| &last.lists)
     }
 
     /// Remembers what it has now. That is done at its start, for its end may be the machine's; a start that gets what the
-    /// one before it got writes nothing.
+    /// one before it got within a day writes nothing.
     pub(super) fn keep(self, claim: &Claim) {
         let Some((site, lists, names)) = self.memory else {
             return;
@@ -33,8 +38,10 @@ impl Recalled<'_> {
             pool: claim.pool.clone(),
             lists: claim.lists.clone(),
         };
-        if self.last.as_ref() != Some(&now) {
-            say(lists.keep(&site.host, &now));
+        match self.last {
+            Some((last, age)) if last == now && age <= DAY => {}
+            Some((last, _)) if last == now => say(lists.touch(&now.names)),
+            _ => say(lists.keep(&site.host, &now)),
         }
     }
 }
@@ -66,7 +73,7 @@ impl Site {
                 .and_then(|ledger| ledger.map_or(Ok(Vec::new()), |ledger| ledger.all()));
             say(entries.and_then(|entries| {
                 let living = entries.iter().filter_map(Entry::claim).filter_map(lasting);
-                lists.prune(&living.collect::<Vec<_>>())
+                lists.prune(&self.host, &living.collect::<Vec<_>>())
             }));
         }
     }

@@ -299,7 +299,7 @@ fn last_lists(table: LastListsTable, host: &Host, run_dir: &Path) -> Result<Opti
     };
     let directory = table.path.unwrap_or_else(default);
     ensure!(
-        directory.is_absolute(),
+        directory.is_absolute() && directory.file_name().is_some(),
         Refusal::new(
             format!(
                 "last-lists.path in the configuration file is {}",

@@ -60,7 +60,7 @@ pub fn pin_command(
     let process = Process::with_pid(host, pid)?.context("/proc does not show this process")?;
     let id = format!("{COMMAND}{pid}");
     let hierarchy = cpuset::hierarchy(host)?;
-    let wish = Demand::of(host, request)?;
+    let demand = Demand::of(host, request)?;
     let names = names::of_command(host, program);
     // systemd is asked while nobody has to wait for it.
     let patience = at_most(TOLD, site.deadline);
@@ -74,7 +74,7 @@ pub fn pin_command(
         process,
         place,
     };
-    let claim = books.give(&new_owner, &wish)?;
+    let claim = books.give(&new_owner, &demand)?;
     // systemd takes its time, and nobody else has to wait for it.
     drop(books);
     let (claim, procs_file) = match &new_owner.place {

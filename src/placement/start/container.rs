@@ -66,7 +66,7 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
     let hierarchy = cpuset::hierarchy(host)?;
     let group = hierarchy.group_of(host, pid)?.with_context(|| gone(pid))?;
-    let wish = Demand::of(host, request)?.with_former(former);
+    let demand = Demand::of(host, request)?.with_former(former);
     start.names.add_unit_of(group.path());
 
     let books = site.open_books(hierarchy.clone())?;
@@ -112,7 +112,7 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
                     "start it again"
                 )
             );
-            books.give(&new_owner, &wish)?
+            books.give(&new_owner, &demand)?
         }
     };
     // systemd takes its time, and nobody else has to wait for it.

@@ -71,8 +71,8 @@ impl Confinement {
 }
 
 impl Books<'_> {
-    /// Gives an new_owner what it wishes. On an error nothing stays changed.
-    pub(crate) fn give(&self, new_owner: &NewOwner<'_>, wish: &Demand<'_>) -> Result<Claim> {
+    /// Gives a new owner what it asks for. On an error nothing stays changed.
+    pub(crate) fn give(&self, new_owner: &NewOwner<'_>, demand: &Demand<'_>) -> Result<Claim> {
         let group = new_owner.place.group();
         let bound = match &new_owner.place {
             Confinement::Supervised { group, before, .. } => {
@@ -92,17 +92,17 @@ impl Books<'_> {
             _ => cpuset::masks(group)?.unwrap_or_default(),
         };
         if let Confinement::Own(group) = &new_owner.place {
-            self.refuse_chosen_cpus(group, &before, wish.request)?;
+            self.refuse_chosen_cpus(group, &before, demand.request)?;
         }
-        let share = self.share(wish, &bound)?;
+        let share = self.share(demand, &bound)?;
         self.grant(new_owner, share, before, None)
     }
 
-    /// Picks what a wish is to get.
-    pub(crate) fn share(&self, wish: &Demand<'_>, bound: &Bound) -> Result<Grant> {
-        let picked = self.pick(wish, bound)?;
+    /// Picks what a demand is to get.
+    pub(crate) fn share(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Grant> {
+        let picked = self.pick(demand, bound)?;
         let cpus = picked.cpus();
-        let mems = match wish.request.mems {
+        let mems = match demand.request.mems {
             Mems::Inherit => CpuSet::new(),
             Mems::Local => topology::local_memory_nodes(self.host, &cpus)?,
         };
@@ -115,7 +115,7 @@ impl Books<'_> {
         })
     }
 
-    /// Gives an new_owner its share, instead of whoever held it for it. The record comes before the kernel: whoever is
+    /// Gives a new owner its grant, instead of whoever held it for it. The record comes before the kernel: whoever is
     /// killed in between leaves a record whose process is dead. On an error nothing stays changed.
     pub(crate) fn grant(
         &self,

@@ -117,13 +117,13 @@ impl Progress {
 impl Books<'_> {
     /// Picks; where dead owners are in the way, frees what they hold of the lists that are to be given, and picks on. The rest
     /// of what they hold is left to those who need it, and to `reconcile`.
-    pub(crate) fn pick(&self, wish: &Demand<'_>, bound: &Bound) -> Result<Picked> {
+    pub(crate) fn pick(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Picked> {
         let Demand {
             request,
             want,
             online,
             former,
-        } = wish;
+        } = demand;
         let mut reach = Reach {
             online: online.clone(),
             allowed: bound.cpus.clone(),
@@ -185,7 +185,7 @@ impl Books<'_> {
                     self.look_on(&pool, &mut look, &mut owners)?;
                 }
                 Err(refusal) => {
-                    let refused = self.refused(&refusal, &reach, wish, bound)?;
+                    let refused = self.refused(&refusal, &reach, demand, bound)?;
                     return Err(look.untold.unwrap_or_else(|| refused.into()));
                 }
             }
@@ -227,14 +227,14 @@ impl Books<'_> {
         &self,
         refusal: &NoChoice,
         reach: &Reach,
-        wish: &Demand<'_>,
+        demand: &Demand<'_>,
         bound: &Bound,
     ) -> Result<crate::refusal::Refusal> {
-        let levels = Levels::without_cores(self.host, &wish.online);
-        if let Some(refusal) = no_such_node(wish.request, &levels) {
+        let levels = Levels::without_cores(self.host, &demand.online);
+        if let Some(refusal) = no_such_node(demand.request, &levels) {
             return Ok(refusal);
         }
-        let pool = self.directory.pool(&wish.request.pool)?;
+        let pool = self.directory.pool(&demand.request.pool)?;
         let offer = |list: &'_ CpuList| -> Result<usize> {
             let claims = self.ledger.on_list(&list.name)?.len();
             Ok(list.tasks.len().max(claims))
@@ -257,7 +257,7 @@ impl Books<'_> {
             offers: &offers,
             reach,
             levels: &levels,
-            request: wish.request,
+            request: demand.request,
             bound: Some(bound),
         };
         Ok(seen.refusal(refusal))

@@ -35,12 +35,12 @@ pub fn reserve(
     // A path that cannot be looked at now could not be later, when somebody asks who is alive.
     cpuset::effective_cpus(&group)?;
     let recalled = site.recall(&names, id);
-    let wish = Demand::of(host, request)?.with_former(recalled.lists_of(&request.pool));
+    let demand = Demand::of(host, request)?.with_former(recalled.lists_of(&request.pool));
     let nonce = process::nonce(host)?;
 
     let books = site.open_books(hierarchy)?;
     books.free_earlier_of(id)?;
-    let share = books.share(&wish, &cpuset::bound(&group)?)?;
+    let share = books.share(&demand, &cpuset::bound(&group)?)?;
     let isolation = share.isolation;
     let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
     claim.isolation = isolation;

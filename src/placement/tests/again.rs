@@ -78,7 +78,7 @@ fn by_its_name_where_they_are_free() {
     assert_eq!(gets(&site, "web", "dp", 1), "0");
     // That is what it had last now.
     let last = site.last.as_ref().unwrap().of(&site.host, &named("web"));
-    assert_eq!(last.unwrap().lists, ["0"]);
+    assert_eq!(last.unwrap().0.lists, ["0"]);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn ends_and_reconcile_know_who_is_still_here() {
     claimed("lives", machine.pinned("2", 2, "dp", &["1"]));
     age();
     assert_eq!(release(&site, "1").unwrap().freed.len(), 1);
-    assert_eq!(lists.of(&site.host, &named("ends")).unwrap().lists, ["0"]);
+    assert_eq!(lists.of(&site.host, &named("ends")).unwrap().0.lists, ["0"]);
     assert_eq!(lists.of(&site.host, &named("lives")), None);
     let report = reconcile(&site).unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
