@@ -13,7 +13,7 @@ static ROOT: LazyLock<Scratch> = LazyLock::new(Scratch::new);
 fuzz_target!(|text: &str| {
     ROOT.put("etc/pinfold/config.toml", text.as_bytes());
     let host = Host::new(ROOT.path());
-    let whole = Config::load(&host, None);
+    let whole = ConfigFile::load(&host, None);
     let plain = Plain::load(&host);
     // A sound file has sound parts, and they are the same.
     if let Ok(config) = whole {

@@ -8,7 +8,7 @@ const SHIM: &str = "/usr/local/bin/pinfold-runtime";
 const HOOKS: &str = "/etc/pinfold/hooks.d";
 
 fuzz_target!(|text: &str| {
-    let mut settings = Settings::default();
+    let mut settings = PodmanSettings::default();
     if settings.read(text).is_err() {
         return;
     }
