@@ -150,7 +150,7 @@ fn in_the_books(cpus: &CpuSet, open: &CpuSet, report: &mut Report) {
     if cpus.is_empty() || open.is_empty() {
         report.ok(
             WHAT,
-            "the kernel keeps others off the CPUs of exclusive pools (isolcpus=, or a partition)",
+            "the kernel can keep others off the CPUs of exclusive pools (isolcpus=, or a partition while they are owned)",
         );
     } else {
         report.warn(

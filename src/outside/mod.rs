@@ -10,6 +10,7 @@ mod obstacle;
 mod records;
 mod watch;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ impl Outside<'_> {
     pub fn keep_off(&self, owner: &Owner) -> Result<Option<Obstacle>> {
         let group = self.hierarchy.group(&owner.group)?;
         let mut machine = match Machine::open(self) {
-            Err(error) if files::is_denied_to_us(&error) => {
+            Err(error) if is_denied(&error) => {
                 return Ok(Some(obstacle::denied(&error)));
             }
             opened => opened?,
@@ -65,7 +66,9 @@ impl Outside<'_> {
             .retain(|other| other.group != owner.group);
         machine.records.owners.push(owner.clone());
         let failed = machine.converge(|other| other.group == owner.group)?;
-        if failed.is_empty() && partition::stands(&group, owner.kind.word(), &owner.cpus)? {
+        // What failed at another owner's group is not this one's trouble.
+        if partition::stands(&group, owner.kind.word(), &owner.cpus)? {
+            failed.iter().for_each(|error| log::warn!("{error:#}"));
             return Ok(None);
         }
         let obstacle = obstacle::of_kernel(&group, owner, &failed)?;
@@ -176,9 +179,27 @@ pub fn kept(host: &Host) -> CpuSet {
     cpus.unwrap_or_default()
 }
 
-/// Was anything ever changed in this boot? A machine on which nothing was needs no lock.
-fn is_in_use(host: &Host) -> Result<bool> {
-    Ok(files::entry_if_there(&machine::records_path(host))?.is_some())
+/// Was anything ever changed in this boot? A machine on which nothing was needs no lock. Who may not
+/// look there has changed nothing: podman without root, in a user namespace of its own.
+///
+/// # Errors
+/// That cannot be told.
+pub fn is_in_use(host: &Host) -> Result<bool> {
+    match files::entry_if_there(&machine::records_path(host)) {
+        Err(error) if is_denied(&error) => Ok(false),
+        found => Ok(found?.is_some()),
+    }
+}
+
+/// Root of a user namespace is root by number, and is denied all the same.
+fn is_denied(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| {
+        matches!(
+            error.kind(),
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+        )
+    })
 }
 
 /// Is this obstacle, one of the machine as a whole, told for the first time in this boot?

@@ -28,6 +28,9 @@ impl Books<'_> {
 
     /// The same of a pool that has given already.
     pub(crate) fn isolation_now(&self, pool: &str) -> Result<Option<Wanted>> {
+        if self.directory.pool(pool)?.kind == Kind::Shared {
+            return Ok(None);
+        }
         let said = self.directory.options(pool)?;
         self.understood(pool, said)
     }
@@ -170,7 +173,7 @@ impl Books<'_> {
         Outside {
             host: self.host,
             hierarchy: &self.hierarchy,
-            patience: at_most(PATIENCE, self.deadline),
+            patience: at_most(PATIENCE.min(self.time_to_look()), self.deadline),
         }
     }
 }

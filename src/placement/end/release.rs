@@ -9,6 +9,7 @@ use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::outside;
 use crate::placement::end::{Fate, Settled};
 use crate::placement::life::{Life, awaited_group};
 use crate::placement::{Books, Site, at_most};
@@ -233,8 +234,13 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The CPUs of all exclusive pools.
-    pub(crate) fn all_exclusive(&self) -> Result<CpuSet> {
+    /// The CPUs that a group is not restored to: those of all exclusive pools, on a machine where
+    /// partitions were made. Elsewhere nobody is harmed by them, and a mask without them is what a
+    /// person chose.
+    pub(crate) fn exclusive_where_isolated(&self) -> Result<CpuSet> {
+        if !outside::is_in_use(self.host)? {
+            return Ok(CpuSet::new());
+        }
         self.exclusive_cpus().map(|(all, _)| all)
     }
 

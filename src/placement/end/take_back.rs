@@ -185,7 +185,7 @@ impl Books<'_> {
         }
         let Before { cpus, mems } = &claimed.before;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
-        let restored = cpuset::restore(&group, cpus, mems, || self.all_exclusive());
+        let restored = cpuset::restore(&group, cpus, mems, || self.exclusive_where_isolated());
         untold.map(drop).and(restored)
     }
 
@@ -237,7 +237,7 @@ impl Books<'_> {
         }
         let Masks { cpus, mems } = cpuset::inherited(&group)?;
         let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
-        cpuset::restore(&group, &cpus, mems, || self.all_exclusive())
+        cpuset::restore(&group, &cpus, mems, || self.exclusive_where_isolated())
     }
 
     /// Gives the group of a claim these CPUs, and makes sure that it has, and keeps, them.
@@ -253,8 +253,12 @@ impl Books<'_> {
     /// How long systemd may take to forget a claim now: all that are freed in one go are bounded,
     /// too.
     pub(crate) fn told_at_most(&self) -> Duration {
-        let left = self.until.saturating_duration_since(Instant::now());
-        at_most(TOLD_UNDER_LOCK.min(left), self.deadline)
+        at_most(TOLD_UNDER_LOCK.min(self.time_to_look()), self.deadline)
+    }
+
+    /// What is left of the time to look for what dead owners hold.
+    pub(crate) fn time_to_look(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
     }
 
     /// Drops the claim of an owner that has ended from `tasks`, and then from the ledger.

@@ -148,7 +148,9 @@ impl Books<'_> {
             // One of ours that no claim names is removed with the others.
             if is_ours {
                 let Masks { cpus, mems } = cpuset::inherited(&group)?;
-                cpuset::restore(&group, &cpus, Some(&mems), || self.all_exclusive())?;
+                cpuset::restore(&group, &cpus, Some(&mems), || {
+                    self.exclusive_where_isolated()
+                })?;
             }
         }
         let Process { pid, .. } = traces.process;

@@ -310,7 +310,7 @@ impl Books<'_> {
     fn is_restored(&self, group: &Group, cpus: &str) -> Result<bool> {
         let rest = cpuset::bound(group)?
             .cpus
-            .difference(&self.all_exclusive()?);
+            .difference(&self.exclusive_where_isolated()?);
         Ok(group.version() == Version::V2 && cpus.parse().is_ok_and(|own: CpuSet| own == rest))
     }
 }
