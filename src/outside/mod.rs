@@ -181,10 +181,7 @@ pub fn kept(host: &Host) -> CpuSet {
 
 /// Was anything ever changed in this boot? A machine on which nothing was needs no lock. Who may not
 /// look there has changed nothing: podman without root, in a user namespace of its own.
-///
-/// # Errors
-/// That cannot be told.
-pub fn is_in_use(host: &Host) -> Result<bool> {
+fn is_in_use(host: &Host) -> Result<bool> {
     match files::entry_if_there(&machine::records_path(host)) {
         Err(error) if is_denied(&error) => Ok(false),
         found => Ok(found?.is_some()),

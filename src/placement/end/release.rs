@@ -234,11 +234,11 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The CPUs that a group is not restored to: those of all exclusive pools, on a machine where
-    /// partitions were made. Elsewhere nobody is harmed by them, and a mask without them is what a
-    /// person chose.
+    /// The CPUs that a group is not restored to: those of all exclusive pools, while an owner keeps
+    /// others off its own. Else nobody is harmed by them, and a mask without them is what a person
+    /// chose.
     pub(crate) fn exclusive_where_isolated(&self) -> Result<CpuSet> {
-        if !outside::is_in_use(self.host)? {
+        if outside::owners(self.host).is_empty() {
             return Ok(CpuSet::new());
         }
         self.exclusive_cpus().map(|(all, _)| all)
