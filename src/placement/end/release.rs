@@ -235,8 +235,7 @@ impl Books<'_> {
     }
 
     /// The CPUs that a group is not restored to: those of all exclusive pools, while an owner keeps
-    /// others off its own. Else nobody is harmed by them, and a mask without them is what a person
-    /// chose.
+    /// others off its own. Else nobody is harmed by them.
     pub(crate) fn exclusive_where_isolated(&self) -> Result<CpuSet> {
         if outside::owners(self.host).is_empty() {
             return Ok(CpuSet::new());

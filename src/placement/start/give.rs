@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::cgroup::Group;
 use crate::cgroup::cpuset::{self, Bound, Masks};
-use crate::cgroup::{Group, Version};
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 use crate::cpulist::CpuSet;
 use crate::isolation::Wanted;
@@ -92,7 +92,7 @@ impl Books<'_> {
             _ => cpuset::masks(group)?.unwrap_or_default(),
         };
         if let Confinement::Own(group) = &new_owner.place {
-            self.refuse_chosen_cpus(group, &before, demand.request)?;
+            refuse_chosen_cpus(group, &before, demand.request)?;
         }
         let share = self.share(demand, &bound)?;
         self.grant(new_owner, share, before, None)
@@ -289,30 +289,19 @@ impl Books<'_> {
         );
         Ok(())
     }
+}
 
-    /// One request, one place: whoever made the group has given it CPUs already.
-    fn refuse_chosen_cpus(&self, group: &Group, before: &Masks, request: &Request) -> Result<()> {
-        if let Some(cpus) = cpuset::chosen_cpus(group, before)? {
-            ensure!(
-                self.is_restored(group, &cpus)?,
-                chosen_already("CPUs", &cpus)
-            );
-        }
-        if request.mems == Mems::Local {
-            if let Some(mems) = cpuset::chosen_mems(group, before)? {
-                bail!(chosen_already("memory nodes", &mems));
-            }
-        }
-        Ok(())
+/// One request, one place: whoever made the group has given it CPUs already.
+fn refuse_chosen_cpus(group: &Group, before: &Masks, request: &Request) -> Result<()> {
+    if let Some(cpus) = cpuset::chosen_cpus(group, before)? {
+        bail!(chosen_already("CPUs", &cpus));
     }
-
-    /// Is a mask what a group is restored to where the kernel takes no empty one?
-    fn is_restored(&self, group: &Group, cpus: &str) -> Result<bool> {
-        let rest = cpuset::bound(group)?
-            .cpus
-            .difference(&self.exclusive_where_isolated()?);
-        Ok(group.version() == Version::V2 && cpus.parse().is_ok_and(|own: CpuSet| own == rest))
+    if request.mems == Mems::Local {
+        if let Some(mems) = cpuset::chosen_mems(group, before)? {
+            bail!(chosen_already("memory nodes", &mems));
+        }
     }
+    Ok(())
 }
 
 /// The process that was to be confined has ended meanwhile.
