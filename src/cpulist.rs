@@ -381,6 +381,24 @@ impl fmt::Display for CpuSet {
     }
 }
 
+/// CPU sets in JSON as the text that the kernel and people read: `#[serde(with)]`.
+pub mod as_text {
+    use super::CpuSet;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes one.
+    pub fn serialize<S: Serializer>(cpus: &CpuSet, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(cpus)
+    }
+
+    /// Reads one.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuSet, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -437,6 +437,40 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_removed_where_others_can_put_files_nor_what_is_not_ours() {
+        let place = Place::new();
+        place.keep(&last("web", &["1"]));
+        place.keep(&last("db", &["1"]));
+        let large = place.lists.directory.join("DEADBEEF.json");
+        files::replace(&large, b"", 0o600, Durability::Crash).unwrap();
+        place.age("web", MONTH + DAY);
+        let then = SystemTime::now() - 2 * MONTH;
+        let file = File::options().write(true).open(&large).unwrap();
+        file.set_times(FileTimes::new().set_modified(then)).unwrap();
+        let mode =
+            |mode| fs::set_permissions(&place.lists.directory, PermissionsExt::from_mode(mode));
+        mode(0o777).unwrap();
+        assert!(place.lists.prune(&place.host, &[]).is_err());
+        assert!(place.lists.forget(&place.host, "web").is_err());
+        assert_eq!(place.files(), 3);
+        mode(0o700).unwrap();
+        place.lists.prune(&place.host, &[]).unwrap();
+        assert_eq!(place.files(), 2);
+        assert!(large.metadata().is_ok());
+    }
+
+    #[test]
+    fn one_file_that_is_too_long_does_not_keep_others_from_being_forgotten() {
+        let place = Place::new();
+        place.keep(&last("web", &["1"]));
+        place.keep(&last("db", &["1"]));
+        let long = vec![b' '; MOST_BYTES as usize + 1];
+        files::replace(&place.path("db"), &long, 0o600, Durability::Crash).unwrap();
+        let forgotten = place.lists.forget(&place.host, "web").unwrap();
+        assert_eq!(forgotten, [last("web", &["1"])]);
+    }
+
+    #[test]
     fn a_name_is_forgotten_on_demand() {
         let place = Place::new();
         place.keep(&last("web", &["1"]));

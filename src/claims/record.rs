@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::cpulist::CpuSet;
+use crate::cpulist::{self, CpuSet};
 use crate::isolation::Wanted;
 use crate::names::Names;
 use crate::process::Process;
@@ -57,10 +57,10 @@ pub struct Claim {
     /// what it changed is still to be undone.
     pub lists: Vec<String>,
     /// All CPUs of these lists, in the kernel's format.
-    #[serde(with = "as_text")]
+    #[serde(with = "cpulist::as_text")]
     pub cpus: CpuSet,
     /// The memory nodes it was confined to, in the kernel's format; empty where they were left alone.
-    #[serde(with = "as_text")]
+    #[serde(with = "cpulist::as_text")]
     pub mems: CpuSet,
     /// The group that confines it; a reservation has none yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,25 +203,4 @@ pub(super) fn parse(text: &str) -> Result<Claim> {
         bail!("it is of version {version}, and this program knows {VERSION}");
     }
     Ok(serde_json::from_str(&without_sum(text)?)?)
-}
-
-/// CPU sets in JSON as the text that the kernel and people read.
-mod as_text {
-    use super::CpuSet;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(
-        cpus: &CpuSet,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(cpus)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<CpuSet, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
-    }
 }

@@ -18,12 +18,15 @@ use crate::limits;
 use crate::process;
 use crate::refusal::Refusal;
 use crate::text::Shown;
+use crate::topology;
 
 /// The records under their lock.
 pub(super) struct Machine<'a> {
     host: &'a Host,
     hierarchy: &'a Hierarchy,
     pub(super) records: Records,
+    /// Owners that are recorded and whose group is gone.
+    gone: Vec<Owner>,
     /// The text on disk; `None` where there is none.
     written: Option<String>,
     // Unlocked by being closed.
@@ -58,6 +61,13 @@ pub(super) fn read(host: &Host) -> Result<Records> {
     }
 }
 
+/// A write that failed.
+pub(super) struct Failure {
+    /// Where it was tried.
+    pub(super) group: String,
+    pub(super) error: Error,
+}
+
 impl<'a> Machine<'a> {
     /// Takes the lock. Owners whose group is gone are forgotten.
     pub(super) fn open(outside: &Outside<'a>) -> Result<Machine<'a>> {
@@ -87,17 +97,36 @@ impl<'a> Machine<'a> {
             host,
             hierarchy,
             records,
+            gone: Vec::new(),
             written,
             _lock: lock,
         };
         let mut living = Vec::new();
         for owner in std::mem::take(&mut machine.records.owners) {
-            if hierarchy.group(&owner.group)?.inode()? == Some(owner.inode) {
-                living.push(owner);
+            match hierarchy.group(&owner.group)?.inode()? == Some(owner.inode) {
+                true => living.push(owner),
+                false => machine.gone.push(owner),
             }
         }
         machine.records.owners = living;
         Ok(machine)
+    }
+
+    /// The groups that were changed for the owner whose group has this inode, or had it.
+    pub(super) fn groups_of(&self, inode: u64) -> Vec<String> {
+        let owners = self.records.owners.iter().chain(&self.gone);
+        let owners = owners.filter(|owner| owner.inode == inode);
+        owners
+            .flat_map(|owner| owner.above.iter().chain([&owner.group]).cloned())
+            .collect()
+    }
+
+    /// Are all others kept off an owner's CPUs? A partition stays valid without those of its CPUs that are offline, and has
+    /// them again once they are not.
+    pub(super) fn keeps_off(&self, owner: &Owner) -> Result<bool> {
+        let group = self.hierarchy.group(&owner.group)?;
+        let cpus = owner.cpus.intersection(&topology::online(self.host)?);
+        partition::stands(&group, owner.kind.word(), &cpus)
     }
 
     pub(super) fn forget(&mut self, is_over: impl Fn(&Owner) -> bool) {
@@ -124,7 +153,7 @@ impl<'a> Machine<'a> {
     /// Is a partition broken, and nothing in its way any more?
     pub(super) fn may_heal(&self, owner: &Owner) -> Result<bool> {
         let group = self.hierarchy.group(&owner.group)?;
-        if partition::stands(&group, owner.kind.word(), &owner.cpus)? {
+        if self.keeps_off(owner)? {
             return Ok(false);
         }
         Ok(self.obstacle(&group, owner)?.is_none()
@@ -136,7 +165,7 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     /// The records cannot be written: then nothing is changed.
-    pub(super) fn converge(&mut self, makes: impl Fn(&Owner) -> bool) -> Result<Vec<Error>> {
+    pub(super) fn converge(&mut self, makes: impl Fn(&Owner) -> bool) -> Result<Vec<Failure>> {
         let plan = converge::plan(&self.records, &|target| self.now(target), &makes);
         for Write { target, value } in &plan.foreign {
             log::warn!(
@@ -153,19 +182,20 @@ impl<'a> Machine<'a> {
     }
 
     /// Below a group that was refused its CPUs nothing is tried: what is made there would be invalid at once.
-    fn carry_out(&self, writes: &[Write]) -> Vec<Error> {
-        let mut failed: Vec<(&str, Error)> = Vec::new();
+    fn carry_out(&self, writes: &[Write]) -> Vec<Failure> {
+        let mut failed: Vec<Failure> = Vec::new();
         for Write { target, value } in writes {
             let group = target.group();
             let is_below = |above: &str| group == above || group.starts_with(&format!("{above}/"));
-            if failed.iter().any(|(above, _)| is_below(above)) && value != partition::MEMBER {
+            if failed.iter().any(|above| is_below(&above.group)) && value != partition::MEMBER {
                 continue;
             }
             if let Err(error) = self.put(target, value) {
-                failed.push((group, error));
+                let group = group.to_owned();
+                failed.push(Failure { group, error });
             }
         }
-        failed.into_iter().map(|(_, error)| error).collect()
+        failed
     }
 
     fn put(&self, target: &Target, value: &str) -> Result<()> {

@@ -26,7 +26,7 @@ use crate::files;
 use crate::host::Host;
 use crate::refusal::Refusal;
 use crate::text::Shown;
-use machine::Machine;
+use machine::{Failure, Machine};
 
 /// A machine, and how long others who change it are waited for.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +58,7 @@ impl Outside<'_> {
             return Ok(None);
         }
         if let Some(obstacle) = machine.obstacle(&group, owner)? {
-            return Ok(Some(obstacle));
+            return give_up(machine, owner, obstacle).map(Some);
         }
         machine
             .records
@@ -68,16 +68,11 @@ impl Outside<'_> {
         let failed = machine.converge(|other| other.group == owner.group)?;
         // What failed at another owner's group is not this one's trouble.
         if partition::stands(&group, owner.kind.word(), &owner.cpus)? {
-            failed.iter().for_each(|error| log::warn!("{error:#}"));
+            warn_of(&failed);
             return Ok(None);
         }
         let obstacle = obstacle::of_kernel(&group, owner, &failed)?;
-        machine.forget(|other| other.group == owner.group);
-        let failed = machine.converge(|_| false)?;
-        match failed.into_iter().next() {
-            Some(error) => Err(error),
-            None => Ok(Some(obstacle)),
-        }
+        give_up(machine, owner, obstacle).map(Some)
     }
 
     /// Lets everybody have the CPUs of the owner whose group has this inode, or had it, and whatever others left.
@@ -89,11 +84,9 @@ impl Outside<'_> {
             return Ok(());
         }
         let mut machine = Machine::open(self)?;
+        let own = machine.groups_of(inode);
         machine.forget(|owner| owner.inode == inode);
-        match machine.converge(|_| false)?.into_iter().next() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        own_failure(machine.converge(|_| false)?, &own)
     }
 
     /// Brings the machine in order: what killed programs left, and partitions that broke, once nothing is in their way any
@@ -121,9 +114,9 @@ impl Outside<'_> {
             }
         }
         let failed = machine.converge(|owner| healed.contains(&owner.group))?;
-        problems.extend(failed.iter().map(Refusal::of));
+        problems.extend(failed.iter().map(|failed| Refusal::of(&failed.error)));
         for owner in &machine.records.owners {
-            if !self.is_kept_off(owner)? {
+            if !machine.keeps_off(owner)? {
                 let group = self.hierarchy.group(&owner.group)?;
                 let what = obstacle::of_kernel(&group, owner, &[])?;
                 problems.push(Refusal::new(
@@ -139,11 +132,29 @@ impl Outside<'_> {
         }
         Ok(problems)
     }
+}
 
-    fn is_kept_off(&self, owner: &Owner) -> Result<bool> {
-        let group = self.hierarchy.group(&owner.group)?;
-        partition::stands(&group, owner.kind.word(), &owner.cpus)
+/// Takes back what was changed for an owner whom something is in the way of; nothing where nothing was.
+fn give_up(mut machine: Machine<'_>, owner: &Owner, obstacle: Obstacle) -> Result<Obstacle> {
+    let own = machine.groups_of(owner.inode);
+    machine.forget(|other| other.group == owner.group);
+    own_failure(machine.converge(|_| false)?, &own).map(|()| obstacle)
+}
+
+/// What failed at an owner's groups; what failed elsewhere is others' trouble, is still recorded, and said.
+fn own_failure(failed: Vec<Failure>, own: &[String]) -> Result<()> {
+    let (of_owner, of_others): (Vec<_>, Vec<_>) = failed
+        .into_iter()
+        .partition(|failed| own.contains(&failed.group));
+    warn_of(&of_others);
+    match of_owner.into_iter().next() {
+        Some(failed) => Err(failed.error),
+        None => Ok(()),
     }
+}
+
+fn warn_of(failed: &[Failure]) {
+    failed.iter().for_each(|one| log::warn!("{:#}", one.error));
 }
 
 /// The owner whose CPUs are to be its own, from its group.

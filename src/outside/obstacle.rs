@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 
 use anyhow::{Error, Result};
 
+use super::machine::Failure;
 use super::records::Owner;
 use crate::cgroup::cpuset::{self, effective_cpus};
 use crate::cgroup::{Group, Version, partition};
@@ -33,6 +34,12 @@ impl Display for Obstacle {
 }
 
 impl Obstacle {
+    /// An error is an obstacle to whoever can do without.
+    pub fn of(error: &Error) -> Obstacle {
+        let Refusal { what, remedy, .. } = Refusal::of(error);
+        Obstacle::of_owner(what, remedy)
+    }
+
     fn of_owner(what: impl Into<String>, remedy: impl Into<String>) -> Obstacle {
         Obstacle {
             what: what.into(),
@@ -181,7 +188,7 @@ pub(super) fn denied(error: &Error) -> Obstacle {
 }
 
 /// Why the kernel did not make a partition, or broke it: the group that names its CPUs, where one does.
-pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Error]) -> Result<Obstacle> {
+pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Result<Obstacle> {
     let others = partition::in_the_way(group, &owner.cpus)?;
     if let Some((file, cpus)) = others.first() {
         return Ok(Obstacle::of_owner(
@@ -189,9 +196,8 @@ pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Error]) -> Resul
             "give those CPUs to one of the two, by one tool",
         ));
     }
-    if let Some(error) = failed.first() {
-        let Refusal { what, remedy, .. } = Refusal::of(error);
-        return Ok(Obstacle::of_owner(what, remedy));
+    if let Some(failed) = failed.first() {
+        return Ok(Obstacle::of(&failed.error));
     }
     let path = partition::file(group);
     let state = partition::state(group)?.unwrap_or_default();

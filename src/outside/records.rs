@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::cpulist::CpuSet;
+use crate::cpulist::{self, CpuSet};
 use crate::isolation::Kind;
 use crate::refusal::{OrRefuse, Refusal};
 
@@ -37,7 +37,7 @@ pub struct Owner {
     /// The groups above, topmost first, without the root.
     pub above: Vec<String>,
     /// Its CPUs.
-    #[serde(with = "as_text")]
+    #[serde(with = "cpulist::as_text")]
     pub cpus: CpuSet,
     /// The partition.
     pub kind: Kind,
@@ -131,25 +131,5 @@ impl Records {
             .iter()
             .for_each(|owner| cpus.extend(&owner.cpus));
         cpus
-    }
-}
-
-/// CPU sets in JSON as the text that the kernel and people read.
-mod as_text {
-    use super::CpuSet;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(
-        cpus: &CpuSet,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(cpus)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<CpuSet, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(D::Error::custom)
     }
 }

@@ -59,14 +59,23 @@ impl Books<'_> {
         let (Some(wanted), true) = (wanted, claim.confining_group().is_some()) else {
             return Ok(());
         };
+        // Where something stays changed for it the claim says so, and its end takes that back.
+        let mut is_as_before = true;
         let obstacle = match self.at_once(claim)? {
             Some(obstacle) => Some(obstacle),
-            None => self.kept_off(claim, wanted)?,
+            None => match self.kept_off(claim, wanted) {
+                // It can do without.
+                Err(error) if !wanted.is_needed => {
+                    is_as_before = self.let_in(claim).is_ok();
+                    Some(Obstacle::of(&error))
+                }
+                other => other?,
+            },
         };
         let Some(obstacle) = obstacle else {
             return Ok(());
         };
-        if claim.isolation.take().is_some() {
+        if is_as_before && claim.isolation.take().is_some() {
             self.ledger.write(claim)?;
         }
         let what = format!(

@@ -1,10 +1,11 @@
 //! Who comes back gets the lists that it had.
 
-use std::time::Duration;
+use std::fs::{File, FileTimes};
+use std::time::{Duration, SystemTime};
 
 use super::{Machine, group_of};
 use crate::cgroup::of_config::Expected;
-use crate::last_lists::{Last, LastLists};
+use crate::last_lists::{DAY, Last, LastLists};
 use crate::names::Names;
 use crate::placement::{Site, cancel_reservation, forget, reconcile, release, reserve};
 use crate::request::{Locality, Mems, Request, Size};
@@ -158,4 +159,30 @@ fn ends_and_reconcile_know_who_is_still_here() {
     assert!(lists.of(&site.host, &named("lives")).is_some());
     let left = crate::files::names_in(&lists.directory).unwrap();
     assert_eq!(left.len(), 2, "{left:?}");
+}
+
+/// Each time the same lists, and nothing ends as it should: it was here all the same.
+#[test]
+fn who_comes_back_each_day_is_not_forgotten() {
+    let machine = machine();
+    let site = site(&machine);
+    let last = LastLists {
+        keep: 30 * DAY,
+        ..site.last.clone().unwrap()
+    };
+    let site = Site {
+        last: Some(last.clone()),
+        ..site
+    };
+    has_lists(&machine, &site, "web", "dp", &["1"]);
+    let directory = &last.directory;
+    let name = crate::files::names_in(directory).unwrap();
+    let name = name.iter().find(|name| name.ends_with(".json")).unwrap();
+    let file = File::options().write(true).open(directory.join(name));
+    let then = SystemTime::now() - 20 * DAY;
+    let times = FileTimes::new().set_modified(then);
+    file.unwrap().set_times(times).unwrap();
+    assert_eq!(gets(&site, "web", "dp", 1), "1");
+    let (_, age) = last.of(&site.host, &named("web")).unwrap();
+    assert!(age < DAY, "{age:?}");
 }

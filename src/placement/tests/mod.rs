@@ -5,6 +5,7 @@ mod again;
 mod booting;
 mod changing;
 mod forced;
+mod isolated;
 mod looking;
 mod made;
 mod reaping;

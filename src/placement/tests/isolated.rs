@@ -1,0 +1,132 @@
+//! Owners off whose CPUs everybody else is kept, and what is in the way of that.
+
+use super::{Machine, cpus, group_of, open, said};
+use crate::claims::Claim;
+use crate::isolation::{Kind, Wanted};
+use crate::outside;
+
+const ROOT: Wanted = Wanted {
+    kind: Kind::Root,
+    is_needed: false,
+};
+
+/// A container on CPU 2 of a machine whose kernel makes partitions.
+fn machine() -> (Machine, Claim) {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["2", "3"]);
+    machine.put("proc/sys/kernel/osrelease", "7.2.0\n");
+    machine.put("sys/devices/system/cpu/isolated", "\n");
+    let claim = machine.pinned("web", 1, "dp", &["2"]);
+    for group in ["/machine.slice".to_owned(), group_of("web")] {
+        for (file, content) in [
+            ("cpuset.cpus.exclusive", "\n"),
+            ("cpuset.cpus.partition", "member\n"),
+        ] {
+            machine.put(&format!("sys/fs/cgroup{group}/{file}"), content);
+        }
+    }
+    machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-7\n");
+    machine.put("sys/fs/cgroup/machine.slice/cgroup.procs", "");
+    (machine, claim)
+}
+
+/// What a start leaves: a partition that stands, its exclusive CPUs above, and what was there before.
+fn keeps_off(machine: &Machine, claim: &Claim, cpus: &str) {
+    let group = group_of("web");
+    let changes = [("/machine.slice", "exclusive"), (&group, "exclusive")].map(|(group, kind)| {
+        format!(r#"{{"target":{{"{kind}":"{group}"}},"found":"","ours":["{cpus}"]}}"#)
+    });
+    let inode = claim.cgroup.as_ref().unwrap().inode;
+    let run_dir = machine.site().run_dir;
+    let records = format!(
+        r#"{{"version":1,"boot_id":"this-boot","owners":[{{"group":"{group}","inode":{inode},
+            "above":["/machine.slice"],"cpus":"{cpus}","kind":"root","run_dir":"{}"}}],
+            "changes":[{},{{"target":{{"partition":"{group}"}},"found":"member","ours":["root"]}}]}}"#,
+        run_dir.display(),
+        changes.join(",")
+    );
+    let path = machine.site().host.machine_dir().join("changes");
+    let path = path.strip_prefix(machine.path("")).unwrap();
+    machine.put(path.to_str().unwrap(), &records);
+    for group in ["/machine.slice", &group] {
+        machine.put(
+            &format!("sys/fs/cgroup{group}/cpuset.cpus.exclusive"),
+            &format!("{cpus}\n"),
+        );
+    }
+    machine.put(
+        &format!("sys/fs/cgroup{group}/cpuset.cpus.partition"),
+        "root\n",
+    );
+}
+
+#[test]
+fn who_can_do_without_starts_where_the_records_cannot_be_read() {
+    let (machine, claim) = machine();
+    keeps_off(&machine, &claim, "2");
+    machine.put("run/pinfold-machine/changes", "{torn");
+    let site = machine.site();
+    let mut held = claim.clone();
+    open(&site).keep_off(&mut held, Some(ROOT)).unwrap();
+    // What may still be changed for it is its end's to take back.
+    assert_eq!(held.isolation, Some(ROOT));
+    let needed = Wanted {
+        is_needed: true,
+        ..ROOT
+    };
+    let refused = said(open(&site).keep_off(&mut claim.clone(), Some(needed)));
+    assert!(refused.contains("cannot be read"), "{refused}");
+}
+
+#[test]
+fn nobody_is_kept_off_the_cpus_of_a_shared_pool() {
+    let (machine, _) = machine();
+    machine.pool("common", "0", &["4-5"]);
+    for (pool, isolation) in [("dp", Some(ROOT)), ("common", None)] {
+        machine.put(&format!("etc/kcm/pools/{pool}/isolation"), "root\n");
+        let site = machine.site();
+        assert_eq!(
+            open(&site).isolation_now(pool).unwrap(),
+            isolation,
+            "{pool}"
+        );
+    }
+}
+
+#[test]
+fn a_partition_that_lacks_what_is_offline_stands() {
+    let (machine, claim) = machine();
+    keeps_off(&machine, &claim, "2-3");
+    let effective = format!("sys/fs/cgroup{}/cpuset.cpus.effective", group_of("web"));
+    for (online, now, problems) in [("0-7", "2-3", 0), ("0-2,4-7", "2", 0), ("0-7", "2", 1)] {
+        machine.put("sys/devices/system/cpu/online", &format!("{online}\n"));
+        machine.put(&effective, &format!("{now}\n"));
+        // Nothing is mended here: a sibling names the CPUs.
+        machine.group("/machine.slice/other");
+        machine.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "3\n");
+        let found = open(&machine.site()).converge_machine().unwrap();
+        assert_eq!(found.len(), problems, "{online} {now}: {found:?}");
+    }
+}
+
+#[test]
+fn an_owner_that_something_came_in_the_way_of_leaves_no_record() {
+    let (machine, mut claim) = machine();
+    keeps_off(&machine, &claim, "2");
+    claim.isolation = Some(ROOT);
+    let group = group_of("web");
+    machine.put(
+        &format!("sys/fs/cgroup{group}/cpuset.cpus.partition"),
+        "root invalid (x)\n",
+    );
+    // Another kernel, on which a container beside it could lose the CPUs.
+    machine.put("proc/sys/kernel/osrelease", "6.12.0\n");
+    machine.group("/machine.slice/other");
+    let site = machine.site();
+    open(&site).keep_off(&mut claim, Some(ROOT)).unwrap();
+    assert_eq!(claim.isolation, None);
+    assert_eq!(outside::owners(&site.host), []);
+    assert_eq!(machine.value("/machine.slice", "cpuset.cpus.exclusive"), "");
+    assert_eq!(machine.value(&group, "cpuset.cpus.exclusive"), "");
+    assert_eq!(outside::kept(&site.host), cpus(""));
+}
