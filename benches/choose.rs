@@ -1,5 +1,5 @@
-//! How long a choice takes among 512 lists, on a machine of 512 cores in 64 caches, 8 NUMA nodes and 2 packages:
-//! `make bench`. Fails where one takes a millisecond.
+//! How long a choice takes among 512 lists, on a machine of 512 cores in 64 caches, 8 NUMA nodes
+//! and 2 packages: `make bench`. Fails where one takes a millisecond.
 #![allow(clippy::unwrap_used)] // A benchmark that cannot be set up has to fail.
 
 use std::hint::black_box;

@@ -1,5 +1,6 @@
-//! Instructions of a whole hook whose container asks for nothing, by callgrind: `make bench-counts`.
-//! What one takes that pins is `make budget`'s to count, which has a cgroup and a process for it.
+//! Instructions of a whole hook whose container asks for nothing, by callgrind: `make
+//! bench-counts`. What one takes that pins is `make budget`'s to count, which has a cgroup and a
+//! process for it.
 #![allow(missing_docs)] // What the macros make has none.
 
 use gungraun::prelude::*;

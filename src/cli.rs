@@ -91,7 +91,8 @@ impl Cli {
         Cli::parse_with_tips(arguments)
     }
 
-    /// Parses a command line; a word that is no verb and that other tools have for one gets a tip which verb it means.
+    /// Parses a command line; a word that is no verb and that other tools have for one gets a tip
+    /// which verb it means.
     fn parse_with_tips(arguments: &[OsString]) -> Result<Cli, clap::Error> {
         let name = OsString::from("pinfold");
         Cli::try_parse_from([name].iter().chain(arguments)).map_err(|mut error| {
@@ -111,8 +112,8 @@ impl Cli {
     }
 }
 
-/// The options that every verb has. Each is also a key of the configuration file and, but for hooks, a variable of
-/// the environment; the order is option, environment, file, default.
+/// The options that every verb has. Each is also a key of the configuration file and, but for
+/// hooks, a variable of the environment; the order is option, environment, file, default.
 #[derive(Debug, Default, Clone, Args)]
 #[command(next_help_heading = "Options everywhere")]
 pub struct Options {
@@ -125,7 +126,8 @@ pub struct Options {
     /// Read /sys, /proc and the rest below this directory [default: /] [env: PINFOLD_HOST_ROOT]
     #[arg(long, global = true, value_name = "DIR")]
     pub host_root: Option<PathBuf>,
-    /// Wait so many seconds for the lock [default: 30, hooks at most 10] [env: PINFOLD_LOCK_TIMEOUT]
+    /// Wait so many seconds for the lock [default: 30, hooks at most 10] [env:
+    /// PINFOLD_LOCK_TIMEOUT]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub lock_timeout: Option<f64>,
     /// The configuration file [default: /etc/pinfold/config.toml, if there] [env: PINFOLD_CONFIG]
@@ -137,8 +139,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// A text in which commands of ours stand in backquotes, with the directories that were named on this command line: as it
-    /// stands there it is to work.
+    /// A text in which commands of ours stand in backquotes, with the directories that were named
+    /// on this command line: as it stands there it is to work.
     pub fn repeated_in(&self, text: &str) -> String {
         let mut named = String::new();
         for (option, path) in [
@@ -298,17 +300,17 @@ pub struct SetupArgs {
 /// `pinfold init`
 #[derive(Debug, Default, Args)]
 pub struct InitArgs {
-    /// KCM's form: so many physical cores, by number and from CPU 0 on, for the exclusive pool dataplane; 4 where only
-    /// the other is given
+    /// KCM's form: so many physical cores, by number and from CPU 0 on, for the exclusive pool
+    /// dataplane; 4 where only the other is given
     #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub num_dp_cores: Option<u16>,
-    /// KCM's form: so many for the shared pool controlplane, 1 where only the other is given; all others go to the shared
-    /// pool infra
+    /// KCM's form: so many for the shared pool controlplane, 1 where only the other is given; all
+    /// others go to the shared pool infra
     #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub num_cp_cores: Option<u16>,
-    /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive, of few NUMA nodes), or one list
-    /// (shared); without any of these options, pools that fit the machine; behind that
-    /// ,numa=pack|spread|NODE ,cache=pack|spread|single ,cores=whole|threads
+    /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive, of few NUMA
+    /// nodes), or one list (shared); without any of these options, pools that fit the machine;
+    /// behind that ,numa=pack|spread|NODE ,cache=pack|spread|single ,cores=whole|threads
     #[arg(long, value_name = "NAME=N|rest:exclusive|shared[,…]", value_parser = pool::spec)]
     pub pool: Vec<PoolSpec>,
     /// The CPUs of the host's own work.
@@ -566,7 +568,8 @@ pub struct HookArgs {
     /// The engine whose marks in the annotations count
     #[arg(long, value_enum)]
     pub engine: Option<Engine>,
-    /// The CDI device that the container was given: a pool's name, with .N behind it for N CPU lists
+    /// The CDI device that the container was given: a pool's name, with .N behind it for N CPU
+    /// lists
     #[arg(long, value_name = "POOL[.N]")]
     pub device: Option<String>,
     /// This hook was added by pinfold-runtime
@@ -577,7 +580,8 @@ pub struct HookArgs {
     pub reservation: Option<String>,
 }
 
-/// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to do at.
+/// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to
+/// do at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Stage {
     /// The older name of createRuntime
@@ -614,7 +618,8 @@ pub struct Wanted {
     /// Instead: at least so many CPUs
     #[arg(long, value_name = "N", conflicts_with = "lists", value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub cpus: Option<u16>,
-    /// best, single (one NUMA node or none at all), spread (evenly over several), or a node's number
+    /// best, single (one NUMA node or none at all), spread (evenly over several), or a node's
+    /// number
     #[arg(long, value_name = "WHERE")]
     pub numa: Option<String>,
     /// single: under one last-level cache, or none at all
@@ -661,13 +666,15 @@ pub struct IsolateArgs {
 /// `pinfold release`
 #[derive(Debug, Args)]
 pub struct ReleaseArgs {
-    /// The owner: its id or the beginning of it, its name, POD/NAME, or its unit; pinfold status shows them
+    /// The owner: its id or the beginning of it, its name, POD/NAME, or its unit; pinfold status
+    /// shows them
     #[arg(value_name = "OWNER")]
     pub owner: String,
     /// Take the CPUs from a live owner too, after letting it out of them
     #[arg(long)]
     pub force: bool,
-    /// Give nothing back, but forget which CPU lists containers of this name had last: they get any when they come back
+    /// Give nothing back, but forget which CPU lists containers of this name had last: they get any
+    /// when they come back
     #[arg(long, conflicts_with = "force")]
     pub forget: bool,
 }
@@ -702,21 +709,25 @@ pub struct UninstallArgs {
     /// Which engine, and where it is.
     #[command(flatten)]
     pub place: InstallPlaceArgs,
-    /// Even while containers of it own CPUs: what they own comes back later, and a restart of theirs is not pinned
+    /// Even while containers of it own CPUs: what they own comes back later, and a restart of
+    /// theirs is not pinned
     #[arg(long)]
     pub force: bool,
 }
 
-/// What `install` and `uninstall` have in common. Paths are as the engine sees them, below `--host-root`.
+/// What `install` and `uninstall` have in common. Paths are as the engine sees them, below
+/// `--host-root`.
 #[derive(Debug, Args)]
 pub struct InstallPlaceArgs {
     /// The engine, or the devices
     #[arg(value_enum)]
     pub target: TargetArg,
-    /// Its configuration file; of podman and CRI-O, Pinfold's drop-in file [default: the engine's own place]
+    /// Its configuration file; of podman and CRI-O, Pinfold's drop-in file [default: the engine's
+    /// own place]
     #[arg(long, value_name = "FILE", value_parser = absolute)]
     pub engine_config: Option<String>,
-    /// The directory for hook files of podman or CRI-O [default: for podman what its configuration says]
+    /// The directory for hook files of podman or CRI-O [default: for podman what its configuration
+    /// says]
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     pub hooks_dir: Option<String>,
     /// podman without root: in your own directories, with your own pools
@@ -733,10 +744,12 @@ pub struct CheckArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Hold every claim, link, tasks file and cgroup against the others and against every live process, too
+    /// Hold every claim, link, tasks file and cgroup against the others and against every live
+    /// process, too
     #[arg(long)]
     pub deep: bool,
-    /// An engine's configuration file, or our drop-in file for podman and CRI-O, as the engine sees it
+    /// An engine's configuration file, or our drop-in file for podman and CRI-O, as the engine sees
+    /// it
     #[arg(long, value_name = "ENGINE=FILE")]
     pub engine_config: Vec<EngineFile>,
     /// Where hook files of podman or CRI-O were installed

@@ -101,7 +101,8 @@ impl Default for LastListsTable {
 pub struct RuntimeTable {
     /// The runtime that `pinfold-runtime` becomes.
     pub path: Option<PathBuf>,
-    /// What it may become: `path` has to be one of them, and without `path` it is the first that is there.
+    /// What it may become: `path` has to be one of them, and without `path` it is the first that is
+    /// there.
     pub allow: Option<Vec<PathBuf>>,
     /// The engine that calls it, whose marks count for pools of some namespaces.
     pub engine: Option<String>,
@@ -150,8 +151,9 @@ impl Plain {
 }
 
 impl RuntimeTable {
-    /// What can be made out of that table where the file as a whole makes no sense: for containers that ask for nothing,
-    /// which must not depend on it. Nothing where others than root could have written it.
+    /// What can be made out of that table where the file as a whole makes no sense: for containers
+    /// that ask for nothing, which must not depend on it. Nothing where others than root could have
+    /// written it.
     pub fn made_out(host: &Host) -> RuntimeTable {
         let text = trusted_text(host, &host.default_config());
         let text = text.ok().flatten().unwrap_or_default();

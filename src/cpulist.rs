@@ -22,8 +22,8 @@ const MASK_DIGITS: usize = 8;
 /// (`0-31:2/4`, kernel: Documentation/admin-guide/kernel-parameters.rst, "cpu lists") are parsed
 /// too.
 ///
-/// A set is kept as one bit per CPU, because each start reads, compares and narrows sets of all CPUs
-/// of a large machine. Sets are ordered as the lists of their numbers are.
+/// A set is kept as one bit per CPU, because each start reads, compares and narrows sets of all
+/// CPUs of a large machine. Sets are ordered as the lists of their numbers are.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct CpuSet {
     /// CPUs 0 to 63, the lowest in the lowest bit: most machines and nearly all lists of a pool

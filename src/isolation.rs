@@ -10,7 +10,8 @@ pub const ISOLATION: &str = "isolation";
 /// The one that says whether a start is refused where that cannot be.
 pub const NEEDED: &str = "isolation-needed";
 
-/// A partition of the machine's CPUs, which nobody outside of it has (kernel: cgroup-v2.rst, "cpuset.cpus.partition").
+/// A partition of the machine's CPUs, which nobody outside of it has (kernel: cgroup-v2.rst,
+/// "cpuset.cpus.partition").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -53,7 +54,8 @@ pub struct Wanted {
     pub is_needed: bool,
 }
 
-/// What one place says of a pool: its files, or its table in the configuration. What is not said is `None`.
+/// What one place says of a pool: its files, or its table in the configuration. What is not said is
+/// `None`.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Options {
     /// `none`, `root` or `isolated`.
@@ -96,8 +98,8 @@ impl Options {
     /// What they come to for a pool of this name; `None` where nobody is to be kept off.
     ///
     /// # Errors
-    /// A word that is none of those that there are. Where it is that of `isolation`, whether isolation is needed says
-    /// whether that matters: see [`Options::is_needed`].
+    /// A word that is none of those that there are. Where it is that of `isolation`, whether
+    /// isolation is needed says whether that matters: see [`Options::is_needed`].
     pub fn wanted(&self, pool: &str) -> Result<Option<Wanted>, Refusal> {
         let Some(word) = &self.isolation else {
             return Ok(None);

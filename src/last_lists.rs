@@ -1,6 +1,6 @@
-//! Which CPU lists a container had last, so that it gets them again when it comes back: a small file for each name, which
-//! outlives boots. Nothing depends on one. What is missing, torn, old, another name's, or could be written by others says
-//! nothing.
+//! Which CPU lists a container had last, so that it gets them again when it comes back: a small
+//! file for each name, which outlives boots. Nothing depends on one. What is missing, torn, old,
+//! another name's, or could be written by others says nothing.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, Metadata};
@@ -67,8 +67,8 @@ impl LastLists {
     /// Remembers what a name has now. It is not synced: a file that a power loss tore says nothing.
     ///
     /// # Errors
-    /// A directory that others can write; more lists than a file may hold: then nothing is remembered of it; and whatever the
-    /// file system says.
+    /// A directory that others can write; more lists than a file may hold: then nothing is
+    /// remembered of it; and whatever the file system says.
     pub fn keep(&self, host: &Host, last: &Last) -> Result<()> {
         let path = self.path_of(&last.names);
         let text = serde_json::to_string(last)? + "\n";
@@ -127,8 +127,9 @@ impl LastLists {
         Ok(forgotten)
     }
 
-    /// Forgets whoever did not come back for too long, the oldest of too many, and what killed programs left behind. Those that
-    /// live count as seen now. A start that writes in this moment is not remembered, and nothing else becomes of it.
+    /// Forgets whoever did not come back for too long, the oldest of too many, and what killed
+    /// programs left behind. Those that live count as seen now. A start that writes in this moment
+    /// is not remembered, and nothing else becomes of it.
     ///
     /// # Errors
     /// The directory cannot be read, or a file not be looked at, touched or removed.
@@ -181,7 +182,8 @@ impl LastLists {
     }
 }
 
-/// What is in a file, and how old it is; `None` where there is none, and where it cannot be made out.
+/// What is in a file, and how old it is; `None` where there is none, and where it cannot be made
+/// out.
 fn read(host: &Host, path: &Path) -> Result<Option<(Last, Duration)>> {
     let (file, seen) = match files::open_regular_seen(path) {
         Err(error) if files::says_gone(&error) => return Ok(None),

@@ -35,8 +35,8 @@ pub fn begin() {
             events: 0,
             revents: 0,
         });
-    // SAFETY: poll(2) gets a live array with its length; open(2) and signal(2) get constants; abort(3) ends this. The
-    // lowest free number is that of the closed stream.
+    // SAFETY: poll(2) gets a live array with its length; open(2) and signal(2) get constants;
+    // abort(3) ends this. The lowest free number is that of the closed stream.
     unsafe {
         let told = libc::poll(streams.as_mut_ptr(), streams.len() as libc::nfds_t, 0);
         let is_closed = |stream: &libc::pollfd| stream.revents & libc::POLLNVAL != 0;

@@ -100,7 +100,8 @@ fn runtime(arguments: &[OsString]) -> u8 {
     FAILED
 }
 
-/// Help and version are asked for; anything else is a mistake, and `isolate` answers it as podman does.
+/// Help and version are asked for; anything else is a mistake, and `isolate` answers it as podman
+/// does.
 fn usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
     let is_asked_for = matches!(
         error.kind(),

@@ -11,7 +11,8 @@ use std::time::Duration;
 use clap::CommandFactory;
 use nix::fcntl::{Flock, FlockArg};
 
-/// A pool directory with an exclusive pool of the CPUs 0 and 1 and a shared one, and a process that waits.
+/// A pool directory with an exclusive pool of the CPUs 0 and 1 and a shared one, and a process that
+/// waits.
 struct Site {
     dir: tempfile::TempDir,
     waiting: Child,
@@ -106,7 +107,8 @@ impl Site {
         seen
     }
 
-    /// Refused with this code in one sentence that has each part; nothing in the pool directory is touched, and no claim is left.
+    /// Refused with this code in one sentence that has each part; nothing in the pool directory is
+    /// touched, and no claim is left.
     #[track_caller]
     fn refuses(&self, code: i32, arguments: &[&str], input: &[u8], parts: &[&str]) {
         let before = self.path("kcm").exists().then(|| self.snapshot());
@@ -185,7 +187,8 @@ fn states_that_are_none() {
     site.refuses(1, &["hook", "prestart"], b"\xff\xfe", &["UTF-8"]);
 }
 
-/// Some engines leave annotations out at the end: what is not known to have asked must not depend on our files.
+/// Some engines leave annotations out at the end: what is not known to have asked must not depend
+/// on our files.
 #[test]
 fn a_broken_configuration_fails_the_end_only_of_what_asked() {
     let site = Site::new();
@@ -421,7 +424,8 @@ fn pools_that_are_there_are_kept() {
     let init = ["init", "--pool", "only=rest:shared"];
     let force = ["init", "--pool", "only=rest:shared", "--force"];
     site.refuses(1, &init, b"", &["other pools", "--force"]);
-    // Trouble in them is no reason to take them for half-made, and a live owner is never overlooked.
+    // Trouble in them is no reason to take them for half-made, and a live owner is never
+    // overlooked.
     site.put("kcm/pools/dp/0/tasks", "rubbish");
     site.refuses(1, &init, b"", &["dp/0/tasks", "--force"]);
     let mut tasks = site.waiting.id().to_string().into_bytes();
@@ -468,7 +472,8 @@ fn what_a_killed_maker_left_is_completed() {
 #[test]
 fn reconcile_goes_by_pid_over_all_pools() {
     let site = Site::new();
-    // No process has these numbers: they are above the kernel's own limit (proc_sys_kernel(5), pid_max).
+    // No process has these numbers: they are above the kernel's own limit (proc_sys_kernel(5),
+    // pid_max).
     site.put("kcm/pools/dp/0/tasks", "4194310");
     site.put("kcm/pools/dp/1/tasks", "4194308");
     site.put("kcm/pools/other/exclusive", "1");

@@ -1,5 +1,5 @@
-//! Verbs that only read, and every `--dry-run`, on a tree that was captured of a machine: it has what `capture-topology`
-//! copies, and pools; neither mounts nor processes.
+//! Verbs that only read, and every `--dry-run`, on a tree that was captured of a machine: it has
+//! what `capture-topology` copies, and pools; neither mounts nor processes.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 use std::fs;

@@ -1,4 +1,5 @@
-//! `pinfold check` on a tree that stands in for a machine where all is well, and with one thing broken at a time.
+//! `pinfold check` on a tree that stands in for a machine where all is well, and with one thing
+//! broken at a time.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 mod common;
@@ -522,7 +523,8 @@ fn the_pools() {
     );
 }
 
-/// Process 7 is the first of a container whose state a runtime keeps at `place`; these are its annotations.
+/// Process 7 is the first of a container whose state a runtime keeps at `place`; these are its
+/// annotations.
 fn container(machine: &Machine, place: &str, annotations: &[&str]) {
     let rest = "0 ".repeat(18);
     machine.put("proc/7/stat", &format!("7 (sleep) S {rest}500 0 0\n"));
@@ -718,7 +720,8 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
             "unpinned::podman_with_a_label_or_a_list_kept_by_hand",
         );
     }
-    // What excludes nothing says nothing, nor does what only others have, nor a group without a process.
+    // What excludes nothing says nothing, nor does what only others have, nor a group without a
+    // process.
     for (path, cpus, procs) in [
         ("/machine.slice/a.scope", "0-3", "7"),
         ("/machine.slice/a.scope", "", "7"),

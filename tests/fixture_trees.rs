@@ -1,5 +1,5 @@
-//! The whole way of a container on trees that stand in for machines that this one is not: cgroup v2 here,
-//! a machine after a reboot, one whose tools are in the middle of something.
+//! The whole way of a container on trees that stand in for machines that this one is not: cgroup v2
+//! here, a machine after a reboot, one whose tools are in the middle of something.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 use std::fs;
@@ -20,7 +20,8 @@ use pinfold::request::{Locality, Mems, Request, Size};
 struct Machine {
     dir: tempfile::TempDir,
     waiting: Child,
-    /// All CPUs of the real machine: the one list that a real process can be verified to be confined to.
+    /// All CPUs of the real machine: the one list that a real process can be verified to be
+    /// confined to.
     cpus: String,
 }
 
@@ -138,7 +139,8 @@ impl Machine {
         format!("etc/kcm/pools/dp/{}/tasks", self.cpus)
     }
 
-    /// The machine boots: the clock is right, /run is made anew, and only our directory there is kept.
+    /// The machine boots: the clock is right, /run is made anew, and only our directory there is
+    /// kept.
     fn boot_now(&self) {
         let written = seconds();
         while seconds() == written {
@@ -287,7 +289,8 @@ fn the_controller_is_enabled_along_the_path() {
     machine.remove(&format!("{GROUP}/cpuset.cpus"));
     machine.remove(&format!("{GROUP}/cpuset.mems"));
     machine.remove(&format!("{GROUP}/cpuset.cpus.effective"));
-    // No kernel makes the files appear here, so it fails once the controller was enabled, and is undone.
+    // No kernel makes the files appear here, so it fails once the controller was enabled, and is
+    // undone.
     let error = format!("{:#}", machine.pin(Mems::Inherit).unwrap_err());
     assert!(error.contains("cpuset.cpus"), "{error}");
     assert_eq!(
@@ -346,7 +349,8 @@ fn a_number_from_before_the_boot_is_nobodys_and_one_from_before_a_clock_was_set_
     reconcile(&machine.site()).unwrap();
     assert_eq!(machine.tasks(), "");
 
-    // No clock in the machine: the time was set an hour forward since it booted and the owner was recorded.
+    // No clock in the machine: the time was set an hour forward since it booted and the owner was
+    // recorded.
     let machine = Machine::new();
     machine.put(&machine.tasks_file(), &machine.pid().to_string());
     machine.put("run/initctl", "");

@@ -1,4 +1,5 @@
-//! `pinfold install` and `pinfold uninstall` on trees of machines, a directory a case in `tests/install/ENGINE/CASE`:
+//! `pinfold install` and `pinfold uninstall` on trees of machines, a directory a case in
+//! `tests/install/ENGINE/CASE`:
 //!
 //! - `before/`: the files of the machine; `arguments`: more options, where there are any;
 //! - `after/`: all files of the machine after the install; or `says`: what the refusal says, a part a line;
@@ -407,7 +408,8 @@ fn without_the_copy_just_ours_is_taken_out_of_containerds_file() {
                 case.display(),
                 left[name]
             );
-            // Where nothing is left but a blank line's difference, comments and order have stayed too.
+            // Where nothing is left but a blank line's difference, comments and order have stayed
+            // too.
             let lines = |text: &str| {
                 text.lines()
                     .filter(|line| !line.trim().is_empty())
@@ -426,8 +428,8 @@ fn without_the_copy_just_ours_is_taken_out_of_containerds_file() {
     assert!(tried > 8, "{tried}");
 }
 
-/// podman without root: in the user's own directories, over what the machine's files say, and nothing of the machine's is
-/// touched.
+/// podman without root: in the user's own directories, over what the machine's files say, and
+/// nothing of the machine's is touched.
 #[test]
 fn a_user_installs_in_the_users_own_directories() {
     let machine = Machine::new();
@@ -528,8 +530,8 @@ fn what_makes_room_is_not_in_force_any_more() {
     assert!(kept.contains(&"# one\n".to_owned()) && kept.contains(&"# another\n".to_owned()));
 }
 
-/// The devices that an engine's install brings follow the pools and go with the last engine that uses them; those that were
-/// asked for by themselves stay.
+/// The devices that an engine's install brings follow the pools and go with the last engine that
+/// uses them; those that were asked for by themselves stay.
 #[test]
 fn devices_come_and_go_with_the_engines_that_use_them() {
     const FILE: &str = "etc/cdi/pinfold.json";
@@ -587,7 +589,8 @@ fn devices_come_and_go_with_the_engines_that_use_them() {
     machine.uninstall("docker", &[]);
     assert!(!has(&machine));
 
-    // Where docker has been told to have none, none are written; and somebody else's file is left alone.
+    // Where docker has been told to have none, none are written; and somebody else's file is left
+    // alone.
     machine.put("etc/docker/daemon.json", r#"{"features":{"cdi":false}}"#);
     machine.install("docker", &[]);
     assert!(!has(&machine));
@@ -599,7 +602,8 @@ fn devices_come_and_go_with_the_engines_that_use_them() {
     assert!(machine.files()[FILE].contains("example.com/other"));
 }
 
-/// Stops an install, as a kill would, before its last changes: what it would have written is written but for those.
+/// Stops an install, as a kill would, before its last changes: what it would have written is
+/// written but for those.
 #[test]
 fn an_install_that_was_killed_is_completed_or_taken_back() {
     for engine in ["podman", "crio", "containerd", "docker"] {
@@ -624,7 +628,8 @@ fn an_install_that_was_killed_is_completed_or_taken_back() {
                 Some(text) => machine.put(missing, text),
                 None => fs::remove_file(machine.path(missing)).unwrap(),
             }
-            // Of a file in a directory that is read as a whole, the half-written one has to go as well.
+            // Of a file in a directory that is read as a whole, the half-written one has to go as
+            // well.
             let (dir, name) = missing.rsplit_once('/').unwrap();
             if dir.ends_with("conf.d") {
                 machine.put(&format!("{dir}/.{name}.a1b2c3"), "[half");

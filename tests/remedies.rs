@@ -1,4 +1,5 @@
-//! What is printed as a remedy is done, by a shell where it is a command, and the complaint is gone.
+//! What is printed as a remedy is done, by a shell where it is a command, and the complaint is
+//! gone.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 use std::fs;
@@ -8,7 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// A pool directory with a shared and an exclusive pool on a tree of four CPUs whose processes are our own.
+/// A pool directory with a shared and an exclusive pool on a tree of four CPUs whose processes are
+/// our own.
 struct Site {
     dir: tempfile::TempDir,
     others: Vec<Child>,

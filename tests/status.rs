@@ -1,4 +1,5 @@
-//! `pinfold status` and `pinfold describe`: what they show of pools and owners, and how it looks on a terminal.
+//! `pinfold status` and `pinfold describe`: what they show of pools and owners, and how it looks on
+//! a terminal.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot be set up has to fail.
 
 use std::fs::{self, File};
@@ -126,7 +127,8 @@ impl Site {
             ws_ypixel: 0,
         };
         let (mut main, mut side) = (-1, -1);
-        // SAFETY: the two numbers are written, the size is read, and the other pointers may be null (openpty(3)).
+        // SAFETY: the two numbers are written, the size is read, and the other pointers may be null
+        // (openpty(3)).
         let made = unsafe {
             libc::openpty(
                 &raw mut main,

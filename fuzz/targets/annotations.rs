@@ -1,4 +1,5 @@
-//! Annotations: a request that is granted is within what the documentation allows, whatever else is there.
+//! Annotations: a request that is granted is within what the documentation allows, whatever else is
+//! there.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -6,7 +7,8 @@ use std::collections::BTreeMap;
 use libfuzzer_sys::fuzz_target;
 use pinfold::request::{Size, from_annotations, is_pool_name};
 
-// Each line is a key and a value, as in `pool=dataplane`; the prefix is put before keys that name no domain.
+// Each line is a key and a value, as in `pool=dataplane`; the prefix is put before keys that name
+// no domain.
 fuzz_target!(|text: &str| {
     let lines = text.lines().filter_map(|line| line.split_once('='));
     let key = |key: &str| match key.contains('/') {

@@ -1,4 +1,5 @@
-//! `mountinfo` and a process's `cgroup`, divided by a NUL: a group is below the mount, and never elsewhere.
+//! `mountinfo` and a process's `cgroup`, divided by a NUL: a group is below the mount, and never
+//! elsewhere.
 #![no_main]
 
 use std::path::Component;

@@ -1,4 +1,5 @@
-//! A bundle's `config.json`: pinning it twice is pinning it once, and leaves whatever else is in it.
+//! A bundle's `config.json`: pinning it twice is pinning it once, and leaves whatever else is in
+//! it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -31,7 +32,8 @@ fuzz_target!(|text: &str| {
     if config.pin(&pinning).is_err() {
         return;
     }
-    // Its CPUs are ours now, and no choice of whoever made the bundle, where the container is told of them.
+    // Its CPUs are ours now, and no choice of whoever made the bundle, where the container is told
+    // of them.
     assert!(config.is_of_an_earlier_start());
     let printed = config.print().expect("what was read can be printed");
     let mut again = Config::parse(&printed).expect("what was printed can be read");

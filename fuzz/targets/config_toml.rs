@@ -1,4 +1,5 @@
-//! Our own `config.toml`: whatever is in it, reading it ends, and an error is one line without control characters.
+//! Our own `config.toml`: whatever is in it, reading it ends, and an error is one line without
+//! control characters.
 #![no_main]
 
 use std::sync::LazyLock;

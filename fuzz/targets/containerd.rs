@@ -1,4 +1,5 @@
-//! containerd's `config.toml`: installing takes effect, is done once, and keeps the file's other settings.
+//! containerd's `config.toml`: installing takes effect, is done once, and keeps the file's other
+//! settings.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! A CPU list that is accepted means the same after it is printed, and is what a plain reading makes of it.
+//! A CPU list that is accepted means the same after it is printed, and is what a plain reading
+//! makes of it.
 #![no_main]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,5 @@
-//! CRI-O's configuration: the drop-in is sound whatever was there, names our directory once and keeps the others.
+//! CRI-O's configuration: the drop-in is sound whatever was there, names our directory once and
+//! keeps the others.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

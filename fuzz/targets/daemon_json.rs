@@ -1,4 +1,5 @@
-//! docker's `daemon.json`: installing takes effect, doing it twice is doing it once, and taking it back leaves nothing.
+//! docker's `daemon.json`: installing takes effect, doing it twice is doing it once, and taking it
+//! back leaves nothing.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! What a peer answers over D-Bus: no message is longer than was allowed, and each value is one of what was read.
+//! What a peer answers over D-Bus: no message is longer than was allowed, and each value is one of
+//! what was read.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

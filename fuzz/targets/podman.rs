@@ -1,4 +1,5 @@
-//! podman's `containers.conf`: the drop-in is sound whatever was there, and keeps the directories and runtimes of before.
+//! podman's `containers.conf`: the drop-in is sound whatever was there, and keeps the directories
+//! and runtimes of before.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! A container's state: what it surely lacks is not among its annotations, and what is used of it is in bounds.
+//! A container's state: what it surely lacks is not among its annotations, and what is used of it
+//! is in bounds.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

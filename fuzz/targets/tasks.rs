@@ -1,4 +1,5 @@
-//! `tasks` as another tool may have left it: what is read are pids, in the order of the file, as KCM reads them.
+//! `tasks` as another tool may have left it: what is read are pids, in the order of the file, as
+//! KCM reads them.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -53,7 +53,8 @@ impl Procfs {
         })
     }
 
-    /// Does the owner of a claim live: a process that it records, or any in its group, or in the one that it awaits?
+    /// Does the owner of a claim live: a process that it records, or any in its group, or in the
+    /// one that it awaits?
     pub(super) fn life(&self, claim: &ClaimFile) -> io::Result<bool> {
         if claim.boot_id != self.boot_id {
             return Ok(false);
@@ -79,7 +80,8 @@ impl Procfs {
         Ok(is_it && has_processes(&directory)?)
     }
 
-    /// Fields 3, 20 and 22 of proc_pid_stat(5). A leader that is a zombie while other threads run is no dead process.
+    /// Fields 3, 20 and 22 of proc_pid_stat(5). A leader that is a zombie while other threads run
+    /// is no dead process.
     pub(super) fn pid(&self, pid: i32) -> Presence {
         let stat = match std::fs::read(self.host.proc_pid(pid, "stat")) {
             Ok(stat) => String::from_utf8_lossy(&stat).into_owned(),
@@ -155,7 +157,8 @@ pub(super) struct Ours {
     pub(super) is_empty: bool,
 }
 
-/// The mount point, its root and whether it is of version 1, which comes first (proc_pid_mountinfo(5)).
+/// The mount point, its root and whether it is of version 1, which comes first
+/// (proc_pid_mountinfo(5)).
 fn hierarchy(mounts: &str) -> Option<(String, String, bool)> {
     let found = mounts.lines().filter_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
@@ -179,7 +182,8 @@ fn cpus_in_file(path: &Path) -> Option<BTreeSet<u32>> {
     cpus_in(&std::fs::read_to_string(path).ok()?)
 }
 
-/// Is there a process in a group, or in any below it? A threaded group names none: the one above it does.
+/// Is there a process in a group, or in any below it? A threaded group names none: the one above it
+/// does.
 fn has_processes(directory: &Path) -> io::Result<bool> {
     match std::fs::read(directory.join("cgroup.procs")) {
         Ok(pids) if !pids.is_empty() => return Ok(true),

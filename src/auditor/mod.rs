@@ -1,7 +1,8 @@
-//! The auditor: do claims, links, `tasks`, cgroups and live processes agree? It reads every file by itself, with parsers of its
-//! own, and shares no code with what it judges.
+//! The auditor: do claims, links, `tasks`, cgroups and live processes agree? It reads every file by
+//! itself, with parsers of its own, and shares no code with what it judges.
 //!
-//! It needs no lock: what others are changing while it looks does not stay as it was seen, and is left out.
+//! It needs no lock: what others are changing while it looks does not stay as it was seen, and is
+//! left out.
 
 mod files;
 mod machine;
@@ -148,7 +149,8 @@ impl<'a> Inspection<'a> {
         self.claims().filter(move |(claim, _)| names(claim))
     }
 
-    /// Every claim is found by each of its lists and by its group, and every link leads to such a claim.
+    /// Every claim is found by each of its lists and by its group, and every link leads to such a
+    /// claim.
     fn links(&self, remarks: &mut Remarks) {
         for (claim, lives) in self.claims() {
             let mut wanted: Vec<String> = Vec::new();
@@ -233,7 +235,8 @@ impl<'a> Inspection<'a> {
         pids.any(|process| process.pid == pid)
     }
 
-    /// I1: a list of an exclusive pool has one live owner, and its CPUs are in no other list that has one.
+    /// I1: a list of an exclusive pool has one live owner, and its CPUs are in no other list that
+    /// has one.
     fn owners(&self, remarks: &mut Remarks) {
         let mut owner_of: BTreeMap<u32, String> = BTreeMap::new();
         for list in &self.books.lists {
@@ -256,7 +259,8 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// Live owners by name. What a runtime reserves and what its container then has is one owner's, as they share the id.
+    /// Live owners by name. What a runtime reserves and what its container then has is one owner's,
+    /// as they share the id.
     fn owners_of(&self, list: &List) -> Vec<String> {
         let living: Vec<&ClaimFile> = self.on(list).filter(|(_, l)| *l).map(|(c, _)| c).collect();
         let reserves = |claim: &ClaimFile| claim.kind == "reservation";
@@ -322,7 +326,8 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// The processes that stand for the owner may run on its CPUs alone, but for the one beside its command, or the runtime.
+    /// The processes that stand for the owner may run on its CPUs alone, but for the one beside its
+    /// command, or the runtime.
     fn affinities(&self, claim: &ClaimFile, remarks: &mut Remarks) {
         let is_beside = |pid: i32| claim.kind != "container" && pid == claim.owner.pid;
         for process in claim.processes.iter().filter(|p| !is_beside(p.pid)) {
@@ -347,7 +352,8 @@ impl<'a> Inspection<'a> {
         owners.into_iter().find(|owner| *owner != claim.name())
     }
 
-    /// A group of ours is some claim's; one that was released by force keeps its processes, and no CPU of another.
+    /// A group of ours is some claim's; one that was released by force keeps its processes, and no
+    /// CPU of another.
     fn groups(&self, conf_dir: &Path, remarks: &mut Remarks) {
         let groups = self.machine.groups_of_ours(conf_dir).unwrap_or_default();
         for group in groups {

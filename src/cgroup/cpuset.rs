@@ -1,5 +1,5 @@
-//! The cpuset controller: which CPUs and memory nodes a group's processes may use (cpuset(7); kernel:
-//! Documentation/admin-guide/cgroup-v1/cpusets.rst and cgroup-v2.rst, "Cpuset").
+//! The cpuset controller: which CPUs and memory nodes a group's processes may use (cpuset(7);
+//! kernel: Documentation/admin-guide/cgroup-v1/cpusets.rst and cgroup-v2.rst, "Cpuset").
 
 use std::io;
 use std::thread::sleep;
@@ -68,7 +68,8 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// The same where a group has CPUs of its own besides, which whoever made it chose; empty for none.
+    /// The same where a group has CPUs of its own besides, which whoever made it chose; empty for
+    /// none.
     ///
     /// # Errors
     /// They are no CPU list.
@@ -85,8 +86,8 @@ impl Bound {
         })
     }
 
-    /// The slices that are partitions and so keep their CPUs from everybody outside, this group too; none that cannot be
-    /// read.
+    /// The slices that are partitions and so keep their CPUs from everybody outside, this group
+    /// too; none that cannot be read.
     pub fn partitions(&self) -> Vec<(Group, CpuSet)> {
         let mut top = self.nearest.clone();
         while let Some(above) = top.parent() {
@@ -145,12 +146,14 @@ fn read_set(group: &Group, file: &str) -> Result<Option<CpuSet>> {
     Ok(Some(set))
 }
 
-/// The CPUs that a group really has; `None` where the controller is not enabled for it, or it is gone.
+/// The CPUs that a group really has; `None` where the controller is not enabled for it, or it is
+/// gone.
 pub fn effective_cpus(group: &Group) -> Result<Option<CpuSet>> {
     read_set(group, effective_cpus_file(group.version()))
 }
 
-/// The values of a group's files now; `None` where the controller is not enabled for it, or it is gone.
+/// The values of a group's files now; `None` where the controller is not enabled for it, or it is
+/// gone.
 pub fn masks(group: &Group) -> Result<Option<Masks>> {
     let read = |file: &str| files::read_record_if_there(&group.dir().join(file));
     let (Some(cpus), Some(mems)) = (read(CPUS)?, read(MEMS)?) else {
@@ -162,7 +165,8 @@ pub fn masks(group: &Group) -> Result<Option<Masks>> {
     }))
 }
 
-/// What a group's files hold where nobody chose anything for it: nothing; on version 1 a copy of the parent's.
+/// What a group's files hold where nobody chose anything for it: nothing; on version 1 a copy of
+/// the parent's.
 pub fn inherited(group: &Group) -> Result<Masks> {
     let parent = match group.version() {
         Version::V1 => group.parent(),
@@ -172,8 +176,9 @@ pub fn inherited(group: &Group) -> Result<Masks> {
     Ok(masks.unwrap_or_default())
 }
 
-/// What the groups above allow: the nearest of them that has the controller says it. On version 1 one without CPUs is
-/// new: nobody runs there yet, and a runtime gives it those of the group above it.
+/// What the groups above allow: the nearest of them that has the controller says it. On version 1
+/// one without CPUs is new: nobody runs there yet, and a runtime gives it those of the group above
+/// it.
 pub fn bound(group: &Group) -> Result<Bound> {
     let mut above = group.parent();
     while let Some(group) = above {
@@ -202,19 +207,20 @@ pub fn bound(group: &Group) -> Result<Bound> {
     )
 }
 
-/// What bounds every group that can be seen here; `None` where that is the machine itself. In a container the topmost group
-/// is the container's own.
+/// What bounds every group that can be seen here; `None` where that is the machine itself. In a
+/// container the topmost group is the container's own.
 pub fn ceiling(top: &Group) -> Result<Option<CpuSet>> {
-    // The root of version 2 has no such file (kernel: cgroup-v2.rst, "Cpuset Interface Files"); on version 1 the root's
-    // names all CPUs.
+    // The root of version 2 has no such file (kernel: cgroup-v2.rst, "Cpuset Interface Files"); on
+    // version 1 the root's names all CPUs.
     match read_set(top, CPUS)? {
         None => Ok(None),
         Some(_) => effective_cpus(top),
     }
 }
 
-/// The slices that are a partition of their own, `root` or `isolated`, with their CPUs, which nobody outside has (kernel:
-/// cgroup-v2.rst, "cpuset.cpus.partition"). One that the kernel calls invalid is none.
+/// The slices that are a partition of their own, `root` or `isolated`, with their CPUs, which
+/// nobody outside has (kernel: cgroup-v2.rst, "cpuset.cpus.partition"). One that the kernel calls
+/// invalid is none.
 pub fn partitions(top: &Group) -> Result<Vec<(Group, CpuSet)>> {
     let mut found = Vec::new();
     if top.version() == Version::V1 {
@@ -245,7 +251,8 @@ pub fn is_partition(group: &Group) -> Result<bool> {
 
 /// The CPUs that whoever made a group chose for it; none where it inherits them.
 ///
-/// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets the scope's, or both.
+/// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets
+/// the scope's, or both.
 pub fn chosen_cpus(group: &Group, masks: &Masks) -> Result<Option<String>> {
     let effective = effective_cpus_file(group.version());
     chosen(group, masks, |masks| &masks.cpus, CPUS, effective)
@@ -274,8 +281,8 @@ fn chosen(
     }
 }
 
-/// The CPUs that a group was given, as they are written, where it has fewer for it than the group above; `None` where the
-/// controller is not enabled for it, or it is gone.
+/// The CPUs that a group was given, as they are written, where it has fewer for it than the group
+/// above; `None` where the controller is not enabled for it, or it is gone.
 pub fn own_cpus(group: &Group) -> Result<Option<String>> {
     let Some(masks) = masks(group)? else {
         return Ok(None);
@@ -288,8 +295,9 @@ pub fn own_cpus(group: &Group) -> Result<Option<String>> {
     )
 }
 
-/// A group's value where it excludes anything that the group above has: on version 1 runtimes copy that one's value, and on
-/// version 2 [`restore`] leaves all of it where the kernel empties no file.
+/// A group's value where it excludes anything that the group above has: on version 1 runtimes copy
+/// that one's value, and on version 2 [`restore`] leaves all of it where the kernel empties no
+/// file.
 fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<Option<String>> {
     let own: CpuSet = value
         .parse()
@@ -308,8 +316,9 @@ fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<
     Ok((excludes && !own.is_empty()).then(|| value.to_owned()))
 }
 
-/// The scope right above a group that has CPUs of its own, lacks some of these, and holds nothing but the group: crun makes
-/// one for each container on version 2, and gives it what the configuration says at the start.
+/// The scope right above a group that has CPUs of its own, lacks some of these, and holds nothing
+/// but the group: crun makes one for each container on version 2, and gives it what the
+/// configuration says at the start.
 pub fn scope_in_the_way(group: &Group, cpus: &CpuSet) -> Result<Option<Group>> {
     let Some(scope) = scope_above(group) else {
         return Ok(None);
@@ -328,8 +337,8 @@ fn scope_above(group: &Group) -> Option<Group> {
     parent.filter(is_scope)
 }
 
-/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got just those CPUs; a
-/// scope that is in the way gets them first.
+/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got
+/// just those CPUs; a scope that is in the way gets them first.
 pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
     if let Some(scope) = scope_in_the_way(group, cpus)? {
         set(&scope, cpus, mems)?;
@@ -345,8 +354,8 @@ pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()
     Ok(())
 }
 
-/// Gives these CPUs back to the groups above that have lost them: version 1 drops one that goes offline from every
-/// cpuset but the root's for good. Version 2 keeps what was written.
+/// Gives these CPUs back to the groups above that have lost them: version 1 drops one that goes
+/// offline from every cpuset but the root's for good. Version 2 keeps what was written.
 pub fn widen_above(group: &Group, cpus: &CpuSet) -> Result<()> {
     let mut above = Vec::new();
     let mut next = group.parent().filter(|_| group.version() == Version::V1);
@@ -367,9 +376,9 @@ pub fn widen_above(group: &Group, cpus: &CpuSet) -> Result<()> {
     Ok(())
 }
 
-/// Prepares a group that we made: on version 1 a new one has nothing at all and takes no process, so it
-/// inherits like one of version 2. Its parents of ours do so again each time: a CPU that went offline is
-/// dropped from them for good, and may be back.
+/// Prepares a group that we made: on version 1 a new one has nothing at all and takes no process,
+/// so it inherits like one of version 2. Its parents of ours do so again each time: a CPU that went
+/// offline is dropped from them for good, and may be back.
 pub fn inherit(group: &Group) -> Result<()> {
     let parent = match group.parent() {
         Some(parent) if group.version() == Version::V1 => parent,
@@ -390,12 +399,13 @@ pub fn inherit(group: &Group) -> Result<()> {
     Ok(())
 }
 
-/// Puts a group's values back, the memory nodes where they were changed; a group that is gone is success.
+/// Puts a group's values back, the memory nodes where they were changed; a group that is gone is
+/// success.
 ///
-/// Where the kernel refuses what was there before (version 2 does not empty the CPUs of a group with processes; a
-/// parent can have been narrowed, a CPU have gone offline), the group gets what its parents allow; in place of an empty
-/// value without the CPUs that `spared` says, where any are left: to name those would keep others from having them for
-/// their own.
+/// Where the kernel refuses what was there before (version 2 does not empty the CPUs of a group
+/// with processes; a parent can have been narrowed, a CPU have gone offline), the group gets what
+/// its parents allow; in place of an empty value without the CPUs that `spared` says, where any are
+/// left: to name those would keep others from having them for their own.
 pub fn restore(
     group: &Group,
     cpus: &str,
@@ -435,8 +445,8 @@ pub fn restore(
 
 /// Makes sure that a group has the controller, enabling it in the groups above where it is missing.
 ///
-/// It stays enabled there: without a mask it changes nothing for anybody, and others may rely on it by the
-/// time that we would take it away.
+/// It stays enabled there: without a mask it changes nothing for anybody, and others may rely on it
+/// by the time that we would take it away.
 pub fn enable(group: &Group) -> Result<()> {
     let is_enabled = || files::metadata_if_there(&group.dir().join(CPUS));
     if group.version() == Version::V1 || is_enabled()?.is_some() {

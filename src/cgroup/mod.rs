@@ -28,10 +28,12 @@ use crate::host::Host;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// The group below which all groups that we make lie, those of each pool directory in a group of its own.
+/// The group below which all groups that we make lie, those of each pool directory in a group of
+/// its own.
 const OUR_PARENT: &str = "/pinfold";
 
-/// How often a group is made again when somebody with another pool directory removes the empty parent under us.
+/// How often a group is made again when somebody with another pool directory removes the empty
+/// parent under us.
 const MAKE_TRIES: u32 = 10;
 
 /// Which of the kernel's two cgroup interfaces (cgroups(7)).
@@ -50,7 +52,8 @@ pub struct Hierarchy {
     pub version: Version,
     controller: &'static str,
     mount: PathBuf,
-    /// Which group is at the mount point: `/`, unless we are in a container (proc_pid_mountinfo(5), field 4).
+    /// Which group is at the mount point: `/`, unless we are in a container (proc_pid_mountinfo(5),
+    /// field 4).
     root: String,
 }
 
@@ -265,12 +268,13 @@ impl Group {
         }
     }
 
-    /// The processes in this group itself; 0 stands for one of another pid namespace. None where it is gone.
+    /// The processes in this group itself; 0 stands for one of another pid namespace. None where it
+    /// is gone.
     pub fn pids(&self) -> Result<Vec<i32>> {
         let path = self.procs_file();
         let text = match files::read_if_there(&path) {
-            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the domain above it,
-            // which is the owner's too, names its processes.
+            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the
+            // domain above it, which is the owner's too, names its processes.
             Err(error) if is_not_supported(&error) => String::new(),
             other => other?.unwrap_or_default(),
         };
@@ -312,7 +316,8 @@ impl Group {
         Ok(is_populated)
     }
 
-    /// Hands the processes of this group, and of those below it, to `found`, group by group, until that has enough.
+    /// Hands the processes of this group, and of those below it, to `found`, group by group, until
+    /// that has enough.
     pub fn look_for(&self, found: impl FnMut(Vec<i32>) -> ControlFlow<()>) -> Result<()> {
         let looked = walk::processes(&self.dir, self.version, found);
         looked.with_context(|| format!("look for processes in {}", self.dir.display()))
@@ -377,8 +382,8 @@ impl Group {
         made.with_context(|| format!("make the cgroup {}", self.dir.display()))
     }
 
-    /// Removes the group and those below it if no process is in any; then our parents, if this was their last.
-    /// `false` where a process is in one.
+    /// Removes the group and those below it if no process is in any; then our parents, if this was
+    /// their last. `false` where a process is in one.
     pub fn remove(&self) -> Result<bool> {
         if self.is_populated()? {
             return Ok(false);

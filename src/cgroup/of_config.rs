@@ -12,8 +12,8 @@ pub struct Expected {
     pub is_exact: bool,
 }
 
-/// The group that `linux.cgroupsPath` means (OCI runtime specification, "Cgroups Path"; runc: docs/systemd.md). `None` where
-/// it depends on the runtime.
+/// The group that `linux.cgroupsPath` means (OCI runtime specification, "Cgroups Path"; runc:
+/// docs/systemd.md). `None` where it depends on the runtime.
 pub fn expected(cgroups_path: &str, by_systemd: bool) -> Option<Expected> {
     if !by_systemd {
         return cgroups_path.starts_with('/').then(|| Expected {

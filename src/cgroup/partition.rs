@@ -1,5 +1,6 @@
-//! Partitions of the cpuset controller: CPUs that nobody outside a group has (kernel: cgroup-v2.rst, "Cpuset Interface
-//! Files", `cpuset.cpus.exclusive` and `cpuset.cpus.partition`). Ours are remote ones: no group above them is one.
+//! Partitions of the cpuset controller: CPUs that nobody outside a group has (kernel:
+//! cgroup-v2.rst, "Cpuset Interface Files", `cpuset.cpus.exclusive` and `cpuset.cpus.partition`).
+//! Ours are remote ones: no group above them is one.
 
 use std::path::PathBuf;
 
@@ -21,8 +22,8 @@ pub fn file(group: &Group) -> PathBuf {
     group.dir().join(PARTITION)
 }
 
-/// The text of a group's `cpuset.cpus.partition`: a kind, and behind it why it is invalid, where it is; `None` where the
-/// group is gone, or there is no such file.
+/// The text of a group's `cpuset.cpus.partition`: a kind, and behind it why it is invalid, where it
+/// is; `None` where the group is gone, or there is no such file.
 ///
 /// # Errors
 /// It cannot be read.
@@ -36,8 +37,8 @@ pub fn kind_in(state: &str) -> &str {
     state.split_whitespace().next().unwrap_or_default()
 }
 
-/// The text of a group's `cpuset.cpus.exclusive`; `None` where the group is gone, or the kernel has no remote partitions
-/// (before Linux 6.7), or not for this group.
+/// The text of a group's `cpuset.cpus.exclusive`; `None` where the group is gone, or the kernel has
+/// no remote partitions (before Linux 6.7), or not for this group.
 ///
 /// # Errors
 /// It cannot be read.
@@ -62,7 +63,8 @@ pub fn set_kind(group: &Group, kind: &str) -> Result<()> {
     put(group, PARTITION, kind, kind == MEMBER)
 }
 
-/// Writes the CPUs of a group whose mask somebody has emptied since (systemd 262 does at a daemon-reload).
+/// Writes the CPUs of a group whose mask somebody has emptied since (systemd 262 does at a
+/// daemon-reload).
 ///
 /// # Errors
 /// It cannot be written.
@@ -125,9 +127,10 @@ pub fn all(group: &Group) -> Result<Vec<(Group, CpuSet)>> {
     Ok(found)
 }
 
-/// The CPUs that the kernel has lost: online, and neither in the root group nor in a partition. Before Linux 7 it loses
-/// those of a partition that another group broke, when that is removed; they are back at the next boot. `kept` are those
-/// of partitions that are known: only where that is not all of them the groups are gone through.
+/// The CPUs that the kernel has lost: online, and neither in the root group nor in a partition.
+/// Before Linux 7 it loses those of a partition that another group broke, when that is removed;
+/// they are back at the next boot. `kept` are those of partitions that are known: only where that
+/// is not all of them the groups are gone through.
 ///
 /// # Errors
 /// Some group cannot be looked at.
@@ -153,8 +156,9 @@ pub fn lost(top: &Group, online: &CpuSet, kept: &CpuSet) -> Result<CpuSet> {
     Ok(missing.difference(&now))
 }
 
-/// The groups whose own words keep some of these CPUs from a group: those beside it, and beside each above it, with the
-/// file that says so and what is in it. Above the group itself only exclusive CPUs, or a mask of nothing else, do.
+/// The groups whose own words keep some of these CPUs from a group: those beside it, and beside
+/// each above it, with the file that says so and what is in it. Above the group itself only
+/// exclusive CPUs, or a mask of nothing else, do.
 ///
 /// # Errors
 /// Some group cannot be looked at.
@@ -185,9 +189,9 @@ pub fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Vec<(String, CpuSet)>>
     Ok(found)
 }
 
-/// Does this kernel break a partition when a group beside it names one of its CPUs, and may then lose them? From Linux
-/// 6.7, which made remote partitions, to before 7.0 (commit 2a3602030d80). One whose release makes no sense counts as one
-/// that does.
+/// Does this kernel break a partition when a group beside it names one of its CPUs, and may then
+/// lose them? From Linux 6.7, which made remote partitions, to before 7.0 (commit 2a3602030d80).
+/// One whose release makes no sense counts as one that does.
 pub fn is_broken_by_siblings(release: &str) -> bool {
     let major = release
         .split('.')
@@ -196,8 +200,9 @@ pub fn is_broken_by_siblings(release: &str) -> bool {
     major.is_none_or(|major| major < 7)
 }
 
-/// Can nobody make a group beside this one that names its CPUs? crun's group of a container is alone in its scope; beside
-/// one of a slice of pinned containers, or of one that we made, are only groups whose CPUs we chose.
+/// Can nobody make a group beside this one that names its CPUs? crun's group of a container is
+/// alone in its scope; beside one of a slice of pinned containers, or of one that we made, are only
+/// groups whose CPUs we chose.
 ///
 /// # Errors
 /// The groups beside it cannot be listed.

@@ -1,11 +1,12 @@
-//! Telling systemd which CPUs a unit has: it owns the files of its units' groups, and writes them again from what it
-//! knows with every reload and every property that changes (systemd.resource-control(5), `AllowedCPUs=`).
+//! Telling systemd which CPUs a unit has: it owns the files of its units' groups, and writes them
+//! again from what it knows with every reload and every property that changes
+//! (systemd.resource-control(5), `AllowedCPUs=`).
 //!
-//! A kernel up to 6.12 refuses the empty value that systemd writes where it knows of none; later ones take it, and the
-//! container would run everywhere.
+//! A kernel up to 6.12 refuses the empty value that systemd writes where it knows of none; later
+//! ones take it, and the container would run everywhere.
 //!
-//! It is asked over D-Bus (org.freedesktop.systemd1(5)): `systemctl` would be two processes more at each
-//! start.
+//! It is asked over D-Bus (org.freedesktop.systemd1(5)): `systemctl` would be two processes more at
+//! each start.
 
 use std::io;
 use std::path::PathBuf;
@@ -28,12 +29,13 @@ const MANAGER: &str = "org.freedesktop.systemd1";
 /// The most bytes of a unit's name (systemd.unit(5)).
 const MOST_NAME: usize = 255;
 
-/// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the group is a scope's or a
-/// service's own; an empty set is what its parents have. Was there anything to tell? Elsewhere, in a container's group below its scope
-/// too, nothing is asked.
+/// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the
+/// group is a scope's or a service's own; an empty set is what its parents have. Was there anything
+/// to tell? Elsewhere, in a container's group below its scope too, nothing is asked.
 ///
-/// A container with a unit's name need not have that unit: systemd says which group it has. A unit of a user's manager
-/// is left alone, for that is not reached from a hook; so is everything on a machine that is not the running one.
+/// A container with a unit's name need not have that unit: systemd says which group it has. A unit
+/// of a user's manager is left alone, for that is not reached from a hook; so is everything on a
+/// machine that is not the running one.
 ///
 /// # Errors
 /// systemd refuses, or has not answered after `patience`.
@@ -307,8 +309,8 @@ fn unit_on<'a>(host: &Host, group: &'a Group) -> Result<Option<&'a str>> {
     Ok(mark.map(|_| name))
 }
 
-/// The scope or the service whose own group this may be: runtimes run containers in scopes, and services run `isolate`.
-/// Version 1 cpusets are nothing that systemd knows.
+/// The scope or the service whose own group this may be: runtimes run containers in scopes, and
+/// services run `isolate`. Version 1 cpusets are nothing that systemd knows.
 fn unit_of(group: &Group) -> Option<&str> {
     let name = group.path().rsplit('/').next()?;
     let is_unit = name.ends_with(".scope") || name.ends_with(".service");

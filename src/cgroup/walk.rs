@@ -1,5 +1,5 @@
-//! Walking through the groups below one, by directory descriptors (openat(2)): whoever may make groups can nest them deeper
-//! than a path can name, and make any number of them.
+//! Walking through the groups below one, by directory descriptors (openat(2)): whoever may make
+//! groups can nest them deeper than a path can name, and make any number of them.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
@@ -19,7 +19,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::Version;
 use crate::files::{MOST_BYTES, read_bounded};
 
-/// The links to a directory without directories in it, on a file system that counts them: its name, and its own `.`.
+/// The links to a directory without directories in it, on a file system that counts them: its name,
+/// and its own `.`.
 pub(super) const LINKS_OF_A_LEAF: u8 = 2;
 
 /// What stands for a process whose number is not to be had, as for one of another pid namespace
@@ -46,7 +47,8 @@ struct WalkLevel {
 
 /// What a visitor of groups does.
 trait Visit {
-    /// Comes to the group of this name in another, before those below it; where it has none to tell of, those are left out.
+    /// Comes to the group of this name in another, before those below it; where it has none to tell
+    /// of, those are left out.
     fn enter(
         &mut self,
         parent: &OwnedFd,
@@ -57,8 +59,9 @@ trait Visit {
     fn leave(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<()>>;
 }
 
-/// Hands the processes of a group, and of those below it, to `found`, group by group, until that has enough. A group that
-/// is gone has none; 0 stands for one that lives there and that nothing names.
+/// Hands the processes of a group, and of those below it, to `found`, group by group, until that
+/// has enough. A group that is gone has none; 0 stands for one that lives there and that nothing
+/// names.
 ///
 /// # Errors
 /// Also more groups than [`MOST_GROUPS`], unless there was enough before.
@@ -259,7 +262,8 @@ fn is_directory(group: &OwnedFd, name: &CStr) -> io::Result<bool> {
     }
 }
 
-/// Reads a file of the group of this name in another; `None` where there is none, or the group is gone.
+/// Reads a file of the group of this name in another; `None` where there is none, or the group is
+/// gone.
 fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let path = [name.to_bytes(), b"/", file.as_bytes()].concat();
@@ -300,7 +304,8 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
         _: &FileStat,
     ) -> io::Result<ControlFlow<(), bool>> {
         self.bound.count()?;
-        // Version 2 tells of all groups below at once (kernel: cgroup-v2.rst, "[Un]populated Notification").
+        // Version 2 tells of all groups below at once (kernel: cgroup-v2.rst, "[Un]populated
+        // Notification").
         let events = match self.version {
             Version::V1 => String::new(),
             Version::V2 => read(parent, name, "cgroup.events")?.unwrap_or_default(),
@@ -309,8 +314,8 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
             return Ok(ControlFlow::Continue(false));
         }
         let text = match read(parent, name, "cgroup.procs") {
-            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the domain above it,
-            // which is the owner's too, names its processes.
+            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the
+            // domain above it, which is the owner's too, names its processes.
             Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => String::new(),
             other => other?.unwrap_or_default(),
         };

@@ -1,4 +1,5 @@
-//! The containers that run: do those that ask for CPUs have some, and who else was told to run on those of exclusive pools?
+//! The containers that run: do those that ask for CPUs have some, and who else was told to run on
+//! those of exclusive pools?
 
 use std::collections::BTreeMap;
 
@@ -32,7 +33,8 @@ pub struct KeptCpus {
     pub owner: Option<String>,
 }
 
-/// The containers that run on a machine, as [`containers::running`] finds them, docker's wherever its configuration says.
+/// The containers that run on a machine, as [`containers::running`] finds them, docker's wherever
+/// its configuration says.
 pub fn running(host: &Host) -> FoundContainers {
     let text = install::daemon_json(&Place::default_on(host));
     let exec_root = text.ok().and_then(|(_, text)| docker::exec_root(&text));
@@ -209,7 +211,8 @@ fn knows_us(scope: &Scope<'_>, engine: Engine) -> bool {
     }
 }
 
-/// Who else was told to run on CPUs that are kept for the owners of exclusive pools, and was not told by us.
+/// Who else was told to run on CPUs that are kept for the owners of exclusive pools, and was not
+/// told by us.
 pub fn check_neighbours(site: &Site, kept: &[KeptCpus]) -> Vec<Finding> {
     let mut report = Report::default();
     if cpuset::hierarchy(&site.host).is_err() {

@@ -130,7 +130,8 @@ fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Re
     Ok(shim.is_some())
 }
 
-/// The hooks of podman without root run as the user: are their pools the user's, and those that are looked at here?
+/// The hooks of podman without root run as the user: are their pools the user's, and those that are
+/// looked at here?
 fn pools_of_user(scope: &Scope<'_>, hook: &HookFile, report: &mut Report) {
     let site = scope.site;
     let default = site.host.default_conf_dir();

@@ -66,7 +66,8 @@ fn at_boot(pool: &SurveyedPool, wanted: Wanted, isolated: &CpuSet, report: &mut 
         report.warn(
             WHAT,
             format!(
-                "pool {} says isolation=root, and isolcpus= has its CPUs {isolated} already, without balancing load there",
+                "pool {} says isolation=root, and isolcpus= has its CPUs {isolated} already, \
+                 without balancing load there",
                 Shown(&pool.name)
             ),
             format!(
@@ -117,7 +118,8 @@ fn keeps_off(site: &Site, cpus: &CpuSet, report: &mut Report) -> bool {
         report.ok(
             WHAT,
             format!(
-                "Linux {} keeps others off {cpus} while they are owned, where no other container is beside the owner: by crun, or below pinfold.slice",
+                "Linux {} keeps others off {cpus} while they are owned, where no other container is \
+                 beside the owner: by crun, or below pinfold.slice",
                 crate::text::one_line(release.trim())
             ),
         );
@@ -150,12 +152,16 @@ fn in_the_books(cpus: &CpuSet, open: &CpuSet, report: &mut Report) {
     if cpus.is_empty() || open.is_empty() {
         report.ok(
             WHAT,
-            "the kernel can keep others off the CPUs of exclusive pools (isolcpus=, or a partition while they are owned)",
+            "the kernel can keep others off the CPUs of exclusive pools (isolcpus=, or a partition \
+             while they are owned)",
         );
     } else {
         report.warn(
             WHAT,
-            format!("processes that nobody pinned can run on the CPUs {open} of exclusive pools, which have one owner in the books alone"),
+            format!(
+                "processes that nobody pinned can run on the CPUs {open} of exclusive pools, which \
+                 have one owner in the books alone"
+            ),
             format!("boot with isolcpus={open}, or keep others off by a cpuset partition"),
         );
     }

@@ -11,11 +11,12 @@ use crate::topology::{Topology, remarks};
 
 /// The first kernel with the cpuset controller on cgroup version 2 (kernel: 5.0's cgroup-v2.rst).
 const V2_CPUSETS: (u32, u32) = (5, 0);
-/// The first systemd that gives units CPUs on cgroup version 2: AllowedCPUs= (systemd.resource-control(5)).
+/// The first systemd that gives units CPUs on cgroup version 2: AllowedCPUs=
+/// (systemd.resource-control(5)).
 const ALLOWED_CPUS: u32 = 244;
 
-/// The groups right below the root in which engines put their containers: podman, docker and containerd, and Kubernetes,
-/// by systemd or without it.
+/// The groups right below the root in which engines put their containers: podman, docker and
+/// containerd, and Kubernetes, by systemd or without it.
 const PARENTS: [&str; 7] = [
     "/machine.slice",
     "/system.slice",
@@ -43,7 +44,8 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     sysfs(host, report);
 }
 
-/// Whatever sysfs does not tell is named: a choice that depends on it is refused, or made without it.
+/// Whatever sysfs does not tell is named: a choice that depends on it is refused, or made without
+/// it.
 fn sysfs(host: &Host, report: &mut Report) {
     let topology = match Topology::read(host) {
         Ok(topology) => topology,
@@ -130,7 +132,8 @@ fn cgroups(hierarchy: &Hierarchy, kernel: Option<(u32, u32)>, release: &str, rep
     }
 }
 
-/// Which groups that engines use do not allow all of these CPUs: their paths, what they lack, and what to do.
+/// Which groups that engines use do not allow all of these CPUs: their paths, what they lack, and
+/// what to do.
 pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet, String)> {
     let Ok(hierarchy) = cpuset::hierarchy(&site.host) else {
         return Vec::new();

@@ -1,4 +1,5 @@
-//! Looking at everything that a container's start depends on, and changing nothing: what `pinfold check` tells.
+//! Looking at everything that a container's start depends on, and changing nothing: what `pinfold
+//! check` tells.
 
 mod cdi;
 mod containers;

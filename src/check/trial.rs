@@ -1,4 +1,5 @@
-//! Trying what a start does, with no more rights than it has: taking the lock, and writing where it writes. Nothing stays.
+//! Trying what a start does, with no more rights than it has: taking the lock, and writing where it
+//! writes. Nothing stays.
 
 use std::time::Duration;
 

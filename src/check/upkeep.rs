@@ -1,5 +1,5 @@
-//! Who keeps things as they should be while nobody looks: something has to run `pinfold reconcile` again and again, and
-//! `pinfold apply` where pools are declared.
+//! Who keeps things as they should be while nobody looks: something has to run `pinfold reconcile`
+//! again and again, and `pinfold apply` where pools are declared.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -27,8 +27,10 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
             Ok(Keeper::Known(who)) => report.ok("reconcile", who),
             Ok(Keeper::Nobody) => report.warn(
                 "reconcile",
-                "nothing runs `pinfold reconcile`: what dead owners hold is freed when somebody needs it, and not before",
-                "`systemctl enable --now pinfold-reconcile` (the packages have that unit), or have cron run `pinfold reconcile`",
+                "nothing runs `pinfold reconcile`: what dead owners hold is freed when somebody needs it, \
+             and not before",
+                "`systemctl enable --now pinfold-reconcile` (the packages have that unit), or have cron \
+             run `pinfold reconcile`",
             ),
             Err(error) => report.remark("reconcile", &Refusal::of(&error)),
         }

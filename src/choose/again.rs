@@ -1,5 +1,5 @@
-//! The same again: an owner that comes back gets the lists that it had, where they are free and no others are better for
-//! what it wants. What stays free whole counts for less.
+//! The same again: an owner that comes back gets the lists that it had, where they are free and no
+//! others are better for what it wants. What stays free whole counts for less.
 
 use std::collections::BTreeMap;
 

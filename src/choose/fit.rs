@@ -20,7 +20,8 @@ pub(super) fn fewest(capacities: &[usize], need: usize) -> Option<usize> {
     None
 }
 
-/// The sets of so many of `count` things, in lexical order; `None` where there are more than `most`.
+/// The sets of so many of `count` things, in lexical order; `None` where there are more than
+/// `most`.
 pub(super) fn sets_of(size: usize, count: usize, most: usize) -> Option<Vec<Vec<usize>>> {
     let mut number: usize = 1;
     for index in 0..size.min(count - size.min(count)) {
@@ -44,8 +45,8 @@ pub(super) fn sets_of(size: usize, count: usize, most: usize) -> Option<Vec<Vec<
     }
 }
 
-/// As few as suffice, and of those that are as few the set with the least over; of equal sets the one with the earlier
-/// members. All where they do not suffice.
+/// As few as suffice, and of those that are as few the set with the least over; of equal sets the
+/// one with the earlier members. All where they do not suffice.
 pub(super) fn tightest(capacities: &[usize], need: usize) -> Vec<usize> {
     let Some(few) = fewest(capacities, need) else {
         return (0..capacities.len()).collect();

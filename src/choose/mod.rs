@@ -1,7 +1,8 @@
 //! Which CPU lists of a pool an owner gets. Pure.
 //!
-//! Lists are chosen so that they lie in the fewest NUMA nodes, then packages, then last-level caches, and so that what
-//! stays free is least broken up; the yardstick is the best fit of the kubelet's static CPU manager.
+//! Lists are chosen so that they lie in the fewest NUMA nodes, then packages, then last-level
+//! caches, and so that what stays free is least broken up; the yardstick is the best fit of the
+//! kubelet's static CPU manager.
 
 mod again;
 mod fit;
@@ -66,7 +67,8 @@ pub struct Want {
     pub one_cache: bool,
     /// The NUMA nodes that it shall be near, if that takes no more nodes; empty for none.
     pub near: CpuSet,
-    /// The NUMA nodes that it would better be near, if that takes no more nodes, packages or caches; empty for none.
+    /// The NUMA nodes that it would better be near, if that takes no more nodes, packages or
+    /// caches; empty for none.
     pub rather_near: CpuSet,
 }
 
@@ -117,10 +119,12 @@ pub fn cpus_that_matter(situation: &Situation<'_>, want: &Want) -> CpuSet {
     cpus
 }
 
-/// Chooses lists by their index, ascending. `levels` tells the place of at least the CPUs that matter.
+/// Chooses lists by their index, ascending. `levels` tells the place of at least the CPUs that
+/// matter.
 ///
-/// Exclusive: free lists, those that it had before where no others are better for what it wants. Shared: one list, the one
-/// with the fewest owners among those that are near; of equal ones the one that it had before.
+/// Exclusive: free lists, those that it had before where no others are better for what it wants.
+/// Shared: one list, the one with the fewest owners among those that are near; of equal ones the
+/// one that it had before.
 pub fn choose(
     situation: &Situation<'_>,
     want: &Want,
@@ -300,7 +304,8 @@ fn choose_exclusive(
     Ok(again.unwrap_or(chosen))
 }
 
-/// Never more than asked for by a whole list: where lists are of several sizes one may not be needed.
+/// Never more than asked for by a whole list: where lists are of several sizes one may not be
+/// needed.
 fn drop_needless(chosen: &mut Vec<usize>, need: usize, size: impl Fn(usize) -> usize) {
     let taken: usize = chosen.iter().map(|index| size(*index)).sum();
     let mut over = taken.saturating_sub(need);
@@ -330,7 +335,8 @@ fn spread_lists(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usize>> 
     spread(&counted, need.div_ceil(size), pull)
 }
 
-/// The cells that may be chosen from; `None` where those do not suffice for what is strictly asked for.
+/// The cells that may be chosen from; `None` where those do not suffice for what is strictly asked
+/// for.
 fn strictly(cells: &[Cell], need: usize, want: &Want, map: &Map<'_>) -> Option<Vec<Cell>> {
     let mut groups: Vec<Vec<Cell>> = vec![cells.to_vec()];
     if want.is_strict() {

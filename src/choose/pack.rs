@@ -1,5 +1,5 @@
-//! Packing: the fewest NUMA nodes, then packages, then last-level caches; and of those that are as few the fullest, so
-//! that what stays free is in one piece.
+//! Packing: the fewest NUMA nodes, then packages, then last-level caches; and of those that are as
+//! few the fullest, so that what stays free is in one piece.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use super::fit::{fewest, sets_of, tightest};
 use super::place::{Cell, FreeList};
 
-/// The most sets of nodes, or of packages, that are weighed against each other; beyond it one that is tight is taken.
+/// The most sets of nodes, or of packages, that are weighed against each other; beyond it one that
+/// is tight is taken.
 pub(super) const MOST_SETS: usize = 1000;
 
-/// The same of caches where it matters how many cores are whole. Where it does not, a tight one is as good as any.
+/// The same of caches where it matters how many cores are whole. Where it does not, a tight one is
+/// as good as any.
 const MOST_CACHE_SETS: usize = 64;
 
 /// The NUMA nodes, by index, that a choice would rather be on.
@@ -92,8 +94,8 @@ fn by_caches<'a>(plan: &Cover<'a>, need: usize, are_threads: bool) -> Vec<&'a Ce
         .map_or_else(Vec::new, |(_, cells)| cells)
 }
 
-/// All smallest sets of the groups of a level whose cells suffice, in lexical order, each with the cells that lie within
-/// it. Where there are more than `most` it is one, a tight one.
+/// All smallest sets of the groups of a level whose cells suffice, in lexical order, each with the
+/// cells that lie within it. Where there are more than `most` it is one, a tight one.
 fn smallest_sets<'a>(
     cells: &[&'a Cell],
     groups_of: impl Fn(&Cell) -> &[usize],
@@ -111,7 +113,8 @@ fn smallest_sets<'a>(
     let Some(least) = fewest(&free, need) else {
         return Vec::new();
     };
-    // A cell that spans groups counts for each of them, so that it can take more of them than it seems.
+    // A cell that spans groups counts for each of them, so that it can take more of them than it
+    // seems.
     for size in least..=groups.len() {
         let sets = match sets_of(size, groups.len(), most) {
             Some(sets) => sets.iter().filter_map(|set| within(set)).collect(),
@@ -147,7 +150,8 @@ fn overlaps(some: &[usize], others: &[usize]) -> bool {
     some.iter().any(|one| others.contains(one))
 }
 
-/// How many of the nodes are not among those that it would rather be on; of no interest where there are none.
+/// How many of the nodes are not among those that it would rather be on; of no interest where there
+/// are none.
 pub(super) fn missed(nodes: &[usize], wanted: &[usize]) -> usize {
     let is_missed = |node: &&usize| !wanted.is_empty() && !wanted.contains(node);
     nodes.iter().filter(is_missed).count()
@@ -184,8 +188,8 @@ fn fewest_cores(cells: &[&Cell], need: usize) -> Option<usize> {
     fewest(&free.into_values().collect::<Vec<_>>(), need)
 }
 
-/// Takes cells whole, but for one, the fullest, and the last of those, which what is over stays in: no cell could be
-/// left out, so that what is over is less than any of them has.
+/// Takes cells whole, but for one, the fullest, and the last of those, which what is over stays in:
+/// no cell could be left out, so that what is over is less than any of them has.
 fn fill(cells: &[&Cell], need: usize, pull: &Pull) -> Vec<usize> {
     let over = free_of(cells).saturating_sub(need);
     let far = |cell: &Cell| {

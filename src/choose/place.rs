@@ -8,8 +8,8 @@ use crate::topology::{CpuGroup, Gap, Gaps, Levels};
 /// Indices of groups of one level, ascending.
 pub(super) type Groups = Vec<usize>;
 
-/// The groups that some CPUs are in. CPUs that nothing is known of are in the first group of each level, and each a
-/// core of its own.
+/// The groups that some CPUs are in. CPUs that nothing is known of are in the first group of each
+/// level, and each a core of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Spot {
     pub(super) nodes: Groups,

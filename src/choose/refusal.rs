@@ -17,14 +17,16 @@ pub enum NoChoice {
         /// How many of what was asked for are free.
         free: usize,
     },
-    /// The whole pool has less than was asked for; it has so much (lists, or CPUs) that the owner could use.
+    /// The whole pool has less than was asked for; it has so much (lists, or CPUs) that the owner
+    /// could use.
     TooSmall {
         /// How much the pool has.
         all: usize,
     },
     /// Enough is free, but not within what was asked for.
     Scattered(Scattered),
-    /// Nothing lies within what was asked for as far as the kernel tells, and it does not tell it of all.
+    /// Nothing lies within what was asked for as far as the kernel tells, and it does not tell it
+    /// of all.
     Untold {
         /// What was asked for.
         within: Within,

@@ -4,8 +4,9 @@ use super::fit::sets_of;
 use super::pack::{MOST_SETS, Pull, pack};
 use super::place::Cell;
 
-/// Chooses so much evenly from two or more nodes, as few as can give it evenly, those that leave the nodes alike; what
-/// cannot be divided goes, one by one, to those with the most left. `None` where no nodes can.
+/// Chooses so much evenly from two or more nodes, as few as can give it evenly, those that leave
+/// the nodes alike; what cannot be divided goes, one by one, to those with the most left. `None`
+/// where no nodes can.
 pub(super) fn spread(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usize>> {
     // Of a list that spans nodes it cannot be said which gives it.
     let mut nodes: Vec<usize> = cells
@@ -28,7 +29,8 @@ pub(super) fn spread(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usi
                 .iter()
                 .filter(|place| !pull.near.contains(&nodes[**place]))
                 .count();
-            // The sum of what is left is the same for all: the least sum of squares is the least spread.
+            // The sum of what is left is the same for all: the least sum of squares is the least
+            // spread.
             let left = free.iter().zip(&shares).map(|(free, share)| free - share);
             let spread: usize = left.map(|left| left * left).sum();
             let far = if pull.near.is_empty() { 0 } else { far };

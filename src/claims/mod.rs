@@ -1,5 +1,5 @@
-//! The ledger: our record of every owner, one file a claim, found by container id, by CPU list and by
-//! cgroup without reading the others.
+//! The ledger: our record of every owner, one file a claim, found by container id, by CPU list and
+//! by cgroup without reading the others.
 //!
 //! ```text
 //! claims/<id>/<pid>-<start>.json       the claim
@@ -122,7 +122,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the directory if it is there and nobody else can write it; `None` where it is not there.
+    /// Opens the directory if it is there and nobody else can write it; `None` where it is not
+    /// there.
     pub fn open_if_there(run_dir: &Path) -> Result<Option<Ledger>> {
         let metadata = match run_dir.symlink_metadata() {
             Err(error) if files::is_gone(&error) => return Ok(None),
@@ -207,8 +208,8 @@ impl Ledger {
         attempt().with_context(|| format!("write a claim in {}", run_dir.display()))
     }
 
-    /// From now on a claim of another boot than this one cannot be right: the mark names this boot, and whoever left it has
-    /// removed all claims of earlier ones.
+    /// From now on a claim of another boot than this one cannot be right: the mark names this boot,
+    /// and whoever left it has removed all claims of earlier ones.
     pub fn expect_boot(&mut self, boot_id: &str) {
         self.boot_id = Some(boot_id.to_owned());
     }
@@ -260,7 +261,8 @@ impl Ledger {
         if claim.lists.iter().any(|other| other == list) {
             return Some(entry);
         }
-        // A claim that was given another list meanwhile leaves its link for a moment, or for good where it was killed.
+        // A claim that was given another list meanwhile leaves its link for a moment, or for good
+        // where it was killed.
         if self.is_linked(claim) {
             return None;
         }
@@ -406,8 +408,8 @@ impl Ledger {
         }
     }
 
-    /// What is known of a claim whose file cannot be read; `None` where that is of a newer version, or its name tells no
-    /// process.
+    /// What is known of a claim whose file cannot be read; `None` where that is of a newer version,
+    /// or its name tells no process.
     pub fn traces(&self, path: &Path) -> Result<Option<Traces>> {
         // One that cannot even be looked at may be of any version.
         if record::is_newer(&files::read_if_there(path)?.unwrap_or_default()) {
@@ -481,7 +483,8 @@ impl Ledger {
         files::names_in(&self.run_dir.join("lists"))
     }
 
-    /// Removes what killed writers left beside the claims: temporary files, links from cgroups that lead nowhere.
+    /// Removes what killed writers left beside the claims: temporary files, links from cgroups that
+    /// lead nowhere.
     pub fn remove_leftovers(&self) -> Result<()> {
         files::remove_leftovers(&self.run_dir, "boot")?;
         remove_dangling_links(&self.run_dir.join("cgroups"))
@@ -520,7 +523,8 @@ impl Ledger {
         )
     }
 
-    /// Reads a claim, through a link or not, that has to be the one `is_it` tells; `None` where there is none.
+    /// Reads a claim, through a link or not, that has to be the one `is_it` tells; `None` where
+    /// there is none.
     fn read(&self, path: &Path, is_it: impl FnOnce(&Claim) -> bool) -> Option<Entry> {
         let text = match files::read_record_if_there(path) {
             Ok(None) => return None,

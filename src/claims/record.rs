@@ -25,8 +25,8 @@ pub enum OwnerKind {
     Reservation,
 }
 
-/// The record of one owner. Fields that a reader does not know are passed over: what it has to understand comes with
-/// another version.
+/// The record of one owner. Fields that a reader does not know are passed over: what it has to
+/// understand comes with another version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The version of this format: [`VERSION`].
@@ -41,8 +41,8 @@ pub struct Claim {
     /// What tells this reservation from all others; nothing else has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
-    /// The path of the group that the runtime makes for a reservation, where it is known. A runtime that is killed can leave
-    /// it confined, with a process in it that our hook has never seen.
+    /// The path of the group that the runtime makes for a reservation, where it is known. A runtime
+    /// that is killed can leave it confined, with a process in it that our hook has never seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub awaited: Option<String>,
     /// The boot it was made in: after another it means nothing.
@@ -59,14 +59,15 @@ pub struct Claim {
     /// All CPUs of these lists, in the kernel's format.
     #[serde(with = "cpulist::as_text")]
     pub cpus: CpuSet,
-    /// The memory nodes it was confined to, in the kernel's format; empty where they were left alone.
+    /// The memory nodes it was confined to, in the kernel's format; empty where they were left
+    /// alone.
     #[serde(with = "cpulist::as_text")]
     pub mems: CpuSet,
     /// The group that confines it; a reservation has none yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<ClaimedGroup>,
-    /// How everybody else is kept off its CPUs, or was to be when that was recorded; of a reservation, how everybody is
-    /// to be.
+    /// How everybody else is kept off its CPUs, or was to be when that was recorded; of a
+    /// reservation, how everybody is to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Wanted>,
     /// The settings that its supervisor, a unit, was given at run time before, by systemd's names:
@@ -126,8 +127,8 @@ impl Claim {
         self.kind == OwnerKind::Process && group.is_some_and(|group| !group.made)
     }
 
-    /// Does a process that stands for the owner run elsewhere, by design? `isolate` does, beside its command, and a
-    /// runtime that holds a reservation.
+    /// Does a process that stands for the owner run elsewhere, by design? `isolate` does, beside
+    /// its command, and a runtime that holds a reservation.
     pub fn is_beside(&self, process: Process) -> bool {
         match self.kind {
             OwnerKind::Container => false,
@@ -166,7 +167,8 @@ pub(super) fn is_newer(text: &str) -> bool {
     version.is_some_and(|version| version > u64::from(VERSION))
 }
 
-/// How a claim on disk ends: the CRC-32 of all that would be there without this, in eight hexadecimal digits.
+/// How a claim on disk ends: the CRC-32 of all that would be there without this, in eight
+/// hexadecimal digits.
 const SUM_BEGINS: &str = ",\"sum\":\"";
 const SUM_ENDS: &str = "\"}";
 

@@ -73,7 +73,8 @@ pub struct ShowArgs {
 /// `pinfold pool add`
 #[derive(Debug, Args)]
 pub struct AddArgs {
-    /// NAME=N:exclusive, NAME=rest:shared and so on, as for `pinfold init --pool`; without =N where --list says it
+    /// NAME=N:exclusive, NAME=rest:shared and so on, as for `pinfold init --pool`; without =N where
+    /// --list says it
     #[arg(value_name = "NAME=N|rest:exclusive|shared[,…]")]
     pub pool: String,
     /// A CPU list of the pool, as 4,12 or 0-2
@@ -107,7 +108,8 @@ pub struct ResizeArgs {
     /// The pool's name
     #[arg(value_parser = name)]
     pub name: String,
-    /// How many lists an exclusive pool is to have, or how many cores a shared one; rest: all that are in no pool as well
+    /// How many lists an exclusive pool is to have, or how many cores a shared one; rest: all that
+    /// are in no pool as well
     #[arg(value_name = "N|rest", value_parser = Cores::from_str)]
     pub size: Cores,
     /// From where more cores come: pack, spread, or the number of a NUMA node
@@ -160,7 +162,8 @@ pub enum Form {
     Part(String),
 }
 
-/// `NAME:exclusive` or `NAME:shared`, with `,key=value` behind, of a pool whose size is told elsewhere.
+/// `NAME:exclusive` or `NAME:shared`, with `,key=value` behind, of a pool whose size is told
+/// elsewhere.
 ///
 /// # Errors
 /// What is wrong with it.

@@ -1,4 +1,5 @@
-//! What people type who know other tools, and which verb of ours they mean. clap's own suggestions go by spelling alone.
+//! What people type who know other tools, and which verb of ours they mean. clap's own suggestions
+//! go by spelling alone.
 
 /// What is meant by a word that is no verb; behind `pool` another is.
 pub(super) fn tip(words: &[&str]) -> Option<&'static str> {

@@ -17,7 +17,8 @@ use crate::install::{Place, User};
 use crate::settings::Settings;
 use crate::text::one_line;
 
-/// An ordinary user who has pools looks at these, as the user's hooks do, where nothing says others.
+/// An ordinary user who has pools looks at these, as the user's hooks do, where nothing says
+/// others.
 fn settings(options: &Options) -> Result<Settings> {
     let settings = Settings::of_command_line(options)?;
     let host = &settings.site().host;
@@ -110,8 +111,8 @@ const LEVEL_WIDTH: usize = 9;
 /// The narrowest that a sentence is broken to, in columns.
 const NARROWEST: usize = 20;
 
-/// Findings below each other: the level in colour, what it is about, and a sentence that on a terminal goes on below
-/// where it began.
+/// Findings below each other: the level in colour, what it is about, and a sentence that on a
+/// terminal goes on below where it began.
 struct Findings {
     what_width: usize,
     /// The terminal's, in columns.

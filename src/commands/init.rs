@@ -130,7 +130,8 @@ const CONTROLPLANE: &str = "controlplane";
 /// How many cores dataplane has at most where nobody says it: KCM's own number.
 const MOST_DATAPLANE: usize = 4;
 
-/// KCM's three pools. Where cores are isolated, dataplane and controlplane get those, and infra only the others.
+/// KCM's three pools. Where cores are isolated, dataplane and controlplane get those, and infra
+/// only the others.
 fn kcm_specs(dataplane: usize, controlplane: usize) -> Vec<PoolSpec> {
     vec![
         spec("dataplane", Cores::Count(dataplane), Kind::Exclusive),
@@ -150,8 +151,8 @@ fn spec(name: &str, cores: Cores, kind: Kind) -> PoolSpec {
     }
 }
 
-/// Those of the three that the machine has cores for, dataplane as large as leaves the others one each. Too few cores
-/// for any of it are for the plan to tell.
+/// Those of the three that the machine has cores for, dataplane as large as leaves the others one
+/// each. Too few cores for any of it are for the plan to tell.
 fn specs_that_fit(stock: &Stock) -> Vec<PoolSpec> {
     let mut dataplane = spec("dataplane", Cores::Count(1), Kind::Exclusive);
     dataplane.cut.numa = FromNodes::Pack;

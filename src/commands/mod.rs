@@ -30,7 +30,8 @@ use crate::refusal::Refusal;
 use crate::request::{Asked, Request};
 use crate::settings::Settings;
 
-/// Does what the command line says; the exit code of what went well is 0, or that of the command that `isolate` ran.
+/// Does what the command line says; the exit code of what went well is 0, or that of the command
+/// that `isolate` ran.
 ///
 /// # Errors
 /// Whatever was refused or failed, in one sentence.

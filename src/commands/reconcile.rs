@@ -87,7 +87,8 @@ impl Binary {
         Binary { file }
     }
 
-    /// Where an update has replaced it, the new one goes on in our place; nothing is lost by that, for the books are on disk.
+    /// Where an update has replaced it, the new one goes on in our place; nothing is lost by that,
+    /// for the books are on disk.
     fn go_on_as_it_is_now(&mut self) {
         let Some((path, before)) = &mut self.file else {
             return;

@@ -1,4 +1,5 @@
-//! `pinfold status`: the pools, who owns what, and how each owner is. `pinfold describe` shows the same.
+//! `pinfold status`: the pools, who owns what, and how each owner is. `pinfold describe` shows the
+//! same.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

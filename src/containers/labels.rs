@@ -22,9 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The most that is read of what podman says, in bytes.
 const MOST_SAID: u64 = 64 << 20;
 
-/// The keys of the labels of containers, by their ids. Those of docker's are in its record of a container; podman, which has
-/// them in a database, is asked, where it started any and is a program of this machine's. (`ctr` makes annotations of its
-/// labels, and nothing else is known to have any.)
+/// The keys of the labels of containers, by their ids. Those of docker's are in its record of a
+/// container; podman, which has them in a database, is asked, where it started any and is a program
+/// of this machine's. (`ctr` makes annotations of its labels, and nothing else is known to have
+/// any.)
 ///
 /// # Errors
 /// podman does not tell.

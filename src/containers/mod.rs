@@ -1,8 +1,9 @@
-//! The containers that run on this machine, whoever started them: found in the directories in which OCI runtimes keep the
-//! state of their containers, and in the bundles of containerd's tasks.
+//! The containers that run on this machine, whoever started them: found in the directories in which
+//! OCI runtimes keep the state of their containers, and in the bundles of containerd's tasks.
 //!
-//! What is in there was written by others. Nothing of it is followed but the bundle's path that a runtime noted, and each
-//! file is read only if it is a regular one of bounded size; the number of containers is bounded too.
+//! What is in there was written by others. Nothing of it is followed but the bundle's path that a
+//! runtime noted, and each file is read only if it is a regular one of bounded size; the number of
+//! containers is bounded too.
 
 mod labels;
 mod roots;
@@ -106,8 +107,8 @@ pub struct FoundContainers {
     pub remarks: Vec<String>,
 }
 
-/// Finds the containers that run now. One that is gone, or that is not started yet, is none; so is one of a runtime that
-/// keeps its state elsewhere.
+/// Finds the containers that run now. One that is gone, or that is not started yet, is none; so is
+/// one of a runtime that keeps its state elsewhere.
 ///
 /// `docker_exec_root` is docker's `exec-root`, where its configuration names one (dockerd(8)).
 pub fn running(host: &Host, docker_exec_root: Option<&str>) -> FoundContainers {
@@ -198,14 +199,16 @@ impl ContainerSearch<'_> {
             None => {
                 let boot_time = self.boot_time;
                 let started = boot_time.and_then(|boot_time| process.started_at(boot_time));
-                // A later one started after the number was written; the two clocks count in seconds.
+                // A later one started after the number was written; the two clocks count in
+                // seconds.
                 started.is_some_and(|started| started <= state.written + 1)
             }
         }
     }
 }
 
-/// Does the first process still wait to be started? runc and crun have it wait at a FIFO of this name.
+/// Does the first process still wait to be started? runc and crun have it wait at a FIFO of this
+/// name.
 fn is_waiting(dir: &Path) -> Result<bool> {
     let fifo = dir.join("exec.fifo");
     match fifo.symlink_metadata() {
@@ -215,7 +218,8 @@ fn is_waiting(dir: &Path) -> Result<bool> {
     }
 }
 
-/// podman and CRI-O mark their containers; containerd has a namespace for each client, docker's being `moby`.
+/// podman and CRI-O mark their containers; containerd has a namespace for each client, docker's
+/// being `moby`.
 fn starter(root: &Root, config: &Config) -> Starter {
     let mut annotations = config.plain_annotations();
     match annotations.find(|(key, _)| *key == "io.container.manager") {

@@ -14,14 +14,16 @@ use crate::host::Host;
 /// Where OCI runtimes keep their state where nothing else is said: `--root` of runc(8), crun(1).
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
-/// Directories of docker's, which has a root a runtime and, in each, a directory for its namespace of containerd.
+/// Directories of docker's, which has a root a runtime and, in each, a directory for its namespace
+/// of containerd.
 const DOCKERS: [&str; 2] = ["/run/docker", "/run/snap.docker"];
 
-/// Where containerd's shim has the runtime keep its state, a directory for each namespace (containerd: `runc.v2`).
+/// Where containerd's shim has the runtime keep its state, a directory for each namespace
+/// (containerd: `runc.v2`).
 const CONTAINERD_RUNC: &str = "/run/containerd/runc";
 
-/// State directories of containerd, in which each namespace has its tasks' bundles; those of docker's own containerd are
-/// below docker's.
+/// State directories of containerd, in which each namespace has its tasks' bundles; those of
+/// docker's own containerd are below docker's.
 const CONTAINERDS: [&str; 3] = [
     "/run/containerd",
     "/run/k3s/containerd",
@@ -51,7 +53,8 @@ pub(super) struct Root {
     pub(super) form: RootLayout,
     /// containerd's name for what belongs to one client.
     pub(super) namespace: Option<String>,
-    /// The runtime whose own directory it is, or the one that the engine takes if nobody names another.
+    /// The runtime whose own directory it is, or the one that the engine takes if nobody names
+    /// another.
     pub(super) runtime: &'static str,
     /// Whom all in there has to belong to.
     pub(super) user: u32,

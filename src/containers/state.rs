@@ -1,4 +1,5 @@
-//! Reading the state of one container: as runc keeps it, as crun does, and as containerd's task bundles have it.
+//! Reading the state of one container: as runc keeps it, as crun does, and as containerd's task
+//! bundles have it.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -55,7 +56,8 @@ struct Crun {
     bundle: String,
 }
 
-/// The state in a runtime's directory of a container; `None` where there is none, or none of a known form.
+/// The state in a runtime's directory of a container; `None` where there is none, or none of a
+/// known form.
 pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<RuntimeState>> {
     if let Some((text, written)) = read(&dir.join("state.json"))? {
         // Another runtime's state can have this name too.

@@ -21,7 +21,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::text::one_line;
 
-/// The most that is read of a peer at a time, in bytes: an answer to a question of ours takes some hundred.
+/// The most that is read of a peer at a time, in bytes: an answer to a question of ours takes some
+/// hundred.
 const MOST_BYTES: usize = 64 << 10;
 /// What is asked for in one read(2), in bytes.
 const READ_BYTES: usize = 4 << 10;
@@ -158,7 +159,8 @@ impl Connection {
         };
         ensure!(read > 0, "it closed the connection");
         self.unread.extend_from_slice(&bytes[..read]);
-        // What has been passed over does not count: systemd tells whoever is connected of all units.
+        // What has been passed over does not count: systemd tells whoever is connected of all
+        // units.
         ensure!(
             self.unread.len() <= MOST_BYTES,
             "it sends more than {MOST_BYTES} bytes"

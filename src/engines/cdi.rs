@@ -1,5 +1,5 @@
-//! A CDI file: a device a pool, which docker, podman, containerd and CRI-O give to a container without any other
-//! set-up (CDI's SPEC.md; version 0.5.0 is the first that allows our names).
+//! A CDI file: a device a pool, which docker, podman, containerd and CRI-O give to a container
+//! without any other set-up (CDI's SPEC.md; version 0.5.0 is the first that allows our names).
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -9,8 +9,8 @@ use super::hooks::TIMEOUT;
 /// The kind of our devices: `pinfold.io/pool=dataplane`.
 pub const KIND: &str = "pinfold.io/pool";
 
-/// What tells hooks of a file that the install of an engine brought. CDI takes no key that it does not know, and nothing
-/// reads this variable.
+/// What tells hooks of a file that the install of an engine brought. CDI takes no key that it does
+/// not know, and nothing reads this variable.
 const BY_INSTALL: &str = "PINFOLD_DEVICES=by-install";
 
 /// A pool for which there are devices.
@@ -34,8 +34,8 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// A file that stands in while there are no pools: no file is without a device, and this is where it is read from how
-    /// its hooks were run.
+    /// A file that stands in while there are no pools: no file is without a device, and this is
+    /// where it is read from how its hooks were run.
     pub fn stand_in(&self) -> String {
         let pool = Devices {
             pool: "POOL".to_owned(),

@@ -1,8 +1,9 @@
-//! containerd's `config.toml`: a runtime handler for its CRI plugin, in the versions 1 to 4 of that file
-//! (containerd: docs/man/containerd-config.toml.5.md, docs/cri/config.md).
+//! containerd's `config.toml`: a runtime handler for its CRI plugin, in the versions 1 to 4 of that
+//! file (containerd: docs/man/containerd-config.toml.5.md, docs/cri/config.md).
 //!
-//! A file can import others. containerd 1.x takes a plugin's whole table from the last file that has it, 2.x merges
-//! them key by key: so the last file that has the CRI plugin's table is the one to write to, for both.
+//! A file can import others. containerd 1.x takes a plugin's whole table from the last file that
+//! has it, 2.x merges them key by key: so the last file that has the CRI plugin's table is the one
+//! to write to, for both.
 
 use anyhow::{Context, Result, bail, ensure};
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
@@ -155,7 +156,8 @@ impl ContainerdFile {
         format!("{text}{end}{block}")
     }
 
-    /// Is this edited text TOML, and what it was but for our handler, and runc's where that was not there?
+    /// Is this edited text TOML, and what it was but for our handler, and runc's where that was not
+    /// there?
     fn is_kept_by(&self, edited: &str) -> bool {
         let Ok(edited) = ContainerdFile::parse(edited, Some(self.version)) else {
             return false;
@@ -220,8 +222,8 @@ fn model(files: &[ContainerdFile]) -> Option<&dyn TableLike> {
     tables.find(|table| table.get("runtime_type").and_then(Item::as_str) == Some(RUNC_V2))
 }
 
-/// What containerd runs where a pod names no handler and ours is out of the question: a name or a path. `None` where that
-/// is no runtime of runc's kind.
+/// What containerd runs where a pod names no handler and ours is out of the question: a name or a
+/// path. `None` where that is no runtime of runc's kind.
 pub fn runtime_without_ours(files: &[ContainerdFile]) -> Option<String> {
     let latest = |name: &str| {
         let mut newest_first = files.iter().rev();
@@ -238,7 +240,8 @@ pub fn runtime_without_ours(files: &[ContainerdFile]) -> Option<String> {
     (kind.is_none_or(|kind| kind == RUNC_V2)).then(|| binary.to_owned())
 }
 
-/// The deciding file with our handler in it: like the handler of runc, but for the program and the annotations.
+/// The deciding file with our handler in it: like the handler of runc, but for the program and the
+/// annotations.
 ///
 /// # Errors
 /// Where a table should be, there is something else.
@@ -275,11 +278,12 @@ pub fn add(files: &[ContainerdFile], shim: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The file without our handler, and with the one that went by our name in `original`, the file before ours; `None` where
-/// it has none of ours.
+/// The file without our handler, and with the one that went by our name in `original`, the file
+/// before ours; `None` where it has none of ours.
 ///
 /// # Errors
-/// Where ours is the handler of containers that name none: without it containerd would not start them.
+/// Where ours is the handler of containers that name none: without it containerd would not start
+/// them.
 pub fn remove(file: &ContainerdFile, original: Option<&ContainerdFile>) -> Result<Option<String>> {
     if file.ours().is_none() {
         return Ok(None);
@@ -339,8 +343,8 @@ fn block(file: &ContainerdFile, model: Option<&dyn TableLike>, shim: &str) -> Re
     })
 }
 
-/// Cuts that out again, as it may look by now: from one of our notes to the next comment or table that is not ours. A
-/// text for each note, the first first.
+/// Cuts that out again, as it may look by now: from one of our notes to the next comment or table
+/// that is not ours. A text for each note, the first first.
 fn without_block(text: &str) -> impl Iterator<Item = String> {
     let mut starts: Vec<usize> = [RUNC_NOTE, NOTE]
         .iter()
@@ -392,7 +396,8 @@ fn handler_like(model: Option<&dyn TableLike>) -> Table {
     handler
 }
 
-/// Gives our handler what makes it ours, and leaves the rest of it alone. `false` where that changes nothing.
+/// Gives our handler what makes it ours, and leaves the rest of it alone. `false` where that
+/// changes nothing.
 fn complete(handler: &mut dyn TableLike, shim: &str) -> Result<bool> {
     let mut is_changed = set(handler, "runtime_type", RUNC_V2.into());
     for key in ["pod_annotations", "container_annotations"] {

@@ -1,5 +1,6 @@
-//! CRI-O's configuration, and the drop-in file that tells it of the shim and of a hooks directory of our own
-//! (crio.conf(5), crio.conf.d(5)). A later file's keys, whole lists and whole handlers replace those of earlier ones.
+//! CRI-O's configuration, and the drop-in file that tells it of the shim and of a hooks directory
+//! of our own (crio.conf(5), crio.conf.d(5)). A later file's keys, whole lists and whole handlers
+//! replace those of earlier ones.
 
 use anyhow::Result;
 use toml::{Table, Value};
@@ -72,7 +73,8 @@ impl CrioSettings {
         Ok(())
     }
 
-    /// What CRI-O runs where a pod names no handler and ours is out of the question: a name or a path, where a file says so.
+    /// What CRI-O runs where a pod names no handler and ours is out of the question: a name or a
+    /// path, where a file says so.
     pub fn runtime_without_ours(&self) -> Option<&str> {
         let name = self.default_runtime.as_deref();
         let name = name.filter(|name| *name != RUNTIME)?;
@@ -102,7 +104,8 @@ impl CrioSettings {
     }
 }
 
-/// The drop-in file, over `before`: what the files that are read before it come to. Without a shim it has no handler.
+/// The drop-in file, over `before`: what the files that are read before it come to. Without a shim
+/// it has no handler.
 pub fn drop_in(before: &CrioSettings, shim: Option<&str>, hooks_dir: &str) -> Result<String> {
     let mut dirs = before.hooks_dirs.clone();
     dirs.retain(|dir| dir != hooks_dir);

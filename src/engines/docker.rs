@@ -14,7 +14,8 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// How a file is indented that is not there yet.
 const INDENT: &str = "  ";
 
-/// The runtime of containers that name none, where the file does not say (dockerd(8), `--default-runtime`).
+/// The runtime of containers that name none, where the file does not say (dockerd(8),
+/// `--default-runtime`).
 const DEFAULT: &str = "runc";
 
 /// What the file says of our runtime.
@@ -22,9 +23,11 @@ const DEFAULT: &str = "runc";
 pub struct Wiring {
     /// The program of our runtime, where it has one.
     pub shim: Option<String>,
-    /// The program of a runtime of somebody else's that goes by our name; empty where it names none.
+    /// The program of a runtime of somebody else's that goes by our name; empty where it names
+    /// none.
     pub namesake: Option<String>,
-    /// Are CDI devices turned on, or off? docker 25 to 28.1 has them off where the file does not say.
+    /// Are CDI devices turned on, or off? docker 25 to 28.1 has them off where the file does not
+    /// say.
     pub cdi: Option<bool>,
 }
 
@@ -61,7 +64,8 @@ pub fn is_empty(text: &str) -> Result<bool> {
     Ok(parse(text)?.is_empty())
 }
 
-/// What docker runs where a container names no runtime and ours is out of the question: a name or a path.
+/// What docker runs where a container names no runtime and ours is out of the question: a name or a
+/// path.
 ///
 /// # Errors
 /// What is no JSON, or no object.
@@ -75,7 +79,8 @@ pub fn runtime_without_ours(text: &str) -> Result<String> {
     Ok(path.unwrap_or(name).to_owned())
 }
 
-/// Where docker keeps the state of what runs, where the file says so; none where it is no JSON object.
+/// Where docker keeps the state of what runs, where the file says so; none where it is no JSON
+/// object.
 pub fn exec_root(text: &str) -> Option<String> {
     let daemon = parse(text).ok()?;
     daemon.get("exec-root")?.as_str().map(str::to_owned)
@@ -83,10 +88,12 @@ pub fn exec_root(text: &str) -> Option<String> {
 
 /// The file with our runtime, and with CDI devices where it does not say whether they are on.
 ///
-/// docker 25 to 28.1 has them off by default, later ones have them on, and earlier ones pass over that feature.
+/// docker 25 to 28.1 has them off by default, later ones have them on, and earlier ones pass over
+/// that feature.
 ///
 /// # Errors
-/// What is no JSON, or has something else where an object should be: nothing of it is to be overwritten.
+/// What is no JSON, or has something else where an object should be: nothing of it is to be
+/// overwritten.
 pub fn add(text: &str, shim: &str) -> Result<String> {
     let mut daemon = parse(text)?;
     let before = daemon.clone();
@@ -107,9 +114,9 @@ pub fn add(text: &str, shim: &str) -> Result<String> {
     }
 }
 
-/// The file without our runtime, and without CDI devices where `original`, the file before ours, did not have
-/// them; a runtime that went by our name there is back. Where that is all that `original` had, it is `original` to the last
-/// byte. `None` where it has nothing of ours.
+/// The file without our runtime, and without CDI devices where `original`, the file before ours,
+/// did not have them; a runtime that went by our name there is back. Where that is all that
+/// `original` had, it is `original` to the last byte. `None` where it has nothing of ours.
 ///
 /// # Errors
 /// What is no JSON; and where ours is the default runtime: without it docker would not start.
@@ -167,8 +174,8 @@ fn remove_key(
 }
 
 fn parse(text: &str) -> Result<Map<String, Value>> {
-    // dockerd takes an empty file, and null, for one without settings, and a byte order mark before either (moby:
-    // daemon/config/config.go, `getConflictFreeConfiguration`).
+    // dockerd takes an empty file, and null, for one without settings, and a byte order mark before
+    // either (moby: daemon/config/config.go, `getConflictFreeConfiguration`).
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     if text.trim().is_empty() {
         return Ok(Map::new());

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::Engine;
 
-/// The stages that we have a file for, and that file's name. `prestart` is an older name of createRuntime: never both.
+/// The stages that we have a file for, and that file's name. `prestart` is an older name of
+/// createRuntime: never both.
 pub const FILES: [(&str, &str); 2] = [
     ("createRuntime", "pinfold-createRuntime.json"),
     ("poststop", "pinfold-poststop.json"),
@@ -55,7 +56,8 @@ pub struct HookProgram {
 }
 
 impl HookFile {
-    /// Reads a hook file of anybody's. Engines stop at one that is no JSON; one of an older form is not ours.
+    /// Reads a hook file of anybody's. Engines stop at one that is no JSON; one of an older form is
+    /// not ours.
     pub fn parse(text: &str) -> Result<Option<HookFile>> {
         let value: Value = serde_json::from_str(text).context("it is not JSON")?;
         Ok(serde_json::from_value(value).ok())

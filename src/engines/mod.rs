@@ -1,5 +1,5 @@
-//! The configuration files of container engines: pure, text in and text out. What stands where, and what is
-//! written, is for `install`.
+//! The configuration files of container engines: pure, text in and text out. What stands where, and
+//! what is written, is for `install`.
 
 pub mod cdi;
 pub mod containerd;
@@ -9,13 +9,16 @@ pub mod hooks;
 pub mod podman;
 mod toml_text;
 
-/// The name under which engines know the shim: a handler of containerd and CRI-O, a runtime of docker and podman.
+/// The name under which engines know the shim: a handler of containerd and CRI-O, a runtime of
+/// docker and podman.
 pub const RUNTIME: &str = "pinfold";
 
-/// The file name of the shim; the same program as `pinfold`, which goes by the name it is called by.
+/// The file name of the shim; the same program as `pinfold`, which goes by the name it is called
+/// by.
 pub const SHIM: &str = "pinfold-runtime";
 
-/// Is this program, by its path or name, the shim? Somebody else can have called a runtime as we do.
+/// Is this program, by its path or name, the shim? Somebody else can have called a runtime as we
+/// do.
 pub fn is_shim(program: &str) -> bool {
     program.rsplit('/').next() == Some(SHIM)
 }
@@ -68,7 +71,8 @@ impl Engine {
         }
     }
 
-    /// The service that has to be restarted before a change of its configuration counts; podman reads it at each start.
+    /// The service that has to be restarted before a change of its configuration counts; podman
+    /// reads it at each start.
     pub fn service(self) -> Option<&'static str> {
         match self {
             Engine::Podman => None,

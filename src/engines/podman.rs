@@ -1,7 +1,8 @@
 //! podman's `containers.conf`, and the drop-in file that tells it of the shim (containers.conf(5)).
 //!
-//! Every file's keys replace those of the files before it, and so do whole lists, unless one says `{append=true}`, which
-//! podman before 4.7 takes for an error. So the drop-in repeats what the lists had.
+//! Every file's keys replace those of the files before it, and so do whole lists, unless one says
+//! `{append=true}`, which podman before 4.7 takes for an error. So the drop-in repeats what the
+//! lists had.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +14,8 @@ use super::{RUNTIME, SHIM};
 /// The hooks directory of podman and CRI-O where nothing else is configured.
 pub const DEFAULT_HOOKS_DIR: &str = "/usr/share/containers/oci/hooks.d";
 
-/// podman's name of the list of runtimes that need no cgroups. Its manual has one letter more, and podman passes over
-/// that (containers/common: pkg/config/config.go, `RuntimeSupportsNoCgroups`).
+/// podman's name of the list of runtimes that need no cgroups. Its manual has one letter more, and
+/// podman passes over that (containers/common: pkg/config/config.go, `RuntimeSupportsNoCgroups`).
 const NO_CGROUPS_KEY: &str = "runtime_supports_nocgroup";
 const NO_CGROUPS_IN_MANUAL: &str = "runtime_supports_nocgroups";
 
@@ -106,8 +107,9 @@ impl PodmanSettings {
         Ok(())
     }
 
-    /// What podman runs where a container names no runtime and ours is out of the question: names and paths, of which the
-    /// first that is there counts (containers/common: pkg/config/config.go, `findRuntime`).
+    /// What podman runs where a container names no runtime and ours is out of the question: names
+    /// and paths, of which the first that is there counts (containers/common: pkg/config/config.go,
+    /// `findRuntime`).
     pub fn runtimes_without_ours(&self) -> Vec<String> {
         let names = match &self.other_runtime {
             Some(name) => vec![name.as_str()],
@@ -120,8 +122,8 @@ impl PodmanSettings {
         names.into_iter().flat_map(paths_and_name).collect()
     }
 
-    /// Does podman take our runtime for one that can do what the others can? It goes by the name that it is given, which
-    /// is ours in the table of runtimes, or the shim's file name.
+    /// Does podman take our runtime for one that can do what the others can? It goes by the name
+    /// that it is given, which is ours in the table of runtimes, or the shim's file name.
     pub fn trusts_ours(&self) -> bool {
         let names = [RUNTIME, SHIM];
         let all_in = |list: &[String]| {
@@ -147,7 +149,8 @@ impl PodmanSettings {
         self.hooks_dirs.clone()
     }
 
-    /// Where our hook files go: the default directory where it is read, or else the last of those that are.
+    /// Where our hook files go: the default directory where it is read, or else the last of those
+    /// that are.
     pub fn hooks_dir(&self) -> String {
         let dirs = self.hooks_dirs();
         if self.reads_hooks_in(DEFAULT_HOOKS_DIR) {
@@ -180,8 +183,9 @@ fn merge(list: &mut Vec<String>, appends: &mut bool, value: &Value) -> Result<()
     Ok(())
 }
 
-/// The drop-in file, over `before`: what the files that are read before it come to. It names a hooks directory only
-/// where that is not among those that are read. `None` where there is nothing to say: no shim, and no such directory.
+/// The drop-in file, over `before`: what the files that are read before it come to. It names a
+/// hooks directory only where that is not among those that are read. `None` where there is nothing
+/// to say: no shim, and no such directory.
 pub fn drop_in(before: &PodmanSettings, shim: Option<&str>, hooks_dir: &str) -> Option<String> {
     let mut lines = String::new();
     if shim.is_some() {

@@ -23,7 +23,8 @@ pub(super) fn find<'a>(table: &'a dyn TableLike, path: &[&str]) -> Option<&'a It
     find(item.as_table_like()?, rest)
 }
 
-/// The table at the end of a path of keys, made where it is missing; tables on the way get no header of their own.
+/// The table at the end of a path of keys, made where it is missing; tables on the way get no
+/// header of their own.
 ///
 /// # Errors
 /// Something on the way that is no table.
@@ -45,8 +46,8 @@ pub(super) fn table_at<'a>(
     table_at(inner, rest)
 }
 
-/// Removes the entry at the end of a path of keys, and the tables on the way that nobody wrote and that hold nothing
-/// more. `false` where there is none.
+/// Removes the entry at the end of a path of keys, and the tables on the way that nobody wrote and
+/// that hold nothing more. `false` where there is none.
 pub(super) fn remove(table: &mut dyn TableLike, path: &[&str]) -> bool {
     let Some((first, rest)) = path.split_first() else {
         return false;

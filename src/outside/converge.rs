@@ -1,5 +1,6 @@
-//! Pure: what has to be written so that a machine is as its live owners want it, whatever was left half done. Nothing is
-//! added to what is there: each value is what was found together with what all owners want.
+//! Pure: what has to be written so that a machine is as its live owners want it, whatever was left
+//! half done. Nothing is added to what is there: each value is what was found together with what
+//! all owners want.
 
 use std::collections::BTreeSet;
 
@@ -33,8 +34,8 @@ struct Look<'a> {
     owners: Vec<&'a Owner>,
 }
 
-/// Plans for these records, whose owners all live. Partitions are made, or healed, of those owners alone that `makes`
-/// says.
+/// Plans for these records, whose owners all live. Partitions are made, or healed, of those owners
+/// alone that `makes` says.
 pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> bool) -> Plan {
     let mut plan = Plan::default();
     let (mut down, mut shrink, mut grow, mut up) = (vec![], vec![], vec![], vec![]);
@@ -167,8 +168,8 @@ impl<'a> Look<'a> {
         wanted
     }
 
-    /// The kind that a group first becomes, and the one that it becomes then. One that is invalid becomes a member first:
-    /// Linux 6.12 makes it worse otherwise.
+    /// The kind that a group first becomes, and the one that it becomes then. One that is invalid
+    /// becomes a member first: Linux 6.12 makes it worse otherwise.
     fn kinds(&self, makes: &dyn Fn(&Owner) -> bool) -> (Option<String>, Option<String>) {
         let is_member = self.now == MEMBER;
         let Some(owner) = self.owners.first() else {

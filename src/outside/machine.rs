@@ -121,8 +121,8 @@ impl<'a> Machine<'a> {
             .collect()
     }
 
-    /// Are all others kept off an owner's CPUs? A partition stays valid without those of its CPUs that are offline, and has
-    /// them again once they are not.
+    /// Are all others kept off an owner's CPUs? A partition stays valid without those of its CPUs
+    /// that are offline, and has them again once they are not.
     pub(super) fn keeps_off(&self, owner: &Owner) -> Result<bool> {
         let group = self.hierarchy.group(&owner.group)?;
         let cpus = owner.cpus.intersection(&topology::online(self.host)?);
@@ -160,8 +160,8 @@ impl<'a> Machine<'a> {
             && partition::in_the_way(&group, &owner.cpus)?.is_empty())
     }
 
-    /// Makes the machine what its live owners want; returns what could not be written. Partitions are made of those owners
-    /// alone that `makes` says.
+    /// Makes the machine what its live owners want; returns what could not be written. Partitions
+    /// are made of those owners alone that `makes` says.
     ///
     /// # Errors
     /// The records cannot be written: then nothing is changed.
@@ -181,7 +181,8 @@ impl<'a> Machine<'a> {
         Ok(failed)
     }
 
-    /// Below a group that was refused its CPUs nothing is tried: what is made there would be invalid at once.
+    /// Below a group that was refused its CPUs nothing is tried: what is made there would be
+    /// invalid at once.
     fn carry_out(&self, writes: &[Write]) -> Vec<Failure> {
         let mut failed: Vec<Failure> = Vec::new();
         for Write { target, value } in writes {
@@ -212,7 +213,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// What a target holds; `None` where it is gone, or cannot be read, and so is not to be written.
+    /// What a target holds; `None` where it is gone, or cannot be read, and so is not to be
+    /// written.
     fn now(&self, target: &Target) -> Option<String> {
         let group = self.hierarchy.group(target.group()).ok()?;
         let now = match target {

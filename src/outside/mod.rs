@@ -1,6 +1,7 @@
-//! What is changed on a machine outside of the owners' own masks: partitions, which keep everybody else off their CPUs, and
-//! the exclusive CPUs of the groups above that these need. It is recorded before it is changed, for all pool directories of
-//! the machine together, and follows from the owners that live: what a killed program leaves half done, the next mends.
+//! What is changed on a machine outside of the owners' own masks: partitions, which keep everybody
+//! else off their CPUs, and the exclusive CPUs of the groups above that these need. It is recorded
+//! before it is changed, for all pool directories of the machine together, and follows from the
+//! owners that live: what a killed program leaves half done, the next mends.
 //!
 //! The machine's lock is taken under a pool directory's, never the other way round.
 
@@ -40,8 +41,8 @@ pub struct Outside<'a> {
 }
 
 impl Outside<'_> {
-    /// Keeps everybody else off an owner's CPUs; done twice it is done once. What is in the way is told, and nothing stays
-    /// changed then.
+    /// Keeps everybody else off an owner's CPUs; done twice it is done once. What is in the way is
+    /// told, and nothing stays changed then.
     ///
     /// # Errors
     /// The records, or a group, cannot be read or written.
@@ -75,7 +76,8 @@ impl Outside<'_> {
         give_up(machine, owner, obstacle).map(Some)
     }
 
-    /// Lets everybody have the CPUs of the owner whose group has this inode, or had it, and whatever others left.
+    /// Lets everybody have the CPUs of the owner whose group has this inode, or had it, and
+    /// whatever others left.
     ///
     /// # Errors
     /// The records, or a group, cannot be read or written.
@@ -89,8 +91,9 @@ impl Outside<'_> {
         own_failure(machine.converge(|_| false)?, &own)
     }
 
-    /// Brings the machine in order: what killed programs left, and partitions that broke, once nothing is in their way any
-    /// more. Owners of a directory of claims that have none there any more keep nobody off.
+    /// Brings the machine in order: what killed programs left, and partitions that broke, once
+    /// nothing is in their way any more. Owners of a directory of claims that have none there any
+    /// more keep nobody off.
     ///
     /// # Errors
     /// The records cannot be read or written.
@@ -134,14 +137,16 @@ impl Outside<'_> {
     }
 }
 
-/// Takes back what was changed for an owner whom something is in the way of; nothing where nothing was.
+/// Takes back what was changed for an owner whom something is in the way of; nothing where nothing
+/// was.
 fn give_up(mut machine: Machine<'_>, owner: &Owner, obstacle: Obstacle) -> Result<Obstacle> {
     let own = machine.groups_of(owner.inode);
     machine.forget(|other| other.group == owner.group);
     own_failure(machine.converge(|_| false)?, &own).map(|()| obstacle)
 }
 
-/// What failed at an owner's groups; what failed elsewhere is others' trouble, is still recorded, and said.
+/// What failed at an owner's groups; what failed elsewhere is others' trouble, is still recorded,
+/// and said.
 fn own_failure(failed: Vec<Failure>, own: &[String]) -> Result<()> {
     let (of_owner, of_others): (Vec<_>, Vec<_>) = failed
         .into_iter()
@@ -190,8 +195,8 @@ pub fn kept(host: &Host) -> CpuSet {
     cpus.unwrap_or_default()
 }
 
-/// Was anything ever changed in this boot? A machine on which nothing was needs no lock. Who may not
-/// look there has changed nothing: podman without root, in a user namespace of its own.
+/// Was anything ever changed in this boot? A machine on which nothing was needs no lock. Who may
+/// not look there has changed nothing: podman without root, in a user namespace of its own.
 fn is_in_use(host: &Host) -> Result<bool> {
     match files::entry_if_there(&machine::records_path(host)) {
         Err(error) if is_denied(&error) => Ok(false),

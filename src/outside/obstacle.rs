@@ -69,8 +69,8 @@ pub(super) struct Asked<'a> {
     pub(super) kept: &'a CpuSet,
 }
 
-/// What keeps partitions from being made on a machine at all, by any group that has the controller: `None` where nothing
-/// is known that does.
+/// What keeps partitions from being made on a machine at all, by any group that has the controller:
+/// `None` where nothing is known that does.
 ///
 /// # Errors
 /// It cannot be found out.
@@ -187,7 +187,8 @@ pub(super) fn denied(error: &Error) -> Obstacle {
     )
 }
 
-/// Why the kernel did not make a partition, or broke it: the group that names its CPUs, where one does.
+/// Why the kernel did not make a partition, or broke it: the group that names its CPUs, where one
+/// does.
 pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Result<Obstacle> {
     let others = partition::in_the_way(group, &owner.cpus)?;
     if let Some((file, cpus)) = others.first() {

@@ -1,5 +1,6 @@
-//! What is recorded of a machine: who keeps others off which CPUs, and what was changed for that outside of the owners' own
-//! masks. It lies below `/run`, and dies with the boot as the kernel's state does.
+//! What is recorded of a machine: who keeps others off which CPUs, and what was changed for that
+//! outside of the owners' own masks. It lies below `/run`, and dies with the boot as the kernel's
+//! state does.
 
 use std::path::PathBuf;
 
@@ -107,7 +108,8 @@ impl Records {
         let records = read.or_refuse(|| {
             Refusal::new(
                 "what was changed on this machine cannot be read",
-                "remove the file, and reboot at the next occasion: cgroups may keep CPUs from others until then",
+                "remove the file, and reboot at the next occasion: cgroups may keep CPUs from others \
+                 until then",
             )
         })?;
         Ok(match records.boot_id == boot_id {

@@ -12,11 +12,12 @@ use super::owners;
 use crate::cgroup::{cpuset, partition};
 use crate::host::Host;
 
-/// How soon the next round may follow: a partition that breaks again and again is not to keep a CPU busy.
+/// How soon the next round may follow: a partition that breaks again and again is not to keep a CPU
+/// busy.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Waits so long, or until the partition of an owner changes, which it does as it breaks (kernel: cgroup-v2.rst,
-/// "cpuset.cpus.partition").
+/// Waits so long, or until the partition of an owner changes, which it does as it breaks (kernel:
+/// cgroup-v2.rst, "cpuset.cpus.partition").
 pub fn wait(host: &Host, interval: Duration) {
     let began = Instant::now();
     let files = open_partitions(host);

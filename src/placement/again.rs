@@ -1,6 +1,7 @@
-//! A container that comes back gets the lists that it had: what is remembered is read before the lock is taken, and written
-//! after it is free. Both cost a start that changes nothing one small file, and no error of theirs fails anything. A file
-//! system that is frozen holds them up, as it does the engine.
+//! A container that comes back gets the lists that it had: what is remembered is read before the
+//! lock is taken, and written after it is free. Both cost a start that changes nothing one small
+//! file, and no error of theirs fails anything. A file system that is frozen holds them up, as it
+//! does the engine.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::last_lists::{DAY, Last, LastLists};
 use crate::names::Names;
 
-/// What is remembered of a container that starts; nothing where nobody can tell it when it comes back.
+/// What is remembered of a container that starts; nothing where nobody can tell it when it comes
+/// back.
 #[derive(Debug, Default)]
 pub(super) struct Recalled<'a> {
     memory: Option<(&'a Site, &'a LastLists, Names)>,
@@ -27,8 +29,8 @@ impl Recalled<'_> {
         last.map_or(&[], |last| &last.lists)
     }
 
-    /// Remembers what it has now. That is done at its start, for its end may be the machine's; a start that gets what the
-    /// one before it got within a day writes nothing.
+    /// Remembers what it has now. That is done at its start, for its end may be the machine's; a
+    /// start that gets what the one before it got within a day writes nothing.
     pub(super) fn keep(self, claim: &Claim) {
         let Some((site, lists, names)) = self.memory else {
             return;
@@ -79,7 +81,8 @@ impl Site {
     }
 }
 
-/// Forgets which lists containers of this name had, and returns what was remembered. Whoever runs keeps what it has.
+/// Forgets which lists containers of this name had, and returns what was remembered. Whoever runs
+/// keeps what it has.
 ///
 /// # Errors
 /// A file cannot be read or removed.

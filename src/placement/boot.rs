@@ -1,5 +1,5 @@
-//! The first to take the lock after a boot, or after the lock was replaced: what was recorded before counts no more, or is
-//! taken over.
+//! The first to take the lock after a boot, or after the lock was replaced: what was recorded
+//! before counts no more, or is taken over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -76,7 +76,8 @@ impl Clock {
     ) -> Result<bool> {
         match self.age(recorded) {
             Age::Ours => Ok(true),
-            // Each CPU has threads that are confined to it, and one can have any number of an earlier boot.
+            // Each CPU has threads that are confined to it, and one can have any number of an
+            // earlier boot.
             _ if process::is_kernel_thread(host, pid)? => Ok(false),
             Age::Unknown => process::pid_is_alive(host, pid),
             Age::Earlier => {
@@ -102,8 +103,8 @@ fn is_confined_to(host: &Host, pid: i32, cpus: &CpuSet) -> Result<bool> {
     }
 }
 
-/// Was the lock of a pool directory replaced since its claims were made? A sentence about it, and about whoever still uses
-/// the former one.
+/// Was the lock of a pool directory replaced since its claims were made? A sentence about it, and
+/// about whoever still uses the former one.
 ///
 /// # Errors
 /// The mark, the lock or the table of locks cannot be looked at.
@@ -132,8 +133,8 @@ pub fn replaced_lock(site: &Site, directory: &PoolDirectory) -> Result<Option<St
 }
 
 impl Books<'_> {
-    /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With another boot, or
-    /// none, what is in `tasks` from before it is void.
+    /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With
+    /// another boot, or none, what is in `tasks` from before it is void.
     pub(crate) fn begin_boot(&mut self, site: &Site) -> Result<()> {
         let ours = format!("{} {} ", self.boot_id, self.lock.key());
         let before = self.ledger.boot_mark()?.unwrap_or_default();
@@ -153,8 +154,9 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The claims were made under another lock, `other`: its key and the path of its directory. Where that is this
-    /// directory, somebody has replaced the file, and its owners are still ours. Those of another directory are not.
+    /// The claims were made under another lock, `other`: its key and the path of its directory.
+    /// Where that is this directory, somebody has replaced the file, and its owners are still ours.
+    /// Those of another directory are not.
     fn take_over(&self, other: &str, site: &Site) -> Result<()> {
         let (key, path) = other.split_once(' ').unwrap_or((other, ""));
         let is_same = Path::new(path) == self.directory.path();

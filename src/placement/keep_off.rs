@@ -13,8 +13,8 @@ use crate::outside::{self, Obstacle, Outside};
 use crate::pools::{Kind, OfferedPool};
 use crate::refusal::Refusal;
 
-/// How long others who change the machine are waited for while others wait for us: one partition takes the kernel up to a
-/// second and a half.
+/// How long others who change the machine are waited for while others wait for us: one partition
+/// takes the kernel up to a second and a half.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Books<'_> {
@@ -50,8 +50,8 @@ impl Books<'_> {
         }
     }
 
-    /// Keeps everybody else off an owner that is confined, as its pool wants it, or says why that cannot be; done twice it
-    /// is done once. The claim says that it may be so before it is.
+    /// Keeps everybody else off an owner that is confined, as its pool wants it, or says why that
+    /// cannot be; done twice it is done once. The claim says that it may be so before it is.
     ///
     /// # Errors
     /// It cannot be, and is needed.
@@ -117,8 +117,8 @@ impl Books<'_> {
         self.outside().keep_off(&owner)
     }
 
-    /// An owner whose claim says that everybody else is kept off, and of whom the machine's records know nothing: they were
-    /// lost.
+    /// An owner whose claim says that everybody else is kept off, and of whom the machine's records
+    /// know nothing: they were lost.
     pub(crate) fn keep_off_still(&self, claim: &Claim) -> Result<()> {
         let (Some(wanted), Some(group)) = (claim.isolation, &claim.cgroup) else {
             return Ok(());
@@ -160,7 +160,8 @@ impl Books<'_> {
         self.outside().let_in(inode)
     }
 
-    /// Brings in order what was changed for owners on the machine, whoever's they are: problems, a sentence each.
+    /// Brings in order what was changed for owners on the machine, whoever's they are: problems, a
+    /// sentence each.
     ///
     /// # Errors
     /// What keeps it from beginning.

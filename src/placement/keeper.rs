@@ -1,5 +1,5 @@
-//! Which group keeps CPUs away, and what lets them through: its unit, or the partition that has them (kernel:
-//! cgroup-v2.rst, "cpuset.cpus.partition").
+//! Which group keeps CPUs away, and what lets them through: its unit, or the partition that has
+//! them (kernel: cgroup-v2.rst, "cpuset.cpus.partition").
 
 use super::refusal::counted_cpus;
 use crate::cgroup::cpuset::Bound;

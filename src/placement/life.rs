@@ -16,8 +16,8 @@ use crate::process::{self, Process};
 pub(crate) enum Life {
     /// A process that the claim records can still run.
     Recorded,
-    /// Those are gone, and its cgroup still holds others, or the one that was to become its own; one of them, where it is of
-    /// our pid namespace.
+    /// Those are gone, and its cgroup still holds others, or the one that was to become its own;
+    /// one of them, where it is of our pid namespace.
     Survived(Option<Process>),
     /// Nothing of it is left, or it is of an earlier boot.
     Gone,
@@ -29,8 +29,8 @@ impl Life {
     }
 }
 
-/// An owner is alive while a recorded process is, by pid and start time, with any thread that can run;
-/// or while its cgroup, by path and inode, holds any process, groups below it included.
+/// An owner is alive while a recorded process is, by pid and start time, with any thread that can
+/// run; or while its cgroup, by path and inode, holds any process, groups below it included.
 pub(crate) fn life_of(
     claim: &Claim,
     host: &Host,
@@ -82,8 +82,8 @@ fn survivors_in(group: &Group, host: &Host) -> Result<Life> {
     looked.map(|()| life)
 }
 
-/// The group that a runtime has made and confined as a reservation says, whose hook has not come: its mask tells it. A CPU may
-/// have gone offline since, and a shared list have grown.
+/// The group that a runtime has made and confined as a reservation says, whose hook has not come:
+/// its mask tells it. A CPU may have gone offline since, and a shared list have grown.
 pub(crate) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
     let Some(path) = &claim.awaited else {
         return Ok(None);
@@ -105,8 +105,8 @@ impl View<'_> {
         life_of(claim, self.host, &self.hierarchy, &self.boot_id)
     }
 
-    /// A pid in `tasks` that no claim explains was written by another tool: it owns while it exists.
-    /// One that cannot be looked at does.
+    /// A pid in `tasks` that no claim explains was written by another tool: it owns while it
+    /// exists. One that cannot be looked at does.
     pub(crate) fn is_pid_alive(&self, pid: i32) -> bool {
         if !self.tells_lives {
             return true;

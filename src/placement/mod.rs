@@ -78,7 +78,8 @@ pub struct Site {
     pub options: BTreeMap<String, Options>,
 }
 
-/// How long a start looks for what dead owners hold while others wait: well below the 10 s of a hook.
+/// How long a start looks for what dead owners hold while others wait: well below the 10 s of a
+/// hook.
 const LOOKING: Duration = Duration::from_secs(5);
 
 /// Everything about a site, to be read: others may be changing it.
@@ -116,7 +117,8 @@ impl<'a> Deref for Books<'a> {
     }
 }
 
-/// How long something may take that would take `most`, where everything has to be over at a deadline.
+/// How long something may take that would take `most`, where everything has to be over at a
+/// deadline.
 fn at_most(most: Duration, deadline: Option<Instant>) -> Duration {
     let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
     deadline.map_or(most, |deadline| most.min(left(deadline)))
@@ -193,7 +195,8 @@ impl Site {
 }
 
 impl Books<'_> {
-    /// The group that we make for an owner that has none of its own. No other process ever had this name.
+    /// The group that we make for an owner that has none of its own. No other process ever had this
+    /// name.
     fn new_group(&self, id: &str, owner: Process) -> Result<Group> {
         let name = format!("{id}-{}-{}", owner.pid, owner.start);
         Ok(self.hierarchy.parent_for(&self.lock.key())?.child(&name))

@@ -20,7 +20,8 @@ pub(crate) struct Considered<'a> {
     pub(crate) bound: Option<&'a Bound>,
 }
 
-/// Lists that nobody owns and that this owner cannot be given, counted as what is asked for, and their CPUs.
+/// Lists that nobody owns and that this owner cannot be given, counted as what is asked for, and
+/// their CPUs.
 #[derive(Default)]
 struct KeptAway {
     offline: usize,
@@ -30,7 +31,8 @@ struct KeptAway {
 }
 
 impl Considered<'_> {
-    /// The reason, what would have fitted, and what to do. Whoever asked adds for whom, and which pool.
+    /// The reason, what would have fitted, and what to do. Whoever asked adds for whom, and which
+    /// pool.
     pub(crate) fn refusal(&self, refusal: &choose::NoChoice) -> Refusal {
         let size = self.request.size;
         let name = &self.pool.name;
@@ -242,7 +244,8 @@ pub(crate) fn by_node<'a>(
     parts.join(", ")
 }
 
-/// The refusal of a NUMA node that the machine does not have. `all` are its levels, whatever the pool.
+/// The refusal of a NUMA node that the machine does not have. `all` are its levels, whatever the
+/// pool.
 pub(crate) fn no_such_node(request: &Request, all: &Levels) -> Option<Refusal> {
     let Numa::Node(number) = request.locality.numa else {
         return None;

@@ -106,7 +106,8 @@ impl Cut {
     }
 }
 
-/// Takes `count` cores out of those that are free; by first CPU. `free` is left as it was on an error.
+/// Takes `count` cores out of those that are free; by first CPU. `free` is left as it was on an
+/// error.
 ///
 /// # Errors
 /// Too few where they are to come from: how many there are.

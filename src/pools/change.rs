@@ -1,8 +1,8 @@
-//! Changing a pool directory that is in use, by steps of one rename each: whoever reads it, under the lock or not, sees
-//! a list wholly or not at all, and never two that overlap.
+//! Changing a pool directory that is in use, by steps of one rename each: whoever reads it, under
+//! the lock or not, sees a list wholly or not at all, and never two that overlap.
 //!
-//! What is not there yet, or no more, is beside `pools` in a directory `.pools.<nonce>`, which no tool reads and the
-//! next maker of pools removes.
+//! What is not there yet, or no more, is beside `pools` in a directory `.pools.<nonce>`, which no
+//! tool reads and the next maker of pools removes.
 
 use std::fs;
 use std::path::Path;

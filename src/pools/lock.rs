@@ -164,7 +164,8 @@ impl PoolDirectory {
                 path: self.lock_path(),
                 waited: has_waited.then(|| wait.began.elapsed()),
             };
-            // Whoever waited may have got an inode that was replaced meanwhile, which keeps nobody out.
+            // Whoever waited may have got an inode that was replaced meanwhile, which keeps nobody
+            // out.
             if lock.is_in_place().map_err(LockError::Unusable)? {
                 // The next in the queue is now the first to wait for the lock.
                 drop(wait.ticket);
@@ -236,7 +237,8 @@ impl PoolDirectory {
         Ok(user.map(|pid| described(host, pid)))
     }
 
-    /// What tells this directory from every other on the machine, without holding it: [`Lock::key`].
+    /// What tells this directory from every other on the machine, without holding it:
+    /// [`Lock::key`].
     pub fn lock_key(&self) -> Result<String> {
         let path = self.lock_path();
         let metadata = path.symlink_metadata();
@@ -254,7 +256,8 @@ impl PoolDirectory {
     }
 
     /// # Errors
-    /// Also one that another user owns or can write: that one could hold it, and keep everybody out.
+    /// Also one that another user owns or can write: that one could hold it, and keep everybody
+    /// out.
     fn open_lock(&self, host: &Host) -> Result<(File, Metadata), LockError> {
         let path = self.lock_path();
         let (file, metadata) = self.open_file(&path)?;

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::files::{self, Durability};
 
-/// How many levels of directories there are below `pools` in any layout of KCM's: pools, sockets, lists.
+/// How many levels of directories there are below `pools` in any layout of KCM's: pools, sockets,
+/// lists.
 const MOST_LEVELS: usize = 3;
 
 /// What is in a pool directory that is to be made.
@@ -114,7 +115,8 @@ impl PoolDirectory {
         })
     }
 
-    /// Every number in any `tasks` below `pools`, whatever the layout: nobody who might own anything is overlooked.
+    /// Every number in any `tasks` below `pools`, whatever the layout: nobody who might own
+    /// anything is overlooked.
     ///
     /// # Errors
     /// Anything there that cannot be read.

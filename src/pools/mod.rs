@@ -99,7 +99,8 @@ pub struct CpuList {
     pub tasks: Vec<i32>,
 }
 
-/// A pool directory that can be trusted: it and `pools` are directories that only root, or we, can write.
+/// A pool directory that can be trusted: it and `pools` are directories that only root, or we, can
+/// write.
 #[derive(Debug, Clone)]
 pub struct PoolDirectory {
     path: PathBuf,
@@ -171,7 +172,8 @@ impl PoolDirectory {
         files::directories_in(&self.pools().join(pool))
     }
 
-    /// What others can change of all that is below the directory: a start refuses the part that it needs.
+    /// What others can change of all that is below the directory: a start refuses the part that it
+    /// needs.
     pub fn doubts(&self) -> Vec<Refusal> {
         let mut doubts = Vec::new();
         // What is not there, or cannot be listed, is told by whoever reads it.
@@ -255,7 +257,8 @@ impl PoolDirectory {
         }
     }
 
-    /// Reads what can be read of one pool, and says what cannot: something that does not belong there hides nothing else.
+    /// Reads what can be read of one pool, and says what cannot: something that does not belong
+    /// there hides nothing else.
     ///
     /// # Errors
     /// A directory that cannot be listed, or whose kind cannot be told.
@@ -279,8 +282,9 @@ impl PoolDirectory {
         Ok((pool, problems))
     }
 
-    /// Reads one pool and makes sure that it can be given from: no two of its lists overlap, nor one
-    /// of its lists any of another pool's. What else may be wrong with the others does not matter.
+    /// Reads one pool and makes sure that it can be given from: no two of its lists overlap, nor
+    /// one of its lists any of another pool's. What else may be wrong with the others does not
+    /// matter.
     pub fn sound_pool(&self, name: &str) -> Result<Pool> {
         let pool = self.pool(name)?;
         let mut seen: Vec<(String, String, CpuSet)> = Vec::new();
@@ -380,8 +384,8 @@ impl PoolDirectory {
     }
 }
 
-/// The names of the directories in a directory, in lexical order. A symbolic link is an error: where
-/// it leads is not part of the pool directory.
+/// The names of the directories in a directory, in lexical order. A symbolic link is an error:
+/// where it leads is not part of the pool directory.
 fn subdirectories(path: &Path) -> Result<Vec<String>> {
     let names = entries(path)?.into_iter().filter_map(Result::transpose);
     let mut names = names.collect::<Result<Vec<_>>>()?;
@@ -389,7 +393,8 @@ fn subdirectories(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What is in a directory: the name of each directory, nothing for another file, an error for what is not part of it.
+/// What is in a directory: the name of each directory, nothing for another file, an error for what
+/// is not part of it.
 fn entries(path: &Path) -> Result<Vec<Result<Option<String>>>> {
     let entries = std::fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
     let one = |entry: std::fs::DirEntry| -> Result<Option<String>> {

@@ -1,4 +1,5 @@
-//! What a pool says besides whose its lists are, a file each beside `exclusive`: KCM's tools pass over files there.
+//! What a pool says besides whose its lists are, a file each beside `exclusive`: KCM's tools pass
+//! over files there.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -10,7 +11,8 @@ use crate::files::{self, Durability};
 use crate::isolation::{ISOLATION, NEEDED, Options};
 
 impl PoolDirectory {
-    /// What the files of a pool say. What is wrong with a word is told by whoever needs to know what it means.
+    /// What the files of a pool say. What is wrong with a word is told by whoever needs to know
+    /// what it means.
     ///
     /// # Errors
     /// A file that cannot be read, or that others can change.

@@ -41,8 +41,9 @@ impl PoolDirectory {
         tasks_in(&path, &metadata)
     }
 
-    /// Changes the owners of a list in one step, for all who hold the lock after us: drops one occurrence of
-    /// each pid of `drop`, and adds those of `add`. Nothing is written where that changes nothing.
+    /// Changes the owners of a list in one step, for all who hold the lock after us: drops one
+    /// occurrence of each pid of `drop`, and adds those of `add`. Nothing is written where that
+    /// changes nothing.
     ///
     /// One occurrence: in a shared list the same number can stand for a dead owner and a live one.
     pub fn change_tasks(&self, lock: &Lock, change: &TasksChange<'_>) -> Result<()> {
@@ -65,8 +66,8 @@ impl PoolDirectory {
         write_tasks(&list_path, &after)
     }
 
-    /// When a list's owners were last recorded, in seconds since the epoch; `None` where it has none. It is the time of the
-    /// file's last change (inode(7), `ctime`), which nobody can set.
+    /// When a list's owners were last recorded, in seconds since the epoch; `None` where it has
+    /// none. It is the time of the file's last change (inode(7), `ctime`), which nobody can set.
     pub fn recorded_at(&self, pool: &str, list: &str) -> Result<Option<i64>> {
         let metadata = files::entry_if_there(&self.list_path(pool, list).join("tasks"))?;
         let recorded = metadata.filter(|metadata| metadata.len() > 0);

@@ -99,8 +99,8 @@ impl FromStr for Reserve {
 pub struct Stock {
     /// The physical cores, by first CPU.
     pub cores: Vec<Core>,
-    /// The CPUs of the cores that `isolcpus=` isolates. Where there are any, exclusive pools get those, and others only the
-    /// others; even when none of them is left.
+    /// The CPUs of the cores that `isolcpus=` isolates. Where there are any, exclusive pools get
+    /// those, and others only the others; even when none of them is left.
     pub isolated: CpuSet,
     /// The CPUs of the host's own work: never for an exclusive pool.
     pub reserved: CpuSet,
@@ -121,7 +121,8 @@ pub struct PlannedPool {
     pub options: Options,
 }
 
-/// The directory name of a list: numbers joined by commas, which KCM's tools need; ranges only where that is too long.
+/// The directory name of a list: numbers joined by commas, which KCM's tools need; ranges only
+/// where that is too long.
 pub fn list_name(cpus: &CpuSet) -> String {
     let numbers = cpus.to_numbers();
     if numbers.len() <= LONGEST_NAME {
@@ -190,7 +191,8 @@ impl Stock {
         core.cpus.is_subset(&self.isolated)
     }
 
-    /// The cores that a pool can be cut from, by first CPU; for a shared one those of the host's own work first.
+    /// The cores that a pool can be cut from, by first CPU; for a shared one those of the host's
+    /// own work first.
     pub fn cores_for(&self, spec: &PoolSpec) -> Vec<Core> {
         let from_isolated = self.is_from_isolated(spec);
         let is_reserved = |core: &Core| !core.cpus.is_disjoint(&self.reserved);
@@ -203,8 +205,8 @@ impl Stock {
         cores
     }
 
-    /// The cores of an exclusive pool are near each other unless something else was said, as that they are to be of many
-    /// caches; KCM counts by number.
+    /// The cores of an exclusive pool are near each other unless something else was said, as that
+    /// they are to be of many caches; KCM counts by number.
     pub(super) fn cut_of(&self, spec: &PoolSpec) -> Cut {
         let may_be_far = self.shared_isolated.is_some() || spec.cut.cache == FromCaches::Spread;
         match (spec.kind, spec.cut.numa) {
@@ -264,7 +266,8 @@ impl Stock {
         Ok(())
     }
 
-    /// Are there enough cores in all for those pools that are cut from isolated cores, or for the others?
+    /// Are there enough cores in all for those pools that are cut from isolated cores, or for the
+    /// others?
     fn suffices(&self, specs: &[PoolSpec], is_isolated: bool) -> Result<()> {
         let mut wanted: Vec<&PoolSpec> = specs.iter().collect();
         wanted.retain(|spec| self.is_from_isolated(spec) == is_isolated);

@@ -5,10 +5,12 @@ use anyhow::{Result, bail};
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// The largest `tasks` that is read, in bytes: every pid of the largest `pid_max` (proc_sys_kernel(5)) fits.
+/// The largest `tasks` that is read, in bytes: every pid of the largest `pid_max`
+/// (proc_sys_kernel(5)) fits.
 pub(super) const MOST_BYTES: u64 = 32 << 20;
 
-/// Parses pids joined by commas; empty parts and white space around a pid are let go, as KCM lets them.
+/// Parses pids joined by commas; empty parts and white space around a pid are let go, as KCM lets
+/// them.
 pub(super) fn parse(text: &str) -> Result<Vec<i32>> {
     let mut pids = Vec::new();
     for part in text

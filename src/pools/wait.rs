@@ -14,14 +14,15 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use nix::unistd::gettid;
 
-/// Nobody else has a use for it: `isolate` does not pass it on, and by default it does nothing (signal(7)).
+/// Nobody else has a use for it: `isolate` does not pass it on, and by default it does nothing
+/// (signal(7)).
 const SIGNAL: Signal = Signal::SIGURG;
 
 /// A timer can go off in the moment before the call that it is to interrupt: so it goes off again.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Interrupts the system calls of this thread (EINTR, signal(7)) after some time, and then again and again until it
-/// is dropped.
+/// Interrupts the system calls of this thread (EINTR, signal(7)) after some time, and then again
+/// and again until it is dropped.
 pub(super) struct Alarm {
     timer: Option<Timer>,
     blocked: SigSet,
@@ -65,8 +66,8 @@ impl Drop for Alarm {
 
 extern "C" fn do_nothing(_: c_int) {}
 
-/// Has the signal do nothing but interrupt, once for the whole process: another thread may be waiting as well. A program
-/// that is executed afterwards finds the default action (execve(2)).
+/// Has the signal do nothing but interrupt, once for the whole process: another thread may be
+/// waiting as well. A program that is executed afterwards finds the default action (execve(2)).
 fn handle() -> Result<(), Errno> {
     static HANDLED: OnceLock<Result<(), Errno>> = OnceLock::new();
     *HANDLED.get_or_init(|| {

@@ -1,6 +1,7 @@
-//! The situations that the tests of the kubelet's static CPU manager cover (kubernetes, pkg/kubelet/cm/cpumanager), told
-//! in our own words: the same machines, the same CPUs free, the same request. Where a list is a CPU, lists stand for
-//! the kubelet's CPUs; where it is a core, for its groups of two. Its tests of single functions have no counterpart.
+//! The situations that the tests of the kubelet's static CPU manager cover (kubernetes,
+//! pkg/kubelet/cm/cpumanager), told in our own words: the same machines, the same CPUs free, the
+//! same request. Where a list is a CPU, lists stand for the kubelet's CPUs; where it is a core, for
+//! its groups of two. Its tests of single functions have no counterpart.
 
 use crate::machines::{Cpu, Shape, set};
 use crate::pool::{Pool, want};

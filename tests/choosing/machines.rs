@@ -1,5 +1,5 @@
-//! Machines to choose on: captured ones (`tests/topologies`, where README.md says what each is), and shapes that no
-//! machine at hand has, which are made up here.
+//! Machines to choose on: captured ones (`tests/topologies`, where README.md says what each is),
+//! and shapes that no machine at hand has, which are made up here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,7 +36,8 @@ pub(crate) fn captured(name: &str) -> Tree {
     }
 }
 
-/// Where one CPU of a made-up machine is. Numbers of caches and cores are the machine's, not a package's.
+/// Where one CPU of a made-up machine is. Numbers of caches and cores are the machine's, not a
+/// package's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cpu {
     pub(crate) package: u32,
@@ -52,8 +53,8 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// `packages` of `nodes` of `caches` of `cores` of `threads`; as Linux usually numbers them, the first threads of
-    /// all cores come before all second ones.
+    /// `packages` of `nodes` of `caches` of `cores` of `threads`; as Linux usually numbers them,
+    /// the first threads of all cores come before all second ones.
     pub(crate) fn regular([packages, nodes, caches, cores, threads]: [u32; 5]) -> Shape {
         let all = packages * nodes * caches * cores;
         let cpu = |core: u32| Cpu {

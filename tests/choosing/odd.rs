@@ -1,5 +1,6 @@
-//! What is read where a file of sysfs is missing, empty, or not as the kernel documents it: each file that is read, with
-//! each odd content that kernels in use have, or that cannot be read at all.
+//! What is read where a file of sysfs is missing, empty, or not as the kernel documents it: each
+//! file that is read, with each odd content that kernels in use have, or that cannot be read at
+//! all.
 
 use std::fs;
 use std::path::Path;
@@ -59,7 +60,8 @@ fn shape() -> Shape {
     Shape::regular([2, 1, 2, 2, 2])
 }
 
-/// The tree with everything that a kernel of today tells, masks included, and a network card near node 1.
+/// The tree with everything that a kernel of today tells, masks included, and a network card near
+/// node 1.
 fn whole() -> Tree {
     let shape = shape();
     let tree = shape.tree();
@@ -130,8 +132,8 @@ fn told(levels: &Levels) -> Levels {
     }
 }
 
-/// The files by which another file's answer is told as well: whatever becomes of one of them, the levels, the memory
-/// and the isolated CPUs are what they were.
+/// The files by which another file's answer is told as well: whatever becomes of one of them, the
+/// levels, the memory and the isolated CPUs are what they were.
 #[test]
 fn what_a_second_file_tells_is_never_lost() {
     let tree = whole();
@@ -444,7 +446,8 @@ fn a_devices_node_is_told_not_told_or_odd() {
     }
 }
 
-/// A real kernel's tree in short: four CPUs, two nodes, two packages, and `has_cpu` with a newline alone.
+/// A real kernel's tree in short: four CPUs, two nodes, two packages, and `has_cpu` with a newline
+/// alone.
 #[test]
 fn an_empty_has_cpu_leaves_two_nodes_two() {
     let tree = Shape::regular([2, 1, 1, 2, 1]).tree();

@@ -11,8 +11,8 @@ use pinfold::pools::{CpuList, Kind, Pool};
 
 use crate::machines::{captured, set};
 
-/// What `pinfold init --pool … --reserve …` plans: the lists of each pool, as `dp=1,5/2,6`. Without a word for it, CPU 0 is
-/// the host's own; `none` gives every core.
+/// What `pinfold init --pool … --reserve …` plans: the lists of each pool, as `dp=1,5/2,6`. Without
+/// a word for it, CPU 0 is the host's own; `none` gives every core.
 fn planned(host: &Host, pools: &str, reserve: &str) -> String {
     let reserve = match reserve {
         "" => None,
@@ -292,8 +292,8 @@ fn pools_of_small_machines() {
     );
 }
 
-/// What `pinfold pool resize` gives an exclusive pool of these lists without owners, and takes from it, where all other
-/// cores are free; behind the number of lists, from where more come.
+/// What `pinfold pool resize` gives an exclusive pool of these lists without owners, and takes from
+/// it, where all other cores are free; behind the number of lists, from where more come.
 fn resized(host: &Host, lists: &str, size: &str) -> String {
     let list = |name: &str| CpuList {
         name: name.to_owned(),

@@ -111,7 +111,8 @@ fn restricted(levels: &Levels, cpus: &CpuSet) -> Levels {
     }
 }
 
-/// Words as in annotations: `lists=2 numa=single cache=single near=1`, where `near` and `rather` are nodes.
+/// Words as in annotations: `lists=2 numa=single cache=single near=1`, where `near` and `rather`
+/// are nodes.
 pub(crate) fn want(words: &str) -> Want {
     let mut want = Want::from(Size::Lists(1));
     for word in words.split_whitespace() {

@@ -22,7 +22,8 @@ impl Chance {
     }
 }
 
-/// A small machine: nodes in packages or packages in nodes, several caches, cores of one or two threads, not all online.
+/// A small machine: nodes in packages or packages in nodes, several caches, cores of one or two
+/// threads, not all online.
 fn machine(chance: &mut Chance) -> Levels {
     let shape = [
         chance.below(2) + 1,
@@ -183,7 +184,8 @@ fn comes_back(
         assert_eq!(again, chosen, "{}", told());
     }
     let had = |lists: &[usize]| lists.iter().filter(|list| former.contains(list)).count();
-    // One list is as good as another as far as these say. Of several that it had the first may not be.
+    // One list is as good as another as far as these say. Of several that it had the first may not
+    // be.
     if chosen.len() == 1 && former.len() == 1 && want.near.is_empty() && want.rather_near.is_empty()
     {
         let one = |index: &usize| {

@@ -1,5 +1,5 @@
-//! A verb run again and again, each time with another of its system calls failing, or being its last; in an order that a seed
-//! says, for as long as there is time.
+//! A verb run again and again, each time with another of its system calls failing, or being its
+//! last; in an order that a seed says, for as long as there is time.
 //!
 //! - `PINFOLD_TEST_FAULTS_SEED`: the order; a failure prints it
 //! - `PINFOLD_TEST_FAULTS_ONLY`: of one verb's trials in that order, the one of this number
@@ -270,7 +270,8 @@ fn untouched(mut scene: Scene<'_>) -> Vec<Call> {
     calls
 }
 
-/// Every call with everything that can happen to it, and as many pairs as a quarter of those; in the dice's order.
+/// Every call with everything that can happen to it, and as many pairs as a quarter of those; in
+/// the dice's order.
 fn trials(calls: &[Call], after: usize, dice: &mut Dice) -> Vec<Trial> {
     let mut singles = Vec::new();
     for (nth, call) in calls.iter().enumerate() {

@@ -1,5 +1,6 @@
-//! Command lines of runtimes, put together by chance: the configuration that runc and crun then read is the one that
-//! `pinfold-runtime` reads. Each candidate holds what is not JSON, so that nothing is made.
+//! Command lines of runtimes, put together by chance: the configuration that runc and crun then
+//! read is the one that `pinfold-runtime` reads. Each candidate holds what is not JSON, so that
+//! nothing is made.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -57,7 +58,8 @@ impl Candidates {
         }
     }
 
-    /// Makes the next read of each show in its access time (mount(8), `relatime`: one that is older than the last change).
+    /// Makes the next read of each show in its access time (mount(8), `relatime`: one that is older
+    /// than the last change).
     fn arm(&self) {
         let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         for file in &self.files {

@@ -1,4 +1,5 @@
-//! Disks: a power loss in the middle of a change of the pools, a file system that is full, and books of many lists and claims.
+//! Disks: a power loss in the middle of a change of the pools, a file system that is full, and
+//! books of many lists and claims.
 
 use crate::campaign;
 use crate::cases::{Case, Need, plain};
@@ -185,7 +186,8 @@ fn in_memory(world: &World, options: &str) {
     std::fs::write(world.conf.join("lock"), "").expect("make the lock");
 }
 
-/// Nothing more can be written: nobody gets anything, nobody loses anything, and everything comes back when there is room.
+/// Nothing more can be written: nobody gets anything, nobody loses anything, and everything comes
+/// back when there is room.
 fn full(world: &World, options: &str) {
     in_memory(world, options);
     world.pool("dp", Kind::Exclusive, &["0", "1"]);
@@ -269,7 +271,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(5);
 /// Nobody waits for it, as long as it lets others in between.
 const LONGEST_RECONCILE: Duration = Duration::from_secs(150);
 
-/// A start, an end, and `reconcile` beside many lists and claims, most of dead owners: nobody holds the lock for long.
+/// A start, an end, and `reconcile` beside many lists and claims, most of dead owners: nobody holds
+/// the lock for long.
 fn scale(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     world.pool("cp", Kind::Shared, &["0"]);

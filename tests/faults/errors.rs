@@ -2,7 +2,8 @@
 //! for. Every call that a verb makes is listed here, or in `supervisor` among those that are
 //! passed: a new one fails the campaign that meets it.
 //!
-//! "Not there" (ENOENT, and ESRCH or ENODEV of a kernel file) is none of them: of what is there it would be a lie.
+//! "Not there" (ENOENT, and ESRCH or ENODEV of a kernel file) is none of them: of what is there it
+//! would be a lie.
 
 use nix::libc::{self, c_long};
 

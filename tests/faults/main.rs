@@ -1,6 +1,7 @@
-//! Whatever fails: each system call of each verb with each of its errors, two of them, files that rot, storms and sizes;
-//! and what is not seen to fail: command lines of runtimes that are read in another way than they read them.
-//! The auditor judges, and exit codes have to agree with the books.
+//! Whatever fails: each system call of each verb with each of its errors, two of them, files that
+//! rot, storms and sizes; and what is not seen to fail: command lines of runtimes that are read in
+//! another way than they read them. The auditor judges, and exit codes have to agree with the
+//! books.
 //!
 //! - `PINFOLD_TEST_FAULTS_SEED`, `_ONLY`, `_SECONDS`: see `campaign`
 //! - `PINFOLD_TEST_SOAK_SECONDS`: how long the storm lasts

@@ -22,7 +22,8 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A mount namespace with the product's two programs, its configuration, and a runtime that says when it is run.
+/// A mount namespace with the product's two programs, its configuration, and a runtime that says
+/// when it is run.
 fn machine(world: &World) -> Running {
     let dir = world.dir.display();
     let script = format!(

@@ -1,7 +1,8 @@
-//! A command whose system calls are answered by us: carried out, failed, cut short, or never returned from.
+//! A command whose system calls are answered by us: carried out, failed, cut short, or never
+//! returned from.
 //!
-//! A seccomp filter hands each call to this process (seccomp_unotify(2)), which is faster than strace by far, and can fail
-//! whichever call it likes, with any error number.
+//! A seccomp filter hands each call to this process (seccomp_unotify(2)), which is faster than
+//! strace by far, and can fail whichever call it likes, with any error number.
 
 use crate::errors::Call;
 use crate::process::{Ran, Running};
@@ -190,7 +191,8 @@ fn give_listener(door: RawFd) -> std::io::Result<()> {
         len: length as u16,
         filter: filter.as_mut_ptr(),
     };
-    // SAFETY: system calls on numbers, and on values that live through them; the control message has room for one descriptor.
+    // SAFETY: system calls on numbers, and on values that live through them; the control message
+    // has room for one descriptor.
     unsafe {
         if libc::dup3(door, DOOR, libc::O_CLOEXEC) < 0 {
             return Err(std::io::Error::last_os_error());
@@ -247,7 +249,8 @@ fn take_listener(ours: &OwnedFd) -> Option<OwnedFd> {
     }
 }
 
-/// `_IOWR('!', 0, struct seccomp_notif)` and `_IOWR('!', 1, struct seccomp_notif_resp)` (linux/seccomp.h).
+/// `_IOWR('!', 0, struct seccomp_notif)` and `_IOWR('!', 1, struct seccomp_notif_resp)`
+/// (linux/seccomp.h).
 const RECEIVE: libc::c_ulong = 0xc050_2100;
 const SEND: libc::c_ulong = 0xc018_2101;
 /// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`.
@@ -272,7 +275,8 @@ fn supervise(ours: OwnedFd, injections: Vec<Injection>, seen: Arc<Mutex<Seen>>) 
                 }
                 continue;
             }
-            // SAFETY: plain numbers, for which zero is valid; the kernel wants them zero and fills them.
+            // SAFETY: plain numbers, for which zero is valid; the kernel wants them zero and fills
+            // them.
             let mut asked: libc::seccomp_notif = unsafe { std::mem::zeroed() };
             // SAFETY: the request's number names the type of the value that it fills.
             if unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &mut asked) } != 0 {
@@ -408,7 +412,8 @@ fn write_half(asked: &libc::seccomp_notif) -> i64 {
     let memory = File::open(format!("/proc/{}/mem", asked.pid));
     let read = memory.and_then(|memory| memory.read_exact_at(&mut bytes, address));
     read.expect("read what is to be written");
-    // SAFETY: system calls on numbers, and a write of bytes that live; the two descriptors are ours to close.
+    // SAFETY: system calls on numbers, and a write of bytes that live; the two descriptors are ours
+    // to close.
     unsafe {
         let process = libc::syscall(libc::SYS_pidfd_open, asked.pid, 0) as RawFd;
         let process = OwnedFd::from_raw_fd(process);

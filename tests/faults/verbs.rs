@@ -195,7 +195,8 @@ fn poststop(world: &World) {
     });
 }
 
-/// Who says that it gave back has done so, or says that it cannot tell whether the owner lives, and keeps all.
+/// Who says that it gave back has done so, or says that it cannot tell whether the owner lives, and
+/// keeps all.
 pub(crate) fn judge_end(world: &World, ending: &Ending) {
     let is_kept = ending.stderr.contains("counts as alive") && !world.claims().is_empty();
     if ending.is_success() && !is_kept {

@@ -1,7 +1,8 @@
-//! The books of one exclusive CPU list, and everybody who changes them, as steps that follow each other in any order.
+//! The books of one exclusive CPU list, and everybody who changes them, as steps that follow each
+//! other in any order.
 //!
-//! A step is what nobody can see half of: a rename, a flock(2), a write to a kernel file. Whoever holds the lock can be
-//! killed between any two of its steps.
+//! A step is what nobody can see half of: a rename, a flock(2), a write to a kernel file. Whoever
+//! holds the lock can be killed between any two of its steps.
 
 use crate::search::Model;
 
@@ -46,9 +47,9 @@ impl Rule {
 
 /// What a tool of KCM's rules does beside us.
 ///
-/// Not both in one world: an owner whose recorded process is dead, and whose others live on, is not to be seen by a tool
-/// that drops the dead and then takes the list, until one of ours has run and recorded another of its processes. No order
-/// of our steps can change that.
+/// Not both in one world: an owner whose recorded process is dead, and whose others live on, is not
+/// to be seen by a tool that drops the dead and then takes the list, until one of ours has run and
+/// recorded another of its processes. No order of our steps can change that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OtherTool {
     Absent,
@@ -62,8 +63,8 @@ enum OtherTool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Replaced {
     Never,
-    /// While nobody holds it; ours may wait for it. Another tool that waits does not look again, and nothing of ours can
-    /// change that.
+    /// While nobody holds it; ours may wait for it. Another tool that waits does not look again,
+    /// and nothing of ours can change that.
     WhileFree,
     AnyTime,
 }
@@ -118,7 +119,8 @@ struct Container {
     claim: bool,
     in_tasks: bool,
     mask: bool,
-    /// Was it ever confined to the list? Whoever takes the mask of one that lives lets it run there all the same.
+    /// Was it ever confined to the list? Whoever takes the mask of one that lives lets it run there
+    /// all the same.
     was_pinned: bool,
 }
 
@@ -345,7 +347,8 @@ impl World {
             {
                 return;
             }
-            // Another lock than before: it counts once nobody lives who was recorded under the former.
+            // Another lock than before: it counts once nobody lives who was recorded under the
+            // former.
             Some(_) if state.containers.iter().any(|it| it.claim && self.lives(it)) => {
                 if let Actor::Hook(number) = actor {
                     next.containers[number].is_doomed = true;

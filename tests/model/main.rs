@@ -1,13 +1,14 @@
-//! A model of the books: which order of steps keeps every CPU list with one owner, whoever is killed when, whatever the
-//! clock does, and whoever replaces the lock. It is explored whole: every order in which hooks, `reconcile`, another
-//! tool's `isolate`, deaths and disturbances can follow each other.
+//! A model of the books: which order of steps keeps every CPU list with one owner, whoever is
+//! killed when, whatever the clock does, and whoever replaces the lock. It is explored whole: every
+//! order in which hooks, `reconcile`, another tool's `isolate`, deaths and disturbances can follow
+//! each other.
 //!
 //! The rules that protect I1 and I2 can be left out one at a time; each time the search has to find
 //! two owners. So the model shows why each rule is there, and that it would notice. That the
 //! program keeps the rules is for `tests/real` and `tests/faults` to show.
 //!
-//! The same for what the verbs say: a verb that exits with 0 has left no pid in `tasks`, no owner on
-//! old CPUs, and no mask.
+//! The same for what the verbs say: a verb that exits with 0 has left no pid in `tasks`, no owner
+//! on old CPUs, and no mask.
 #![allow(clippy::unwrap_used)] // A test that cannot be set up has to fail.
 
 mod books;

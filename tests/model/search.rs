@@ -1,7 +1,7 @@
 //! A search through all states of a model, breadth first, so that what it finds is shortest.
 //!
-//! A model checker with an interface of its own (stateright) brings a web server and over a hundred crates; all that is
-//! needed of it is this.
+//! A model checker with an interface of its own (stateright) brings a web server and over a hundred
+//! crates; all that is needed of it is this.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};

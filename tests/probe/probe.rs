@@ -1,7 +1,7 @@
 //! The program that tests run as a container's first process.
 //!
-//! Its very first act is `sched_getaffinity`; it writes what it saw as one line, `affinity: 0-1,4`, and then does
-//! what its arguments say, in order:
+//! Its very first act is `sched_getaffinity`; it writes what it saw as one line, `affinity: 0-1,4`,
+//! and then does what its arguments say, in order:
 //!
 //! ```text
 //! --out FILE   write lines to FILE instead of standard output (must come first)
@@ -16,7 +16,8 @@
 //! --exit N     exit with status N
 //! ```
 //!
-//! Built by the tests themselves with `rustc`, statically, so that it runs in an empty root file system.
+//! Built by the tests themselves with `rustc`, statically, so that it runs in an empty root file
+//! system.
 
 #![no_main]
 

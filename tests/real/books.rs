@@ -73,7 +73,8 @@ fn command_of(world: &World, isolate: &Running) -> i32 {
     })
 }
 
-/// I1: its list was taken from it and given away; neither its command's end nor its own makes it an owner again.
+/// I1: its list was taken from it and given away; neither its command's end nor its own makes it an
+/// owner again.
 fn forced_under_isolate(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let isolate = isolating(world, &[probe(), "--orphan", "--wait"]);
@@ -264,7 +265,8 @@ fn process_with_any_name(world: &World) {
     world.assert_all_free("after both are gone");
 }
 
-/// I3: the parent was narrowed meanwhile, so that the mask from before is refused: the group gets what there is.
+/// I3: the parent was narrowed meanwhile, so that the mask from before is refused: the group gets
+/// what there is.
 fn mask_cannot_come_back(world: &World) {
     world.pool("dp", Kind::Exclusive, &["0"]);
     let parent = hierarchy().make(&format!("{}-parent", world.tag));

@@ -152,7 +152,8 @@ pub(crate) fn named(prefix: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Kills what lives in these cgroups and removes them. What cannot be removed is left for the caller to find.
+/// Kills what lives in these cgroups and removes them. What cannot be removed is left for the
+/// caller to find.
 pub(crate) fn clear(cgroups: &[PathBuf]) {
     let deadline = std::time::Instant::now() + process::patience();
     loop {

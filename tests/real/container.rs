@@ -382,8 +382,8 @@ impl<'w> Container<'w> {
         command
     }
 
-    /// It cannot start, for this reason: from where the engine shows it, and the log. crun alone has a file for its stderr here,
-    /// which only it writes to.
+    /// It cannot start, for this reason: from where the engine shows it, and the log. crun alone
+    /// has a file for its stderr here, which only it writes to.
     #[track_caller]
     pub(crate) fn assert_refused(&self, words: &[&str]) {
         let mut log = SysLog::mark();

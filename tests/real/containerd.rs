@@ -18,7 +18,8 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Starts it with a runtime handler for each runtime and driver, whose base specification carries the hooks.
+    /// Starts it with a runtime handler for each runtime and driver, whose base specification
+    /// carries the hooks.
     pub(crate) fn start() -> Containerd {
         let mut daemon = Daemon::new();
         let spec = daemon.path("base-spec.json");
@@ -43,7 +44,8 @@ impl Containerd {
         Containerd { daemon }
     }
 
-    /// Starts one with a handler as many a machine has it, which `pinfold install` has told of pinfold.
+    /// Starts one with a handler as many a machine has it, which `pinfold install` has told of
+    /// pinfold.
     pub(crate) fn installed(driver: Driver) -> Containerd {
         let mut daemon = Daemon::on_a_site();
         let handler = Handler {

@@ -31,8 +31,8 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-/// Where containers wait, in a hook of their own before pinfold's, until all are there: engines take longer to come so
-/// far than a hook waits for a lock.
+/// Where containers wait, in a hook of their own before pinfold's, until all are there: engines
+/// take longer to come so far than a hook waits for a lock.
 struct Gate {
     dir: PathBuf,
     fifo: File,
@@ -71,7 +71,8 @@ impl Gate {
     }
 }
 
-/// Why one is refused. Where starts are emulated, each takes so long that the last of a crowd may give up on the lock.
+/// Why one is refused. Where starts are emulated, each takes so long that the last of a crowd may
+/// give up on the lock.
 fn reasons() -> &'static [&'static str] {
     let all = &["exhausted", "gave up after"];
     if Need::Native.is_met() {

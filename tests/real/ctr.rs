@@ -30,7 +30,8 @@ impl Ctr {
         process::run(&mut self.command(arguments))
     }
 
-    /// An annotation on the command line would be of no use: `ctr` leaves it out where there is a `--config`.
+    /// An annotation on the command line would be of no use: `ctr` leaves it out where there is a
+    /// `--config`.
     fn run_command(&self, service: Service, plan: &Plan, how: &str) -> Command {
         let daemon = self.daemon();
         let cgroup = service.cgroups_path(&daemon.world, &plan.name);

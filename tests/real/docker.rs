@@ -16,7 +16,8 @@ pub(crate) struct Docker {
 }
 
 impl Docker {
-    /// Starts a daemon whose runtimes add the hooks, or one that `pinfold install` has told of pinfold.
+    /// Starts a daemon whose runtimes add the hooks, or one that `pinfold install` has told of
+    /// pinfold.
     pub(crate) fn start(service: Service) -> Docker {
         let mut daemon = if service.is_installed() {
             Daemon::on_a_site()

@@ -1,4 +1,5 @@
-//! What docker's own daemon takes for a configuration, `pinfold install docker` takes; what it writes, dockerd takes.
+//! What docker's own daemon takes for a configuration, `pinfold install docker` takes; what it
+//! writes, dockerd takes.
 
 use crate::cases::{Case, plain};
 use crate::needs::Need;

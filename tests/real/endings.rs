@@ -91,7 +91,8 @@ fn ended_by(world: &World, engine: Engine, end: fn(&Container)) {
     gives_back(world, &container);
 }
 
-/// podman looks after a container that has ended by itself; a runtime does when it is told to delete it.
+/// podman looks after a container that has ended by itself; a runtime does when it is told to
+/// delete it.
 fn gives_back(world: &World, container: &Container) {
     if container.engine.front == Front::Podman {
         world.wait_until_free();
@@ -162,7 +163,8 @@ fn program_is_missing(world: &World, engine: Engine) {
     world.assert_all_free("after a failed create");
 }
 
-/// Here the allocation has surely happened; where no poststop comes, the next container in need must not wait for it.
+/// Here the allocation has surely happened; where no poststop comes, the next container in need
+/// must not wait for it.
 fn a_later_hook_fails(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let plan = Plan {

@@ -1,4 +1,5 @@
-//! The container engines: runc and crun called directly, and podman with either, with either cgroup driver.
+//! The container engines: runc and crun called directly, and podman with either, with either cgroup
+//! driver.
 
 use crate::cases::{Columns, Means};
 use crate::cgroups;
@@ -162,8 +163,9 @@ impl std::fmt::Display for Engine {
     }
 }
 
-/// The runtime, by a way in which it works here. On a hybrid host crun wants a mount namespace in which the unified
-/// hierarchy is out of its sight; the wrapper keeps the file name, by which podman knows what a runtime can do.
+/// The runtime, by a way in which it works here. On a hybrid host crun wants a mount namespace in
+/// which the unified hierarchy is out of its sight; the wrapper keeps the file name, by which
+/// podman knows what a runtime can do.
 pub(crate) fn runtime_path(world: &World, runtime: Runtime) -> PathBuf {
     let found = needs::find(runtime.name()).expect("the runtime is installed");
     match cgroups::unified_in_the_way() {

@@ -94,7 +94,8 @@ fn before_use(world: &World, engine: Engine) {
     container.assert_confined_to(CPU);
 }
 
-/// It runs elsewhere meanwhile, for it has to run somewhere; and is back when `reconcile` has run after the CPU is.
+/// It runs elsewhere meanwhile, for it has to run somewhere; and is back when `reconcile` has run
+/// after the CPU is.
 fn while_owned(world: &World, engine: Engine) {
     let pair = format!("4,{CPU}");
     world.pool("dp", Kind::Exclusive, &[&pair]);
@@ -136,7 +137,8 @@ fn all_of_it(world: &World, engine: Engine) {
     world.assert_all_free("after delete");
 }
 
-/// All CPUs of the list go, in a group that we made: the kernel moves the process, or lets it run elsewhere.
+/// All CPUs of the list go, in a group that we made: the kernel moves the process, or lets it run
+/// elsewhere.
 fn in_a_cgroup_of_ours(world: &World) {
     world.pool("dp", Kind::Exclusive, &[CPU]);
     let standin = Standin::bare();
@@ -174,7 +176,8 @@ fn with_descendants(world: &World) {
         (all.len() == 2).then_some(all)
     });
     let request = json!({ "pinfold.io/pool": "dp" });
-    // A hook sees a container before it has forked: here it is too late for the group to be its own.
+    // A hook sees a container before it has forked: here it is too late for the group to be its
+    // own.
     let moved = cgroups::hierarchy().make_inside(&group, "first");
     let descendant = *all.iter().find(|pid| **pid != standin.pid).expect("two");
     cgroups::enter(&moved, standin.pid);

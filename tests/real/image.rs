@@ -9,7 +9,8 @@ use std::process::Command;
 /// The image's name. It names a registry that is none: whoever asks for it must have it already.
 pub(crate) const NAME: &str = "pinfold.invalid/probe:1";
 
-/// Writes the archive. Without a command of its own a container of it waits, as a pod's pause container does.
+/// Writes the archive. Without a command of its own a container of it waits, as a pod's pause
+/// container does.
 pub(crate) fn archive(daemon: &Daemon) -> PathBuf {
     let dir = daemon.dir.join("image");
     std::fs::create_dir(&dir).expect("make a directory for the image");

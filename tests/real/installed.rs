@@ -1,5 +1,5 @@
-//! What `pinfold install` writes, under the real podman: every file at its own place, in a mount namespace in which
-//! `/etc` and the like are copies that only this test sees.
+//! What `pinfold install` writes, under the real podman: every file at its own place, in a mount
+//! namespace in which `/etc` and the like are copies that only this test sees.
 
 use crate::bundle;
 use crate::cases::{Case, each};
@@ -115,7 +115,8 @@ impl<'w> Machine<'w> {
         self.run("sh", &["-c", script]).ok().stdout
     }
 
-    /// Does podman take this runtime for one that needs no cgroups? It asks its list, by the runtime's name.
+    /// Does podman take this runtime for one that needs no cgroups? It asks its list, by the
+    /// runtime's name.
     fn can_do_without_cgroups(&self, runtime: &str) -> bool {
         let rootfs = self.world.dir.join("rootfs");
         let rootfs = rootfs.to_str().expect("the path is UTF-8");
@@ -195,7 +196,8 @@ impl<'w> Machine<'w> {
 
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
-        // systemd makes the directory of a slice again that it takes for active, when a scope in it has just gone.
+        // systemd makes the directory of a slice again that it takes for active, when a scope in it
+        // has just gone.
         if self.engine.driver == Driver::Systemd {
             let slice = format!("{}.slice", self.world.tag);
             process::try_to_run(Command::new("systemctl").args(["stop", &slice]));
@@ -285,7 +287,8 @@ fn a_device_is_enough(world: &World, engine: Engine) {
         .ok();
     world.assert_all_free("after rm");
 
-    // The device, its annotation and the hook files besides: pinned once. Where they disagree, refused.
+    // The device, its annotation and the hook files besides: pinned once. Where they disagree,
+    // refused.
     machine.run(PROGRAM, &["install", "podman"]).ok();
     let both = [&device[..], &["--annotation", "pinfold.io/pool=dp"]].concat();
     machine.start("both", &both).ok();
@@ -376,7 +379,8 @@ fn podman_knows_the_shim(world: &World, engine: Engine) {
     world.assert_all_free("after rm");
 }
 
-/// Nothing of ours names a runtime: podman's configuration does, and then nothing, which is crun for podman.
+/// Nothing of ours names a runtime: podman's configuration does, and then nothing, which is crun
+/// for podman.
 fn follows_podmans_own_runtime(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     bundle::make_rootfs(&world.dir.join("rootfs"));
@@ -430,7 +434,8 @@ fn follows_podmans_own_runtime(world: &World, engine: Engine) {
     assert!(check.stdout.contains(own), "{check}");
 }
 
-/// By the shim in KCM's variables, for a device as for an annotation; by the hooks alone in what the kernel shows in it.
+/// By the shim in KCM's variables, for a device as for an annotation; by the hooks alone in what
+/// the kernel shows in it.
 fn learns_its_cpus(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     bundle::make_rootfs(&world.dir.join("rootfs"));

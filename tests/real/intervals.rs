@@ -1,4 +1,5 @@
-//! `pinfold reconcile --interval`: it says what changed alone, and goes on as the binary that takes its place.
+//! `pinfold reconcile --interval`: it says what changed alone, and goes on as the binary that takes
+//! its place.
 
 use crate::cases::{Case, plain};
 use crate::needs::Need;

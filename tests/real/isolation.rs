@@ -1,4 +1,5 @@
-//! CPUs that nobody else has: partitions, on the kernels that make them, and the sentence where they do not.
+//! CPUs that nobody else has: partitions, on the kernels that make them, and the sentence where
+//! they do not.
 
 use crate::cases::{Case, each};
 use crate::cgroups::{below, hierarchy};
@@ -151,7 +152,8 @@ fn others_are_kept_off(_: &World, service: Service) {
         (of_everybody() == "0-4,6-7").then_some(())
     });
     session.remove("db").ok();
-    // One that lives on loses them by force; the scope that crun made for the shim's has no other CPUs.
+    // One that lives on loses them by force; the scope that crun made for the shim's has no other
+    // CPUs.
     if service.door != Door::Shim {
         let id = session.id("api");
         run(&mut world.pinfold(&["release", &id, "--force"])).ok();

@@ -1,5 +1,5 @@
-//! I1, I2 and I3 when pinfold is killed: SIGKILL at every one of its system calls in turn, against real cgroups and
-//! real processes.
+//! I1, I2 and I3 when pinfold is killed: SIGKILL at every one of its system calls in turn, against
+//! real cgroups and real processes.
 
 use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
@@ -42,8 +42,8 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Runs a verb once untouched to learn its system calls, and then once for each of them with that as its last.
-/// `before` arranges what the verb finds, and `after` is told of every death.
+/// Runs a verb once untouched to learn its system calls, and then once for each of them with that
+/// as its last. `before` arranges what the verb finds, and `after` is told of every death.
 pub(crate) fn each_point<T>(
     world: &World,
     verb: &[&str],
@@ -103,15 +103,16 @@ fn prestart_of(world: &World, id: &str, pid: i32) -> process::Ran {
     world.hook("prestart", &state(id, pid, request()))
 }
 
-/// A second container that asks for the list while the one whose hook was killed still lives, and again when that is
-/// gone, as it is as soon as its runtime learns of the hook's death.
+/// A second container that asks for the list while the one whose hook was killed still lives, and
+/// again when that is gone, as it is as soon as its runtime learns of the hook's death.
 struct Rival {
     standin: Standin,
     owns: bool,
 }
 
 impl Rival {
-    /// I1: either the killed hook's container owns the list or the rival, and each is confined as it owns.
+    /// I1: either the killed hook's container owns the list or the rival, and each is confined as
+    /// it owns.
     fn beside(world: &World, standin: Standin, other: &Standin) -> Rival {
         let mask = standin.mask();
         let ran = prestart_of(world, RIVAL, standin.pid);
@@ -147,7 +148,8 @@ impl Rival {
         Rival { standin, owns }
     }
 
-    /// The other is gone: now the rival gets the list; when it is gone as well, everything is as in the beginning.
+    /// The other is gone: now the rival gets the list; when it is gone as well, everything is as in
+    /// the beginning.
     fn outlives(self, world: &World, other: &Path) {
         if !self.owns {
             prestart_of(world, RIVAL, self.standin.pid).ok();
@@ -189,8 +191,8 @@ fn after_prestart(world: &World, a: Standin, number: usize) {
     rival.outlives(world, &die(world, a, number));
 }
 
-/// The container ends. Half of the time nobody cleans up before the list is needed; some runtimes call poststop, and
-/// some do not.
+/// The container ends. Half of the time nobody cleans up before the list is needed; some runtimes
+/// call poststop, and some do not.
 fn die(world: &World, a: Standin, number: usize) -> PathBuf {
     let cgroup = a.die();
     match number % 4 {
@@ -230,8 +232,8 @@ fn prestart_that_reaps(world: &World) {
     );
 }
 
-/// The containers have no cgroup of their own, so one is made for each; it must not stay behind, and what was begun
-/// must not be in the way of the next.
+/// The containers have no cgroup of their own, so one is made for each; it must not stay behind,
+/// and what was begun must not be in the way of the next.
 fn prestart_that_makes_a_cgroup(world: &World) {
     let before = || {
         fresh(world, &["1"]);
@@ -326,7 +328,8 @@ fn poststop_with_a_survivor(world: &World) {
     });
 }
 
-/// One list whose owner is dead, and one whose owner has a survivor: the first is freed, the second never.
+/// One list whose owner is dead, and one whose owner has a survivor: the first is freed, the second
+/// never.
 fn reconcile(world: &World) {
     let before = || {
         fresh(world, &["0", "1"]);

@@ -1,5 +1,5 @@
-//! I2 when `isolate` is killed: at every one of its own system calls, before its command begins, while that runs, and
-//! after it has ended.
+//! I2 when `isolate` is killed: at every one of its own system calls, before its command begins,
+//! while that runs, and after it has ended.
 
 use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
@@ -30,7 +30,8 @@ fn isolate(world: &World) {
     let tried = strace::tried(&points);
     for &(number, point) in &tried {
         let isolate = Isolate::start(world, &point.arguments());
-        // One that was to be killed before its command ends, and is not, came by other calls this time.
+        // One that was to be killed before its command ends, and is not, came by other calls this
+        // time.
         let late = number >= early || !isolate.process.ends_within(process::patience() / 15);
         let told = late && isolate.end_the_command();
         let Isolate { process, out, .. } = isolate;
@@ -61,8 +62,8 @@ fn isolate(world: &World) {
     assert!(outlived > 0, "the command outlived isolate at no point");
 }
 
-/// The trace of an isolate that nobody kills, and the parent of the cgroup that it made. Its command ends when isolate
-/// has nothing left to do but to wait for that.
+/// The trace of an isolate that nobody kills, and the parent of the cgroup that it made. Its
+/// command ends when isolate has nothing left to do but to wait for that.
 fn learn(world: &World) -> (String, PathBuf) {
     let isolate = Isolate::start(world, &[]);
     process::eventually("isolate waits for its command's death", || {
@@ -113,7 +114,8 @@ impl Isolate {
         }
     }
 
-    /// Ends the command as soon as it runs, unless isolate ends before; gives whether the command was told.
+    /// Ends the command as soon as it runs, unless isolate ends before; gives whether the command
+    /// was told.
     fn end_the_command(&self) -> bool {
         let told = process::eventually("the command runs", || match command_in(&self.out) {
             Some(command) => Some(Some(command)),
@@ -137,8 +139,8 @@ fn command_in(out: &Path) -> Option<i32> {
         .filter(|_| said.contains("affinity: 1\n"))
 }
 
-/// The command, once it is clear whether there is one. A process shows no arguments while it executes a program; by
-/// then it is in the cgroup.
+/// The command, once it is clear whether there is one. A process shows no arguments while it
+/// executes a program; by then it is in the cgroup.
 fn command_left_behind(out: &Path, home: &Path) -> Option<i32> {
     process::eventually("the command runs, or is known never to", || {
         let mut left = process::processes_mentioning(out.to_str().unwrap());

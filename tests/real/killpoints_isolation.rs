@@ -1,5 +1,5 @@
-//! SIGKILL at every system call of a start and an end that keep everybody else off: whatever is left of it, the next
-//! `reconcile` puts back, as does the end of the owner.
+//! SIGKILL at every system call of a start and an end that keep everybody else off: whatever is
+//! left of it, the next `reconcile` puts back, as does the end of the owner.
 
 use crate::cases::{Case, plain};
 use crate::cgroups::hierarchy;

@@ -1,5 +1,5 @@
-//! The same under the runtimes themselves: a hook that is killed at any call that changes something fails the start,
-//! and leaves nothing that lasts.
+//! The same under the runtimes themselves: a hook that is killed at any call that changes something
+//! fails the start, and leaves nothing that lasts.
 
 use crate::bundle::Hook;
 use crate::cases::{Case, each};

@@ -1,5 +1,5 @@
-//! The shim killed at every system call, and the hook that takes its reservation over likewise: a bundle's configuration is
-//! whole, the CPUs have one owner, and are free when that is gone.
+//! The shim killed at every system call, and the hook that takes its reservation over likewise: a
+//! bundle's configuration is whole, the CPUs have one owner, and are free when that is gone.
 
 use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
@@ -31,7 +31,8 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A container's bundle, and a shim whose runtime is a script: what counts is what happens around it.
+/// A container's bundle, and a shim whose runtime is a script: what counts is what happens around
+/// it.
 struct Scene<'w> {
     world: &'w World,
     machine: Machine<'w>,
@@ -241,8 +242,8 @@ fn gone(world: &World) {
     shim.kill();
 }
 
-/// The runtime is killed between confining the container and running our hook: its CPUs are held while anything is left
-/// in there, and the group goes back to what its parent allows.
+/// The runtime is killed between confining the container and running our hook: its CPUs are held
+/// while anything is left in there, and the group goes back to what its parent allows.
 fn confined_and_left(world: &World) {
     let scene = Scene::new(world, "[ \"$1\" = create ] && exec sleep 3600");
     let (shim, _) = scene.reserved();
@@ -280,7 +281,8 @@ fn confined_and_left(world: &World) {
     world.assert_all_free("beside a stranger");
     stranger.die();
 
-    // The next start by a hook of the engine's own finds such a group, and its container alone in it.
+    // The next start by a hook of the engine's own finds such a group, and its container alone in
+    // it.
     let (shim, _) = scene.reserved();
     cgroups::narrow(&group, "1");
     shim.kill();

@@ -1,4 +1,5 @@
-//! `podman kube play`: the annotations of a pod come to each of its containers, and not to its infra container.
+//! `podman kube play`: the annotations of a pod come to each of its containers, and not to its
+//! infra container.
 
 use crate::cases::{Case, each};
 use crate::container::Container;
@@ -39,7 +40,8 @@ spec:
     args: [\"--wait\"]
 ";
 
-/// podman tells hooks no container's name: a key for one container alone is then no request, and no refusal either.
+/// podman tells hooks no container's name: a key for one container alone is then no request, and no
+/// refusal either.
 fn of_the_pod(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["0", "1"]);
     let container = Container::prepare(world, engine, Plan::plain("pod-worker"));

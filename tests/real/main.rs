@@ -1,7 +1,7 @@
 //! Tests on real parts: the `pinfold` binary under real runtimes, in real cgroups, as root.
 //!
-//! Every test is written once and declares what it needs of the machine; one whose needs are not met is skipped,
-//! counted and named. Environment variables set them up:
+//! Every test is written once and declares what it needs of the machine; one whose needs are not
+//! met is skipped, counted and named. Environment variables set them up:
 //!
 //! - `PINFOLD_BIN`: another binary to test
 //! - `PINFOLD_TEST_PROBE`: a probe that is already built
@@ -106,7 +106,8 @@ fn main() -> ExitCode {
     if words.first().is_some_and(|word| word == with_hooks::VERB) {
         with_hooks::main(&words[1..]);
     }
-    // A shell ignores these for what it starts in the background, and so would everything that is tested.
+    // A shell ignores these for what it starts in the background, and so would everything that is
+    // tested.
     for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
         // SAFETY: the default action runs no code of ours.
         unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();

@@ -1,4 +1,5 @@
-//! I7: nothing widens a container's CPUs later; and a request that meets other people's masks is refused.
+//! I7: nothing widens a container's CPUs later; and a request that meets other people's masks is
+//! refused.
 
 use crate::cases::{Case, each};
 use crate::cgroups::{self, hierarchy};
@@ -64,7 +65,8 @@ fn stay(world: &World, engine: Engine) {
     };
     for update in updates {
         let ran = container.engine_command(update);
-        // podman 5.8 cannot update a container without a health check, unless it is told of one; 5.4 not if it is.
+        // podman 5.8 cannot update a container without a health check, unless it is told of one;
+        // 5.4 not if it is.
         if ran.stderr.contains("healthcheck-timeout") {
             let told = [update, &["--health-timeout", "30s"][..]].concat();
             container.engine_command(&told).ok();

@@ -1,4 +1,5 @@
-//! An owner is known by what people call it: where each engine says that is for the engine itself to show.
+//! An owner is known by what people call it: where each engine says that is for the engine itself
+//! to show.
 
 use crate::cases::{Case, each, plain};
 use crate::container::Container;

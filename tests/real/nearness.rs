@@ -56,7 +56,8 @@ fn neighbour(world: &World, arguments: &[&str]) -> Running {
     neighbour
 }
 
-/// The node 1 is whole, node 0 is not: four CPUs are node 1, and so is every page that the process has made its own.
+/// The node 1 is whole, node 0 is not: four CPUs are node 1, and so is every page that the process
+/// has made its own.
 fn four_cpus_on_one_node_with_its_memory(world: &World, engine: Engine) {
     cores(world);
     let _neighbour = neighbour(world, &[]);

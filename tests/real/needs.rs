@@ -40,7 +40,8 @@ pub(crate) enum Need {
     Boots,
     /// A user 1000, whose manager runs.
     OrdinaryUser,
-    /// Nobody minds what happens to the machine: CPUs are switched off, a user's manager is restarted.
+    /// Nobody minds what happens to the machine: CPUs are switched off, a user's manager is
+    /// restarted.
     Disposable,
     /// A machine that is not emulated, as one that passes over kill points is.
     Native,

@@ -1,5 +1,5 @@
-//! What a verb prints, and what becomes of that: a reader that is gone changes no exit code, an error is never taken for one,
-//! and nothing that others named reaches a terminal raw.
+//! What a verb prints, and what becomes of that: a reader that is gone changes no exit code, an
+//! error is never taken for one, and nothing that others named reaches a terminal raw.
 
 use crate::cases::{Case, plain};
 use crate::cgroups::{self, hierarchy};
@@ -44,7 +44,8 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A pool `dp` of CPU 1 with a live owner, a claim that cannot be read and a pool that cannot be: there is something to say, and something wrong.
+/// A pool `dp` of CPU 1 with a live owner, a claim that cannot be read and a pool that cannot be:
+/// there is something to say, and something wrong.
 fn owner_and_trouble(world: &World) -> Standin {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let owner = Standin::new(world, "a");
@@ -149,7 +150,8 @@ fn disk_is_full(world: &World) {
     assert!(failed.stderr.contains("standard output"), "{failed}");
 }
 
-/// A command of which every write(2) in turn fails with EPIPE, in a world that is made anew for each.
+/// A command of which every write(2) in turn fails with EPIPE, in a world that is made anew for
+/// each.
 struct Tried<'a, T> {
     /// Makes it; gets the number of the try.
     prepare: &'a dyn Fn(usize) -> T,
@@ -281,7 +283,8 @@ fn errors_are_no_closed_pipe(world: &World) {
     .assert_told_truly(world);
 }
 
-/// An owner that another tool moved to the group above is brought back; ESRCH says that it has ended meanwhile.
+/// An owner that another tool moved to the group above is brought back; ESRCH says that it has
+/// ended meanwhile.
 fn gone_is_gone(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let above = hierarchy().make(&format!("{}-above", world.tag));

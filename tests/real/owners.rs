@@ -195,7 +195,8 @@ fn survivor_in_a_child_cgroup(world: &World) {
     assert_free_when_needed(world);
 }
 
-/// Another container gets the cgroup while a descendant of the first lives on below it, on the first one's CPUs.
+/// Another container gets the cgroup while a descendant of the first lives on below it, on the
+/// first one's CPUs.
 fn survivor_below_the_next(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     world.pool("zero", Kind::Exclusive, &["0"]);
@@ -242,8 +243,9 @@ fn pid_in_use_again(world: &World) {
     assert_free_when_needed(world);
 }
 
-/// Its cgroup was empty when `reconcile` looked, and is not when it comes to be removed: a command that forks, and is
-/// slow to enter the cgroup that `isolate` made for it before it was killed, does just this.
+/// Its cgroup was empty when `reconcile` looked, and is not when it comes to be removed: a command
+/// that forks, and is slow to enter the cgroup that `isolate` made for it before it was killed,
+/// does just this.
 fn joins_while_being_freed(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let owner = Standin::bare();
@@ -302,7 +304,8 @@ fn other_tools_pid(world: &World) {
     assert_free_when_needed(world);
 }
 
-/// A process that lives keeps its list, whatever time somebody gives the file: `reboot` has those from before a boot.
+/// A process that lives keeps its list, whatever time somebody gives the file: `reboot` has those
+/// from before a boot.
 fn books_with_a_time_before_the_boot(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let mut command = Command::new(crate::probe::path());
@@ -348,7 +351,8 @@ fn groups_too_deep_to_name(world: &World) {
     process::run(python.args(["-c", script]).arg(&cgroup)).ok();
 }
 
-/// The `lock` is replaced while one owner lives and another is dead: the books are taken over, and no list has two owners.
+/// The `lock` is replaced while one owner lives and another is dead: the books are taken over, and
+/// no list has two owners.
 fn lock_is_replaced(world: &World) {
     world.pool("dp", Kind::Exclusive, &["0", "1"]);
     let owner = |name| {

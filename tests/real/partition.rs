@@ -83,7 +83,8 @@ fn in_its_slice(_: &World, service: Service) {
     session.up(&Plan::pinned("web", "dp"));
     session.assert_pinned("web", "dp", "4");
 
-    // What check says of them agrees: nobody outside has these CPUs, and nobody is to widen anything.
+    // What check says of them agrees: nobody outside has these CPUs, and nobody is to widen
+    // anything.
     let told = run(&mut world.pinfold(&["check"])).stdout;
     let says = format!(
         "the CPUs 4-5 of pools are a partition of /{}",

@@ -7,7 +7,8 @@ use crate::process::{self, Ran};
 use crate::service::{Served, Service};
 use std::process::Command;
 
-/// The directory that podman's configuration names for hooks, for none of the machine's own is to be touched.
+/// The directory that podman's configuration names for hooks, for none of the machine's own is to
+/// be touched.
 const HOOKS_DIR: &str = "containers/oci/hooks.d";
 
 /// There is no daemon, but the rest of one: a world and a site.

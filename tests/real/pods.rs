@@ -1,4 +1,5 @@
-//! Pods over the CRI: the sandbox is left alone, and each container gets what the annotations say for it.
+//! Pods over the CRI: the sandbox is left alone, and each container gets what the annotations say
+//! for it.
 
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
@@ -13,7 +14,8 @@ use serde_json::json;
 pub(crate) fn cases() -> Vec<Case> {
     let two = &[Need::Cpus(2)];
     let mut services = Service::all(Client::Cri, Door::Hooks);
-    // No hook of a handler's base specification runs for a sandbox: what the shim does there is another matter.
+    // No hook of a handler's base specification runs for a sandbox: what the shim does there is
+    // another matter.
     let shim = Service::all(Client::Cri, Door::Shim);
     let systemd = |service: &Service| service.driver == Driver::Systemd;
     services.extend(shim.into_iter().filter(systemd));
@@ -71,7 +73,8 @@ fn each_as_it_says(_: &World, service: Service) {
     session.world().wait_until_free();
 }
 
-/// What the pod asks for holds for its containers, but not for one that opts out, nor for more than there is.
+/// What the pod asks for holds for its containers, but not for one that opts out, nor for more than
+/// there is.
 fn pod_wide_but_for_one(_: &World, service: Service) {
     let session = Session::with(service);
     let (cri, world) = (session.cri(), session.world());

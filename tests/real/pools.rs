@@ -78,7 +78,8 @@ fn apply(world: &World, config: &str, arguments: &[&str]) -> Ran {
     process::run(&mut world.pinfold(&line))
 }
 
-/// No owner, and no list that has one, is touched by what the configuration says; once it is gone all becomes so.
+/// No owner, and no list that has one, is touched by what the configuration says; once it is gone
+/// all becomes so.
 fn declared_waits(world: &World) {
     world.pool("dp", Kind::Exclusive, &["0"]);
     world.pool("old", Kind::Exclusive, &["1"]);
@@ -148,7 +149,8 @@ pub(crate) fn cpus(list: &str) -> BTreeSet<u32> {
     list.split(',').flat_map(range).collect()
 }
 
-/// The directory by KCM's rules, under the lock: every pool and list is whole, and no CPU is in two lists.
+/// The directory by KCM's rules, under the lock: every pool and list is whole, and no CPU is in two
+/// lists.
 #[track_caller]
 fn assert_sound(world: &World, when: &str) {
     let lock = File::open(world.conf.join("lock")).unwrap();
@@ -409,7 +411,8 @@ fn killed_growing(world: &World) {
     );
 }
 
-/// Down to one list and up again: each time the list of the owner stays, and doing it again finishes it.
+/// Down to one list and up again: each time the list of the owner stays, and doing it again
+/// finishes it.
 fn killed_resizing(world: &World) {
     world.has_two_cpus();
     for (there, wanted) in [(&["0", "1"][..], "1"), (&["1"], "2")] {

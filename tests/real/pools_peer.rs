@@ -1,5 +1,5 @@
-//! I6: a tool that keeps the directory by KCM's rules reads the whole of it while `pool` changes it, and has processes
-//! of its own in it.
+//! I6: a tool that keeps the directory by KCM's rules reads the whole of it while `pool` changes
+//! it, and has processes of its own in it.
 
 use crate::cases::{Case, plain};
 use crate::needs::{self, Need};

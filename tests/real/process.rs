@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// The bound on every wait; long, since only a failure reaches it. `PINFOLD_TEST_PATIENCE` gives a slow machine more
-/// seconds.
+/// The bound on every wait; long, since only a failure reaches it. `PINFOLD_TEST_PATIENCE` gives a
+/// slow machine more seconds.
 pub(crate) fn patience() -> Duration {
     let seconds = std::env::var("PINFOLD_TEST_PATIENCE").ok();
     let seconds = seconds.map(|text| text.parse().expect("PINFOLD_TEST_PATIENCE is a number"));
@@ -82,8 +82,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts `command` with `input` on its standard input. Output goes to nameless files, not pipes, so that a
-    /// descendant that keeps them open holds nobody up.
+    /// Starts `command` with `input` on its standard input. Output goes to nameless files, not
+    /// pipes, so that a descendant that keeps them open holds nobody up.
     pub(crate) fn start(command: &mut Command, input: &[u8]) -> Running {
         Running::begin(command, input, None)
     }
@@ -126,7 +126,8 @@ impl Running {
         wait_for_exit(self.pid(), limit)
     }
 
-    /// Waits for the end; a process that takes longer than our patience is killed and fails the test.
+    /// Waits for the end; a process that takes longer than our patience is killed and fails the
+    /// test.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Ran {
         let ended = self.ends_within(patience());
@@ -189,8 +190,8 @@ pub(crate) fn run_into(command: &mut Command, stdout: impl Into<Stdio>) -> Ran {
     Running::begin(command, b"", Some(stdout.into())).wait()
 }
 
-/// Runs `command` to its end or to the bound, whatever comes of it: for cleaning up, where a failure must not hide
-/// the one that is being unwound.
+/// Runs `command` to its end or to the bound, whatever comes of it: for cleaning up, where a
+/// failure must not hide the one that is being unwound.
 pub(crate) fn try_to_run(command: &mut Command) {
     let started = Running::start(command, b"");
     started.ends_within(patience());
@@ -227,7 +228,8 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
     }
 }
 
-/// A process that is there and not fully dead: a zombie counts only while other threads of it run on.
+/// A process that is there and not fully dead: a zombie counts only while other threads of it run
+/// on.
 pub(crate) fn is_alive(pid: i32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
@@ -305,8 +307,8 @@ pub(crate) fn probe_with_pid(probe: &Path, pid: i32) -> Option<Owned> {
     clone.exit_signal = libc::SIGCHLD as u64;
     clone.set_tid = wanted.as_ptr() as u64;
     clone.set_tid_size = 1;
-    // SAFETY: without shared memory this is a fork; the arguments live through the call, and the child only makes
-    // system calls before exec.
+    // SAFETY: without shared memory this is a fork; the arguments live through the call, and the
+    // child only makes system calls before exec.
     let child = unsafe { libc::syscall(libc::SYS_clone3, &clone, size_of_val(&clone)) };
     if child == 0 {
         // SAFETY: the vector ends with a null pointer, and its strings outlive the call.

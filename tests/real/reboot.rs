@@ -1,7 +1,8 @@
-//! I3 over a reboot: nothing that was recorded before it counts, even where a number is in use again, and what another
-//! tool recorded since does.
+//! I3 over a reboot: nothing that was recorded before it counts, even where a number is in use
+//! again, and what another tool recorded since does.
 //!
-//! Whoever boots the machine runs `reboot::begin` before and `reboot::afterwards` after, with `PINFOLD_VM_BOOT` set.
+//! Whoever boots the machine runs `reboot::begin` before and `reboot::afterwards` after, with
+//! `PINFOLD_VM_BOOT` set.
 
 use crate::cases::{Case, each, plain};
 use crate::container::Container;

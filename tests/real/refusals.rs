@@ -109,7 +109,8 @@ fn somebody_elses(world: &World) {
     assert!(described.stderr.contains("without the lock"), "{described}");
 }
 
-/// The kernel says no to the mask itself, for a cgroup below has other CPUs: what was recorded by then is taken back.
+/// The kernel says no to the mask itself, for a cgroup below has other CPUs: what was recorded by
+/// then is taken back.
 fn kernel_refuses(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let standin = Standin::new(world, "a");

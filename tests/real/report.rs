@@ -1,4 +1,5 @@
-//! `PINFOLD_TEST_REPORT`: one line of JSON for each test, from which the table of what is supported is made.
+//! `PINFOLD_TEST_REPORT`: one line of JSON for each test, from which the table of what is supported
+//! is made.
 
 use crate::cases::Case;
 use crate::cgroups::hierarchy;
@@ -35,7 +36,8 @@ impl Drop for Record {
     }
 }
 
-/// Records the tests that do not run: those that the command line's filters leave out, and those that cannot run here.
+/// Records the tests that do not run: those that the command line's filters leave out, and those
+/// that cannot run here.
 pub(crate) fn left_out(cases: &[Case], arguments: &Arguments) {
     // They are many, and the file can lie on another machine: it is written once.
     let lines: Vec<String> = cases

@@ -1,4 +1,5 @@
-//! podman without root: as the ordinary user 1000, in whose manager services run what the user would.
+//! podman without root: as the ordinary user 1000, in whose manager services run what the user
+//! would.
 
 use crate::bundle::{self, Hook};
 use crate::cases::{Case, Columns, Means, each};
@@ -98,7 +99,8 @@ fn restart_manager(run: fn(&mut Command)) {
     run(Command::new("systemctl").args(["restart", &service]));
 }
 
-/// A pool of one list in the user's own directories, and how the user starts a container that asks for it.
+/// A pool of one list in the user's own directories, and how the user starts a container that asks
+/// for it.
 struct Home {
     world: World,
     script: String,
@@ -207,7 +209,8 @@ fn not_delegated(_: &World, rootless: Rootless) {
     home.world.assert_all_free("after a refusal");
 }
 
-/// What the user types, and nothing else: `pinfold install podman --user` takes the place of all that is written by hand.
+/// What the user types, and nothing else: `pinfold install podman --user` takes the place of all
+/// that is written by hand.
 fn one_command(_: &World, rootless: Rootless) {
     let _delegation = Delegation::of("cpu cpuset memory pids");
     let home = Home::prepare(rootless);
@@ -256,7 +259,8 @@ fn one_command(_: &World, rootless: Rootless) {
     }
     let first = user("launch a --wait >/dev/null; say a").ok();
     assert!(first.stdout.contains("affinity: 2-3\n"), "{first}");
-    // A start that this podman makes by itself is pinned too: its configuration names the directory.
+    // A start that this podman makes by itself is pinned too: its configuration names the
+    // directory.
     let again = user("pod stop -t 1 a; rm -f rootfs/out/a; pod start a; say a").ok();
     assert!(again.stdout.contains("affinity: 2-3\n"), "{again}");
     let refused = user("command pinfold uninstall podman --user").exits(1);

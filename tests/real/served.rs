@@ -1,4 +1,5 @@
-//! Engines that are daemons: pinned from the first instruction, refused when the pool is full, everything given back.
+//! Engines that are daemons: pinned from the first instruction, refused when the pool is full,
+//! everything given back.
 
 use crate::cases::{Case, each};
 use crate::cgroups::hierarchy;
@@ -109,8 +110,8 @@ fn refused_when_full(_: &World, service: Service) {
     session.assert_pinned("third", "dp", "1");
 }
 
-/// What a user sees of a refusal: the shim's own sentence, or the hook's, which runc hands on; of crun no more than that a
-/// hook failed.
+/// What a user sees of a refusal: the shim's own sentence, or the hook's, which runc hands on; of
+/// crun no more than that a hook failed.
 fn assert_tells(service: Service, refused: &Ran) {
     assert_ne!(refused.code(), Some(0), "the pool is full: {refused}");
     let words = match (service.door, service.runtime) {
@@ -147,7 +148,8 @@ fn given_back(_: &World, service: Service) {
     }
 }
 
-/// Everything is given back after an end that nobody asked the engine for. `ctr` does not look: there it takes a removal.
+/// Everything is given back after an end that nobody asked the engine for. `ctr` does not look:
+/// there it takes a removal.
 fn ends(session: &Session, name: &str) {
     if session.service.client == Client::Ctr {
         session.remove(name).ok();

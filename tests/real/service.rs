@@ -36,7 +36,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// This client by this door, with every runtime and driver; those that share a daemon follow on each other.
+    /// This client by this door, with every runtime and driver; those that share a daemon follow on
+    /// each other.
     pub(crate) fn all(client: Client, door: Door) -> Vec<Service> {
         let with = |driver| {
             [Runtime::Runc, Runtime::Crun].map(|runtime| Service {
@@ -58,7 +59,8 @@ impl Service {
         groups.map(<[Service]>::to_vec).collect()
     }
 
-    /// Whether one set-up can serve both: docker has one driver for all its containers, and so has what we install.
+    /// Whether one set-up can serve both: docker has one driver for all its containers, and so has
+    /// what we install.
     fn shares_a_daemon_with(self, other: Service) -> bool {
         let for_both = self.client != Client::Docker && !self.is_installed();
         self.client == other.client
@@ -104,7 +106,8 @@ impl Means for Service {
         let mut needs = vec![Need::Root, self.runtime.need()];
         needs.extend((self.driver == Driver::Systemd).then_some(Need::Systemd));
         match self.client {
-            // Before, docker had no way to hand an annotation to the runtime; CDI devices came one later.
+            // Before, docker had no way to hand an annotation to the runtime; CDI devices came one
+            // later.
             Client::Docker => {
                 needs.push(Need::Docker(if self.door == Door::Cdi { 25 } else { 24 }))
             }
@@ -148,7 +151,8 @@ pub(crate) trait Served: Send {
     /// Creates and starts a container; what it says is what a user sees.
     fn launch(&self, service: Service, plan: &Plan) -> Ran;
 
-    /// Runs a container to its end, after which the client removes it; `None` for a client that has no such way.
+    /// Runs a container to its end, after which the client removes it; `None` for a client that has
+    /// no such way.
     fn run_and_remove(&self, service: Service, plan: &Plan) -> Option<Ran>;
 
     /// The id under which the hooks know it.
@@ -183,7 +187,8 @@ enum Server {
     Podman(Podman),
 }
 
-/// The daemon that is up. Tests take turns, and the next one that wants another daemon ends this one.
+/// The daemon that is up. Tests take turns, and the next one that wants another daemon ends this
+/// one.
 static UP: Mutex<Option<(Service, Server)>> = Mutex::new(None);
 
 /// A daemon for the time of one test, with nothing of an earlier test in it.

@@ -1,4 +1,5 @@
-//! `pinfold-runtime` in the place of a runtime: what it adds, what it hands on, and what it refuses.
+//! `pinfold-runtime` in the place of a runtime: what it adds, what it hands on, and what it
+//! refuses.
 
 use crate::cases::{Case, each};
 use crate::container::Container;
@@ -85,7 +86,8 @@ fn bundle(world: &World, engine: Engine, plan: Plan) -> PathBuf {
     dir
 }
 
-/// How often a container is made and deleted through the shim; emulation is slow, and shows no more in that time.
+/// How often a container is made and deleted through the shim; emulation is slow, and shows no more
+/// in that time.
 fn rounds() -> usize {
     if Need::Native.is_met() { 110 } else { 22 }
 }
@@ -219,7 +221,8 @@ fn adds_what_pins(world: &World, engine: Engine) {
     world.assert_all_free("at the end");
 }
 
-/// A runtime that runs no hooks of ours, one that is not allowed, and one that is missing: nothing is written.
+/// A runtime that runs no hooks of ours, one that is not allowed, and one that is missing: nothing
+/// is written.
 fn refuses_a_runtime(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let machine = Machine::new(world, engine);
@@ -366,7 +369,8 @@ impl<'w> Scene<'w> {
     }
 }
 
-/// Nothing is reserved, and the configuration stays as it is. What has no request is not the shim's to judge.
+/// Nothing is reserved, and the configuration stays as it is. What has no request is not the shim's
+/// to judge.
 fn refuses_what_is_ambiguous(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let scene = Scene::new(world, engine);
@@ -406,7 +410,8 @@ fn refuses_what_is_ambiguous(world: &World, engine: Engine) {
     world.assert_all_free("at the end");
 }
 
-/// Hooks of a directory and of a device come with the configuration: whichever is first takes the reservation over.
+/// Hooks of a directory and of a device come with the configuration: whichever is first takes the
+/// reservation over.
 fn several_doors(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     world.pool("other", Kind::Shared, &["0"]);
@@ -444,7 +449,8 @@ fn several_doors(world: &World, engine: Engine) {
     }
 }
 
-/// By which doors, and for pods of which namespaces: the mark of the engine that the configuration names counts.
+/// By which doors, and for pods of which namespaces: the mark of the engine that the configuration
+/// names counts.
 fn rules_of_pools(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let scene = Scene::new(world, engine);
@@ -482,8 +488,9 @@ fn rules_of_pools(world: &World, engine: Engine) {
     refused("it may not be asked for by shim");
 }
 
-/// What is written in the configuration is of before: the hook gives what the list is by then. And what the runtime and systemd
-/// were told at the start is not in the way of a list that grows later.
+/// What is written in the configuration is of before: the hook gives what the list is by then. And
+/// what the runtime and systemd were told at the start is not in the way of a list that grows
+/// later.
 fn grows_under_its_containers(world: &World, engine: Engine) {
     world.pool("common", Kind::Shared, &["0"]);
     let scene = Scene::of(world, engine, Plan::pinned("a", "common"));

@@ -1,4 +1,5 @@
-//! `pinfold-runtime` where our files are broken, where others' keep it waiting, and where it is not told what to become.
+//! `pinfold-runtime` where our files are broken, where others' keep it waiting, and where it is not
+//! told what to become.
 
 use crate::cases::{Case, each};
 use crate::cgroups::unified_in_the_way;
@@ -42,8 +43,8 @@ pub(crate) fn cases() -> Vec<Case> {
     .collect()
 }
 
-/// Whatever has become of the files and directories that are ours, a container without a request starts and ends, and one
-/// with a request is refused in a sentence.
+/// Whatever has become of the files and directories that are ours, a container without a request
+/// starts and ends, and one with a request is refused in a sentence.
 fn never_depends_on_our_files(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let scene = Scene::new(world, engine);
@@ -94,7 +95,8 @@ fn never_depends_on_our_files(world: &World, engine: Engine) {
             [ -d $3 ] || rm -f $3",
         );
     }
-    // What can be made out counts, and it is said; a runtime that is not there is none to insist on.
+    // What can be made out counts, and it is said; a runtime that is not there is none to insist
+    // on.
     let mut log = SysLog::mark();
     script("echo '[pools.' >>$1");
     std::fs::write(scene.config(), &plain).expect("write config.json");
@@ -115,7 +117,8 @@ fn never_depends_on_our_files(world: &World, engine: Engine) {
     scene.delete();
 }
 
-/// A configuration that is a FIFO, and a runtime that does not say what it can: a start fails in time, with a sentence.
+/// A configuration that is a FIFO, and a runtime that does not say what it can: a start fails in
+/// time, with a sentence.
 fn waits_for_nobody(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let scene = Scene::new(world, engine);

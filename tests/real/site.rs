@@ -1,4 +1,5 @@
-//! A machine's `/etc` of a test's own, in which engines are told of pinfold as a user tells them: by `pinfold install`.
+//! A machine's `/etc` of a test's own, in which engines are told of pinfold as a user tells them:
+//! by `pinfold install`.
 
 use crate::process::{self, Running};
 use crate::snapshot::Snapshot;

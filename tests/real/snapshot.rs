@@ -37,8 +37,8 @@ impl Snapshot {
         assert!(changed.is_empty(), "{when}: changed: {changed:?}");
     }
 
-    /// The same files with the same modes and contents, though they may have been written anew. Whether a directory that
-    /// is empty was there before, nobody can tell who comes later.
+    /// The same files with the same modes and contents, though they may have been written anew.
+    /// Whether a directory that is empty was there before, nobody can tell who comes later.
     #[track_caller]
     pub(crate) fn assert_same_content(&self, later: &Snapshot, when: &str) {
         let content = |snapshot: &Snapshot, path: &PathBuf| {

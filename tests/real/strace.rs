@@ -20,7 +20,8 @@ impl std::fmt::Display for Point {
 }
 
 impl Point {
-    /// The arguments that make strace kill its command at this point, before the call is carried out.
+    /// The arguments that make strace kill its command at this point, before the call is carried
+    /// out.
     pub(crate) fn arguments(&self) -> [String; 3] {
         let Point { call, nth } = self;
         let inject = format!("-einject={call}:signal=KILL:when={nth}");
@@ -46,7 +47,8 @@ impl Whose {
     }
 }
 
-/// Runs the command to its end, which must be a success, and gives every system call that it made after its exec.
+/// Runs the command to its end, which must be a success, and gives every system call that it made
+/// after its exec.
 pub(crate) fn points(command: &Command, whose: Whose, input: &[u8], trace: &Path) -> Vec<Point> {
     let options = [whose.option(), vec!["-qq".into()]].concat();
     let mut strace = under(command, &options, trace);
@@ -54,7 +56,8 @@ pub(crate) fn points(command: &Command, whose: Whose, input: &[u8], trace: &Path
     points_in(&std::fs::read_to_string(trace).expect("read the trace"))
 }
 
-/// The calls of a trace, in order. Calls are counted by thread and name, as strace's injection counts them.
+/// The calls of a trace, in order. Calls are counted by thread and name, as strace's injection
+/// counts them.
 pub(crate) fn points_in(trace: &str) -> Vec<Point> {
     let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
     let mut points = Vec::new();
@@ -77,8 +80,9 @@ pub(crate) fn points_in(trace: &str) -> Vec<Point> {
     points
 }
 
-/// `PINFOLD_TEST_KILL_EVERY`: of so many points only one is tried; 1, every point, unless a slow machine asks for more. An
-/// odd number lets the ways in which tests go on after a death, which alternate, all have their turn.
+/// `PINFOLD_TEST_KILL_EVERY`: of so many points only one is tried; 1, every point, unless a slow
+/// machine asks for more. An odd number lets the ways in which tests go on after a death, which
+/// alternate, all have their turn.
 pub(crate) fn kill_every() -> usize {
     let every = std::env::var("PINFOLD_TEST_KILL_EVERY").ok();
     every.map_or(1, |text| {
@@ -91,7 +95,8 @@ pub(crate) fn tried(points: &[Point]) -> Vec<(usize, &Point)> {
     points.iter().enumerate().step_by(kill_every()).collect()
 }
 
-/// How many of the tried points were reached, and how many have to be: a command need not make the same calls every time.
+/// How many of the tried points were reached, and how many have to be: a command need not make the
+/// same calls every time.
 pub(crate) struct Reached {
     pub(crate) killed: usize,
     pub(crate) tried: usize,
@@ -119,8 +124,8 @@ impl Reached {
     }
 }
 
-/// Runs the command and kills it at the point; gives whether it came to that, for a command need not make the same
-/// calls every time.
+/// Runs the command and kills it at the point; gives whether it came to that, for a command need
+/// not make the same calls every time.
 pub(crate) fn kill_at(
     point: &Point,
     command: &Command,

@@ -1,4 +1,5 @@
-//! `pinfold isolate` as the command of a systemd unit: the unit's limits, its end and its restart reach what it runs.
+//! `pinfold isolate` as the command of a systemd unit: the unit's limits, its end and its restart
+//! reach what it runs.
 
 use crate::cases::{Case, plain};
 use crate::cgroups::{hierarchy, mask, processes};

@@ -1,5 +1,5 @@
-//! Containers that run and ask, and were given nothing, because their engine was told in a way that it does not hear; and
-//! containers whose CPUs somebody chose by hand.
+//! Containers that run and ask, and were given nothing, because their engine was told in a way that
+//! it does not hear; and containers whose CPUs somebody chose by hand.
 
 use crate::bundle;
 use crate::cases::{Case, each};

@@ -1,4 +1,5 @@
-//! I4: a container without a request is none of pinfold's business, even while somebody else holds the lock.
+//! I4: a container without a request is none of pinfold's business, even while somebody else holds
+//! the lock.
 
 use crate::cases::{Case, each, plain};
 use crate::container::Container;
@@ -67,7 +68,8 @@ fn opens_nothing_of_ours(world: &World) {
             ("prestart", state(id, standin.pid, annotations.clone())),
             ("poststop", stopped(id, annotations.clone())),
         ] {
-            // At the end of a container the ledger may be asked for its id; the pool directory may not.
+            // At the end of a container the ledger may be asked for its id; the pool directory may
+            // not.
             let off_limits = if verb == "poststop" {
                 vec![&world.conf]
             } else {

@@ -67,7 +67,8 @@ fn where_the_runtime_puts_it(world: &World, engine: Engine) {
     world.assert_all_free("after delete");
 }
 
-/// A hook's script: from the container's group up to $0 nobody has the controller any more, as $1 then says.
+/// A hook's script: from the container's group up to $0 nobody has the controller any more, as $1
+/// then says.
 const DISABLE: &str = "set -eu
     pid=$(sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p')
     group=/sys/fs/cgroup$(sed -n 's/^0:://p' \"/proc/$pid/cgroup\")
@@ -101,8 +102,8 @@ fn pinned_with(world: &World, engine: Engine, option: &str) {
     world.assert_all_free("after delete");
 }
 
-/// On version 2 none of the groups above has the controller for its children when our hook comes, whatever the engine has
-/// had enabled: another hook has disabled it.
+/// On version 2 none of the groups above has the controller for its children when our hook comes,
+/// whatever the engine has had enabled: another hook has disabled it.
 fn nested(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let plan = Plan {

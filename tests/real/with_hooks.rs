@@ -1,4 +1,5 @@
-//! A runtime that gives every container the hooks of a file: for engines that have no place of their own for hooks.
+//! A runtime that gives every container the hooks of a file: for engines that have no place of
+//! their own for hooks.
 //!
 //! The test program itself is that runtime, called as `real as-runtime HOOKS RUNTIME ARGUMENT…`.
 

@@ -1,4 +1,5 @@
-//! What one test has to itself: a directory, a pool directory, a run directory, and a prefix for its cgroups.
+//! What one test has to itself: a directory, a pool directory, a run directory, and a prefix for
+//! its cgroups.
 
 use crate::cgroups::{self, hierarchy};
 use crate::process::{self, Ran, Running};
@@ -64,7 +65,8 @@ impl World {
         .with_a_lock()
     }
 
-    /// One that is found again after a reboot, with its claims in /run as a user's are; whoever drops it ends it.
+    /// One that is found again after a reboot, with its claims in /run as a user's are; whoever
+    /// drops it ends it.
     pub(crate) fn lasting(home: &str) -> World {
         let dir = PathBuf::from(home);
         let world = World {
@@ -114,8 +116,8 @@ impl World {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod a directory");
     }
 
-    /// From now on pinfold sees two cores of one thread, CPUs 0 and 1, as were captured of such a machine: for tests that count
-    /// what is left.
+    /// From now on pinfold sees two cores of one thread, CPUs 0 and 1, as were captured of such a
+    /// machine: for tests that count what is left.
     pub(crate) fn has_two_cpus(&self) {
         let root = self.dir.join("two-cpus");
         self.make_dir(&root, 0o755);
@@ -144,7 +146,8 @@ impl World {
         own.into_iter().chain(host).flatten().collect()
     }
 
-    /// The product, with this world's directories and an empty environment, as the strictest runtimes start a hook.
+    /// The product, with this world's directories and an empty environment, as the strictest
+    /// runtimes start a hook.
     pub(crate) fn pinfold(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.env_clear();
@@ -374,7 +377,8 @@ pub(crate) fn claimed_cgroup(path: &str) -> PathBuf {
     }
 }
 
-/// A process of our own in a cgroup of its own, as a runtime leaves a container when it calls the hook.
+/// A process of our own in a cgroup of its own, as a runtime leaves a container when it calls the
+/// hook.
 pub(crate) struct Standin {
     process: Running,
     pub(crate) pid: i32,
@@ -428,7 +432,8 @@ impl Standin {
         });
     }
 
-    /// An owner of CPUs of `pool` whose first process is gone, and whose descendant lives on in the cgroup given back.
+    /// An owner of CPUs of `pool` whose first process is gone, and whose descendant lives on in the
+    /// cgroup given back.
     pub(crate) fn survived(world: &World, id: &str, pool: &str) -> PathBuf {
         let owner = Standin::running(world, id, &["--when-told", "--orphan", "--wait"]);
         owner.says("waiting to be told");

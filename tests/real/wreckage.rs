@@ -1,5 +1,5 @@
-//! I3 when the runtime itself is killed in the middle of create: nobody calls poststop, and the cgroup stays behind
-//! with our mask in it.
+//! I3 when the runtime itself is killed in the middle of create: nobody calls poststop, and the
+//! cgroup stays behind with our mask in it.
 
 use crate::cases::{Case, each};
 use crate::cgroups::{self, hierarchy};
@@ -83,8 +83,8 @@ fn next_create_is_right(world: &World, engine: Engine) {
     assert!(!leftover.exists() || cgroups::mask(&leftover) == hierarchy().unnarrowed());
 }
 
-/// Begins a container in pool `zero`, kills its runtime while a hook after ours is under way, and gives what is left:
-/// the container that never came to be, and its cgroup.
+/// Begins a container in pool `zero`, kills its runtime while a hook after ours is under way, and
+/// gives what is left: the container that never came to be, and its cgroup.
 fn wreck(world: &World, engine: Engine) -> (Container<'_>, PathBuf) {
     let (fifo, note) = (world.dir.join("fifo"), world.dir.join("runtime-pid"));
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a fifo");

@@ -1,6 +1,6 @@
 //! Makes docs/SUPPORT.md: what the tests on real parts have shown, from the reports that they write
-//! (`PINFOLD_TEST_REPORT`), a file for each machine. `NAME-brief.jsonl` is that of a brief run, and is left out where
-//! `NAME.jsonl`, that of a whole run of the same machine, is given too.
+//! (`PINFOLD_TEST_REPORT`), a file for each machine. `NAME-brief.jsonl` is that of a brief run, and
+//! is left out where `NAME.jsonl`, that of a whole run of the same machine, is given too.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -171,7 +171,8 @@ fn write_areas(text: &mut String, machines: &[Machine]) -> Result<()> {
     Ok(())
 }
 
-/// What the numbers leave out: tests that did not run, kill points that were passed over, and tests that failed.
+/// What the numbers leave out: tests that did not run, kill points that were passed over, and tests
+/// that failed.
 fn write_exceptions(text: &mut String, machines: &[Machine]) -> Result<()> {
     text.push_str("## What the numbers leave out\n\n");
     for machine in machines {
@@ -207,7 +208,8 @@ impl Machine {
         let mut lines: BTreeMap<String, Line> = BTreeMap::new();
         for line in text.lines() {
             let line: Line = serde_json::from_str(line).context("parse a line of a report")?;
-            // The tests are called several times, for some of them each, and some go on after a reboot: each counts once.
+            // The tests are called several times, for some of them each, and some go on after a
+            // reboot: each counts once.
             let counts_less = lines
                 .get(&line.name)
                 .is_some_and(|other| line.outcome < other.outcome);

@@ -13,8 +13,8 @@ use crate::refusal::Refusal;
 use crate::topology;
 
 impl Books<'_> {
-    /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves owners within the list that
-    /// they are in; doing it again goes on.
+    /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves
+    /// owners within the list that they are in; doing it again goes on.
     pub(crate) fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
         let name = if *to == list.cpus {
             list.name.clone()

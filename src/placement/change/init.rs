@@ -37,7 +37,8 @@ pub enum Existing {
 /// Makes the pool directory as planned.
 ///
 /// # Errors
-/// Live owners, always; other pools, where they are to be kept; and a directory that cannot be written.
+/// Live owners, always; other pools, where they are to be kept; and a directory that cannot be
+/// written.
 pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let directory = PoolDirectory::begin(&site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
@@ -82,7 +83,8 @@ pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result
 /// Removes the pool directory.
 ///
 /// # Errors
-/// Live owners, always; dead ones, whose groups nobody could restore without it; and what cannot be removed.
+/// Live owners, always; dead ones, whose groups nobody could restore without it; and what cannot be
+/// removed.
 pub fn unmake(site: &Site) -> Result<()> {
     let Some(directory) = PoolDirectory::begun(&site.conf_dir)? else {
         return Ok(());

@@ -15,8 +15,9 @@ use crate::request::is_pool_name;
 const ASK: &str = "ask for ";
 
 impl View<'_> {
-    /// What to do about cores that are missing for a pool: besides asking for fewer, which other pool has to give up how
-    /// much. `fits` tells whether it would do that just these CPUs were taken.
+    /// What to do about cores that are missing for a pool: besides asking for fewer, which other
+    /// pool has to give up how much. `fits` tells whether it would do that just these CPUs were
+    /// taken.
     pub(crate) fn with_room(
         &self,
         refused: anyhow::Error,

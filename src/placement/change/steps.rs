@@ -1,5 +1,5 @@
-//! Changing the pools while containers run: CPUs that are in no pool are given to one, and lists without owners taken
-//! out of one. A shared list grows under its owners, who get the new CPUs.
+//! Changing the pools while containers run: CPUs that are in no pool are given to one, and lists
+//! without owners taken out of one. A shared list grows under its owners, who get the new CPUs.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ pub enum Change {
     Remove(String),
     /// The same, where it is there.
     RemoveIfThere(String),
-    /// A pool of another size: so many lists, or cores of its one shared list. The name and the size are used, and how
-    /// more is to be cut.
+    /// A pool of another size: so many lists, or cores of its one shared list. The name and the
+    /// size are used, and how more is to be cut.
     Resize(PoolSpec),
 }
 
@@ -53,7 +53,8 @@ pub struct Changed {
     pub renamed: Option<(CpuSet, CpuSet)>,
     /// The owners who were given other CPUs, as a sentence calls them.
     pub owners: Vec<String>,
-    /// The processes that another tool put into the list that became another: they keep the CPUs that they have.
+    /// The processes that another tool put into the list that became another: they keep the CPUs
+    /// that they have.
     pub strangers: Vec<i32>,
     /// Of a pool by threads: the CPUs that are in no pool now and share a core with it.
     pub siblings: CpuSet,
@@ -66,8 +67,8 @@ impl Changed {
     }
 }
 
-/// Changes the pools; done twice it is done once. `stock` has the machine's cores; those of them that are free are found
-/// out under the lock.
+/// Changes the pools; done twice it is done once. `stock` has the machine's cores; those of them
+/// that are free are found out under the lock.
 ///
 /// # Errors
 /// An owner in the way, by name; too few free cores; CPUs that are in a pool already, or offline.
@@ -96,7 +97,8 @@ pub fn try_change(site: &Site, stock: Stock, change: &Change) -> Result<Changed>
 /// Says something of a pool, for the starts to come; `false` where it was said already.
 ///
 /// # Errors
-/// There is no such pool, or it is shared, and nobody is kept off its CPUs; the files cannot be written.
+/// There is no such pool, or it is shared, and nobody is kept off its CPUs; the files cannot be
+/// written.
 pub fn set_options(site: &Site, name: &str, options: &Options) -> Result<bool> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
@@ -360,7 +362,8 @@ impl View<'_> {
             .any(|other| other == name))
     }
 
-    /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its number.
+    /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its
+    /// number.
     pub(crate) fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
         for entry in self.ledger.on_list(&list.name)? {
             match entry {

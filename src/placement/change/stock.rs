@@ -10,8 +10,9 @@ use crate::pools::plan::Stock;
 use crate::refusal::Refusal;
 use crate::topology::{CpuGroup, Gap, Levels, isolated, online};
 
-/// The CPUs that are online, and that containers here can be given. In a container, or wherever else the topmost cgroup
-/// that is seen has a part of the machine alone, pools of other CPUs could never be given.
+/// The CPUs that are online, and that containers here can be given. In a container, or wherever
+/// else the topmost cgroup that is seen has a part of the machine alone, pools of other CPUs could
+/// never be given.
 pub(crate) fn givable(host: &Host) -> Result<CpuSet> {
     let online = online(host)?;
     // A captured tree has no cgroups.
@@ -42,7 +43,8 @@ fn givable_and_told(host: &Host) -> Result<CpuSet> {
     Ok(givable)
 }
 
-/// The machine's cores, and which of them are for the host's own work: those of these CPUs, or of CPU 0.
+/// The machine's cores, and which of them are for the host's own work: those of these CPUs, or of
+/// CPU 0.
 ///
 /// # Errors
 /// A machine whose topology cannot be read.

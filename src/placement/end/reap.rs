@@ -45,8 +45,8 @@ pub struct Reclaimed {
 
 impl Books<'_> {
     /// Frees the claim if its owner is dead. Otherwise brings it up to date: those of the owner's
-    /// processes that live stand for it in `tasks`, or one of the others in its group, so that other
-    /// tools see the owner too.
+    /// processes that live stand for it in `tasks`, or one of the others in its group, so that
+    /// other tools see the owner too.
     pub(crate) fn free_or_refresh(&self, claim: &Claim) -> Result<Settled> {
         if self.free_if_dead(claim)? == Fate::Freed {
             return Ok(Settled::Freed);
@@ -61,10 +61,12 @@ impl Books<'_> {
         if living.is_empty() {
             match self.life_of(claim)? {
                 Life::Survived(Some(survivor)) => living.push(survivor),
-                // It was there a moment ago, or is of another pid namespace: the next one to look sees.
+                // It was there a moment ago, or is of another pid namespace: the next one to look
+                // sees.
                 _ => return Ok(Settled::Held(Box::new(claim.clone()))),
             }
-            // Until `tasks` has the new number, the claim knows both: neither is ever taken for a stranger's.
+            // Until `tasks` has the new number, the claim knows both: neither is ever taken for a
+            // stranger's.
             let mut both = claim.clone();
             both.processes.extend(&living);
             self.ledger.write(&both)?;

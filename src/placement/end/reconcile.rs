@@ -97,10 +97,11 @@ impl<'a> Turns<'a> {
     }
 }
 
-/// Frees what dead owners hold in every pool, confines again what is no longer confined as its claim says, links again
-/// what has lost its links, and removes what killed programs left behind. A problem with one claim or pool does not stop
-/// the rest, and others get the lock in between. Before that, what each owner has used is read;
-/// after it, what those have used that ended is written down.
+/// Frees what dead owners hold in every pool, confines again what is no longer confined as its
+/// claim says, links again what has lost its links, and removes what killed programs left behind. A
+/// problem with one claim or pool does not stop the rest, and others get the lock in between.
+/// Before that, what each owner has used is read; after it, what those have used that ended is
+/// written down.
 ///
 /// # Errors
 /// Only what keeps it from beginning: the pool directory, the lock, the ledger.
@@ -217,9 +218,9 @@ impl Books<'_> {
         lock.hand_on(view.host);
     }
 
-    /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that goes offline from every
-    /// cpuset for good, and moves the processes of one that has none left to a group above (kernel:
-    /// cgroup-v1/cpusets.rst). CPUs that are offline are waited for.
+    /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that
+    /// goes offline from every cpuset for good, and moves the processes of one that has none left
+    /// to a group above (kernel: cgroup-v1/cpusets.rst). CPUs that are offline are waited for.
     pub(crate) fn keep_confined(&self, claim: &Claim) -> Result<()> {
         let Some(group) = self.confined_group_of(claim)? else {
             return Ok(());
@@ -243,8 +244,8 @@ impl Books<'_> {
         self.bring_back(claim, &group)
     }
 
-    /// The owner's processes that the kernel moved to a group above its own: those that the claim records, and with them
-    /// whatever else there is the owner's.
+    /// The owner's processes that the kernel moved to a group above its own: those that the claim
+    /// records, and with them whatever else there is the owner's.
     fn bring_back(&self, claim: &Claim, group: &Group) -> Result<()> {
         let moved = |process: &&Process| !claim.is_beside(**process);
         for process in claim.processes.iter().filter(moved) {
@@ -267,15 +268,16 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// Is a process the owner's? In the other hierarchies of version 1 a runtime puts it into a group of the same path; in
-    /// a group of ours it is a descendant of the recorded one.
+    /// Is a process the owner's? In the other hierarchies of version 1 a runtime puts it into a
+    /// group of the same path; in a group of ours it is a descendant of the recorded one.
     fn belongs(&self, pid: i32, recorded: i32, group: &Group) -> Result<bool> {
         Ok(cgroup::is_in_any(self.host, pid, group.path())?
             || process::descends_from(self.host, pid, recorded)?)
     }
 
-    /// Removes groups of ours that hold nobody and that no claim names, of the holders of the lock with this key, and their
-    /// parent when it is empty: their maker was killed before it wrote its claim.
+    /// Removes groups of ours that hold nobody and that no claim names, of the holders of the lock
+    /// with this key, and their parent when it is empty: their maker was killed before it wrote its
+    /// claim.
     pub(crate) fn remove_unclaimed_groups_of(&self, key: &str) -> Result<()> {
         let parent = self.hierarchy.parent_for(key)?;
         for group in parent.children()? {

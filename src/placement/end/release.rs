@@ -37,8 +37,8 @@ pub struct Release {
     pub problems: Vec<Refusal>,
 }
 
-/// Gives back what every dead owner of this id holds. An unknown id, and a live owner, is success: a second
-/// create of a running id fails, and its poststop must not free the running one.
+/// Gives back what every dead owner of this id holds. An unknown id, and a live owner, is success:
+/// a second create of a running id fails, and its poststop must not free the running one.
 ///
 /// # Errors
 /// What keeps it from beginning: the pool directory, the lock, the ledger.
@@ -94,8 +94,9 @@ fn release_once(site: &Site, id: &str) -> Result<Release> {
     Ok(outcome)
 }
 
-/// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become all that its
-/// parents allow, without those of exclusive pools; where that leaves none, without those that anybody owns.
+/// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become
+/// all that its parents allow, without those of exclusive pools; where that leaves none, without
+/// those that anybody owns.
 ///
 /// Of a dead owner the lists are freed, too, where what was changed for it cannot be undone now:
 /// its claim stays without them until it can be. An owner that lives and has nowhere else to run,
@@ -243,8 +244,8 @@ impl Books<'_> {
         self.exclusive_cpus().map(|(all, _)| all)
     }
 
-    /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be read counts as exclusive, and
-    /// its lists as owned.
+    /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be
+    /// read counts as exclusive, and its lists as owned.
     fn exclusive_cpus(&self) -> Result<(CpuSet, CpuSet)> {
         let (mut all, mut owned) = (CpuSet::new(), CpuSet::new());
         for name in self.directory.pool_names()? {

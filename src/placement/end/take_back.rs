@@ -34,8 +34,8 @@ impl Books<'_> {
         }
     }
 
-    /// The same for an earlier owner of an id: what fails is not the trouble of the one that has the
-    /// id now.
+    /// The same for an earlier owner of an id: what fails is not the trouble of the one that has
+    /// the id now.
     pub(crate) fn free_earlier_if_dead(&self, claim: &Claim) {
         if let Err(error) = self.free_if_dead(claim) {
             warn_held(claim, &error);
@@ -118,7 +118,8 @@ impl Books<'_> {
             if let Some(from) = &claimed.moved_from {
                 let from = self.hierarchy.group(from)?;
                 for pid in group.pids()? {
-                    // It may have died in this moment; one that cannot go back keeps the group, and the claim.
+                    // It may have died in this moment; one that cannot go back keeps the group, and
+                    // the claim.
                     if let Err(error) = from.adopt(pid) {
                         log::info!("{error:#}");
                     }
@@ -189,7 +190,8 @@ impl Books<'_> {
         untold.map(drop).and(restored)
     }
 
-    /// systemd keeps a service's CPUs for its next start, which is not to be confined to what its last one owned.
+    /// systemd keeps a service's CPUs for its next start, which is not to be confined to what its
+    /// last one owned.
     fn forget_supervised(&self, claim: &Claim, told: Option<&CpuSet>) -> Result<()> {
         let is_of_this_boot = claim.boot_id == self.boot_id;
         match claim.confining_group() {
@@ -225,7 +227,8 @@ impl Books<'_> {
         systemd::untell(self.host, unit, &former, self.told_at_most())
     }
 
-    /// The group that a runtime confined for a reservation and left, unless another owner has it by now.
+    /// The group that a runtime confined for a reservation and left, unless another owner has it by
+    /// now.
     fn restore_awaited(&self, claim: &Claim) -> Result<()> {
         let group = awaited_group(claim, &self.hierarchy)?;
         let Some(group) = group.filter(|_| claim.boot_id == self.boot_id) else {

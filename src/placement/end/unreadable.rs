@@ -1,5 +1,5 @@
-//! A claim that cannot be read: its file's name and the links to it still tell whose it is. It is freed once nobody is left
-//! who could be its owner; in doubt it counts as held.
+//! A claim that cannot be read: its file's name and the links to it still tell whose it is. It is
+//! freed once nobody is left who could be its owner; in doubt it counts as held.
 
 use anyhow::{Context, Result, bail};
 
@@ -63,8 +63,9 @@ impl Books<'_> {
         self.free_traces(&traces)
     }
 
-    /// Whoever lives and could be the owner: the process of the name, any in the group, any that stands in `tasks` and that no
-    /// other claim explains, and any that can run on nothing but these CPUs.
+    /// Whoever lives and could be the owner: the process of the name, any in the group, any that
+    /// stands in `tasks` and that no other claim explains, and any that can run on nothing but
+    /// these CPUs.
     fn possible_owner(&self, traces: &Traces) -> Result<Option<String>> {
         if traces.process.is_alive(self.host)? {
             return Ok(Some(format!("process {}", traces.process.pid)));

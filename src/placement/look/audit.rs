@@ -173,7 +173,8 @@ impl ClaimAudit<'_> {
         Ok(None)
     }
 
-    /// What an owner does not run on as its claim says: another tool moved it, or the groups above do not allow it any more.
+    /// What an owner does not run on as its claim says: another tool moved it, or the groups above
+    /// do not allow it any more.
     fn not_confined(&self, claim: &Claim, group: &Group, what: String) -> Result<Refusal> {
         let bound = cpuset::bound(group)?;
         let lacks = claim.cpus.difference(&bound.cpus);

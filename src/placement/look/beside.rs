@@ -1,4 +1,5 @@
-//! Who else was told to run on CPUs of exclusive pools: cgroups whose cpuset somebody chose by hand.
+//! Who else was told to run on CPUs of exclusive pools: cgroups whose cpuset somebody chose by
+//! hand.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,7 +85,8 @@ struct Walk<'a> {
     found: Neighbours,
 }
 
-/// A group that waits to be looked at, with the nearest one, itself or above it, that has CPUs of its own.
+/// A group that waits to be looked at, with the nearest one, itself or above it, that has CPUs of
+/// its own.
 struct Next {
     group: Group,
     giver: Option<Group>,
@@ -166,7 +168,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The container that a group is of: its own, one below that, or the scope that is made for it alone.
+    /// The container that a group is of: its own, one below that, or the scope that is made for it
+    /// alone.
     fn container(&self, giver: &Group) -> Option<usize> {
         let mut above = Some(giver.clone());
         while let Some(group) = above {

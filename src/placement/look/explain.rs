@@ -39,7 +39,8 @@ pub struct Taken {
     pub cache: CpuSet,
 }
 
-/// Chooses as for a container that its cgroups allow every CPU; what dead owners hold counts as free.
+/// Chooses as for a container that its cgroups allow every CPU; what dead owners hold counts as
+/// free.
 ///
 /// # Errors
 /// A pool, or a device, that is not there; and what keeps the pool directory from being read.

@@ -11,8 +11,8 @@ use crate::text::Shown;
 /// So many owners are named in a refusal.
 const MOST_NAMED: usize = 8;
 
-/// The id of the owner that is called so: one whose id this is, else one of this name, else one whose id begins so, as
-/// with the engines' own commands.
+/// The id of the owner that is called so: one whose id this is, else one of this name, else one
+/// whose id begins so, as with the engines' own commands.
 ///
 /// # Errors
 /// Nobody, and more than one; both say who there is.

@@ -527,7 +527,8 @@ impl Surveyor<'_> {
         owner
     }
 
-    /// How everybody else is kept off a claim's CPUs, if it is so: a partition is one only as long as the kernel says so.
+    /// How everybody else is kept off a claim's CPUs, if it is so: a partition is one only as long
+    /// as the kernel says so.
     fn isolation(&self, claim: &Claim) -> Option<isolation::Kind> {
         let kind = claim.isolation?.kind;
         let claimed = claim.confining_group()?;
@@ -546,7 +547,8 @@ impl Surveyor<'_> {
             .flatten()
     }
 
-    /// Was a pid written before this boot, and nobody has looked at it since? Then the number means nothing.
+    /// Was a pid written before this boot, and nobody has looked at it since? Then the number means
+    /// nothing.
     fn is_void(&self, pool: &Pool, pid: i32, recorded: Option<i64>) -> bool {
         let (Some(clock), Some(recorded)) = (self.clock, recorded) else {
             return false;
@@ -560,8 +562,8 @@ impl Surveyor<'_> {
         !counts.unwrap_or(true)
     }
 
-    /// A process that another tool wrote into `tasks`; its own start is the best that is known of when. What it is in for
-    /// several lists is one owner.
+    /// A process that another tool wrote into `tasks`; its own start is the best that is known of
+    /// when. What it is in for several lists is one owner.
     fn add_stranger(
         &self,
         pid: i32,

@@ -1,4 +1,5 @@
-//! Containers that run, ask for CPUs in their configuration, and were given none: whoever started them left us out.
+//! Containers that run, ask for CPUs in their configuration, and were given none: whoever started
+//! them left us out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,8 +39,8 @@ pub enum Lack {
     },
 }
 
-/// What the containers of `all` lack that whoever runs this started: others' have books of their own. By their places in
-/// `all`.
+/// What the containers of `all` lack that whoever runs this started: others' have books of their
+/// own. By their places in `all`.
 ///
 /// # Errors
 /// The claims cannot be read, or a container's group.

@@ -37,15 +37,16 @@ pub struct CommandPlace {
     pub cpus: CpuSet,
     /// The directory names of its CPU lists, by first CPU.
     pub lists: Vec<String>,
-    /// The file into which the command's process writes `0` to enter its group; none where it is in it already.
+    /// The file into which the command's process writes `0` to enter its group; none where it is in
+    /// it already.
     pub procs_file: Option<PathBuf>,
     claim: Claim,
     /// What was read before it began.
     began: Option<Sample>,
 }
 
-/// Claims CPUs for a command that this very process is going to run, and makes the group for it; confined, or
-/// only there to tell which processes are the command's.
+/// Claims CPUs for a command that this very process is going to run, and makes the group for it;
+/// confined, or only there to tell which processes are the command's.
 ///
 /// # Errors
 /// As for a container.
@@ -146,7 +147,8 @@ impl CommandPlace {
         &self.claim.id
     }
 
-    /// Records the command's process beside our own: it is an owner of its own right when we are killed.
+    /// Records the command's process beside our own: it is an owner of its own right when we are
+    /// killed.
     ///
     /// Waits for the lock a moment only: its group tells whose it is in any case.
     pub fn record(&self, site: &Site, pid: i32) -> Result<()> {
@@ -238,8 +240,8 @@ impl Books<'_> {
         }
     }
 
-    /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was claimed there is free.
-    /// Returns what the unit has without us.
+    /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was
+    /// claimed there is free. Returns what the unit has without us.
     pub(crate) fn evict_stale_from_unit(&self, group: &Group, process: Process) -> Result<Masks> {
         let found = cpuset::masks(group)?.unwrap_or_default();
         let now: CpuSet = found.cpus.parse()?;

@@ -43,12 +43,12 @@ struct Prior {
     reserved: Option<Claim>,
 }
 
-/// Gives a container the CPUs that it asks for, or that were reserved for it, and confines it to them before its first
-/// instruction. Doing it twice is doing it once.
+/// Gives a container the CPUs that it asks for, or that were reserved for it, and confines it to
+/// them before its first instruction. Doing it twice is doing it once.
 ///
 /// # Errors
-/// A request that cannot be met, a reservation that is gone, and anything about the host, the pool directory or the
-/// claims that cannot be trusted or used; nothing stays changed then.
+/// A request that cannot be met, a reservation that is gone, and anything about the host, the pool
+/// directory or the claims that cannot be trusted or used; nothing stays changed then.
 pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Claim> {
     // What was reserved is remembered by whoever reserved it.
     let recalled = match start.reservation {
@@ -71,7 +71,8 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
 
     let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
-    // A container's own group, with those below it, holds its first process and nothing else, nor us.
+    // A container's own group, with those below it, holds its first process and nothing else, nor
+    // us.
     let place = if group.is_of(pid)? {
         Confinement::Own(group)
     } else {
@@ -129,7 +130,8 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
 }
 
 impl Books<'_> {
-    /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be what the claim says now.
+    /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be
+    /// what the claim says now.
     pub(crate) fn agree(
         &self,
         claim: &Claim,
@@ -156,8 +158,8 @@ impl Books<'_> {
         Ok(now)
     }
 
-    /// Settles older claims that this start proves dead, or that are of the same id; returns what there is of this
-    /// very start already.
+    /// Settles older claims that this start proves dead, or that are of the same id; returns what
+    /// there is of this very start already.
     fn prepare(&self, start: &Start<'_>, new_owner: &NewOwner<'_>) -> Result<Prior> {
         let process = new_owner.process;
         if let Confinement::Own(group) = &new_owner.place {
@@ -169,7 +171,8 @@ impl Books<'_> {
                 Entry::Claim(claim) if claim.boot_id == self.boot_id && claim.owner == process => {
                     standing.pinned = Some(*claim);
                 }
-                // Whoever made it may have gone meanwhile (crun run --detach): nobody else has had the lists since.
+                // Whoever made it may have gone meanwhile (crun run --detach): nobody else has had
+                // the lists since.
                 Entry::Claim(claim)
                     if claim.boot_id == self.boot_id
                         && claim.nonce.is_some()
@@ -187,9 +190,9 @@ impl Books<'_> {
         Ok(standing)
     }
 
-    /// Frees what was claimed for a group by an owner that is not in it any more.
-    /// A runtime that was killed leaves a group with our mask in it, and the next container of that path
-    /// inherits both. This process is alone in it: whoever had it before is gone.
+    /// Frees what was claimed for a group by an owner that is not in it any more. A runtime that
+    /// was killed leaves a group with our mask in it, and the next container of that path inherits
+    /// both. This process is alone in it: whoever had it before is gone.
     fn evict_stale(&self, group: &Group, process: Process) -> Result<()> {
         let Some(inode) = group.inode()? else {
             return Ok(());
@@ -206,8 +209,8 @@ impl Books<'_> {
         }
     }
 
-    /// An earlier start's. Its runtime may have left the confined group that this process, alone, is in now; anything else
-    /// about it is not the trouble of the one that starts.
+    /// An earlier start's. Its runtime may have left the confined group that this process, alone,
+    /// is in now; anything else about it is not the trouble of the one that starts.
     fn end_reservation(&self, claim: &Claim, new_owner: &NewOwner<'_>) -> Result<()> {
         let is_own = matches!(new_owner.place, Confinement::Own(_));
         match self.free_or_refresh(claim) {
@@ -222,7 +225,8 @@ impl Books<'_> {
         }
     }
 
-    /// The hook ran for this process before: an engine runs `prestart` as `createRuntime` too, or killed the first.
+    /// The hook ran for this process before: an engine runs `prestart` as `createRuntime` too, or
+    /// killed the first.
     fn confirm(
         &self,
         mut claim: Claim,
@@ -255,8 +259,8 @@ impl Books<'_> {
         instead_of.map_or(Ok(()), |former| self.ledger.remove(former))
     }
 
-    /// Gives a container what was reserved for it: the group that the runtime has confined already goes back to what its
-    /// parents allow, should it outlive the container.
+    /// Gives a container what was reserved for it: the group that the runtime has confined already
+    /// goes back to what its parents allow, should it outlive the container.
     fn hand_over(
         &self,
         reservation: &Claim,
@@ -279,7 +283,8 @@ impl Books<'_> {
     }
 }
 
-/// A container is asked about more than once where more than one hook is run for it: each has to ask for the same.
+/// A container is asked about more than once where more than one hook is run for it: each has to
+/// ask for the same.
 fn ensure_same_request(claim: &Claim, request: &Request) -> Result<()> {
     let agrees = match request.size {
         Size::Lists(lists) => claim.lists.len() == lists,

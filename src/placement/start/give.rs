@@ -47,9 +47,11 @@ pub(crate) enum Confinement {
     Own(Group),
     /// In a group that we make; it is moved there out of another.
     Moved { to: Group, from: Group },
-    /// In a group that we make, which its processes enter by themselves; confined there, or only kept together.
+    /// In a group that we make, which its processes enter by themselves; confined there, or only
+    /// kept together.
     Entered { group: Group, confined: bool },
-    /// In the group of its supervisor, a unit that holds nobody else; what that had chosen for it stays its bound.
+    /// In the group of its supervisor, a unit that holds nobody else; what that had chosen for it
+    /// stays its bound.
     Supervised {
         group: Group,
         before: Masks,
@@ -115,8 +117,9 @@ impl Books<'_> {
         })
     }
 
-    /// Gives a new owner its grant, instead of whoever held it for it. The record comes before the kernel: whoever is
-    /// killed in between leaves a record whose process is dead. On an error nothing stays changed.
+    /// Gives a new owner its grant, instead of whoever held it for it. The record comes before the
+    /// kernel: whoever is killed in between leaves a record whose process is dead. On an error
+    /// nothing stays changed.
     pub(crate) fn grant(
         &self,
         new_owner: &NewOwner<'_>,
@@ -205,8 +208,8 @@ impl Books<'_> {
         done
     }
 
-    /// The intent first, then the commit that other tools see. Whoever held the lists for this owner goes last: until
-    /// then each of their numbers in `tasks` has its claim.
+    /// The intent first, then the commit that other tools see. Whoever held the lists for this
+    /// owner goes last: until then each of their numbers in `tasks` has its claim.
     pub(crate) fn record(&self, claim: &Claim, instead_of: Option<&Claim>) -> Result<()> {
         self.ledger.write(claim)?;
         let before = instead_of.map(Claim::pids).unwrap_or_default();
@@ -216,8 +219,8 @@ impl Books<'_> {
         instead_of.map_or(Ok(()), |former| self.ledger.remove(former))
     }
 
-    /// Puts the claim's processes into `tasks` of each of its lists where they are missing, for another tool may have
-    /// dropped one that it took for dead; and drops others.
+    /// Puts the claim's processes into `tasks` of each of its lists where they are missing, for
+    /// another tool may have dropped one that it took for dead; and drops others.
     pub(crate) fn record_instead_of(&self, others: &[i32], claim: &Claim) -> Result<()> {
         let own = claim.pids();
         let others: Vec<i32> = others

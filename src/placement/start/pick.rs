@@ -1,5 +1,5 @@
-//! Picking CPU lists for a request: what is free in `tasks`, what live claims hold all the same, what dead owners
-//! can be relieved of.
+//! Picking CPU lists for a request: what is free in `tasks`, what live claims hold all the same,
+//! what dead owners can be relieved of.
 
 use std::time::Instant;
 
@@ -18,8 +18,8 @@ use crate::pools::{CpuList, Kind, OfferedList, OfferedPool};
 use crate::request::Request;
 use crate::topology::{self, Levels};
 
-/// How many lists are looked at for dead owners before choosing again; as many again each time. A usual pool is looked at
-/// as a whole, so that the best place counts.
+/// How many lists are looked at for dead owners before choosing again; as many again each time. A
+/// usual pool is looked at as a whole, so that the best place counts.
 const FIRST_LOOK: usize = 64;
 
 /// After how many freed owners a start leaves the rest of a shared pool's to the next.
@@ -115,8 +115,9 @@ impl Progress {
 }
 
 impl Books<'_> {
-    /// Picks; where dead owners are in the way, frees what they hold of the lists that are to be given, and picks on. The rest
-    /// of what they hold is left to those who need it, and to `reconcile`.
+    /// Picks; where dead owners are in the way, frees what they hold of the lists that are to be
+    /// given, and picks on. The rest of what they hold is left to those who need it, and to
+    /// `reconcile`.
     pub(crate) fn pick(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Picked> {
         let Demand {
             request,
@@ -192,8 +193,8 @@ impl Books<'_> {
         }
     }
 
-    /// The lists that whoever asks had before. Those that nobody living owns count as free: engines can start a container anew
-    /// before they end the one before it.
+    /// The lists that whoever asks had before. Those that nobody living owns count as free: engines
+    /// can start a container anew before they end the one before it.
     fn former_of(
         &self,
         pool: &OfferedPool,
@@ -263,8 +264,8 @@ impl Books<'_> {
         Ok(seen.refusal(refusal))
     }
 
-    /// Those of the chosen lists that somebody holds all the same: another tool may have dropped a pid that it took for dead.
-    /// What dead owners hold of them is freed.
+    /// Those of the chosen lists that somebody holds all the same: another tool may have dropped a
+    /// pid that it took for dead. What dead owners hold of them is freed.
     fn held_of(&self, pool: &OfferedPool, chosen: &[usize]) -> Result<Vec<usize>> {
         let mut held = Vec::new();
         if pool.kind == Kind::Exclusive {
@@ -308,7 +309,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// A shared pool is never exhausted: each start frees what some dead owners hold, so that it does not fill with them.
+    /// A shared pool is never exhausted: each start frees what some dead owners hold, so that it
+    /// does not fill with them.
     fn rid_of_dead(&self, pool: &mut OfferedPool) -> Result<()> {
         let mut freed = 0;
         for list in &mut pool.lists {
@@ -326,7 +328,8 @@ impl Books<'_> {
     }
 }
 
-/// Reads no more of the machine than the choice depends on. Lists of more than one CPU count as whole cores.
+/// Reads no more of the machine than the choice depends on. Lists of more than one CPU count as
+/// whole cores.
 fn levels_for(host: &Host, situation: &Situation<'_>, want: &Want) -> Levels {
     let cpus = cpus_that_matter(situation, want);
     let may_share_cores = situation.offers.iter().any(|offer| offer.cpus.len() == 1);

@@ -1,4 +1,5 @@
-//! Reserving CPUs for a container that a runtime is about to make: under our own process, which becomes that runtime.
+//! Reserving CPUs for a container that a runtime is about to make: under our own process, which
+//! becomes that runtime.
 
 use anyhow::{Context, Result};
 
@@ -11,9 +12,9 @@ use crate::placement::{Books, Site};
 use crate::process::{self, Process};
 use crate::request::Request;
 
-/// Reserves what a container asks for, until its createRuntime hook takes it over, or this process ends; that is told by
-/// the claim's nonce. `expected` is the cgroup that the runtime will make for it, where that is known: the groups above it
-/// say which CPUs it can have.
+/// Reserves what a container asks for, until its createRuntime hook takes it over, or this process
+/// ends; that is told by the claim's nonce. `expected` is the cgroup that the runtime will make for
+/// it, where that is known: the groups above it say which CPUs it can have.
 ///
 /// # Errors
 /// As for a container that is pinned.
@@ -61,7 +62,8 @@ pub fn reserve(
     Ok(claim)
 }
 
-/// Is a group nobody's yet? One that another container runs in, or that somebody narrowed, tells nothing about ours.
+/// Is a group nobody's yet? One that another container runs in, or that somebody narrowed, tells
+/// nothing about ours.
 fn is_fresh(group: &Group) -> Result<bool> {
     let masks = cpuset::masks(group)?.unwrap_or_default();
     Ok(!group.is_populated()? && cpuset::chosen_cpus(group, &masks)?.is_none())

@@ -30,7 +30,8 @@ fn machine() -> (Machine, Claim) {
     (machine, claim)
 }
 
-/// What a start leaves: a partition that stands, its exclusive CPUs above, and what was there before.
+/// What a start leaves: a partition that stands, its exclusive CPUs above, and what was there
+/// before.
 fn keeps_off(machine: &Machine, claim: &Claim, cpus: &str) {
     let group = group_of("web");
     let changes = [("/machine.slice", "exclusive"), (&group, "exclusive")].map(|(group, kind)| {

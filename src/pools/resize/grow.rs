@@ -45,7 +45,8 @@ impl PoolStanding<'_> {
         Ok(lists)
     }
 
-    /// Of a pool by threads: the other CPUs of its own cores, where nobody else has any of that core.
+    /// Of a pool by threads: the other CPUs of its own cores, where nobody else has any of that
+    /// core.
     fn siblings(&self, numa: FromNodes) -> Vec<CpuSet> {
         if self.unit() == ListUnit::Core {
             return Vec::new();
@@ -62,7 +63,8 @@ impl PoolStanding<'_> {
         siblings
     }
 
-    /// What more can be cut from: for a shared pool of isolated cores, as KCM's controlplane may be, those too.
+    /// What more can be cut from: for a shared pool of isolated cores, as KCM's controlplane may
+    /// be, those too.
     fn free(&self) -> Stock {
         let mut free = self.stock.without(self.taken);
         let own = cpus_of(&self.pool.lists);

@@ -33,7 +33,8 @@ pub struct Resized {
     pub removed: Vec<CpuSet>,
     /// A shared list that becomes another.
     pub renamed: Option<(CpuSet, CpuSet)>,
-    /// Of a pool by threads: the CPUs that are then in no pool and share a core with it; the next that it gets.
+    /// Of a pool by threads: the CPUs that are then in no pool and share a core with it; the next
+    /// that it gets.
     pub siblings: CpuSet,
 }
 
@@ -47,8 +48,9 @@ impl Resized {
     }
 }
 
-/// Gives a pool so many lists, or a shared one so many cores. A pool of CPUs that are lists by themselves gets the
-/// siblings of its own CPUs first. A shared pool's one list grows; where it has several, it gets another.
+/// Gives a pool so many lists, or a shared one so many cores. A pool of CPUs that are lists by
+/// themselves gets the siblings of its own CPUs first. A shared pool's one list grows; where it has
+/// several, it gets another.
 ///
 /// # Errors
 /// Too few free cores, and lists with owners in the way.

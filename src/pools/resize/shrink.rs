@@ -36,8 +36,8 @@ impl PoolStanding<'_> {
         Ok(smaller)
     }
 
-    /// Gives up so many lists without owners, the last first, and rather all that are of one core; how many are missing
-    /// for want of such lists is beside it.
+    /// Gives up so many lists without owners, the last first, and rather all that are of one core;
+    /// how many are missing for want of such lists is beside it.
     fn without_lists(&self, surplus: usize) -> (Resized, usize) {
         let mut cores: BTreeMap<u32, OfCore> = BTreeMap::new();
         for (list, owner) in self.pool.lists.iter().zip(self.owners) {
@@ -78,8 +78,8 @@ impl PoolStanding<'_> {
         core.and_then(|core| core.cpus.first()).unwrap_or(first)
     }
 
-    /// Gives up so many cores of shared lists without owners: whole lists, the last first, and where none fits any more,
-    /// the last cores of the last.
+    /// Gives up so many cores of shared lists without owners: whole lists, the last first, and
+    /// where none fits any more, the last cores of the last.
     fn without_cores(&self, surplus: usize) -> (Resized, usize) {
         let mut left = surplus;
         let mut smaller = Resized::default();
@@ -118,8 +118,8 @@ impl OfCore {
         !self.has_owners && self.free.len() <= left
     }
 
-    /// The lowest gives lists up first: what the pool has least of, as most cores are then wholly free; and where none
-    /// can go, one that cannot go anyway.
+    /// The lowest gives lists up first: what the pool has least of, as most cores are then wholly
+    /// free; and where none can go, one that cannot go anyway.
     fn rank(&self, left: usize) -> (bool, usize) {
         match self.can_go(left) {
             true => (false, self.free.len()),

@@ -3,7 +3,8 @@
 use super::*;
 use crate::pools::carve::Core;
 
-/// Two nodes of two cores, each its own cache, of two threads; `more` cores of one thread on node 1.
+/// Two nodes of two cores, each its own cache, of two threads; `more` cores of one thread on node
+/// 1.
 fn stock(reserved: &str, isolated: &str, single: &[u32]) -> Stock {
     let core = |cpus: CpuSet, node| Core {
         cache: cpus.first(),

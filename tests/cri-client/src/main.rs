@@ -1,5 +1,5 @@
-//! A client of the Kubernetes Container Runtime Interface, as far as Pinfold's tests want one: what the kubelet asks of
-//! an engine to start and end a pod on the host's network. One request a call.
+//! A client of the Kubernetes Container Runtime Interface, as far as Pinfold's tests want one: what
+//! the kubelet asks of an engine to start and end a pod on the host's network. One request a call.
 //!
 //! ```text
 //! cri-client SOCKET image NAME                   prints the image's id, or nothing where it has none
@@ -11,8 +11,8 @@
 //! cri-client SOCKET stop-pod|remove-pod SANDBOX
 //! ```
 //!
-//! POD and CONTAINER are JSON on the command line, in the form of [`Pod`] and [`Container`]. What the engine refuses
-//! goes to standard error, and the exit status is 1.
+//! POD and CONTAINER are JSON on the command line, in the form of [`Pod`] and [`Container`]. What
+//! the engine refuses goes to standard error, and the exit status is 1.
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
