@@ -151,7 +151,14 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
         boot_id: process::boot_id(&site.host)?,
     };
     let mut readings = Vec::new();
-    for claim in entries.iter().filter_map(Entry::claim) {
+    for entry in &entries {
+        let claim = match entry {
+            Entry::Claim(claim) => &**claim,
+            Entry::Unreadable(one) => {
+                log::warn!("what one owner uses is left out: {one}");
+                continue;
+            }
+        };
         match reader.read(claim, |_| Some(times.clone()), &accounts) {
             Ok(sample) => readings.extend(sample.map(|sample| (claim.clone(), sample))),
             Err(error) => log::warn!("what {} uses is left out: {error:#}", claim.shown()),
@@ -216,8 +223,11 @@ impl Site {
     }
 
     /// Whoever has ended, and is accounted for, has no claim; what was read of it since is
-    /// nobody's.
+    /// nobody's. While a claim cannot be read, any sample can be its owner's.
     fn forget_others(&self, ledger: &Ledger, entries: &[Entry]) -> Result<()> {
+        if entries.iter().any(|entry| entry.claim().is_none()) {
+            return Ok(());
+        }
         let samples = Samples::of(&self.run_dir);
         let claims = entries.iter().filter_map(Entry::claim);
         let known = claims.map(Claim::marker_name);

@@ -157,10 +157,19 @@ fn what_was_read_of_owners_that_are_accounted_for_is_forgotten() {
         keep(&machine, one, 1.0);
     }
     machine.put(&format!("run/pinfold/ended/{}", ended.marker_name()), "");
-    reading(&machine);
-    let mut names = samples(&machine).names().unwrap();
-    names.sort();
-    assert_eq!(names, [ended.marker_name(), claim.marker_name()]);
+    let names_after_a_look = || {
+        let seen = readings(&site(&machine)).unwrap().len();
+        let mut names = samples(&machine).names().unwrap();
+        names.sort();
+        (seen, names)
+    };
+    let (ended, lives, gone) = (ended.marker_name(), claim.marker_name(), gone.marker_name());
+    let file = super::unreadable::torn(&machine, &claim);
+    let all = vec![ended.clone(), gone, lives.clone()];
+    assert_eq!(names_after_a_look(), (0, all), "each can be its owner's");
+    machine.remove(&file);
+    machine.ledger().write(&claim).unwrap();
+    assert_eq!(names_after_a_look(), (1, vec![ended, lives]));
 }
 
 /// A command that is read as it begins is not at its end, and one whose children live is not.

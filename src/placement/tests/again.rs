@@ -148,9 +148,16 @@ fn ends_and_reconcile_know_who_is_still_here() {
         claim.names = named(name);
         machine.ledger().write(&claim).unwrap();
     };
-    claimed("ends", machine.dead("1", 1, "dp", &["0"]));
-    claimed("lives", machine.pinned("2", 2, "dp", &["1"]));
+    let lives = machine.pinned("2", 2, "dp", &["1"]);
+    claimed("lives", lives.clone());
     age();
+    let torn = super::unreadable::torn(&machine, &lives);
+    reconcile(&site).unwrap();
+    let kept = crate::files::names_in(&lists.directory).unwrap().len();
+    assert_eq!(kept, 3, "each can be its");
+    machine.remove(&torn);
+    claimed("lives", lives);
+    claimed("ends", machine.dead("1", 1, "dp", &["0"]));
     assert_eq!(release(&site, "1").unwrap().freed.len(), 1);
     assert_eq!(lists.of(&site.host, &named("ends")).unwrap().0.lists, ["0"]);
     assert_eq!(lists.of(&site.host, &named("lives")), None);

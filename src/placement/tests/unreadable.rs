@@ -8,7 +8,7 @@ use crate::placement::reconcile;
 use crate::process::Process;
 
 /// The claim's file holds nothing that can be read.
-fn torn(machine: &Machine, claim: &Claim) -> String {
+pub(super) fn torn(machine: &Machine, claim: &Claim) -> String {
     let Claim { id, owner, .. } = claim;
     let path = format!("run/pinfold/claims/{id}/{}-{}.json", owner.pid, owner.start);
     machine.put(&path, "{");
