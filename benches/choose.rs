@@ -1,9 +1,8 @@
 //! How long a choice takes among 512 lists, on a machine of 512 cores in 64 caches, 8 NUMA nodes
-//! and 2 packages: `make bench`. Fails where one takes a millisecond.
+//! and 2 packages: `make bench`. Marks those that take more than a millisecond.
 #![allow(clippy::unwrap_used)] // A benchmark that cannot be set up has to fail.
 
 use std::hint::black_box;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use pinfold::choose::{Offer, Reach, Situation, Want, choose, cpus_that_matter};
@@ -16,7 +15,7 @@ const CORES: u32 = 512;
 const RUNS: usize = 200;
 const LIMIT: Duration = Duration::from_millis(1);
 
-fn main() -> ExitCode {
+fn main() {
     let levels = Levels {
         nodes: groups(64),
         packages: groups(256),
@@ -28,7 +27,6 @@ fn main() -> ExitCode {
     let threads: Vec<CpuSet> = (0..CORES)
         .map(|cpu| CpuSet::from_iter([cpu * 2 % CORES + cpu * 2 / CORES * CORES]))
         .collect();
-    let mut is_slow = false;
     println!(
         "{:<9} {:<8} {:<22} {:>10} {:>10}",
         "lists", "owned", "request", "median", "slowest"
@@ -37,20 +35,19 @@ fn main() -> ExitCode {
         for owned in [0, 3, 7] {
             for (name, want) in requests() {
                 let (median, slowest) = measure(lists, owned, &want, &levels);
-                // The slowest of many tells of whatever else ran: the median is judged.
-                is_slow |= median >= LIMIT;
+                // The slowest of many tells of whatever else ran: the median is judged. A time
+                // fails nothing: the rest of the benchmark is worth its table.
+                let mark = match median >= LIMIT {
+                    true => format!("  over {LIMIT:?}"),
+                    false => String::new(),
+                };
                 println!(
-                    "{what:<9} {:<8} {name:<22} {median:>10.0?} {slowest:>10.0?}",
+                    "{what:<9} {:<8} {name:<22} {median:>10.0?} {slowest:>10.0?}{mark}",
                     format!("{owned} of 10")
                 );
             }
         }
     }
-    if is_slow {
-        eprintln!("slower than {LIMIT:?}");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
 }
 
 /// So many cores each, of two CPUs that are as far apart as Linux numbers them.
