@@ -19,7 +19,7 @@ demo: build
 
 # All tests, with the real runtimes.
 test:
-	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3 \
+	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3 podman-compose \
 		python:prometheus_client=python3-prometheus-client
 	mkdir -p target/reports
 	rm -f target/reports/here.jsonl

@@ -26,6 +26,7 @@ mod bundle;
 mod by_hand;
 mod cases;
 mod cgroups;
+mod compose;
 mod container;
 mod containerd;
 mod cri;
@@ -144,6 +145,7 @@ fn main() -> ExitCode {
         hook_process::cases(),
         hookfiles::cases(),
         served::cases(),
+        compose::cases(),
         named::cases(),
         stats::cases(),
         metrics::cases(),

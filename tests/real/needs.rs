@@ -19,6 +19,9 @@ pub(crate) enum Need {
     Runc,
     Crun,
     Podman,
+    PodmanCompose,
+    /// A static program that is many, for images.
+    Busybox,
     /// Docker of this major version or a later one, its client and its daemon.
     Docker(u32),
     Containerd,
@@ -60,6 +63,8 @@ impl Need {
             Need::Runc => find("runc").is_some(),
             Need::Crun => find("crun").is_some(),
             Need::Podman => find("podman").is_some() && find("conmon").is_some(),
+            Need::PodmanCompose => find("podman-compose").is_some(),
+            Need::Busybox => Path::new("/bin/busybox").exists(),
             Need::Docker(least) => docker_version().is_some_and(|version| version >= least),
             Need::Containerd => {
                 let programs = ["containerd", "containerd-shim-runc-v2", "ctr"];
