@@ -56,7 +56,8 @@ fn example(world: &World, engine: Engine) {
     world.wait_until_free();
 }
 
-/// A program that is podman with the options of tests, as podman-compose knows of none.
+/// A program that is podman with the options of tests, as podman-compose knows of none. It makes
+/// no networks: a test machine may have none.
 fn wrapped(container: &Container<'_>, dir: &Path) -> std::path::PathBuf {
     let podman = container.podman();
     let conf = dir.join("compose.conf");
@@ -70,7 +71,20 @@ fn wrapped(container: &Container<'_>, dir: &Path) -> std::path::PathBuf {
         .map(|word| format!("'{}'", word.to_string_lossy()))
         .collect();
     let script = format!(
-        "#!/bin/sh\nCONTAINERS_CONF='{}' exec {} \"$@\"\n",
+        r#"#!/bin/sh
+[ "$1" != network ] || exit 0
+for word; do
+    shift
+    case $skip$word in
+        --net | --network | --network-alias) skip=skip ;;
+        --net=* | --network=* | --network-alias=*) ;;
+        skip*) skip= ;;
+        run | create) set -- "$@" "$word" --network=none ;;
+        *) set -- "$@" "$word" ;;
+    esac
+done
+CONTAINERS_CONF='{}' exec {} "$@"
+"#,
         conf.display(),
         words.join(" ")
     );
