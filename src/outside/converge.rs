@@ -1,6 +1,6 @@
-//! Pure: what has to be written so that a machine is as its live owners want it, whatever was left
-//! half done. Nothing is added to what is there: each value is what was found together with what
-//! all owners want.
+//! Pure: the writes that bring a machine to what its live owners want, from any half-done state.
+//! Each value is computed anew, as the value found before the first change plus what all owners
+//! want. It is never the current value plus or minus something.
 
 use std::collections::BTreeSet;
 
@@ -8,34 +8,35 @@ use super::records::{Change, Owner, Records, Target};
 use crate::cgroup::partition::{MEMBER, kind_in};
 use crate::cpulist::CpuSet;
 
-/// One write.
+/// A value to write to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Write {
     pub(super) target: Target,
     pub(super) value: String,
 }
 
-/// What is to be written, in this order, once the changes are recorded.
+/// The writes, in their order. `changes` must be recorded before the first write.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) changes: Vec<Change>,
     pub(super) writes: Vec<Write>,
-    /// What holds neither what was found nor what we wrote: somebody else's, and left.
+    /// Targets that hold neither the value found nor a value of ours, with what they hold. Somebody
+    /// else wrote it, so it is left alone.
     pub(super) foreign: Vec<Write>,
 }
 
-/// What a target holds now; `None` where it is gone.
+/// Reads the current value of a target; `None` where its group is gone.
 pub(super) type Read<'a> = &'a dyn Fn(&Target) -> Option<String>;
 
-/// One target, and what is known of it.
+/// A target with its current value, its recorded change and the owners that need it.
 struct Look<'a> {
     change: Change,
     now: String,
     owners: Vec<&'a Owner>,
 }
 
-/// Plans for these records, whose owners all live. Partitions are made, or healed, of those owners
-/// alone that `makes` says.
+/// Plans for `records`, whose owners are all alive. A partition is made or healed only for the
+/// owners that `makes` accepts; it is taken down whatever `makes` says.
 pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> bool) -> Plan {
     let mut plan = Plan::default();
     let (mut down, mut shrink, mut grow, mut up) = (vec![], vec![], vec![], vec![]);
@@ -46,7 +47,8 @@ pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> 
         let look = Look::at(records, target, now);
         if look.is_foreign() {
             plan.foreign.push(look.write(look.now.clone()));
-            // Somebody else's from now on, unless an owner still needs it to be ours.
+            // While an owner needs it the change stays recorded; afterwards the target is somebody
+            // else's for good.
             if !look.owners.is_empty() && !look.change.ours.is_empty() {
                 plan.changes.push(look.change);
             }
@@ -75,14 +77,16 @@ pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> 
             plan.changes.push(change);
         }
     }
-    // Leaf to top, and top to leaf.
+    // The kernel wants a child's exclusive CPUs to be its parent's too: shrink from leaf to top,
+    // grow from top to leaf.
     shrink.sort_by_key(|write| std::cmp::Reverse(depth(write)));
     grow.sort_by_key(depth);
     plan.writes = [down, shrink, grow, up].concat();
     plan
 }
 
-/// The changes that are still to be remembered once a plan was carried out.
+/// The recorded changes that are still needed after a plan was carried out: those of a live owner,
+/// and those that could not be undone.
 pub(super) fn still_changed(records: &Records, read: Read<'_>) -> Vec<Change> {
     let is_changed = |change: &&Change| {
         let Some(now) = read(&change.target) else {
@@ -134,7 +138,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Is this text what the target holds, however the kernel prints it?
+    /// Is `text` the value that the target holds? CPU lists are compared as sets and partitions by
+    /// their kind, because the kernel prints them in its own way.
     fn holds(&self, text: &str) -> bool {
         match self.change.target {
             Target::Exclusive(_) => match (text.parse::<CpuSet>(), self.now.parse::<CpuSet>()) {
@@ -152,14 +157,15 @@ impl<'a> Look<'a> {
     fn is_foreign(&self) -> bool {
         let is_ours = self.change.ours.iter().any(|ours| self.holds(ours));
         let is_of_others = match self.change.target {
-            // Whoever made it a partition before us.
+            // Somebody made it a partition before us.
             Target::Partition(_) => kind_in(&self.now) != MEMBER,
             Target::Exclusive(_) => self.now.parse::<CpuSet>().is_err(),
         };
         !is_ours && (!self.is_as_found() || (self.change.ours.is_empty() && is_of_others))
     }
 
-    /// The exclusive CPUs that a group is to have.
+    /// The exclusive CPUs that the group shall have: those found there, and those of all owners at
+    /// or below it.
     fn wanted(&self) -> CpuSet {
         let mut wanted = set(&self.change.found);
         self.owners
@@ -168,8 +174,8 @@ impl<'a> Look<'a> {
         wanted
     }
 
-    /// The kind that a group first becomes, and the one that it becomes then. One that is invalid
-    /// becomes a member first: Linux 6.12 makes it worse otherwise.
+    /// The kinds to write to the partition file, first and second. An invalid partition becomes a
+    /// member first: Linux 6.12 makes it worse if `root` is written straight away.
     fn kinds(&self, makes: &dyn Fn(&Owner) -> bool) -> (Option<String>, Option<String>) {
         let is_member = self.now == MEMBER;
         let Some(owner) = self.owners.first() else {
@@ -191,7 +197,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// A write, with what it leaves noted: until it is done, the target holds what we wrote before.
+    /// Returns the write, and notes its value in `change`. Until the write is done, the target
+    /// holds the value that we wrote before, so `change` keeps that one too.
     fn noted(&self, change: &mut Change, value: String) -> Write {
         if change.ours == self.change.ours {
             change.ours.retain(|ours| self.holds(ours));
@@ -209,7 +216,7 @@ mod tests {
     use crate::isolation::Kind;
     use std::collections::BTreeMap;
 
-    /// Files of groups, and what is on disk of the records.
+    /// The files of the groups, and the records on disk.
     #[derive(Clone, Debug, PartialEq)]
     struct Tree {
         files: BTreeMap<Target, String>,
@@ -253,7 +260,8 @@ mod tests {
             self.files[target].clone()
         }
 
-        /// Converges up to so many writes, and is then killed; did it come to its end?
+        /// Converges, and is killed before write number `kill_at`; returns whether it got to the
+        /// end.
         fn converge_until(&mut self, kill_at: usize) -> bool {
             let read = |target: &Target| self.files.get(target).cloned();
             let plan = plan(&self.records, &read, &|_| true);
@@ -319,7 +327,7 @@ mod tests {
         tree.converge();
         assert_eq!(tree.get(&exclusive("/m")), "4-5,8");
         tree.records.owners.remove(0);
-        // Its group went with it.
+        // The owner's group is gone too.
         tree.files.remove(&exclusive("/m/a"));
         tree.files.remove(&partition("/m/a"));
         assert_eq!(tree.writes(), ["/m exclusive=5,8"]);
@@ -338,7 +346,8 @@ mod tests {
         let none = Tree::new(&GROUPS);
         for kill_at in 0..8 {
             for again_at in 0..8 {
-                // Killed as it makes the second of two, and again as it takes both down.
+                // Killed while the second of two partitions is made, and again while both are taken
+                // down.
                 let mut tree = whole.clone();
                 tree.records.owners.push(owner("/m/b", "5"));
                 tree.converge_until(kill_at);
@@ -346,7 +355,7 @@ mod tests {
                 tree.converge_until(again_at);
                 tree.converge();
                 assert_eq!(tree, none, "{kill_at} {again_at}");
-                // Killed as it makes it, and then it is made.
+                // Killed twice while the second partition is made, then finished.
                 let mut tree = whole.clone();
                 tree.records.owners.push(owner("/m/b", "5"));
                 tree.converge_until(kill_at);
@@ -373,7 +382,7 @@ mod tests {
         assert_eq!(tree.get(&exclusive("/m")), "4,6");
         assert_eq!(tree.get(&partition("/m/a")), MEMBER);
         assert!(tree.records.changes.is_empty());
-        // A partition of somebody else's is not ours to change.
+        // We do not change a partition that somebody else made.
         tree.files.insert(partition("/m/b"), "isolated".to_owned());
         tree.records.owners.push(owner("/m/b", "5"));
         let writes = tree.writes();
@@ -397,12 +406,12 @@ mod tests {
             let read = |target: &Target| tree.files.get(target).cloned();
             let left = plan(&tree.records, &read, &|_| false);
             assert!(left.writes.is_empty(), "{left:?}");
-            // At its end it is taken down all the same.
+            // When the owner ends, it is taken down although `makes` refuses.
             let mut ended = tree.clone();
             ended.records.owners.clear();
             assert_eq!(ended.writes()[0], "/m/a partition=member");
         }
-        // Whoever is inside has ended it.
+        // The container itself wrote `member`.
         tree.files.insert(partition("/m/a"), MEMBER.to_owned());
         assert_eq!(tree.writes(), ["/m/a partition=root"]);
     }

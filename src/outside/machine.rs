@@ -1,4 +1,4 @@
-//! The records of a machine while nobody else changes them, or what they say.
+//! The machine's records: read as they are, or held under their lock and written.
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -20,20 +20,20 @@ use crate::refusal::Refusal;
 use crate::text::Shown;
 use crate::topology;
 
-/// The records under their lock.
+/// The machine's records while their lock is held.
 pub(super) struct Machine<'a> {
     host: &'a Host,
     hierarchy: &'a Hierarchy,
     pub(super) records: Records,
-    /// Owners that are recorded and whose group is gone.
+    /// Recorded owners whose group was gone when the records were read.
     gone: Vec<Owner>,
-    /// The text on disk; `None` where there is none.
+    /// The text of the records' file; `None` where there is no file.
     written: Option<String>,
-    // Unlocked by being closed.
+    // Closing the file unlocks it.
     _lock: File,
 }
 
-/// Where everything of this room lies: the same for all pool directories.
+/// The directory of this room's files, the same for all pool directories.
 pub(super) fn directory(host: &Host) -> PathBuf {
     host.machine_dir()
 }
@@ -49,10 +49,10 @@ pub(super) fn ensure_directory(host: &Host) -> Result<()> {
     files::ensure_trusted_way(&path, || host.unknown_root())
 }
 
-/// What is recorded now; nobody is kept from changing it.
+/// Reads the records without the lock; others may change them meanwhile.
 ///
 /// # Errors
-/// It cannot be read.
+/// The records cannot be read.
 pub(super) fn read(host: &Host) -> Result<Records> {
     let boot_id = process::boot_id(host)?;
     match files::read_text_if_there(&records_path(host))? {
@@ -63,13 +63,14 @@ pub(super) fn read(host: &Host) -> Result<Records> {
 
 /// A write that failed.
 pub(super) struct Failure {
-    /// Where it was tried.
+    /// The path of the group that was written to.
     pub(super) group: String,
     pub(super) error: Error,
 }
 
 impl<'a> Machine<'a> {
-    /// Takes the lock. Owners whose group is gone are forgotten.
+    /// Takes the lock, waiting for `outside.patience` at most, and reads the records. Owners whose
+    /// group is gone are dropped from them.
     pub(super) fn open(outside: &Outside<'a>) -> Result<Machine<'a>> {
         let Outside {
             host,
@@ -112,7 +113,8 @@ impl<'a> Machine<'a> {
         Ok(machine)
     }
 
-    /// The groups that were changed for the owner whose group has this inode, or had it.
+    /// The paths of the groups that were changed for the owner with this group inode, including an
+    /// owner whose group is gone.
     pub(super) fn groups_of(&self, inode: u64) -> Vec<String> {
         let owners = self.records.owners.iter().chain(&self.gone);
         let owners = owners.filter(|owner| owner.inode == inode);
@@ -121,8 +123,8 @@ impl<'a> Machine<'a> {
             .collect()
     }
 
-    /// Are all others kept off an owner's CPUs? A partition stays valid without those of its CPUs
-    /// that are offline, and has them again once they are not.
+    /// Is everybody else kept off the owner's CPUs? CPUs of it that are offline do not count: its
+    /// partition stays valid without them, and has them again once they are online.
     pub(super) fn keeps_off(&self, owner: &Owner) -> Result<bool> {
         let group = self.hierarchy.group(&owner.group)?;
         let cpus = owner.cpus.intersection(&topology::online(self.host)?);
@@ -133,7 +135,7 @@ impl<'a> Machine<'a> {
         self.records.owners.retain(|owner| !is_over(owner));
     }
 
-    /// What is in the way of an owner, as far as can be told before anything is written.
+    /// What is in the way of a partition for `owner`, as far as it can be told before a write.
     pub(super) fn obstacle(&self, group: &Group, owner: &Owner) -> Result<Option<Obstacle>> {
         let others = self.records.owners.iter();
         let others = others.filter(|other| other.group != owner.group);
@@ -150,7 +152,7 @@ impl<'a> Machine<'a> {
         obstacle::before(self.host, &asked)
     }
 
-    /// Is a partition broken, and nothing in its way any more?
+    /// Is the owner's partition broken, and can it be made again because nothing is in its way?
     pub(super) fn may_heal(&self, owner: &Owner) -> Result<bool> {
         let group = self.hierarchy.group(&owner.group)?;
         if self.keeps_off(owner)? {
@@ -160,11 +162,11 @@ impl<'a> Machine<'a> {
             && partition::in_the_way(&group, &owner.cpus)?.is_empty())
     }
 
-    /// Makes the machine what its live owners want; returns what could not be written. Partitions
-    /// are made of those owners alone that `makes` says.
+    /// Writes what the live owners want; returns the writes that failed. A partition is made or
+    /// healed only for the owners that `makes` accepts.
     ///
     /// # Errors
-    /// The records cannot be written: then nothing is changed.
+    /// The records cannot be written. If that happens before the first write, nothing is changed.
     pub(super) fn converge(&mut self, makes: impl Fn(&Owner) -> bool) -> Result<Vec<Failure>> {
         let plan = converge::plan(&self.records, &|target| self.now(target), &makes);
         for Write { target, value } in &plan.foreign {
@@ -181,8 +183,8 @@ impl<'a> Machine<'a> {
         Ok(failed)
     }
 
-    /// Below a group that was refused its CPUs nothing is tried: what is made there would be
-    /// invalid at once.
+    /// Writes in order, and returns the writes that failed. Below a group whose write failed only
+    /// `member` is still written: a partition made there would be invalid at once.
     fn carry_out(&self, writes: &[Write]) -> Vec<Failure> {
         let mut failed: Vec<Failure> = Vec::new();
         for Write { target, value } in writes {
@@ -213,8 +215,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// What a target holds; `None` where it is gone, or cannot be read, and so is not to be
-    /// written.
+    /// The current value of a target; `None` where its group is gone, and where it cannot be read,
+    /// so that it is not written either.
     fn now(&self, target: &Target) -> Option<String> {
         let group = self.hierarchy.group(target.group()).ok()?;
         let now = match target {

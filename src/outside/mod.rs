@@ -1,9 +1,10 @@
-//! What is changed on a machine outside of the owners' own masks: partitions, which keep everybody
-//! else off their CPUs, and the exclusive CPUs of the groups above that these need. It is recorded
-//! before it is changed, for all pool directories of the machine together, and follows from the
-//! owners that live: what a killed program leaves half done, the next mends.
+//! Changes to the machine outside of the owners' own masks: partitions, which keep everybody else
+//! off an owner's CPUs, and the exclusive CPUs that the groups above it need for that. A change is
+//! recorded before it is made, in one file for all pool directories of the machine. What has to be
+//! changed follows from the live owners alone, so the next program finishes or undoes what a killed
+//! one left half done.
 //!
-//! The machine's lock is taken under a pool directory's, never the other way round.
+//! The machine's lock is taken under a pool directory's lock, never the other way round.
 
 mod converge;
 mod machine;
@@ -29,23 +30,23 @@ use crate::refusal::Refusal;
 use crate::text::Shown;
 use machine::{Failure, Machine};
 
-/// A machine, and how long others who change it are waited for.
+/// The machine, and how long to wait for others who change it.
 #[derive(Debug, Clone, Copy)]
 pub struct Outside<'a> {
     /// The machine.
     pub host: &'a Host,
-    /// The hierarchy of cpusets.
+    /// The hierarchy of the cpuset controller.
     pub hierarchy: &'a Hierarchy,
-    /// How long.
+    /// The longest wait for the machine's lock.
     pub patience: Duration,
 }
 
 impl Outside<'_> {
-    /// Keeps everybody else off an owner's CPUs; done twice it is done once. What is in the way is
-    /// told, and nothing stays changed then.
+    /// Keeps everybody else off the owner's CPUs; nothing is done where they are kept off already.
+    /// Returns the obstacle if that is impossible; then nothing stays changed.
     ///
     /// # Errors
-    /// The records, or a group, cannot be read or written.
+    /// The records or a group cannot be read or written.
     pub fn keep_off(&self, owner: &Owner) -> Result<Option<Obstacle>> {
         let group = self.hierarchy.group(&owner.group)?;
         let mut machine = match Machine::open(self) {
@@ -67,7 +68,7 @@ impl Outside<'_> {
             .retain(|other| other.group != owner.group);
         machine.records.owners.push(owner.clone());
         let failed = machine.converge(|other| other.group == owner.group)?;
-        // What failed at another owner's group is not this one's trouble.
+        // A write that failed at another owner's group does not concern this owner.
         if partition::stands(&group, owner.kind.word(), &owner.cpus)? {
             warn_of(&failed);
             return Ok(None);
@@ -76,11 +77,11 @@ impl Outside<'_> {
         give_up(machine, owner, obstacle).map(Some)
     }
 
-    /// Lets everybody have the CPUs of the owner whose group has this inode, or had it, and
-    /// whatever others left.
+    /// Undoes what was changed for the owner whose group has or had this inode, so that everybody can
+    /// use its CPUs again, and what killed programs left.
     ///
     /// # Errors
-    /// The records, or a group, cannot be read or written.
+    /// The records, or one of this owner's groups, cannot be read or written.
     pub fn let_in(&self, inode: u64) -> Result<()> {
         if !is_in_use(self.host)? {
             return Ok(());
@@ -91,9 +92,9 @@ impl Outside<'_> {
         own_failure(machine.converge(|_| false)?, &own)
     }
 
-    /// Brings the machine in order: what killed programs left, and partitions that broke, once
-    /// nothing is in their way any more. Owners of a directory of claims that have none there any
-    /// more keep nobody off.
+    /// Undoes what killed programs left, and makes broken partitions again once nothing is in their
+    /// way. Owners recorded with `run_dir` that have no claim there any more (`is_claimed`, asked
+    /// with the inode of their group) are forgotten. Returns the problems that remain.
     ///
     /// # Errors
     /// The records cannot be read or written.
@@ -137,16 +138,15 @@ impl Outside<'_> {
     }
 }
 
-/// Takes back what was changed for an owner whom something is in the way of; nothing where nothing
-/// was.
+/// Forgets the owner, undoes what was changed for it, and returns the obstacle.
 fn give_up(mut machine: Machine<'_>, owner: &Owner, obstacle: Obstacle) -> Result<Obstacle> {
     let own = machine.groups_of(owner.inode);
     machine.forget(|other| other.group == owner.group);
     own_failure(machine.converge(|_| false)?, &own).map(|()| obstacle)
 }
 
-/// What failed at an owner's groups; what failed elsewhere is others' trouble, is still recorded,
-/// and said.
+/// The first failure at one of the owner's groups (`own`), as an error. Failures elsewhere are
+/// logged only: they concern other owners, and stay recorded.
 fn own_failure(failed: Vec<Failure>, own: &[String]) -> Result<()> {
     let (of_owner, of_others): (Vec<_>, Vec<_>) = failed
         .into_iter()
@@ -162,10 +162,10 @@ fn warn_of(failed: &[Failure]) {
     failed.iter().for_each(|one| log::warn!("{:#}", one.error));
 }
 
-/// The owner whose CPUs are to be its own, from its group.
+/// Describes the owner of a group, to be passed to [`Outside::keep_off`].
 ///
 /// # Errors
-/// The group is gone.
+/// The group is gone, or cannot be looked at.
 pub fn owner_of(
     group: &Group,
     cpus: &CpuSet,
@@ -183,20 +183,21 @@ pub fn owner_of(
     })
 }
 
-/// Those who keep others off their CPUs, as was recorded last; none where that cannot be read.
+/// The recorded owners that keep others off; none where the records cannot be read. Takes no lock.
 pub fn owners(host: &Host) -> Vec<Owner> {
     let owners = machine::read(host).map(|records| records.owners);
     owners.unwrap_or_default()
 }
 
-/// The CPUs that owners keep others off, as was recorded last; none where that cannot be read.
+/// All CPUs that recorded owners keep others off; none where the records cannot be read. Takes no
+/// lock.
 pub fn kept(host: &Host) -> CpuSet {
     let cpus = machine::read(host).map(|records| records.cpus());
     cpus.unwrap_or_default()
 }
 
-/// Was anything ever changed in this boot? A machine on which nothing was needs no lock. Who may
-/// not look there has changed nothing: podman without root, in a user namespace of its own.
+/// Was anything changed in this boot? If not, the lock need not be taken. Whoever may not look at
+/// the records has changed nothing: podman without root, in a user namespace of its own.
 fn is_in_use(host: &Host) -> Result<bool> {
     match files::entry_if_there(&machine::records_path(host)) {
         Err(error) if is_denied(&error) => Ok(false),
@@ -204,7 +205,8 @@ fn is_in_use(host: &Host) -> Result<bool> {
     }
 }
 
-/// Root of a user namespace is root by number, and is denied all the same.
+/// Was permission denied? Having uid 0 does not rule that out: root of a user namespace is denied
+/// too.
 fn is_denied(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     error.is_some_and(|error| {
@@ -215,7 +217,8 @@ fn is_denied(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Is this obstacle, one of the machine as a whole, told for the first time in this boot?
+/// Shall this obstacle be logged? One that holds for the whole machine is news once in a boot (a
+/// file `told-<name>` marks it), any other each time.
 pub fn is_news(host: &Host, obstacle: &Obstacle) -> bool {
     let Some(name) = obstacle.of_machine else {
         return true;
@@ -223,7 +226,7 @@ pub fn is_news(host: &Host, obstacle: &Obstacle) -> bool {
     let mark = machine::directory(host).join(format!("told-{name}"));
     match files::entry_if_there(&mark) {
         Ok(Some(_)) => false,
-        // One that cannot be noted is told again.
+        // An obstacle whose mark cannot be written is logged again.
         _ => {
             let noted = machine::ensure_directory(host)
                 .and_then(|()| files::replace(&mark, b"", 0o600, files::Durability::Crash));

@@ -1,4 +1,4 @@
-//! What keeps a partition from being made, and what to do about it.
+//! Reasons why a partition cannot be made, and what to do about each.
 
 use std::fmt::{self, Display};
 
@@ -16,14 +16,14 @@ use crate::refusal::Refusal;
 use crate::text::{Shown, one_line};
 use crate::topology;
 
-/// Why nobody can be kept off an owner's CPUs.
+/// Why others cannot be kept off an owner's CPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
     /// The reason.
     pub what: String,
-    /// What to do.
+    /// What to do about it.
     pub remedy: String,
-    /// The name of one that holds for the machine as a whole, as a file can have it.
+    /// For an obstacle that holds for the whole machine: its name, usable in a file name.
     pub of_machine: Option<&'static str>,
 }
 
@@ -34,7 +34,7 @@ impl Display for Obstacle {
 }
 
 impl Obstacle {
-    /// An error is an obstacle to whoever can do without.
+    /// Makes an obstacle of an error, for a caller that can do without a partition.
     pub fn of(error: &Error) -> Obstacle {
         let Refusal { what, remedy, .. } = Refusal::of(error);
         Obstacle::of_owner(what, remedy)
@@ -60,20 +60,21 @@ impl Obstacle {
     }
 }
 
-/// What is to become a partition.
+/// The partition that is asked for.
 pub(super) struct Asked<'a> {
     pub(super) group: &'a Group,
     pub(super) cpus: &'a CpuSet,
     pub(super) kind: Kind,
-    /// The CPUs of the partitions that are recorded.
+    /// The CPUs of all recorded partitions.
     pub(super) kept: &'a CpuSet,
 }
 
-/// What keeps partitions from being made on a machine at all, by any group that has the controller:
-/// `None` where nothing is known that does.
+/// What prevents every partition on this machine: cgroup v1, or a kernel without
+/// `cpuset.cpus.exclusive` (before Linux 6.7). `group` is any group with the cpuset controller.
+/// `None` where nothing is known to prevent it.
 ///
 /// # Errors
-/// It cannot be found out.
+/// A file of the group, or the kernel's release, cannot be read.
 pub fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
     if group.version() == Version::V1 {
         return Ok(Some(Obstacle::of_machine(
@@ -95,7 +96,7 @@ pub fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
     Ok(None)
 }
 
-/// What keeps a group from becoming a partition, as far as can be told before anything is written.
+/// The first obstacle to the partition that is asked for, as far as it can be told before a write.
 pub(super) fn before(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
     if let Some(obstacle) = obstacle(host, asked.group)? {
         return Ok(Some(obstacle));
@@ -135,7 +136,7 @@ fn too_many(_: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
     }))
 }
 
-/// Of CPUs that the kernel keeps free from its start on it makes isolated partitions alone.
+/// With CPUs of `isolcpus=` the kernel makes only isolated partitions.
 fn at_boot(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
     let isolated = topology::isolated(host)?.intersection(asked.cpus);
     let is_odd = asked.kind == Kind::Root && !isolated.is_empty();
@@ -170,7 +171,7 @@ fn lost(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
     Ok((!lost.is_empty()).then(|| lost_cpus(&lost)))
 }
 
-/// What is said of CPUs that no group has any more.
+/// The obstacle that CPUs were lost by the kernel, so that no group has them.
 pub fn lost_cpus(lost: &CpuSet) -> Obstacle {
     Obstacle::of_owner(
         format!("the kernel has lost the CPUs {lost}: no group has them"),
@@ -178,7 +179,7 @@ pub fn lost_cpus(lost: &CpuSet) -> Obstacle {
     )
 }
 
-/// We may not.
+/// The obstacle that we lack the permission.
 pub(super) fn denied(error: &Error) -> Obstacle {
     Obstacle::of_machine(
         "denied",
@@ -187,8 +188,8 @@ pub(super) fn denied(error: &Error) -> Obstacle {
     )
 }
 
-/// Why the kernel did not make a partition, or broke it: the group that names its CPUs, where one
-/// does.
+/// Why the kernel refused or broke a partition. The first group that names its CPUs is the
+/// likeliest reason, then the first failed write, then what the partition file says.
 pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Result<Obstacle> {
     let others = partition::in_the_way(group, &owner.cpus)?;
     if let Some((file, cpus)) = others.first() {
@@ -202,7 +203,7 @@ pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Res
     }
     let path = partition::file(group);
     let state = partition::state(group)?.unwrap_or_default();
-    // The kernel's word for a lack of CAP_SYS_ADMIN (kernel/cgroup/cpuset.c, `perr_strings`).
+    // The kernel's text where CAP_SYS_ADMIN is missing (kernel/cgroup/cpuset.c, `perr_strings`).
     if state.ends_with("(Enable partition not permitted)") {
         return Ok(Obstacle::of_machine(
             "denied",

@@ -1,6 +1,6 @@
-//! What is recorded of a machine: who keeps others off which CPUs, and what was changed for that
-//! outside of the owners' own masks. It lies below `/run`, and dies with the boot as the kernel's
-//! state does.
+//! The machine's records: which owners keep others off which CPUs, and what was changed for them
+//! outside of their own masks. The file lies below `/run`, so it ends with the boot, as the
+//! kernel's state does.
 
 use std::path::PathBuf;
 
@@ -11,67 +11,70 @@ use crate::cpulist::{self, CpuSet};
 use crate::isolation::Kind;
 use crate::refusal::{OrRefuse, Refusal};
 
-/// The version of the records that this program writes, and the only one that it understands.
+/// The version of the records that is written, and the only one that is understood.
 const VERSION: u32 = 1;
 
-/// Everything, of all pool directories of the machine.
+/// The content of the records' file, for all pool directories of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Records {
     version: u32,
-    /// The boot: after another nothing of it is so.
+    /// The boot id. In another boot nothing of these records is true.
     pub(super) boot_id: String,
-    /// Who keeps others off, each of its own CPUs: never more than there are CPUs.
+    /// The owners that keep others off. Each has its own CPUs, so there are never more owners than
+    /// CPUs.
     pub(super) owners: Vec<Owner>,
-    /// What may not be as it was found.
+    /// The files that may not hold what was found there.
     pub(super) changes: Vec<Change>,
 }
 
-/// An owner whose CPUs nobody else is to have. It lives while its group is there.
+/// An owner whose CPUs nobody else shall have. It counts as alive while a group with this path and
+/// inode exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Owner {
-    /// Its group's path.
+    /// The path of its group.
     pub group: String,
-    /// Its group's inode.
+    /// The inode of its group.
     pub inode: u64,
-    /// The groups above, topmost first, without the root.
+    /// The paths of the groups above its group, topmost first, without the root.
     pub above: Vec<String>,
     /// Its CPUs.
     #[serde(with = "cpulist::as_text")]
     pub cpus: CpuSet,
-    /// The partition.
+    /// The kind of its partition.
     pub kind: Kind,
-    /// The directory of its claim.
+    /// The run directory that holds its claim.
     pub run_dir: PathBuf,
 }
 
 impl Owner {
-    /// Is a group this owner's, or above it?
+    /// Is `group` the owner's group, or above it?
     pub fn is_at_or_below(&self, group: &str) -> bool {
         self.group == group || self.above.iter().any(|above| above == group)
     }
 }
 
-/// One thing that is changed, and how to change it back.
+/// A file that was changed, and what is needed to change it back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Change {
-    /// Which.
+    /// The file.
     pub(super) target: Target,
-    /// What was there before the first change.
+    /// The value before our first change.
     pub(super) found: String,
-    /// What we have written, or may have: before a write both the last and the next.
+    /// The values that we wrote or may have written. While a write is under way these are the last
+    /// one and the next one.
     pub(super) ours: Vec<String>,
 }
 
-/// What is changed on a machine.
+/// A file that is changed, given by the path of its group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub(super) enum Target {
-    /// The CPUs that a group keeps from those beside it: `cpuset.cpus.exclusive`.
+    /// `cpuset.cpus.exclusive`: the CPUs that a group keeps from the groups beside it.
     Exclusive(String),
-    /// What kind of partition a group is: `cpuset.cpus.partition`.
+    /// `cpuset.cpus.partition`: the kind of partition that a group is.
     Partition(String),
 }
 
@@ -85,7 +88,7 @@ impl Target {
 }
 
 impl Records {
-    /// Those of a boot in which nothing was changed yet.
+    /// The records of a boot in which nothing was changed yet.
     pub(super) fn none(boot_id: &str) -> Records {
         Records {
             version: VERSION,
@@ -95,10 +98,10 @@ impl Records {
         }
     }
 
-    /// What a file says; of another boot it says nothing.
+    /// Parses the text of the records' file. Records of another boot are taken as empty.
     ///
     /// # Errors
-    /// It is damaged, or of another version of this program.
+    /// The text is damaged, or was written by another version of this program.
     pub(super) fn parse(text: &str, boot_id: &str) -> Result<Records> {
         let read = serde_json::from_str::<Records>(text).context("it is not in this form");
         let read = read.and_then(|records| {
@@ -108,8 +111,8 @@ impl Records {
         let records = read.or_refuse(|| {
             Refusal::new(
                 "what was changed on this machine cannot be read",
-                "remove the file, and reboot at the next occasion: cgroups may keep CPUs from others \
-                 until then",
+                "remove the file, and reboot at the next occasion: cgroups may keep CPUs from \
+                 others until then",
             )
         })?;
         Ok(match records.boot_id == boot_id {
@@ -118,10 +121,10 @@ impl Records {
         })
     }
 
-    /// The file's text.
+    /// The text of the records' file.
     ///
     /// # Errors
-    /// None that is known.
+    /// No case is known.
     pub(super) fn print(&self) -> Result<String> {
         serde_json::to_string(self).context("write what was changed on this machine")
     }

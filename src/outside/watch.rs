@@ -1,4 +1,4 @@
-//! Waiting until something is to be brought in order again.
+//! Waiting for the next time that partitions have to be made again.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,12 +12,12 @@ use super::owners;
 use crate::cgroup::{cpuset, partition};
 use crate::host::Host;
 
-/// How soon the next round may follow: a partition that breaks again and again is not to keep a CPU
-/// busy.
+/// The shortest time between two rounds: a partition that breaks again and again must not keep a
+/// CPU busy.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Waits so long, or until the partition of an owner changes, which it does as it breaks (kernel:
-/// cgroup-v2.rst, "cpuset.cpus.partition").
+/// Waits for `interval`, or until the partition file of an owner changes, as it does when the
+/// partition breaks (kernel: cgroup-v2.rst, "cpuset.cpus.partition").
 pub fn wait(host: &Host, interval: Duration) {
     let began = Instant::now();
     let files = open_partitions(host);
@@ -28,7 +28,7 @@ pub fn wait(host: &Host, interval: Duration) {
         let mut watched: Vec<PollFd<'_>> = watched.collect();
         let timeout = PollTimeout::try_from(interval).unwrap_or(PollTimeout::MAX);
         match poll(&mut watched, timeout) {
-            // The next round looks whatever it was.
+            // It does not matter which file changed: the next round looks at all of them.
             Ok(changed) if changed > 0 => return sleep(PAUSE.min(interval)),
             Ok(_) => {}
             Err(error) => log::debug!("watch the partitions: {error}"),
@@ -37,7 +37,8 @@ pub fn wait(host: &Host, interval: Duration) {
     sleep(interval.saturating_sub(began.elapsed()));
 }
 
-/// A file tells of changes since it was read last.
+/// Opens the partition files of all owners and reads them: poll(2) reports changes since the last
+/// read.
 fn open_partitions(host: &Host) -> Vec<File> {
     let owners = owners(host);
     if owners.is_empty() {

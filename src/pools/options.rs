@@ -1,5 +1,4 @@
-//! What a pool says besides whose its lists are, a file each beside `exclusive`: KCM's tools pass
-//! over files there.
+//! A pool's options. Each is a file beside the pool's `exclusive`, where KCM's tools ignore files.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -11,11 +10,10 @@ use crate::files::{self, Durability};
 use crate::isolation::{ISOLATION, NEEDED, Options};
 
 impl PoolDirectory {
-    /// What the files of a pool say. What is wrong with a word is told by whoever needs to know
-    /// what it means.
+    /// Reads the options of a pool. Their values are not checked here, but by [`Options::wanted`].
     ///
     /// # Errors
-    /// A file that cannot be read, or that others can change.
+    /// A file cannot be read, or others than root can change it.
     pub fn options(&self, pool: &str) -> Result<Options> {
         Ok(Options {
             isolation: self.option(pool, ISOLATION)?,
@@ -23,7 +21,7 @@ impl PoolDirectory {
         })
     }
 
-    /// Has a pool a file of this name?
+    /// Is this the name of a pool's option file?
     pub(super) fn is_option(name: &OsStr) -> bool {
         name == ISOLATION || name == NEEDED
     }
@@ -38,7 +36,7 @@ impl PoolDirectory {
         Ok(Some(text.trim_end().to_owned()))
     }
 
-    /// Says something of a pool, for the starts to come.
+    /// Sets an option of a pool. It applies to later starts.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -74,7 +72,7 @@ mod tests {
         let said = directory.options("dp").unwrap();
         assert_eq!(said.isolation.as_deref(), Some("isolated"));
         assert_eq!(said.needed.as_deref(), Some("yes"));
-        // A person's editor ends the line.
+        // An editor ends the line with a newline.
         let path = dir.path().join("pools/dp/isolation");
         files::replace(&path, b"root\n", 0o644, Durability::Crash).unwrap();
         assert_eq!(
