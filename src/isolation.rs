@@ -1,28 +1,30 @@
-//! What a pool says of keeping everybody else off the CPUs that it gives: pure.
+//! Pure: a pool's options about keeping everybody else off the CPUs that it gives.
 
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// The file of a pool, and the key, that says how everybody else is kept off.
+/// The name of the option that says how everybody else is kept off. It is a file of the pool and a
+/// key of the configuration.
 pub const ISOLATION: &str = "isolation";
-/// The one that says whether a start is refused where that cannot be.
+/// The name of the option that says whether a start is refused if others cannot be kept off.
 pub const NEEDED: &str = "isolation-needed";
 
-/// A partition of the machine's CPUs, which nobody outside of it has (kernel: cgroup-v2.rst,
-/// "cpuset.cpus.partition").
+/// The kind of a partition: CPUs of the machine that nobody outside of it has (kernel:
+/// cgroup-v2.rst, "cpuset.cpus.partition").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// The scheduler spreads the owner's threads over its CPUs.
+    /// The scheduler balances load: it spreads the owner's threads over its CPUs.
     Root,
-    /// It leaves each thread where it is: for programs that place their own.
+    /// The scheduler leaves each thread on its CPU: for programs that place their threads
+    /// themselves.
     Isolated,
 }
 
 impl Kind {
-    /// The word for it, the kernel's and ours.
+    /// The word for the kind, the same in the kernel's file and in a pool's option.
     pub fn word(self) -> &'static str {
         match self {
             Kind::Root => "root",
@@ -30,10 +32,10 @@ impl Kind {
         }
     }
 
-    /// What a word of a pool means; `None` is the word `none`.
+    /// The kind that an option's value means; `None` for `none`.
     ///
     /// # Errors
-    /// The words that there are.
+    /// Any other value; the message lists the values there are.
     pub fn by_word(word: &str) -> Result<Option<Kind>, String> {
         match word {
             "none" => Ok(None),
@@ -44,18 +46,18 @@ impl Kind {
     }
 }
 
-/// What the owners of a pool's lists are to have.
+/// The isolation that the owners of a pool's lists get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
-    /// The partition.
+    /// The kind of partition.
     pub kind: Kind,
-    /// Is a start refused where that cannot be?
+    /// Is a start refused if the partition cannot be made?
     pub is_needed: bool,
 }
 
-/// What one place says of a pool: its files, or its table in the configuration. What is not said is
-/// `None`.
+/// The options of a pool as one place gives them: its files, or its table in the configuration. An
+/// option that is not given is `None`. Values can be invalid.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Options {
     /// `none`, `root` or `isolated`.
@@ -65,7 +67,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// These, and where they say nothing, the others.
+    /// These options; each that is not given here is taken from `others`.
     pub fn or(&self, others: Options) -> Options {
         Options {
             isolation: self.isolation.clone().or(others.isolation),
@@ -73,10 +75,10 @@ impl Options {
         }
     }
 
-    /// Says one thing more.
+    /// Sets one option.
     ///
     /// # Errors
-    /// A key or a value that no pool has.
+    /// There is no such option, or it cannot have this value; the message lists what there is.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         check(key, value)?;
         let said = match key {
@@ -87,7 +89,7 @@ impl Options {
         Ok(())
     }
 
-    /// What is said, as keys with their values.
+    /// The options that are given, as pairs of name and value.
     pub fn said(&self) -> Vec<(&'static str, &str)> {
         let all = [(ISOLATION, &self.isolation), (NEEDED, &self.needed)];
         let said = all.into_iter();
@@ -95,11 +97,11 @@ impl Options {
             .collect()
     }
 
-    /// What they come to for a pool of this name; `None` where nobody is to be kept off.
+    /// What the options mean for the pool named `pool`; `None` where nobody is to be kept off.
     ///
     /// # Errors
-    /// A word that is none of those that there are. Where it is that of `isolation`, whether
-    /// isolation is needed says whether that matters: see [`Options::is_needed`].
+    /// The value of an option is invalid. Where it is that of `isolation`, the caller asks
+    /// [`Options::is_needed`] whether that refuses a start.
     pub fn wanted(&self, pool: &str) -> Result<Option<Wanted>, Refusal> {
         let Some(word) = &self.isolation else {
             return Ok(None);
@@ -112,10 +114,10 @@ impl Options {
         Ok(Some(Wanted { kind, is_needed }))
     }
 
-    /// Is a start to be refused where nobody can be kept off?
+    /// Is a start refused if others cannot be kept off? `false` where that is not given.
     ///
     /// # Errors
-    /// A word that is neither yes nor no.
+    /// The value is neither `yes` nor `no`.
     pub fn is_needed(&self, pool: &str) -> Result<bool, Refusal> {
         match self.needed.as_deref() {
             None | Some("no") => Ok(false),
@@ -125,10 +127,10 @@ impl Options {
     }
 }
 
-/// Are this key and this value one of those that a pool can have?
+/// Checks that a pool can have the option `key` with this value.
 ///
 /// # Errors
-/// What there can be.
+/// It cannot; the message lists what there is.
 pub fn check(key: &str, value: &str) -> Result<(), String> {
     match (key, value) {
         (ISOLATION, word) => Kind::by_word(word).map(drop),

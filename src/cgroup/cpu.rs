@@ -1,4 +1,4 @@
-//! The CPU controller: how long a group was kept from running by its bandwidth limit (kernel:
+//! The CPU controller: how long a group was throttled by its bandwidth limit (kernel:
 //! Documentation/scheduler/sched-bwc.rst and cgroup-v2.rst, "CPU Interface Files").
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub fn hierarchy(mounts: &Mounts<'_>) -> Result<Hierarchy> {
     mounts.hierarchy("cpu")
 }
 
-/// The account of one group, which is read again and again.
+/// Reads a group's throttled time again and again, from a file that stays open.
 #[derive(Debug)]
 pub struct Counter {
     version: Version,
@@ -24,7 +24,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// That of a group, there or not.
+    /// A counter for a group, which need not exist.
     pub fn of(group: &Group) -> Counter {
         Counter {
             version: group.version(),
@@ -32,18 +32,18 @@ impl Counter {
         }
     }
 
-    /// How long the group's processes were throttled since it was made, added up over CPUs; `None`
-    /// where it is gone, or the controller is off there.
+    /// How long the group's processes were throttled since the group was made, added up over CPUs;
+    /// `None` where the group is gone, or the controller is not enabled for it.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// The file cannot be read.
     pub fn throttled(&mut self) -> Result<Option<Duration>> {
         let text = self.stat.read()?;
         Ok(text.and_then(|text| throttled_in(self.version, &text)))
     }
 }
 
-/// The same, where the text of the group's `cpu.stat` is known.
+/// The throttled time in the text of a group's `cpu.stat`.
 pub fn throttled_in(version: Version, stat: &str) -> Option<Duration> {
     match version {
         Version::V1 => values::number(stat, "throttled_time").map(Duration::from_nanos),

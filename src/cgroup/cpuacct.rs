@@ -9,19 +9,21 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::{Group, Hierarchy, Mounts, Version, values};
 use crate::files::SteadyFile;
 
-/// The CPU time of all processes that are or were in a group, and in those below it, since the
-/// group was made.
+/// The CPU time that processes used in a group and in the groups below it since the group was made,
+/// including processes that have ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CpuTime {
-    /// In all; the kernel counts nanoseconds (version 1) or microseconds.
+    /// User and system time together. The kernel counts in nanoseconds on version 1, in
+    /// microseconds on version 2.
     pub total: Duration,
-    /// Outside the kernel. On version 1 in clock ticks, a hundredth of a second each.
+    /// Time outside the kernel. Version 1 counts it in clock ticks, usually a hundredth of a second
+    /// each.
     pub user: Duration,
-    /// Inside it, the same.
+    /// Time inside the kernel, counted like `user`.
     pub system: Duration,
 }
 
-/// The account of one group, which is read again and again.
+/// Reads a group's CPU time again and again, from files that stay open.
 #[derive(Debug)]
 pub struct Counter {
     group: Group,
@@ -40,18 +42,19 @@ enum Files {
     },
 }
 
-/// What a group has used, as its files tell.
+/// What one reading of a group's files told.
 #[derive(Debug, Default)]
 pub struct Readings {
-    /// In all.
+    /// The time on all CPUs together.
     pub usage: CpuTime,
-    /// On each CPU that the machine can have, by number: version 1 alone tells; elsewhere empty.
+    /// The time on each CPU, indexed by number, for each that the machine can have. Only version 1
+    /// tells it; empty on version 2.
     pub each_cpu: Vec<Duration>,
-    /// Version 2: the text of `cpu.stat`, where other controllers' figures are as well.
+    /// The text of `cpu.stat`, which holds figures of other controllers too; `None` on version 1.
     pub stat: Option<String>,
 }
 
-/// The hierarchy that keeps this account: on version 1 often another than that of cpusets.
+/// The hierarchy of this controller. On version 1 it is often another than the cpuset controller's.
 ///
 /// # Errors
 /// None is mounted.
@@ -60,7 +63,7 @@ pub fn hierarchy(mounts: &Mounts<'_>) -> Result<Hierarchy> {
 }
 
 impl Counter {
-    /// That of a group, there or not.
+    /// A counter for a group, which need not exist.
     pub fn of(group: Group) -> Counter {
         let file = |name: &str| SteadyFile::new(group.dir().join(name));
         let files = match group.version() {
@@ -76,21 +79,22 @@ impl Counter {
         Counter { files, group }
     }
 
-    /// Whose it is.
+    /// The group that is counted.
     pub fn group(&self) -> &Group {
         &self.group
     }
 
-    /// What the group has used in all; `None` where it is gone. Version 2 tells the parts as well.
+    /// The total CPU time of the group; `None` where the group is gone. On version 2 user and
+    /// system time are there too, on version 1 they are 0: [`Counter::whole`] reads them.
     ///
     /// # Errors
-    /// Files that cannot be read, or are not in the kernel's form.
+    /// A file cannot be read, or is not in the kernel's form.
     pub fn total(&mut self) -> Result<Option<Readings>> {
         match &mut self.files {
             Files::V1 {
                 each_cpu, total, ..
             } => {
-                // The total is the sum of these.
+                // The total is the sum of these, so its file need not be read.
                 let each_cpu = nanoseconds("cpuacct.usage_percpu", each_cpu.read()?)?;
                 let total = match &each_cpu[..] {
                     [] => nanoseconds("cpuacct.usage", total.read()?)?,
@@ -127,7 +131,7 @@ impl Counter {
         }
     }
 
-    /// The same with the times outside and inside the kernel.
+    /// The same as [`Counter::total`], with user and system time on version 1 too.
     ///
     /// # Errors
     /// As [`Counter::total`].
@@ -149,7 +153,7 @@ impl Counter {
     }
 }
 
-/// Numbers of nanoseconds with spaces between them; none of a file that is not there.
+/// Parses numbers of nanoseconds with spaces between them; empty where the file is not there.
 fn nanoseconds(name: &str, text: Option<String>) -> Result<Vec<Duration>> {
     let text = text.unwrap_or_default();
     let numbers = text.split_whitespace().map(str::parse);
@@ -159,11 +163,11 @@ fn nanoseconds(name: &str, text: Option<String>) -> Result<Vec<Duration>> {
     Ok(numbers.into_iter().map(Duration::from_nanos).collect())
 }
 
-/// So many clock ticks (sysconf(3), `_SC_CLK_TCK`), in which the kernel also counts in `/proc/stat`
-/// (proc_stat(5)).
+/// The length of `count` clock ticks (sysconf(3), `_SC_CLK_TCK`). The kernel counts in them in
+/// `/proc/stat` too (proc_stat(5)).
 ///
 /// # Errors
-/// The C library does not say how long one is.
+/// The C library does not tell the length of a tick.
 pub fn ticks(count: u64) -> Result<Duration> {
     let a_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100).max(1);
     Ok(Duration::from_secs_f64(count as f64 / a_second as f64))
@@ -182,7 +186,7 @@ mod tests {
         replace(&path, text.as_bytes(), 0o444, Durability::Crash).unwrap();
     }
 
-    /// The counter of the group `/a` on a machine that mounts this.
+    /// A counter for the group `/a`, on a machine whose mountinfo is `mount`.
     fn counter(root: &Path, mount: &str) -> Counter {
         put(root, "proc/1/mountinfo", mount);
         let host = Host::new(root);
@@ -203,7 +207,7 @@ mod tests {
         let read = || counter(dir.path(), V1).whole();
         assert!(read().unwrap().is_none());
         put(dir.path(), "acct/a/cpuacct.stat", "user 150\nsystem 7\n");
-        // Its files come and go together: this one alone tells of nothing.
+        // A group has all of its files or none: this file alone does not make a group.
         assert!(read().unwrap().is_none());
         put(dir.path(), "acct/a/cpuacct.usage", "1600000000\n");
         let told = read().unwrap().unwrap();

@@ -18,7 +18,7 @@ const NAME: &str = "cpuset";
 const CPUS: &str = "cpuset.cpus";
 const MEMS: &str = "cpuset.mems";
 
-/// How often enabling a controller is tried while the kernel says that somebody else is at it.
+/// How often enabling the controller is tried while the kernel answers EBUSY.
 const ENABLE_TRIES: u32 = 20;
 
 /// The hierarchy of this controller.
@@ -29,7 +29,7 @@ pub fn hierarchy(host: &Host) -> Result<Hierarchy> {
     Hierarchy::of(host, NAME)
 }
 
-/// The same, where the mounts are read already.
+/// The hierarchy of this controller, from mounts that were read before.
 ///
 /// # Errors
 /// None is mounted.
@@ -37,12 +37,12 @@ pub fn hierarchy_among(mounts: &Mounts<'_>) -> Result<Hierarchy> {
     mounts.hierarchy(NAME)
 }
 
-/// Where it is on most machines: for a captured one that does not say.
+/// The hierarchy as most machines have it, for a captured machine without mountinfo.
 pub fn usual_hierarchy(host: &Host) -> Hierarchy {
     Hierarchy::usual(host, NAME)
 }
 
-/// The values of a group's two files, as they were read; either can be empty.
+/// The values of a group's two files as they were read. Either can be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Masks {
     /// `cpuset.cpus`.
@@ -52,27 +52,28 @@ pub struct Masks {
 }
 
 impl Masks {
-    /// Are these the CPUs, and none besides?
+    /// Are the CPUs exactly these?
     pub fn has_cpus(&self, cpus: &CpuSet) -> bool {
         self.cpus.parse().is_ok_and(|own: CpuSet| own == *cpus)
     }
 }
 
-/// What a group's processes can be given at most, and the group that sets that bound.
+/// The CPUs that a group's processes can have at most, and the group above that limits them to
+/// these.
 #[derive(Debug, Clone)]
 pub struct Bound {
     /// The CPUs.
     pub cpus: CpuSet,
-    /// The nearest group whose effective CPUs these are.
+    /// The nearest group with this limit.
     nearest: Group,
 }
 
 impl Bound {
-    /// The same where a group has CPUs of its own besides, which whoever made it chose; empty for
-    /// none.
+    /// The bound below `group`, whose `cpuset.cpus` is `cpus`: both limits together. An empty value
+    /// limits nothing.
     ///
     /// # Errors
-    /// They are no CPU list.
+    /// `cpus` is not a CPU list.
     pub fn within(self, group: &Group, cpus: &str) -> Result<Bound> {
         let own: CpuSet = cpus
             .parse()
@@ -86,8 +87,8 @@ impl Bound {
         })
     }
 
-    /// The slices that are partitions and so keep their CPUs from everybody outside, this group
-    /// too; none that cannot be read.
+    /// The slices on this machine that are partitions, with their CPUs, which nobody outside has;
+    /// empty where they cannot be read.
     pub fn partitions(&self) -> Vec<(Group, CpuSet)> {
         let mut top = self.nearest.clone();
         while let Some(above) = top.parent() {
@@ -96,16 +97,17 @@ impl Bound {
         partitions(&top).unwrap_or_default()
     }
 
-    /// What a group allows those below it.
+    /// The bound that a group with these CPUs sets for the groups below it.
     pub fn by(nearest: Group, cpus: CpuSet) -> Bound {
         Bound { cpus, nearest }
     }
 
-    /// The topmost group that has no more than these CPUs: those below inherit them from it.
+    /// The topmost group with this limit; the groups between it and the nearest one inherit from
+    /// it.
     pub fn origin(&self) -> Group {
         let mut origin = self.nearest.clone();
         while let Some(above) = origin.parent() {
-            // One that cannot be read excludes nothing that we know of.
+            // A group that cannot be read is not known to limit anything.
             match effective_cpus(&above) {
                 Ok(Some(cpus)) if cpus == self.cpus => origin = above,
                 _ => break,
@@ -114,13 +116,13 @@ impl Bound {
         origin
     }
 
-    /// The path of that group.
+    /// The path of [`Bound::origin`].
     pub fn group(&self) -> String {
         self.origin().path().to_owned()
     }
 }
 
-/// The file that says which CPUs a group really has.
+/// The file with the CPUs that a group's processes really have.
 fn effective_cpus_file(version: Version) -> &'static str {
     match version {
         Version::V1 => "cpuset.effective_cpus",
@@ -146,14 +148,20 @@ fn read_set(group: &Group, file: &str) -> Result<Option<CpuSet>> {
     Ok(Some(set))
 }
 
-/// The CPUs that a group really has; `None` where the controller is not enabled for it, or it is
-/// gone.
+/// The CPUs that a group's processes really have; `None` where the group is gone, or the controller
+/// is not enabled for it.
+///
+/// # Errors
+/// The file cannot be read, or is not a CPU list.
 pub fn effective_cpus(group: &Group) -> Result<Option<CpuSet>> {
     read_set(group, effective_cpus_file(group.version()))
 }
 
-/// The values of a group's files now; `None` where the controller is not enabled for it, or it is
-/// gone.
+/// The current values of a group's two files; `None` where the group is gone, or the controller is
+/// not enabled for it.
+///
+/// # Errors
+/// A file cannot be read.
 pub fn masks(group: &Group) -> Result<Option<Masks>> {
     let read = |file: &str| files::read_record_if_there(&group.dir().join(file));
     let (Some(cpus), Some(mems)) = (read(CPUS)?, read(MEMS)?) else {
@@ -165,8 +173,11 @@ pub fn masks(group: &Group) -> Result<Option<Masks>> {
     }))
 }
 
-/// What a group's files hold where nobody chose anything for it: nothing; on version 1 a copy of
-/// the parent's.
+/// The values of a group for which nobody chose any: empty on version 2, a copy of the parent's on
+/// version 1.
+///
+/// # Errors
+/// A file of the parent cannot be read.
 pub fn inherited(group: &Group) -> Result<Masks> {
     let parent = match group.version() {
         Version::V1 => group.parent(),
@@ -176,9 +187,12 @@ pub fn inherited(group: &Group) -> Result<Masks> {
     Ok(masks.unwrap_or_default())
 }
 
-/// What the groups above allow: the nearest of them that has the controller says it. On version 1
-/// one without CPUs is new: nobody runs there yet, and a runtime gives it those of the group above
-/// it.
+/// The bound that the groups above set: the effective CPUs of the nearest group above that has the
+/// controller. On version 1 a group without CPUs is passed over: it is new, has no processes, and a
+/// runtime will copy its parent's CPUs into it.
+///
+/// # Errors
+/// A file cannot be read; that group has no CPU left; no group above has the controller.
 pub fn bound(group: &Group) -> Result<Bound> {
     let mut above = group.parent();
     while let Some(group) = above {
@@ -207,20 +221,25 @@ pub fn bound(group: &Group) -> Result<Bound> {
     )
 }
 
-/// What bounds every group that can be seen here; `None` where that is the machine itself. In a
-/// container the topmost group is the container's own.
+/// The CPUs to which everything seen from here is limited, as in a container, where the topmost
+/// group is the container's own; `None` on the machine itself.
+///
+/// # Errors
+/// A file cannot be read.
 pub fn ceiling(top: &Group) -> Result<Option<CpuSet>> {
-    // The root of version 2 has no such file (kernel: cgroup-v2.rst, "Cpuset Interface Files"); on
-    // version 1 the root's names all CPUs.
+    // The root group of version 2 has no `cpuset.cpus` (kernel: cgroup-v2.rst, "Cpuset Interface
+    // Files"); that of the root group of version 1 names all CPUs.
     match read_set(top, CPUS)? {
         None => Ok(None),
         Some(_) => effective_cpus(top),
     }
 }
 
-/// The slices that are a partition of their own, `root` or `isolated`, with their CPUs, which
-/// nobody outside has (kernel: cgroup-v2.rst, "cpuset.cpus.partition"). One that the kernel calls
-/// invalid is none.
+/// The slices at any depth that are valid partitions, `root` or `isolated`, with their CPUs, which
+/// nobody outside has (kernel: cgroup-v2.rst, "cpuset.cpus.partition"). Empty on version 1.
+///
+/// # Errors
+/// A group cannot be looked at.
 pub fn partitions(top: &Group) -> Result<Vec<(Group, CpuSet)>> {
     let mut found = Vec::new();
     if top.version() == Version::V1 {
@@ -239,8 +258,10 @@ pub fn partitions(top: &Group) -> Result<Vec<(Group, CpuSet)>> {
     Ok(found)
 }
 
-/// Is a group a partition of its own? One that the kernel calls invalid is none, and version 1 has
-/// none.
+/// Is the group a valid partition? One that the kernel calls invalid is not; version 1 has none.
+///
+/// # Errors
+/// The file cannot be read.
 pub fn is_partition(group: &Group) -> Result<bool> {
     let kind = files::read_if_there(&group.dir().join("cpuset.cpus.partition"))?;
     Ok(matches!(
@@ -249,16 +270,23 @@ pub fn is_partition(group: &Group) -> Result<bool> {
     ))
 }
 
-/// The CPUs that whoever made a group chose for it; none where it inherits them.
+/// The value of `cpuset.cpus` that the maker of a group chose; `None` where the group inherits its
+/// CPUs. `masks` are the group's own.
 ///
-/// On version 2 an empty value inherits; crun runs a container in a group below its scope, and sets
-/// the scope's, or both.
+/// crun runs a container on version 2 in a group below its scope, and sets the CPUs of the scope or
+/// of both: where the group's value chooses nothing, the value of a scope right above it counts.
+///
+/// # Errors
+/// A file cannot be read, or is not a CPU list.
 pub fn chosen_cpus(group: &Group, masks: &Masks) -> Result<Option<String>> {
     let effective = effective_cpus_file(group.version());
     chosen(group, masks, |masks| &masks.cpus, CPUS, effective)
 }
 
-/// The same of memory nodes.
+/// As [`chosen_cpus`], for memory nodes.
+///
+/// # Errors
+/// As [`chosen_cpus`].
 pub fn chosen_mems(group: &Group, masks: &Masks) -> Result<Option<String>> {
     let effective = effective_mems_file(group.version());
     chosen(group, masks, |masks| &masks.mems, MEMS, effective)
@@ -281,8 +309,11 @@ fn chosen(
     }
 }
 
-/// The CPUs that a group was given, as they are written, where it has fewer for it than the group
-/// above; `None` where the controller is not enabled for it, or it is gone.
+/// The value of a group's own `cpuset.cpus` where it excludes CPUs that the group above has; `None`
+/// where it excludes none, the group is gone, or the controller is not enabled for it.
+///
+/// # Errors
+/// A file cannot be read, or is not a CPU list.
 pub fn own_cpus(group: &Group) -> Result<Option<String>> {
     let Some(masks) = masks(group)? else {
         return Ok(None);
@@ -295,9 +326,9 @@ pub fn own_cpus(group: &Group) -> Result<Option<String>> {
     )
 }
 
-/// A group's value where it excludes anything that the group above has: on version 1 runtimes copy
-/// that one's value, and on version 2 [`restore`] leaves all of it where the kernel empties no
-/// file.
+/// The value of a group's file if it excludes anything that the group above has. A value that
+/// excludes nothing was not chosen: on version 1 runtimes copy the parent's, and on version 2
+/// [`restore`] writes the parent's where the kernel refuses the empty value.
 fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<Option<String>> {
     let own: CpuSet = value
         .parse()
@@ -310,15 +341,18 @@ fn excluding(group: &Group, value: &str, file: &str, effective: &str) -> Result<
     let all = parent.map(|parent| read_set(&parent, file)).transpose()?;
     let excludes = match all.flatten() {
         Some(all) => !all.is_subset(&own),
-        // On version 1 the group at the top has all that there are.
+        // The topmost group of version 1 has all there is, so it excludes nothing.
         None => group.version() == Version::V2,
     };
     Ok((excludes && !own.is_empty()).then(|| value.to_owned()))
 }
 
-/// The scope right above a group that has CPUs of its own, lacks some of these, and holds nothing
-/// but the group: crun makes one for each container on version 2, and gives it what the
-/// configuration says at the start.
+/// The scope right above a group, if it limits its CPUs so that some of `cpus` are missing, and
+/// holds nothing but the group. crun makes such a scope for each container on version 2, and gives
+/// it the CPUs of the configuration at the start.
+///
+/// # Errors
+/// The scope cannot be looked at.
 pub fn scope_in_the_way(group: &Group, cpus: &CpuSet) -> Result<Option<Group>> {
     let Some(scope) = scope_above(group) else {
         return Ok(None);
@@ -337,8 +371,11 @@ fn scope_above(group: &Group) -> Option<Group> {
     parent.filter(is_scope)
 }
 
-/// Gives a group these CPUs, and these memory nodes where there are any, and makes sure that it got
-/// just those CPUs; a scope that is in the way gets them first.
+/// Writes the CPUs to a group, and the memory nodes if there are any, and checks that the group got
+/// exactly these CPUs. A scope in the way ([`scope_in_the_way`]) is written first.
+///
+/// # Errors
+/// A write fails, or the groups above do not allow all of the CPUs.
 pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
     if let Some(scope) = scope_in_the_way(group, cpus)? {
         set(&scope, cpus, mems)?;
@@ -354,14 +391,18 @@ pub fn confine(group: &Group, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()
     Ok(())
 }
 
-/// Gives these CPUs back to the groups above that have lost them: version 1 drops one that goes
-/// offline from every cpuset but the root's for good. Version 2 keeps what was written.
+/// Adds these CPUs again to the groups above that have lost them: version 1 drops a CPU that goes
+/// offline from every cpuset but the root's, for good. Version 2 keeps what was written, so nothing
+/// is done there.
+///
+/// # Errors
+/// A group above cannot be read or written.
 pub fn widen_above(group: &Group, cpus: &CpuSet) -> Result<()> {
     let mut above = Vec::new();
     let mut next = group.parent().filter(|_| group.version() == Version::V1);
     while let Some(group) = next {
         next = group.parent();
-        // The root has all that there are.
+        // The root has all CPUs.
         if next.is_some() {
             above.push(group);
         }
@@ -376,9 +417,12 @@ pub fn widen_above(group: &Group, cpus: &CpuSet) -> Result<()> {
     Ok(())
 }
 
-/// Prepares a group that we made: on version 1 a new one has nothing at all and takes no process,
-/// so it inherits like one of version 2. Its parents of ours do so again each time: a CPU that went
-/// offline is dropped from them for good, and may be back.
+/// Prepares a group that we made: on version 1 a new group has no CPUs and takes no process, so it
+/// gets its parent's, as a group of version 2 inherits them. Parents that are ours are written
+/// again each time: a CPU that went offline was dropped from them for good, and may be back online.
+///
+/// # Errors
+/// A group cannot be read or written.
 pub fn inherit(group: &Group) -> Result<()> {
     let parent = match group.parent() {
         Some(parent) if group.version() == Version::V1 => parent,
@@ -399,13 +443,16 @@ pub fn inherit(group: &Group) -> Result<()> {
     Ok(())
 }
 
-/// Puts a group's values back, the memory nodes where they were changed; a group that is gone is
-/// success.
+/// Writes the former values back to a group; the memory nodes only where they were changed. A group
+/// that is gone is success.
 ///
-/// Where the kernel refuses what was there before (version 2 does not empty the CPUs of a group
-/// with processes; a parent can have been narrowed, a CPU have gone offline), the group gets what
-/// its parents allow; in place of an empty value without the CPUs that `spared` says, where any are
-/// left: to name those would keep others from having them for their own.
+/// The kernel can refuse a former value: version 2 does not empty the CPUs of a group with
+/// processes; a parent was narrowed; a CPU went offline. Then the group gets what its parents
+/// allow. In place of an empty value it gets that without the CPUs of `spared`, unless none are
+/// left: a group that names those would keep others from having them for their own.
+///
+/// # Errors
+/// The group, or one above it, cannot be read or written.
 pub fn restore(
     group: &Group,
     cpus: &str,
@@ -443,10 +490,13 @@ pub fn restore(
     Ok(())
 }
 
-/// Makes sure that a group has the controller, enabling it in the groups above where it is missing.
+/// Enables the controller for a group, in each group above where it is missing.
 ///
 /// It stays enabled there: without a mask it changes nothing for anybody, and others may rely on it
-/// by the time that we would take it away.
+/// by the time we would disable it.
+///
+/// # Errors
+/// A group above cannot be read or written.
 pub fn enable(group: &Group) -> Result<()> {
     let is_enabled = || files::metadata_if_there(&group.dir().join(CPUS));
     if group.version() == Version::V1 || is_enabled()?.is_some() {
@@ -466,7 +516,8 @@ pub fn enable(group: &Group) -> Result<()> {
         }
         with_retries(|| files::write_kernel(&path, "+cpuset")).with_context(|| {
             format!(
-                "enable the cpuset controller in {}; where that belongs to somebody else, have it delegated (systemd: Delegate=cpuset)",
+                "enable the cpuset controller in {}; where that belongs to somebody else, have it \
+                 delegated (systemd: Delegate=cpuset)",
                 path.display()
             )
         })?;
@@ -474,7 +525,8 @@ pub fn enable(group: &Group) -> Result<()> {
     Ok(())
 }
 
-/// Two that enable at once can meet in EBUSY (kernel: cgroup-v2.rst, "Enabling and Disabling").
+/// Repeats `attempt` after EBUSY, which two programs that enable controllers at once can get
+/// (kernel: cgroup-v2.rst, "Enabling and Disabling").
 fn with_retries(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     for _ in 1..ENABLE_TRIES {
         match attempt() {
@@ -508,7 +560,7 @@ mod tests {
     use crate::host::Host;
     use std::path::PathBuf;
 
-    /// A tree of groups of either version: `path/file` with content.
+    /// A tree of groups of either version, made from pairs of `path/file` and its content.
     struct Tree {
         dir: tempfile::TempDir,
         hierarchy: Hierarchy,
@@ -638,7 +690,7 @@ mod tests {
             (Version::V1, "c", "", "", None),
             (Version::V2, "c", "", "", None),
             (Version::V2, "c", "", "0-3", None),
-            // A CPU went offline since.
+            // A CPU went offline after `0-4` was written.
             (Version::V2, "c", "", "0-4", None),
             (Version::V2, "c", "", "1-2", Some("1-2")),
             (Version::V2, "a.scope/c", "2", "", Some("2")),
@@ -705,7 +757,7 @@ mod tests {
         let files: Vec<(String, &str)> = ["", "pinfold/", "pinfold/k/", "pinfold/k/c/"]
             .iter()
             .flat_map(|dir| {
-                // The first parent of ours has lost CPU 3.
+                // Our topmost parent has lost CPU 3.
                 let cpus = if *dir == "pinfold/" { "0-2" } else { "0-3" };
                 let own = if *dir == "pinfold/k/c/" { "" } else { cpus };
                 [

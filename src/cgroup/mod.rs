@@ -1,6 +1,6 @@
-//! Process groups (cgroups) of either version behind one face. What a group does with its processes
-//! is its controllers': [`cpuset`] and [`cpuacct`], [`cpu`] and [`pressure`] are clients of it, one
-//! file each.
+//! Process groups (cgroups) of versions 1 and 2 behind one interface. The groups know no
+//! controller: each controller is a file of its own that uses them ([`cpuset`], [`cpuacct`],
+//! [`cpu`], [`pressure`]).
 
 pub mod cpu;
 pub mod cpuacct;
@@ -28,20 +28,20 @@ use crate::host::Host;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// The group below which all groups that we make lie, those of each pool directory in a group of
-/// its own.
+/// The group below which all groups that we make lie. Each pool directory has a group of its own in
+/// it, named by the key of its lock.
 const OUR_PARENT: &str = "/pinfold";
 
-/// How often a group is made again when somebody with another pool directory removes the empty
-/// parent under us.
+/// How often a group is made again if another pool directory's program removes the empty parent in
+/// that moment.
 const MAKE_TRIES: u32 = 10;
 
-/// Which of the kernel's two cgroup interfaces (cgroups(7)).
+/// One of the kernel's two cgroup interfaces (cgroups(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// A hierarchy for one controller, or for some.
+    /// Version 1: a hierarchy for each controller, or for some together.
     V1,
-    /// The unified hierarchy.
+    /// Version 2: one hierarchy for all.
     V2,
 }
 
@@ -52,12 +52,12 @@ pub struct Hierarchy {
     pub version: Version,
     controller: &'static str,
     mount: PathBuf,
-    /// Which group is at the mount point: `/`, unless we are in a container (proc_pid_mountinfo(5),
+    /// The path of the group at the mount point: `/`, except in a container (proc_pid_mountinfo(5),
     /// field 4).
     root: String,
 }
 
-/// One group of processes.
+/// A group of processes, given by its path. It need not exist.
 #[derive(Debug, Clone)]
 pub struct Group {
     version: Version,
@@ -66,7 +66,7 @@ pub struct Group {
     dir: PathBuf,
 }
 
-/// What is mounted, read once for all controllers that are looked for.
+/// The mounts, read once for all controllers that are looked for.
 #[derive(Debug)]
 pub struct Mounts<'a> {
     host: &'a Host,
@@ -75,7 +75,7 @@ pub struct Mounts<'a> {
 }
 
 impl Mounts<'_> {
-    /// Reads them.
+    /// Reads the mounts.
     ///
     /// # Errors
     /// They cannot be read.
@@ -84,14 +84,14 @@ impl Mounts<'_> {
         Ok(Mounts { host, text })
     }
 
-    /// Finds the hierarchy of a controller. Version 1 comes first: on a hybrid machine the
-    /// controller is bound there.
+    /// Finds the hierarchy of a controller. Version 1 comes first: on a machine with both, a
+    /// controller that is bound to version 1 is missing in version 2.
     ///
     /// # Errors
     /// None is mounted.
     pub fn hierarchy(&self, controller: &'static str) -> Result<Hierarchy> {
         let path = self.host.mountinfo();
-        // A host of many containers has thousands of other mounts.
+        // A machine with many containers has thousands of other mounts.
         let lines = self.text.lines().filter(|line| line.contains("cgroup"));
         let mounts = lines.filter_map(|line| Mount::parse(line, controller));
         let mounts: Vec<Mount> = mounts.collect();
@@ -120,7 +120,7 @@ impl Mounts<'_> {
 }
 
 impl Hierarchy {
-    /// Where it is on most machines: for a captured one that does not say.
+    /// The hierarchy as most machines have it, for a captured machine without mountinfo.
     pub fn usual(host: &Host, controller: &'static str) -> Hierarchy {
         Hierarchy {
             version: Version::V2,
@@ -133,12 +133,16 @@ impl Hierarchy {
     /// Finds the hierarchy of a controller.
     ///
     /// # Errors
-    /// Mounts that cannot be read; no such hierarchy among them.
+    /// The mounts cannot be read, or no such hierarchy is among them.
     pub fn of(host: &Host, controller: &'static str) -> Result<Hierarchy> {
         Mounts::read(host)?.hierarchy(controller)
     }
 
     /// The group that a process is in; `None` where the process is gone.
+    ///
+    /// # Errors
+    /// The process's file cannot be read, names no group of this hierarchy, or names one outside of
+    /// our cgroup namespace or mount.
     pub fn group_of(&self, host: &Host, pid: i32) -> Result<Option<Group>> {
         let path = host.proc_pid(pid, "cgroup");
         let Some(text) = files::read_record_if_there(&path)? else {
@@ -150,7 +154,8 @@ impl Hierarchy {
         self.group(group).map(Some)
     }
 
-    /// Our part of `/proc/<pid>/cgroup`: lines `id:controllers:path` (cgroups(7)).
+    /// The path for this hierarchy in `/proc/<pid>/cgroup`, whose lines are `id:controllers:path`
+    /// (cgroups(7)).
     fn group_in<'a>(&self, text: &'a str) -> Option<&'a str> {
         text.lines().find_map(|line| {
             let (id, rest) = line.split_once(':')?;
@@ -163,7 +168,10 @@ impl Hierarchy {
         })
     }
 
-    /// The group of this path, there or not.
+    /// The group of this path, whether it exists or not.
+    ///
+    /// # Errors
+    /// The path lies outside of our cgroup namespace, or of what is mounted.
     pub fn group(&self, path: &str) -> Result<Group> {
         ensure!(
             path.starts_with('/') && !path.split('/').any(|part| part == ".."),
@@ -195,10 +203,10 @@ impl Hierarchy {
         })
     }
 
-    /// The groups with these inodes, wherever they are.
+    /// The groups with these inodes, anywhere in the hierarchy.
     ///
     /// # Errors
-    /// Some cannot be looked at, or there are too many.
+    /// A group cannot be looked at, or there are too many.
     pub fn groups_with(&self, inodes: &[u64]) -> Result<Vec<Group>> {
         if inodes.is_empty() {
             return Ok(Vec::new());
@@ -218,22 +226,36 @@ impl Hierarchy {
     }
 
     /// The topmost group that can be seen from here.
+    ///
+    /// # Errors
+    /// It lies outside of our cgroup namespace.
     pub fn top(&self) -> Result<Group> {
         self.group(&self.root)
     }
 
-    /// The parent of all groups that we make, there or not.
+    /// `/pinfold`, the parent of all groups that we make, whether it exists or not.
+    ///
+    /// # Errors
+    /// As [`Hierarchy::group`].
     pub fn parent_of_ours(&self) -> Result<Group> {
         self.group(OUR_PARENT)
     }
 
-    /// The parent of those that the holders of one lock, named by its key, make.
+    /// `/pinfold/<key>`: the parent of the groups of one pool directory, named by the key of its
+    /// lock.
+    ///
+    /// # Errors
+    /// As [`Hierarchy::group`].
     pub fn parent_for(&self, key: &str) -> Result<Group> {
         self.group(&format!("{OUR_PARENT}/{key}"))
     }
 }
 
-/// Is a process in a group of this path, or below it, in any hierarchy? Not where it is gone.
+/// Is the process in a group with this path, or below it, in any hierarchy? `false` where the
+/// process is gone, and where the path is `/`.
+///
+/// # Errors
+/// The process's file cannot be read.
 pub fn is_in_any(host: &Host, pid: i32, path: &str) -> Result<bool> {
     let text = files::read_if_there(&host.proc_pid(pid, "cgroup"))?.unwrap_or_default();
     let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
@@ -244,12 +266,12 @@ pub fn is_in_any(host: &Host, pid: i32, path: &str) -> Result<bool> {
 }
 
 impl Group {
-    /// Which interface it has.
+    /// The cgroup version.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Its path as the kernel names it in `/proc/<pid>/cgroup`.
+    /// The path as the kernel writes it in `/proc/<pid>/cgroup`.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -259,7 +281,10 @@ impl Group {
         &self.dir
     }
 
-    /// The number that tells it from a later group of the same path; `None` where it is gone.
+    /// The inode, which tells the group from a later one of the same path; `None` where it is gone.
+    ///
+    /// # Errors
+    /// The directory cannot be looked at.
     pub fn inode(&self) -> Result<Option<u64>> {
         match self.dir.symlink_metadata() {
             Ok(metadata) => Ok(Some(metadata.ino())),
@@ -268,13 +293,16 @@ impl Group {
         }
     }
 
-    /// The processes in this group itself; 0 stands for one of another pid namespace. None where it
-    /// is gone.
+    /// The processes in this group itself; empty where it is gone. 0 stands for a process of
+    /// another pid namespace.
+    ///
+    /// # Errors
+    /// The list cannot be read.
     pub fn pids(&self) -> Result<Vec<i32>> {
         let path = self.procs_file();
         let text = match files::read_if_there(&path) {
-            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the
-            // domain above it, which is the owner's too, names its processes.
+            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own. Its
+            // processes are in the list of the domain above it, which is the owner's too.
             Err(error) if is_not_supported(&error) => String::new(),
             other => other?.unwrap_or_default(),
         };
@@ -283,6 +311,9 @@ impl Group {
     }
 
     /// All processes in this group and in the groups below it.
+    ///
+    /// # Errors
+    /// A group cannot be looked at, or there are too many.
     pub fn all_pids(&self) -> Result<Vec<i32>> {
         let mut all = Vec::new();
         self.look_for(|pids| {
@@ -292,7 +323,10 @@ impl Group {
         Ok(all)
     }
 
-    /// Is this process in it, and no other in it or in a group below it?
+    /// Is this process in the group, or below it, and no other process?
+    ///
+    /// # Errors
+    /// A group cannot be looked at, or there are too many.
     pub fn is_of(&self, pid: i32) -> Result<bool> {
         let (mut is_there, mut are_others) = (false, false);
         self.look_for(|pids| {
@@ -306,7 +340,10 @@ impl Group {
         Ok(is_there && !are_others)
     }
 
-    /// Is any process in this group, or in one below it?
+    /// Is there any process in this group, or below it?
+    ///
+    /// # Errors
+    /// A group cannot be looked at, or there are too many before one with a process.
     pub fn is_populated(&self) -> Result<bool> {
         let mut is_populated = false;
         self.look_for(|_| {
@@ -316,14 +353,20 @@ impl Group {
         Ok(is_populated)
     }
 
-    /// Hands the processes of this group, and of those below it, to `found`, group by group, until
-    /// that has enough.
+    /// Calls `found` with the processes of this group and of each group below it, one group at a
+    /// time, until it returns `Break`. Groups without processes are left out.
+    ///
+    /// # Errors
+    /// A group cannot be looked at, or there are too many.
     pub fn look_for(&self, found: impl FnMut(Vec<i32>) -> ControlFlow<()>) -> Result<()> {
         let looked = walk::processes(&self.dir, self.version, found);
         looked.with_context(|| format!("look for processes in {}", self.dir.display()))
     }
 
-    /// The groups right below this one, whatever their names are made of.
+    /// The groups right below this one. Their names may be any bytes.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
     pub fn children(&self) -> Result<Vec<Group>> {
         let child = |dir: PathBuf| {
             let name = dir.file_name().unwrap_or_default().to_string_lossy();
@@ -336,7 +379,7 @@ impl Group {
         Ok(dirs.into_iter().map(child).collect())
     }
 
-    /// The group of this name below this one, there or not.
+    /// The group of this name right below this one, whether it exists or not.
     pub fn child(&self, name: &str) -> Group {
         Group {
             version: self.version,
@@ -346,7 +389,7 @@ impl Group {
         }
     }
 
-    /// Is the other group somewhere below this one?
+    /// Is `other` below this group, at any depth?
     pub fn is_above(&self, other: &Group) -> bool {
         let prefix = format!("{}/", self.path.trim_end_matches('/'));
         other.path != self.path && other.path.starts_with(&prefix)
@@ -369,7 +412,10 @@ impl Group {
         })
     }
 
-    /// Makes the group, and the parents of ours; one that is there is success.
+    /// Makes the group, and those above it that are missing. A group that exists is success.
+    ///
+    /// # Errors
+    /// The kernel refuses.
     pub fn make(&self) -> Result<()> {
         let mut made = std::fs::create_dir_all(&self.dir);
         for _ in 1..MAKE_TRIES {
@@ -382,8 +428,12 @@ impl Group {
         made.with_context(|| format!("make the cgroup {}", self.dir.display()))
     }
 
-    /// Removes the group and those below it if no process is in any; then our parents, if this was
-    /// their last. `false` where a process is in one.
+    /// Removes the group and those below it, if no process is in any of them, then our parents
+    /// above it if they are empty. Returns `false` if a process is in one of them. A group that is
+    /// gone is success.
+    ///
+    /// # Errors
+    /// A group cannot be looked at or removed, or there are too many.
     pub fn remove(&self) -> Result<bool> {
         if self.is_populated()? {
             return Ok(false);
@@ -411,14 +461,17 @@ impl Group {
         below.is_some_and(|below| below.is_empty() || is_key(below))
     }
 
-    /// Moves a process, with all its threads, into this group.
+    /// Moves a process with all its threads into this group.
+    ///
+    /// # Errors
+    /// The kernel refuses.
     pub fn adopt(&self, pid: i32) -> Result<()> {
         let path = self.procs_file();
         files::write_kernel(&path, &pid.to_string())
             .with_context(|| format!("move process {pid} into {}", self.dir.display()))
     }
 
-    /// The file that a process moves itself with, by writing `0` (cgroups(7)).
+    /// `cgroup.procs`. A process moves itself into the group by writing `0` to it (cgroups(7)).
     pub fn procs_file(&self) -> PathBuf {
         self.dir.join("cgroup.procs")
     }
@@ -429,7 +482,7 @@ fn is_not_supported(error: &anyhow::Error) -> bool {
     error.and_then(io::Error::raw_os_error) == Some(libc::EOPNOTSUPP)
 }
 
-/// A mount of a hierarchy that may hold a controller.
+/// A mounted hierarchy that may hold the controller.
 struct Mount {
     version: Version,
     root: String,
@@ -437,7 +490,8 @@ struct Mount {
 }
 
 impl Mount {
-    /// A line of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).
+    /// Parses a line of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)); `None` if it is no
+    /// hierarchy that can hold the controller.
     fn parse(line: &str, controller: &str) -> Option<Mount> {
         let (place, kind) = line.split_once(" - ")?;
         let mut place = place.split(' ').skip(3);
@@ -455,7 +509,7 @@ impl Mount {
     }
 }
 
-/// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
+/// Decodes mountinfo's octal escapes of space, tab, newline and backslash.
 fn unescape(text: &str) -> String {
     let escapes = [
         ("\\040", " "),

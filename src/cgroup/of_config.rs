@@ -1,14 +1,15 @@
-//! Where a runtime will make a container's group, from what its configuration says. Pure.
+//! Pure: the group that a runtime will make for a container, from the container's configuration.
 
-/// The unit that runtimes use where none is named.
+/// The slice that runtimes use where the configuration names none.
 const DEFAULT_SLICE: &str = "system.slice";
 
-/// Where a runtime will make a group.
+/// The group that a runtime will make.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// Its path.
+    /// The path of the group.
     pub path: String,
-    /// Is it the very path? Otherwise its last part, below a slice, need not be the real one.
+    /// Is the whole path known? If not, the slice is right, and its last part stands for a name
+    /// that depends on the runtime.
     pub is_exact: bool,
 }
 
@@ -42,7 +43,7 @@ pub fn expected(cgroups_path: &str, by_systemd: bool) -> Option<Expected> {
     })
 }
 
-/// The scope of `prefix:name`, where all runtimes call it the same.
+/// The scope's name for `prefix:name`; `None` where runtimes name it differently.
 fn scope_name(prefix_and_name: &str) -> Option<String> {
     let (prefix, name) = prefix_and_name.split_once(':')?;
     let is_plain = |part: &str| !part.is_empty() && !part.contains(['/', ':']);
@@ -50,7 +51,8 @@ fn scope_name(prefix_and_name: &str) -> Option<String> {
     (is_plain(prefix) && is_plain(name) && is_scope).then(|| format!("{prefix}-{name}.scope"))
 }
 
-/// The path of a slice: each dash in its name is a step down (systemd.slice(5)).
+/// The path of a slice (systemd.slice(5)): `a-b.slice` is `/a.slice/a-b.slice`. `None` where the
+/// name is not a slice's.
 fn slice_path(slice: &str) -> Option<String> {
     let name = slice.strip_suffix(".slice")?;
     if name == "-" {
@@ -95,7 +97,7 @@ mod tests {
                 true,
             ),
             ("-.slice:x:y", true, Some("/x-y.scope"), true),
-            // Runtimes differ in what they make of these.
+            // Runtimes name the scope differently for these.
             ("a.slice:x", true, Some("/a.slice/scope"), false),
             ("a.slice::y", true, Some("/a.slice/scope"), false),
             ("a.slice:x:y.slice", true, Some("/a.slice/scope"), false),

@@ -1,6 +1,6 @@
 //! Partitions of the cpuset controller: CPUs that nobody outside a group has (kernel:
 //! cgroup-v2.rst, "Cpuset Interface Files", `cpuset.cpus.exclusive` and `cpuset.cpus.partition`).
-//! Ours are remote ones: no group above them is one.
+//! Ours are remote partitions: no group above them is a partition.
 
 use std::path::PathBuf;
 
@@ -14,16 +14,16 @@ use crate::files;
 const EXCLUSIVE: &str = "cpuset.cpus.exclusive";
 const PARTITION: &str = "cpuset.cpus.partition";
 
-/// What a group is that shares its CPUs with others.
+/// The value of `cpuset.cpus.partition` for a group that is no partition.
 pub const MEMBER: &str = "member";
 
-/// The file that says what a group is, and tells whoever polls it of a change.
+/// A group's `cpuset.cpus.partition`. The kernel wakes whoever polls it when it changes.
 pub fn file(group: &Group) -> PathBuf {
     group.dir().join(PARTITION)
 }
 
-/// The text of a group's `cpuset.cpus.partition`: a kind, and behind it why it is invalid, where it
-/// is; `None` where the group is gone, or there is no such file.
+/// The text of a group's `cpuset.cpus.partition`: a kind, followed by `invalid` and a reason if it
+/// is invalid. `None` where the group is gone, or has no such file.
 ///
 /// # Errors
 /// It cannot be read.
@@ -32,13 +32,13 @@ pub fn state(group: &Group) -> Result<Option<String>> {
     Ok(text.map(|text| text.trim().to_owned()))
 }
 
-/// The kind that such a text names, valid or not.
+/// The kind in the text of a partition file, valid or not.
 pub fn kind_in(state: &str) -> &str {
     state.split_whitespace().next().unwrap_or_default()
 }
 
-/// The text of a group's `cpuset.cpus.exclusive`; `None` where the group is gone, or the kernel has
-/// no remote partitions (before Linux 6.7), or not for this group.
+/// The text of a group's `cpuset.cpus.exclusive`; `None` where the group is gone, the kernel has no
+/// remote partitions (before Linux 6.7), or the group has no such file.
 ///
 /// # Errors
 /// It cannot be read.
@@ -47,15 +47,16 @@ pub fn exclusive(group: &Group) -> Result<Option<String>> {
     Ok(text.map(|text| cpulist::of_kernel(&text).to_owned()))
 }
 
-/// Writes those CPUs; a group that is gone is success where there are none.
+/// Writes a group's exclusive CPUs. With an empty value, a group that is gone is success.
 ///
 /// # Errors
-/// What the kernel says: a group beside this one, or beside one above it, has some of them.
+/// The kernel refuses: a group beside this one, or beside one above it, has some of the CPUs.
 pub fn set_exclusive(group: &Group, cpus: &str) -> Result<()> {
     put(group, EXCLUSIVE, cpus, cpus.is_empty())
 }
 
-/// Writes the kind. The kernel takes any: only [`state`] tells what became of it.
+/// Writes a group's kind of partition. The kernel accepts any kind, even if the partition is then
+/// invalid: only [`state`] tells. With [`MEMBER`], a group that is gone is success.
 ///
 /// # Errors
 /// It cannot be written.
@@ -63,11 +64,11 @@ pub fn set_kind(group: &Group, kind: &str) -> Result<()> {
     put(group, PARTITION, kind, kind == MEMBER)
 }
 
-/// Writes the CPUs of a group whose mask somebody has emptied since (systemd 262 does at a
-/// daemon-reload).
+/// Writes a group's `cpuset.cpus` unless it has just these CPUs: somebody may have emptied it
+/// (systemd 262 does at a daemon-reload).
 ///
 /// # Errors
-/// It cannot be written.
+/// It cannot be read or written.
 pub fn set_mask(group: &Group, cpus: &CpuSet) -> Result<()> {
     let has_them = cpuset::masks(group)?.is_some_and(|masks| masks.has_cpus(cpus));
     match has_them {
@@ -85,7 +86,7 @@ fn put(group: &Group, file: &str, value: &str, may_be_gone: bool) -> Result<()> 
     }
 }
 
-/// Is a group a partition of exactly this kind, valid, with exactly these CPUs?
+/// Is the group a valid partition of this kind, with exactly these CPUs?
 ///
 /// # Errors
 /// It cannot be looked at.
@@ -93,13 +94,13 @@ pub fn stands(group: &Group, kind: &str, cpus: &CpuSet) -> Result<bool> {
     Ok(state(group)?.as_deref() == Some(kind) && effective_cpus(group)?.as_ref() == Some(cpus))
 }
 
-/// The groups above one that have to name its exclusive CPUs, topmost first: all but the root.
+/// The groups above `group` that have to name its exclusive CPUs, topmost first: all but the root.
 pub fn ancestors(group: &Group) -> Vec<Group> {
     let mut all = Vec::new();
     let mut next = group.parent();
     while let Some(above) = next {
         next = above.parent();
-        // The root has no such file.
+        // The root has no `cpuset.cpus.exclusive`.
         if next.is_some() {
             all.push(above);
         }
@@ -108,10 +109,10 @@ pub fn ancestors(group: &Group) -> Vec<Group> {
     all
 }
 
-/// The valid partitions in a group and below it, with their CPUs, at any depth; none of version 1.
+/// The valid partitions below a group, at any depth, with their CPUs. Empty on version 1.
 ///
 /// # Errors
-/// Some cannot be looked at.
+/// A group cannot be looked at.
 pub fn all(group: &Group) -> Result<Vec<(Group, CpuSet)>> {
     let mut found = Vec::new();
     if group.version() == Version::V1 {
@@ -127,13 +128,14 @@ pub fn all(group: &Group) -> Result<Vec<(Group, CpuSet)>> {
     Ok(found)
 }
 
-/// The CPUs that the kernel has lost: online, and neither in the root group nor in a partition.
-/// Before Linux 7 it loses those of a partition that another group broke, when that is removed;
-/// they are back at the next boot. `kept` are those of partitions that are known: only where that
-/// is not all of them the groups are gone through.
+/// The CPUs that the kernel has lost: they are online, and neither in the root group nor in any
+/// partition. Before Linux 7 the kernel loses a partition's CPUs when another group breaks the
+/// partition and its group is then removed; they are back after a reboot. `kept` are the CPUs of
+/// known partitions: the groups are searched for others only if those do not explain all that is
+/// missing. Empty on version 1 and in a container.
 ///
 /// # Errors
-/// Some group cannot be looked at.
+/// A group cannot be looked at.
 pub fn lost(top: &Group, online: &CpuSet, kept: &CpuSet) -> Result<CpuSet> {
     let is_the_machines = cpuset::ceiling(top)?.is_none();
     let effective = match top.version() {
@@ -151,17 +153,17 @@ pub fn lost(top: &Group, online: &CpuSet, kept: &CpuSet) -> Result<CpuSet> {
     let missing = partitions
         .iter()
         .fold(missing, |missing, (_, cpus)| missing.difference(cpus));
-    // One may have been made, or taken down, while they were gone through.
+    // A partition may have been made or taken down during the search.
     let now = effective_cpus(top)?.unwrap_or_default();
     Ok(missing.difference(&now))
 }
 
-/// The groups whose own words keep some of these CPUs from a group: those beside it, and beside
-/// each above it, with the file that says so and what is in it. Above the group itself only
-/// exclusive CPUs, or a mask of nothing else, do.
+/// The files that keep some of these CPUs from a group, with what is in them: they belong to the
+/// groups beside it, and beside each group above it. Beside a group above it, `cpuset.cpus` counts
+/// only if it names none but these CPUs; exclusive CPUs always count.
 ///
 /// # Errors
-/// Some group cannot be looked at.
+/// A group cannot be looked at.
 pub fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Vec<(String, CpuSet)>> {
     let mut found = Vec::new();
     for below in ancestors(group).iter().chain([group]) {
@@ -189,9 +191,9 @@ pub fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Vec<(String, CpuSet)>>
     Ok(found)
 }
 
-/// Does this kernel break a partition when a group beside it names one of its CPUs, and may then
-/// lose them? From Linux 6.7, which made remote partitions, to before 7.0 (commit 2a3602030d80).
-/// One whose release makes no sense counts as one that does.
+/// Does this kernel break a partition when a group beside it names one of its CPUs, so that it may
+/// lose them? Linux 6.7, which made remote partitions, up to before 7.0 does (commit 2a3602030d80).
+/// A release that cannot be parsed counts as one that does.
 pub fn is_broken_by_siblings(release: &str) -> bool {
     let major = release
         .split('.')
@@ -200,9 +202,9 @@ pub fn is_broken_by_siblings(release: &str) -> bool {
     major.is_none_or(|major| major < 7)
 }
 
-/// Can nobody make a group beside this one that names its CPUs? crun's group of a container is
-/// alone in its scope; beside one of a slice of pinned containers, or of one that we made, are only
-/// groups whose CPUs we chose.
+/// Is it certain that no group beside this one will name its CPUs? It is for crun's group of a
+/// container, which is alone in its scope. It is in `pinfold.slice` too, which holds pinned
+/// containers only, and below a parent of ours: the groups there have CPUs that we chose.
 ///
 /// # Errors
 /// The groups beside it cannot be listed.
@@ -372,7 +374,7 @@ mod tests {
         assert_eq!(lost("0-7", ""), "2-3,5");
         assert_eq!(lost("0-7", "2-5"), "");
         assert_eq!(lost("0-1,6", ""), "");
-        // In a container the topmost group is the container's own.
+        // In a container the topmost group is the container's own, and has `cpuset.cpus`.
         tree.put("cpuset.cpus", "0-1\n");
         assert_eq!(lost("0-7", ""), "");
     }

@@ -1,5 +1,5 @@
 //! Pressure stall information: how long a group's processes waited for a CPU (kernel:
-//! Documentation/accounting/psi.rst). Version 2 alone has it, where the kernel is told to keep it.
+//! Documentation/accounting/psi.rst). Only version 2 has it, and only if the kernel runs with it.
 
 use std::io;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use nix::libc;
 use super::{Group, Version};
 use crate::files::SteadyFile;
 
-/// The account of one group, which is read again and again.
+/// Reads a group's waiting time again and again, from a file that stays open.
 #[derive(Debug)]
 pub struct Counter {
     cpu: Option<SteadyFile>,
 }
 
 impl Counter {
-    /// That of a group, there or not.
+    /// A counter for a group, which need not exist.
     pub fn of(group: &Group) -> Counter {
         let file = || SteadyFile::new(group.dir().join("cpu.pressure"));
         Counter {
@@ -25,17 +25,17 @@ impl Counter {
         }
     }
 
-    /// How long at least one process of the group waited since it was made; `None` where the kernel
-    /// keeps no such account, or the group is gone.
+    /// How long at least one process of the group waited for a CPU since the group was made; `None`
+    /// where the kernel does not count that, or the group is gone.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// The file cannot be read.
     pub fn waited(&mut self) -> Result<Option<Duration>> {
         let Some(file) = &mut self.cpu else {
             return Ok(None);
         };
         let text = match file.read() {
-            // As the kernel says it where it was started without (psi=0).
+            // The kernel was started with psi=0.
             Err(error) if is_not_kept(&error) => None,
             read => read?,
         };

@@ -1,4 +1,4 @@
-//! The processes of one group and of those below it, asked for again and again.
+//! The processes of a group and of those below it, read again and again.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -8,25 +8,26 @@ use super::Group;
 use super::walk::LINKS_OF_A_LEAF;
 use crate::files::SteadyFile;
 
-/// Who is in a group.
+/// Reads which processes are in a group.
 #[derive(Debug)]
 pub struct Roll {
     group: Group,
 }
 
 impl Roll {
-    /// That of a group, there or not.
+    /// A roll of a group, which need not exist.
     pub fn of(group: Group) -> Roll {
         Roll { group }
     }
 
-    /// All processes in the group and in those below it; 0 stands for one of another pid namespace.
+    /// All processes in the group and in the groups below it. 0 stands for a process of another pid
+    /// namespace.
     ///
     /// # Errors
-    /// A group that cannot be looked at.
+    /// A group cannot be looked at, or there are too many.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        // Most groups have none below: there is one list then. One that names nobody, or cannot be
-        // read, is a matter for who knows why (threaded groups).
+        // Most groups have none below them, so one file lists all processes. If it is empty or
+        // cannot be read, the group may be threaded: `all_pids` sees to that.
         let is_leaf = |links: u64| links == u64::from(LINKS_OF_A_LEAF);
         if self
             .group
@@ -34,8 +35,8 @@ impl Roll {
             .symlink_metadata()
             .is_ok_and(|own| is_leaf(own.nlink()))
         {
-            // Version 1 makes the list of an open file anew once a second at most: it is opened
-            // each time.
+            // Version 1 makes the list of an open file anew at most once a second, so the file is
+            // opened each time.
             let text = SteadyFile::new(self.group.procs_file()).read_list();
             let text = text.ok().flatten();
             let pids: Option<Vec<i32>> = text

@@ -1,12 +1,12 @@
-//! Telling systemd which CPUs a unit has: it owns the files of its units' groups, and writes them
-//! again from what it knows with every reload and every property that changes
+//! Telling systemd which CPUs a unit has. systemd owns the files of its units' groups: at each
+//! reload and each changed property it writes them again, from the properties it knows
 //! (systemd.resource-control(5), `AllowedCPUs=`).
 //!
-//! A kernel up to 6.12 refuses the empty value that systemd writes where it knows of none; later
-//! ones take it, and the container would run everywhere.
+//! If it knows no CPUs for a unit, it writes an empty value. Kernels up to 6.12 refuse that; later
+//! ones accept it, and the container would run on all CPUs.
 //!
-//! It is asked over D-Bus (org.freedesktop.systemd1(5)): `systemctl` would be two processes more at
-//! each start.
+//! systemd is asked over D-Bus (org.freedesktop.systemd1(5)): `systemctl` would cost two more
+//! processes at each start.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,25 +20,26 @@ use crate::dbus::{self, Answer, Call, Connection, Values};
 use crate::files;
 use crate::host::Host;
 
-/// The settings that telling systemd makes.
+/// The properties that [`tell`] sets: CPUs and memory nodes.
 const SETTINGS: [&str; 2] = ["AllowedCPUs", "AllowedMemoryNodes"];
 
-/// The name of systemd's manager on the bus.
+/// The bus name of systemd's manager.
 const MANAGER: &str = "org.freedesktop.systemd1";
 
 /// The most bytes of a unit's name (systemd.unit(5)).
 const MOST_NAME: usize = 255;
 
-/// Makes the CPUs of a group, and its memory nodes where there are any, known to systemd where the
-/// group is a scope's or a service's own; an empty set is what its parents have. Was there anything
-/// to tell? Elsewhere, in a container's group below its scope too, nothing is asked.
+/// Tells systemd the CPUs of a group, and its memory nodes if there are any, if the group is the
+/// own group of a scope or service. An empty set means what its parents have. Returns whether there
+/// was such a unit. For any other group, such as a container's group below its scope, systemd is
+/// not asked.
 ///
-/// A container with a unit's name need not have that unit: systemd says which group it has. A unit
-/// of a user's manager is left alone, for that is not reached from a hook; so is everything on a
-/// machine that is not the running one.
+/// A group named like a unit need not be that unit's, so systemd is asked for the unit's group. A
+/// unit of a user's manager is left alone, because a hook cannot reach that manager. Nothing is
+/// told on a machine that is not the running one.
 ///
 /// # Errors
-/// systemd refuses, or has not answered after `patience`.
+/// systemd refuses, or has not answered within `patience`.
 pub fn tell(
     host: &Host,
     group: &Group,
@@ -60,27 +61,27 @@ pub fn tell(
 /// What a unit had before somebody owned CPUs there.
 #[derive(Debug, Clone, Copy)]
 pub struct Former<'a> {
-    /// Its CPUs; an empty set is what its parents have.
+    /// Its CPUs. An empty set means what its parents have.
     pub cpus: &'a CpuSet,
-    /// Its memory nodes, where those were told too.
+    /// Its memory nodes, if they were told too.
     pub mems: Option<&'a CpuSet>,
-    /// The settings that were made at run time before, as [`settings`] names them: they stay, with
-    /// the former values.
+    /// The names of the settings that had been made at run time before, from [`settings`]. They are
+    /// kept, with the former values.
     pub settings: &'a [String],
-    /// The CPUs that systemd was told since: where it knows of others, somebody has set those, and
-    /// they stay. `None` where they are ours, whatever they are.
+    /// The CPUs that we told systemd. If the unit has other CPUs now, or none, somebody else set
+    /// that, and it stays. `None` if whatever the unit has now counts as ours.
     pub told: Option<&'a CpuSet>,
 }
 
-/// Gives a unit back what it had, also where its group is gone: systemd keeps a service's CPUs for
-/// its next start. `false` where somebody else has set other CPUs since, which stay.
+/// Gives a unit back what it had, even if its group is gone: systemd keeps a service's CPUs for its
+/// next start. Returns `false` if somebody else has set other CPUs since, which stay. A unit that
+/// does not exist any more is success.
 ///
-/// The drop-in files that came of telling are removed, or they would count for more than what an
-/// operator writes into the unit from now on. A unit that is gone altogether has nothing to be
-/// given back.
+/// The drop-in files that [`tell`] caused are removed; they would override what an operator writes
+/// into the unit from now on.
 ///
 /// # Errors
-/// As [`tell`].
+/// As [`tell`], or a drop-in file cannot be removed.
 pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duration) -> Result<bool> {
     let deadline = Instant::now() + patience;
     let Some(mut unit) = Unit::of(host, group, deadline)? else {
@@ -97,7 +98,7 @@ pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duratio
     }
     if !is_as_before || former.mems.is_some() {
         if let Err(error) = unit.set(former.cpus, former.mems) {
-            // It may have ended meanwhile, and that be all.
+            // If the unit ended meanwhile, there is nothing to give back.
             let again = unit.known()?;
             let keeps = unit.has_group(&again, group) && again.cpus != *former.cpus;
             return if keeps { Err(error) } else { Ok(true) };
@@ -107,11 +108,11 @@ pub fn untell(host: &Host, group: &Group, former: &Former<'_>, patience: Duratio
     Ok(true)
 }
 
-/// The settings of CPUs and memory nodes that a unit was given at run time (systemctl(1),
+/// The settings of CPUs and memory nodes that the group's unit was given at run time (systemctl(1),
 /// `set-property --runtime`).
 ///
 /// # Errors
-/// They cannot be looked at.
+/// The drop-in files cannot be looked at.
 pub fn settings(host: &Host, group: &Group) -> Result<Vec<String>> {
     let Some(unit) = unit_on(host, group)? else {
         return Ok(Vec::new());
@@ -125,17 +126,17 @@ pub fn settings(host: &Host, group: &Group) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Is it in the hands of a user's own manager (`user@.service`)? That writes the files of its
-/// units' groups again from what it knows, and is not reached from here.
+/// Does the group belong to a user's own manager (`user@.service`)? That manager writes the files
+/// of its units' groups again from what it knows, and cannot be reached from here.
 pub fn is_of_user(group: &Group) -> bool {
     group.path().contains("/user@")
 }
 
-/// Is it a unit's own group, which the unit's processes are to divide themselves (`Delegate=`,
+/// Is this the own group of a unit that divides it among its processes itself (`Delegate=`,
 /// systemd.resource-control(5))?
 ///
 /// # Errors
-/// systemd has not answered after `patience`.
+/// systemd has not answered within `patience`.
 pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bool> {
     let deadline = Instant::now() + patience;
     let Some(mut unit) = Unit::of(host, group, deadline)? else {
@@ -145,17 +146,18 @@ pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bo
     Ok(known.group == group.path() && known.is_delegated)
 }
 
-/// A unit of the system's manager, and the connection to that.
+/// A unit of the system's manager, and the connection to that manager.
 struct Unit<'a> {
     name: &'a str,
     manager: Connection,
-    /// Where systemd listens itself, while it is asked over the bus.
+    /// systemd's own socket, while the connection goes over the bus.
     itself: Option<PathBuf>,
     deadline: Instant,
 }
 
 impl<'a> Unit<'a> {
-    /// The unit whose own group this may be, on the running machine.
+    /// The unit whose own group this may be; `None` where there is none, or this is not the running
+    /// machine.
     fn of(host: &Host, group: &'a Group, deadline: Instant) -> Result<Option<Unit<'a>>> {
         let Some(name) = unit_on(host, group)? else {
             return Ok(None);
@@ -171,8 +173,8 @@ impl<'a> Unit<'a> {
         }))
     }
 
-    /// Asks what systemd knows of the unit. A bus can be there without systemd on it, or be full:
-    /// then systemd is asked itself, if there is time.
+    /// Asks for the unit's properties. If that fails over the bus, systemd's own socket is tried in
+    /// the time that is left: the bus may be full, or systemd not on it.
     fn known(&mut self) -> Result<Known> {
         let known = self.ask();
         match (&known, self.itself.take()) {
@@ -206,13 +208,14 @@ impl<'a> Unit<'a> {
         known.with_context(|| format!("ask systemd for the CPUs of {}", self.name))
     }
 
-    /// Is it the unit of this group? A service that does not run has none, and is.
+    /// Is this the unit's group? A service that does not run has no group, and counts.
     fn has_group(&self, known: &Known, group: &Group) -> bool {
         let is_at_rest = known.group.is_empty() && self.name.ends_with(".service");
         is_at_rest || known.group == group.path()
     }
 
-    /// Until the machine is shut down, or the unit ends (systemctl(1), `set-property --runtime`).
+    /// Sets the unit's CPUs and memory nodes, until the machine is shut down or the unit ends
+    /// (systemctl(1), `set-property --runtime`).
     fn set(&mut self, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
         let sets = SETTINGS.into_iter().zip([Some(cpus), mems]);
         let properties: Vec<(&str, Vec<u8>)> = sets
@@ -236,9 +239,9 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// systemd's manager, over the system's bus. A small machine has no bus: there systemd is asked
-/// where it listens itself, as `systemctl` and `runc` do. Returns with a connection over the bus
-/// where that is.
+/// Connects to systemd's manager over the system bus. A small machine has no bus: there the
+/// connection goes to systemd's own socket, as those of `systemctl` and `runc` do. With a
+/// connection over the bus, the path of that socket is returned too.
 fn manager(host: &Host, deadline: Instant) -> io::Result<(Connection, Option<PathBuf>)> {
     let itself = host.systemd_socket();
     let is_nobody = |error: &io::Error| {
@@ -250,8 +253,9 @@ fn manager(host: &Host, deadline: Instant) -> io::Result<(Connection, Option<Pat
     }
 }
 
-/// The object of a unit: what is no letter and no digit of its name is escaped, and so is a digit
-/// at its beginning (org.freedesktop.systemd1(5), "Unit Objects").
+/// The object path of a unit. Each byte that is no ASCII letter or digit is written as `_` and two
+/// hexadecimal digits; so is a digit at the beginning (org.freedesktop.systemd1(5), "Unit
+/// Objects").
 fn object_path(unit: &str) -> String {
     let mut path = String::from("/org/freedesktop/systemd1/unit/");
     for (place, byte) in unit.bytes().enumerate() {
@@ -264,8 +268,8 @@ fn object_path(unit: &str) -> String {
     path
 }
 
-/// Where systemd keeps a setting that was made at run time; those of a transient unit go with
-/// the unit.
+/// The drop-in file in which systemd keeps a setting made at run time. Those of a transient unit
+/// are removed with the unit.
 fn drop_in(host: &Host, unit: &str, setting: &str) -> PathBuf {
     let directory = host.systemd_runtime_settings(unit);
     directory.join(format!("50-{setting}.conf"))
@@ -282,9 +286,9 @@ fn remove_settings(host: &Host, unit: &str, kept: &[String]) -> Result<()> {
 /// What systemd knows of a unit.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Known {
-    /// The path of its group; empty where it does not run, or there is no such unit.
+    /// The path of its group; empty where the unit does not run, or does not exist.
     group: String,
-    /// Its `AllowedCPUs=`; none where it has what its parents have.
+    /// Its `AllowedCPUs=`; empty where it has what its parents have.
     cpus: CpuSet,
     is_delegated: bool,
 }
@@ -300,7 +304,8 @@ impl Known {
     }
 }
 
-/// The name of the unit whose own group this may be, where systemd is the running machine's init.
+/// The name of the unit whose own group this may be; `None` where systemd is not the init of the
+/// running machine.
 fn unit_on<'a>(host: &Host, group: &'a Group) -> Result<Option<&'a str>> {
     let Some(name) = unit_of(group).filter(|_| host.is_running_root()) else {
         return Ok(None);
@@ -309,8 +314,8 @@ fn unit_on<'a>(host: &Host, group: &'a Group) -> Result<Option<&'a str>> {
     Ok(mark.map(|_| name))
 }
 
-/// The scope or the service whose own group this may be: runtimes run containers in scopes, and
-/// services run `isolate`. Version 1 cpusets are nothing that systemd knows.
+/// The name of the scope or service whose own group this may be: runtimes run containers in scopes,
+/// and services run `isolate`. `None` on version 1, where systemd does not set cpusets.
 fn unit_of(group: &Group) -> Option<&str> {
     let name = group.path().rsplit('/').next()?;
     let is_unit = name.ends_with(".scope") || name.ends_with(".service");
@@ -318,7 +323,7 @@ fn unit_of(group: &Group) -> Option<&str> {
         .then_some(name)
 }
 
-/// Can a unit have this name (systemd.unit(5))? Who makes a group can call it anything.
+/// Is this a valid unit name (systemd.unit(5))? Whoever makes a group can name it anything.
 fn is_name(name: &str) -> bool {
     let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
     name.len() <= MOST_NAME && name.bytes().all(is_of_names)
@@ -343,7 +348,7 @@ mod tests {
         }
     }
 
-    /// A bus that serves nobody: it hangs up, as one does that is full.
+    /// This bus hangs up on everybody, as a full one does.
     #[test]
     fn where_the_bus_refuses_systemd_is_asked_itself() {
         let dir = tempfile::tempdir().unwrap();
@@ -368,7 +373,7 @@ mod tests {
         itself.join().unwrap().unwrap();
     }
 
-    /// Without a bus systemd is asked itself; where both are silent, the error names it.
+    /// Without a bus systemd's own socket is used. If that is silent too, the error names it.
     #[test]
     fn where_there_is_no_bus_systemd_is_asked_itself() {
         let dir = tempfile::tempdir().unwrap();

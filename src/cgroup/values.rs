@@ -1,6 +1,7 @@
-//! Files of a line each for a name and a number (kernel: cgroup-v2.rst, "Format", "Flat keyed").
+//! Files with a line for each key: the key, a space and a number (kernel: cgroup-v2.rst, "Format",
+//! "Flat keyed").
 
-/// The number of a name.
+/// The number on the line of `name`; `None` where there is no such line, or no number on it.
 pub(super) fn number(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(' ')?;

@@ -1,4 +1,4 @@
-//! Walking through the groups below one, by directory descriptors (openat(2)): whoever may make
+//! Walking through the groups below a group by directory descriptors (openat(2)). Whoever may make
 //! groups can nest them deeper than a path can name, and make any number of them.
 
 use std::ffi::{CStr, CString, OsStr};
@@ -19,52 +19,53 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::Version;
 use crate::files::{MOST_BYTES, read_bounded};
 
-/// The links to a directory without directories in it, on a file system that counts them: its name,
-/// and its own `.`.
+/// The link count of a directory that holds no directory, on file systems that count links: its
+/// name in the parent, and its own `.`.
 pub(super) const LINKS_OF_A_LEAF: u8 = 2;
 
-/// What stands for a process whose number is not to be had, as for one of another pid namespace
-/// (cgroups(7)).
+/// Stands for a process whose number cannot be read; the kernel uses it for a process of another
+/// pid namespace (cgroups(7)).
 const UNNAMED: i32 = 0;
 
-/// So many groups are looked at: others wait for the lock meanwhile. Version 1 bounds their number
-/// nowhere; version 2 says at once where nobody lives below, and lets their number be bounded
-/// (cgroup-v2.rst, `cgroup.max.descendants`).
+/// The most groups that are looked at, because others wait for the lock meanwhile. Version 1 has no
+/// bound on their number; version 2 tells at once that no process is below a group, and its number
+/// of groups can be bounded (cgroup-v2.rst, `cgroup.max.descendants`).
 const MOST_GROUPS: usize = 1 << 16;
 
-/// So many groups are removed at once, for the same reason: removing one takes longer than a look.
+/// The most groups that are removed at once, for the same reason: removing takes longer than
+/// looking.
 const MOST_REMOVED: usize = 1 << 13;
 
-/// One level of a walk that is on its way down.
+/// A directory on the way from the top to where the walk is.
 struct WalkLevel {
-    /// What tells this directory from any other: somebody may move groups meanwhile (version 1).
+    /// The directory's inode: somebody may move groups during the walk (version 1).
     inode: u64,
     /// The groups in it that are still to be visited.
     left: Vec<CString>,
-    /// Its name in the one above.
+    /// Its name in the directory above.
     name: CString,
 }
 
-/// What a visitor of groups does.
+/// What is done at each group of a walk.
 trait Visit {
-    /// Comes to the group of this name in another, before those below it; where it has none to tell
-    /// of, those are left out.
+    /// Called for the group `name` in `parent`, before the groups below it. `Continue(false)`
+    /// leaves those below out, `Break` ends the walk.
     fn enter(
         &mut self,
         parent: &OwnedFd,
         name: &CStr,
         stat: &FileStat,
     ) -> io::Result<ControlFlow<(), bool>>;
-    /// Leaves a group of this name, after those below it.
+    /// Called for the group `name` in `parent`, after the groups below it. `Break` ends the walk.
     fn leave(&mut self, parent: &OwnedFd, name: &CStr) -> io::Result<ControlFlow<()>>;
 }
 
-/// Hands the processes of a group, and of those below it, to `found`, group by group, until that
-/// has enough. A group that is gone has none; 0 stands for one that lives there and that nothing
-/// names.
+/// Calls `found` with the processes of a group and of each group below it, one group at a time,
+/// until it returns `Break`. Groups without processes, or gone, are left out. 0 stands for a
+/// process that lives there and whose number cannot be read.
 ///
 /// # Errors
-/// Also more groups than [`MOST_GROUPS`], unless there was enough before.
+/// A group cannot be read. More than [`MOST_GROUPS`] groups were looked at.
 pub(super) fn processes(
     dir: &Path,
     version: Version,
@@ -86,16 +87,16 @@ fn processes_in(
         bound,
     };
     walk(dir, &mut processes)?;
-    // Of a group that is threaded itself (kernel: cgroup-v2.rst, "Threads") no file here names a
-    // process.
+    // The processes of a group that is threaded itself (kernel: cgroup-v2.rst, "Threads") are in no
+    // list at or below it.
     if !processes.has_found && version == Version::V2 && is_populated(dir)? {
         let _ = (processes.found)(vec![UNNAMED]);
     }
     Ok(())
 }
 
-/// Version 2 says of a group and all below it whether anything lives there (kernel: cgroup-v2.rst,
-/// "[Un]populated Notification").
+/// Does a process live in the group or below it, as version 2 tells in one file (kernel:
+/// cgroup-v2.rst, "[Un]populated Notification")?
 fn is_populated(dir: &Path) -> io::Result<bool> {
     match std::fs::read_to_string(dir.join("cgroup.events")) {
         Ok(events) => Ok(events.lines().any(|line| line == "populated 1")),
@@ -104,10 +105,10 @@ fn is_populated(dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// The directories of the groups with these inodes, from the one where the search begins.
+/// The directories of the groups with these inodes, relative to `dir`, which may be one of them.
 ///
 /// # Errors
-/// Also more groups than [`MOST_GROUPS`].
+/// A group cannot be read. More than [`MOST_GROUPS`] groups were looked at.
 pub(super) fn with_inodes(dir: &Path, inodes: &[u64]) -> io::Result<Vec<PathBuf>> {
     search(dir, inodes, MOST_GROUPS)
 }
@@ -123,10 +124,11 @@ fn search(dir: &Path, inodes: &[u64], most: usize) -> io::Result<Vec<PathBuf>> {
     Ok(search.found)
 }
 
-/// Removes the groups below one, which stays; `false` where a process is in one of them.
+/// Removes the groups below `dir`, which stays. Returns `false` if a process is in one of them.
 ///
 /// # Errors
-/// Also more groups than [`MOST_REMOVED`]: so many are gone then, and the next to ask removes more.
+/// A group cannot be removed. There are more than [`MOST_REMOVED`] groups: that many are gone then,
+/// and the next call removes more.
 pub(super) fn remove_below(dir: &Path) -> io::Result<bool> {
     remove_some_below(dir, MOST_REMOVED)
 }
@@ -153,7 +155,7 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
         name: CString::default(),
     };
     match visitor.enter(&at, c".", &top)? {
-        // As below: most groups have none.
+        // As below: most groups have none below them.
         ControlFlow::Continue(true) if is_leaf_now(&at, c"")? => {}
         ControlFlow::Continue(true) => level.left = groups_in(&at)?,
         ControlFlow::Continue(false) => {}
@@ -169,7 +171,7 @@ fn walk(dir: &Path, visitor: &mut impl Visit) -> io::Result<()> {
                 ControlFlow::Continue(enters) => enters,
                 ControlFlow::Break(()) => return Ok(()),
             };
-            // Most groups have none below: those are not even opened.
+            // Most groups have none below them, and are not even opened.
             let has_below = enters && !is_leaf_now(&at, &name)?;
             let below = match has_below {
                 true => open(at.as_fd(), name.as_c_str()),
@@ -214,8 +216,9 @@ fn open<P: nix::NixPath + ?Sized>(at: impl AsFd, path: &P) -> nix::Result<OwnedF
     openat(at, path, flags, Mode::empty())
 }
 
-/// Has a group none below it? Asked once its processes were looked for: who moves into a new one
-/// below is found there. Without a name it is the group itself.
+/// Has the group `name` in `at` no group below it? With an empty name, `at` itself is asked. This
+/// is asked only after its processes were read, so that a process that moves into a new group below
+/// was seen before it moved.
 fn is_leaf_now(at: &OwnedFd, name: &CStr) -> nix::Result<bool> {
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_EMPTY_PATH;
     match fstatat(at, name, flags) {
@@ -224,10 +227,10 @@ fn is_leaf_now(at: &OwnedFd, name: &CStr) -> nix::Result<bool> {
     }
 }
 
-/// The names of the groups in one. One that is removed meanwhile has none.
+/// The names of the groups right below a group; empty if it is removed meanwhile.
 fn groups_in(group: &OwnedFd) -> io::Result<Vec<CString>> {
     let mut names = Vec::new();
-    // A descriptor of its own, whose place in the directory is its own too.
+    // A new descriptor has its own position in the directory.
     let mut dir = match Dir::openat(
         group,
         ".",
@@ -262,8 +265,7 @@ fn is_directory(group: &OwnedFd, name: &CStr) -> io::Result<bool> {
     }
 }
 
-/// Reads a file of the group of this name in another; `None` where there is none, or the group is
-/// gone.
+/// Reads a file of the group `name` in `parent`; `None` where the file or the group is gone.
 fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let path = [name.to_bytes(), b"/", file.as_bytes()].concat();
@@ -277,13 +279,17 @@ fn read(parent: &OwnedFd, name: &CStr, file: &str) -> io::Result<Option<String>>
     }
 }
 
-/// How many groups may still be looked at.
+/// How many more groups may be looked at.
 struct LookLimit(usize);
 
 impl LookLimit {
-    /// Looks at one more.
+    /// Counts one more group.
+    ///
+    /// # Errors
+    /// The limit is reached.
     fn count(&mut self) -> io::Result<()> {
-        let many = "there are too many groups to look at: remove the empty ones (find DIRECTORY -depth -mindepth 1 -type d -exec rmdir {} +)";
+        let many = "there are too many groups to look at: remove the empty ones (find DIRECTORY \
+                    -depth -mindepth 1 -type d -exec rmdir {} +)";
         self.0 = self.0.checked_sub(1).ok_or(io::Error::other(many))?;
         Ok(())
     }
@@ -304,8 +310,8 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
         _: &FileStat,
     ) -> io::Result<ControlFlow<(), bool>> {
         self.bound.count()?;
-        // Version 2 tells of all groups below at once (kernel: cgroup-v2.rst, "[Un]populated
-        // Notification").
+        // If version 2 says that nothing lives here or below (kernel: cgroup-v2.rst, "[Un]populated
+        // Notification"), the groups below need not be visited.
         let events = match self.version {
             Version::V1 => String::new(),
             Version::V2 => read(parent, name, "cgroup.events")?.unwrap_or_default(),
@@ -314,8 +320,8 @@ impl<F: FnMut(Vec<i32>) -> ControlFlow<()>> Visit for Processes<F> {
             return Ok(ControlFlow::Continue(false));
         }
         let text = match read(parent, name, "cgroup.procs") {
-            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own: the
-            // domain above it, which is the owner's too, names its processes.
+            // A threaded group (kernel: cgroup-v2.rst, "Threads") has no list of its own. Its
+            // processes are in the list of the domain above it, which is the owner's too.
             Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => String::new(),
             other => other?.unwrap_or_default(),
         };
@@ -368,7 +374,7 @@ impl Visit for Search<'_> {
 
 struct Removal {
     is_done: bool,
-    /// How many may still be removed.
+    /// How many more groups may be removed.
     left: usize,
 }
 
@@ -439,7 +445,7 @@ mod tests {
         for number in 0..10 {
             put(dir.path(), &format!("{number}/cgroup.procs"), "");
         }
-        // The first is the one that they are below.
+        // The topmost group counts too.
         let looked = |most| {
             let found = |_| ControlFlow::Continue(());
             processes_in(dir.path(), Version::V1, found, LookLimit(most))
