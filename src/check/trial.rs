@@ -1,5 +1,5 @@
-//! Trying what a start does, with no more rights than it has: taking the lock, and writing where it
-//! writes. Nothing stays.
+//! Tries what a start does, with no more capabilities than a start has: takes the lock, and writes
+//! where a start writes. Nothing stays changed.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::placement::Site;
 use crate::pools::{LockError, PoolDirectory};
 use crate::refusal::Refusal;
 
-/// How long the lock is waited for: that somebody has it is as it should be, and that one has it
-/// for so long is not. A start waits for longer; but whoever looks wants an answer.
+/// The longest wait for the lock. Others may hold it, but nobody for so long. A start waits longer,
+/// but a person wants an answer.
 const BRIEF: Duration = Duration::from_secs(3);
 
-/// Nobody keeps the lock, and it is not to be had all the same.
+/// The refusal where nobody keeps the lock, and it still cannot be had.
 fn crowded() -> Refusal {
     Refusal::new(
         format!(
@@ -25,18 +25,18 @@ fn crowded() -> Refusal {
     )
 }
 
-/// Tries it.
+/// Tries it and reports.
 pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report) {
     if !site.host.is_running_root() && !site.host.shares_our_processes() {
         return;
     }
     let tried = std::thread::scope(|scope| {
-        // Capabilities are a thread's own (capabilities(7)): this one has those of a hook.
+        // Capabilities belong to a thread (capabilities(7)): this thread gets those of a hook.
         let start = scope.spawn(|| {
             limits::drop_capabilities().map_err(LockError::Unusable)?;
-            directory.is_let_go(&site.host, BRIEF)?;
-            // Tried as a start takes it, which nothing else that is checked needs. Whoever shares
-            // the lock and keeps it is in the way of starts alone.
+            directory.ensure_let_go(&site.host, BRIEF)?;
+            // The lock is taken as a start takes it, which no other check needs. Somebody who keeps
+            // a shared lock is in the way of starts only.
             let before = directory.holder(&site.host);
             let lock = directory.lock_in_turn(&site.host, BRIEF, &site.run_dir);
             let lock = lock.map_err(|error| match error {
@@ -73,7 +73,8 @@ pub(super) fn check(site: &Site, directory: &PoolDirectory, report: &mut Report)
                 report.fault("start", text, remedy);
             }
         }
-        // What is not ours to lock is told of with the claims, and a broken lock with the pools.
+        // The check of the claims says that the lock is not ours, and that of the pools that it is
+        // broken.
         Ok(Err(LockError::Denied(_))) => {}
         Ok(Err(LockError::Held(error))) => {
             let refusal = Refusal::of(&error);

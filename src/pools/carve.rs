@@ -1,4 +1,4 @@
-//! Which physical cores a pool is cut from. Pure.
+//! Pure: the choice of the physical cores that a pool is made of.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -7,51 +7,52 @@ use anyhow::{Result, bail};
 
 use crate::cpulist::CpuSet;
 
-/// A physical core that can be given to a pool.
+/// A physical core that a pool can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Core {
-    /// Its CPUs that are online.
+    /// Its online CPUs.
     pub cpus: CpuSet,
-    /// The number of its NUMA node, if the kernel tells it.
+    /// The number of its NUMA node; `None` where the kernel does not tell it.
     pub node: Option<u32>,
-    /// The lowest CPU of its last-level cache, by which that is known, if the kernel tells it.
+    /// The lowest CPU of its last-level cache, which stands for the cache; `None` where the kernel
+    /// does not tell it.
     pub cache: Option<u32>,
 }
 
-/// From where a pool's cores are to come.
+/// Where a pool's cores come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cut {
-    /// From which NUMA nodes.
+    /// The NUMA nodes they come from.
     pub numa: FromNodes,
-    /// From which last-level caches.
+    /// The last-level caches they come from.
     pub cache: FromCaches,
 }
 
-/// From which NUMA nodes.
+/// Which NUMA nodes a pool's cores come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FromNodes {
-    /// Whatever comes first by number.
+    /// The free cores in their order, whatever their node.
     #[default]
     Any,
-    /// As few nodes as will do; of those that do, the fullest.
+    /// As few nodes as possible. Of the nodes with enough free cores, the one with the fewest.
     Pack,
-    /// From each node the same number, as far as there are so many.
+    /// The same number from each node, as far as each has enough.
     Spread,
-    /// This one.
+    /// Only the node of this number.
     Node(u32),
 }
 
-/// From which last-level caches.
+/// Which last-level caches a pool's cores come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FromCaches {
-    /// Whatever comes first by number.
+    /// The free cores in their order, whatever their cache.
     #[default]
     Any,
-    /// As few caches as will do; of those that do, the fullest.
+    /// As few caches as possible. Of the caches with enough free cores, the one with the fewest.
     Pack,
-    /// From each cache the same number, as far as there are so many.
+    /// The same number from each cache, as far as each has enough.
     Spread,
-    /// All from one.
+    /// One cache has all of them.
     Single,
 }
 
@@ -82,7 +83,7 @@ impl FromStr for FromCaches {
 }
 
 impl FromNodes {
-    /// May this core be taken?
+    /// May the core be taken?
     pub(super) fn has(self, core: &Core) -> bool {
         match self {
             FromNodes::Node(node) => core.node == Some(node),
@@ -92,10 +93,10 @@ impl FromNodes {
 }
 
 impl Cut {
-    /// `numa=…` and `cache=…` as they are written behind a pool's kind.
+    /// Sets `numa` or `cache`, from a word as `numa=pack` that follows a pool's kind.
     ///
     /// # Errors
-    /// What else could be written.
+    /// There is no such key, or it cannot have this value; the message lists what there is.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
             "numa" => self.numa = value.parse()?,
@@ -106,11 +107,11 @@ impl Cut {
     }
 }
 
-/// Takes `count` cores out of those that are free; by first CPU. `free` is left as it was on an
-/// error.
+/// Takes `count` cores out of `free`, and returns the CPUs of each, by first CPU. On an error
+/// `free` is unchanged.
 ///
 /// # Errors
-/// Too few where they are to come from: how many there are.
+/// There are too few free cores where `cut` allows them; the message says how many there are.
 pub fn take(free: &mut Vec<Core>, count: usize, cut: Cut) -> Result<Vec<CpuSet>> {
     let mut taken: Vec<CpuSet> = Vec::new();
     for (share, of_node) in shares_of_nodes(free, count, cut.numa)? {
@@ -124,7 +125,7 @@ pub fn take(free: &mut Vec<Core>, count: usize, cut: Cut) -> Result<Vec<CpuSet>>
     Ok(taken)
 }
 
-/// How many cores come from which group of cores.
+/// Numbers of cores to take, each with the cores to take them from.
 type Shares = Vec<(usize, Vec<Core>)>;
 
 fn shares_of_nodes(free: &[Core], count: usize, numa: FromNodes) -> Result<Shares> {
@@ -173,7 +174,8 @@ fn shares_of_caches(free: &[Core], count: usize, cache: FromCaches) -> Result<Sh
     }
 }
 
-/// Cores that could be there, for all that the kernel tells.
+/// The part of a refusal about cores that might be suitable, if the kernel told their node or
+/// cache.
 fn untold(cores: usize, what: &str) -> String {
     match cores {
         0 => String::new(),
@@ -197,7 +199,8 @@ fn fullest_that_does(groups: &[Vec<Core>], count: usize) -> Option<usize> {
         .min_by_key(|index| groups[*index].len())
 }
 
-/// One group where one does; otherwise the one with most, and the rest packed again.
+/// If one group has enough, the one with the fewest of those; otherwise all of the largest group,
+/// and the rest packed in the same way.
 fn pack(mut groups: Vec<Vec<Core>>, count: usize) -> Result<Shares> {
     ensure_enough(&groups, count)?;
     let mut left = count;
@@ -213,7 +216,7 @@ fn pack(mut groups: Vec<Vec<Core>>, count: usize) -> Result<Shares> {
     Ok(shares)
 }
 
-/// One more from each group in turn, until there are enough.
+/// Takes one core from each group in turn, until there are enough.
 fn spread(groups: Vec<Vec<Core>>, count: usize) -> Result<Shares> {
     ensure_enough(&groups, count)?;
     let mut shares = vec![0; groups.len()];
@@ -241,7 +244,7 @@ fn ensure_enough(groups: &[Vec<Core>], count: usize) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Two nodes of four cores with two siblings each; two caches a node.
+    /// Two nodes with four cores of two siblings each, and two caches a node.
     fn machine() -> Vec<Core> {
         let core = |number: u32| Core {
             cpus: [number, number + 8].into_iter().collect(),

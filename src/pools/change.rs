@@ -1,8 +1,8 @@
-//! Changing a pool directory that is in use, by steps of one rename each: whoever reads it, under
-//! the lock or not, sees a list wholly or not at all, and never two that overlap.
+//! Changing a pool directory that is in use. Each step is one rename, so a reader, with the lock or
+//! without it, sees a list wholly or not at all, and never two lists that overlap.
 //!
-//! What is not there yet, or no more, is beside `pools` in a directory `.pools.<nonce>`, which no
-//! tool reads and the next maker of pools removes.
+//! What is being made or removed lies in a directory `.pools.<nonce>` beside `pools`. No tool reads
+//! it, and whoever changes pools next removes it.
 
 use std::fs;
 use std::path::Path;
@@ -18,6 +18,9 @@ use crate::files;
 
 impl PoolDirectory {
     /// Adds a pool.
+    ///
+    /// # Errors
+    /// A file cannot be made, or there is a pool of this name.
     pub fn add_pool(&self, lock: &Lock, pool: &PlannedPool) -> Result<()> {
         let aside = self.aside(lock)?;
         let made = aside.path().join(&pool.name);
@@ -25,12 +28,18 @@ impl PoolDirectory {
         rename(&made, &self.pools().join(&pool.name))
     }
 
-    /// Removes a pool, whoever is in it; one that is not there is success.
+    /// Removes a pool, whether it has owners or not. A pool that is not there is success.
+    ///
+    /// # Errors
+    /// It cannot be moved away.
     pub fn remove_pool(&self, lock: &Lock, pool: &str) -> Result<()> {
         self.set_aside(lock, &self.pools().join(pool))
     }
 
-    /// Adds a list to a pool.
+    /// Adds a list without owners to a pool.
+    ///
+    /// # Errors
+    /// A file cannot be made, or there is such a list.
     pub fn add_list(&self, lock: &Lock, pool: &str, cpus: &CpuSet) -> Result<()> {
         let aside = self.aside(lock)?;
         let made = aside.path().join("list");
@@ -38,12 +47,18 @@ impl PoolDirectory {
         rename(&made, &self.list_path(pool, &list_name(cpus)))
     }
 
-    /// Removes a list, whoever is in it; one that is not there is success.
+    /// Removes a list, whether it has owners or not. A list that is not there is success.
+    ///
+    /// # Errors
+    /// It cannot be moved away.
     pub fn remove_list(&self, lock: &Lock, pool: &str, list: &str) -> Result<()> {
         self.set_aside(lock, &self.list_path(pool, list))
     }
 
-    /// Gives a list other CPUs; its owners stay.
+    /// Changes the CPUs of a list, whose owners stay. `from` and `to` are names of directories.
+    ///
+    /// # Errors
+    /// The directory cannot be renamed.
     pub fn rename_list(&self, _lock: &Lock, pool: &str, from: &str, to: &str) -> Result<()> {
         rename(&self.list_path(pool, from), &self.list_path(pool, to))
     }
@@ -59,7 +74,7 @@ impl PoolDirectory {
         Ok(aside)
     }
 
-    /// The directory goes with the one that it is put into.
+    /// Moves `path` into a temporary directory, and removes it with that.
     fn set_aside(&self, lock: &Lock, path: &Path) -> Result<()> {
         if files::entry_if_there(path)?.is_none() {
             return Ok(());
@@ -69,7 +84,7 @@ impl PoolDirectory {
     }
 }
 
-/// Both directories are synced: what an operator changed outlasts a power loss.
+/// Renames, and syncs both directories: an operator's change must outlast a power loss.
 fn rename(from: &Path, to: &Path) -> Result<()> {
     let attempt = || {
         fs::rename(from, to)?;

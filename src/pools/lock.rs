@@ -1,4 +1,4 @@
-//! The lock of a pool directory: flock(2) on one inode that KCM's tools lock too.
+//! The lock of a pool directory: a flock(2) on the inode that KCM's tools lock too.
 
 use std::fs::{File, Metadata, Permissions};
 use std::io;
@@ -20,40 +20,41 @@ use crate::host::Host;
 use crate::refusal::{Reason, Refusal};
 use crate::text::{Shown, shell_word};
 
-/// The pool directory, held. Dropping it lets go.
+/// A pool directory's lock, held. Dropping it unlocks.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
     path: PathBuf,
-    /// What the file was when it was taken: its device and inode are for ever.
+    /// What the file was when it was locked; its device and inode never change.
     taken: Metadata,
     waited: Option<Duration>,
 }
 
-/// Between two looks at whether somebody lets go, or has got it.
+/// The time between two looks at who holds the lock.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// So long somebody who waits is given to get it.
+/// The longest wait until somebody who waits for the lock has got it.
 const HANDED: Duration = Duration::from_millis(100);
 
-/// Whoever only looks has it for a moment, and this long where others have the CPU meanwhile.
+/// The longest wait for somebody who only looks at the lock. A look takes a moment, and this long
+/// if others have the CPU meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// So long whoever takes a ticket is waited for: it has the file for microseconds, unless it was
-/// stopped.
+/// The longest wait for somebody who is taking a ticket. That locks the file of the queue for
+/// microseconds, unless the process was stopped.
 const TAKING: Duration = Duration::from_millis(500);
 
-/// The file of the queue, in the run directory.
+/// The name of the queue's file in the run directory.
 const QUEUE: &str = "queue";
 
-/// Waiting for the lock.
+/// A wait for the lock.
 struct Wait<'a> {
     host: &'a Host,
     began: Instant,
     patience: Duration,
-    /// The queue to stand in, until it was stood in.
+    /// The file of the queue; `None` if there is none, or once it was tried.
     queue: Option<PathBuf>,
-    /// The place in it.
+    /// The place in the queue, once it was taken.
     ticket: Option<Ticket>,
 }
 
@@ -62,15 +63,15 @@ impl Wait<'_> {
         self.patience.saturating_sub(self.began.elapsed())
     }
 
-    /// Do others wait, who came before?
+    /// Is there a queue in which others wait?
     fn is_behind_others(&self) -> bool {
         let queue = self.queue.as_ref().filter(|_| !self.patience.is_zero());
         queue.is_some_and(|queue| queue::is_waited_in(queue))
     }
 
-    /// Waits in the queue until it is its turn to wait for the lock itself. Whoever is before it
-    /// may have been stopped (SIGSTOP): a quarter of the patience is left for what is to be had all
-    /// the same.
+    /// Takes a ticket, and waits until it is this process's turn to wait for the lock itself. A
+    /// process ahead may have been stopped (SIGSTOP), so a quarter of the patience is left for
+    /// trying the lock without a turn.
     fn stand_in_queue(&mut self) {
         let Some(queue) = self.queue.take() else {
             return;
@@ -89,14 +90,14 @@ impl Wait<'_> {
     }
 }
 
-/// Why the lock was not had.
+/// Why the lock was not taken.
 #[derive(Debug)]
 pub enum LockError {
-    /// We may not open it: it is root's alone.
+    /// We may not open the file: only its owner may.
     Denied(anyhow::Error),
     /// Somebody else held it all the time.
     Held(anyhow::Error),
-    /// It is missing or broken.
+    /// The file is missing or unusable.
     Unusable(anyhow::Error),
 }
 
@@ -109,13 +110,21 @@ impl From<LockError> for anyhow::Error {
 }
 
 impl PoolDirectory {
-    /// Takes the lock, waiting at most `patience`; with none it is only tried. Whoever just looks
-    /// ([`PoolDirectory::is_let_go`]) has it for a moment, and is waited for all the same.
+    /// Takes the lock, waiting at most `patience`. With no patience it is tried once; somebody who
+    /// only looks ([`PoolDirectory::ensure_let_go`]) is waited for even then, since that takes a
+    /// moment.
+    ///
+    /// # Errors
+    /// The lock is held by somebody else all the time, may not be opened, or is unusable.
     pub fn lock(&self, host: &Host, patience: Duration) -> Result<Lock, LockError> {
         self.take(host, patience, None)
     }
 
-    /// The same, in the order in which they came for all who have this run directory.
+    /// As [`PoolDirectory::lock`], but all who use the same run directory get the lock in the order
+    /// in which they came.
+    ///
+    /// # Errors
+    /// As [`PoolDirectory::lock`].
     pub fn lock_in_turn(
         &self,
         host: &Host,
@@ -164,22 +173,22 @@ impl PoolDirectory {
                 path: self.lock_path(),
                 waited: has_waited.then(|| wait.began.elapsed()),
             };
-            // Whoever waited may have got an inode that was replaced meanwhile, which keeps nobody
+            // The inode that was waited for may have been replaced meanwhile: its lock keeps nobody
             // out.
             if lock.is_in_place().map_err(LockError::Unusable)? {
-                // The next in the queue is now the first to wait for the lock.
+                // From now on the next in the queue waits for the lock itself.
                 drop(wait.ticket);
                 return Ok(lock);
             }
         }
     }
 
-    /// For one who only looks: does whoever has the lock let go of it within `patience`? It is not
-    /// kept, and that others have it one after the other is as it should be.
+    /// Looks whether the holder of the lock lets go of it within `patience`, without keeping the
+    /// lock. If it passes from one holder to another, all is well too.
     ///
     /// # Errors
     /// As [`PoolDirectory::lock`].
-    pub fn is_let_go(&self, host: &Host, patience: Duration) -> Result<(), LockError> {
+    pub fn ensure_let_go(&self, host: &Host, patience: Duration) -> Result<(), LockError> {
         let started = Instant::now();
         let (file, _) = self.open_lock(host)?;
         let mut first = None;
@@ -204,25 +213,30 @@ impl PoolDirectory {
         }
     }
 
-    /// Who has the lock now, if anybody: a pid.
+    /// The pid of the process that holds the lock; `None` where nobody does, or that cannot be
+    /// read.
     pub fn holder(&self, host: &Host) -> Option<i32> {
         let file = files::open_regular(&self.lock_path()).ok()?;
         holder(host, &file).map(|(pid, _)| pid)
     }
 
-    /// Who uses the file that was `lock` before, holding it or waiting for it, where `key` is what
-    /// [`Lock::key`] said of it.
+    /// A process that holds or waits for the lock on the file that was `lock` before it was
+    /// replaced; `key` is that file's [`Lock::key`]. Returned as a text for messages.
+    ///
+    /// # Errors
+    /// The present file, or the kernel's table of locks, cannot be read.
     pub fn user_of_former(&self, host: &Host, key: &str) -> Result<Option<String>> {
         let number = |text: &str| u64::from_str_radix(text, 16).ok();
         let parts = key.split_once('-');
         let parts = parts.and_then(|(device, inode)| Some((number(device)?, inode.parse().ok()?)));
-        // A mark that was damaged names nobody.
+        // A key that is damaged names no file.
         let Some((device, inode)) = parts else {
             return Ok(None);
         };
         let file = files::open_regular(&self.lock_path())?;
         let now = FileId::of(host, &file)?;
-        // It was on the file system that the new one is on, or on one that is not here any more.
+        // The former file was on the file system of the present one, or on one that is not mounted
+        // here any more.
         let is_same = file.metadata().context("look at the lock")?.dev() == device;
         let former = FileId {
             inode,
@@ -237,8 +251,10 @@ impl PoolDirectory {
         Ok(user.map(|pid| described(host, pid)))
     }
 
-    /// What tells this directory from every other on the machine, without holding it:
-    /// [`Lock::key`].
+    /// The directory's [`Lock::key`], without taking the lock.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
     pub fn lock_key(&self) -> Result<String> {
         let path = self.lock_path();
         let metadata = path.symlink_metadata();
@@ -246,8 +262,12 @@ impl PoolDirectory {
         Ok(key_of(&metadata))
     }
 
-    /// What tells this directory from another that comes to its path later: the lock's inode, and
-    /// when that was made. The device is no part of it, since its number is another after a boot.
+    /// Tells this directory from another that is at its path later: the lock's inode, and when that
+    /// was made, in nanoseconds since the epoch. The device is left out, because its number can
+    /// change at a boot.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
     pub fn mark(&self) -> Result<String> {
         let path = self.lock_path();
         let metadata = path.symlink_metadata();
@@ -256,8 +276,8 @@ impl PoolDirectory {
     }
 
     /// # Errors
-    /// Also one that another user owns or can write: that one could hold it, and keep everybody
-    /// out.
+    /// Also a file that another user owns or can write: that user could hold the lock and keep
+    /// everybody out.
     fn open_lock(&self, host: &Host) -> Result<(File, Metadata), LockError> {
         let path = self.lock_path();
         let (file, metadata) = self.open_file(&path)?;
@@ -282,7 +302,7 @@ impl PoolDirectory {
         })
     }
 
-    /// What to do about a lock that anybody can open: whoever can, can hold it.
+    /// The part of a remedy about a lock's mode: whoever can open the file can hold it.
     fn open_to_others(&self, file: &File) -> String {
         match file.metadata() {
             Ok(metadata) if metadata.mode() & 0o077 != 0 => format!(
@@ -298,7 +318,8 @@ impl PoolDirectory {
         taken.map_err(LockError::Unusable)
     }
 
-    /// Who held it all the time, and what else than its end helps.
+    /// The error that the lock was held for the time `waited`. `or` is a remedy besides ending the
+    /// holder.
     fn held(
         &self,
         file: &File,
@@ -322,7 +343,7 @@ impl PoolDirectory {
         LockError::Held(refusal.because(Reason::Lock).into())
     }
 
-    /// Waits in the kernel's queue.
+    /// Waits in the kernel's queue for what is left of the patience.
     fn wait(&self, file: &File, wait: &Wait<'_>) -> Result<(), LockError> {
         let held = || {
             let waited = wait.began.elapsed();
@@ -364,7 +385,8 @@ impl PoolDirectory {
 }
 
 impl Drop for Lock {
-    /// A process that was forked meanwhile may have the file open still, and hold it by that.
+    /// Unlocks. Closing would not do: a process forked meanwhile may have the file open, and would
+    /// hold the lock.
     fn drop(&mut self) {
         if let Err(error) = FileExt::unlock(&self.file) {
             log::warn!("unlock {}: {error}", self.path.display());
@@ -373,31 +395,34 @@ impl Drop for Lock {
 }
 
 impl Lock {
-    /// How long others were waited for; `None` where nobody had it.
+    /// How long others were waited for; `None` where the lock was free.
     pub fn waited(&self) -> Option<Duration> {
         self.waited
     }
 
-    /// What tells this lock, and so its pool directory, from every other on the machine.
+    /// Tells this lock, and so its pool directory, from every other on the machine: device
+    /// (hexadecimal) and inode, as `fe01-1234`.
     pub fn key(&self) -> String {
         key_of(&self.taken)
     }
 
-    /// Makes sure that what is held still keeps others out.
+    /// Checks that the lock still keeps others out.
     ///
     /// # Errors
-    /// The file was replaced: others hold the new one, and may be at work on the same books.
+    /// The file was replaced: others hold the new one, and may be changing the same pools and
+    /// claims.
     pub fn ensure_in_place(&self) -> Result<()> {
         ensure!(
             self.is_in_place()?,
-            "the lock {} was replaced while it was held: do it again, and leave that file alone (rsync --exclude)",
+            "the lock {} was replaced while it was held: do it again, and leave that file alone \
+             (rsync --exclude)",
             self.path.display()
         );
         Ok(())
     }
 
-    /// Lets go, and waits a little until one of those who wait for it has it: whoever asks again at
-    /// once would be before them.
+    /// Unlocks, and waits 100 ms at most until one of those who wait for the lock has it. Without
+    /// that, whoever asks again at once would be ahead of them.
     pub fn hand_on(self, host: &Host) {
         let place = FileId::of(host, &self.file);
         let locks = || files::read(&host.proc_locks()).unwrap_or_default();
@@ -414,8 +439,9 @@ impl Lock {
         }
     }
 
-    /// Anybody who can open the file can hold it, and so keep every start from its CPUs: nobody
-    /// else shall from now on.
+    /// Takes the permission to open the file from group and others, with a warning: whoever can
+    /// open it can hold it, and so keep every container from starting. Only the file's owner can do
+    /// that, so nothing is done by anybody else.
     pub fn close_to_others(&self) {
         let attempt = || -> io::Result<()> {
             let is_open = self.taken.mode() & 0o077 != 0;
@@ -423,7 +449,8 @@ impl Lock {
                 let closed = Permissions::from_mode(LOCK_MODE);
                 self.file.set_permissions(closed)?;
                 log::warn!(
-                    "{} could be opened, so held, by others than its owner: its mode is {LOCK_MODE:o} now",
+                    "{} could be opened, so held, by others than its owner: its mode is \
+                     {LOCK_MODE:o} now",
                     self.path.display()
                 );
             }
@@ -434,7 +461,7 @@ impl Lock {
         }
     }
 
-    /// Does the path still name the inode that is held?
+    /// Does the path still name the inode that was locked?
     fn is_in_place(&self) -> Result<bool> {
         let place = |metadata: &Metadata| (metadata.dev(), metadata.ino());
         let named = files::entry_if_there(&self.path)?;
@@ -454,14 +481,15 @@ fn key_of(metadata: &Metadata) -> String {
     format!("{:x}-{}", metadata.dev(), metadata.ino())
 }
 
-/// Does somebody hold the flock on this file against all others?
+/// Does somebody hold an exclusive flock on the file? Who only looks holds a shared one.
 fn is_kept(host: &Host, file: &File) -> bool {
     let locks = files::read_if_there(&host.proc_locks());
     let locks = locks.ok().flatten().unwrap_or_default();
     FileId::of(host, file).is_ok_and(|place| place.is_kept_in(&locks))
 }
 
-/// Who holds the flock on this file, from `/proc/locks` (proc_locks(5)): a pid, and how to show it.
+/// The process that holds a flock on the file, from `/proc/locks` (proc_locks(5)): its pid, and a
+/// text for messages.
 fn holder(host: &Host, file: &File) -> Option<(i32, String)> {
     let place = FileId::of(host, file).ok()?;
     let locks = files::read_if_there(&host.proc_locks()).ok()??;
@@ -547,7 +575,7 @@ mod tests {
         }
     }
 
-    /// Waits until so many wait for the lock.
+    /// Waits until `wanted` processes hold the lock or wait for it, besides the first.
     fn until_waiting(directory: &PoolDirectory, wanted: usize) {
         let file = File::open(directory.lock_path()).unwrap();
         let place = FileId::of(&Host::new("/"), &file).unwrap();
@@ -586,12 +614,12 @@ mod tests {
         assert_eq!(order.into_inner().unwrap(), Vec::from_iter(0..16));
     }
 
-    /// So many want the lock, so many times each.
+    /// The number of threads that want the lock, and how often each wants it.
     const STARTERS: usize = 64;
     const TURNS: usize = 20;
 
-    /// Of each time: how many others had the lock while it was waited for. A time would tell of the
-    /// machine's other work.
+    /// For each time: how many others had the lock while it was waited for. A measured time would
+    /// depend on the machine's other work.
     fn others_before_one(run_dir: &Path) -> Vec<usize> {
         use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
         let (_dir, directory) = directory();
@@ -616,7 +644,7 @@ mod tests {
                     }
                 });
             }
-            // They all have come, or most of them: a wait that begins later is shorter.
+            // By then most of the threads wait. Those that come later wait for a shorter time.
             std::thread::sleep(Duration::from_millis(100));
             drop(first);
         });
@@ -679,7 +707,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_over.load(SeqCst) {
-                    let _ = directory.is_let_go(&host, Duration::ZERO);
+                    let _ = directory.ensure_let_go(&host, Duration::ZERO);
                     sleep(Duration::from_micros(100));
                 }
             });
@@ -720,7 +748,7 @@ mod tests {
         let path = dir.path().join("lock");
         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         directory
-            .is_let_go(&Host::new("/"), Duration::ZERO)
+            .ensure_let_go(&Host::new("/"), Duration::ZERO)
             .unwrap();
         let mode = || path.metadata().unwrap().mode() & 0o777;
         assert_eq!(mode(), 0o644, "who looks changes nothing");
@@ -735,7 +763,7 @@ mod tests {
         let (_dir, directory) = directory();
         let host = Host::new("/");
         let held = directory.lock(&host, Duration::ZERO).unwrap();
-        let told = directory.is_let_go(&host, Duration::from_millis(20));
+        let told = directory.ensure_let_go(&host, Duration::from_millis(20));
         match told {
             Err(LockError::Held(error)) => {
                 let error = error.to_string();
@@ -744,7 +772,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         drop(held);
-        directory.is_let_go(&host, Duration::ZERO).unwrap();
+        directory.ensure_let_go(&host, Duration::ZERO).unwrap();
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The kernel's table of locks, `/proc/locks` (proc_locks(5)): who holds a file, and who waits for
-//! it.
+//! The kernel's table of locks, `/proc/locks` (proc_locks(5)): who holds a file's lock, and who
+//! waits for it.
 
 use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
@@ -11,10 +11,10 @@ use nix::sys::stat::{major, minor};
 use crate::files;
 use crate::host::Host;
 
-/// How the table names a file: by the device of its file system and its inode.
+/// A file as the table names it: by the device of its file system, and its inode.
 ///
-/// That device is not always what stat(2) tells of the file: a subvolume of btrfs, and a file of
-/// overlayfs, have devices of their own there. The file's mount tells the one of its file system
+/// That device can differ from the one that stat(2) gives: a subvolume of btrfs and a file of
+/// overlayfs have their own there. The right one is the device of the file's mount
 /// (proc_pid_mountinfo(5), field 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId {
@@ -24,11 +24,11 @@ pub(super) struct FileId {
 }
 
 impl FileId {
-    /// The place of a file that is open here.
+    /// The identity of an open file.
     pub(super) fn of(host: &Host, file: &File) -> Result<FileId> {
         let metadata = file.metadata().context("look at the lock")?;
         let told = FileId::told(&metadata);
-        // What is open here has no number in another root's table of mounts.
+        // The table of mounts of another root does not have the mount of a file that is open here.
         if !host.is_running_root() {
             return Ok(told);
         }
@@ -44,12 +44,12 @@ impl FileId {
         }))
     }
 
-    /// As stat(2) tells it.
+    /// The identity by stat(2).
     fn told(metadata: &Metadata) -> FileId {
         FileId::by_device(metadata.dev(), metadata.ino())
     }
 
-    /// The place of a file of this device (stat(2), `st_dev`).
+    /// The identity of a file with this device (stat(2), `st_dev`) and inode.
     pub(super) fn by_device(device: u64, inode: u64) -> FileId {
         FileId {
             major: major(device),
@@ -58,20 +58,20 @@ impl FileId {
         }
     }
 
-    /// Who holds it.
+    /// The pid of a process that holds a lock on the file, in the text `locks`.
     pub(super) fn holder_in(self, locks: &str) -> Option<i32> {
         let mut entries = locks.lines().filter_map(TableLock::parse);
         let holder = entries.find(|entry| !entry.waits && self.is_in(entry));
         holder.map(|entry| entry.pid)
     }
 
-    /// Does somebody hold it against all others, and not just for a look?
+    /// Does anybody hold an exclusive lock on the file? Who only looks holds a shared one.
     pub(super) fn is_kept_in(self, locks: &str) -> bool {
         let mut entries = locks.lines().filter_map(TableLock::parse);
         entries.any(|entry| !entry.waits && !entry.is_shared && self.is_in(&entry))
     }
 
-    /// All who hold it or wait for it.
+    /// The pids of all who hold a lock on the file or wait for it.
     pub(super) fn users_in(self, locks: &str) -> Vec<i32> {
         let entries = locks.lines().filter_map(TableLock::parse);
         let users = entries.filter(|entry| self.is_in(entry));
@@ -88,7 +88,7 @@ impl FileId {
     }
 }
 
-/// One flock(2) in the table.
+/// An entry of the table made by flock(2).
 struct TableLock<'a> {
     waits: bool,
     is_shared: bool,
@@ -113,8 +113,8 @@ impl TableLock<'_> {
     }
 }
 
-/// The device of the mount that an open file is on: `mnt_id` (proc_pid_fdinfo(5)) names its line in
-/// the table of mounts.
+/// The device of the mount that an open file is on. `info` is the text of its `fdinfo`, whose
+/// `mnt_id` (proc_pid_fdinfo(5)) names a line in `mounts`.
 fn device_of_mount(info: &str, mounts: &str) -> Option<(u64, u64)> {
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
     let id = id.trim();
@@ -149,8 +149,8 @@ mod tests {
         let looked_at = locks.replace("WRITE 13", "READ 13");
         assert!(!place(0xfe, 0).is_kept_in(&looked_at));
         assert_eq!(place(0xfe, 0).holder_in(&looked_at), Some(13));
-        // File systems without a device of their own have numbers, too, and every one of them an
-        // inode 77.
+        // File systems without a block device have device numbers too, and each can have an inode
+        // 77.
         assert_eq!(place(0, 0x2a).users_in(locks), [15]);
         assert!(place(0, 0x2b).users_in(locks).is_empty());
     }

@@ -15,23 +15,25 @@ use super::{
 };
 use crate::files::{self, Durability};
 
-/// How many levels of directories there are below `pools` in any layout of KCM's: pools, sockets,
-/// lists.
+/// The levels of directories below `pools` in the deepest of KCM's layouts: pools, sockets, lists.
 const MOST_LEVELS: usize = 3;
 
-/// What is in a pool directory that is to be made.
+/// What is in a directory that is to become a pool directory.
 #[derive(Debug)]
 pub enum FoundPools {
-    /// No pools at all.
+    /// No pools.
     Nothing,
-    /// Something that no tool can use: why.
+    /// Something that no tool can use; says why.
     HalfMade(String),
     /// Pools.
     Pools(Vec<Pool>),
 }
 
 impl PoolDirectory {
-    /// Makes the directory and its lock where they are missing; pools need not be there.
+    /// Makes the directory and its lock where they are missing. Pools need not be there.
+    ///
+    /// # Errors
+    /// One of them cannot be made, or others can change the directory.
     pub fn begin(path: &Path) -> Result<PoolDirectory> {
         let made = DirBuilder::new()
             .recursive(true)
@@ -50,7 +52,7 @@ impl PoolDirectory {
             .mode(LOCK_MODE)
             .open(&lock)
         {
-            // One that is there is never touched: others may hold it.
+            // A lock that is there is left as it is: others may hold it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Ok(file) => {
                 file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
@@ -63,7 +65,11 @@ impl PoolDirectory {
         Ok(directory)
     }
 
-    /// The directory as [`PoolDirectory::begin`] gives it, where it is there; nothing is made.
+    /// The directory as [`PoolDirectory::begin`] returns it; `None` where it is not there. Makes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The directory cannot be opened, or others can change it.
     pub fn begun(path: &Path) -> Result<Option<PoolDirectory>> {
         let path = match path.canonicalize() {
             Err(error) if files::is_gone(&error) => return Ok(None),
@@ -73,11 +79,11 @@ impl PoolDirectory {
         Ok(Some(PoolDirectory { path }))
     }
 
-    /// Could we make something there, or make the directory itself?
+    /// Checks that we could make the directory, or something in it.
     ///
     /// # Errors
-    /// What [`PoolDirectory::begin`] would say.
-    pub fn can_begin(path: &Path) -> Result<()> {
+    /// What [`PoolDirectory::begin`] would fail with.
+    pub fn ensure_can_begin(path: &Path) -> Result<()> {
         let mut there = Path::new(".");
         for parent in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
             if files::entry_if_there(parent)?.is_some() {
@@ -94,7 +100,10 @@ impl PoolDirectory {
             .with_context(|| format!("make {}", path.display()))
     }
 
-    /// What is there.
+    /// Reads what pools there are.
+    ///
+    /// # Errors
+    /// The directory cannot be looked at. Pools that cannot be read are [`FoundPools::HalfMade`].
     pub fn found(&self) -> Result<FoundPools> {
         if files::entry_if_there(&self.pools())?.is_none() {
             return Ok(FoundPools::Nothing);
@@ -115,11 +124,11 @@ impl PoolDirectory {
         })
     }
 
-    /// Every number in any `tasks` below `pools`, whatever the layout: nobody who might own
-    /// anything is overlooked.
+    /// Every number in every `tasks` below `pools`, in any of KCM's layouts, so that no possible
+    /// owner is overlooked.
     ///
     /// # Errors
-    /// Anything there that cannot be read.
+    /// Anything there that cannot be read, or does not belong there.
     pub fn all_numbers_in_tasks(&self) -> Result<Vec<i32>> {
         let mut numbers = Vec::new();
         if files::entry_if_there(&self.pools())?.is_none() {
@@ -130,7 +139,11 @@ impl PoolDirectory {
         Ok(numbers)
     }
 
-    /// Is all that is there also planned? Then completing it takes nothing away.
+    /// Are all pools and lists that are there also in `plan`? Then completing them takes nothing
+    /// away.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
     pub fn is_part_of(&self, plan: &[PlannedPool]) -> Result<bool> {
         for name in files::names_in(&self.pools())? {
             let Some(planned) = plan.iter().find(|pool| pool.name == name) else {
@@ -153,7 +166,10 @@ impl PoolDirectory {
         Ok(true)
     }
 
-    /// Removes what killed makers of pools were putting together.
+    /// Removes directories `.pools.<nonce>` that killed programs left.
+    ///
+    /// # Errors
+    /// One cannot be removed.
     pub fn remove_unfinished_pools(&self, _lock: &Lock) -> Result<()> {
         let prefix = files::temporary_prefix("pools");
         for name in files::directories_in(&self.path)? {
@@ -165,7 +181,10 @@ impl PoolDirectory {
         Ok(())
     }
 
-    /// Puts these pools in the place of whatever is there, in one step.
+    /// Replaces whatever is at `pools` by these pools, in one step.
+    ///
+    /// # Errors
+    /// A file cannot be made or put in place.
     pub fn put_pools(&self, lock: &Lock, pools: &[PlannedPool]) -> Result<()> {
         self.remove_unfinished_pools(lock)?;
         let prefix = files::temporary_prefix("pools");
@@ -181,7 +200,7 @@ impl PoolDirectory {
             .with_context(|| format!("sync {}", new.path().display()))?;
         let put = || -> Result<()> {
             if files::entry_if_there(&self.pools())?.is_some() {
-                // The old pools are then in the temporary directory, and go with it.
+                // The exchange leaves the old pools in the temporary directory, which is removed.
                 renameat2(
                     AT_FDCWD,
                     new.path(),
@@ -197,14 +216,20 @@ impl PoolDirectory {
         put().with_context(|| format!("put {} in place", self.pools().display()))
     }
 
-    /// Is nothing of it there but the directory?
+    /// Are both the pools and the lock missing?
+    ///
+    /// # Errors
+    /// The directory cannot be looked at.
     pub fn is_empty(&self) -> Result<bool> {
         let of = |path: &Path| files::entry_if_there(path).map(|entry| entry.is_none());
         Ok(of(&self.pools())? && of(&self.lock_path())?)
     }
 
-    /// Removes the pools, in one step for readers, then the lock, and the directory where nothing
-    /// of others is in it.
+    /// Removes the pools (in one step, for readers), then the lock, and then the directory if
+    /// nothing else is in it.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
     pub fn remove(&self, lock: &Lock) -> Result<()> {
         self.remove_unfinished_pools(lock)?;
         let prefix = files::temporary_prefix("pools");
@@ -243,7 +268,7 @@ pub(super) fn put_pool(path: &Path, pool: &PlannedPool) -> Result<()> {
     files::sync_directory(path).with_context(|| format!("sync {}", path.display()))
 }
 
-/// A CPU list without owners.
+/// Makes a list without owners.
 pub(super) fn put_list(path: &Path) -> Result<()> {
     put_directory(path)?;
     files::replace(&path.join("tasks"), b"", FILE_MODE, Durability::PowerLoss)
@@ -254,7 +279,7 @@ fn put_directory(path: &Path) -> Result<()> {
     set_directory_mode(path)
 }
 
-/// Set rather than asked for: the umask may be anything.
+/// Sets the mode afterwards, because the umask can take bits from the mode that mkdir(2) is given.
 pub(super) fn set_directory_mode(path: &Path) -> Result<()> {
     fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
         .with_context(|| format!("set the mode of {}", path.display()))
@@ -285,7 +310,8 @@ fn collect_numbers(path: &Path, levels: usize, numbers: &mut Vec<i32>) -> io::Re
     Ok(())
 }
 
-/// Is each of these pools as exclusive, or shared, as was planned?
+/// Is each pool that is planned exclusive or shared as planned? Pools that are not planned do not
+/// matter.
 pub fn has_planned_kinds(found: &[Pool], planned: &[PlannedPool]) -> bool {
     let has_kind = |pool: &Pool| {
         let mut same_name = planned.iter().filter(|planned| planned.name == pool.name);
@@ -294,7 +320,7 @@ pub fn has_planned_kinds(found: &[Pool], planned: &[PlannedPool]) -> bool {
     found.iter().all(has_kind)
 }
 
-/// Are these pools what was planned?
+/// Are the pools, their kinds and their lists exactly those planned?
 pub fn is_as_planned(found: &[Pool], planned: &[PlannedPool]) -> bool {
     let mut found: Vec<_> = found
         .iter()
@@ -388,7 +414,7 @@ mod tests {
         ));
     }
 
-    /// KCM has pools, sockets and lists: what lies deeper was made by nobody who is known.
+    /// KCM's layouts end with lists: nothing known makes directories below them.
     #[test]
     fn what_lies_deeper_than_lists_is_not_passed_over() {
         let dir = tempfile::tempdir().unwrap();
@@ -427,7 +453,7 @@ mod tests {
         assert!(has_planned_kinds(&found, &other));
         other[1].kind = Kind::Exclusive;
         assert!(!has_planned_kinds(&found, &other));
-        // A pool that nobody planned is of no other kind than planned.
+        // A pool that is not planned does not matter.
         other.pop();
         assert!(has_planned_kinds(&found, &other));
     }

@@ -1,4 +1,4 @@
-//! The pool directory, in KCM's flat layout: `lock`, `pools/<pool>/exclusive`,
+//! The pool directory, in KCM's flat layout: `lock`, `pools/<pool>/exclusive` and
 //! `pools/<pool>/<cpulist>/tasks`.
 
 pub mod carve;
@@ -32,18 +32,18 @@ use crate::host::Host;
 use crate::refusal::{OrRefuse, Reason, Refusal};
 use crate::text::{Shown, shell_word};
 
-/// The mode of directories in a pool directory.
+/// The mode of the directories in a pool directory.
 pub const DIRECTORY_MODE: u32 = 0o755;
-/// The mode of `tasks` and `exclusive`: anybody may look.
+/// The mode of `tasks` and `exclusive`: anybody may read them.
 pub const FILE_MODE: u32 = 0o644;
 /// The mode of `lock`: whoever can open it can hold it, and stop every start.
 pub const LOCK_MODE: u32 = 0o600;
 
-/// What to do where there is no pool directory, or no pool in it.
+/// The remedy where there is no pool directory, or no pool in it.
 const MAKE: &str =
     "make it: `pinfold init` (`pinfold init --help` says how the CPUs can be divided)";
 
-/// May a list of this pool have one owner, or many?
+/// How many owners a list of a pool can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// One owner a list.
@@ -61,14 +61,14 @@ impl Kind {
         }
     }
 
-    /// The kind of this word.
+    /// The kind that a word means; `None` for any other word.
     pub fn by_word(word: &str) -> Option<Kind> {
         [Kind::Exclusive, Kind::Shared]
             .into_iter()
             .find(|kind| kind.word() == word)
     }
 
-    /// The content of the file `exclusive`: one byte, no newline.
+    /// The content of the file `exclusive`: one byte without a newline.
     pub fn content(self) -> &'static str {
         match self {
             Kind::Exclusive => "1",
@@ -80,37 +80,36 @@ impl Kind {
 /// A pool as it was read.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    /// The directory's name.
+    /// The name of its directory.
     pub name: String,
-    /// One owner a list, or many.
+    /// Exclusive or shared.
     pub kind: Kind,
     /// Its CPU lists, by first CPU.
     pub lists: Vec<CpuList>,
 }
 
-/// One unit of allocation.
+/// A CPU list: what an owner gets.
 #[derive(Debug, Clone)]
 pub struct CpuList {
-    /// The directory's name, which other tools may have written as `4,12` or `4-5`.
+    /// The name of its directory. Other tools may have written it as `4,12` or `4-5`.
     pub name: String,
     /// The CPUs that the name means.
     pub cpus: CpuSet,
-    /// The pids in `tasks`, in the file's order, repeated where the file repeats them.
+    /// The pids in `tasks`, in the file's order, with repetitions.
     pub tasks: Vec<i32>,
 }
 
-/// A pool directory that can be trusted: it and `pools` are directories that only root, or we, can
-/// write.
+/// A pool directory that can be trusted: only root and we can write to it and to `pools`.
 #[derive(Debug, Clone)]
 pub struct PoolDirectory {
     path: PathBuf,
 }
 
 impl PoolDirectory {
-    /// Opens a pool directory. Its own path may lead through symbolic links; nothing below it may.
+    /// Opens a pool directory. Its path may lead through symbolic links; nothing below it may.
     ///
     /// # Errors
-    /// One that is not there, or half-made, or that others can change or replace.
+    /// The directory is missing or half-made, or others can change or replace it.
     pub fn open(host: &Host, path: &Path) -> Result<PoolDirectory> {
         let way = match Way::to(path, || host.unknown_root()) {
             Err(error) if files::is_gone(&error) => {
@@ -134,12 +133,12 @@ impl PoolDirectory {
         Ok(directory)
     }
 
-    /// The directory's own path, with symbolic links resolved.
+    /// The path, with symbolic links resolved.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file that all who read or change the directory hold by flock(2).
+    /// The file whose flock(2) everybody holds who reads or changes the directory.
     pub fn lock_path(&self) -> PathBuf {
         self.path.join("lock")
     }
@@ -152,31 +151,40 @@ impl PoolDirectory {
         self.pools().join(pool).join(list)
     }
 
-    /// The directory of a list, as a message shows it and a shell takes it.
+    /// The path of a list's directory, quoted for a shell.
     fn list_word(&self, pool: &str, list: &str) -> String {
         shell_word(&self.list_path(pool, list))
     }
 
-    /// Makes sure that nobody but root, and we, can change a list.
+    /// Checks that only root and we can change a list's directory.
+    ///
+    /// # Errors
+    /// Others can, or it is not a directory.
     pub fn ensure_trusted_list(&self, pool: &str, list: &str) -> Result<()> {
         trusted_directory(&self.list_path(pool, list)).map(drop)
     }
 
-    /// Is there a list of this name?
+    /// Does the pool have a list of this name?
+    ///
+    /// # Errors
+    /// The directory cannot be looked at.
     pub fn has_list(&self, pool: &str, list: &str) -> Result<bool> {
         Ok(files::entry_if_there(&self.list_path(pool, list))?.is_some())
     }
 
-    /// The names of a pool's lists, whatever else may be wrong with it.
+    /// The names of the directories in a pool, without looking at anything else of it.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
     pub fn list_names(&self, pool: &str) -> Result<Vec<String>> {
         files::directories_in(&self.pools().join(pool))
     }
 
-    /// What others can change of all that is below the directory: a start refuses the part that it
-    /// needs.
+    /// A refusal for each part below the directory that others can change. A start refuses only the
+    /// parts that it needs.
     pub fn doubts(&self) -> Vec<Refusal> {
         let mut doubts = Vec::new();
-        // What is not there, or cannot be listed, is told by whoever reads it.
+        // Whoever reads a part that is missing, or a directory that cannot be listed, says so.
         let mut look = |path: PathBuf| {
             if matches!(files::entry_if_there(&path), Ok(None)) {
                 return;
@@ -197,8 +205,8 @@ impl PoolDirectory {
         doubts
     }
 
-    /// A part that is not there, or is another thing, makes it half-made. What cannot be looked at
-    /// may be whole.
+    /// Adds to an error that the pool directory is half-made, with the remedy. An I/O error other
+    /// than "not there" is returned as it is: what cannot be looked at may be whole.
     fn or_half_made<T>(&self, looked: Result<T>, remedy: impl Into<String>) -> Result<T> {
         match looked {
             Err(error) if error.is::<io::Error>() && !files::says_gone(&error) => Err(error),
@@ -209,21 +217,30 @@ impl PoolDirectory {
         }
     }
 
-    /// The names of the pools, in lexical order; whatever is not a directory is passed over.
+    /// The names of the directories in `pools`, sorted. Other files are left out.
+    ///
+    /// # Errors
+    /// `pools` cannot be listed.
     pub fn pool_names(&self) -> Result<Vec<String>> {
         let mut names = files::directories_in(&self.pools())?;
         names.sort();
         Ok(names)
     }
 
-    /// What lies among the pools and may be meant for one, an error each: a symbolic link, which
-    /// KCM's tools follow and we do not, or a name that nobody can ask for.
+    /// An error for each entry of `pools` that may be meant as a pool and cannot be one: a symbolic
+    /// link, which KCM's tools follow and we do not, or a name that is not UTF-8.
+    ///
+    /// # Errors
+    /// `pools` cannot be listed.
     pub fn not_pools(&self) -> Result<Vec<Error>> {
         let entries = entries(&self.pools())?.into_iter();
         Ok(entries.filter_map(Result::err).collect())
     }
 
-    /// Reads one pool whole. An unknown one is an error that names those there are.
+    /// Reads one pool with all its lists.
+    ///
+    /// # Errors
+    /// There is no such pool (the message names those there are), or a part of it cannot be read.
     pub fn pool(&self, name: &str) -> Result<Pool> {
         let read = self.readable_part(name);
         let path = self.pools().join(name);
@@ -257,11 +274,11 @@ impl PoolDirectory {
         }
     }
 
-    /// Reads what can be read of one pool, and says what cannot: something that does not belong
-    /// there hides nothing else.
+    /// Reads the parts of a pool that can be read, and returns an error for each list that cannot:
+    /// one bad entry must not hide the others.
     ///
     /// # Errors
-    /// A directory that cannot be listed, or whose kind cannot be told.
+    /// The pool's directory cannot be listed, or others can change it; its kind cannot be read.
     pub fn readable_part(&self, name: &str) -> Result<(Pool, Vec<Error>)> {
         let path = self.pools().join(name);
         trusted_directory(&path)?;
@@ -282,15 +299,18 @@ impl PoolDirectory {
         Ok((pool, problems))
     }
 
-    /// Reads one pool and makes sure that it can be given from: no two of its lists overlap, nor
-    /// one of its lists any of another pool's. What else may be wrong with the others does not
-    /// matter.
+    /// Reads a pool, and checks that its lists can be given to owners: none overlaps another list
+    /// of any pool. Nothing else is checked of other pools.
+    ///
+    /// # Errors
+    /// As [`PoolDirectory::pool`]; two lists overlap.
     pub fn sound_pool(&self, name: &str) -> Result<Pool> {
         let pool = self.pool(name)?;
         let mut seen: Vec<(String, String, CpuSet)> = Vec::new();
         for other in self.pool_names()?.into_iter().filter(|other| other != name) {
             for list in files::directories_in(&self.pools().join(&other))? {
-                // A name that does not parse is the trouble of whoever asks for that pool.
+                // A name in another pool that is no CPU list is reported to whoever asks for that
+                // pool.
                 if let Ok(cpus) = list.parse() {
                     seen.push((other.clone(), list, cpus));
                 }
@@ -298,7 +318,7 @@ impl PoolDirectory {
         }
         let mut given: CpuSet = seen.iter().flat_map(|(_, _, cpus)| cpus.iter()).collect();
         for list in &pool.lists {
-            // Whose they are is only looked for where they are somebody's.
+            // The overlapping list is searched for only if there is one.
             if given.is_disjoint(&list.cpus) {
                 given.extend(&list.cpus);
                 seen.push((name.to_owned(), list.name.clone(), list.cpus.clone()));
@@ -340,8 +360,8 @@ impl PoolDirectory {
                 )
             )
         );
-        // KCM's tools take anything but a 1 for a shared pool, and write nothing but a 1 or a 0:
-        // what holds neither is damaged, and shall not give a list to a second owner.
+        // KCM's tools write 1 or 0, and read anything but 1 as shared. A file with neither is
+        // damaged, and must not make a list shared that has an owner.
         match files::read_record_of(&path)?.as_bytes().first() {
             Some(b'1') => Ok(Kind::Exclusive),
             Some(b'0') => Ok(Kind::Shared),
@@ -384,8 +404,8 @@ impl PoolDirectory {
     }
 }
 
-/// The names of the directories in a directory, in lexical order. A symbolic link is an error:
-/// where it leads is not part of the pool directory.
+/// The names of the directories in a directory, sorted. A symbolic link is an error: its target is
+/// not part of the pool directory.
 fn subdirectories(path: &Path) -> Result<Vec<String>> {
     let names = entries(path)?.into_iter().filter_map(Result::transpose);
     let mut names = names.collect::<Result<Vec<_>>>()?;
@@ -393,8 +413,8 @@ fn subdirectories(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What is in a directory: the name of each directory, nothing for another file, an error for what
-/// is not part of it.
+/// The entries of a directory: a directory as its name, any other file as `None`. A symbolic link,
+/// or a name that is not UTF-8, is an error.
 fn entries(path: &Path) -> Result<Vec<Result<Option<String>>>> {
     let entries = std::fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
     let one = |entry: std::fs::DirEntry| -> Result<Option<String>> {
@@ -429,7 +449,7 @@ fn entries(path: &Path) -> Result<Vec<Result<Option<String>>>> {
     Ok(found)
 }
 
-/// Can a name stand in a command as it is?
+/// Can the name stand in a shell command unquoted, and is it no option?
 fn is_word(name: &str) -> bool {
     !name.starts_with('-') && shell_word(Path::new(name)) == name
 }
@@ -456,7 +476,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    /// A pool directory: `pool/list=tasks` words, `pool!` for an exclusive pool.
+    /// Makes a pool directory from words: `pool/list=tasks` is a list, `pool!` makes the pool
+    /// exclusive.
     pub(super) fn directory(words: &str) -> (tempfile::TempDir, PoolDirectory) {
         let dir = tempfile::tempdir().unwrap();
         let put = |path: &Path, content: &str| {

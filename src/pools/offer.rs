@@ -1,4 +1,4 @@
-//! A pool as a start reads it: no more of it than the choice depends on.
+//! A pool as a start reads it: only what the choice depends on.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,32 +10,32 @@ use crate::cpulist::CpuSet;
 use crate::files::{self, DirectoryEntry, trusted};
 use crate::isolation::Options;
 
-/// A pool that lists can be given from.
+/// A pool whose lists can be given.
 #[derive(Debug, Clone)]
 pub struct OfferedPool {
-    /// The directory's name.
+    /// The name of its directory.
     pub name: String,
-    /// One owner a list, or many.
+    /// Exclusive or shared.
     pub kind: Kind,
     /// Its CPU lists, by first CPU.
     pub lists: Vec<OfferedList>,
-    /// What its files say besides; of a shared pool that means nothing.
+    /// Its options. A shared pool's are not read: they mean nothing.
     pub options: Options,
 }
 
-/// One unit of allocation.
+/// A CPU list.
 #[derive(Debug, Clone)]
 pub struct OfferedList {
-    /// The directory's name.
+    /// The name of its directory.
     pub name: String,
     /// The CPUs that the name means.
     pub cpus: CpuSet,
-    /// The pids in `tasks`; `None` where there are owners, and nobody has looked who they are.
+    /// The pids in `tasks`; `None` for a list that has a claim, whose `tasks` was not read.
     pub tasks: Option<Vec<i32>>,
 }
 
 impl OfferedList {
-    /// How many owners it has; where nobody has looked who they are, 1 stands for them.
+    /// The number of owners; 1 where they were not read.
     pub fn owners(&self) -> usize {
         self.tasks.as_ref().map_or(1, Vec::len)
     }
@@ -64,18 +64,22 @@ impl From<Pool> for OfferedPool {
 }
 
 impl PoolDirectory {
-    /// Reads of a pool what a choice depends on, and makes sure that it can be given from, as
-    /// [`PoolDirectory::sound_pool`] does. An exclusive pool's list that is `claimed` has an owner:
-    /// its `tasks` is not read.
+    /// Reads what a choice depends on, and checks that the pool's lists can be given, as
+    /// [`PoolDirectory::sound_pool`] does. In an exclusive pool, a list named by `claimed` has an
+    /// owner, so its `tasks` is not read.
     ///
-    /// The directory of a list is not judged: whoever takes the list does that.
+    /// Whether others can change a list's directory is not checked: whoever takes the list does
+    /// that.
+    ///
+    /// # Errors
+    /// As [`PoolDirectory::sound_pool`], or an option cannot be read.
     pub fn offered_pool(
         &self,
         name: &str,
         claimed: impl FnOnce() -> Result<BTreeSet<String>>,
     ) -> Result<OfferedPool> {
         let glance = self.glance(name, claimed);
-        // What is odd about it is told by whoever reads all of it.
+        // Where the short way finds anything odd, reading the whole pool says what it is.
         match glance {
             Some(pool) => Ok(pool),
             None => {
@@ -88,7 +92,7 @@ impl PoolDirectory {
         }
     }
 
-    /// `None` where the pool is shared, and where anything is odd.
+    /// Reads an exclusive pool the short way; `None` if the pool is shared, or anything is odd.
     fn glance(
         &self,
         name: &str,
@@ -119,7 +123,7 @@ impl PoolDirectory {
             name: name.to_owned(),
             kind: Kind::Exclusive,
             lists,
-            // Most pools have none, and then nothing is looked for.
+            // Most pools have no options, so their files are not searched for.
             options: match has_options {
                 true => self.options(name).ok()?,
                 false => Options::default(),
@@ -127,7 +131,7 @@ impl PoolDirectory {
         })
     }
 
-    /// The CPUs of all other pools.
+    /// The CPUs of all lists of other pools; `None` if one cannot be listed.
     fn given_by_others(&self, name: &str) -> Option<CpuSet> {
         let mut given = CpuSet::new();
         for other in files::directories_in(&self.pools()).ok()? {
@@ -135,7 +139,8 @@ impl PoolDirectory {
                 continue;
             }
             for list in files::directories_in(&self.pools().join(&other)).ok()? {
-                // A name that does not parse is the trouble of whoever asks for that pool.
+                // A name in another pool that is no CPU list is reported to whoever asks for that
+                // pool.
                 if let Ok(cpus) = list.parse::<CpuSet>() {
                     given.extend(&cpus);
                 }
@@ -145,8 +150,8 @@ impl PoolDirectory {
     }
 }
 
-/// The list that an entry of a pool is, if it is one. `path` is the pool's, and is so again
-/// afterwards.
+/// The list that an entry of a pool is; `None` for a file. `path` is the pool's directory, and is
+/// the same again afterwards.
 fn offered_list(
     entry: DirectoryEntry,
     claimed: &BTreeSet<String>,
@@ -176,7 +181,7 @@ fn offered_list(
     Ok(Some(OfferedList { name, cpus, tasks }))
 }
 
-/// Something is not as it should be; whoever reads all of the pool says what.
+/// Something is odd. Reading the whole pool says what.
 struct Odd;
 
 #[cfg(test)]
@@ -202,10 +207,10 @@ mod tests {
             names.into_iter().zip(owners).collect::<Vec<_>>()
         };
         assert_eq!(offered(&directory, &[]).unwrap(), lists([1, 0, 2]));
-        // Another tool may have dropped the pid of an owner that lives.
+        // Another tool may have removed the pid of an owner that is alive.
         let all = offered(&directory, &["2", "3", "9"]).unwrap();
         assert_eq!(all, lists([1, 1, 1]));
-        // Whose a claimed list is, is read by whoever has to know.
+        // The `tasks` of a claimed list is not read here.
         let tasks = dir.path().join("pools/dp/3/tasks");
         replace(&tasks, b"rubbish", 0o644, Durability::Crash).unwrap();
         assert_eq!(offered(&directory, &["3"]).unwrap(), lists([1, 0, 1]));

@@ -13,7 +13,7 @@ impl PoolDirectory {
     /// Reads the options of a pool. Their values are not checked here, but by [`Options::wanted`].
     ///
     /// # Errors
-    /// A file cannot be read, or others than root can change it.
+    /// A file cannot be read, or others can change it.
     pub fn options(&self, pool: &str) -> Result<Options> {
         Ok(Options {
             isolation: self.option(pool, ISOLATION)?,

@@ -1,4 +1,4 @@
-//! Who owns a CPU list: reading and changing `tasks`.
+//! The owners of a CPU list: reading and changing `tasks`.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,10 @@ use crate::refusal::Refusal;
 use crate::text::shell_word;
 
 impl PoolDirectory {
-    /// The owners of one list now.
+    /// The pids in a list's `tasks`.
+    ///
+    /// # Errors
+    /// The file is missing, damaged, or changeable by others.
     pub fn tasks(&self, pool: &str, list: &str) -> Result<Vec<i32>> {
         let path = self.list_path(pool, list).join("tasks");
         let metadata = match trusted(&path) {
@@ -41,11 +44,12 @@ impl PoolDirectory {
         tasks_in(&path, &metadata)
     }
 
-    /// Changes the owners of a list in one step, for all who hold the lock after us: drops one
-    /// occurrence of each pid of `drop`, and adds those of `add`. Nothing is written where that
-    /// changes nothing.
+    /// Changes the owners of a list in one step: removes one occurrence of each pid of `drop`, and
+    /// adds those of `add`. If that changes nothing, nothing is written. Only one occurrence is
+    /// removed, because in a shared list the same number can stand for a dead owner and a live one.
     ///
-    /// One occurrence: in a shared list the same number can stand for a dead owner and a live one.
+    /// # Errors
+    /// The file cannot be read or written, or the lock was replaced.
     pub fn change_tasks(&self, lock: &Lock, change: &TasksChange<'_>) -> Result<()> {
         let list_path = self.list_path(change.pool, change.list);
         if change.add.is_empty() && !self.has_list(change.pool, change.list)? {
@@ -67,20 +71,26 @@ impl PoolDirectory {
     }
 
     /// When a list's owners were last recorded, in seconds since the epoch; `None` where it has
-    /// none. It is the time of the file's last change (inode(7), `ctime`), which nobody can set.
+    /// none. This is the file's `ctime` (inode(7)), which nobody can set.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
     pub fn recorded_at(&self, pool: &str, list: &str) -> Result<Option<i64>> {
         let metadata = files::entry_if_there(&self.list_path(pool, list).join("tasks"))?;
         let recorded = metadata.filter(|metadata| metadata.len() > 0);
         Ok(recorded.map(|metadata| metadata.ctime()))
     }
 
-    /// Puts these owners in the place of whatever a list has.
+    /// Replaces the owners of a list.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the lock was replaced.
     pub fn put_tasks(&self, lock: &Lock, pool: &str, list: &str, pids: &[i32]) -> Result<()> {
         lock.ensure_in_place()?;
         write_tasks(&self.list_path(pool, list), pids)
     }
 
-    /// Tries to write the owners of a list of each pool, and leaves them as they are.
+    /// Tries to write `tasks` in each list of each pool, without changing it.
     ///
     /// # Errors
     /// What would keep a start from recording its owner.
@@ -93,28 +103,31 @@ impl PoolDirectory {
         Ok(())
     }
 
-    /// Removes what killed writers of a list's `tasks` left behind.
+    /// Removes temporary files of `tasks` that killed programs left.
+    ///
+    /// # Errors
+    /// One cannot be removed.
     pub fn remove_leftovers(&self, _lock: &Lock, pool: &str, list: &str) -> Result<()> {
         files::remove_leftovers(&self.list_path(pool, list), "tasks")
     }
 }
 
-/// A change of one list's owners.
+/// A change of a list's owners.
 #[derive(Debug, Clone, Copy)]
 pub struct TasksChange<'a> {
     /// The pool's name.
     pub pool: &'a str,
-    /// The list's directory name.
+    /// The name of the list's directory.
     pub list: &'a str,
-    /// Pids to drop; one that is not there is success.
+    /// The pids to remove; one that is not there is success.
     pub drop: &'a [i32],
-    /// Pids to add at the end.
+    /// The pids to add at the end.
     pub add: &'a [i32],
 }
 
-/// The owners in a file that was looked at, and that nobody else can change.
+/// The pids in a `tasks`. `seen` is what it was when it was checked that others cannot change it.
 pub(super) fn tasks_in(path: &Path, seen: &Metadata) -> Result<Vec<i32>> {
-    // Most lists have no owner: then the size says it all.
+    // Most lists have no owner: then the file is empty, and need not be read.
     if seen.len() == 0 {
         return Ok(Vec::new());
     }
@@ -182,9 +195,9 @@ mod tests {
         };
         let (pool, away) = (dir.path().join("pools/cp"), dir.path().join("away"));
         std::fs::rename(&pool, &away).unwrap();
-        // Nothing is there, and so nothing to drop.
+        // The list is gone, so there is nothing to remove.
         drop_owner().unwrap();
-        // Errors for root, too: ENOTDIR, and ELOOP.
+        // These are errors for root too: ENOTDIR and ELOOP.
         files::replace(&pool, b"", 0o644, files::Durability::Crash).unwrap();
         assert!(drop_owner().is_err());
         std::fs::remove_file(&pool).unwrap();

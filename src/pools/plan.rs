@@ -1,4 +1,4 @@
-//! Dividing a machine's cores among pools. Pure.
+//! Pure: dividing a machine's cores among pools.
 
 use std::str::FromStr;
 
@@ -10,36 +10,36 @@ use crate::cpulist::CpuSet;
 use crate::isolation::Options;
 use crate::refusal::{OrRefuse, Refusal};
 
-/// The longest name of a directory, in bytes (`NAME_MAX`, limits.h).
+/// The longest name of a file, in bytes (`NAME_MAX`, limits.h).
 const LONGEST_NAME: usize = 255;
 
-/// A pool that is wanted.
+/// A pool that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolSpec {
     /// Its name.
     pub name: String,
-    /// How many physical cores.
+    /// How many physical cores it gets.
     pub cores: Cores,
-    /// Exclusive: a list per core. Shared: one list with all of them.
+    /// An exclusive pool gets a list per core, a shared one a list with all of its cores.
     pub kind: Kind,
-    /// From where its cores come.
+    /// Where its cores come from.
     pub cut: Cut,
-    /// What a list of an exclusive pool is.
+    /// What a list of it is, if it is exclusive.
     pub unit: ListUnit,
-    /// What else is said of it.
+    /// Its options.
     pub options: Options,
 }
 
 /// How many physical cores a pool gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cores {
-    /// So many, at least 1.
+    /// This many; at least 1.
     Count(usize),
-    /// All that no other pool gets, at least 1.
+    /// All that no other pool gets; at least 1.
     Rest,
 }
 
-/// The most cores that a pool can be asked to have.
+/// The most cores that a pool can ask for.
 const MOST_CORES: usize = 9999;
 
 impl FromStr for Cores {
@@ -54,13 +54,13 @@ impl FromStr for Cores {
     }
 }
 
-/// What one list of an exclusive pool is.
+/// What a list of an exclusive pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ListUnit {
     /// A physical core with its SMT siblings.
     #[default]
     Core,
-    /// One CPU: owners may share a core.
+    /// One CPU. Two owners may then share a core.
     Thread,
 }
 
@@ -76,7 +76,7 @@ impl FromStr for ListUnit {
     }
 }
 
-/// The CPUs of the host's own work, whose cores no exclusive pool gets.
+/// The CPUs for the host's own work. No exclusive pool gets their cores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reserve(pub CpuSet);
 
@@ -94,21 +94,21 @@ impl FromStr for Reserve {
     }
 }
 
-/// What there is to divide.
+/// The cores that can be divided among pools.
 #[derive(Debug, Clone, Default)]
 pub struct Stock {
     /// The physical cores, by first CPU.
     pub cores: Vec<Core>,
-    /// The CPUs of the cores that `isolcpus=` isolates. Where there are any, exclusive pools get
-    /// those, and others only the others; even when none of them is left.
+    /// The CPUs of the cores that `isolcpus=` isolates. If the machine has any, exclusive pools get
+    /// only isolated cores, and shared pools only others, even when none are left.
     pub isolated: CpuSet,
-    /// The CPUs of the host's own work: never for an exclusive pool.
+    /// The CPUs for the host's own work. No exclusive pool gets their cores.
     pub reserved: CpuSet,
-    /// KCM's rule: its shared controlplane is cut from isolated cores, too.
+    /// The name of a shared pool that gets isolated cores: KCM's controlplane does.
     pub shared_isolated: Option<String>,
 }
 
-/// A pool as it is to be made.
+/// A pool that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedPool {
     /// Its name.
@@ -117,12 +117,12 @@ pub struct PlannedPool {
     pub kind: Kind,
     /// Its CPU lists.
     pub lists: Vec<CpuSet>,
-    /// What its other files say.
+    /// Its options.
     pub options: Options,
 }
 
-/// The directory name of a list: numbers joined by commas, which KCM's tools need; ranges only
-/// where that is too long.
+/// The name of a list's directory. KCM's tools need CPU numbers joined by commas; ranges are used
+/// only where that is too long for a name.
 pub fn list_name(cpus: &CpuSet) -> String {
     let numbers = cpus.to_numbers();
     if numbers.len() <= LONGEST_NAME {
@@ -132,19 +132,20 @@ pub fn list_name(cpus: &CpuSet) -> String {
     }
 }
 
-/// Gives each pool its cores.
+/// Chooses the cores of each pool.
 ///
 /// # Errors
-/// Too few cores: how many were asked for, and how many there are.
+/// There are too few cores (the message says how many were asked for, and how many there are), or
+/// two pools ask for the rest.
 pub fn plan(stock: &Stock, specs: &[PoolSpec]) -> Result<Vec<PlannedPool>> {
     stock.ensure_one_rest(specs)?;
     for is_isolated in [false, true] {
-        stock.suffices(specs, is_isolated)?;
+        stock.ensure_enough(specs, is_isolated)?;
     }
     let mut left = stock.clone();
     let mut planned: Vec<(usize, PlannedPool)> = Vec::new();
     let is_rest = |spec: &PoolSpec| spec.cores == Cores::Rest;
-    // What is left is known when all the others have theirs.
+    // What is left is known once all other pools have their cores.
     for last in [false, true] {
         let numbered = specs.iter().enumerate();
         for (index, spec) in numbered.filter(|(_, spec)| is_rest(spec) == last) {
@@ -172,14 +173,14 @@ fn planned_pool(spec: &PoolSpec, cores: Vec<CpuSet>) -> PlannedPool {
 }
 
 impl Stock {
-    /// Is this pool cut from the isolated cores? Without any, all pools share one supply.
+    /// Does this pool get isolated cores? On a machine without any, all pools get the same cores.
     fn is_from_isolated(&self, spec: &PoolSpec) -> bool {
         let wants =
             spec.kind == Kind::Exclusive || self.shared_isolated.as_ref() == Some(&spec.name);
         wants && !self.isolated.is_empty()
     }
 
-    /// Is nothing left where such a pool is to come from?
+    /// Is no core left that this pool could get?
     pub fn is_used_up(&self, spec: &PoolSpec) -> bool {
         !self
             .cores_for(spec)
@@ -191,8 +192,8 @@ impl Stock {
         core.cpus.is_subset(&self.isolated)
     }
 
-    /// The cores that a pool can be cut from, by first CPU; for a shared one those of the host's
-    /// own work first.
+    /// The cores that a pool can get, by first CPU. A shared pool gets those of the host's own work
+    /// first.
     pub fn cores_for(&self, spec: &PoolSpec) -> Vec<Core> {
         let from_isolated = self.is_from_isolated(spec);
         let is_reserved = |core: &Core| !core.cpus.is_disjoint(&self.reserved);
@@ -205,8 +206,8 @@ impl Stock {
         cores
     }
 
-    /// The cores of an exclusive pool are near each other unless something else was said, as that
-    /// they are to be of many caches; KCM counts by number.
+    /// Where a pool's cores come from. An exclusive pool's cores are near each other, unless a node
+    /// is named, or they shall be spread over caches; KCM takes them by number.
     pub(super) fn cut_of(&self, spec: &PoolSpec) -> Cut {
         let may_be_far = self.shared_isolated.is_some() || spec.cut.cache == FromCaches::Spread;
         match (spec.kind, spec.cut.numa) {
@@ -244,7 +245,8 @@ impl Stock {
         }
     }
 
-    /// Does one pool at most get the rest of the isolated cores, and one that of the others?
+    /// Checks that at most one pool asks for the rest of the isolated cores, and at most one for
+    /// the rest of the others. Pools that ask for the rest of a NUMA node do not count.
     ///
     /// # Errors
     /// Two do.
@@ -266,9 +268,9 @@ impl Stock {
         Ok(())
     }
 
-    /// Are there enough cores in all for those pools that are cut from isolated cores, or for the
-    /// others?
-    fn suffices(&self, specs: &[PoolSpec], is_isolated: bool) -> Result<()> {
+    /// Checks that there are enough cores for all pools that get isolated cores (`is_isolated`), or
+    /// for all that get others.
+    fn ensure_enough(&self, specs: &[PoolSpec], is_isolated: bool) -> Result<()> {
         let mut wanted: Vec<&PoolSpec> = specs.iter().collect();
         wanted.retain(|spec| self.is_from_isolated(spec) == is_isolated);
         let Some(first) = wanted.first() else {
@@ -276,15 +278,15 @@ impl Stock {
         };
         let what = self.which(first);
         wanted.sort_by_key(|spec| spec.kind == Kind::Shared);
-        // First the exclusive ones, which have fewer cores to come from; then all together.
+        // The exclusive pools have fewer cores to choose from, so they are counted alone first.
         let exclusive = wanted.iter().filter(|spec| spec.kind == Kind::Exclusive);
         for some in [&wanted[..exclusive.count()], &wanted[..]] {
-            self.suffices_for(some, what)?;
+            self.ensure_enough_for(some, what)?;
         }
         Ok(())
     }
 
-    /// Which cores are not counted for an exclusive pool.
+    /// The part of a refusal about the cores that no exclusive pool gets.
     pub(super) fn reservation(&self) -> String {
         if self.reserved.is_empty() {
             return String::new();
@@ -295,7 +297,7 @@ impl Stock {
         )
     }
 
-    fn suffices_for(&self, wanted: &[&PoolSpec], what: &str) -> Result<()> {
+    fn ensure_enough_for(&self, wanted: &[&PoolSpec], what: &str) -> Result<()> {
         let Some(last) = wanted.last() else {
             return Ok(());
         };
@@ -335,7 +337,7 @@ impl Stock {
 mod tests {
     use super::*;
 
-    /// Words `name=N:kind`, `name=rest:kind`; kind `x`, `xt` by threads, or `s`.
+    /// Parses words `name=N:kind` and `name=rest:kind`; the kind is `x`, `xt` (by threads), or `s`.
     fn specs(words: &str) -> Vec<PoolSpec> {
         let spec = |word: &str| {
             let (name, rest) = word.split_once('=').unwrap();
@@ -360,7 +362,7 @@ mod tests {
         words.split_whitespace().map(spec).collect()
     }
 
-    /// Cores of one node; `cp` is KCM's controlplane.
+    /// Plans on cores of one node. A pool named `cp` is KCM's controlplane.
     fn planned(cores: &str, isolated: &str, reserved: &str, words: &str) -> Result<String> {
         let core = |core: &str| Core {
             cpus: core.parse().unwrap(),

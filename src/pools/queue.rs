@@ -1,11 +1,12 @@
-//! The order in which those who wait for the lock get it: each takes a ticket, and waits for
-//! whoever has the one before.
+//! The order in which those who wait for the lock get it. Each takes a ticket, and waits for
+//! whoever has the ticket before.
 //!
-//! The kernel wakes the first who waits for a flock(2), but does not hand it over: whoever comes in
-//! the moment of the waking is before all who wait. So they wait in a file of our own, a locked
-//! byte each (`F_OFD_SETLKW`, fcntl_locking(2)), and only the first of them waits for the lock
-//! itself. This is a courtesy: the lock alone keeps others out. Whoever is killed lets go of its
-//! byte; where the file cannot be used, all wait in the kernel's queue, as other tools do.
+//! The kernel wakes the first who waits for a flock(2), but does not pass the lock to it: somebody
+//! who comes at that moment is ahead of all who wait. So they wait in a file of our own, each with
+//! one byte locked (`F_OFD_SETLKW`, fcntl_locking(2)), and only the first of them waits for the
+//! lock itself. This only keeps the order: the lock alone keeps others out. The byte of a process
+//! that is killed is unlocked. Where the file cannot be used, all wait in the kernel's queue, as
+//! other tools do.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +22,7 @@ use nix::libc;
 use super::wait::Alarm;
 use crate::files;
 
-/// The file's mode: whoever can write it can have all others wait.
+/// The file's mode: whoever can write it can make all others wait.
 const MODE: u32 = 0o600;
 
 /// A place in the queue. Dropping it lets the next one go on.
@@ -31,18 +32,17 @@ pub(super) struct Ticket {
     number: i64,
 }
 
-/// Does anybody wait, as far as can be told?
+/// Does anybody wait in the queue? `false` where that cannot be told.
 ///
-/// The way to the file is not looked at before: nothing is written or believed of what is in it,
-/// and whoever is sent to wait by a file of somebody else's finds that out before it takes a
-/// ticket.
+/// Whether others can change the file is not checked: nothing is written, and its content is not
+/// used. If a file of somebody else's pretends a queue, that is found out before a ticket is taken.
 pub(super) fn is_waited_in(queue: &Path) -> bool {
     let file = files::open_regular(queue);
     file.is_ok_and(|file| matches!(is_locked(&file), Ok(true)))
 }
 
 impl Ticket {
-    /// Takes the next ticket, waiting at most `patience` for whoever is taking one.
+    /// Takes the next ticket, waiting at most `patience` while somebody else takes one.
     ///
     /// # Errors
     /// The file cannot be made or used.
@@ -50,9 +50,10 @@ impl Ticket {
         let file = files::open_or_make_regular(queue, MODE)?;
         let alarm = Alarm::after(patience)?;
         let attempt = || -> Result<i64> {
-            // Until it is unlocked, nobody else takes a ticket.
+            // While this is locked, nobody else takes a ticket.
             file.lock_exclusive()?;
-            // The file is as long as there are tickets, and empty again after the last of them.
+            // The file's length is the number of tickets. With no ticket in use it starts again at
+            // 0.
             let number = match is_locked(&file)? {
                 true => i64::try_from(file.metadata()?.len())?,
                 false => 0,
@@ -68,8 +69,11 @@ impl Ticket {
         Ok(Ticket { file, number })
     }
 
-    /// Waits until whoever has the ticket before it goes on or ends, but at most `patience`: it may
-    /// have been stopped.
+    /// Waits at most `patience` until the ticket before this one is dropped. Its holder may have
+    /// been stopped.
+    ///
+    /// # Errors
+    /// The wait was too long, or the file cannot be used.
     pub(super) fn wait(&self, patience: Duration) -> Result<()> {
         if self.number == 0 {
             return Ok(());
@@ -84,7 +88,7 @@ impl Ticket {
     }
 }
 
-/// Is any byte locked?
+/// Is any byte of the file locked?
 fn is_locked(file: &File) -> Result<bool> {
     let mut all = byte(0, libc::F_WRLCK);
     all.l_len = 0;
@@ -92,14 +96,14 @@ fn is_locked(file: &File) -> Result<bool> {
     Ok(i32::from(all.l_type) != libc::F_UNLCK)
 }
 
-/// The lock of one byte.
+/// Describes a lock on one byte, for fcntl(2).
 fn byte(number: i64, kind: i32) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: number,
         l_len: 1,
-        // Open file descriptions have no pid (fcntl_locking(2)).
+        // A lock of an open file description has no pid (fcntl_locking(2)).
         l_pid: 0,
     }
 }

@@ -5,12 +5,15 @@ use anyhow::{Result, bail};
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// The largest `tasks` that is read, in bytes: every pid of the largest `pid_max`
-/// (proc_sys_kernel(5)) fits.
+/// The most bytes of a `tasks` that are read: all pids of the largest `pid_max`
+/// (proc_sys_kernel(5)) fit.
 pub(super) const MOST_BYTES: u64 = 32 << 20;
 
-/// Parses pids joined by commas; empty parts and white space around a pid are let go, as KCM lets
-/// them.
+/// Parses pids joined by commas. Empty parts, and white space around a pid, are ignored, as KCM
+/// does.
+///
+/// # Errors
+/// Something else is in it.
 pub(super) fn parse(text: &str) -> Result<Vec<i32>> {
     let mut pids = Vec::new();
     for part in text
@@ -29,7 +32,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// Prints pids as KCM does: joined by commas, no newline.
+/// Prints pids as KCM does: joined by commas, without a newline.
 pub(super) fn print(pids: &[i32]) -> String {
     let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
     pids.join(",")

@@ -1,4 +1,4 @@
-//! Bounding a system call that blocks.
+//! A time limit for a system call that blocks.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,15 +14,16 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use nix::unistd::gettid;
 
-/// Nobody else has a use for it: `isolate` does not pass it on, and by default it does nothing
-/// (signal(7)).
+/// The signal of the timer. Nothing else here uses it: `isolate` does not pass it on, and by
+/// default it does nothing (signal(7)).
 const SIGNAL: Signal = Signal::SIGURG;
 
-/// A timer can go off in the moment before the call that it is to interrupt: so it goes off again.
+/// The time between two signals. A timer can go off just before the system call that it shall
+/// interrupt begins, so it goes off again.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Interrupts the system calls of this thread (EINTR, signal(7)) after some time, and then again
-/// and again until it is dropped.
+/// Interrupts this thread's system calls (EINTR, signal(7)) once a time is over, and then again and
+/// again until it is dropped.
 pub(super) struct Alarm {
     timer: Option<Timer>,
     blocked: SigSet,
@@ -32,7 +33,7 @@ impl Alarm {
     pub(super) fn after(time: Duration) -> Result<Alarm> {
         handle().context("bound the wait for the lock")?;
         let attempt = || {
-            // Whoever started us may have left it blocked.
+            // The process that started us may have left the signal blocked.
             let own = SigSet::from(SIGNAL);
             let blocked = own.thread_swap_mask(SigmaskHow::SIG_UNBLOCK)?;
             let event = SigEvent::new(SigevNotify::SigevThreadId {
@@ -41,7 +42,7 @@ impl Alarm {
                 si_value: 0,
             });
             let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, event)?;
-            // A timer of no time at all is one that never goes off.
+            // A time of zero would disarm the timer.
             let first = TimeSpec::from_duration(time.max(Duration::from_nanos(1)));
             let every = Expiration::IntervalDelayed(first, TimeSpec::from_duration(AGAIN));
             timer.set(every, TimerSetTimeFlags::empty())?;
@@ -56,7 +57,8 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        // First: a signal that is blocked would wait for whatever this process becomes.
+        // The timer goes first: a signal that comes after the mask is restored may be blocked, and
+        // would still be pending in a program that this process executes.
         drop(self.timer.take());
         if let Err(error) = self.blocked.thread_set_mask() {
             log::warn!("restore the signal mask: {error}");
@@ -66,8 +68,9 @@ impl Drop for Alarm {
 
 extern "C" fn do_nothing(_: c_int) {}
 
-/// Has the signal do nothing but interrupt, once for the whole process: another thread may be
-/// waiting as well. A program that is executed afterwards finds the default action (execve(2)).
+/// Sets a handler that does nothing, so that the signal only interrupts. It is set once for the
+/// whole process, because another thread may be waiting too. A program executed later has the
+/// default action again (execve(2)).
 fn handle() -> Result<(), Errno> {
     static HANDLED: OnceLock<Result<(), Errno>> = OnceLock::new();
     *HANDLED.get_or_init(|| {

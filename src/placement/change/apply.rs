@@ -66,7 +66,7 @@ pub fn try_apply(
 ) -> Result<Applied> {
     let (seen, course) = look(site, stock, declared, undeclared)?;
     if site.host.is_running_root() && !course.steps.is_empty() {
-        PoolDirectory::can_begin(&site.conf_dir)?;
+        PoolDirectory::ensure_can_begin(&site.conf_dir)?;
     }
     Ok(seen)
 }

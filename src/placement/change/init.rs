@@ -62,7 +62,7 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
 pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let Some(directory) = PoolDirectory::begun(&site.conf_dir)? else {
         if site.host.is_running_root() {
-            PoolDirectory::can_begin(&site.conf_dir)?;
+            PoolDirectory::ensure_can_begin(&site.conf_dir)?;
         }
         return Ok(Made::New);
     };
@@ -75,7 +75,7 @@ pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result
         Ok(made)
     })?;
     if site.host.is_running_root() && made != Made::AlreadyThere {
-        PoolDirectory::can_begin(&site.conf_dir)?;
+        PoolDirectory::ensure_can_begin(&site.conf_dir)?;
     }
     Ok(made)
 }

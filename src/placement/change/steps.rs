@@ -86,7 +86,7 @@ pub fn change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
 pub fn try_change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     // Without the right to it a trial can be made all the same.
-    if let Err(LockError::Unusable(error)) = directory.is_let_go(&site.host, Duration::ZERO) {
+    if let Err(LockError::Unusable(error)) = directory.ensure_let_go(&site.host, Duration::ZERO) {
         return Err(error);
     }
     trial(site, &directory, || {

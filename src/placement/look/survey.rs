@@ -220,7 +220,7 @@ pub(crate) fn trial<T: PartialEq>(
 
 /// Why what was seen without the lock may not be so, if it may not.
 fn doubt(site: &Site, directory: &PoolDirectory, is_steady: bool) -> Option<Refusal> {
-    match directory.is_let_go(&site.host, BRIEF) {
+    match directory.ensure_let_go(&site.host, BRIEF) {
         Ok(()) if is_steady => None,
         Ok(()) => Some(Refusal::new(
             "read without the lock, and owners changed all the time",

@@ -1,4 +1,4 @@
-//! Is a pool that is there of the form that is declared? Its size is another matter.
+//! Whether a pool that is there has the form that is declared. Its size is checked elsewhere.
 
 use super::HeldPool;
 use crate::cpulist::CpuSet;
@@ -7,8 +7,8 @@ use crate::pools::carve::{Core, FromNodes};
 use crate::pools::plan::{ListUnit, PoolSpec, Stock};
 use crate::pools::resize::cpus_of;
 
-/// How a pool differs from what is declared, in a way that no resize mends; `None` where it does
-/// not.
+/// How a pool differs from its declaration in a way that resizing cannot change; `None` where it
+/// does not.
 pub(super) fn misfit(owned: &HeldPool, spec: &PoolSpec, stock: &Stock) -> Option<String> {
     let pool = &owned.pool;
     if pool.kind != spec.kind {
@@ -35,7 +35,7 @@ fn touches(core: &Core, cpus: &CpuSet) -> bool {
     !core.cpus.is_disjoint(cpus)
 }
 
-/// Is each list what it is to be? CPUs that are offline are of no known core.
+/// Is each list a unit? CPUs that are offline belong to no known core, and are ignored.
 fn has_unit(owned: &HeldPool, unit: ListUnit, stock: &Stock) -> bool {
     let lists = &owned.pool.lists;
     if unit == ListUnit::Thread {
@@ -56,8 +56,8 @@ fn has_unit(owned: &HeldPool, unit: ListUnit, stock: &Stock) -> bool {
         && lists.iter().all(|list| is_whole(&list.cpus))
 }
 
-/// How many cores the pool has: at least those that are online, at most as many more as CPUs are
-/// offline.
+/// How many cores the pool has: at least those that are online, and at most one more for each CPU
+/// that is offline.
 pub(super) fn cores_of(owned: &HeldPool, stock: &Stock) -> std::ops::RangeInclusive<usize> {
     let cpus = cpus_of(&owned.pool.lists);
     let online = stock

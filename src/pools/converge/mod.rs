@@ -1,5 +1,6 @@
-//! The way from the pools that are there to those that are declared: which are removed, made, and
-//! changed, in which order. Pure; each step is one that `pool add`, `remove` or `resize` makes.
+//! Pure: the steps from the pools that are there to those that are declared: which pools are
+//! removed, made and changed, and in which order. Each step is what `pool add`, `remove` or
+//! `resize` does.
 
 mod fit;
 mod model;
@@ -13,12 +14,12 @@ use crate::cpulist::CpuSet;
 use crate::refusal::Refusal;
 use model::Model;
 
-/// A pool as it is to be.
+/// A pool as it is declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Declared {
-    /// Cut from the machine's cores.
+    /// Made of cores that are chosen.
     Cut(PoolSpec),
-    /// Of these lists.
+    /// Made of these lists.
     Lists(PlannedPool),
 }
 
@@ -40,38 +41,37 @@ impl Declared {
     }
 }
 
-/// What becomes of pools that nobody declares.
+/// What becomes of pools that are not declared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Undeclared {
-    /// They stay as they are.
+    /// They stay.
     Stay,
-    /// They are removed, unless somebody owns anything in them.
+    /// They are removed, unless they have owners.
     Go,
 }
 
-/// A pool that is there, and who keeps each of its lists from being taken away, in the pool's
-/// order.
+/// A pool that is there, with its owners.
 #[derive(Debug, Clone)]
 pub struct HeldPool {
     /// The pool.
     pub pool: Pool,
-    /// The owners.
+    /// For each list of the pool, in the same order: somebody who keeps it from being removed.
     pub owners: Vec<Option<String>>,
 }
 
-/// What there is before.
+/// What is there before the change.
 #[derive(Debug, Clone)]
 pub struct Present<'a> {
     /// The machine's cores, whoever has them.
     pub stock: &'a Stock,
     /// The pools.
     pub pools: Vec<HeldPool>,
-    /// CPUs that are in no pool, and that somebody owns.
+    /// CPUs that are in no pool, but have an owner.
     pub owned: CpuSet,
 }
 
 impl Present<'_> {
-    /// The same if nobody owned anything in the pools, and these were all still to be made.
+    /// The same with the declared pools still to be made, and without owners in all others.
     fn with_all_to_make(&self, declared: &[Declared]) -> Self {
         let mut free = self.clone();
         let is_declared =
@@ -84,32 +84,32 @@ impl Present<'_> {
     }
 }
 
-/// One change of one pool.
+/// A change of one pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// The pool is new.
+    /// Makes the pool.
     Add(PlannedPool),
-    /// It goes.
+    /// Removes the pool of this name.
     Remove(String),
-    /// It gets, or loses, cores.
+    /// Gives the pool more or fewer cores.
     Resize {
-        /// Its name.
+        /// The pool's name.
         name: String,
-        /// How many lists an exclusive pool is to have, or cores a shared one.
+        /// The number of lists of an exclusive pool, or of cores of a shared one.
         cores: Cores,
-        /// From where more come.
+        /// Where further cores come from.
         cut: Cut,
     },
-    /// It has these lists from now on.
+    /// Gives the pool these lists instead.
     Relist(PlannedPool),
 }
 
-/// What stays otherwise than it is declared, for somebody's sake.
+/// A pool that does not become what is declared, because of somebody's CPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deviation {
-    /// The pool.
+    /// The pool's name.
     pub pool: String,
-    /// Why, and what to do.
+    /// The reason, and what to do about it.
     pub why: Refusal,
 }
 
@@ -118,18 +118,19 @@ pub struct Deviation {
 pub struct Course {
     /// The changes, in their order.
     pub steps: Vec<Step>,
-    /// What cannot be so yet.
+    /// The pools that cannot be as declared yet.
     pub kept: Vec<Deviation>,
-    /// The pools then.
+    /// The pools after the changes.
     pub after: Vec<PlannedPool>,
 }
 
-/// Finds it. Lists with owners stay as they are. What is to get the rest gives way to what is
-/// counted. A pool that owners keep from being as declared stays as it was, or is not made.
+/// Finds the changes. Lists with owners stay as they are. A pool that gets the rest gives cores to
+/// pools with a number. A pool that owners keep from being as declared stays as it was, or is not
+/// made.
 ///
 /// # Errors
-/// What could not be even if nobody owned anything, as more than the machine has; nothing is to be
-/// changed then.
+/// The declaration is impossible even without owners: it needs more cores than the machine has, two
+/// pools get the rest, or lists overlap. Nothing must be changed then.
 pub fn course(
     present: Present<'_>,
     declared: &[Declared],
@@ -146,7 +147,7 @@ pub fn course(
     ensure_apart(declared)?;
     let before = Model::of(present.clone()).planned();
     let mut model = once(present, declared, undeclared, &specs)?;
-    // Where others have made room, what stayed as it was may follow.
+    // A pool that stayed as it was may be possible now that others have made room.
     for _ in declared {
         if model.kept.is_empty() {
             break;
@@ -157,14 +158,14 @@ pub fn course(
         }
     }
     let mut course = model.into_course();
-    // What gave way for nothing has all of it back.
+    // If pools only gave cores up and got them back, nothing is done.
     if course.after == before {
         course.steps.clear();
     }
     Ok(course)
 }
 
-/// Lists that are declared have no CPU in common.
+/// Checks that no CPU is in two declared lists.
 fn ensure_apart(declared: &[Declared]) -> Result<()> {
     let mut seen: Vec<(&str, &CpuSet)> = Vec::new();
     for one in declared {
@@ -187,7 +188,7 @@ fn ensure_apart(declared: &[Declared]) -> Result<()> {
     Ok(())
 }
 
-/// The pools after each was cleared away, made, and resized once.
+/// One round: removes what is in the way, makes pools, and resizes each once.
 fn once<'a>(
     present: Present<'a>,
     declared: &[Declared],
@@ -203,7 +204,8 @@ fn once<'a>(
         model.clear(declared, undeclared);
         model
     };
-    // As a whole it says how many there are and for whom.
+    // If the whole plan is refused too, its message is better: it says how many cores there are,
+    // and for which pools.
     let refusal = |model: &Model<'_>, error| {
         let others = model.cpus_of_others(specs);
         let whole = plan(&model.stock.without(&others), specs);
@@ -227,11 +229,12 @@ fn once<'a>(
     }
 }
 
-/// With all that is declared; pools of the rest that are there give up, one after the other and as
-/// little as will do, what others are to have.
+/// Makes and grows all declared pools. Existing pools that get the rest give cores up for that, one
+/// pool after the other, and as few cores as possible.
 ///
 /// # Errors
-/// What is still missing when they have given up all that they can, and the pools then.
+/// Something is missing even after they have given up all they can. The pools at that point are
+/// returned too.
 fn grown<'a>(
     model: &Model<'a>,
     declared: &[Declared],
@@ -270,10 +273,10 @@ fn with_all<'a>(mut model: Model<'a>, declared: &[Declared]) -> Result<Model<'a>
     Ok(model)
 }
 
-/// With what owners leave room for.
+/// Makes and grows the pools for which owners leave room.
 ///
 /// # Errors
-/// The first pool that was there before and cannot be as declared: it has to stay as it was.
+/// The first pool that was there before and cannot be as declared: it must stay as it was.
 fn with_what_can_be<'a>(
     mut model: Model<'a>,
     declared: &[Declared],
@@ -288,7 +291,7 @@ fn with_what_can_be<'a>(
             model.keep(pool, Refusal::of(&error));
             continue;
         }
-        // That it has owners itself says more than what came of it.
+        // If the pool has owners itself, that is the better reason.
         let mut earlier = model.kept.into_iter().filter(|kept| kept.pool == pool);
         return Err(earlier.next().unwrap_or_else(|| Deviation {
             pool: pool.to_owned(),
@@ -298,8 +301,8 @@ fn with_what_can_be<'a>(
     Ok(model)
 }
 
-/// Lists that are named first; then the exclusive pools, which have fewer cores to come from; what
-/// gets the rest last.
+/// The order in which pools are made: pools of lists first; then exclusive ones, which have fewer
+/// cores to choose from, before shared ones; those that get the rest last.
 fn in_turn(declared: &[Declared]) -> Vec<&Declared> {
     let mut turn: Vec<&Declared> = declared.iter().collect();
     turn.sort_by_key(|one| match one {

@@ -1,4 +1,4 @@
-//! The pools while they are changed, as the steps so far leave them.
+//! The pools as the steps found so far leave them.
 
 use anyhow::{Result, bail, ensure};
 
@@ -11,7 +11,7 @@ use crate::pools::resize::{PoolStanding, Resized, cpus_of, resize};
 use crate::pools::{CpuList, Kind, Pool};
 use crate::refusal::Refusal;
 
-/// What to do about owners in the way.
+/// The remedy for an owner that is in the way.
 const STOP: &str = "stop it first (`pinfold describe` shows it)";
 
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub(super) struct Model<'a> {
     owned: CpuSet,
     steps: Vec<Step>,
     pub(super) kept: Vec<Deviation>,
-    /// Pools that stay as they are.
+    /// The names of pools that stay as they are.
     fixed: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// The steps of both, and the pools after them.
+    /// The pools of `next`, with the steps of both.
     pub(super) fn followed_by(mut self, mut next: Model<'a>) -> Model<'a> {
         self.steps.append(&mut next.steps);
         Model {
@@ -55,7 +55,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// The pools, by name.
+    /// The pools, sorted by name.
     pub(super) fn planned(&self) -> Vec<PlannedPool> {
         let planned = |owned: &HeldPool| PlannedPool {
             name: owned.pool.name.clone(),
@@ -93,7 +93,7 @@ impl<'a> Model<'a> {
         self.fixed.iter().any(|fixed| fixed == name)
     }
 
-    /// Takes away what is in the way of what is declared.
+    /// Removes what is in the way of the declared pools.
     pub(super) fn clear(&mut self, declared: &[Declared], undeclared: Undeclared) {
         if undeclared == Undeclared::Go {
             let names: Vec<&str> = declared.iter().map(Declared::name).collect();
@@ -106,7 +106,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Removes those of other names.
+    /// Removes all pools but those of these names.
     fn remove_others(&mut self, names: &[&str]) {
         let others = self.pools.iter().map(|owned| owned.pool.name.clone());
         let others: Vec<String> = others
@@ -135,7 +135,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Takes away what is in the way of a pool's being as it is declared, and in the way of others.
+    /// Removes what keeps a pool from being as declared, and what it has too much.
     fn clear_way(&mut self, declared: &Declared) {
         let Some(at) = self.at(declared.name()) else {
             return;
@@ -151,7 +151,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Gives up what is more than declared, as far as owners let it.
+    /// Gives up what the pool has more than declared, as far as owners allow.
     fn shrink(&mut self, spec: &PoolSpec) {
         let wanted = match self.wanted_size(spec) {
             Some(wanted) if wanted < self.size_of(&spec.name) => wanted,
@@ -168,8 +168,8 @@ impl<'a> Model<'a> {
         self.keep(&spec.name, Refusal::of(&refused));
     }
 
-    /// The size that a pool which is there has to be given, in the way that a resize counts; `None`
-    /// where it has that, or gets the rest.
+    /// The size to which an existing pool must be resized, counted as a resize counts; `None` where
+    /// it has that size, or gets the rest.
     fn wanted_size(&self, spec: &PoolSpec) -> Option<usize> {
         let Cores::Count(count) = spec.cores else {
             return None;
@@ -186,7 +186,7 @@ impl<'a> Model<'a> {
                     && self.standing_resize(spec, Cores::Count(lists + 1)).map_or(
                         true,
                         |resized| {
-                            // What comes next is of another core.
+                            // The next CPU that it would get belongs to another core.
                             resized
                                 .added
                                 .iter()
@@ -219,7 +219,7 @@ impl<'a> Model<'a> {
         cores.any(|core| !core.cpus.is_disjoint(list) && !core.cpus.is_disjoint(&own))
     }
 
-    /// Gives a pool what it has less than declared, or makes it.
+    /// Makes the pool, or gives it what it lacks.
     pub(super) fn grow(&mut self, declared: &Declared) -> Result<()> {
         let name = declared.name();
         if self.is_fixed(name) {
@@ -238,7 +238,7 @@ impl<'a> Model<'a> {
             }
             (Declared::Cut(spec), Some(at)) => match self.wanted_size(spec) {
                 Some(size) => self.resize(spec, Cores::Count(size)),
-                // Too few for a whole core of such a pool.
+                // No size gives it that many whole cores: too few CPUs are free.
                 None if spec.unit == ListUnit::Thread && !self.has_count(spec, at) => {
                     let Cores::Count(count) = spec.cores else {
                         return Ok(());
@@ -259,7 +259,7 @@ impl<'a> Model<'a> {
         matches!(spec.cores, Cores::Count(count) if cores.contains(&count))
     }
 
-    /// How many lists, or cores of shared lists, a pool has.
+    /// The number of an exclusive pool's lists, or of a shared pool's cores.
     pub(super) fn size_of(&self, name: &str) -> usize {
         let taken = CpuSet::new();
         self.at(name).map_or(0, |at| {
@@ -286,7 +286,7 @@ impl<'a> Model<'a> {
         resize(&standing, cores, spec.cut)
     }
 
-    /// The step that gives a pool another size.
+    /// Gives a pool another size, as one step.
     pub(super) fn resize(&mut self, spec: &PoolSpec, cores: Cores) -> Result<()> {
         let resized = self.standing_resize(spec, cores)?;
         let Some(at) = self.at(&spec.name) else {
@@ -304,7 +304,7 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
-    /// Takes away the lists that are not declared and have no owners.
+    /// Removes the lists that are not declared and have no owners.
     fn clear_lists(&mut self, planned: &PlannedPool, at: usize) {
         let name = &planned.name;
         if self.pools[at].pool.kind != planned.kind {
@@ -312,7 +312,7 @@ impl<'a> Model<'a> {
             self.remove_or_keep(name, &why);
             return;
         }
-        // A shared list can become another under its owners.
+        // A shared list can get more CPUs while it has owners.
         if planned.kind == Kind::Shared && planned.lists.len() == 1 {
             let is_part = |list: &CpuList| list.cpus.is_subset(&planned.lists[0]);
             if self.pools[at].pool.lists.len() == 1 && is_part(&self.pools[at].pool.lists[0]) {
@@ -347,7 +347,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Gives a pool the lists that are declared, beside those that owners keep.
+    /// Gives a pool the declared lists, besides those that owners keep.
     fn put_lists(&mut self, planned: &PlannedPool, at: Option<usize>) -> Result<()> {
         let own = at.map_or(CpuSet::new(), |at| cpus_of(&self.pools[at].pool.lists));
         let there: Vec<CpuSet> = at.map_or(Vec::new(), |at| {
@@ -428,7 +428,7 @@ impl<'a> Model<'a> {
         }));
     }
 
-    /// The pools of the rest that owners keep from giving anything up.
+    /// Notes the pools that get the rest and cannot give up lists because of owners.
     pub(super) fn note_owned_rest(&mut self, declared: &[Declared]) {
         for one in declared {
             let Declared::Cut(spec) = one else { continue };
@@ -451,7 +451,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// The CPUs that are in a pool, or that somebody owns.
+    /// The CPUs that are in a pool or have an owner.
     fn taken(&self) -> CpuSet {
         let mut taken = self.owned.clone();
         for owned in &self.pools {
@@ -460,7 +460,7 @@ impl<'a> Model<'a> {
         taken
     }
 
-    /// The CPUs that none of these pools has, and that are taken.
+    /// The CPUs that are taken, but not by a pool of `specs`.
     pub(super) fn cpus_of_others(&self, specs: &[PoolSpec]) -> CpuSet {
         let mut cpus = self.owned.clone();
         for owned in &self.pools {
@@ -492,7 +492,8 @@ impl HeldPool {
         (self.pool.lists, self.owners) = pairs.into_iter().unzip();
     }
 
-    /// Whoever owns a list that stays keeps it; of one that becomes another, that.
+    /// Replaces the lists. A list that stays keeps its owner; a list that is renamed passes its
+    /// owner on.
     fn become_lists(&mut self, lists: &[CpuSet], is_renamed: bool) {
         let owner_of = |cpus: &CpuSet| {
             let at = self.pool.lists.iter().position(|list| list.cpus == *cpus);

@@ -1,4 +1,4 @@
-//! From some pools to others, on machines of a few cores.
+//! Changes from some pools to others, on machines of a few cores.
 
 use super::*;
 use crate::isolation::Options;
@@ -6,7 +6,7 @@ use crate::pools::CpuList;
 use crate::pools::carve::{Core, FromCaches, FromNodes};
 use crate::pools::plan::{ListUnit, list_name};
 
-/// Cores of two threads, `n` and `n + count`, half of them on each of two nodes.
+/// Cores with the two threads `n` and `n + count`; half of the cores on each of two nodes.
 fn stock(count: u32) -> Stock {
     let core = |first: u32| Core {
         cpus: CpuSet::from_iter([first, first + count]),
@@ -24,7 +24,7 @@ fn kind(word: &str) -> Kind {
     Kind::by_word(word).unwrap()
 }
 
-/// Words `name=4:exclusive,numa=1`, or `name:shared:0-3/4-7` of lists.
+/// Parses words `name=4:exclusive,numa=1`, or `name:shared:0-3/4-7` for lists.
 fn declared(words: &str) -> Vec<Declared> {
     let one = |word: &str| {
         let Some((name, rest)) = word.split_once('=').filter(|(name, _)| !name.contains(':'))
@@ -62,7 +62,7 @@ fn declared(words: &str) -> Vec<Declared> {
     words.split_whitespace().map(one).collect()
 }
 
-/// Words `name:exclusive:0,4/1,5!`; the list with `!` has an owner.
+/// Parses words `name:exclusive:0,4/1,5!`; a list with `!` has an owner.
 fn there(words: &str) -> Vec<HeldPool> {
     let one = |word: &str| {
         let parts: Vec<&str> = word.split(':').collect();
@@ -111,7 +111,7 @@ fn run(stock: &Stock, pools: &str, wanted: &str, undeclared: Undeclared) -> Resu
 fn pools_become_what_is_declared() {
     let stock = stock(4);
     for (before, wanted, after) in [
-        // Nothing there.
+        // Without any pools.
         (
             "",
             "dp=2:exclusive common=rest:shared",
@@ -123,7 +123,7 @@ fn pools_become_what_is_declared() {
             "dp:exclusive:1/5 a:shared:0,4",
             "a:shared:0,4 dp:exclusive:1/5",
         ),
-        // What is to have the rest gives way.
+        // A pool that gets the rest gives cores up.
         (
             "common:shared:0,2,3,4,6,7 dp:exclusive:1,5",
             "dp=2:exclusive common=rest:shared",
@@ -146,7 +146,7 @@ fn pools_become_what_is_declared() {
             "a=1:exclusive b=2:exclusive",
             "a:exclusive:1,5 b:exclusive:2,6/3,7",
         ),
-        // Other kinds, units and places.
+        // Other kinds, units and nodes.
         ("dp:shared:1,5", "dp=1:exclusive", "dp:exclusive:1,5"),
         (
             "dp:exclusive:1,5",
@@ -169,7 +169,7 @@ fn pools_become_what_is_declared() {
             "dp=1:exclusive,numa=1",
             "dp:exclusive:2,6",
         ),
-        // Lists.
+        // Pools of lists.
         (
             "dp:exclusive:1,5/2,6",
             "dp:exclusive:2,6/3,7",
@@ -183,13 +183,13 @@ fn pools_become_what_is_declared() {
             "c:shared:1,5 dp:exclusive:0,4",
             "c:shared:1,5 dp:exclusive:0,4",
         ),
-        // One that nobody declares stays.
+        // A pool that is not declared stays.
         (
             "old:exclusive:1,5",
             "dp=1:exclusive",
             "dp:exclusive:2,6 old:exclusive:1,5",
         ),
-        // A CPU of a list that is offline is no reason to change anything.
+        // A list's CPU that is offline changes nothing.
         (
             "dp:exclusive:1,5,9/2,6",
             "dp=2:exclusive",
@@ -287,7 +287,7 @@ fn more_than_there_is_changes_nothing() {
     }
 }
 
-/// A pool whose place an owner has is as it was, not gone.
+/// A pool whose declared CPUs have another owner stays as it was, and is not removed.
 #[test]
 fn a_pool_that_cannot_be_as_declared_stays_as_it_was() {
     let stock = stock(4);
@@ -307,7 +307,7 @@ fn a_pool_that_cannot_be_as_declared_stays_as_it_was() {
             "dp=1:exclusive common=rest:shared",
             "common:shared:1,2,3,5,6,7 dp:shared:0,4",
         ),
-        // What wants the place of that one has to do without it.
+        // The pool that would get the place of that one stays too.
         (
             "a:exclusive:2,6 common:shared:1,5! dp:exclusive:0,4",
             "a:exclusive:0,4 dp:exclusive:1,5",
@@ -323,7 +323,7 @@ fn a_pool_that_cannot_be_as_declared_stays_as_it_was() {
     }
 }
 
-/// An owner elsewhere is no excuse for more than there is.
+/// An owner elsewhere does not excuse a declaration of more cores than there are.
 #[test]
 fn more_than_there_is_changes_nothing_whoever_owns_what() {
     let stock = stock(4);
@@ -352,7 +352,7 @@ fn more_than_there_is_changes_nothing_whoever_owns_what() {
     }
 }
 
-/// A generator of numbers that is good enough for a test (xorshift64, Marsaglia 2003).
+/// A random number generator that is good enough for a test (xorshift64, Marsaglia 2003).
 struct Dice(u64);
 
 impl Dice {
@@ -400,8 +400,8 @@ impl Dice {
     }
 }
 
-/// From anything to anything: owners keep what they have, no pool that is declared goes, and the
-/// second time nothing is left to do.
+/// From any pools to any others: owners keep their lists, declared pools are not removed, and a
+/// second time changes nothing.
 #[test]
 fn a_second_time_changes_nothing_whatever_is_declared() {
     let stock = stock(8);

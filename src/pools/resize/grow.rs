@@ -1,4 +1,4 @@
-//! More for a pool.
+//! Making a pool larger.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::pools::{CpuList, Kind};
 use crate::refusal::Refusal;
 
 impl PoolStanding<'_> {
-    /// The lists that a pool can get so many of; of a shared one the one list.
+    /// `count` further lists for the pool; for a shared pool one list with `count` cores.
     pub(super) fn more(&self, count: usize, cut: Cut) -> Result<Vec<CpuSet>> {
         let mut lists = self.siblings(cut.numa);
         lists.truncate(count);
@@ -24,7 +24,7 @@ impl PoolStanding<'_> {
             lists.extend(self.cut_out(Cores::Count(missing), cut)?);
             return Ok(lists);
         }
-        // Not all cores have as many threads: a core more until there are enough.
+        // Cores differ in their number of threads: one core more is tried until there are enough.
         let threads = self.stock.cores.iter().map(|core| core.cpus.len());
         let mut cores = missing.div_ceil(threads.max().unwrap_or(1));
         loop {
@@ -45,8 +45,8 @@ impl PoolStanding<'_> {
         Ok(lists)
     }
 
-    /// Of a pool by threads: the other CPUs of its own cores, where nobody else has any of that
-    /// core.
+    /// For a pool by threads: the other CPUs of its own cores, each as a list, unless somebody else
+    /// has any CPU of the core.
     fn siblings(&self, numa: FromNodes) -> Vec<CpuSet> {
         if self.unit() == ListUnit::Core {
             return Vec::new();
@@ -63,8 +63,8 @@ impl PoolStanding<'_> {
         siblings
     }
 
-    /// What more can be cut from: for a shared pool of isolated cores, as KCM's controlplane may
-    /// be, those too.
+    /// The cores that the pool can get. A shared pool of isolated cores can get those too, as KCM's
+    /// controlplane does.
     fn free(&self) -> Stock {
         let mut free = self.stock.without(self.taken);
         let own = cpus_of(&self.pool.lists);
@@ -74,7 +74,8 @@ impl PoolStanding<'_> {
         free
     }
 
-    /// What is packed comes from the NUMA nodes of the pool's own lists first.
+    /// Chooses cores. If they are packed, those of the NUMA nodes of the pool's own lists come
+    /// first.
     fn cut_out(&self, cores: Cores, cut: Cut) -> Result<Vec<CpuSet>> {
         let mut free = self.free();
         let spec = self.spec(cores, cut);
@@ -104,7 +105,7 @@ impl PoolStanding<'_> {
         Ok(lists)
     }
 
-    /// The free cores of the nodes that the pool has any of.
+    /// The free cores of the nodes that have cores of the pool.
     fn near(&self, free: &Stock) -> Vec<Core> {
         let own = cpus_of(&self.pool.lists);
         let is_own = |core: &&Core| !core.cpus.is_disjoint(&own);
@@ -162,7 +163,7 @@ impl PoolStanding<'_> {
         }
     }
 
-    /// Counts what was asked for, and says what could be.
+    /// The refusal that says how many lists or cores the pool has, and how many more it can get.
     pub(super) fn refusal(&self, wanted: usize, cut: Cut) -> anyhow::Error {
         let (name, there) = (&self.pool.name, self.size());
         let free = self.free();

@@ -1,4 +1,4 @@
-//! Another size for a pool: which CPUs it gets, and which it gives up. Pure.
+//! Pure: changing a pool's size: which CPUs it gets, and which it gives up.
 
 mod grow;
 mod shrink;
@@ -11,35 +11,35 @@ use super::{CpuList, Kind, Pool};
 use crate::cpulist::CpuSet;
 use crate::isolation::Options;
 
-/// A pool as it stands, and what there is around it.
+/// A pool as it is, and what is around it.
 #[derive(Debug)]
 pub struct PoolStanding<'a> {
     /// The pool.
     pub pool: &'a Pool,
-    /// Who keeps each of its lists from being taken away, in the pool's order.
+    /// For each list of the pool, in the same order: somebody who keeps it from being removed.
     pub owners: &'a [Option<String>],
     /// The machine's cores, whoever has them.
     pub stock: &'a Stock,
-    /// The CPUs that are in any pool, or that anybody owns.
+    /// The CPUs that are in any pool or have an owner.
     pub taken: &'a CpuSet,
 }
 
-/// What a pool gets and loses.
+/// What a pool gets and gives up.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Resized {
-    /// Lists that it gets.
+    /// New lists.
     pub added: Vec<CpuSet>,
-    /// Lists that it loses.
+    /// Lists that are removed.
     pub removed: Vec<CpuSet>,
-    /// A shared list that becomes another.
+    /// A shared list whose CPUs change, from the first to the second set.
     pub renamed: Option<(CpuSet, CpuSet)>,
-    /// Of a pool by threads: the CPUs that are then in no pool and share a core with it; the next
-    /// that it gets.
+    /// For a pool by threads: the CPUs that are in no pool afterwards and share a core with the
+    /// pool. It gets them next.
     pub siblings: CpuSet,
 }
 
 impl Resized {
-    /// Does the pool get or lose anything?
+    /// Does the pool get or give up anything?
     pub fn changes_lists(&self) -> bool {
         let is_other = |(from, to): &(CpuSet, CpuSet)| from != to;
         !self.added.is_empty()
@@ -48,12 +48,12 @@ impl Resized {
     }
 }
 
-/// Gives a pool so many lists, or a shared one so many cores. A pool of CPUs that are lists by
-/// themselves gets the siblings of its own CPUs first. A shared pool's one list grows; where it has
-/// several, it gets another.
+/// Changes the number of an exclusive pool's lists, or of a shared pool's cores. A pool by threads
+/// gets the siblings of its own CPUs first. The list of a shared pool grows; if it has several, it
+/// gets another.
 ///
 /// # Errors
-/// Too few free cores, and lists with owners in the way.
+/// There are too few free cores, or lists with owners are in the way.
 pub fn resize(standing: &PoolStanding<'_>, cores: Cores, cut: Cut) -> Result<Resized> {
     let there = standing.size();
     let mut resized = match cores {
@@ -77,7 +77,7 @@ pub fn resize(standing: &PoolStanding<'_>, cores: Cores, cut: Cut) -> Result<Res
 }
 
 impl PoolStanding<'_> {
-    /// The lists of an exclusive pool; the cores of a shared one.
+    /// The number of an exclusive pool's lists, or of a shared pool's cores.
     pub fn size(&self) -> usize {
         let lists = self.pool.lists.iter();
         match self.pool.kind {
@@ -86,7 +86,7 @@ impl PoolStanding<'_> {
         }
     }
 
-    /// What the pool's size counts.
+    /// The word for what the size counts.
     fn counted(&self) -> &'static str {
         match self.pool.kind {
             Kind::Exclusive => "lists",
@@ -98,7 +98,8 @@ impl PoolStanding<'_> {
         self.stock.cores_in(&list.cpus).len()
     }
 
-    /// What a list of this pool is: a CPU of a core that has more, or as much as cores are.
+    /// What a list of this pool is: a thread if each list is one CPU of a core with several,
+    /// otherwise a core.
     fn unit(&self) -> ListUnit {
         let is_part = |list: &CpuList| {
             let mut cores = self.stock.cores.iter();
@@ -125,14 +126,14 @@ impl PoolStanding<'_> {
 }
 
 impl Stock {
-    /// What is left without these CPUs: the cores that have none of them.
+    /// The cores that have none of these CPUs.
     pub fn without(&self, taken: &CpuSet) -> Stock {
         let mut left = self.clone();
         left.cores.retain(|core| core.cpus.is_disjoint(taken));
         left
     }
 
-    /// The parts of a set that are of one core each; a CPU that is offline is one by itself.
+    /// Divides a set into parts, one for each core. A CPU that is offline is a part by itself.
     pub fn cores_in(&self, cpus: &CpuSet) -> Vec<CpuSet> {
         let mut offline = cpus.clone();
         let mut parts = Vec::new();

@@ -1,4 +1,4 @@
-//! Less for a pool: lists without owners alone.
+//! Making a pool smaller: only lists without owners are given up.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,8 @@ impl PoolStanding<'_> {
             left == 0,
             Refusal::new(
                 format!(
-                    "pool {} cannot have {wanted} {}, but {} at least, for lists with owners stay as they are: {}",
+                    "pool {} cannot have {wanted} {}, but {} at least, for lists with owners stay \
+                     as they are: {}",
                     self.pool.name,
                     self.counted(),
                     wanted + left,
@@ -36,8 +37,8 @@ impl PoolStanding<'_> {
         Ok(smaller)
     }
 
-    /// Gives up so many lists without owners, the last first, and rather all that are of one core;
-    /// how many are missing for want of such lists is beside it.
+    /// Chooses `surplus` lists without owners to give up: the last ones first, and preferably all
+    /// lists of a core. Also returns how many are missing because too few have no owner.
     fn without_lists(&self, surplus: usize) -> (Resized, usize) {
         let mut cores: BTreeMap<u32, OfCore> = BTreeMap::new();
         for (list, owner) in self.pool.lists.iter().zip(self.owners) {
@@ -70,7 +71,7 @@ impl PoolStanding<'_> {
         (smaller, left)
     }
 
-    /// The first CPU of the core that a list begins on.
+    /// The first CPU of the core with the list's first CPU.
     fn core_of(&self, list: &CpuList) -> u32 {
         let first = list.cpus.first().expect("a list of a pool has a CPU");
         let mut cores = self.stock.cores.iter();
@@ -78,8 +79,9 @@ impl PoolStanding<'_> {
         core.and_then(|core| core.cpus.first()).unwrap_or(first)
     }
 
-    /// Gives up so many cores of shared lists without owners: whole lists, the last first, and
-    /// where none fits any more, the last cores of the last.
+    /// Chooses `surplus` cores of shared lists without owners to give up: whole lists first, the
+    /// last ones first; once none fits any more, the last cores of the last list. Also returns how
+    /// many are missing.
     fn without_cores(&self, surplus: usize) -> (Resized, usize) {
         let mut left = surplus;
         let mut smaller = Resized::default();
@@ -105,7 +107,7 @@ impl PoolStanding<'_> {
     }
 }
 
-/// An exclusive pool's lists of one core.
+/// The lists of an exclusive pool that are on one core.
 #[derive(Default)]
 struct OfCore {
     free: Vec<CpuSet>,
@@ -113,13 +115,14 @@ struct OfCore {
 }
 
 impl OfCore {
-    /// Would the pool have nothing of this core any more?
+    /// Can the pool give up all it has of this core, if `left` lists are to be given up?
     fn can_go(&self, left: usize) -> bool {
         !self.has_owners && self.free.len() <= left
     }
 
-    /// The lowest gives lists up first: what the pool has least of, as most cores are then wholly
-    /// free; and where none can go, one that cannot go anyway.
+    /// Lists of the core with the lowest rank are given up first. That is the core of which the
+    /// pool has least, so that most cores become wholly free; if no core can be given up, one that
+    /// has owners.
     fn rank(&self, left: usize) -> (bool, usize) {
         match self.can_go(left) {
             true => (false, self.free.len()),

@@ -1,10 +1,10 @@
-//! Pools of another size, on a machine of words.
+//! Resizing pools, on machines and pools written as words.
 
 use super::*;
 use crate::pools::carve::Core;
 
-/// Two nodes of two cores, each its own cache, of two threads; `more` cores of one thread on node
-/// 1.
+/// Two nodes with two cores each; a core has two threads and its own cache. `single` are further
+/// cores of one thread on node 1.
 fn stock(reserved: &str, isolated: &str, single: &[u32]) -> Stock {
     let core = |cpus: CpuSet, node| Core {
         cache: cpus.first(),
@@ -21,7 +21,7 @@ fn stock(reserved: &str, isolated: &str, single: &[u32]) -> Stock {
     }
 }
 
-/// Lists as `1,5 2,6!`, where `!` has an owner; `s:` before them for a shared pool.
+/// Parses lists as `1,5 2,6!`, where `!` has an owner; a shared pool begins with `s:`.
 fn pool(words: &str) -> (Pool, Vec<Option<String>>) {
     let (kind, words) = match words.strip_prefix("s:") {
         Some(words) => (Kind::Shared, words),
@@ -41,7 +41,7 @@ fn pool(words: &str) -> (Pool, Vec<Option<String>>) {
     (Pool { name, kind, lists }, owners)
 }
 
-/// What comes of it as `+added -removed from>to ~siblings`.
+/// Resizes, and returns the result as `+added -removed from>to ~siblings`.
 fn resized(stock: &Stock, words: &str, others: &str, size: &str) -> Result<String> {
     let (pool, owners) = pool(words);
     let mut taken: CpuSet = others.parse().unwrap();
@@ -100,7 +100,7 @@ fn pools_of_cores_grow_and_shrink() {
     }
 }
 
-/// Two nodes of four cores each.
+/// Two nodes with four cores each.
 #[test]
 fn a_pool_grows_on_its_own_nodes_first() {
     let core = |cpu: u32| Core {
@@ -117,14 +117,14 @@ fn a_pool_grows_on_its_own_nodes_first() {
     for (words, others, size, expected) in [
         ("4", "", "2", "+5"),
         ("4", "", "5", "+5 +6 +7 +0"),
-        // The other node is the fuller one.
+        // The other node has fewer free cores.
         ("4", "0-2", "2", "+5"),
         ("4", "0-2", "2 numa=pack", "+5"),
         ("0", "4-6", "3 numa=pack", "+1 +2"),
         ("4", "5-7", "2", "+0"),
         ("4", "5", "3 cache=single", "+6 +7"),
         ("4", "5,7", "3 cache=single", "+0 +1"),
-        // What was said counts.
+        // What is asked for explicitly counts.
         ("4", "", "2 numa=0", "+0"),
         ("4", "", "3 numa=spread", "+0 +5"),
         ("s:4", "", "2", "4>0,4"),
@@ -145,7 +145,7 @@ fn pools_of_threads_take_the_siblings_of_their_own_first() {
         ("1 2 5", "", "rest", "+6 +3 +7"),
         ("1 2 5", "", "4 numa=1", "+6"),
         ("1 3 5", "2", "4 numa=1", "+7"),
-        // Cores that are left half rather stay whole elsewhere, and go back whole.
+        // Cores are not split if possible, and go back whole.
         ("1 2 5 6", "", "3", "-6 ~6"),
         ("1 2 5 6", "", "2", "-6 -2"),
         ("1 2 5", "", "2", "-2"),
@@ -160,7 +160,7 @@ fn pools_of_threads_take_the_siblings_of_their_own_first() {
         let got = resized(&stock("0", "", &[]), words, others, size).unwrap();
         assert_eq!(got, expected, "{words} to {size}");
     }
-    // Not all cores have two threads.
+    // Some cores have one thread.
     for (words, others, size, expected) in [
         ("1 5", "2", "4", "+3 +7"),
         ("1 5", "2-3", "4", "+8 +9"),
@@ -196,7 +196,7 @@ fn isolated_cores_stay_apart_even_when_they_are_used_up() {
         ("2,6", "", "rest", "+3,7"),
         ("2,6 3,7", "", "rest", ""),
         ("s:0,4", "", "rest", "0,4>0,1,4,5"),
-        // KCM's controlplane.
+        // This is what KCM's controlplane is.
         ("s:2,6", "", "rest", "2,6>2,3,6,7"),
     ] {
         let got = resized(&stock("0", "2-3,6-7", &[]), words, others, size).unwrap();
@@ -205,7 +205,8 @@ fn isolated_cores_stay_apart_even_when_they_are_used_up() {
     let error = resized(&stock("0", "2-3,6-7", &[]), "2,6 3,7", "", "3").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "pool p cannot have 3 lists: it has 2, and no free isolated cores are left: take some from another pool first (`pinfold pool show`)"
+        "pool p cannot have 3 lists: it has 2, and no free isolated cores are left: take some from \
+         another pool first (`pinfold pool show`)"
     );
 }
 
@@ -216,55 +217,64 @@ fn a_refusal_counts_what_was_asked_for() {
             "1,5",
             "3",
             "9",
-            "pool p cannot have 9 lists: it has 1, and the free cores, without those of the host's own work, CPUs 0 (--reserve), make 1 more: ask for 2 at most",
+            "pool p cannot have 9 lists: it has 1, and the free cores, without those of the host's \
+             own work, CPUs 0 (--reserve), make 1 more: ask for 2 at most",
         ),
         (
             "1,5",
             "",
             "5 numa=1",
-            "pool p cannot have 5 lists: it has 1, and the free cores of NUMA node 1 make 2 more: ask for 3 at most",
+            "pool p cannot have 5 lists: it has 1, and the free cores of NUMA node 1 make 2 more: \
+             ask for 3 at most",
         ),
         (
             "1,5",
             "0",
             "3 cache=single",
-            "pool p cannot have 3 lists: it has 1, and the free cores of one last-level cache make 1 more: ask for 2 at most",
+            "pool p cannot have 3 lists: it has 1, and the free cores of one last-level cache make \
+             1 more: ask for 2 at most",
         ),
         (
             "1 5",
             "0,2",
             "9",
-            "pool p cannot have 9 lists: it has 2, and the free cores make 2 more: ask for 4 at most",
+            "pool p cannot have 9 lists: it has 2, and the free cores make 2 more: ask for 4 at \
+             most",
         ),
         (
             "s:0,4",
             "3",
             "9999",
-            "pool p cannot have 9999 cores: it has 1, and the free cores make 2 more: ask for 3 at most",
+            "pool p cannot have 9999 cores: it has 1, and the free cores make 2 more: ask for 3 at \
+             most",
         ),
         (
             "s:0,4",
             "1-3",
             "2",
-            "pool p cannot have 2 cores: it has 1, and no free cores are left: take some from another pool first (`pinfold pool show`)",
+            "pool p cannot have 2 cores: it has 1, and no free cores are left: take some from \
+             another pool first (`pinfold pool show`)",
         ),
         (
             "1,5! 2,6! 3,7",
             "",
             "1",
-            "pool p cannot have 1 lists, but 2 at least, for lists with owners stay as they are: somebody owns 1,5, somebody owns 2,6: stop them first (`pinfold describe` shows them)",
+            "pool p cannot have 1 lists, but 2 at least, for lists with owners stay as they are: \
+             somebody owns 1,5, somebody owns 2,6: stop them first (`pinfold describe` shows them)",
         ),
         (
             "s:0,1,4,5!",
             "",
             "1",
-            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: somebody owns 0,1,4,5: stop them first (`pinfold describe` shows them)",
+            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: \
+             somebody owns 0,1,4,5: stop them first (`pinfold describe` shows them)",
         ),
         (
             "s:0,1,4,5! 2,6",
             "",
             "1",
-            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: somebody owns 0,1,4,5: stop them first (`pinfold describe` shows them)",
+            "pool p cannot have 1 cores, but 2 at least, for lists with owners stay as they are: \
+             somebody owns 0,1,4,5: stop them first (`pinfold describe` shows them)",
         ),
     ] {
         let error = resized(&stock("0", "", &[]), words, others, size).unwrap_err();
