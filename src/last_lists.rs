@@ -1,6 +1,6 @@
-//! Which CPU lists a container had last, so that it gets them again when it comes back: a small
-//! file for each name, which outlives boots. Nothing depends on one. What is missing, torn, old,
-//! another name's, or could be written by others says nothing.
+//! The CPU lists that a container had last, so that it gets them again when it comes back. There is
+//! a small file for each name, which outlives boots. Nothing depends on a file: one that is
+//! missing, torn, old or another name's, or that others can write, is ignored.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, Metadata};
@@ -20,22 +20,22 @@ use crate::files::{self, Durability};
 use crate::host::Host;
 use crate::names::Names;
 
-/// The most that a file may hold, in bytes: one read(2) tells it.
+/// The largest file, in bytes: one read(2) reads it whole.
 const MOST_BYTES: u64 = 4000;
 
-/// So many names are remembered once `reconcile` has looked: those seen last.
+/// The most names that `reconcile` keeps: those seen last.
 const MOST_NAMES: usize = 4096;
 
-/// What a file's name ends in.
+/// The end of a file's name.
 const END: &str = ".json";
 
-/// A file of a container that lives, or comes back, is touched when it was not for so long.
+/// How old a file gets before it is touched again, if its container lives or comes back.
 pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Where it is remembered, and for how long.
+/// The place and the duration of what is remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastLists {
-    /// The directory of the files: root's own.
+    /// The directory of the files. Only root can write to it.
     pub directory: PathBuf,
     /// How long a container that does not come back is remembered.
     pub keep: Duration,
@@ -44,31 +44,31 @@ pub struct LastLists {
 /// What is remembered of a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Last {
-    /// Whose lists these were: [`Names::lasting`].
+    /// The names of the owner of the lists: [`Names::lasting`].
     pub names: Names,
-    /// The pool.
+    /// The pool's name.
     pub pool: String,
-    /// The directory names of its lists.
+    /// The names of the lists' directories.
     pub lists: Vec<String>,
 }
 
 impl LastLists {
-    /// What was remembered of this name, and how long ago, if anything that counts was.
+    /// What is remembered of this name, with its age; `None` where nothing is, or it is too old.
     pub fn of(&self, host: &Host, names: &Names) -> Option<(Last, Duration)> {
         let read = read(host, &self.path_of(names));
         let (last, age) = read.unwrap_or_else(|error| {
             log::info!("which CPU lists it had last is not known: {error:#}");
             None
         })?;
-        // Two names may have one file.
+        // Two names can have the same file.
         (last.names == *names && age <= self.keep).then_some((last, age))
     }
 
-    /// Remembers what a name has now. It is not synced: a file that a power loss tore says nothing.
+    /// Remembers what a name has now. The file is not synced: one that a power loss tore is
+    /// ignored. With more lists than a file can hold, nothing is remembered of the name.
     ///
     /// # Errors
-    /// A directory that others can write; more lists than a file may hold: then nothing is
-    /// remembered of it; and whatever the file system says.
+    /// Others can write to the directory; a file or the directory cannot be made or written.
     pub fn keep(&self, host: &Host, last: &Last) -> Result<()> {
         let path = self.path_of(&last.names);
         let text = serde_json::to_string(last)? + "\n";
@@ -85,10 +85,10 @@ impl LastLists {
         files::replace(&path, text.as_bytes(), 0o600, Durability::Crash)
     }
 
-    /// Notes that a name's lists were in use until now, where it is remembered.
+    /// Marks what is remembered of a name as seen now. A missing file is success.
     ///
     /// # Errors
-    /// Whatever the file system says, but for a file that is not there.
+    /// The file cannot be touched.
     pub fn touch(&self, names: &Names) -> Result<()> {
         let path = self.path_of(names);
         let (now, unfollowed) = (TimeSpec::UTIME_NOW, UtimensatFlags::NoFollowSymlink);
@@ -98,10 +98,11 @@ impl LastLists {
         }
     }
 
-    /// Forgets all whose name this is, and returns what was remembered of them.
+    /// Forgets all names that `called` is a name of, and returns what was remembered of them.
     ///
     /// # Errors
-    /// The directory cannot be read, or a file not be removed.
+    /// The directory or a file cannot be read, others can write to the directory, or a file cannot
+    /// be removed.
     pub fn forget(&self, host: &Host, called: &str) -> Result<Vec<Last>> {
         let mut forgotten = Vec::new();
         if !self.is_there(host)? {
@@ -115,7 +116,7 @@ impl LastLists {
             let last = match read(host, &path) {
                 Ok(Some((last, _))) => last,
                 Ok(None) => continue,
-                // What is not ours, or too long, says nothing to a start either.
+                // A file that is not ours, or too long, is ignored by a start too.
                 Err(error) if !is_of_system(&error) => continue,
                 Err(error) => return Err(error),
             };
@@ -127,12 +128,13 @@ impl LastLists {
         Ok(forgotten)
     }
 
-    /// Forgets whoever did not come back for too long, the oldest of too many, and what killed
-    /// programs left behind. Those that live count as seen now. A start that writes in this moment
-    /// is not remembered, and nothing else becomes of it.
+    /// Forgets names that did not come back for too long, the oldest if there are too many, and
+    /// removes what killed programs left. The names of `living` are marked as seen now. What a
+    /// start writes at the same moment may be forgotten; nothing else comes of that.
     ///
     /// # Errors
-    /// The directory cannot be read, or a file not be looked at, touched or removed.
+    /// The directory cannot be read, others can write to it, or a file cannot be looked at, touched
+    /// or removed.
     pub fn prune(&self, host: &Host, living: &[Names]) -> Result<()> {
         if !self.is_there(host)? {
             return Ok(());
@@ -164,7 +166,10 @@ impl LastLists {
             .try_for_each(|path| files::remove(path))
     }
 
-    /// Is there a directory? One in which others can put files is not looked into.
+    /// Is there a directory?
+    ///
+    /// # Errors
+    /// Others can write to the directory: then it is not looked into.
     fn is_there(&self, host: &Host) -> Result<bool> {
         if files::metadata_if_there(&self.directory)?.is_none() {
             return Ok(false);
@@ -182,8 +187,7 @@ impl LastLists {
     }
 }
 
-/// What is in a file, and how old it is; `None` where there is none, and where it cannot be made
-/// out.
+/// The content and age of a file; `None` where there is none, or it is damaged.
 fn read(host: &Host, path: &Path) -> Result<Option<(Last, Duration)>> {
     let (file, seen) = match files::open_regular_seen(path) {
         Err(error) if files::says_gone(&error) => return Ok(None),
@@ -199,19 +203,20 @@ fn read(host: &Host, path: &Path) -> Result<Option<(Last, Duration)>> {
     Ok(last.map(|last| (last, age)))
 }
 
-/// A name that whoever wrote the container's name has no say in, but for its number.
+/// The name of the file for these names. It is a number, so that whoever names a container has no
+/// other influence on it.
 fn file_name(names: &Names) -> String {
     let parts = [&names.engine, &names.namespace, &names.pod, &names.name];
     let mut number = crc32fast::Hasher::new();
     for part in parts {
         number.update(part.as_deref().unwrap_or_default().as_bytes());
-        // No part of a name has this.
+        // No part of a name has this character.
         number.update(b"/");
     }
     format!("{:08x}{END}", number.finalize())
 }
 
-/// Is it the file system's error, and not what is wrong with a file?
+/// Is it an error of the file system, rather than something wrong with a file?
 fn is_of_system(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<io::Error>();
     error.is_some_and(|error| error.kind() != io::ErrorKind::InvalidData)
@@ -223,7 +228,7 @@ fn is_ours(file_name: &str) -> bool {
     number.len() == 8 && number.bytes().all(is_digit)
 }
 
-/// Is it one in which another was put together?
+/// Is it a temporary file of one of ours?
 fn is_leftover(file_name: &str) -> bool {
     let of = file_name
         .strip_prefix('.')
@@ -231,7 +236,7 @@ fn is_leftover(file_name: &str) -> bool {
     of.is_some_and(|of| is_ours(of) && files::is_leftover(file_name, of))
 }
 
-/// How long ago a file was written or touched; nothing where the clock was set back since.
+/// The time since a file was written or touched; 0 where the clock was set back since.
 fn age(file: &Metadata) -> io::Result<Duration> {
     let since = SystemTime::now().duration_since(file.modified()?);
     Ok(since.unwrap_or_default())

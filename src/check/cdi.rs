@@ -1,4 +1,4 @@
-//! The CDI file: has it a device for each pool as they are now, and can its hooks be run?
+//! The CDI file: whether it has a device for each present pool, and whether its hooks can be run.
 
 use super::Report;
 use crate::engines::Engine;
@@ -20,7 +20,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
             return report.fault("cdi", text, REMEDY);
         }
     }
-    // What is wrong with the pools is told of already.
+    // The check of the pools has said what is wrong with them.
     if PoolDirectory::open(&site.host, &site.conf_dir).is_err() {
         return;
     }

@@ -1,5 +1,5 @@
-//! The containers that run: do those that ask for CPUs have some, and who else was told to run on
-//! those of exclusive pools?
+//! The running containers: whether those that ask for CPUs have some, and who else was told to run
+//! on the CPUs of exclusive pools.
 
 use std::collections::BTreeMap;
 
@@ -19,22 +19,22 @@ use crate::pools::Kind;
 use crate::request::PREFIX;
 use crate::text::Shown;
 
-/// So many groups are named; a node can have a hundred that all have the same CPUs.
+/// The most groups that are named: a node can have a hundred that all have the same CPUs.
 const MOST_NAMED: usize = 16;
 
-/// Some CPUs, and whose they are meant to be: a pool, and its owner if there is one.
+/// A list of an exclusive pool, whose CPUs are kept for one owner.
 #[derive(Debug, Clone)]
 pub struct KeptCpus {
-    /// The CPUs of one list.
+    /// The CPUs of the list.
     pub cpus: CpuSet,
     /// The pool's name.
     pub pool: String,
-    /// Who owns the list now.
+    /// The present owner of the list.
     pub owner: Option<String>,
 }
 
-/// The containers that run on a machine, as [`containers::running`] finds them, docker's wherever
-/// its configuration says.
+/// The containers that run on a machine, as [`containers::running`] finds them. docker's are looked
+/// for where its configuration puts them.
 pub fn running(host: &Host) -> FoundContainers {
     let text = install::daemon_json(&Place::default_on(host));
     let exec_root = text.ok().and_then(|(_, text)| docker::exec_root(&text));
@@ -53,7 +53,7 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
     let before = report.findings.len();
     match unpinned(scope.site, &found.containers) {
         Ok(lacks) => unpinned_ones(scope, &found, &lacks, report),
-        // The pools' own check says whose claims those are.
+        // The check of the pools says that only root can read the claims.
         Err(_) if !geteuid().is_root() => return,
         Err(error) => return report.error("containers", &error),
     }
@@ -74,8 +74,8 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
     }
 }
 
-/// What `check` finds of containers that ask for CPUs and have none, but for the labels that podman
-/// would have to be asked for; nothing where the claims cannot be read.
+/// The findings of `check` about containers that ask for CPUs and have none. Labels for which
+/// podman would have to be asked are left out. Empty where the claims cannot be read.
 pub fn check_requests(scope: &Scope<'_>) -> Vec<Finding> {
     let mut report = Report::default();
     let found = running(scope.host());
@@ -107,7 +107,7 @@ fn labelled_ones(
     for container in &found.containers {
         let mut annotations = container.config.plain_annotations();
         if annotations.any(|(key, _)| key.starts_with(PREFIX)) {
-            // Whoever wrote both has what is needed.
+            // A container that has our annotations does not need our labels.
             continue;
         }
         let keys = labels.get(&container.id).into_iter().flatten();
@@ -123,14 +123,18 @@ fn one(scope: &Scope<'_>, container: &Container, lack: &Lack, report: &mut Repor
         Lack::Unseen(pool) => report.fault(
             "containers",
             format!(
-                "{who} asks for CPUs of pool {} and has none: neither a hook nor {SHIM} saw it start",
+                "{who} asks for CPUs of pool {} and has none: neither a hook nor {SHIM} saw it \
+                 start",
                 Shown(pool)
             ),
             remedy(scope, container),
         ),
         Lack::Lost(pool) => report.fault(
             "containers",
-            format!("{who} asks for CPUs of pool {} and has none any more", Shown(pool)),
+            format!(
+                "{who} asks for CPUs of pool {} and has none any more",
+                Shown(pool)
+            ),
             "start it again, if nobody released them on purpose",
         ),
         Lack::Unrefused(bad) => report.fault(
@@ -140,7 +144,10 @@ fn one(scope: &Scope<'_>, container: &Container, lack: &Lack, report: &mut Repor
         ),
         Lack::Misspelt { key, meant } => report.warn(
             "containers",
-            format!("{who} has the annotation {}, which asks for nothing", Shown(key)),
+            format!(
+                "{who} has the annotation {}, which asks for nothing",
+                Shown(key)
+            ),
             format!("make it anew with the annotation {}", Shown(meant)),
         ),
         Lack::Label { key, meant } => report.warn(
@@ -151,7 +158,7 @@ fn one(scope: &Scope<'_>, container: &Container, lack: &Lack, report: &mut Repor
     }
 }
 
-/// How whoever started it lets us see its next start.
+/// What to do so that we see the container's next start.
 fn remedy(scope: &Scope<'_>, container: &Container) -> String {
     let install = |engine: Engine, restart: &str| match knows_us(scope, engine) {
         true => String::new(),
@@ -187,7 +194,8 @@ fn remedy(scope: &Scope<'_>, container: &Container) -> String {
     }
 }
 
-/// Is an engine told of us? Where that cannot be found out, another check says why.
+/// Is the engine configured to call us? `false` where that cannot be found out: another check says
+/// why.
 fn knows_us(scope: &Scope<'_>, engine: Engine) -> bool {
     let place = Place::default_on(scope.host());
     match engine {
@@ -211,12 +219,12 @@ fn knows_us(scope: &Scope<'_>, engine: Engine) -> bool {
     }
 }
 
-/// Who else was told to run on CPUs that are kept for the owners of exclusive pools, and was not
-/// told by us.
+/// The findings about those that run on CPUs kept for owners of exclusive pools, and were told so
+/// by somebody else than us.
 pub fn check_neighbours(site: &Site, kept: &[KeptCpus]) -> Vec<Finding> {
     let mut report = Report::default();
     if cpuset::hierarchy(&site.host).is_err() {
-        // The machine's own check says why.
+        // The check of the machine says why.
         return report.findings;
     }
     let mut cpus = CpuSet::new();
@@ -250,7 +258,7 @@ pub fn check_neighbours(site: &Site, kept: &[KeptCpus]) -> Vec<Finding> {
     report.findings
 }
 
-/// What the exclusive pools keep for one owner a list.
+/// The lists of all exclusive pools.
 pub fn kept(survey: &Survey) -> Vec<KeptCpus> {
     let is_exclusive = |pool: &&SurveyedPool| pool.kind == Kind::Exclusive;
     let lists = survey.pools.iter().filter(is_exclusive).flat_map(|pool| {

@@ -1,4 +1,4 @@
-//! What the auditor remarks.
+//! The remarks of the auditor.
 
 use super::Report;
 use crate::auditor::{Subject, Verdict, audit};
@@ -21,7 +21,8 @@ pub(super) fn check(site: &Site, report: &mut Report) {
             Verdict::Broken => report.fault(
                 "books",
                 remark.text,
-                "end the containers it names, then `pinfold reconcile`; it must never happen, so please report it",
+                "end the containers it names, then `pinfold reconcile`; it must never happen, so \
+                 please report it",
             ),
             Verdict::Unfinished | Verdict::Leftover => {
                 report.warn("books", remark.text, "`pinfold reconcile`");

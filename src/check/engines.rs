@@ -1,4 +1,4 @@
-//! The engines that are installed, and whether they know Pinfold.
+//! The engines that are installed, and whether they call us.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::install::{self, EngineFiles, Place, check_program};
 use crate::text::Shown;
 
-/// Returns those that have the shim.
+/// Checks each engine; returns those that have the shim.
 pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> Vec<Engine> {
     let host = scope.host();
     let (mut is_any, mut have_shim) = (false, Vec::new());
@@ -46,12 +46,12 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) -> Vec<Engine> {
     have_shim
 }
 
-/// podman's own variables for files that count in place of all others, or over them
+/// podman's own variables, which name files that replace all others, or override them
 /// (containers.conf(5)).
 const PODMAN_VARIABLES: [&str; 2] = ["CONTAINERS_CONF", "CONTAINERS_CONF_OVERRIDE"];
 
-/// A podman that has what we have in the environment reads these; what a service has, nobody here
-/// knows.
+/// Warns of each variable in our environment. A podman with the same environment reads it; the
+/// environment of a service is not known here.
 fn named_by_variables(report: &mut Report) {
     for variable in PODMAN_VARIABLES {
         let Some(file) = std::env::var_os(variable).filter(|file| !file.is_empty()) else {
@@ -64,7 +64,10 @@ fn named_by_variables(report: &mut Report) {
         report.warn(
             Engine::Podman.word(),
             text,
-            format!("`unset {variable}`, or see that hooks_dir in that file names the directory of the hook files"),
+            format!(
+                "`unset {variable}`, or see that hooks_dir in that file names the directory of \
+                 the hook files"
+            ),
         );
     }
 }
@@ -78,7 +81,7 @@ fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Re
     if let (Some(_), Some(hook)) = (&place.user, &hook) {
         pools_of_user(scope, hook, report);
     }
-    // Not a user's: it takes its settings from the machine's configuration.
+    // A user's podman gets no shim: the shim takes its settings from the machine's configuration.
     let shim = files.all.shim.first().map(String::as_str);
     let shim = shim.filter(|_| place.user.is_none());
     if !has_hooks && shim.is_none() {
@@ -113,7 +116,8 @@ fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Re
     if let Some(shim) = shim {
         check_shim(place.host, engine, shim, report);
         if !files.all.trusts_ours() {
-            let text = "a later file of containers.conf.d replaces runtime_supports_json or runtime_supports_nocgroup, without Pinfold in it";
+            let text = "a later file of containers.conf.d replaces runtime_supports_json or \
+                        runtime_supports_nocgroup, without Pinfold in it";
             report.warn(
                 engine.word(),
                 text,
@@ -130,8 +134,8 @@ fn check_podman(scope: &Scope<'_>, place: &Place<'_>, report: &mut Report) -> Re
     Ok(shim.is_some())
 }
 
-/// The hooks of podman without root run as the user: are their pools the user's, and those that are
-/// looked at here?
+/// Hooks of podman without root run as the user: checks that the user can write the pools they use,
+/// and that these are the pools that are checked.
 fn pools_of_user(scope: &Scope<'_>, hook: &HookFile, report: &mut Report) {
     let site = scope.site;
     let default = site.host.default_conf_dir();
@@ -140,7 +144,10 @@ fn pools_of_user(scope: &Scope<'_>, hook: &HookFile, report: &mut Report) {
     if let Err(error) = access(&used, AccessFlags::W_OK) {
         report.fault(
             Engine::Podman.word(),
-            format!("the hooks use the pools in {shown}, which you cannot write ({error}): what asks for CPUs is refused"),
+            format!(
+                "the hooks use the pools in {shown}, which you cannot write ({error}): what \
+                 asks for CPUs is refused"
+            ),
             "`pinfold install podman --user`, and `pinfold init` there",
         );
     } else if used != site.conf_dir {
@@ -194,7 +201,8 @@ fn check_containerd(place: &Place<'_>, report: &mut Report) -> Result<bool> {
             .any(|file| file.handler(RUNTIME).is_some())
         {
             let text = format!(
-                "{path} has the CRI plugin's table without the handler {RUNTIME}, and containerd 1.x takes that table alone"
+                "{path} has the CRI plugin's table without the handler {RUNTIME}, and containerd \
+                 1.x takes that table alone"
             );
             report.warn(engine.word(), text, again);
         } else {
@@ -240,7 +248,7 @@ fn check_docker(place: &Place<'_>, report: &mut Report) -> Result<bool> {
     Ok(true)
 }
 
-/// The engine is here and has not been told of us: that may be meant.
+/// Warns that the engine is not configured to call us, which can be intended.
 fn unknown(engine: Engine, report: &mut Report) {
     let engine = engine.word();
     report.warn(
@@ -261,7 +269,8 @@ fn check_shim(host: &Host, engine: Engine, shim: &str, report: &mut Report) {
     }
 }
 
-/// Our drop-in repeats lists of other files, which can have changed since.
+/// Checks that our drop-in is up to date: it repeats lists from other files, which can have
+/// changed.
 fn check_drop_in<S>(
     engine: Engine,
     files: &EngineFiles<S>,

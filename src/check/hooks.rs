@@ -12,16 +12,16 @@ use crate::files;
 use crate::host::Host;
 use crate::install::check_program;
 
-/// How long a hook may take by itself, in seconds: an engine must not stop it before.
+/// How long a hook can take, in seconds. An engine must not stop it earlier.
 const OWN_BOUND: u32 = 20;
 
-/// A hook file and where it is, as the engine sees it.
+/// A hook file, with its path as the engine sees it.
 struct PlacedHook {
     path: String,
     file: HookFile,
 }
 
-/// Looks at the hook files in an engine's directories; one of ours, where there are some.
+/// Checks the hook files in an engine's directories; returns one of ours, if there is any.
 pub(super) fn check(
     scope: &Scope<'_>,
     dirs: &[String],
@@ -29,7 +29,7 @@ pub(super) fn check(
     report: &mut Report,
 ) -> Option<HookFile> {
     let what = engine.word();
-    // The same name in a later directory wins.
+    // A file replaces those of the same name in earlier directories.
     let mut by_name = BTreeMap::new();
     for dir in dirs {
         match read_dir(scope.host(), dir) {
@@ -59,7 +59,7 @@ pub(super) fn check(
     ours.into_iter().next().map(|hook| hook.file)
 }
 
-/// The pool directory that a hook is led to, where it is led to one.
+/// The pool directory that the hook is told to use, if it is told one.
 fn pool_directory(host: &Host, hook: &PlacedHook) -> Option<PathBuf> {
     let args = &hook.file.hook.args;
     let place = args.iter().position(|arg| arg == "--conf-dir")?;
@@ -106,7 +106,8 @@ fn one_file(scope: &Scope<'_>, hook: &PlacedHook, engine: Engine, report: &mut R
         report.warn(what, text, again);
     } else if scope.has_namespaces() && hook.file.engine().is_none() {
         let text = format!(
-            "{path} does not name its engine, so that nobody gets CPUs of a pool that is for some namespaces"
+            "{path} does not name its engine, so that nobody gets CPUs of a pool that is for some \
+             namespaces"
         );
         report.fault(what, text, again);
     } else {

@@ -1,4 +1,5 @@
-//! Who else can run on the CPUs of exclusive pools: what "exclusive" means on this machine.
+//! Who else can run on the CPUs of exclusive pools, that is, what "exclusive" means on this
+//! machine.
 
 use super::{Report, machine};
 use crate::cgroup::{Version, cpuset, partition};
@@ -10,7 +11,7 @@ use crate::pools;
 use crate::text::Shown;
 use crate::topology;
 
-/// What this is called in the report.
+/// The name of this check in the report.
 const WHAT: &str = "isolation";
 
 pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
@@ -46,7 +47,7 @@ fn cpus_of(pool: &SurveyedPool) -> CpuSet {
     cpus
 }
 
-/// What is said of a pool, told where it makes no sense.
+/// What a pool's options ask for. Invalid options are reported.
 fn wanted(pool: &SurveyedPool, report: &mut Report) -> Option<Wanted> {
     match pool.options.wanted(&pool.name) {
         Ok(wanted) => wanted,
@@ -60,7 +61,8 @@ fn wanted(pool: &SurveyedPool, report: &mut Report) -> Option<Wanted> {
     }
 }
 
-/// Of CPUs that the kernel keeps free from its start on it makes isolated partitions alone.
+/// Warns of a pool with `isolation=root` and CPUs of `isolcpus=`: with those the kernel makes only
+/// isolated partitions.
 fn at_boot(pool: &SurveyedPool, wanted: Wanted, isolated: &CpuSet, report: &mut Report) {
     if wanted.kind == Kind::Root && !isolated.is_empty() {
         report.warn(
@@ -78,7 +80,8 @@ fn at_boot(pool: &SurveyedPool, wanted: Wanted, isolated: &CpuSet, report: &mut 
     }
 }
 
-/// Can the kernel keep others off these CPUs, for their owners?
+/// Reports whether the kernel can keep others off these CPUs while they are owned, and returns
+/// that.
 fn keeps_off(site: &Site, cpus: &CpuSet, report: &mut Report) -> bool {
     let Ok(hierarchy) = cpuset::hierarchy(&site.host) else {
         return false;
@@ -87,7 +90,7 @@ fn keeps_off(site: &Site, cpus: &CpuSet, report: &mut Report) -> bool {
         Version::V1 => hierarchy.top().ok(),
         Version::V2 => machine::group_with_cpusets(&hierarchy),
     };
-    // Where no group has the controller yet nothing is known.
+    // While no group has the controller, nothing is known.
     let obstacle = group.map(|group| outside::obstacle(&site.host, &group));
     match obstacle.transpose() {
         Ok(Some(Some(obstacle))) => {
@@ -118,8 +121,8 @@ fn keeps_off(site: &Site, cpus: &CpuSet, report: &mut Report) -> bool {
         report.ok(
             WHAT,
             format!(
-                "Linux {} keeps others off {cpus} while they are owned, where no other container is \
-                 beside the owner: by crun, or below pinfold.slice",
+                "Linux {} keeps others off {cpus} while they are owned, where no other container \
+                 is beside the owner: by crun, or below pinfold.slice",
                 crate::text::one_line(release.trim())
             ),
         );
@@ -147,7 +150,7 @@ fn lost(site: &Site, report: &mut Report) {
     }
 }
 
-/// What "exclusive" does not promise where nothing keeps others away.
+/// Reports whether processes that were not pinned can run on the CPUs of exclusive pools.
 fn in_the_books(cpus: &CpuSet, open: &CpuSet, report: &mut Report) {
     if cpus.is_empty() || open.is_empty() {
         report.ok(

@@ -11,12 +11,12 @@ use crate::topology::{Topology, remarks};
 
 /// The first kernel with the cpuset controller on cgroup version 2 (kernel: 5.0's cgroup-v2.rst).
 const V2_CPUSETS: (u32, u32) = (5, 0);
-/// The first systemd that gives units CPUs on cgroup version 2: AllowedCPUs=
+/// The first systemd with `AllowedCPUs=`, which gives units CPUs on cgroup version 2
 /// (systemd.resource-control(5)).
 const ALLOWED_CPUS: u32 = 244;
 
-/// The groups right below the root in which engines put their containers: podman, docker and
-/// containerd, and Kubernetes, by systemd or without it.
+/// The groups right below the root in which engines put their containers: podman, docker,
+/// containerd and Kubernetes, with systemd and without it.
 const PARENTS: [&str; 7] = [
     "/machine.slice",
     "/system.slice",
@@ -27,7 +27,7 @@ const PARENTS: [&str; 7] = [
     "/k8s.io",
 ];
 
-/// What to do where the kernel does not tell where CPUs are.
+/// The remedy where the kernel does not tell where CPUs are.
 const SYSFS: &str =
     "see that /sys is the machine's own and whole, or ask for CPUs without what it does not tell";
 
@@ -44,8 +44,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     sysfs(host, report);
 }
 
-/// Whatever sysfs does not tell is named: a choice that depends on it is refused, or made without
-/// it.
+/// Reports what sysfs does not tell. A choice that depends on it is refused, or made without it.
 fn sysfs(host: &Host, report: &mut Report) {
     let topology = match Topology::read(host) {
         Ok(topology) => topology,
@@ -126,14 +125,16 @@ fn cgroups(hierarchy: &Hierarchy, kernel: Option<(u32, u32)>, release: &str, rep
         } else {
             report.ok(
                 "cgroup",
-                format!("the cpuset controller is not enabled below {path}: the first start there with a request enables it"),
+                format!(
+                    "the cpuset controller is not enabled below {path}: the first start there \
+                     with a request enables it"
+                ),
             );
         }
     }
 }
 
-/// Which groups that engines use do not allow all of these CPUs: their paths, what they lack, and
-/// what to do.
+/// The engines' groups that do not allow all of these CPUs: path, missing CPUs, and remedy.
 pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet, String)> {
     let Ok(hierarchy) = cpuset::hierarchy(&site.host) else {
         return Vec::new();
@@ -141,7 +142,7 @@ pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet,
     let groups = PARENTS.iter().filter_map(|path| hierarchy.group(path).ok());
     let lacking = groups.filter_map(|group| {
         let mut allowed = cpuset::effective_cpus(&group).ok()??;
-        // What owners keep from everybody is given again once they end.
+        // CPUs from which owners keep others off come back when the owners end.
         allowed.extend(&outside::kept(&site.host));
         let lacks = cpus.difference(&allowed);
         let path = group.path().to_owned();
@@ -151,14 +152,14 @@ pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet,
     lacking.collect()
 }
 
-/// One of those groups that has the controller.
+/// The first of the engines' groups that has the cpuset controller.
 pub(super) fn group_with_cpusets(hierarchy: &Hierarchy) -> Option<Group> {
     let groups = PARENTS.iter().filter_map(|path| hierarchy.group(path).ok());
     let mut groups = groups.filter(|group| matches!(cpuset::masks(group), Ok(Some(_))));
     groups.next()
 }
 
-/// The slices that are partitions of the operator's own, and their CPUs.
+/// The slices that the operator made partitions, with their CPUs.
 pub(super) fn partitions(site: &Site) -> Vec<(String, CpuSet)> {
     let top = cpuset::hierarchy(&site.host).and_then(|hierarchy| hierarchy.top());
     let found = top.and_then(|top| cpuset::partitions(&top));
@@ -181,7 +182,10 @@ fn systemd(host: &Host, report: &mut Report) {
     match version.max() {
         Some(version) if version < ALLOWED_CPUS => report.warn(
             "systemd",
-            format!("{version} does not know AllowedCPUs=, with which the shim has it confine containers"),
+            format!(
+                "{version} does not know AllowedCPUs=, with which the shim has it confine \
+                 containers"
+            ),
             "use the hooks, or systemd 244 or newer",
         ),
         Some(version) => report.ok("systemd", version),
@@ -189,7 +193,7 @@ fn systemd(host: &Host, report: &mut Report) {
     }
 }
 
-/// The first two numbers of a kernel's version.
+/// The first two numbers of a kernel's release.
 fn numbers(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))

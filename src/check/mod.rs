@@ -1,5 +1,4 @@
-//! Looking at everything that a container's start depends on, and changing nothing: what `pinfold
-//! check` tells.
+//! `pinfold check`: looks at everything that a container's start depends on, and changes nothing.
 
 mod cdi;
 mod containers;
@@ -28,12 +27,12 @@ use crate::placement::Site;
 use crate::pools::plan::Reserve;
 use crate::refusal::Refusal;
 
-/// How a thing stands.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// As it should be.
+    /// All is well.
     Ok,
-    /// Containers start, but not all is as whoever looks may think.
+    /// Containers start, but something may not be as people think.
     Warning,
     /// Containers that ask for CPUs do not get them.
     Fault,
@@ -50,21 +49,21 @@ impl Level {
     }
 }
 
-/// One thing that was looked at.
+/// Something that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// How it stands.
+    /// How serious it is.
     pub level: Level,
-    /// What was looked at, in one word.
+    /// What was checked, in one word.
     pub what: &'static str,
-    /// How it was found.
+    /// What was found.
     pub text: String,
-    /// What to do about it, where it is not as it should be.
+    /// What to do about it; `None` if all is well.
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// What keeps everything else from being looked at.
+    /// The finding for an error that keeps everything else from being checked.
     pub fn of_error(what: &'static str, error: &anyhow::Error) -> Finding {
         let refusal = Refusal::of(error);
         Finding {
@@ -76,18 +75,18 @@ impl Finding {
     }
 }
 
-/// What to look at.
+/// What is checked.
 #[derive(Debug)]
 pub struct Scope<'a> {
-    /// The machine, the pool directory and the claims.
+    /// The machine, the pool directory and the run directory.
     pub site: &'a Site,
-    /// Engines whose files are not at their default places.
+    /// The places of engines' files that are not at their default places.
     pub places: Vec<(Engine, Place<'a>)>,
-    /// Which pools have rules, and what they are.
+    /// The configuration's tables of pools, by the pools' names.
     pub rules: &'a BTreeMap<String, PoolTable>,
-    /// What `pinfold-runtime` becomes.
+    /// The configuration's table of the runtime that `pinfold-runtime` becomes.
     pub runtime: &'a RuntimeTable,
-    /// The CPUs that the configuration keeps for the host's own work.
+    /// The CPUs that the configuration reserves for the host's own work.
     pub reserve: Option<&'a Reserve>,
 }
 
@@ -96,7 +95,7 @@ impl Scope<'_> {
         &self.site.host
     }
 
-    /// Where an engine's files are.
+    /// The place of an engine's files.
     fn place(&self, engine: Engine) -> Place<'_> {
         let named = self.places.iter().find(|(named, _)| *named == engine);
         named.map_or_else(
@@ -105,13 +104,13 @@ impl Scope<'_> {
         )
     }
 
-    /// Are there pools of some namespaces alone? Then whoever asks has to name its engine.
+    /// Is there a pool for some namespaces only? Then whoever asks for CPUs must name its engine.
     fn has_namespaces(&self) -> bool {
         self.rules.values().any(|rules| rules.namespaces.is_some())
     }
 }
 
-/// Looks at everything, the machine first.
+/// Checks everything, the machine first.
 pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     let mut report = Report::default();
     machine::check(scope.site, &mut report);
@@ -126,7 +125,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     report.findings
 }
 
-/// Holds everything that is recorded against everything that lives.
+/// Compares all records with all live processes.
 pub fn check_deep(site: &Site) -> Vec<Finding> {
     let mut report = Report::default();
     deep::check(site, &mut report);
@@ -137,7 +136,7 @@ pub fn check_deep(site: &Site) -> Vec<Finding> {
 #[derive(Debug, Default)]
 struct Report {
     findings: Vec<Finding>,
-    /// The pool directories that hooks are led to.
+    /// The pool directories that hooks are told to use.
     other_pools: BTreeSet<PathBuf>,
 }
 
@@ -159,25 +158,26 @@ impl Report {
         self.once(Level::Fault, what, &refusal);
     }
 
-    /// What others can change.
+    /// Adds a fault about something that others can change.
     fn doubt(&mut self, what: &'static str, doubt: &Refusal) {
         self.once(Level::Fault, what, doubt);
     }
 
-    /// What another room remarks.
+    /// Adds a warning that another room gives.
     fn remark(&mut self, what: &'static str, remark: &Refusal) {
         self.once(Level::Warning, what, remark);
     }
 
-    /// More than one part of this can meet with the same thing. What is well is nobody's complaint:
-    /// `257`, the version of systemd, stands in many a number.
+    /// Adds a finding, unless a complaint with this text was added: two checks can meet the same
+    /// thing. Findings of level `Ok` do not count: `257`, systemd's version, is part of many an
+    /// inode's number.
     fn once(&mut self, level: Level, what: &'static str, refusal: &Refusal) {
         let mut complaints = self
             .findings
             .iter()
             .filter(|finding| finding.level != Level::Ok);
         if !complaints.any(|finding| refusal.what.contains(&finding.text)) {
-            // Whoever looks at everything is not told to look at everything.
+            // The vague remedy is to run `pinfold check`.
             let remedy = match refusal.is_vague() {
                 true => "mend what it names",
                 false => &refusal.remedy,

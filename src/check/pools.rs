@@ -18,7 +18,7 @@ use crate::topology;
 
 pub(super) fn check(site: &Site, report: &mut Report) {
     for path in [&site.conf_dir, &site.run_dir] {
-        // One that is not there is told below, where it matters.
+        // A directory that is missing is reported below, if that matters.
         if let Ok(way) = Way::to(path, || site.host.unknown_root()) {
             for doubt in way.doubts {
                 report.doubt("pools", &doubt);
@@ -81,7 +81,8 @@ fn lock(site: &Site, directory: &PoolDirectory, report: &mut Report) {
         Ok(Some(remark)) => report.warn(
             "pools",
             remark,
-            "`pinfold reconcile`, or the next start, takes the new one over; leave that file alone (rsync --exclude)",
+            "`pinfold reconcile`, or the next start, takes the new one over; leave that file alone \
+             (rsync --exclude)",
         ),
         Ok(None) => {}
         Err(error) => report.error("pools", &error),
@@ -149,7 +150,8 @@ fn one_pool(pool: &SurveyedPool, report: &mut Report) {
             format!("pool {name} has no CPU list"),
             match is_pool_name(&pool.name) {
                 true => format!(
-                    "give it some, `pinfold pool resize {0} 1`, or take it away, `pinfold pool remove {0}`",
+                    "give it some, `pinfold pool resize {0} 1`, or take it away, `pinfold pool \
+                     remove {0}`",
                     pool.name
                 ),
                 false => "remove its directory".to_owned(),
@@ -189,7 +191,7 @@ fn one_pool(pool: &SurveyedPool, report: &mut Report) {
     }
 }
 
-/// Can containers get these CPUs where engines put them?
+/// Reports whether containers can get the pools' CPUs in the groups where engines put them.
 fn reach(site: &Site, survey: &Survey, report: &mut Report) {
     let lists = survey.pools.iter().flat_map(|pool| &pool.lists);
     let cpus: Vec<CpuSet> = lists.filter_map(|list| list.name.parse().ok()).collect();
@@ -203,7 +205,10 @@ fn reach(site: &Site, survey: &Survey, report: &mut Report) {
         if !ours.is_empty() {
             report.ok(
                 "pools",
-                format!("the CPUs {ours} of pools are a partition of {path}: containers there have them (--cgroup-parent {slice}), and no others"),
+                format!(
+                    "the CPUs {ours} of pools are a partition of {path}: containers there have \
+                     them (--cgroup-parent {slice}), and no others"
+                ),
             );
         }
         elsewhere.extend(&ours);

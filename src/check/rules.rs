@@ -1,4 +1,4 @@
-//! What the configuration says of pools, and of the runtime behind `pinfold-runtime`.
+//! The configuration's rules for pools, and the runtime behind `pinfold-runtime`.
 
 use anyhow::Result;
 
@@ -23,11 +23,12 @@ pub(super) fn check(scope: &Scope<'_>, have_shim: &[Engine], report: &mut Report
     } else if has_shim && scope.has_namespaces() {
         report.warn(
             "runtime",
-            "pinfold-runtime does not know which engine calls it: it refuses pools that are of some namespaces alone",
+            "pinfold-runtime does not know which engine calls it: it refuses pools that are of \
+             some namespaces alone",
             "set runtime.engine in the configuration",
         );
     }
-    // Elsewhere its runtime is not there to be asked.
+    // A runtime on another machine cannot be asked.
     if !scope.host().is_running_root() {
         return;
     }
@@ -46,7 +47,7 @@ pub(super) fn check(scope: &Scope<'_>, have_shim: &[Engine], report: &mut Report
 
 fn pools(scope: &Scope<'_>, report: &mut Report) {
     let directory = PoolDirectory::open(&scope.site.host, &scope.site.conf_dir);
-    // One that cannot be read was told of already.
+    // The check of the pools has said why they cannot be read.
     let names = directory.and_then(|directory| directory.pool_names());
     for (name, rules) in scope.rules {
         let pool = Shown(name);

@@ -1,4 +1,4 @@
-//! Other pool directories with CPUs of ours: neither knows the other's owners.
+//! Other pool directories with CPUs of this one. Neither knows the other's owners.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::pools::{Kind, PoolDirectory};
 
-/// Looks at the directories that are usual, and at those that `named` hooks are led to.
+/// Looks at the usual directories, and at those of `named`, which hooks are told to use.
 pub(super) fn check(scope: &Scope<'_>, named: BTreeSet<PathBuf>, report: &mut Report) {
     let site = scope.site;
     let Ok(own) = site.conf_dir.canonicalize() else {
@@ -19,7 +19,7 @@ pub(super) fn check(scope: &Scope<'_>, named: BTreeSet<PathBuf>, report: &mut Re
     let mut seen = BTreeSet::from([own]);
     let ours = exclusive_cpus(scope.host(), &site.conf_dir);
     for other in others {
-        // One that is not there, or that cannot be looked at, has no pools of ours.
+        // A directory that is missing, or cannot be looked at, has no pools.
         let Ok(real) = other.canonicalize() else {
             continue;
         };
@@ -28,7 +28,8 @@ pub(super) fn check(scope: &Scope<'_>, named: BTreeSet<PathBuf>, report: &mut Re
             report.warn(
                 "pools",
                 format!(
-                    "{} has the CPUs {common} in exclusive pools, too, and neither directory knows the other's owners",
+                    "{} has the CPUs {common} in exclusive pools, too, and neither directory knows \
+                     the other's owners",
                     other.display()
                 ),
                 "keep one of them: remove its pools, or name the same --conf-dir everywhere",
@@ -37,7 +38,7 @@ pub(super) fn check(scope: &Scope<'_>, named: BTreeSet<PathBuf>, report: &mut Re
     }
 }
 
-/// The CPUs of the exclusive pools of a directory, as far as it can be read.
+/// The CPUs of a directory's exclusive pools, as far as they can be read.
 fn exclusive_cpus(host: &Host, directory: &Path) -> CpuSet {
     let mut cpus = CpuSet::new();
     let Ok(directory) = PoolDirectory::open(host, directory) else {

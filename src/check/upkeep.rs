@@ -1,5 +1,5 @@
-//! Who keeps things as they should be while nobody looks: something has to run `pinfold reconcile`
-//! again and again, and `pinfold apply` where pools are declared.
+//! Whether anything runs `pinfold reconcile` again and again, and whether the pools are as the
+//! configuration declares them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -19,7 +19,7 @@ use crate::refusal::Refusal;
 use crate::text::Shown;
 
 pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
-    // A user's pools are the user's to keep, and where there are none there is nothing to keep.
+    // A user's pools are not this machine's to keep, and without pools there is nothing to keep.
     let pools = files::entry_if_there(&scope.site.conf_dir.join("pools"));
     if geteuid().is_root() && matches!(pools, Ok(Some(_))) {
         match keeper(scope.host()) {
@@ -27,10 +27,10 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
             Ok(Keeper::Known(who)) => report.ok("reconcile", who),
             Ok(Keeper::Nobody) => report.warn(
                 "reconcile",
-                "nothing runs `pinfold reconcile`: what dead owners hold is freed when somebody needs it, \
-             and not before",
-                "`systemctl enable --now pinfold-reconcile` (the packages have that unit), or have cron \
-             run `pinfold reconcile`",
+                "nothing runs `pinfold reconcile`: what dead owners hold is freed when somebody \
+                 needs it, and not before",
+                "`systemctl enable --now pinfold-reconcile` (the packages have that unit), or have \
+                 cron run `pinfold reconcile`",
             ),
             Err(error) => report.remark("reconcile", &Refusal::of(&error)),
         }
@@ -45,7 +45,7 @@ enum Keeper {
     /// A sentence that says who.
     Known(String),
     Nobody,
-    /// The machine shows no processes.
+    /// No processes can be seen on the machine.
     Unknown,
 }
 
@@ -76,7 +76,7 @@ fn keeper(host: &Host) -> Result<Keeper> {
     Ok(Keeper::Nobody)
 }
 
-/// The files that say what is run at which times, where they are there.
+/// The files that say what runs at which times: cron's, and the services of enabled timers.
 fn schedules(host: &Host) -> Result<Vec<PathBuf>> {
     let mut schedules = vec![host.crontab()];
     for directory in host.cron_directories() {
@@ -90,7 +90,7 @@ fn schedules(host: &Host) -> Result<Vec<PathBuf>> {
     Ok(schedules)
 }
 
-/// Is this the command line of one that reconciles again and again?
+/// Is this the command line of a `pinfold reconcile --interval`?
 fn is_reconcile(line: &[OsString]) -> bool {
     let Some((program, arguments)) = line.split_first() else {
         return false;
@@ -111,7 +111,7 @@ fn says_reconcile(schedule: &str) -> bool {
     lines.any(|line| line.contains("pinfold reconcile"))
 }
 
-/// Are the pools as the configuration declares them?
+/// Reports whether the pools are as the configuration declares them.
 fn check_declared(scope: &Scope<'_>, report: &mut Report) -> Result<()> {
     let mut declared: Vec<Declared> = Vec::new();
     for (name, table) in scope.rules {
@@ -141,7 +141,7 @@ fn check_declared(scope: &Scope<'_>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The pools that would become others.
+/// The names of the pools that `pinfold apply` would change.
 fn differing(applied: &Applied) -> Vec<String> {
     let pools = applied.before.iter().chain(&applied.after);
     let is_other =

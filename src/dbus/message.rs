@@ -1,10 +1,9 @@
-//! Messages as bytes: a call of ours, and what is read of an answer (D-Bus Specification, "Message
-//! Protocol").
+//! Pure: messages as bytes: our calls, and the answers (D-Bus Specification, "Message Protocol").
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The byte that tells the order of a message's bytes: the machine's own, for who speaks with us is
-/// on it.
+/// The byte that tells a message's byte order. It is the machine's own, because the peer is on the
+/// same machine.
 const BYTE_ORDER: u8 = if cfg!(target_endian = "little") {
     b'l'
 } else {
@@ -12,15 +11,15 @@ const BYTE_ORDER: u8 = if cfg!(target_endian = "little") {
 };
 /// The version of the protocol.
 const VERSION: u8 = 1;
-/// The length of what comes before the fields of a header.
+/// The length of a header before its fields, in bytes.
 const FIXED: usize = 16;
 
-// The kinds of messages.
+// The types of messages.
 const CALL: u8 = 1;
 const RETURN: u8 = 2;
 const ERROR: u8 = 3;
 
-// The fields of a header.
+// The codes of header fields.
 const PATH: u8 = 1;
 const INTERFACE: u8 = 2;
 const MEMBER: u8 = 3;
@@ -29,23 +28,23 @@ const REPLY_SERIAL: u8 = 5;
 const DESTINATION: u8 = 6;
 const SIGNATURE: u8 = 8;
 
-/// A method to be called.
+/// A method call.
 #[derive(Debug)]
 pub struct Call<'a> {
-    /// The name of the program that is asked.
+    /// The name of the program that is called.
     pub to: &'a str,
-    /// The object.
+    /// The object's path.
     pub path: &'a str,
     /// The interface of the method.
     pub interface: &'a str,
     /// The method.
     pub member: &'a str,
-    /// What it is called with.
+    /// The arguments.
     pub values: Values,
 }
 
 impl Call<'_> {
-    /// Appends it as a message with this number, which is not 0.
+    /// Appends the call as a message with this serial number, which must not be 0.
     pub(super) fn write(&self, serial: u32, to: &mut Vec<u8>) {
         let mut fields = Bytes::default();
         for (code, kind, value) in [
@@ -73,7 +72,7 @@ impl Call<'_> {
     }
 }
 
-/// What a method is called with, one value after another.
+/// The arguments of a call, in their order.
 #[derive(Debug, Default)]
 pub struct Values {
     signature: String,
@@ -81,24 +80,24 @@ pub struct Values {
 }
 
 impl Values {
-    /// And a text, which has no NUL.
+    /// Adds a text, which must have no NUL.
     pub fn text(mut self, text: &str) -> Values {
         self.signature.push('s');
         self.bytes.text(text);
         self
     }
 
-    /// And a boolean.
+    /// Adds a boolean.
     pub fn boolean(mut self, value: bool) -> Values {
         self.signature.push('b');
         self.bytes.number(value.into());
         self
     }
 
-    /// And an array of properties, each a name with an array of bytes for its value.
+    /// Adds an array of properties: names, each with an array of bytes as its value.
     pub fn byte_properties(mut self, properties: &[(&str, Vec<u8>)]) -> Values {
         self.signature.push_str("a(sv)");
-        // Padding behind the length is not counted, nor is it that of the values before.
+        // The array's length counts neither the padding after it, nor that of the values before.
         let start = self.bytes.array(8);
         for (name, value) in properties {
             self.bytes.align(8);
@@ -125,7 +124,7 @@ impl Bytes {
         self.0.extend(number.to_ne_bytes());
     }
 
-    /// What is sent is ours, and short.
+    /// Our own messages are short, so the length fits.
     fn length(&mut self, length: usize) {
         self.number(u32::try_from(length).unwrap_or(u32::MAX));
     }
@@ -143,14 +142,15 @@ impl Bytes {
         self.0.push(0);
     }
 
-    /// The head of a field: what it is, and of which type.
+    /// Begins a header field: its code, and the type of its value.
     fn field(&mut self, code: u8, kind: &str) {
         self.align(8);
         self.0.push(code);
         self.signature(kind);
     }
 
-    /// Begins an array whose elements are aligned so; returns where they begin.
+    /// Begins an array; its elements are aligned to `alignment`. Returns where its length and its
+    /// elements begin.
     fn array(&mut self, alignment: usize) -> (usize, usize) {
         self.number(0);
         let length_at = self.0.len() - 4;
@@ -164,7 +164,7 @@ impl Bytes {
     }
 }
 
-/// What a method gave back.
+/// What a call returned.
 #[derive(Debug, Default)]
 pub struct Answer {
     signature: String,
@@ -172,34 +172,34 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The text that it is, or that is in the variant that it is.
+    /// The text that the call returned, by itself or in a variant.
     ///
     /// # Errors
-    /// It is something else.
+    /// It returned something else.
     pub fn text(&self) -> Result<String> {
         let text = self.value("s")?.text()?;
         Ok(text.to_owned())
     }
 
-    /// The same of a boolean.
+    /// The boolean that the call returned, by itself or in a variant.
     ///
     /// # Errors
-    /// It is something else.
+    /// It returned something else.
     pub fn boolean(&self) -> Result<bool> {
         Ok(self.value("b")?.number()? != 0)
     }
 
-    /// The same of an array of bytes.
+    /// The array of bytes that the call returned, by itself or in a variant.
     ///
     /// # Errors
-    /// It is something else.
+    /// It returned something else.
     pub fn bytes(&self) -> Result<Vec<u8>> {
         let mut value = self.value("ay")?;
         let length = value.length()?;
         Ok(value.take(length)?.to_vec())
     }
 
-    /// Where the value begins, if it is of this type.
+    /// A reader at the beginning of the value, if the value is of type `kind`.
     fn value(&self, kind: &str) -> Result<Reader<'_>> {
         let mut reader = Reader::of(&self.bytes);
         let found = match self.signature.as_str() {
@@ -214,22 +214,23 @@ impl Answer {
     }
 }
 
-/// A message that was read.
+/// A message that was received.
 #[derive(Debug, Default)]
 pub struct Message {
-    /// Which call of ours it is about; none where it is about none.
+    /// The serial number of the call that it answers; `None` if it is not an answer.
     pub answers_to: Option<u32>,
-    /// Its name and what is said of it, where it is an error.
+    /// The error's name and text, if it is an error.
     pub error: Option<String>,
-    /// What the call gave back.
+    /// What the call returned.
     pub answer: Answer,
 }
 
 impl Message {
-    /// How many bytes the message that begins here has; `None` where more has to be read to know.
+    /// The length of the message that begins here, in bytes; `None` if too few bytes are there to
+    /// tell.
     ///
     /// # Errors
-    /// It has more than `most`, or is no message of this machine.
+    /// The message is longer than `most`, or is not one of this machine.
     pub fn length(bytes: &[u8], most: usize) -> Result<Option<usize>> {
         let Some(head) = bytes.get(..FIXED) else {
             return Ok(None);
@@ -246,10 +247,10 @@ impl Message {
         })?))
     }
 
-    /// Reads a message of that length.
+    /// Parses a message of exactly this length.
     ///
     /// # Errors
-    /// It is torn, or has what is none of D-Bus.
+    /// It is torn, or not as D-Bus specifies.
     pub fn parse(bytes: &[u8]) -> Result<Message> {
         let mut reader = Reader::of(bytes);
         let kind = reader.take(FIXED)?[1];
@@ -284,7 +285,7 @@ impl Message {
                 let text = message.answer.text().unwrap_or_default();
                 message.error = Some(format!("{name}: {text}"));
             }
-            // A signal, or somebody who calls us.
+            // A signal, or a call to us.
             _ => message.answers_to = None,
         }
         Ok(message)
@@ -296,7 +297,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32> {
     reader.number()
 }
 
-/// Reads values; places are aligned from the beginning.
+/// Reads values. Positions are aligned relative to the beginning of `bytes`.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -341,7 +342,7 @@ impl<'a> Reader<'a> {
         self.ended(length.into())
     }
 
-    /// So many bytes of text, and a NUL.
+    /// A text of this length, followed by a NUL.
     fn ended(&mut self, length: usize) -> Result<&'a str> {
         let text = self.take(length)?;
         ensure!(self.take(1)? == [0], "its answer is torn");
@@ -365,7 +366,7 @@ pub(super) mod tests {
             fields.field(ERROR_NAME, "s");
             fields.text(name);
         }
-        // Of the sender, which is nothing to us.
+        // The sender's name, which is ignored.
         fields.field(7, "s");
         fields.text(":1.2");
         fields.field(SIGNATURE, "g");
@@ -383,17 +384,17 @@ pub(super) mod tests {
         message.0
     }
 
-    /// A method has given a text back.
+    /// The message that a method returned a text.
     pub(in crate::dbus) fn returned(to: u32, text: &str) -> Vec<u8> {
         message(RETURN, to, None, text)
     }
 
-    /// A method has failed.
+    /// The message that a method failed.
     pub(in crate::dbus) fn refused(to: u32, name: &str, text: &str) -> Vec<u8> {
         message(ERROR, to, Some(name), text)
     }
 
-    /// Spelled out: the lengths, and what is aligned to what.
+    /// The bytes are written out: the lengths, and the alignment of each part.
     #[test]
     fn a_call_is_the_bytes_that_the_specification_says() {
         if BYTE_ORDER != b'l' {
@@ -422,7 +423,7 @@ pub(super) mod tests {
         // A text, a boolean, and the length of the array.
         expected.extend(b"\x01\x00\x00\x00x\x00\x00\x00\x01\x00\x00\x00");
         expected.extend(b"\x11\x00\x00\x00");
-        // A name, and a variant of one byte.
+        // A name, and a variant with an array of one byte.
         expected.extend(b"\x01\x00\x00\x00P\x00\x02ay\x00\x00\x00\x01\x00\x00\x00\x05");
         assert_eq!(bytes, expected);
     }
@@ -459,7 +460,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Every prefix, and every byte of a message replaced.
+    /// Tries each prefix of a message, and each value of each of its bytes.
     #[test]
     fn no_message_does_harm() {
         let whole = refused(4, "org.example.No", "why");

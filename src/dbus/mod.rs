@@ -1,9 +1,8 @@
-//! A D-Bus client that asks and waits: calls and their answers over one connection, within bounds
-//! of time and of length (D-Bus Specification,
-//! <https://dbus.freedesktop.org/doc/dbus-specification.html>).
+//! A D-Bus client: calls over one connection, and their answers, within limits of time and length
+//! (D-Bus Specification, <https://dbus.freedesktop.org/doc/dbus-specification.html>).
 //!
-//! What is needed of D-Bus is little: no signals, no objects of ours, four types. The crates that
-//! speak it bring an asynchronous runtime, or link a C library, or read a handshake without end.
+//! Little of D-Bus is needed: no signals, no objects of ours, four types. The crates for it bring
+//! an asynchronous runtime, link a C library, or read a handshake of any length.
 
 mod message;
 
@@ -21,33 +20,33 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::text::one_line;
 
-/// The most that is read of a peer at a time, in bytes: an answer to a question of ours takes some
+/// The most that is kept of what a peer sends, in bytes. An answer to a call of ours has some
 /// hundred.
 const MOST_BYTES: usize = 64 << 10;
-/// What is asked for in one read(2), in bytes.
+/// The size of one read(2), in bytes.
 const READ_BYTES: usize = 4 << 10;
-/// The end of a line of the handshake.
+/// The end of a line in the handshake.
 const LINE_END: &[u8] = b"\r\n";
 
-/// A connection that is there for as long as it may take, and no longer.
+/// A connection with a deadline for all that is done over it.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     deadline: Instant,
-    /// The number of the last call that was made (Specification, "Header": `serial`).
+    /// The serial number of the last call (Specification, "Header": `serial`).
     last: u32,
-    /// What has to go before the next call.
+    /// What is sent together with the next calls.
     unsent: Vec<u8>,
     is_welcome: bool,
-    /// What has been read and not been used yet.
+    /// What was read and is not parsed yet.
     unread: Vec<u8>,
 }
 
 impl Connection {
-    /// Connects to a message bus, over which programs can be asked by their names.
+    /// Connects to a message bus, which passes calls on to programs by their names.
     ///
     /// # Errors
-    /// Nobody listens there, or not in time.
+    /// Nobody listens at the socket, or the connection takes too long.
     pub fn to_bus(socket: &Path, deadline: Instant) -> io::Result<Connection> {
         let mut connection = Connection::to_program(socket, deadline)?;
         let hello = Call {
@@ -64,14 +63,15 @@ impl Connection {
     /// Connects to a program that speaks D-Bus itself.
     ///
     /// # Errors
-    /// Nobody listens there, or not in time.
+    /// Nobody listens at the socket, or the connection takes too long.
     pub fn to_program(socket: &Path, deadline: Instant) -> io::Result<Connection> {
         let flags = SocketFlags::CLOEXEC;
         let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // It bounds connect(2), too, which waits for a listener that is busy (unix(7)).
+        // This bounds connect(2) too, which waits for a listener that is busy (unix(7)).
         set_socket_timeout(&stream, Timeout::Send, Some(left(deadline)?))?;
         connect(&stream, &SocketAddrUnix::new(socket)?)?;
-        // The kernel says who we are; the number has to agree (Specification, "EXTERNAL").
+        // The kernel tells the peer who we are, and the number must agree (Specification,
+        // "EXTERNAL").
         let user = geteuid().to_string();
         let user: String = user.bytes().map(|digit| format!("{digit:02x}")).collect();
         Ok(Connection {
@@ -84,11 +84,11 @@ impl Connection {
         })
     }
 
-    /// Makes calls, all at once, and waits for the answer to each.
+    /// Makes several calls at once, and waits for all answers.
     ///
     /// # Errors
-    /// One of them is refused, with what the peer says of it; the peer has not answered in time, or
-    /// answers what cannot be understood or is too long.
+    /// The peer refuses a call (with what it says), does not answer in time, or sends something
+    /// that is too long or cannot be parsed.
     pub fn ask<const N: usize>(&mut self, calls: [Call<'_>; N]) -> Result<[Answer; N]> {
         let serials = calls.map(|call| self.put(&call));
         let unsent = std::mem::take(&mut self.unsent);
@@ -104,14 +104,14 @@ impl Connection {
             match (message.error, place) {
                 (Some(error), _) => bail!("it says {:?}", one_line(&error)),
                 (None, Some(place)) => answers[place] = Some(message.answer),
-                // The bus's own to our greeting.
+                // The bus's answer to our `Hello`.
                 (None, None) => {}
             }
         }
         Ok(answers.map(Option::unwrap_or_default))
     }
 
-    /// Puts a call behind what is to be sent; returns its number.
+    /// Appends a call to what will be sent; returns its serial number.
     fn put(&mut self, call: &Call<'_>) -> u32 {
         self.last += 1;
         call.write(self.last, &mut self.unsent);
@@ -159,7 +159,7 @@ impl Connection {
         };
         ensure!(read > 0, "it closed the connection");
         self.unread.extend_from_slice(&bytes[..read]);
-        // What has been passed over does not count: systemd tells whoever is connected of all
+        // Messages that were skipped do not count: systemd tells everybody who is connected of all
         // units.
         ensure!(
             self.unread.len() <= MOST_BYTES,
@@ -169,7 +169,8 @@ impl Connection {
     }
 }
 
-/// How much time there is; none at all would be taken for no bound (socket(7), `SO_RCVTIMEO`).
+/// The time until the deadline. Less than a millisecond is an error, because zero would mean no
+/// limit (socket(7), `SO_RCVTIMEO`).
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     match left < Duration::from_millis(1) {
@@ -178,7 +179,7 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
-/// Says of a peer that was late what that can mean.
+/// Turns an error into one that explains a timeout.
 pub fn late(error: io::Error) -> anyhow::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -206,7 +207,8 @@ mod tests {
         }
     }
 
-    /// What a peer heard, once it has read as much as a client's first words and sent these.
+    /// A peer that reads as many bytes as a client sends first, sends `answers`, and returns what
+    /// it read.
     fn peer(answers: Vec<u8>) -> (tempfile::TempDir, JoinHandle<Vec<u8>>) {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("bus")).unwrap();
@@ -215,7 +217,7 @@ mod tests {
             let mut heard = vec![0; 4096];
             let length = stream.read(&mut heard).unwrap();
             heard.truncate(length);
-            // Whoever has heard enough hangs up.
+            // A client that has got enough closes the connection.
             let _ = stream.write_all(&answers);
             let _ = stream.read(&mut [0]);
             heard
@@ -260,7 +262,7 @@ mod tests {
         let cases: [(&[u8], &str); 6] = [
             (&refused, "it says \"org.example.No: it won't\""),
             (b"REJECTED EXTERNAL\r\n", "it refuses us"),
-            // Passed over, and waited for no longer than anything else.
+            // Signals are skipped, until the deadline.
             (&endless, "in time"),
             (&torn, "byte order"),
             (&flood, "more than"),
@@ -286,7 +288,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
-    /// A listener that takes no more connections.
+    /// A listener that accepts no more connections.
     #[test]
     fn a_peer_that_does_not_listen_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
