@@ -151,7 +151,7 @@ struct Unit<'a> {
     name: &'a str,
     manager: Connection,
     /// systemd's own socket, while the connection goes over the bus.
-    itself: Option<PathBuf>,
+    own_socket: Option<PathBuf>,
     deadline: Instant,
 }
 
@@ -163,12 +163,12 @@ impl<'a> Unit<'a> {
             return Ok(None);
         };
         let connected = manager(host, deadline).map_err(dbus::late);
-        let (manager, itself) =
+        let (manager, own_socket) =
             connected.with_context(|| format!("ask systemd for the unit {name}"))?;
         Ok(Some(Unit {
             name,
             manager,
-            itself,
+            own_socket,
             deadline,
         }))
     }
@@ -177,7 +177,7 @@ impl<'a> Unit<'a> {
     /// the time that is left: the bus may be full, or systemd not on it.
     fn known(&mut self) -> Result<Known> {
         let known = self.ask();
-        match (&known, self.itself.take()) {
+        match (&known, self.own_socket.take()) {
             (Err(_), Some(socket)) => match Connection::to_program(&socket, self.deadline) {
                 Ok(manager) => {
                     self.manager = manager;
@@ -243,13 +243,15 @@ impl<'a> Unit<'a> {
 /// connection goes to systemd's own socket, as those of `systemctl` and `runc` do. With a
 /// connection over the bus, the path of that socket is returned too.
 fn manager(host: &Host, deadline: Instant) -> io::Result<(Connection, Option<PathBuf>)> {
-    let itself = host.systemd_socket();
+    let own_socket = host.systemd_socket();
     let is_nobody = |error: &io::Error| {
         files::is_gone(error) || error.kind() == io::ErrorKind::ConnectionRefused
     };
     match Connection::to_bus(&host.system_bus(), deadline) {
-        Err(error) if is_nobody(&error) => Ok((Connection::to_program(&itself, deadline)?, None)),
-        other => Ok((other?, Some(itself))),
+        Err(error) if is_nobody(&error) => {
+            Ok((Connection::to_program(&own_socket, deadline)?, None))
+        }
+        other => Ok((other?, Some(own_socket))),
     }
 }
 
@@ -365,7 +367,7 @@ mod tests {
         let mut unit = Unit {
             name: "x.service",
             manager,
-            itself: other,
+            own_socket: other,
             deadline,
         };
         unit.known().unwrap_err();

@@ -9,13 +9,13 @@ use crate::pools::resize::cpus_of;
 
 /// How a pool differs from its declaration in a way that resizing cannot change; `None` where it
 /// does not.
-pub(super) fn misfit(owned: &HeldPool, spec: &PoolSpec, stock: &Stock) -> Option<String> {
-    let pool = &owned.pool;
+pub(super) fn misfit(held: &HeldPool, spec: &PoolSpec, stock: &Stock) -> Option<String> {
+    let pool = &held.pool;
     if pool.kind != spec.kind {
         return Some(format!("is {}", pool.kind.word()));
     }
     let cpus = cpus_of(&pool.lists);
-    if spec.kind == Kind::Exclusive && !has_unit(owned, spec.unit, stock) {
+    if spec.kind == Kind::Exclusive && !has_unit(held, spec.unit, stock) {
         return Some(match spec.unit {
             ListUnit::Core => "has lists that are not a core each".to_owned(),
             ListUnit::Thread => "has lists of several CPUs".to_owned(),
@@ -36,8 +36,8 @@ fn touches(core: &Core, cpus: &CpuSet) -> bool {
 }
 
 /// Is each list a unit? CPUs that are offline belong to no known core, and are ignored.
-fn has_unit(owned: &HeldPool, unit: ListUnit, stock: &Stock) -> bool {
-    let lists = &owned.pool.lists;
+fn has_unit(held: &HeldPool, unit: ListUnit, stock: &Stock) -> bool {
+    let lists = &held.pool.lists;
     if unit == ListUnit::Thread {
         return lists.iter().all(|list| list.cpus.len() == 1);
     }
@@ -58,8 +58,8 @@ fn has_unit(owned: &HeldPool, unit: ListUnit, stock: &Stock) -> bool {
 
 /// How many cores the pool has: at least those that are online, and at most one more for each CPU
 /// that is offline.
-pub(super) fn cores_of(owned: &HeldPool, stock: &Stock) -> std::ops::RangeInclusive<usize> {
-    let cpus = cpus_of(&owned.pool.lists);
+pub(super) fn cores_of(held: &HeldPool, stock: &Stock) -> std::ops::RangeInclusive<usize> {
+    let cpus = cpus_of(&held.pool.lists);
     let online = stock
         .cores
         .iter()

@@ -74,11 +74,10 @@ impl Present<'_> {
     /// The same with the declared pools still to be made, and without owners in all others.
     fn with_all_to_make(&self, declared: &[Declared]) -> Self {
         let mut free = self.clone();
-        let is_declared =
-            |owned: &HeldPool| declared.iter().any(|one| one.name() == owned.pool.name);
-        free.pools.retain(|owned| !is_declared(owned));
-        for owned in &mut free.pools {
-            owned.owners.fill(None);
+        let is_declared = |held: &HeldPool| declared.iter().any(|one| one.name() == held.pool.name);
+        free.pools.retain(|held| !is_declared(held));
+        for held in &mut free.pools {
+            held.owners.fill(None);
         }
         free
     }

@@ -57,10 +57,10 @@ impl<'a> Model<'a> {
 
     /// The pools, sorted by name.
     pub(super) fn planned(&self) -> Vec<PlannedPool> {
-        let planned = |owned: &HeldPool| PlannedPool {
-            name: owned.pool.name.clone(),
-            kind: owned.pool.kind,
-            lists: owned
+        let planned = |held: &HeldPool| PlannedPool {
+            name: held.pool.name.clone(),
+            kind: held.pool.kind,
+            lists: held
                 .pool
                 .lists
                 .iter()
@@ -108,7 +108,7 @@ impl<'a> Model<'a> {
 
     /// Removes all pools but those of these names.
     fn remove_others(&mut self, names: &[&str]) {
-        let others = self.pools.iter().map(|owned| owned.pool.name.clone());
+        let others = self.pools.iter().map(|held| held.pool.name.clone());
         let others: Vec<String> = others
             .filter(|name| !names.contains(&name.as_str()))
             .collect();
@@ -174,13 +174,13 @@ impl<'a> Model<'a> {
         let Cores::Count(count) = spec.cores else {
             return None;
         };
-        let owned = &self.pools[self.at(&spec.name)?];
-        let lists = owned.pool.lists.len();
+        let held = &self.pools[self.at(&spec.name)?];
+        let lists = held.pool.lists.len();
         match (spec.kind, spec.unit) {
             (Kind::Exclusive, ListUnit::Core) => (lists != count).then_some(count),
-            (Kind::Shared, _) => (!cores_of(owned, self.stock).contains(&count)).then_some(count),
+            (Kind::Shared, _) => (!cores_of(held, self.stock).contains(&count)).then_some(count),
             (Kind::Exclusive, ListUnit::Thread) => {
-                let cores = cores_of(owned, self.stock);
+                let cores = cores_of(held, self.stock);
                 let is_whole = |siblings: &CpuSet| siblings.is_empty();
                 let is_so = cores.contains(&count)
                     && self.standing_resize(spec, Cores::Count(lists + 1)).map_or(
@@ -190,7 +190,7 @@ impl<'a> Model<'a> {
                             resized
                                 .added
                                 .iter()
-                                .all(|list| !self.shares_core(owned, list))
+                                .all(|list| !self.shares_core(held, list))
                         },
                     );
                 if is_so {
@@ -205,7 +205,7 @@ impl<'a> Model<'a> {
                     let Ok(resized) = self.standing_resize(spec, Cores::Count(*size)) else {
                         return false;
                     };
-                    let mut then = owned.clone();
+                    let mut then = held.clone();
                     then.become_resized(&resized);
                     cores_of(&then, self.stock).contains(&count) && is_whole(&resized.siblings)
                 })
@@ -213,8 +213,8 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn shares_core(&self, owned: &HeldPool, list: &CpuSet) -> bool {
-        let own = cpus_of(&owned.pool.lists);
+    fn shares_core(&self, held: &HeldPool, list: &CpuSet) -> bool {
+        let own = cpus_of(&held.pool.lists);
         let mut cores = self.stock.cores.iter();
         cores.any(|core| !core.cpus.is_disjoint(list) && !core.cpus.is_disjoint(&own))
     }
@@ -319,10 +319,10 @@ impl<'a> Model<'a> {
                 return;
             }
         }
-        let owned = &self.pools[at];
+        let held = &self.pools[at];
         let mut stay = Vec::new();
         let mut kept = Vec::new();
-        for (list, owner) in owned.pool.lists.iter().zip(&owned.owners) {
+        for (list, owner) in held.pool.lists.iter().zip(&held.owners) {
             match owner {
                 _ if planned.lists.contains(&list.cpus) => stay.push(list.cpus.clone()),
                 Some(owner) => {
@@ -392,9 +392,9 @@ impl<'a> Model<'a> {
     }
 
     fn whose(&self, cpus: &CpuSet) -> String {
-        let has = |owned: &&HeldPool| !cpus_of(&owned.pool.lists).is_disjoint(cpus);
+        let has = |held: &&HeldPool| !cpus_of(&held.pool.lists).is_disjoint(cpus);
         match self.pools.iter().find(has) {
-            Some(owned) => format!("in pool {}", owned.pool.name),
+            Some(held) => format!("in pool {}", held.pool.name),
             None => "owned by somebody".to_owned(),
         }
     }
@@ -414,15 +414,15 @@ impl<'a> Model<'a> {
 
     fn relist(&mut self, at: usize, mut lists: Vec<CpuSet>) {
         lists.sort();
-        let owned = &mut self.pools[at];
-        if owned.pool.lists.iter().map(|list| &list.cpus).eq(&lists) {
+        let held = &mut self.pools[at];
+        if held.pool.lists.iter().map(|list| &list.cpus).eq(&lists) {
             return;
         }
-        let is_single = owned.pool.lists.len() == 1 && lists.len() == 1;
-        owned.become_lists(&lists, is_single && owned.pool.kind == Kind::Shared);
+        let is_single = held.pool.lists.len() == 1 && lists.len() == 1;
+        held.become_lists(&lists, is_single && held.pool.kind == Kind::Shared);
         self.steps.push(Step::Relist(PlannedPool {
-            name: owned.pool.name.clone(),
-            kind: owned.pool.kind,
+            name: held.pool.name.clone(),
+            kind: held.pool.kind,
             lists,
             options: Options::default(),
         }));
@@ -435,8 +435,8 @@ impl<'a> Model<'a> {
             let Some(at) = self.at(&spec.name).filter(|_| spec.cores == Cores::Rest) else {
                 continue;
             };
-            let owned = &self.pools[at];
-            let pairs = owned.pool.lists.iter().zip(&owned.owners);
+            let held = &self.pools[at];
+            let pairs = held.pool.lists.iter().zip(&held.owners);
             let owners = pairs.filter_map(|(list, owner)| {
                 let owner = owner.as_ref()?;
                 Some(format!("{owner} owns {}", list.name))
@@ -454,8 +454,8 @@ impl<'a> Model<'a> {
     /// The CPUs that are in a pool or have an owner.
     fn taken(&self) -> CpuSet {
         let mut taken = self.owned.clone();
-        for owned in &self.pools {
-            taken.extend(&cpus_of(&owned.pool.lists));
+        for held in &self.pools {
+            taken.extend(&cpus_of(&held.pool.lists));
         }
         taken
     }
@@ -463,16 +463,16 @@ impl<'a> Model<'a> {
     /// The CPUs that are taken, but not by a pool of `specs`.
     pub(super) fn cpus_of_others(&self, specs: &[PoolSpec]) -> CpuSet {
         let mut cpus = self.owned.clone();
-        for owned in &self.pools {
-            if !specs.iter().any(|spec| spec.name == owned.pool.name) {
-                cpus.extend(&cpus_of(&owned.pool.lists));
+        for held in &self.pools {
+            if !specs.iter().any(|spec| spec.name == held.pool.name) {
+                cpus.extend(&cpus_of(&held.pool.lists));
             }
         }
         cpus
     }
 
     fn at(&self, name: &str) -> Option<usize> {
-        self.pools.iter().position(|owned| owned.pool.name == name)
+        self.pools.iter().position(|held| held.pool.name == name)
     }
 }
 
