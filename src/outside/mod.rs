@@ -77,8 +77,8 @@ impl Outside<'_> {
         give_up(machine, owner, obstacle).map(Some)
     }
 
-    /// Undoes what was changed for the owner whose group has or had this inode, so that everybody can
-    /// use its CPUs again, and what killed programs left.
+    /// Undoes what was changed for the owner whose group has or had this inode, so that everybody
+    /// can use its CPUs again, and what killed programs left.
     ///
     /// # Errors
     /// The records, or one of this owner's groups, cannot be read or written.
