@@ -50,6 +50,7 @@ impl Cli {
             Verb::Pool(args) => matches!(&args.action, pool::Action::Show(show) if show.json),
             Verb::Why(args) => args.json,
             Verb::Usage(args) => args.json,
+            Verb::Noise(args) => args.json,
             Verb::Setup(_)
             | Verb::Init(_)
             | Verb::Hook(_)
@@ -208,6 +209,11 @@ pub enum Verb {
         after_help = "Examples:\n  pinfold stats\n  pinfold stats dataplane --sort noise\n  pinfold stats web --no-stream --json\n\nUSED% and NOISE% are shares of the time of an owner's CPUs: what it used, and what somebody else did,\ninterrupts (IRQ%) not counted. WAIT%: the time in which a process of its waited for a CPU. THROT%: the\ntime in which a limit kept it from running.\nKeys: q quits, s and the arrows choose the column to sort by, r turns the order round."
     )]
     Stats(StatsArgs),
+    /// Watch who else runs on owned CPUs: threads of others, of the kernel, and interrupts
+    #[command(
+        after_help = "Examples:\n  pinfold noise\n  pinfold noise dataplane --seconds 10\n  pinfold noise web --json | jq '.foreign[].name'\n\nThe kernel's trace tells of everybody; where there is none, /proc is looked at again and again.\nExit status: 0 if nobody but the owners and the kernel ran there, 1 if somebody did,\n2 for a wrong command line, 125 if it could not be measured."
+    )]
+    Noise(NoiseArgs),
     /// Sum up what owners that ended have used
     #[command(
         after_help = "Examples:\n  pinfold usage --since 24h --by pool\n  pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n  pinfold usage --since 7d --svg week.svg\n\nENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they used of it.\nNOISE: what others used of it, as far as it was watched. INEXACT: of how many the last sample counts,\nor nothing is known. Those that still run are in pinfold stats."
@@ -446,6 +452,21 @@ fn interval(text: &str) -> Result<Duration, String> {
         true => Ok(Duration::from_secs_f64(seconds)),
         false => Err("from 0.1 to 3600 seconds".to_owned()),
     }
+}
+
+/// `pinfold noise`
+#[derive(Debug, Args)]
+pub struct NoiseArgs {
+    /// Only on these CPUs: those that owners have of a pool, or of one owner, by name, id or the
+    /// beginning of an id
+    #[arg(value_name = "POOL|ID")]
+    pub of: Option<String>,
+    /// How long, in seconds, 0.1 to 3600
+    #[arg(long, value_name = "N", default_value = "5", value_parser = interval)]
+    pub seconds: Duration,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pinfold usage`

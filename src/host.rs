@@ -155,6 +155,27 @@ impl Host {
         self.root.join("proc/stat")
     }
 
+    /// The counts of interrupts and of soft interrupts (proc_interrupts(5), proc_softirqs(5)).
+    pub fn interrupt_counts(&self) -> [PathBuf; 2] {
+        ["proc/interrupts", "proc/softirqs"].map(|file| self.root.join(file))
+    }
+
+    /// The place of tracefs (kernel: Documentation/trace/ftrace.rst, "The File System").
+    pub fn tracefs(&self) -> PathBuf {
+        self.root.join("sys/kernel/tracing")
+    }
+
+    /// What a descriptor of whichever process asks leads to (proc_pid_fd(5)).
+    pub fn own_descriptor(&self, number: i32) -> PathBuf {
+        self.root.join(format!("proc/self/fd/{number}"))
+    }
+
+    /// Where it is written down which instances of the kernel's tracer are ours, for all pool
+    /// directories.
+    pub fn trace_records(&self) -> PathBuf {
+        self.machine_dir().join("traces")
+    }
+
     /// `/proc/cmdline`, the kernel's command line (proc_cmdline(5)).
     pub fn kernel_command_line(&self) -> PathBuf {
         self.root.join("proc/cmdline")

@@ -23,8 +23,9 @@ const DONE: u8 = 0;
 const FAILED: u8 = 1;
 /// The command line cannot be understood.
 const USAGE: u8 = 2;
-/// `isolate` itself failed: the lower codes are the command's own.
-const ISOLATE_FAILED: u8 = 125;
+/// `isolate` itself failed: the lower codes are the command's own; `noise` could not measure: 1 is
+/// what it found.
+const NOT_DONE: u8 = 125;
 
 /// Where the C library begins. Rust's own `main` prepares to tell of a stack that overflows first,
 /// with 18 system calls and a tenth of a hook's instructions; what else it does is done here.
@@ -53,18 +54,16 @@ fn run() -> u8 {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &arguments),
     };
-    let failed = match cli.verb {
-        Verb::Isolate(_) => ISOLATE_FAILED,
-        _ => FAILED,
+    let (failed, misused) = match cli.verb {
+        Verb::Isolate(_) => (NOT_DONE, NOT_DONE),
+        Verb::Noise(_) => (NOT_DONE, USAGE),
+        _ => (FAILED, USAGE),
     };
     match commands::run(&cli) {
         Ok(code) => code,
         Err(error) => {
             let refusal = Refusal::of(&error);
-            let code = match (failed, refusal.is_usage) {
-                (FAILED, true) => USAGE,
-                (failed, _) => failed,
-            };
+            let code = if refusal.is_usage { misused } else { failed };
             say(&refusal, code, cli.wants_json(), &cli.options);
             code
         }
@@ -122,7 +121,7 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> u8 {
         return DONE;
     }
     match verb {
-        Some("isolate") => ISOLATE_FAILED,
+        Some("isolate") => NOT_DONE,
         Some("hook") => {
             let message = error.to_string();
             let first_line = message.lines().next().unwrap_or_default();

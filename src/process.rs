@@ -96,10 +96,12 @@ fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
     Ok(is_there)
 }
 
+/// The flag of a thread of the kernel (kernel: include/linux/sched.h).
+const PF_KTHREAD: u32 = 0x0020_0000;
+
 /// Is this a thread of the kernel (proc_pid_stat(5), field 9: `PF_KTHREAD`)? No tool ever gave one
 /// CPUs.
 pub fn is_kernel_thread(host: &Host, pid: i32) -> Result<bool> {
-    const PF_KTHREAD: u32 = 0x0020_0000;
     let stat = files::read_if_there(&host.proc_pid(pid, "stat"))?;
     let stat = stat.and_then(|text| Stat::parse(&text));
     Ok(stat.is_some_and(|stat| stat.flags & PF_KTHREAD != 0))
@@ -177,6 +179,39 @@ pub fn descends_from(host: &Host, pid: i32, ancestor: i32) -> Result<bool> {
 /// that format.
 pub fn ticks_in(stat: &str) -> Option<(u64, u64)> {
     Stat::parse(stat).map(|stat| (stat.user, stat.system))
+}
+
+/// What is seen of a thread at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenThread {
+    /// The name that it gives itself: never show it raw.
+    pub name: String,
+    /// Is it a thread of the kernel?
+    pub is_kernels: bool,
+    /// Does it run, or wait for a CPU?
+    pub is_running: bool,
+    /// Its CPU time, in clock ticks.
+    pub ticks: u64,
+    /// When it started, in clock ticks since the machine did.
+    pub start: u64,
+    /// The CPU that it ran on last.
+    pub cpu: u32,
+}
+
+/// A thread by the text of its `stat` (proc_pid_stat(5)); `None` where the text is not in that
+/// format.
+pub fn thread_in(stat: &str) -> Option<SeenThread> {
+    let (head, tail) = stat.rsplit_once(')')?;
+    let seen = Stat::parse(stat)?;
+    Some(SeenThread {
+        name: head.split_once('(')?.1.to_owned(),
+        is_kernels: seen.flags & PF_KTHREAD != 0,
+        is_running: seen.state == 'R',
+        ticks: seen.user.checked_add(seen.system)?,
+        start: seen.start,
+        // Field 39; the first behind the name is 3.
+        cpu: tail.split_ascii_whitespace().nth(36)?.parse().ok()?,
+    })
 }
 
 /// The CPU time, outside the kernel and inside it, of the children that this process has waited
@@ -293,6 +328,22 @@ pub fn reset_affinity(pid: i32) -> io::Result<()> {
     Errno::result(result).map(drop).map_err(io::Error::from)
 }
 
+/// Keeps this process's first thread off these CPUs, if it may use others.
+pub fn stay_off(cpus: &CpuSet) -> io::Result<()> {
+    let others = affinity(0)?.difference(cpus);
+    if others.is_empty() {
+        return Ok(());
+    }
+    let mut mask: Mask = [0; MASK_WORDS];
+    for cpu in others.iter() {
+        mask[(cpu / 64) as usize] |= 1 << (cpu % 64);
+    }
+    // SAFETY: the kernel reads size_of_val(&mask) bytes from a live array. nix has no mask of over
+    // 1024 CPUs.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&mask), mask.as_ptr().cast()) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
 /// The CPUs that a process's first thread may use now (sched_getaffinity(2)).
 pub fn affinity(pid: i32) -> io::Result<CpuSet> {
     let mut mask: Mask = [0; MASK_WORDS];
@@ -380,6 +431,44 @@ mod tests {
         assert!(!pid_is_alive(&host, pid).unwrap());
         child.wait().unwrap();
         assert!(!pid_is_alive(&host, pid).unwrap());
+    }
+
+    #[test]
+    fn a_thread_is_seen_whatever_it_is_called() {
+        let tail = "R 1 2 3 4 5 2097152 7 8 9 10 11 12 13 14 15 16 5 0 777 0 0 0 0 0 0 0 0 0 0 0 0 \
+                    0 0 0 17 6 0 0";
+        for name in ["sh", "a) Z 1 (b", ") R", "\n"] {
+            let expected = SeenThread {
+                name: name.to_owned(),
+                is_kernels: true,
+                is_running: true,
+                ticks: 23,
+                start: 777,
+                cpu: 6,
+            };
+            assert_eq!(thread_in(&format!("12 ({name}) {tail}")), Some(expected));
+        }
+        let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let own = thread_in(&own).unwrap();
+        assert!(!own.is_kernels && own.start > 0);
+        assert_eq!(thread_in("12 (sh) R 1 2"), None);
+    }
+
+    #[test]
+    fn a_thread_stays_off_cpus_if_there_are_others() {
+        std::thread::spawn(|| {
+            let all = affinity(0).unwrap();
+            stay_off(&all).unwrap();
+            assert_eq!(affinity(0).unwrap(), all);
+            let Some(first) = all.first().filter(|_| all.len() > 1) else {
+                return;
+            };
+            let first: CpuSet = std::iter::once(first).collect();
+            stay_off(&first).unwrap();
+            assert_eq!(affinity(0).unwrap(), all.difference(&first));
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -987,6 +987,7 @@ fn every_verb_has_help_with_an_example_and_a_place_in_the_manual() {
         "release",
         "topology",
         "explain",
+        "noise",
         "check",
         "cdi",
         "install",

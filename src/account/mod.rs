@@ -9,6 +9,7 @@ mod machine;
 pub(crate) mod mark;
 mod members;
 mod meter;
+pub(crate) mod noise;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;

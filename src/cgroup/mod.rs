@@ -157,6 +157,12 @@ impl Hierarchy {
     /// The path for this hierarchy in `/proc/<pid>/cgroup`, whose lines are `id:controllers:path`
     /// (cgroups(7)).
     fn group_in<'a>(&self, text: &'a str) -> Option<&'a str> {
+        self.line_in(text).map(|(_, path)| path)
+    }
+
+    /// The number that the kernel has for the hierarchy, where it is one, and the path of the group
+    /// in it, from the text of `/proc/<pid>/cgroup`.
+    pub fn line_in<'a>(&self, text: &'a str) -> Option<(Option<u32>, &'a str)> {
         text.lines().find_map(|line| {
             let (id, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
@@ -164,7 +170,7 @@ impl Hierarchy {
                 Version::V1 => controllers.split(',').any(|name| name == self.controller),
                 Version::V2 => id == "0" && controllers.is_empty(),
             };
-            is_ours.then_some(path)
+            is_ours.then_some((id.parse().ok(), path))
         })
     }
 

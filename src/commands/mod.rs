@@ -9,6 +9,7 @@ mod init;
 mod install;
 mod isolate;
 mod metrics;
+mod noise;
 mod output;
 mod pool;
 mod reconcile;
@@ -50,6 +51,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Explain(args) => explain::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Metrics(args) => metrics::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Noise(args) => noise::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Usage(args) => usage::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Why(args) => why::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Release(args) => release::run(args, &Settings::of_command_line(&cli.options)?),

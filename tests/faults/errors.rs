@@ -148,6 +148,14 @@ const CALLS: &[Row] = &[
         "pidfd_open",
         &[EMFILE, ENFILE, ENOMEM],
     ),
+    (libc::SYS_fsopen, "fsopen", &[EPERM, EMFILE, ENFILE, ENOMEM]),
+    (libc::SYS_fsconfig, "fsconfig", &[EPERM, EBUSY, ENOMEM]),
+    (
+        libc::SYS_fsmount,
+        "fsmount",
+        &[EPERM, EMFILE, ENFILE, ENOMEM],
+    ),
+    (libc::SYS_signalfd4, "signalfd4", &[EMFILE, ENFILE, ENOMEM]),
 ];
 
 /// Calls that cannot fail, or whose failure their manual page does not know.
@@ -158,6 +166,7 @@ const UNFAILING: &[(c_long, &str)] = &[
     (libc::SYS_getegid, "getegid"),
     (libc::SYS_getppid, "getppid"),
     (libc::SYS_getrusage, "getrusage"),
+    (libc::SYS_setsid, "setsid"),
     (libc::SYS_umask, "umask"),
     (libc::SYS_capget, "capget"),
 ];

@@ -60,6 +60,7 @@ mod metrics;
 mod named;
 mod nearness;
 mod needs;
+mod noise;
 mod outputs;
 mod owners;
 mod partition;
@@ -149,6 +150,7 @@ fn main() -> ExitCode {
         named::cases(),
         stats::cases(),
         metrics::cases(),
+        noise::cases(),
         usage::cases(),
         status::cases(),
         pods::cases(),

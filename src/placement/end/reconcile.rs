@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::account::noise;
 use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::files;
@@ -100,8 +101,8 @@ impl<'a> Turns<'a> {
 /// Frees what dead owners hold in every pool, confines again what is no longer confined as its
 /// claim says, links again what has lost its links, and removes what killed programs left behind. A
 /// problem with one claim or pool does not stop the rest, and others get the lock in between.
-/// Before that, what each owner has used is read; after it, what those have used that ended is
-/// written down.
+/// Before that, what each owner has used is read; after it, traces of killed programs are removed,
+/// and what those have used that ended is written down.
 ///
 /// # Errors
 /// Only what keeps it from beginning: the pool directory, the lock, the ledger.
@@ -113,6 +114,7 @@ pub fn reconcile(site: &Site) -> Result<Reconciled> {
     let done = bring_in_order(&mut turns, &mut report);
     report.note(done);
     drop(turns);
+    report.note(noise::remove_leftovers(&site.host));
     site.account_for_all();
     site.prune_last_lists();
     report.reclaimed.sort();

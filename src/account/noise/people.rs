@@ -1,0 +1,169 @@
+//! Whose a thread is: the kernel's, or of which cgroup.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use anyhow::Result;
+
+use crate::cgroup::Hierarchy;
+use crate::files;
+use crate::host::Host;
+use crate::process;
+
+/// The kernel thread that makes all others (kernel: kernel/kthread.c).
+const KTHREADD: i32 = 2;
+
+/// What is known of a thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Who {
+    /// A thread of the kernel.
+    Kernel,
+    /// A thread of a process.
+    User {
+        /// The path of its cgroup.
+        group: Option<Rc<str>>,
+        /// The process that stands for an owner without a cgroup, where it is that or descends from
+        /// it.
+        kin: Option<i32>,
+    },
+    /// It ended before anybody could look at it.
+    Unknown,
+}
+
+/// What is known of all threads.
+#[derive(Debug)]
+pub(super) struct People<'a> {
+    host: &'a Host,
+    hierarchy: Option<Hierarchy>,
+    /// The number that the kernel has for the hierarchy, once it was seen.
+    number: Option<u32>,
+    /// Processes that stand for owners without a cgroup.
+    stand_ins: Vec<i32>,
+    known: HashMap<i32, Who>,
+}
+
+impl<'a> People<'a> {
+    pub(super) fn new(
+        host: &'a Host,
+        hierarchy: Option<Hierarchy>,
+        stand_ins: Vec<i32>,
+    ) -> People<'a> {
+        People {
+            host,
+            hierarchy,
+            number: None,
+            stand_ins,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Looks at all threads that there are.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub(super) fn look_at_all(&mut self) -> Result<()> {
+        for pid in processes(self.host)? {
+            for tid in threads(self.host, pid)? {
+                self.look(tid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at a thread; `None` where it is gone.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub(super) fn look(&mut self, tid: i32) -> Result<Option<Who>> {
+        let Some(stat) = files::read_record_if_there(&self.host.proc_pid(tid, "stat"))? else {
+            return Ok(None);
+        };
+        let Some(seen) = process::thread_in(&stat) else {
+            return Ok(None);
+        };
+        let who = match seen.is_kernels {
+            true => Who::Kernel,
+            false => {
+                let Some(group) = self.group_of(tid)? else {
+                    return Ok(None);
+                };
+                let kin = self.kin_of(tid)?;
+                Who::User { group, kin }
+            }
+        };
+        self.known.insert(tid, who.clone());
+        Ok(Some(who))
+    }
+
+    /// What is known of a thread.
+    pub(super) fn known(&self, tid: i32) -> Who {
+        self.known.get(&tid).cloned().unwrap_or(Who::Unknown)
+    }
+
+    /// A thread has made another, which is in the same cgroup.
+    pub(super) fn fork(&mut self, parent: i32, child: i32) {
+        let who = match self.known(parent) {
+            // What other kernel threads make are helpers, which are programs.
+            Who::Kernel if parent != KTHREADD => Who::Unknown,
+            who => who,
+        };
+        self.known.insert(child, who);
+    }
+
+    /// A process was moved; returns whether that is in our hierarchy.
+    pub(super) fn moved(&mut self, tid: i32, hierarchy: u32, group: &str) -> bool {
+        if self.number != Some(hierarchy) {
+            return false;
+        }
+        let kin = match self.known(tid) {
+            Who::User { kin, .. } => kin,
+            Who::Kernel | Who::Unknown => None,
+        };
+        let group = Some(Rc::from(group));
+        self.known.insert(tid, Who::User { group, kin });
+        true
+    }
+
+    /// The path of a thread's cgroup, where there is a hierarchy; `None` where the thread is gone.
+    fn group_of(&mut self, tid: i32) -> Result<Option<Option<Rc<str>>>> {
+        let Some(hierarchy) = &self.hierarchy else {
+            return Ok(Some(None));
+        };
+        let text = files::read_record_if_there(&self.host.proc_pid(tid, "cgroup"))?;
+        let Some((number, path)) = text.as_deref().and_then(|text| hierarchy.line_in(text)) else {
+            return Ok(None);
+        };
+        self.number = number;
+        Ok(Some(Some(Rc::from(path))))
+    }
+
+    fn kin_of(&self, tid: i32) -> Result<Option<i32>> {
+        for pid in &self.stand_ins {
+            let own = self.host.proc_pid(*pid, &format!("task/{tid}"));
+            if files::metadata_if_there(&own)?.is_some()
+                || process::descends_from(self.host, tid, *pid)?
+            {
+                return Ok(Some(*pid));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The processes of the machine.
+pub(super) fn processes(host: &Host) -> Result<Vec<i32>> {
+    numbers_in(files::names_in(&host.processes()))
+}
+
+/// The threads of a process; none where it is gone.
+pub(super) fn threads(host: &Host, pid: i32) -> Result<Vec<i32>> {
+    match files::names_in(&host.proc_pid(pid, "task")) {
+        Err(error) if files::says_gone(&error) => Ok(Vec::new()),
+        names => numbers_in(names),
+    }
+}
+
+fn numbers_in(names: Result<Vec<String>>) -> Result<Vec<i32>> {
+    let numbers = names?.into_iter().filter_map(|name| name.parse().ok());
+    Ok(numbers.collect())
+}
