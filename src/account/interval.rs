@@ -1,52 +1,55 @@
-//! Pure: what happened between two readings.
+//! Compares two readings: what each owner did in between, and who else used its CPUs. Pure.
 
 use std::time::Duration;
 
 use super::{Account, Meter, Reading, time_online};
 
-/// What happened between two readings.
+/// What happened between two readings of the same meters.
 #[derive(Debug)]
 pub struct Interval {
-    /// How long it was.
+    /// The time between the readings.
     pub length: Duration,
-    /// What each meter showed; `None` for an owner that began or ended meanwhile, and for all where
-    /// no time has passed.
+    /// What each meter's owner did; `None` for an owner that began or ended meanwhile, and for all
+    /// if no time has passed.
     pub shares: Vec<Option<Share>>,
 }
 
-/// What one owner, and whoever else, did on the owner's CPUs. Shares of time are from 0 to 1: 1 is
-/// all of its CPUs that are online, all the time.
+/// What an owner and others did on the owner's CPUs. A share is a part of the time of the owner's
+/// online CPUs, from 0 to 1: 1 is all of them, all the time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
-    /// The totals at the end.
+    /// The owner's totals at the end of the interval.
     pub account: Account,
-    /// The time that the owner used, outside the kernel and inside it; what it used on other CPUs
-    /// is left out where the kernel tells for each CPU.
+    /// The share that the owner used, in user and in kernel mode. Its time on other CPUs is left
+    /// out if the kernel counts each CPU by itself.
     pub utilisation: f64,
-    /// How many CPUs were busy with it on average: 1 is one CPU all the time.
+    /// How many CPUs the owner kept busy on average, other than its own included: 1 is one CPU all
+    /// the time.
     pub busy_cpus: f64,
-    /// The time that the CPUs were busy neither with the owner nor with interrupts. The kernel
-    /// counts idle time in hundredths of a second.
+    /// The share that others used: neither idle, nor the owner's, nor that of interrupts or of
+    /// other guests of a hypervisor. The kernel counts idle time in hundredths of a second.
     pub noise: f64,
-    /// The time of interrupts.
+    /// The share of hardware interrupts.
     pub irq: f64,
-    /// The time of software interrupts.
+    /// The share of software interrupts.
     pub softirq: f64,
-    /// The time that a hypervisor gave to somebody else.
+    /// The share that a hypervisor gave to somebody else.
     pub steal: f64,
-    /// The part of its CPUs' time in which a bandwidth limit kept the owner from running there: the
-    /// kernel counts each CPU.
+    /// The share in which a bandwidth limit kept the owner from running, which the kernel adds up
+    /// over CPUs; `None` if the kernel does not say.
     pub throttled: Option<f64>,
-    /// The part of the time in which a process of the owner waited for a CPU.
+    /// The part of the interval, from 0 to 1, in which a process of the owner waited for a CPU;
+    /// `None` if the kernel does not say.
     pub waited: Option<f64>,
-    /// Context switches a second.
+    /// Context switches per second; `None` if they were not read.
     pub switches: Option<f64>,
-    /// Moves between CPUs a second, over the last twenty seconds or so.
+    /// Moves between CPUs per second, over the last twenty seconds or so; `None` if they were not
+    /// read, or the kernel does not say.
     pub migrations: Option<f64>,
 }
 
 impl Reading {
-    /// What happened since an earlier reading of the same meters.
+    /// Compares this reading with an earlier one of the same meters.
     pub fn since(&self, before: &Reading, meters: &[Meter]) -> Interval {
         let length = self.at.saturating_duration_since(before.at);
         let shares = meters.iter().enumerate().map(|(index, meter)| {
@@ -61,7 +64,7 @@ impl Reading {
         }
     }
 
-    /// Has an owner gone since an earlier reading of the same meters?
+    /// Has an owner ended since an earlier reading of the same meters?
     pub fn has_lost(&self, before: &Reading) -> bool {
         let pairs = self.accounts.iter().zip(&before.accounts);
         let mut gone = pairs.filter(|(now, then)| now.is_none() && then.is_some());
@@ -83,7 +86,7 @@ impl Reading {
             let (Some(now), Some(then)) = (self.cpus.get(&cpu), before.cpus.get(&cpu)) else {
                 continue;
             };
-            // It was offline meanwhile, and its idle time has begun anew.
+            // The CPU was offline meanwhile, and the kernel has begun its idle time anew.
             if now.idle < then.idle {
                 continue;
             }
@@ -129,8 +132,8 @@ impl Reading {
     }
 }
 
-/// The seconds between two totals; none where the later one is smaller, as of processes some of
-/// which have ended.
+/// The seconds between two totals; 0 if the later one is smaller, as in a sum over processes of
+/// which one has ended.
 fn less(now: Duration, then: Duration) -> f64 {
     now.saturating_sub(then).as_secs_f64()
 }
@@ -157,7 +160,7 @@ mod tests {
         })
     }
 
-    /// Times are of CPUs: idle, with software interrupts, and all.
+    /// `times` are CPU number, idle time, time of software interrupts, and all counted time.
     fn reading(
         at: Instant,
         times: &[(u32, f64, f64, f64)],

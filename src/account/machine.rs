@@ -1,4 +1,4 @@
-//! What each CPU of the machine did, whoever for (proc_stat(5)).
+//! Reads what each CPU of the machine did, for everybody (proc_stat(5)).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,31 +8,31 @@ use anyhow::{Context, Result};
 use crate::cgroup::cpuacct::ticks;
 use crate::files::SteadyFile;
 
-/// Totals of one CPU since the machine started, in clock ticks of the kernel.
+/// Totals of one CPU since boot. The kernel reports them in clock ticks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Times {
-    /// Nothing ran, whether or not somebody waited for a disk.
+    /// Idle time, including that in which a process waited for a disk (`iowait`).
     pub idle: Duration,
-    /// Interrupts. Kernels without `CONFIG_IRQ_TIME_ACCOUNTING` see those alone that a tick meets.
+    /// Hardware interrupts. A kernel without `CONFIG_IRQ_TIME_ACCOUNTING` counts only those that a
+    /// clock tick meets.
     pub irq: Duration,
-    /// Software interrupts, the same.
+    /// Software interrupts, counted likewise.
     pub softirq: Duration,
-    /// A hypervisor ran somebody else.
+    /// The time in which a hypervisor ran somebody else.
     pub steal: Duration,
-    /// These, and the time in which processes ran: all that was counted. It stands still while the
-    /// CPU is offline.
+    /// All of these and the time in which processes ran. It stands still while the CPU is offline.
     pub counted: Duration,
 }
 
-/// How many of the fields of a CPU's line are times of its own: those behind them are in the first
-/// two as well.
+/// How many fields of a CPU's line don't overlap: the later ones, the time of guests, are contained
+/// in the first two.
 const FIELDS: usize = 8;
 
-/// The counters of each CPU that is online.
+/// Reads the counters of each online CPU, by number.
 pub(super) fn times(stat: &mut SteadyFile) -> Result<BTreeMap<u32, Times>> {
-    // Read to its end, for a file system of somebody's may stand in for it, as lxcfs.
+    // Read to its end, because another file system may stand in for the kernel's, such as lxcfs.
     let text = stat.read_list()?.context("there is no /proc/stat")?;
-    // The lines of CPUs are the first; that of interrupts, which can be long, comes behind them.
+    // The CPUs' lines come first. The interrupts' line after them can be long.
     let lines = text.lines().take_while(|line| line.starts_with("cpu"));
     let lines = lines.filter_map(|line| line.strip_prefix("cpu")?.split_once(' '));
     let mut all = BTreeMap::new();
@@ -76,7 +76,8 @@ mod tests {
         };
         let times = || times(&mut SteadyFile::new(path.clone()));
         put(
-            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 50 1000 20 3 4 5 0 0\ncpu7 1 2 3 4\nintr 77 0 1\nctxt 5\n",
+            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 50 1000 20 3 4 5 0 0\ncpu7 1 2 3 4\n\
+             intr 77 0 1\nctxt 5\n",
         );
         let all = times().unwrap();
         assert_eq!(all.keys().copied().collect::<Vec<_>>(), [0, 7]);

@@ -1,4 +1,4 @@
-//! What one meter showed, in a form that outlives the process that read it.
+//! A reading of one meter that outlives the process that made it.
 
 use std::time::Duration;
 
@@ -7,53 +7,53 @@ use serde::{Deserialize, Serialize};
 use super::{Account, Meter, Source, Times, time_online};
 use std::collections::BTreeMap;
 
-/// What one meter showed at one moment of this boot. Times are in seconds.
+/// What one meter showed at one moment of this boot. All times are in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
-    /// Since the machine started, sleep left out (clock_gettime(2), `CLOCK_MONOTONIC`).
+    /// The moment: the time since boot without sleep (clock_gettime(2), `CLOCK_MONOTONIC`).
     pub clock: f64,
-    /// What the owner had used until then.
+    /// The CPU time that the owner had used until then.
     pub total: f64,
-    /// Outside the kernel.
+    /// Its part in user mode.
     pub user: f64,
-    /// Inside it.
+    /// Its part in kernel mode.
     pub system: f64,
-    /// How that is known.
+    /// How the CPU time is known.
     pub source: Source,
-    /// The part of it that was used on its own CPUs, where the kernel tells for each CPU.
+    /// Its part on the owner's own CPUs; `None` if the kernel does not count each CPU by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_its_cpus: Option<f64>,
-    /// What its CPUs had done until then; `None` where nobody looked.
+    /// What the owner's CPUs had done until then; `None` if that was not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpus: Option<OfCpus>,
+    pub cpus: Option<CpuTotals>,
 }
 
-/// What the CPUs of an owner had done since the machine started, added up. In seconds.
+/// What an owner's CPUs had done since boot, added up over them, in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct OfCpus {
-    /// Which ones, those that are offline left out, in the kernel's format.
+pub struct CpuTotals {
+    /// The owner's online CPUs, in the kernel's list format.
     pub cpus: String,
-    /// How many those are.
+    /// The number of these CPUs.
     pub count: u32,
-    /// The time in which neither the owner ran nor anybody who counts as noise: idle, interrupts,
-    /// software interrupts, and what a hypervisor took.
+    /// The time that is neither the owner's nor noise: idle, interrupts, software interrupts, and
+    /// what a hypervisor took.
     pub quiet: f64,
-    /// All that was counted of them, which stands still while one is offline; `None` in marks of
-    /// older programs.
+    /// All the time that the kernel counted of them; that of a CPU stands still while it is
+    /// offline. `None` in marks of older programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted: Option<f64>,
 }
 
-/// What others did on an owner's CPUs, in CPU seconds, and how long they were watched, in seconds.
+/// The CPU time that others used on an owner's CPUs while somebody watched these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Noise {
-    /// CPU seconds. What is added to this can be a little below zero, for the kernel counts idle
-    /// time in hundredths of a second; over time that evens out.
+    /// That time, in CPU seconds. What is added to it can be a little below 0, because the kernel
+    /// counts idle time in hundredths of a second; over time that evens out.
     pub seconds: f64,
-    /// The largest that it ever was: a counter for others, which never goes back.
+    /// The largest value that `seconds` ever had: a counter for metrics, which must never fall.
     #[serde(default)]
     pub most: f64,
-    /// How long.
+    /// How long the CPUs were watched, in seconds.
     pub over: f64,
 }
 
@@ -72,17 +72,18 @@ impl Mark {
             system: usage.system.as_secs_f64(),
             source: account.source,
             on_its_cpus: account.on_its_cpus.map(|time| time.as_secs_f64()),
-            cpus: times.map(|times| OfCpus::new(meter, times)),
+            cpus: times.map(|times| CpuTotals::new(meter, times)),
         }
     }
 
-    /// What others did on the owner's CPUs since an earlier mark; `None` where that cannot be told:
-    /// nobody looked at the CPUs, they are others by now, or the account has become smaller.
+    /// The CPU time that others used on the owner's CPUs since an earlier mark. `None` if it is not
+    /// known: a mark lacks the CPUs, they are others by now, no time has passed, or a total has
+    /// become smaller.
     pub fn noise_since(&self, before: &Mark) -> Option<Noise> {
         let (now, then) = (self.cpus.as_ref()?, before.cpus.as_ref()?);
         let over = self.clock - before.clock;
         let used = self.total - before.total;
-        // What it used elsewhere kept none of its own CPUs busy.
+        // What the owner used on other CPUs kept none of its own busy.
         let used_here = match (self.on_its_cpus, before.on_its_cpus) {
             (Some(now), Some(then)) => now - then,
             _ => used,
@@ -103,15 +104,15 @@ impl Mark {
     }
 }
 
-impl OfCpus {
-    fn new(meter: &Meter, times: &BTreeMap<u32, Times>) -> OfCpus {
+impl CpuTotals {
+    fn new(meter: &Meter, times: &BTreeMap<u32, Times>) -> CpuTotals {
         let online = meter.cpus.iter().filter(|cpu| times.contains_key(cpu));
         let online: crate::cpulist::CpuSet = online.collect();
         let sum = |time: fn(&Times) -> Duration| {
             let each = online.iter().filter_map(|cpu| times.get(&cpu)).map(time);
             each.sum::<Duration>().as_secs_f64()
         };
-        OfCpus {
+        CpuTotals {
             quiet: sum(|of| of.idle + of.irq + of.softirq + of.steal),
             counted: Some(sum(|of| of.counted)),
             count: u32::try_from(online.len()).unwrap_or(u32::MAX),
@@ -121,7 +122,7 @@ impl OfCpus {
 }
 
 impl Noise {
-    /// Both together.
+    /// Adds another time of watching, if there is one.
     pub fn and(self, other: Option<Noise>) -> Noise {
         let other = other.unwrap_or_default();
         let seconds = self.seconds + other.seconds;
@@ -145,7 +146,7 @@ mod tests {
             system: 0.0,
             source: Source::Group,
             on_its_cpus: None,
-            cpus: (!cpus.is_empty()).then(|| OfCpus {
+            cpus: (!cpus.is_empty()).then(|| CpuTotals {
                 cpus: cpus.to_owned(),
                 count: 2,
                 quiet,
@@ -160,8 +161,8 @@ mod tests {
         let noise = |now: &Mark| now.noise_since(&before);
         let told = noise(&mark(110.0, 7.0, "2-3", 65.0)).unwrap();
         assert_eq!((told.seconds, told.over), (1.0, 10.0));
-        // Nothing is told of other CPUs, of an earlier time, of an account that shrank, nor where
-        // nobody looked at the CPUs.
+        // There is no answer for other CPUs, an earlier time, an account that shrank, or a mark
+        // without CPUs.
         for now in [
             mark(110.0, 7.0, "2", 65.0),
             mark(90.0, 7.0, "2-3", 65.0),
@@ -173,7 +174,7 @@ mod tests {
         }
         let sum = Noise::default().and(Some(told)).and(None).and(Some(told));
         assert_eq!((sum.seconds, sum.over), (2.0, 20.0));
-        // A quiet time that the kernel counted too long takes nothing from the most.
+        // Quiet time that the kernel counted too long lowers `seconds`, but not `most`.
         let quiet = noise(&mark(110.0, 7.0, "2-3", 66.5)).unwrap();
         assert_eq!((quiet.seconds, quiet.most), (-0.5, 0.0));
         let sum = sum.and(Some(quiet));
@@ -190,9 +191,9 @@ mod tests {
         };
         let before = at(100.0, 3.0, 2.0, 50.0, 150.0);
         let noise = |now: &Mark| now.noise_since(&before).unwrap().seconds;
-        // Of four seconds it used one on its CPUs, which were busy for five.
+        // It used four seconds, one of them on its CPUs, which were busy for five.
         assert_eq!(noise(&at(110.0, 7.0, 3.0, 65.0, 170.0)), 4.0);
-        // Ticks are missed, but not many.
+        // The kernel missed ticks, but not many.
         assert_eq!(noise(&at(110.0, 7.0, 3.0, 65.0, 168.0)), 4.0);
         // One CPU was offline for eight seconds, idle for the rest of the time.
         assert_eq!(noise(&at(110.0, 7.0, 6.0, 57.0, 162.0)), 1.0);

@@ -1,4 +1,4 @@
-//! The processes of one owner, and their threads: what `/proc` tells of each, read again and again.
+//! Reads what `/proc` tells of one owner's processes and threads, again and again.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -12,27 +12,28 @@ use crate::files::{self, SteadyFile};
 use crate::host::Host;
 use crate::process;
 
-/// Of an owner with more threads than that no switches are told: each costs a reading.
+/// The most threads of an owner whose context switches are read: each thread costs a reading.
 const MOST_THREADS: u64 = 256;
 
-/// How often it is looked who an owner's processes and threads are, and how often those have moved
-/// between CPUs: that takes ten times as long as all else that is read.
+/// How often an owner's threads are listed and their moves between CPUs read: that takes ten times
+/// as long as everything else that is read.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
 
-/// Owners look in turns, by the numbers of their processes: not all in one reading.
+/// How many turns the owners' listings are divided over, by pid, so that they don't all fall into
+/// one reading.
 const TURNS: u32 = 10;
 
-/// What threads did.
+/// What an owner's threads did.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Switches {
-    /// How often they have given up a CPU, or lost it, since they are known.
+    /// Context switches, voluntary or not, since each thread was first read.
     pub(super) switches: u64,
-    /// Moves between CPUs, a second, between the last two looks; `None` where the kernel does not
+    /// Moves between CPUs per second, between the last two listings; `None` if the kernel does not
     /// say.
     pub(super) migrations: Option<f64>,
 }
 
-/// Who an owner's processes are.
+/// An owner's processes and threads, with their open files.
 #[derive(Debug)]
 pub(super) struct Members {
     pid: i32,
@@ -46,30 +47,30 @@ pub(super) struct Members {
     has_all: bool,
 }
 
-/// The files of a thread.
+/// A thread's open files, and what they said last.
 #[derive(Debug)]
 struct Thread {
     switches: SteadyFile,
     form: SwitchesFile,
-    /// How often it had switched when it was last read.
+    /// Its context switches at the last reading; `None` before the first one.
     switched: Option<u64>,
     sched: SteadyFile,
-    /// How often it had moved when it was last looked at.
+    /// Its moves between CPUs at the last listing; `None` if the kernel does not say.
     moves: Option<u64>,
 }
 
-/// Which file tells of a thread's switches.
+/// The file that counts a thread's context switches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SwitchesFile {
-    /// `schedstat` (kernel: Documentation/scheduler/sched-stats.rst): how often it came to a CPU,
-    /// which is as often as it left one. The shortest by far.
+    /// `schedstat` (kernel: Documentation/scheduler/sched-stats.rst): how often the thread got a
+    /// CPU, which is as often as it left one. By far the shortest file.
     Schedstat,
-    /// `status` (proc_pid_status(5)), where the kernel has no other.
+    /// `status` (proc_pid_status(5)), if the kernel has no `schedstat`.
     Status,
 }
 
 impl Members {
-    /// Those of a group, or a process alone.
+    /// The processes of a group; without a group, the process `pid` alone.
     pub(super) fn of(pid: i32, group: Option<Group>) -> Members {
         Members {
             pid,
@@ -84,7 +85,7 @@ impl Members {
         }
     }
 
-    /// The CPU time of those that are there, added up; `None` where none is.
+    /// The CPU time of the processes that exist now, added up; `None` if there is none.
     pub(super) fn usage(&mut self, host: &Host) -> Result<Option<CpuTime>> {
         let pids = self.pids()?;
         self.stats.retain(|pid, _| pids.binary_search(pid).is_ok());
@@ -107,9 +108,9 @@ impl Members {
         Ok(sum)
     }
 
-    /// What their threads did; `None` where there are too many to ask each.
+    /// What the threads did; `None` if there are too many to read each.
     pub(super) fn switches(&mut self, host: &Host) -> Result<Option<Switches>> {
-        // The first two readings are of somebody who may want no third.
+        // Both of the first two readings list the threads: the caller may make no third one.
         let turn = LOOK_AGAIN * (self.pid.unsigned_abs() % TURNS) / TURNS;
         let due = match self.looks {
             0 | 1 => Duration::ZERO,
@@ -131,8 +132,7 @@ impl Members {
         }))
     }
 
-    /// Looks which threads there are, and how often they have moved; `false` where they are too
-    /// many.
+    /// Lists the threads and reads their moves; `false` if there are too many of them.
     fn look(&mut self, host: &Host) -> Result<bool> {
         let length = self.looked.elapsed();
         self.looked = Instant::now();
@@ -140,7 +140,8 @@ impl Members {
         let pids = self.pids()?;
         let mut count = 0;
         for pid in &pids {
-            // The kernel counts threads among the links of the directory (proc_task_getattr).
+            // The directory has a link for each thread (kernel: fs/proc/base.c,
+            // `proc_task_getattr`).
             let dir = files::metadata_if_there(&host.proc_pid(*pid, "task"))?;
             count += dir.map_or(0, |dir| dir.nlink().saturating_sub(2));
             if count > MOST_THREADS {
@@ -170,7 +171,7 @@ impl Members {
         Ok(true)
     }
 
-    /// Their numbers, in order.
+    /// The pids, in ascending order.
     fn pids(&self) -> Result<Vec<i32>> {
         let mut pids = match &self.roll {
             Some(roll) => roll.pids()?,
@@ -198,8 +199,7 @@ impl Thread {
         })
     }
 
-    /// How often it has given up a CPU, or lost it, since it was last read: never, where it was
-    /// not, or has ended.
+    /// Its context switches since the last reading; 0 at the first reading, and once it has ended.
     fn switches(&mut self) -> Result<u64> {
         let text = self.switches.read()?.unwrap_or_default();
         let now = switches_in(&text, self.form);
@@ -207,7 +207,7 @@ impl Thread {
         Ok(before.map_or(0, |before| now.saturating_sub(before)))
     }
 
-    /// How often it has moved since the last look, where that is known.
+    /// Its moves since the last listing; `None` if that is not known.
     fn moves(&mut self) -> Result<Option<u64>> {
         let text = self.sched.read()?.unwrap_or_default();
         let before = std::mem::replace(&mut self.moves, moves_in(&text));
@@ -271,11 +271,11 @@ mod tests {
             std::fs::create_dir_all(&home).unwrap();
             replace(&home.join(file), text.as_bytes(), 0o444, Durability::Crash).unwrap();
         };
-        // As one that has just begun: each reading looks.
+        // As at the beginning: each reading lists the threads.
         let mut members = Members::of(7, None);
         let mut read = || {
             members.looks = 1;
-            // A file that is replaced is another, unlike the kernel's.
+            // A replaced file is a new one, unlike the kernel's: open it anew.
             for ((_, name), thread) in &mut members.threads {
                 let file = |file| SteadyFile::new(host.proc_pid(7, &format!("task/{name}/{file}")));
                 thread.sched = file("sched");
@@ -290,12 +290,12 @@ mod tests {
         thread(7, "schedstat", "1 1 10\n");
         thread(7, "sched", "se.nr_migrations : 2\n");
         thread(8, "status", "voluntary_ctxt_switches:\t5\n");
-        // What they did before they were known is of another time.
+        // What the threads did before the first reading does not count.
         assert_eq!(read().unwrap().switches, 0);
         thread(7, "schedstat", "1 1 17\n");
         thread(8, "status", "voluntary_ctxt_switches:\t8\n");
         assert_eq!(read().unwrap().switches, 10);
-        // Whoever ends takes nothing along, and whoever is new brings nothing.
+        // A thread that ends takes nothing from the sum, and a new one adds nothing.
         std::fs::remove_dir_all(dir.path().join("proc/7/task/8")).unwrap();
         thread(9, "schedstat", "1 1 100\n");
         thread(7, "sched", "se.nr_migrations : 5000000\n");
@@ -306,7 +306,7 @@ mod tests {
             thread(name, "schedstat", "1 1 1\n");
         }
         assert_eq!(read(), None);
-        // Not looked at again, and still too many.
+        // The threads are not listed again: there are still too many.
         members.looks = 3;
         assert_eq!(members.switches(&host).unwrap(), None);
     }

@@ -1,4 +1,4 @@
-//! Where the account of one owner is, and what is read there.
+//! Reads the account of one owner.
 
 use anyhow::Result;
 
@@ -8,10 +8,10 @@ use crate::cgroup::{Group, Version, cpu, cpuacct, pressure};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 
-/// Where the account of one owner is. Its files stay open between one reading and the next.
+/// The files in which the kernel keeps one owner's account. They stay open between readings.
 #[derive(Debug)]
 pub struct Meter {
-    /// Its CPUs.
+    /// The owner's CPUs.
     pub cpus: CpuSet,
     pub(super) pid: i32,
     pub(super) confines: Option<Group>,
@@ -21,19 +21,19 @@ pub struct Meter {
     members: Members,
 }
 
-/// What is read of an owner.
+/// How much is read of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// The CPU time, with its parts outside and inside the kernel.
+    /// The CPU time, and its parts in user and in kernel mode.
     Usage,
     /// The CPU time as a whole, throttling and pressure.
     Rates,
-    /// All, with context switches and migrations too, which each thread is asked for.
+    /// All of that, context switches and moves between CPUs, for which each thread is read.
     Everything,
 }
 
 impl Meter {
-    /// One whose groups are known, as far as they are.
+    /// A meter that reads these groups; `None` for a group that is not known.
     pub(super) fn new(
         pid: i32,
         cpus: &CpuSet,
@@ -41,7 +41,7 @@ impl Meter {
         usage: Option<Group>,
         throttled: Option<Group>,
     ) -> Meter {
-        // Version 2 has both in one file, which is read once.
+        // Version 2 has both in one file, which is read only once.
         let has_all = usage.as_ref().is_some_and(|usage| {
             let same = |other: &Group| other.version() == Version::V2 && other.dir() == usage.dir();
             throttled.as_ref().is_some_and(same)
@@ -60,16 +60,16 @@ impl Meter {
         }
     }
 
-    /// One that knows of a process alone.
+    /// A meter that reads a process alone, without groups.
     pub fn of_process(pid: i32, cpus: &CpuSet) -> Meter {
         Meter::new(pid, cpus, None, None, None)
     }
 
-    /// Is the group that it reads the account of still there, and is nobody in it? Then nothing is
-    /// added to that any more.
+    /// Is the account complete? It is if its group still exists and no process is in it: nothing is
+    /// added any more.
     ///
     /// # Errors
-    /// A group that cannot be looked at.
+    /// A group cannot be looked at.
     pub fn is_final(&self) -> Result<bool> {
         let Some(usage) = self.usage.as_ref().map(cpuacct::Counter::group) else {
             return Ok(false);
@@ -84,16 +84,16 @@ impl Meter {
         self.usage.is_some()
     }
 
-    /// Is it of this process, on these CPUs, in this group?
+    /// Is this the meter of this process, on these CPUs, in this group?
     pub fn is_of(&self, pid: i32, cpus: &CpuSet, group: Option<&str>) -> bool {
         let confines = self.confines.as_ref().map(Group::path);
         (self.pid, &self.cpus, confines) == (pid, cpus, group)
     }
 
-    /// Is any other process in the owner's group than this one?
+    /// Is there a process in the owner's group besides this one?
     ///
     /// # Errors
-    /// A group that cannot be looked at.
+    /// A group cannot be looked at.
     pub fn holds_others_than(&self, pid: i32) -> Result<bool> {
         let Some(group) = &self.confines else {
             return Ok(false);
@@ -101,11 +101,11 @@ impl Meter {
         Ok(group.all_pids()?.iter().any(|other| *other != pid))
     }
 
-    /// Its owner's totals; `None` where that is gone. `possible` are the CPUs that the machine can
-    /// have.
+    /// Reads the owner's totals; `None` if the owner is gone. `possible` gives the CPUs that the
+    /// machine can have.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub(super) fn account(
         &mut self,
         host: &Host,
@@ -133,7 +133,7 @@ impl Meter {
         let mut account = Account {
             usage: told.usage,
             source,
-            on_its_cpus: on(&self.cpus, &told.each_cpu, possible),
+            on_its_cpus: time_on(&self.cpus, &told.each_cpu, possible),
             throttled: None,
             waited: None,
             switches: None,
@@ -151,7 +151,7 @@ impl Meter {
             account.waited = counter.waited()?;
         }
         if depth == Depth::Everything {
-            // What `/proc` does not tell hides nothing that groups tell.
+            // A failure to read `/proc` does not hide what the groups tell.
             let told = self.members.switches(host).unwrap_or_else(|error| {
                 log::warn!("the context switches of process {}: {error:#}", self.pid);
                 None
@@ -163,9 +163,9 @@ impl Meter {
     }
 }
 
-/// The time on some CPUs, of that on each that the machine can have; `None` where that is not
-/// known.
-fn on(
+/// The time on `cpus`, of the times on each CPU that the machine can have, in ascending order;
+/// `None` if the kernel does not tell them, or for other CPUs.
+fn time_on(
     cpus: &CpuSet,
     each_cpu: &[std::time::Duration],
     possible: impl FnOnce() -> Option<CpuSet>,
@@ -190,19 +190,19 @@ mod tests {
         for (possible, own, expected) in [
             (Some("0-3"), "1,3", Some(4020)),
             (Some("0-3"), "7", Some(0)),
-            // Numbers that no CPU has are left out by the kernel.
+            // The kernel leaves out numbers that no CPU has.
             (Some("0-1,8-9"), "8", Some(300)),
             (Some("0-4"), "1", None),
             (None, "1", None),
         ] {
             let possible = possible.map(|list| list.parse().unwrap());
-            let told = on(&own.parse().unwrap(), &each, || possible.clone());
+            let told = time_on(&own.parse().unwrap(), &each, || possible.clone());
             assert_eq!(
                 told,
                 expected.map(Duration::from_secs),
                 "{possible:?} {own}"
             );
         }
-        assert_eq!(on(&"0".parse().unwrap(), &[], || None), None);
+        assert_eq!(time_on(&"0".parse().unwrap(), &[], || None), None);
     }
 }

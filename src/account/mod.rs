@@ -1,8 +1,8 @@
-//! What owners did with their CPUs, and who else was there.
+//! How owners used their CPUs, and who else used these.
 //!
-//! A [`Meter`] knows where the kernel keeps one owner's account; a [`Reading`] is what all meters
-//! show at one moment, and [`Interval`] is what happened between two of them. A [`Mark`] is what
-//! one meter showed, for who comes later.
+//! A [`Meter`] reads the kernel's account of one owner. A [`Reading`] is what all meters show at
+//! one moment, and an [`Interval`] is what happened between two readings. A [`Mark`] is what one
+//! meter showed, kept for a later process.
 
 mod interval;
 mod machine;
@@ -30,14 +30,14 @@ use crate::cpulist::CpuSet;
 use crate::files::{self, SteadyFile};
 use crate::host::Host;
 
-/// The hierarchies that keep accounts, where they are mounted.
+/// The cgroup hierarchies that keep accounts; `None` for one that is not mounted.
 #[derive(Debug)]
 pub struct Accounts<'a> {
     host: &'a Host,
     cpuset: Option<Hierarchy>,
     cpuacct: Option<Hierarchy>,
     cpu: Option<Hierarchy>,
-    /// The CPUs that the machine can have, once somebody has asked.
+    /// The CPUs that the machine can have; read when they are first asked for.
     possible: OnceCell<Option<CpuSet>>,
 }
 
@@ -50,14 +50,14 @@ pub struct Meters<'a> {
     pub all: Vec<Meter>,
 }
 
-/// What an account tells.
+/// A figure of an owner's account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Figure {
-    /// The CPU time of a group. Without it that of processes is added up.
+    /// The CPU time of a group. If it is missing, the times of processes are added up.
     Usage,
-    /// How long a bandwidth limit kept it from running.
+    /// How long a bandwidth limit kept the owner from running.
     Throttling,
-    /// How long it waited for a CPU.
+    /// How long the owner waited for a CPU.
     Pressure,
 }
 
@@ -65,17 +65,17 @@ pub enum Figure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// The kernel's account of a group that holds nobody else.
+    /// The kernel counted it for a group that holds the owner alone.
     Group,
-    /// Added up over the processes that are there, to a clock tick each; what ended has left the
-    /// sum.
+    /// Added up over the processes that exist, to a clock tick each. A process that has ended is no
+    /// longer in the sum.
     Processes,
     /// Added up over a command and those of its descendants that were waited for (getrusage(2)).
     Waited,
 }
 
 impl Source {
-    /// The word for it.
+    /// The word for it in JSON documents.
     pub fn word(self) -> &'static str {
         match self {
             Source::Group => "group",
@@ -90,21 +90,22 @@ impl Source {
 pub struct Account {
     /// The CPU time.
     pub usage: CpuTime,
-    /// How that is known.
+    /// How the CPU time is known.
     pub source: Source,
-    /// The part of it that was used on the owner's own CPUs, where the kernel tells for each CPU
-    /// (version 1).
+    /// Its part on the owner's own CPUs; `None` if the kernel does not count each CPU by itself, as
+    /// in version 2.
     pub on_its_cpus: Option<Duration>,
-    /// How long a bandwidth limit kept it from running, added up over CPUs; `None` where the kernel
-    /// does not say.
-    pub throttled: Option<Duration>,
-    /// How long a process of its waited for a CPU (pressure stall information); `None` where the
+    /// How long a bandwidth limit kept the owner from running, added up over CPUs; `None` if the
     /// kernel does not say.
+    pub throttled: Option<Duration>,
+    /// How long at least one of its processes waited for a CPU (pressure stall information,
+    /// `some`); `None` if the kernel does not say.
     pub waited: Option<Duration>,
-    /// How often its threads that are there gave up a CPU or lost it; only where that was asked
-    /// for.
+    /// Context switches of its threads since each was first read; `None` if they were not asked
+    /// for, or there are too many threads.
     pub switches: Option<u64>,
-    /// How often they moved between CPUs lately, a second, where the kernel says.
+    /// The threads' moves between CPUs per second, over the last twenty seconds or so; `None` as
+    /// for `switches`, and if the kernel does not say.
     pub migrations: Option<f64>,
 }
 
@@ -130,7 +131,7 @@ impl Accounts<'_> {
         }
     }
 
-    /// What cannot be told on this machine, and why.
+    /// The figures that this machine cannot give, and why.
     pub fn missing(&self) -> Vec<(Figure, String)> {
         let why = |mounted: Result<Hierarchy>| mounted.err().map(|error| format!("{error:#}"));
         let find = |of: fn(&Mounts<'_>) -> Result<Hierarchy>| {
@@ -156,11 +157,11 @@ impl Accounts<'_> {
         .collect()
     }
 
-    /// Where the account of an owner is: of a process that stands for it, on these CPUs, in the
-    /// group of its claim.
+    /// Finds the account of an owner. `pid` is a process that stands for the owner, and `group` the
+    /// path of its claim's group.
     ///
     /// # Errors
-    /// A process or group that cannot be looked at.
+    /// A process or group cannot be looked at.
     pub fn meter(&self, pid: i32, cpus: &CpuSet, group: Option<&str>) -> Result<Meter> {
         let confines = match (&self.cpuset, group) {
             (Some(hierarchy), Some(path)) => Some(hierarchy.group(path)?),
@@ -174,11 +175,11 @@ impl Accounts<'_> {
         Ok(Meter::new(pid, cpus, confines, usage, throttled))
     }
 
-    /// The same of an owner that may have no process any more, in the group of its claim: runtimes
-    /// make groups of the same path in each hierarchy.
+    /// Finds the account of an owner that may have no process any more, by the path of its claim's
+    /// group: runtimes make groups of the same path in each hierarchy.
     ///
     /// # Errors
-    /// A path of another cgroup namespace.
+    /// The path is of another cgroup namespace.
     pub fn meter_of_group(&self, cpus: &CpuSet, path: &str) -> Result<Meter> {
         let group = |hierarchy: &Option<Hierarchy>| {
             let hierarchy = hierarchy.as_ref();
@@ -188,19 +189,19 @@ impl Accounts<'_> {
         Ok(Meter::new(0, cpus, confines, usage, None))
     }
 
-    /// What each CPU that is online has done since the machine started.
+    /// What each online CPU has done since boot, by number.
     ///
     /// # Errors
-    /// The machine's own counters cannot be read.
+    /// `/proc/stat` cannot be read, or is not in the form of proc_stat(5).
     pub fn times(&self) -> Result<BTreeMap<u32, Times>> {
         machine::times(&mut SteadyFile::new(self.host.proc_stat()))
     }
 
-    /// What a meter shows now, to be kept; with what its CPUs have done, where `times` tells.
-    /// `None` where the owner is gone.
+    /// Reads a meter for keeping, with what its CPUs have done if `times` is given. `None` if the
+    /// owner is gone.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn mark(
         &self,
         meter: &mut Meter,
@@ -211,8 +212,8 @@ impl Accounts<'_> {
         Ok(account.map(|account| Mark::new(clock, &account, meter, times)))
     }
 
-    /// The same of a command and its descendants, which this process has waited for: their times
-    /// outside the kernel and inside it.
+    /// The mark of a command and its descendants, for which this process has waited. `user` and
+    /// `system` are their times in user and kernel mode.
     ///
     /// # Errors
     /// The clock cannot be read.
@@ -238,8 +239,8 @@ impl Accounts<'_> {
         Ok(Mark::new(now()?, &account, meter, Some(times)))
     }
 
-    /// The group of a hierarchy that holds an owner and nobody else; none where it shares its group
-    /// there with others.
+    /// The group of a hierarchy that holds an owner and nobody else; `None` if the owner shares its
+    /// group with others.
     fn own_group(
         &self,
         hierarchy: &Hierarchy,
@@ -252,15 +253,15 @@ impl Accounts<'_> {
         let Some(group) = hierarchy.group_of(self.host, pid)? else {
             return Ok(None);
         };
-        // Runtimes make groups of the same path in each hierarchy.
+        // Runtimes make groups of the same path in each hierarchy: this one is the owner's.
         if group.path() == confines.path() {
             return Ok(Some(group));
         }
         if group.path() == "/" {
             return Ok(None);
         }
-        // Processes come and go between one list and the other: somebody else is who is in it
-        // before and after, and not among the owner's.
+        // Processes come and go between the two lists. Only who is in the group before and after,
+        // and not among the owner's processes, is somebody else.
         let before = group.all_pids()?;
         let own = confines.all_pids()?;
         let mut others = before.iter().filter(|pid| !own.contains(pid)).peekable();
@@ -273,7 +274,7 @@ impl Accounts<'_> {
         Ok(Some(group))
     }
 
-    /// All meters, to be read together.
+    /// Puts meters together, to be read at the same moment.
     pub fn together(&self, all: Vec<Meter>) -> Meters<'_> {
         Meters {
             accounts: self,
@@ -282,10 +283,10 @@ impl Accounts<'_> {
         }
     }
 
-    /// One owner's totals; `None` where it is gone.
+    /// Reads one owner's totals; `None` if it is gone.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn account(&self, meter: &mut Meter, depth: Depth) -> Result<Option<Account>> {
         meter.account(self.host, || self.possible(), depth)
     }
@@ -301,10 +302,10 @@ impl Accounts<'_> {
 }
 
 impl Meters<'_> {
-    /// Reads all meters.
+    /// Reads all meters. An owner whose files cannot be read is logged, and counts as gone.
     ///
     /// # Errors
-    /// The machine's own counters cannot be read.
+    /// `/proc/stat` cannot be read, or is not in the form of proc_stat(5).
     pub fn read(&mut self, depth: Depth) -> Result<Reading> {
         let at = Instant::now();
         let cpus = machine::times(&mut self.stat)?;
@@ -323,14 +324,15 @@ impl Meters<'_> {
     }
 }
 
-/// The part of the time that is counted of CPUs that are there all the time, at least, and how many
-/// seconds it can be less: some times are counted by the clock tick that meets them.
+/// The least part of a CPU's time that the kernel counts while the CPU is online: some times are
+/// counted only by the clock tick that meets them.
 const LEAST_COUNTED: f64 = 0.9;
+/// The CPU seconds that can be missing beyond that.
 const UNCOUNTED: f64 = 0.05;
 
-/// How long CPUs were there within a time, in CPU seconds, where the kernel has counted so much of
-/// them and their owner has used so much: while one is offline nothing is counted. What the owner
-/// used can be what no tick has met.
+/// How long some CPUs were online, in CPU seconds: `whole`, the time of all of them, or less if one
+/// was offline. `counted` is what the kernel has counted of them, which stands still while a CPU is
+/// offline. `used` is what their owner has used, which no tick may have met.
 fn time_online(whole: f64, counted: f64, used: f64) -> f64 {
     match counted + used < LEAST_COUNTED * whole - UNCOUNTED {
         true => counted,
@@ -338,7 +340,7 @@ fn time_online(whole: f64, counted: f64, used: f64) -> f64 {
     }
 }
 
-/// How long the machine has run, sleep left out.
+/// The time since boot without sleep.
 fn now() -> Result<Duration> {
     let clock = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
     Ok(clock.into())

@@ -1,4 +1,4 @@
-//! The file of records, and the one before it: `usage.jsonl` and `usage.jsonl.1`.
+//! The usage log: `usage.jsonl`, and the file before it, `usage.jsonl.1`.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -21,49 +21,48 @@ use crate::host::Host;
 use crate::refusal::{OrRefuse, Refusal};
 use crate::text::shell_word;
 
-/// How long another writer is waited for: each has the file for milliseconds.
+/// How long to wait for another writer's lock. Each holds it for milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often the file can be another before it is given up.
+/// How often to begin again because another writer has put the file aside.
 const MOST_TRIES: u32 = 8;
-/// The longest line that is read, in bytes: a record of thousands of lists is shorter.
+/// The longest line that is read, in bytes. A record of thousands of lists is shorter.
 const LONGEST: u64 = 256 << 10;
 
-/// Where records are kept.
+/// Where the usage log is, and how large it grows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// The file.
+    /// The file's path.
     pub path: PathBuf,
-    /// How large it grows, in bytes, before it becomes the former one.
+    /// The size in bytes from which the file is put aside, and a new one begun.
     pub rotate_at: u64,
 }
 
-/// The file, open and locked: nobody else writes to it, or puts another in its place.
+/// The file, open and locked: nobody else writes to it or puts it aside.
 #[derive(Debug)]
 pub struct Writer<'a> {
     log: &'a Log,
     file: File,
-    /// Where the next record begins.
+    /// The file's length, where the next record begins.
     end: u64,
 }
 
-/// What is in the files.
+/// The content of both files.
 #[derive(Debug, Default)]
 pub struct LogFiles {
     /// The records, the oldest first.
     pub records: Vec<Record>,
-    /// How many lines are none.
+    /// How many lines are not records.
     pub broken: usize,
-    /// The first of those: its file, and its number.
+    /// The first of these lines: its file, and its number from 1.
     pub first_broken: Option<(PathBuf, usize)>,
 }
 
 impl Log {
-    /// Opens the file for records, makes it where it is not there, and puts it aside where it is
-    /// full.
+    /// Opens and locks the file. Makes it if it is missing, and puts it aside first if it is full.
     ///
     /// # Errors
-    /// A directory that is not ours, or that others can write, or replace; a file that is none of
-    /// ours; one that cannot be made, or that somebody else keeps locked.
+    /// The directory is not ours, or others can write or replace it; the file is not ours, or
+    /// cannot be made; or somebody else keeps it locked for a second.
     pub fn writer(&self, host: &Host) -> Result<Writer<'_>> {
         let (dir, name) = self.directory(host)?;
         let deadline = Instant::now() + PATIENCE;
@@ -82,7 +81,7 @@ impl Log {
             );
             let is_there =
                 there.is_ok_and(|there| (there.st_dev, there.st_ino) == (ours.dev(), ours.ino()));
-            // Whoever had the lock before may have put the file aside.
+            // The former holder of the lock may have put the file aside.
             if !is_there {
                 continue;
             }
@@ -106,15 +105,16 @@ impl Log {
         bail!("{} is another file all the time", self.path.display())
     }
 
-    /// Its directory, which nobody but root and we can write, and its name there.
+    /// Opens the directory, which only root and we may write. Returns the file's name in it, too.
     ///
-    /// A group can write the directory above, as that of the system log can /var/log: it could put
-    /// a directory or a link of its own there, which is not used.
+    /// A group may write the directory above, as syslog's can write /var/log. It could put a
+    /// directory or a link of its own there, which is refused.
     fn directory(&self, host: &Host) -> Result<(OwnedFd, OsString)> {
         let (Some(path), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             bail!("{} is not a file", self.path.display());
         };
-        // The root directory, or one that ends in `..`, is there, and in itself.
+        // The root directory, and one that ends in `..`, has no name to be made: it is opened as
+        // `.`.
         let (above, own) = match (path.parent(), path.file_name()) {
             (Some(above), Some(own)) => (above, own),
             _ => (path, OsStr::new(".")),
@@ -189,10 +189,10 @@ impl Log {
         Ok(file)
     }
 
-    /// All records, each owner once, of the former file and of this one.
+    /// Reads all records of both files, each owner once.
     ///
     /// # Errors
-    /// A file that cannot be read; none is none.
+    /// A file cannot be read. A missing one is no error.
     pub fn read(&self) -> Result<LogFiles> {
         let mut kept = LogFiles::default();
         let mut seen = HashSet::new();
@@ -204,8 +204,8 @@ impl Log {
                 .or_refuse(|| Refusal::new("the records cannot be read", "run this as root"))?;
             Ok(Some((path, file)))
         };
-        // In that order: where the file is put aside in between, it is both, and its records count
-        // once. In the other order it would be neither.
+        // In this order, because another writer can put the file aside in between: then it is
+        // opened twice, and its records count once. In the other order they would be missed.
         let own = open(self.path.clone())?;
         let former = open(former(self.path.as_os_str()).into())?;
         for (path, file) in [former, own].into_iter().flatten() {
@@ -232,7 +232,7 @@ impl LogFiles {
             let text = std::str::from_utf8(&line).ok();
             let record = text.and_then(|text| Record::parse(text).ok());
             match record {
-                // One that was written twice, by somebody who died right after the first time.
+                // A record that was written twice, because its first writer died right afterwards.
                 Some(record) if !seen.insert((record.owner.clone(), record.id.clone())) => {}
                 Some(record) => self.records.push(record),
                 None => {
@@ -246,7 +246,8 @@ impl LogFiles {
     }
 }
 
-/// The next line, without its end; of one that is too long the beginning, which is no record.
+/// Reads the next line, without its end, into `line`; `false` at the end of the file. Of a line
+/// that is too long only the beginning is kept, which is not a record.
 fn next_line(lines: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     let mut read = lines.by_ref().take(LONGEST).read_until(b'\n', line)?;
@@ -265,10 +266,10 @@ fn next_line(lines: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
 }
 
 impl Writer<'_> {
-    /// Adds a record, in one write where the file system takes it whole.
+    /// Adds a record, in a single write if the file system takes it whole.
     ///
     /// # Errors
-    /// It cannot be written: then nothing of it is there.
+    /// It cannot be written. Then nothing of it stays in the file.
     pub fn add(&mut self, record: &Record) -> Result<()> {
         let line = record.line()?;
         let mut file = &self.file;
@@ -281,7 +282,8 @@ impl Writer<'_> {
             false => line.into_bytes(),
         };
         if let Err(error) = file.write_all(&bytes) {
-            // What stays of it is one broken line, which the next record begins behind.
+            // If this fails too, a part of the record stays: one broken line, after which the next
+            // record begins on a line of its own.
             let _ = file.set_len(self.end);
             let remedy = format!(
                 "make room for {}, or name another file as usage.path in Pinfold's configuration",
@@ -295,7 +297,7 @@ impl Writer<'_> {
     }
 }
 
-/// The name of the file before this one.
+/// The name of the file that was put aside.
 fn former(name: impl Into<OsString>) -> OsString {
     let mut name = name.into();
     name.push(".1");
@@ -355,7 +357,7 @@ mod tests {
         let whole = files::read(&log.path).unwrap();
         let newer = whole.replace("\"version\":1", "\"version\":2");
         let long = "x".repeat(2 * LONGEST as usize + 5);
-        // The last was torn, and the next record begins behind it.
+        // The last line was torn, and the next record begins after it.
         let text = format!("{whole}{whole}{long}\n\n{newer}\u{fffd}\n{{\"version\"");
         files::replace(&log.path, text.as_bytes(), 0o600, files::Durability::Crash).unwrap();
         log.writer(&host()).unwrap().add(&record("b")).unwrap();
@@ -392,7 +394,7 @@ mod tests {
     #[test]
     fn many_writers_at_once_lose_and_tear_nothing_while_files_are_put_aside() {
         let dir = tempfile::tempdir().unwrap();
-        // Twice that is more than all of them write.
+        // Both files together hold more than all writers write.
         let log = Log {
             rotate_at: 48 << 10,
             ..log(dir.path())
@@ -422,7 +424,7 @@ mod tests {
         std::fs::set_permissions(&home, PermissionsExt::from_mode(0o777)).unwrap();
         assert!(said().contains("can be written by others"), "{}", said());
         std::fs::set_permissions(&home, PermissionsExt::from_mode(0o755)).unwrap();
-        // Nor is anything made below what others can change.
+        // Nothing is made below a directory that others can change.
         let deep = Log {
             path: home.join("a/b/usage.jsonl"),
             ..log.clone()
@@ -475,14 +477,14 @@ mod tests {
         assert_eq!(ids(&log.read().unwrap()), ["a", "b"]);
         let made = home.metadata().unwrap();
         assert_eq!((made.uid(), made.mode() & 0o7777), (0, 0o755));
-        // Further up such a group could lead elsewhere.
+        // Further up, such a group could lead the path elsewhere.
         let deep = Log {
             path: home.join("deep/usage.jsonl"),
             ..log.clone()
         };
         assert!(said(&deep).contains("written by the group 12345"));
         assert!(home.join("deep").symlink_metadata().is_err());
-        // What somebody of the group puts in its place.
+        // What somebody in the group puts in its place.
         std::fs::rename(&home, dir.path().join("ours")).unwrap();
         symlink("ours", &home).unwrap();
         assert!(said(&log).contains("open the directory"), "{}", said(&log));
@@ -496,7 +498,7 @@ mod tests {
         );
         assert!(files::names_in(&home).unwrap().is_empty());
         std::fs::remove_dir(&home).unwrap();
-        // Nor is anything made where anybody, or the owner, can replace it.
+        // Nothing is made where anybody, or another owner, can replace it.
         mode(0o777);
         assert!(said(&log).contains("can be written by anybody"));
         mode(0o755);

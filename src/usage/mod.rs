@@ -1,8 +1,7 @@
-//! What owners that ended have used: one record each, in a file of lines of JSON that outlives the
-//! boot.
+//! What owners that ended have used: a record for each of them, in a file of JSON lines that
+//! outlives the boot.
 //!
-//! [`Sample`] is what is known of an owner before it ends, and [`Log`] the file that has the
-//! records.
+//! A [`Sample`] is what was last read of an owner before its end, and the [`Log`] has the records.
 
 mod log_file;
 mod record;

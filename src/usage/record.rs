@@ -1,4 +1,4 @@
-//! One record: an owner, what it had, and what it did with that.
+//! One record: an owner that ended, its CPUs, and how it used them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,18 +16,18 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Exactness {
-    /// It is the kernel's account of its group, read when nobody was in it any more.
+    /// The kernel counted it for the owner's group, and it was read when nobody was left in there.
     Exact,
-    /// It is that of the command and those of its descendants that were waited for.
+    /// The time of a command and of those descendants that were waited for.
     Waited,
-    /// It is what the last sample showed: what came after that is missing.
+    /// The last sample's time: what the owner used after that is missing.
     Sampled,
-    /// Nobody has looked.
+    /// Not known: nothing was read of the owner.
     Unknown,
 }
 
-/// What an owner that ended had, and what it did with that. Times are RFC 3339 texts, and spans are
-/// in seconds.
+/// An owner that ended, its CPUs, and how it used them. Points in time are RFC 3339 texts, and
+/// durations are in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
@@ -35,40 +35,43 @@ pub struct Record {
     pub version: u32,
     /// The container's id, or `isolate-<pid>`.
     pub id: String,
-    /// What people call it, as [`crate::names::Names::title`] has it.
+    /// Its name, as [`crate::names::Names::title`] gives it.
     pub name: Option<String>,
     /// Container or process.
     pub kind: OwnerKind,
-    /// The pool.
+    /// The name of its pool.
     pub pool: String,
     /// The directory names of its CPU lists.
     pub lists: Vec<String>,
-    /// How many CPUs those are.
+    /// The number of CPUs in them.
     pub cpus: usize,
-    /// When it was given them.
+    /// When it was given its CPUs.
     pub start: String,
-    /// When they were free again; `None` where it ended with a boot, nobody knows when.
+    /// When its CPUs were free again; `None` if a reboot ended it, nobody knows when.
     pub end: Option<String>,
-    /// The CPU time that it used.
+    /// The CPU time that it used; `None` if it is not known.
     pub cpu_seconds: Option<f64>,
-    /// Outside the kernel.
+    /// Its part in user mode.
     pub user_seconds: Option<f64>,
-    /// Inside it.
+    /// Its part in kernel mode.
     pub system_seconds: Option<f64>,
-    /// The CPU time that others used on its CPUs, interrupts not counted, while those were watched.
+    /// The CPU time that others used on its CPUs while these were watched, interrupts not counted;
+    /// `None` if they never were.
     pub noise_seconds: Option<f64>,
-    /// How long that was.
+    /// How long its CPUs were watched.
     pub watched_seconds: Option<f64>,
     /// How exact the CPU time is.
     pub exactness: Exactness,
-    /// When it was read.
+    /// When the CPU time was read.
     pub read: Option<String>,
-    /// The boot, the process and its start, which tell the owner from all others.
+    /// What tells the owner from all others: `<boot id> <pid>-<start>`, with the start in clock
+    /// ticks since boot.
     pub owner: String,
 }
 
 impl Record {
-    /// Of a claim, and the last that was read of its owner. `end` is in seconds since the epoch.
+    /// The record of a claim. `end` is in seconds since the epoch, and `sample` is what was last
+    /// read of the owner.
     pub fn new(claim: &Claim, end: Option<i64>, sample: Option<&Sample>) -> Record {
         let mark = sample.map(|sample| &sample.mark);
         let noise = sample.map(|sample| sample.noise);
@@ -102,12 +105,12 @@ impl Record {
         }
     }
 
-    /// A line of the file.
+    /// The record as a line of the file.
     pub(super) fn line(&self) -> Result<String> {
         Ok(format!("{}\n", serde_json::to_string(self)?))
     }
 
-    /// Reads a line. Fields that are not known are passed over.
+    /// Parses a line. Unknown fields are ignored; a newer version is refused.
     pub(super) fn parse(line: &str) -> Result<Record> {
         let record: Record = serde_json::from_str(line)?;
         if record.version > VERSION {
@@ -119,13 +122,14 @@ impl Record {
         Ok(record)
     }
 
-    /// When it counts: its end, or else the last that is known of it. In seconds since the epoch.
+    /// The time at which it counts, in seconds since the epoch: its end, or else when it was last
+    /// read, or else its start.
     pub fn at(&self) -> i64 {
         let known = self.end.as_ref().or(self.read.as_ref());
         seconds_of(known.unwrap_or(&self.start)).unwrap_or_default()
     }
 
-    /// How long it had its CPUs, in CPU seconds; none where its end is not known.
+    /// How long it had its CPUs, in CPU seconds; 0 if its end is not known.
     pub fn owned_seconds(&self) -> f64 {
         let end = self.end.as_ref().and_then(|end| seconds_of(end));
         let span = end.zip(seconds_of(&self.start));
@@ -134,7 +138,7 @@ impl Record {
     }
 }
 
-/// To a microsecond: a float has more digits than the kernel means.
+/// Rounds to a microsecond: a float has more digits than the kernel can know.
 fn rounded(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }
@@ -142,12 +146,12 @@ fn rounded(seconds: f64) -> f64 {
 fn shown(seconds: i64) -> String {
     let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
     let time = UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH);
-    // The library has no years of five digits.
+    // humantime knows no year after 9999.
     let most = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_seconds(time.min(most)).to_string()
 }
 
-/// A time of a record, in seconds since the epoch.
+/// Converts a record's time to seconds since the epoch; `None` if it is not such a time.
 pub fn seconds_of(text: &str) -> Option<i64> {
     let time: SystemTime = humantime::parse_rfc3339_weak(text).ok()?;
     let since = time.duration_since(UNIX_EPOCH).ok()?;

@@ -1,7 +1,7 @@
-//! What was last read of each owner that has not been accounted for yet:
-//! `samples/<id>@<pid>-<start>` in the run directory.
+//! What was last read of each owner that has no record yet: `samples/<id>@<pid>-<start>` in the run
+//! directory.
 //!
-//! A sample is written over the one before it ([`files::summed`]).
+//! A new sample is written over the former one ([`files::summed`]).
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -15,21 +15,21 @@ use serde::{Deserialize, Serialize};
 use crate::account::{Mark, Noise};
 use crate::files;
 
-/// The last that was read of an owner.
+/// What was last read of an owner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// When, in seconds since the epoch.
+    /// When it was read, in seconds since the epoch.
     pub at: i64,
     /// What its meter showed.
     pub mark: Mark,
-    /// What others did on its CPUs since the first sample.
+    /// What others used on its CPUs since the first sample.
     pub noise: Noise,
-    /// Is nothing added to that any more?
+    /// Is the account complete, so that nothing is added any more?
     pub is_final: bool,
 }
 
 impl Sample {
-    /// What is known with a new mark, after what was known before.
+    /// The sample that follows `before`, with a new mark that was read at `at`.
     pub fn after(before: Option<&Sample>, at: i64, mark: Mark, is_final: bool) -> Sample {
         let noise = before.map_or(Noise::default(), |before| {
             before.noise.and(mark.noise_since(&before.mark))
@@ -43,8 +43,8 @@ impl Sample {
     }
 }
 
-/// The length of every file, in bytes: the list of 8192 CPUs, every second one, would be longer,
-/// and is left out.
+/// The length of every file, in bytes. A sample that is longer is kept without its CPUs, such as
+/// every second one of 8192.
 const LENGTH: usize = 2048;
 
 /// The directory of samples.
@@ -54,20 +54,20 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Those of a run directory, which nobody else can write.
+    /// The samples in a run directory, which nobody else can write.
     pub fn of(run_dir: &Path) -> Samples {
         Samples {
             dir: run_dir.join("samples"),
         }
     }
 
-    /// What was last read of an owner; `None` where nobody has, or what is there is damaged.
+    /// An owner's sample, by file name; `None` if there is none, or it is damaged.
     pub fn of_owner(&self, name: &str) -> Option<Sample> {
         let text = files::read_if_there(&self.dir.join(name)).ok()??;
         serde_json::from_str(files::unsummed(&text)?).ok()
     }
 
-    /// Keeps a sample of an owner.
+    /// Writes an owner's sample.
     ///
     /// # Errors
     /// It cannot be written.
@@ -103,7 +103,7 @@ impl Samples {
         written.with_context(|| format!("write {}", path.display()))
     }
 
-    /// The owners that there are samples of.
+    /// The names of all owners that have a sample.
     ///
     /// # Errors
     /// The directory cannot be listed.
@@ -111,7 +111,7 @@ impl Samples {
         files::names_in(&self.dir)
     }
 
-    /// Forgets the sample of an owner.
+    /// Removes an owner's sample.
     ///
     /// # Errors
     /// It cannot be removed.
@@ -124,7 +124,7 @@ impl Samples {
 mod tests {
     use super::*;
     use crate::account::Source;
-    use crate::account::mark::OfCpus;
+    use crate::account::mark::CpuTotals;
 
     fn sample(total: f64, cpus: String) -> Sample {
         let mark = Mark {
@@ -134,7 +134,7 @@ mod tests {
             system: 0.0,
             source: Source::Group,
             on_its_cpus: Some(0.5),
-            cpus: Some(OfCpus {
+            cpus: Some(CpuTotals {
                 cpus,
                 count: 2,
                 quiet: 3.25,

@@ -1,49 +1,48 @@
-//! Pure: sums of records.
+//! Adds up records. Pure.
 
 use std::collections::BTreeMap;
 
 use super::{Exactness, Record};
 
-/// What records are put together by.
+/// What records are grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
-    /// What people call the owner, or its id where it has no name.
+    /// The owner's name, or its id if it has no name.
     Name,
-    /// The pool.
+    /// The owner's pool.
     Pool,
     /// The day on which it ended, in UTC.
     Day,
 }
 
-/// Several records together. Spans are in seconds.
+/// The sum of a group of records. Times are in seconds.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sum {
-    /// The name, pool or day.
+    /// The group: a name, a pool or a day.
     pub of: String,
-    /// How many owners ended.
+    /// The number of owners that ended.
     pub owners: usize,
-    /// The CPU time that they had for themselves: that of their CPUs, from their start to their
-    /// end.
+    /// The CPU time that they owned: that of their CPUs, from each one's start to its end.
     pub owned: f64,
     /// The CPU time that they used.
     pub used: f64,
-    /// Outside the kernel.
+    /// Its part in user mode.
     pub user: f64,
-    /// Inside it.
+    /// Its part in kernel mode.
     pub system: f64,
-    /// The CPU time that others used on their CPUs while those were watched; `None` where they
-    /// never were.
+    /// The CPU time that others used on their CPUs while these were watched; `None` if they never
+    /// were.
     pub noise: Option<f64>,
-    /// Of how many the CPU time is exact, or that of all that was waited for.
+    /// How many owners' CPU time is exact, or that of all processes that were waited for.
     pub exact: usize,
-    /// Of how many it is what the last sample showed.
+    /// How many owners' CPU time is that of the last sample.
     pub sampled: usize,
-    /// Of how many it is not known.
+    /// How many owners' CPU time is not known.
     pub unknown: usize,
 }
 
-/// Puts the records of owners that ended at some time or later together; in the order of names,
-/// pools or days.
+/// Adds up the records of each group, in the order of names, pools or days. `since`, in seconds
+/// since the epoch, leaves out owners that ended before.
 pub fn sum(records: &[Record], since: Option<i64>, by: By) -> Vec<Sum> {
     let mut sums: BTreeMap<String, Sum> = BTreeMap::new();
     let counts = |record: &&Record| since.is_none_or(|since| record.at() >= since);
@@ -59,7 +58,7 @@ pub fn sum(records: &[Record], since: Option<i64>, by: By) -> Vec<Sum> {
     named.collect()
 }
 
-/// `2026-03-01`.
+/// The day on which a record counts: `2026-03-01`.
 fn day(record: &Record) -> String {
     let known = record.end.as_ref().or(record.read.as_ref());
     let text = known.unwrap_or(&record.start);
