@@ -1,5 +1,5 @@
-//! The same again: an owner that comes back gets the lists that it had, where they are free and no
-//! others are better for what it wants. What stays free whole counts for less.
+//! Gives an owner that comes back the lists that it had, if they are free and no others fit its
+//! request better. Keeping free lists in one piece counts for less than that.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,8 @@ use super::pack::{Pull, missed, pack};
 use super::place::{Cell, FreeList, Groups, cells};
 use crate::request::Numa;
 
-/// As much as possible of what it had, and the rest beside it; `None` where none of that is there.
+/// Chooses as much as is needed of the former lists, and the rest near them; `None` if none of them
+/// is among the candidates.
 pub(super) fn again(
     former: &[usize],
     candidates: &[Cell],
@@ -39,7 +40,7 @@ pub(super) fn again(
     }
 }
 
-/// Is a choice, its indices ascending, as good as another in all that is wanted?
+/// Is a choice as good as another in everything that is wanted? Both have ascending indices.
 pub(super) fn is_no_worse(
     choice: &[usize],
     other: &[usize],
@@ -58,11 +59,12 @@ pub(super) fn is_no_worse(
     is_even && pairs.all(|(one, other)| one <= other)
 }
 
-/// How well some lists do what is wanted.
+/// How well some lists meet a request.
 struct Worth {
-    /// The less of each the better.
+    /// Numbers of which less is better: nodes, nodes that are not near, packages, caches, cores,
+    /// size.
     least: [usize; 7],
-    /// How much of it is in each set of nodes, ascending.
+    /// The amounts in each set of nodes, ascending.
     by_nodes: Vec<usize>,
 }
 
@@ -91,7 +93,7 @@ impl Worth {
     }
 }
 
-/// The groups of one level that some lists are in.
+/// The groups of one level in which some lists lie, ascending.
 fn groups_of<'a>(
     units: impl Iterator<Item = &'a FreeList>,
     of: impl Fn(&'a FreeList) -> &'a Groups,

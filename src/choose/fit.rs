@@ -1,9 +1,9 @@
-//! Few and tight: which of some groups to take so that they suffice.
+//! Chooses few groups that suffice with little left over.
 
-/// The most work on a table of sums, in machine words.
+/// The largest table of sums that is computed, in machine words.
 const MOST_WORDS: usize = 1 << 17;
 
-/// How few of the largest suffice; `None` where all together do not.
+/// The least number of groups that suffice; `None` if all together do not.
 pub(super) fn fewest(capacities: &[usize], need: usize) -> Option<usize> {
     let mut descending = capacities.to_vec();
     descending.sort_unstable_by(|a, b| b.cmp(a));
@@ -20,7 +20,7 @@ pub(super) fn fewest(capacities: &[usize], need: usize) -> Option<usize> {
     None
 }
 
-/// The sets of so many of `count` things, in lexical order; `None` where there are more than
+/// All sets of `size` numbers below `count`, in lexical order; `None` if there are more than
 /// `most`.
 pub(super) fn sets_of(size: usize, count: usize, most: usize) -> Option<Vec<Vec<usize>>> {
     let mut number: usize = 1;
@@ -34,7 +34,7 @@ pub(super) fn sets_of(size: usize, count: usize, most: usize) -> Option<Vec<Vec<
     let mut set: Vec<usize> = (0..size).collect();
     loop {
         sets.push(set.clone());
-        // The last member that can still move on.
+        // The last member that can still be raised.
         let Some(place) = (0..size).rfind(|place| set[*place] < count - size + place) else {
             return Some(sets);
         };
@@ -45,8 +45,9 @@ pub(super) fn sets_of(size: usize, count: usize, most: usize) -> Option<Vec<Vec<
     }
 }
 
-/// As few as suffice, and of those that are as few the set with the least over; of equal sets the
-/// one with the earlier members. All where they do not suffice.
+/// The fewest groups that suffice: of these sets the one with the least left over, and of equal
+/// ones the one with the earlier members. All groups if they do not suffice. Where that takes too
+/// large a table, the set is as small but perhaps not the tightest.
 pub(super) fn tightest(capacities: &[usize], need: usize) -> Vec<usize> {
     let Some(few) = fewest(capacities, need) else {
         return (0..capacities.len()).collect();
@@ -69,7 +70,7 @@ pub(super) fn tightest(capacities: &[usize], need: usize) -> Vec<usize> {
     Reachable::of(capacities, few, words).tightest(need)
 }
 
-/// The largest but one, and the smallest that makes them suffice.
+/// The `few - 1` largest groups, and the smallest of the others that makes them suffice.
 fn nearly_tightest(capacities: &[usize], need: usize, few: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..capacities.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(capacities[*index]));
@@ -83,7 +84,8 @@ fn nearly_tightest(capacities: &[usize], need: usize, few: usize) -> Vec<usize> 
     set
 }
 
-/// Which sums so many of the capacities from some index on can have: a bit for each sum.
+/// A table of the sums that can be reached: row (`from`, `count`) has a bit for each sum of `count`
+/// of the capacities from index `from` on.
 struct Reachable<'a> {
     capacities: &'a [usize],
     few: usize,

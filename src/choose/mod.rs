@@ -1,8 +1,8 @@
-//! Which CPU lists of a pool an owner gets. Pure.
+//! Chooses the CPU lists of a pool that an owner gets. Pure.
 //!
-//! Lists are chosen so that they lie in the fewest NUMA nodes, then packages, then last-level
-//! caches, and so that what stays free is least broken up; the yardstick is the best fit of the
-//! kubelet's static CPU manager.
+//! The chosen lists lie in the fewest NUMA nodes, then packages, then last-level caches, and leave
+//! what stays free least broken up. The yardstick is the best fit of the kubelet's static CPU
+//! manager.
 
 mod again;
 mod fit;
@@ -25,19 +25,19 @@ use crate::pools::Kind;
 use crate::request::{Numa, Size};
 use crate::topology::Levels;
 
-/// One CPU list as a choice sees it.
+/// A CPU list of the pool.
 #[derive(Debug, Clone)]
 pub struct Offer<'a> {
     /// Its CPUs.
     pub cpus: &'a CpuSet,
-    /// How many owners it has.
+    /// The number of its owners.
     pub owners: usize,
 }
 
-/// Where the owner could run at all.
+/// The CPUs on which the owner could run.
 #[derive(Debug, Clone)]
 pub struct Reach {
-    /// The CPUs that can run something now.
+    /// The online CPUs.
     pub online: CpuSet,
     /// The CPUs that the groups above the owner's allow.
     pub allowed: CpuSet,
@@ -46,11 +46,11 @@ pub struct Reach {
 /// A pool as it is now.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation<'a> {
-    /// One owner a list, or many.
+    /// Exclusive, with one owner for each list, or shared.
     pub kind: Kind,
     /// Its lists.
     pub offers: &'a [Offer<'a>],
-    /// Those of them that the owner had before it ended and came back, by index.
+    /// The lists that the owner had before it ended and came back, as indices of `offers`.
     pub former: &'a [usize],
     /// Where the owner could run.
     pub reach: &'a Reach,
@@ -59,21 +59,22 @@ pub struct Situation<'a> {
 /// What is wanted, and where.
 #[derive(Debug, Clone)]
 pub struct Want {
-    /// How much.
+    /// The amount, in lists or CPUs.
     pub size: Size,
     /// On which NUMA nodes.
     pub numa: Numa,
-    /// Under one last-level cache, or not at all.
+    /// Must all of it share one last-level cache?
     pub one_cache: bool,
-    /// The NUMA nodes that it shall be near, if that takes no more nodes; empty for none.
+    /// The NUMA nodes that it was asked to be near; empty for none. They count unless that takes
+    /// more nodes.
     pub near: CpuSet,
-    /// The NUMA nodes that it would better be near, if that takes no more nodes, packages or
-    /// caches; empty for none.
+    /// The NUMA nodes that it had better be near; empty for none. They count unless that takes more
+    /// nodes, packages or caches.
     pub rather_near: CpuSet,
 }
 
 impl From<Size> for Want {
-    /// So much, wherever it fits best.
+    /// This amount, wherever it fits best.
     fn from(size: Size) -> Want {
         Want {
             size,
@@ -92,7 +93,7 @@ impl Want {
     }
 }
 
-/// The CPUs whose place on the machine a choice depends on; none where there is nothing to weigh.
+/// The CPUs whose place on the machine the choice depends on; none if there is no choice.
 pub fn cpus_that_matter(situation: &Situation<'_>, want: &Want) -> CpuSet {
     let usable = situation.usable();
     let free: Vec<usize> = match situation.kind {
@@ -107,7 +108,7 @@ pub fn cpus_that_matter(situation: &Situation<'_>, want: &Want) -> CpuSet {
         }
     };
     let matter = match (want.is_strict(), is_open) {
-        // What is owned tells whether it could ever be met.
+        // Lists with owners matter too: they tell whether the request could ever be met.
         (true, _) => usable,
         (false, true) => free,
         (false, false) => Vec::new(),
@@ -119,12 +120,15 @@ pub fn cpus_that_matter(situation: &Situation<'_>, want: &Want) -> CpuSet {
     cpus
 }
 
-/// Chooses lists by their index, ascending. `levels` tells the place of at least the CPUs that
-/// matter.
+/// Chooses lists, and returns their indices in ascending order. `levels` has to know the place of
+/// at least the [`cpus_that_matter`].
 ///
-/// Exclusive: free lists, those that it had before where no others are better for what it wants.
-/// Shared: one list, the one with the fewest owners among those that are near; of equal ones the
-/// one that it had before.
+/// An exclusive pool gives free lists: those that the owner had before, unless others fit its
+/// request better. A shared pool gives one list: the one with the fewest owners among those that
+/// are near, and of equal ones the one that the owner had before.
+///
+/// # Errors
+/// Why nothing can be chosen.
 pub fn choose(
     situation: &Situation<'_>,
     want: &Want,
@@ -143,7 +147,7 @@ impl Situation<'_> {
         move |index| self.offers[*index].cpus.is_subset(cpus)
     }
 
-    /// The lists that the owner could run on.
+    /// The indices of the lists on which the owner could run.
     fn usable(&self) -> Vec<usize> {
         let all = 0..self.offers.len();
         let online = all.filter(self.within(&self.reach.online));
@@ -165,7 +169,7 @@ impl Situation<'_> {
         usable.iter().copied().filter(is_free).collect()
     }
 
-    /// Lists as packing sees them, counted as what is asked for.
+    /// These lists as packing sees them, measured in lists or CPUs like the request.
     fn units(&self, indices: &[usize], size: Size, map: &Map<'_>) -> Vec<FreeList> {
         let unit = |index: &usize| {
             let cpus = self.offers[*index].cpus;
@@ -227,7 +231,7 @@ fn choose_shared(
         .ok_or_else(|| NoChoice::untold(want, map).unwrap_or(NoChoice::Spans(Within::of(want))))
 }
 
-/// Does a place lie within what is strictly asked for?
+/// Does a list at this place meet the strict parts of the request?
 fn fits(spot: &Spot, want: &Want, map: &Map<'_>) -> bool {
     let on_nodes = match want.numa {
         Numa::Best | Numa::Spread => true,
@@ -304,8 +308,7 @@ fn choose_exclusive(
     Ok(again.unwrap_or(chosen))
 }
 
-/// Never more than asked for by a whole list: where lists are of several sizes one may not be
-/// needed.
+/// Removes lists without which the rest still suffices: there can be some if lists differ in size.
 fn drop_needless(chosen: &mut Vec<usize>, need: usize, size: impl Fn(usize) -> usize) {
     let taken: usize = chosen.iter().map(|index| size(*index)).sum();
     let mut over = taken.saturating_sub(need);
@@ -318,7 +321,7 @@ fn drop_needless(chosen: &mut Vec<usize>, need: usize, size: impl Fn(usize) -> u
     }
 }
 
-/// CPUs that come in lists of one size are divided by lists.
+/// Spreads over NUMA nodes. If all lists have the same size, it divides lists instead of CPUs.
 fn spread_lists(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usize>> {
     let mut sizes = cells
         .iter()
@@ -335,8 +338,7 @@ fn spread_lists(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usize>> 
     spread(&counted, need.div_ceil(size), pull)
 }
 
-/// The cells that may be chosen from; `None` where those do not suffice for what is strictly asked
-/// for.
+/// The cells that meet the strict parts of the request; `None` if they do not suffice.
 fn strictly(cells: &[Cell], need: usize, want: &Want, map: &Map<'_>) -> Option<Vec<Cell>> {
     let mut groups: Vec<Vec<Cell>> = vec![cells.to_vec()];
     if want.is_strict() {
@@ -375,7 +377,7 @@ fn group_by(
 mod tests {
     use super::*;
 
-    /// Words `cpulist:owners`.
+    /// Chooses from a pool that is given as words of the form `cpulist:owners`.
     fn pick(
         kind: Kind,
         words: &str,

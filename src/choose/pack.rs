@@ -1,5 +1,5 @@
-//! Packing: the fewest NUMA nodes, then packages, then last-level caches; and of those that are as
-//! few the fullest, so that what stays free is in one piece.
+//! Packs lists into the fewest NUMA nodes, then packages, then last-level caches. Of equally few it
+//! takes those with the least free, so that what stays free is in one piece.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,24 +7,25 @@ use std::collections::BTreeMap;
 use super::fit::{fewest, sets_of, tightest};
 use super::place::{Cell, FreeList};
 
-/// The most sets of nodes, or of packages, that are weighed against each other; beyond it one that
-/// is tight is taken.
+/// The most sets of nodes, or of packages, that are compared. If there are more, a tight one is
+/// taken.
 pub(super) const MOST_SETS: usize = 1000;
 
-/// The same of caches where it matters how many cores are whole. Where it does not, a tight one is
-/// as good as any.
+/// The most sets of caches that are compared if the number of whole cores matters. If it does not,
+/// a tight set is as good as any.
 const MOST_CACHE_SETS: usize = 64;
 
-/// The NUMA nodes, by index, that a choice would rather be on.
+/// The NUMA nodes, by index, that the chosen lists should be near.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pull {
-    /// Asked for: weighs more than packages and caches, but not more than few nodes.
+    /// Asked for: they count for more than few packages and caches, but for less than few nodes.
     pub(super) near: Vec<usize>,
-    /// Found out: weighs more than what stays free alone.
+    /// Found out: they count for less than few packages and caches, but for more than whole cores
+    /// and what stays free.
     pub(super) rather_near: Vec<usize>,
 }
 
-/// A set of nodes and packages that suffices, with the cells that lie within.
+/// A set of nodes and packages that suffices, with the cells in it.
 #[derive(Debug, Clone)]
 struct Cover<'a> {
     nodes: Vec<usize>,
@@ -32,7 +33,8 @@ struct Cover<'a> {
     cells: Vec<&'a Cell>,
 }
 
-/// Chooses units for so much, and returns their indices; all there are where they do not suffice.
+/// Chooses lists that amount to `need`, and returns their indices; none if all lists do not
+/// suffice.
 pub(super) fn pack(cells: &[Cell], need: usize, pull: &Pull) -> Vec<usize> {
     let all: Vec<&Cell> = cells.iter().collect();
     let mut plans: Vec<Cover<'_>> = smallest_sets(&all, |cell| &cell.nodes, need, MOST_SETS)
@@ -82,7 +84,7 @@ fn by_packages<'a>(plan: Cover<'a>, need: usize) -> impl Iterator<Item = Cover<'
     })
 }
 
-/// The cells of the few caches that suffice.
+/// The cells of the fewest caches that suffice.
 fn by_caches<'a>(plan: &Cover<'a>, need: usize, are_threads: bool) -> Vec<&'a Cell> {
     let most = if are_threads { MOST_CACHE_SETS } else { 0 };
     let mut sets = smallest_sets(&plan.cells, |cell| &cell.caches, need, most);
@@ -94,8 +96,8 @@ fn by_caches<'a>(plan: &Cover<'a>, need: usize, are_threads: bool) -> Vec<&'a Ce
         .map_or_else(Vec::new, |(_, cells)| cells)
 }
 
-/// All smallest sets of the groups of a level whose cells suffice, in lexical order, each with the
-/// cells that lie within it. Where there are more than `most` it is one, a tight one.
+/// The smallest sets of groups of a level that suffice, in lexical order, each with the cells in
+/// it. If there are more than `most` sets of that size, it is only one, a tight one.
 fn smallest_sets<'a>(
     cells: &[&'a Cell],
     groups_of: impl Fn(&Cell) -> &[usize],
@@ -113,8 +115,7 @@ fn smallest_sets<'a>(
     let Some(least) = fewest(&free, need) else {
         return Vec::new();
     };
-    // A cell that spans groups counts for each of them, so that it can take more of them than it
-    // seems.
+    // A cell that spans groups was counted for each of them, so that more groups may be needed.
     for size in least..=groups.len() {
         let sets = match sets_of(size, groups.len(), most) {
             Some(sets) => sets.iter().filter_map(|set| within(set)).collect(),
@@ -127,7 +128,7 @@ fn smallest_sets<'a>(
     Vec::from_iter(within(&Vec::from_iter(0..groups.len())))
 }
 
-/// What is free in each group of a level.
+/// The amount that is free in each group of a level.
 fn free_by_group(cells: &[&Cell], groups_of: impl Fn(&Cell) -> &[usize]) -> BTreeMap<usize, usize> {
     let mut free = BTreeMap::new();
     for cell in cells {
@@ -150,14 +151,13 @@ fn overlaps(some: &[usize], others: &[usize]) -> bool {
     some.iter().any(|one| others.contains(one))
 }
 
-/// How many of the nodes are not among those that it would rather be on; of no interest where there
-/// are none.
+/// How many of the nodes are not among the wanted ones; 0 if none is wanted.
 pub(super) fn missed(nodes: &[usize], wanted: &[usize]) -> usize {
     let is_missed = |node: &&usize| !wanted.is_empty() && !wanted.contains(node);
     nodes.iter().filter(is_missed).count()
 }
 
-/// Keeps those with the least key, in their order.
+/// Keeps the items with the least key, in their order.
 fn keep_least<T, K: Ord>(items: &mut Vec<T>, key: impl Fn(&T) -> K) {
     if items.len() < 2 {
         return;
@@ -170,7 +170,7 @@ fn keep_least<T, K: Ord>(items: &mut Vec<T>, key: impl Fn(&T) -> K) {
     items.retain(|_| is_least.next().unwrap_or(false));
 }
 
-/// Are lists smaller than a core, so that two of them can share one?
+/// Do lists share cores, because they are smaller than one?
 fn are_threads(cells: &[Cell]) -> bool {
     let mut cores: Vec<&[usize]> = cells
         .iter()
@@ -188,8 +188,9 @@ fn fewest_cores(cells: &[&Cell], need: usize) -> Option<usize> {
     fewest(&free.into_values().collect::<Vec<_>>(), need)
 }
 
-/// Takes cells whole, but for one, the fullest, and the last of those, which what is over stays in:
-/// no cell could be left out, so that what is over is less than any of them has.
+/// Takes all cells whole but one, in which the rest stays free: preferably one that is far from the
+/// wanted nodes, then the one with the least free, then the last one. No cell could be left out, so
+/// the rest is less than what any of them has.
 fn fill(cells: &[&Cell], need: usize, pull: &Pull) -> Vec<usize> {
     let over = free_of(cells).saturating_sub(need);
     let far = |cell: &Cell| {
@@ -211,7 +212,8 @@ fn fill(cells: &[&Cell], need: usize, pull: &Pull) -> Vec<usize> {
     chosen.into_iter().map(|unit| unit.index).collect()
 }
 
-/// The same for the cores of one cell: few, whole, and broken ones rather than whole ones broken.
+/// Chooses lists of one cell, from few cores with little left over in them: a core that is partly
+/// in use is taken before a whole one is broken up.
 fn fill_cores<'a>(units: &[&'a FreeList], need: usize) -> Vec<&'a FreeList> {
     let mut cores: BTreeMap<&[usize], Vec<&FreeList>> = BTreeMap::new();
     for unit in units {
@@ -222,7 +224,7 @@ fn fill_cores<'a>(units: &[&'a FreeList], need: usize) -> Vec<&'a FreeList> {
     let set = tightest(&free, need);
     let mut missing = need;
     let mut chosen = Vec::new();
-    // The fullest last: what is over stays in it.
+    // The core with the least free comes last: the rest stays in it.
     let mut order = set;
     order.sort_by_key(|place| Reverse(free[*place]));
     for place in order {

@@ -1,4 +1,4 @@
-//! Where CPU lists lie on the machine: what packing and spreading weigh.
+//! Where CPU lists lie on the machine, for packing and spreading.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use crate::topology::{CpuGroup, Gap, Gaps, Levels};
 /// Indices of groups of one level, ascending.
 pub(super) type Groups = Vec<usize>;
 
-/// The groups that some CPUs are in. CPUs that nothing is known of are in the first group of each
-/// level, and each a core of its own.
+/// The groups in which some CPUs lie. A CPU about which nothing is known counts as in the first
+/// group of each level, and as a core of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Spot {
     pub(super) nodes: Groups,
@@ -18,7 +18,7 @@ pub(super) struct Spot {
     pub(super) cores: Groups,
 }
 
-/// Which group of each level a CPU is in, by its number.
+/// The group of each CPU, by CPU number, for each level.
 pub(super) struct Map<'a> {
     levels: &'a Levels,
     nodes: Vec<Option<usize>>,
@@ -60,28 +60,30 @@ impl<'a> Map<'a> {
         self.levels.nodes.get(index).map_or(0, |node| node.id)
     }
 
-    /// Are these one node that the kernel tells?
+    /// Is this a single node that the kernel has told of?
     pub(super) fn is_one_node(&self, nodes: &[usize]) -> bool {
         is_one(nodes, &self.levels.nodes, &self.levels.gaps.nodes)
     }
 
-    /// Are these one last-level cache that the kernel tells?
+    /// Is this a single last-level cache that the kernel has told of?
     pub(super) fn is_one_cache(&self, caches: &[usize]) -> bool {
         is_one(caches, &self.levels.caches, &self.levels.gaps.caches)
     }
 
-    /// What the kernel does not tell of NUMA nodes, or of caches.
+    /// What the kernel does not tell of NUMA nodes and of caches.
     pub(super) fn gaps(&self) -> &Gaps {
         &self.levels.gaps
     }
 
-    /// The index of a node; `None` for one that has none of the CPUs that were looked at.
+    /// The index of the node with this number; `None` if it has none of the CPUs that were looked
+    /// at.
     pub(super) fn node_index(&self, number: u32) -> Option<usize> {
         self.levels.nodes.iter().position(|node| node.id == number)
     }
 }
 
-/// CPUs that nothing is told of make a group that says nothing of who shares what.
+/// Is this a single group that the kernel has told of? The CPUs about which it tells nothing are
+/// put into one group too, but need not share anything.
 fn is_one(indices: &[usize], groups: &[CpuGroup], gap: &Gap) -> bool {
     let [index] = indices else {
         return false;
@@ -114,25 +116,25 @@ fn sorted(groups: impl Iterator<Item = usize>) -> Groups {
 /// A free list.
 #[derive(Debug, Clone)]
 pub(super) struct FreeList {
-    /// Its index among the offers.
+    /// Its index in [`super::Situation::offers`].
     pub(super) index: usize,
-    /// What it counts for: 1 where lists are asked for, its CPUs where CPUs are.
+    /// Its amount: 1 if lists are asked for, its number of CPUs if CPUs are.
     pub(super) size: usize,
     pub(super) spot: Spot,
 }
 
-/// The free lists at one place: in the same nodes, packages and caches. Usually a cache.
+/// The free lists in the same nodes, packages and caches: usually those of one cache.
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
     pub(super) nodes: Groups,
     pub(super) packages: Groups,
     pub(super) caches: Groups,
     pub(super) units: Vec<FreeList>,
-    /// The sizes of its units together.
+    /// The sum of its lists' sizes.
     pub(super) free: usize,
 }
 
-/// Gathers units into cells, ordered by nodes, then packages, then caches.
+/// Gathers lists into cells, ordered by nodes, then packages, then caches.
 pub(super) fn cells(units: impl IntoIterator<Item = FreeList>) -> Vec<Cell> {
     let mut cells: BTreeMap<(Groups, Groups, Groups), Vec<FreeList>> = BTreeMap::new();
     for unit in units {

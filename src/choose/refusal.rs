@@ -12,21 +12,20 @@ use crate::topology::Gap;
 /// Why there is nothing to choose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoChoice {
-    /// Too much is in use now; so much (lists, or CPUs) is free.
+    /// Too much is in use now.
     Exhausted {
-        /// How many of what was asked for are free.
+        /// How many lists, or CPUs, are free.
         free: usize,
     },
-    /// The whole pool has less than was asked for; it has so much (lists, or CPUs) that the owner
-    /// could use.
+    /// The whole pool has less than was asked for.
     TooSmall {
-        /// How much the pool has.
+        /// How many of its lists, or CPUs, the owner could use.
         all: usize,
     },
-    /// Enough is free, but not within what was asked for.
+    /// Enough is free, but not in one place as it was asked for.
     Scattered(Scattered),
-    /// Nothing lies within what was asked for as far as the kernel tells, and it does not tell it
-    /// of all.
+    /// Nothing of which the kernel tells meets the request, and the kernel does not tell of
+    /// everything.
     Untold {
         /// What was asked for.
         within: Within,
@@ -35,7 +34,7 @@ pub enum NoChoice {
     },
     /// No list of a shared pool lies within what was asked for.
     Spans(Within),
-    /// A shared pool gives one list, and it was asked for more.
+    /// A shared pool gives one list, and more were asked for.
     OneListOnly,
     /// Every list has a CPU that is offline.
     Offline,
@@ -44,7 +43,8 @@ pub enum NoChoice {
 }
 
 impl NoChoice {
-    /// The refusal where the kernel does not tell all that a strict request depends on.
+    /// The refusal of a strict request for which the kernel does not tell enough; `None` if it
+    /// tells everything.
     pub(super) fn untold(want: &Want, map: &Map<'_>) -> Option<NoChoice> {
         let within = Within::of(want);
         let gaps = map.gaps();
@@ -59,7 +59,7 @@ impl NoChoice {
     }
 }
 
-/// What a request has to lie within.
+/// The place within which all lists have to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Within {
     /// Any one NUMA node.
@@ -94,14 +94,14 @@ impl fmt::Display for Within {
     }
 }
 
-/// Enough is free, but not in one place. Amounts are of what was asked for, lists or CPUs.
+/// Enough is free, but not in one place. Amounts are in lists or CPUs, like the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scattered {
     /// What was asked for.
     pub within: Within,
     /// How much is free in the pool.
     pub free: usize,
-    /// How few places (NUMA nodes or caches) it would take.
+    /// The least number of places (NUMA nodes or caches) that it would take.
     pub places: usize,
     /// The most that is free within one such place.
     pub fits: usize,
@@ -134,7 +134,7 @@ impl Scattered {
             Within::Node(number) | Within::OneCacheOf(number) => *node == number,
             Within::OneNode | Within::OneCache => true,
         });
-        // Of equal ones the first: max_by_key would take the last.
+        // max_by_key takes the last of equal ones: the first, once reversed.
         let best = asked_for.rev().max_by_key(|(free, _)| *free);
         let (fits, node) = match (best, within) {
             (Some(best), _) => *best,

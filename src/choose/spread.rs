@@ -1,14 +1,14 @@
-//! Spreading: the same from each of some NUMA nodes.
+//! Spreads lists evenly over some NUMA nodes.
 
 use super::fit::sets_of;
 use super::pack::{MOST_SETS, Pull, pack};
 use super::place::Cell;
 
-/// Chooses so much evenly from two or more nodes, as few as can give it evenly, those that leave
-/// the nodes alike; what cannot be divided goes, one by one, to those with the most left. `None`
-/// where no nodes can.
+/// Chooses `need` evenly from two or more nodes: from as few as can give it evenly, of these from
+/// near ones, and of these from those that have similar amounts left then. What cannot be divided
+/// is taken, one by one, from the nodes with the most left. `None` if no nodes can give it evenly.
 pub(super) fn spread(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usize>> {
-    // Of a list that spans nodes it cannot be said which gives it.
+    // A list that spans nodes is not a share of any of them.
     let mut nodes: Vec<usize> = cells
         .iter()
         .filter(|cell| cell.nodes.len() == 1)
@@ -22,15 +22,15 @@ pub(super) fn spread(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usi
         .collect();
     let shares = (2..=nodes.len().min(need)).find_map(|count| {
         let sets =
-            sets_of(count, nodes.len(), MOST_SETS).unwrap_or_else(|| vec![fullest(&free, count)]);
+            sets_of(count, nodes.len(), MOST_SETS).unwrap_or_else(|| vec![freest(&free, count)]);
         let weighed = sets.into_iter().filter_map(|set| {
             let shares = divide(&free, &set, need)?;
             let far = set
                 .iter()
                 .filter(|place| !pull.near.contains(&nodes[**place]))
                 .count();
-            // The sum of what is left is the same for all: the least sum of squares is the least
-            // spread.
+            // The sum of what is left is the same for all sets: the least sum of squares is the
+            // most even.
             let left = free.iter().zip(&shares).map(|(free, share)| free - share);
             let spread: usize = left.map(|left| left * left).sum();
             let far = if pull.near.is_empty() { 0 } else { far };
@@ -49,8 +49,8 @@ pub(super) fn spread(cells: &[Cell], need: usize, pull: &Pull) -> Option<Vec<usi
     Some(chosen)
 }
 
-/// So many of the places with the most free.
-fn fullest(free: &[usize], count: usize) -> Vec<usize> {
+/// The `count` places with the most free, ascending.
+fn freest(free: &[usize], count: usize) -> Vec<usize> {
     let mut places: Vec<usize> = (0..free.len()).collect();
     places.sort_by_key(|place| std::cmp::Reverse(free[*place]));
     places.truncate(count);
@@ -58,7 +58,7 @@ fn fullest(free: &[usize], count: usize) -> Vec<usize> {
     places
 }
 
-/// What each place gives where those of `set` give the same; `None` where they cannot.
+/// What each place gives if those of `set` give the same; `None` if one has too little.
 fn divide(free: &[usize], set: &[usize], need: usize) -> Option<Vec<usize>> {
     let each = need / set.len();
     let mut shares = vec![0; free.len()];
@@ -70,7 +70,7 @@ fn divide(free: &[usize], set: &[usize], need: usize) -> Option<Vec<usize>> {
     }
     for _ in 0..need % set.len() {
         let left = |place: &&usize| free[**place] - shares[**place];
-        // Of equal ones the first: max_by_key would take the last.
+        // max_by_key takes the last of equal ones: the first, once reversed.
         let most = set
             .iter()
             .rev()

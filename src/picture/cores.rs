@@ -1,4 +1,4 @@
-//! A core: its CPUs, the pools that they are in, and who owns them.
+//! Draws cores: their CPUs, the pools of these, and who owns them.
 
 use std::collections::BTreeMap;
 
@@ -16,20 +16,22 @@ use crate::pools::Kind;
 use crate::text::one_line;
 use crate::topology::{Part, Topology};
 
-/// The space between a core's edge and what is in it.
+/// The space between a core's edge and its content, in pixels.
 const PAD: i32 = 5;
 /// The height of a CPU's box.
 const CELL: i32 = 20;
-/// The height of the bar of what an owner did.
+/// The height of the bar of an owner's load.
 pub(super) const BAR: i32 = 6;
-/// The most CPUs side by side.
+/// The most CPUs of a core side by side.
 const MOST_BESIDE: usize = 4;
-/// How many columns of names there are room for: on a machine of few cores, and on others.
+/// A machine with at most so many cores counts as small.
 const FEW_CORES: usize = 16;
+/// The most letters of names in a core: on a small machine, and on others.
 const COLUMNS: [usize; 2] = [22, 14];
+/// The fewest letters for which there is room.
 const FEWEST_COLUMNS: usize = 10;
 
-/// How cores are drawn: all of the same size.
+/// How cores are drawn; all have the same size.
 #[derive(Debug)]
 pub(super) struct CoreGrid<'a> {
     topology: &'a Topology,
@@ -43,7 +45,7 @@ pub(super) struct CoreGrid<'a> {
     pub(super) height: i32,
 }
 
-/// What is known of a CPU, by place among the pools and the owners.
+/// The pools and the owners of a CPU, by their index in the scene.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct OfCpu {
     pools: Vec<usize>,
@@ -149,7 +151,7 @@ impl<'a> CoreGrid<'a> {
         });
     }
 
-    /// Who owns a core's CPUs.
+    /// The text that says who owns a core's CPUs.
     fn holders(&self, pools: &[usize], owners: &[usize]) -> String {
         let is_exclusive = |place: &usize| self.pools[*place].kind == Kind::Exclusive;
         match owners {
@@ -164,7 +166,7 @@ impl<'a> CoreGrid<'a> {
         }
     }
 
-    /// The box of a CPU, with its number, and the letters of its pools.
+    /// Draws the box of a CPU, with its number and the letters of its pools.
     fn draw_cpu(&self, svg: &mut Svg, cpu: u32, (x, y): (i32, i32), width: i32, classes: &str) {
         let known = self.of_cpu.get(&cpu);
         let rect = Rect {
@@ -203,7 +205,7 @@ impl<'a> CoreGrid<'a> {
         places
     }
 
-    /// A core in words.
+    /// Describes a core in words: the title of its drawing.
     fn about(&self, core: &Part) -> String {
         let mut about = vec![core.to_string()];
         about.extend(
@@ -228,7 +230,7 @@ impl<'a> CoreGrid<'a> {
         about.join("; ")
     }
 
-    /// The size of the box of CPUs that are offline.
+    /// The width and height of the box of offline CPUs, which should be at most `most` wide.
     pub(super) fn offline_size(&self, cpus: &CpuSet, most: i32) -> (i32, i32) {
         let (beside, rows) = self.offline_rows(cpus, most);
         let width = (beside * (self.cell + 2) - 2).max(width(OFFLINE, LABEL));
@@ -255,11 +257,12 @@ impl<'a> CoreGrid<'a> {
     }
 }
 
-/// What the box of CPUs that are offline is called.
+/// The label of the box of offline CPUs.
 const OFFLINE: &str = "offline";
 const MOST_OFFLINE_BESIDE: i32 = 16;
 
-/// The letters of pools: two at most, for a CPU should be in one.
+/// The letters of a CPU's pools. A CPU should be in only one: of more than two, the first is shown,
+/// and a `+`.
 fn letters_of(pools: &[usize]) -> Option<String> {
     match pools {
         [] => None,
@@ -269,7 +272,7 @@ fn letters_of(pools: &[usize]) -> Option<String> {
     }
 }
 
-/// Room for the longest number and the most letters.
+/// The width of a CPU's box, with room for the longest number and the most letters.
 fn cell_width(topology: &Topology, of_cpu: &BTreeMap<u32, OfCpu>) -> i32 {
     let all = topology.online.iter().chain(topology.offline.iter());
     let digits = all.max().unwrap_or_default().to_string().len();
@@ -279,7 +282,7 @@ fn cell_width(topology: &Topology, of_cpu: &BTreeMap<u32, OfCpu>) -> i32 {
     8 + columns_width(digits, LABEL) + letters
 }
 
-/// An owner's name, with its state in front of it where that is not as it should be.
+/// An owner's name, with its state in front unless it is running.
 fn caption(owned: &DrawnOwner<'_>) -> String {
     let title = one_line(&title(owned.owner));
     match owned.owner.state {
@@ -288,7 +291,7 @@ fn caption(owned: &DrawnOwner<'_>) -> String {
     }
 }
 
-/// Draws how much of the time of some CPUs their owner used, and somebody else beside it.
+/// Draws a load as a bar: what the owner used, and beside it the noise.
 pub(super) fn bar(svg: &mut Svg, (x, y): (i32, i32), width: i32, load: &Load) {
     let pixels = |share: f64| (f64::from(width) * share.clamp(0.0, 1.0)).round() as i32;
     let used = pixels(load.used);

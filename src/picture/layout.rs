@@ -1,4 +1,4 @@
-//! Where each box is: parts are laid out in rows within the part that they are in.
+//! Places the boxes: those within a part are laid out in rows.
 
 use super::cores::CoreGrid;
 use super::machine::LABEL_LINE;
@@ -10,7 +10,7 @@ use crate::topology::{Part, What};
 /// The space between boxes.
 pub(super) const GAP: i32 = 8;
 
-/// The most columns of a box's name: that of a die or a cluster is its CPUs.
+/// The most letters of a box's name. A die or a cluster has its CPUs in its name.
 const MOST_NAME: usize = 40;
 
 /// All boxes of a machine, in rows.
@@ -21,7 +21,7 @@ pub(super) struct Layout<'a> {
     pub(super) height: i32,
 }
 
-/// A box, and where it is within the one around it.
+/// A box, and its position within the one around it.
 #[derive(Debug)]
 struct PlacedBox<'a> {
     x: i32,
@@ -34,14 +34,15 @@ struct PlacedBox<'a> {
 #[derive(Debug)]
 enum Shape<'a> {
     Core(&'a Part),
-    /// CPUs that are there and can run nothing.
+    /// The offline CPUs.
     Offline(CpuSet),
-    /// A part, its name in lines, and what lies within it.
+    /// A part, the lines of its name, and the boxes in it.
     Part(&'a Part, Vec<String>, Vec<PlacedBox<'a>>),
 }
 
 impl<'a> Layout<'a> {
-    /// Lays out a machine in rows that are not wider than this, where its boxes allow it.
+    /// Lays out a machine in rows that are at most `most` pixels wide, unless a single box is
+    /// wider.
     pub(super) fn of(machine: &'a Part, offline: &CpuSet, cores: &CoreGrid<'_>, most: i32) -> Self {
         let parts = machine.parts.iter();
         let mut boxes: Vec<PlacedBox<'_>> = parts.map(|part| placed(part, cores, most)).collect();
@@ -107,7 +108,7 @@ fn placed<'a>(part: &'a Part, cores: &CoreGrid<'_>, most: i32) -> PlacedBox<'a> 
     if part.what == What::Core {
         return PlacedBox::sized(cores.width, cores.height, Shape::Core(part));
     }
-    // What has the same CPUs is one box of several names.
+    // Nested parts with the same CPUs are one box with all their names.
     let mut names = vec![clipped(&part.to_string(), MOST_NAME)];
     let mut parts = &part.parts;
     while let [inner] = &parts[..] {
@@ -138,7 +139,7 @@ fn placed<'a>(part: &'a Part, cores: &CoreGrid<'_>, most: i32) -> PlacedBox<'a> 
     )
 }
 
-/// Names in lines of so many columns.
+/// Joins names into lines of at most `most` letters.
 fn in_lines(names: &[String], most: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for name in names {
@@ -153,8 +154,8 @@ fn in_lines(names: &[String], most: usize) -> Vec<String> {
     lines
 }
 
-/// Puts boxes into as few rows as there must be, each no wider than it must be for that; the width
-/// and the height that they take.
+/// Puts boxes into the fewest rows of at most `most` pixels, which then are as narrow as that
+/// number of rows allows. Returns the width and the height that they take.
 fn in_rows(boxes: &mut [PlacedBox<'_>], most: i32) -> (i32, i32) {
     let rows = rows_of(boxes, most);
     let (mut low, mut high) = (0, most);
@@ -183,7 +184,7 @@ fn in_rows(boxes: &mut [PlacedBox<'_>], most: i32) -> (i32, i32) {
     (width, y + height)
 }
 
-/// Makes the boxes of a row equally high.
+/// Gives the boxes of a row the same height.
 fn align(row: &mut [PlacedBox<'_>], height: i32) {
     row.iter_mut().for_each(|one| one.height = height);
 }

@@ -1,4 +1,4 @@
-//! The machine: its parts as boxes within each other, with pools and owners on its CPUs.
+//! Draws the machine: its parts as boxes within each other, with the pools and owners of its CPUs.
 
 use std::time::Duration;
 
@@ -19,39 +19,39 @@ pub struct Scene<'a> {
     pub topology: &'a Topology,
     /// Its pools.
     pub pools: &'a [SurveyedPool],
-    /// Who owns what.
+    /// The owners, in the order of the table.
     pub owners: Vec<DrawnOwner<'a>>,
-    /// How long owners were measured; `None` where they were not.
+    /// How long owners were measured; `None` if they were not.
     pub interval: Option<Duration>,
 }
 
-/// An owner, and what it did.
+/// An owner and its load.
 #[derive(Debug, Clone, Copy)]
 pub struct DrawnOwner<'a> {
-    /// Who it is.
+    /// The owner.
     pub owner: &'a Owner,
-    /// What it did with its CPUs, where that is known.
+    /// Its load; `None` if it is not known.
     pub load: Option<Load>,
 }
 
 /// Shares of the time of an owner's CPUs, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Load {
-    /// What the owner used.
+    /// The share that the owner used.
     pub used: f64,
-    /// What somebody else used.
+    /// The share that others used.
     pub noise: f64,
 }
 
-/// The space around everything.
+/// The margin around everything, in pixels.
 pub(super) const MARGIN: i32 = 16;
 
-/// The widths that a machine may have within the margins: that is taken which gives the picture
-/// that needs the least screen.
+/// The widths that are tried for the machine, in pixels, without the margins. The one that gives
+/// the picture for the smallest screen is taken.
 const WIDTHS: std::ops::RangeInclusive<i32> = 720..=2400;
 const WIDTH_STEP: usize = 80;
 
-/// The picture, as SVG. The same scene gives the same picture.
+/// Draws the picture as SVG. The same scene gives the same picture.
 pub fn machine(scene: &Scene<'_>) -> String {
     let (cores, tree) = (CoreGrid::of(scene), Part::of(scene.topology));
     let table = OwnersTable::of(scene);
@@ -94,7 +94,7 @@ fn heading(topology: &Topology) -> String {
     format!("{} {word}: {online}", online.len())
 }
 
-/// The picture in words.
+/// Describes the picture in words, for those who cannot see it.
 fn about(scene: &Scene<'_>) -> String {
     let levels = &scene.topology.levels;
     let many = |count: usize, one: &str| match count {

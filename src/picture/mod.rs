@@ -1,8 +1,8 @@
-//! Pure: pictures of what others found out, as SVG: one file without scripts, that a browser shows
-//! in light or dark colours as its reader likes.
+//! Draws pictures of what others found out. Each is one SVG file without scripts, which a browser
+//! shows in light or dark colours as its reader likes. Pure.
 //!
-//! Pools are told apart by letters, and by colours that people who see few colours can tell apart.
-//! The letters of all texts have the same width, so that none leaves its box.
+//! Pools differ by letters, and by colours that people of every kind of colour vision can tell
+//! apart. The font has a fixed width, so that no text leaves its box.
 
 mod cores;
 mod layout;

@@ -1,4 +1,4 @@
-//! The table of owners.
+//! Draws the table of owners.
 
 use unicode_width::UnicodeWidthStr;
 
@@ -12,16 +12,16 @@ use crate::names::short_id;
 use crate::placement::{Owner, OwnerState, pid_id};
 use crate::text::one_line;
 
-/// The height of a line.
+/// The height of a row, in pixels.
 const ROW: i32 = 20;
-/// The length of a bar.
+/// The width of a load's bar.
 const BAR_WIDTH: i32 = 80;
-/// The most columns of each text.
+/// The most letters of each cell of a row.
 const MOST: [usize; 4] = [36, 20, 28, 12];
 /// The most owners that are listed.
 const MOST_OWNERS: usize = 256;
 
-/// What an owner is called: as people call it, or by its id.
+/// An owner's name, or else its short id, or else its pid.
 pub(super) fn title(owner: &Owner) -> String {
     let id = || match &owner.id {
         Some(id) => short_id(id).to_owned(),
@@ -30,13 +30,13 @@ pub(super) fn title(owner: &Owner) -> String {
     owner.names.title().unwrap_or_else(id)
 }
 
-/// The table, in as many columns of rows as there is room for.
+/// The table, whose rows are in as many columns as there is room for.
 #[derive(Debug)]
 pub(super) struct OwnersTable<'a> {
     scene: &'a Scene<'a>,
     listed: &'a [DrawnOwner<'a>],
     rows: Vec<[String; 4]>,
-    /// The width of each of the texts, where any owner has it.
+    /// The width of each cell, in pixels; `None` if no owner has that cell.
     columns: [Option<i32>; 4],
     has_loads: bool,
     /// The width of one column of rows, in pixels.
@@ -64,14 +64,14 @@ impl<'a> OwnersTable<'a> {
         }
     }
 
-    /// How many rows are below each other where the table may be so wide.
+    /// How many rows are below each other if the table may be `most` pixels wide.
     fn rows(&self, most: i32) -> i32 {
         let beside = ((most + 2 * GAP) / self.width).max(1);
         let count = i32::try_from(self.rows.len()).unwrap_or(i32::MAX);
         (count + beside - 1) / beside
     }
 
-    /// How high it is where it may be so wide.
+    /// The table's height in pixels if it may be `most` wide.
     pub(super) fn height(&self, most: i32) -> i32 {
         let more = if self.more() > 0 { LINE } else { 0 };
         match self.rows.is_empty() {
@@ -81,7 +81,7 @@ impl<'a> OwnersTable<'a> {
         }
     }
 
-    /// How many owners there are that it does not list.
+    /// The number of owners that the table leaves out.
     fn more(&self) -> usize {
         self.scene.owners.len() - self.listed.len()
     }
@@ -155,16 +155,16 @@ impl<'a> OwnersTable<'a> {
     }
 }
 
-/// The headings of the texts.
+/// The headings of the cells.
 const HEADINGS: [&str; 4] = ["OWNER", "POOL", "CPUS", "STATE"];
-/// How each of them is written.
+/// The style classes of the cells.
 const CLASSES: [&str; 4] = ["small strong", "small", "small", "small muted"];
-/// The headings of what owners did.
+/// The headings of the two parts of a load.
 const LOADS: [&str; 2] = ["USED%", "NOISE%"];
-/// The width of each of these.
+/// The width of each part of a load, in pixels.
 const LOAD: i32 = 56;
 
-/// Name, pool, CPUs, and a state that is not as it should be.
+/// The cells of an owner: name, pool, CPUs, and the state unless it is running.
 fn cells(owned: &DrawnOwner<'_>) -> [String; 4] {
     let owner = owned.owner;
     let state = match owner.state {

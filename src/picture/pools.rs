@@ -1,4 +1,4 @@
-//! What colours and letters mean.
+//! Draws the legend: what colours and letters mean.
 
 use super::cores::{BAR, bar};
 use super::layout::GAP;
@@ -10,21 +10,21 @@ use crate::placement::SurveyedPool;
 use crate::pools::Kind;
 use crate::text::one_line;
 
-/// The height of a line of the legend.
+/// The height of a row of the legend, in pixels.
 const ROW: i32 = 22;
-/// The size of the boxes of pools.
+/// The width and height of a pool's box, in pixels.
 pub(super) const BOX: (i32, i32) = (28, 16);
-/// The most columns of a pool's name in it.
+/// The most letters of a pool's name in the legend.
 const MOST_NAME: usize = 40;
 
-/// Whether somebody owns what a box stands for.
+/// Does somebody own what a box stands for?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tenure {
     Owned,
     Free,
 }
 
-/// Draws a box of a pool's colour, or of none, and returns the class of letters on it.
+/// Draws a box in a pool's colour, or in none. Returns the style class of letters on it.
 pub(super) fn cell(
     svg: &mut Svg,
     classes: &str,
@@ -51,7 +51,7 @@ pub(super) fn cell(
     }
 }
 
-/// Names the pools, and says what else colours mean; returns where it ends.
+/// Draws the legend: names the pools, and says what else colours mean. Returns where it ends.
 pub(super) fn legend(svg: &mut Svg, scene: &Scene<'_>, (x, y): (i32, i32), most: i32) -> i32 {
     if scene.pools.is_empty() {
         svg.text("small muted", (x, y + SMALL + 2), "There are no pools.");
@@ -74,7 +74,7 @@ pub(super) fn legend(svg: &mut Svg, scene: &Scene<'_>, (x, y): (i32, i32), most:
     y + ROW + GAP / 2
 }
 
-/// Names pools, and tells of each what is known beside; returns where that ends.
+/// Names pools, each with its description beside it. Returns where that ends.
 pub(super) fn names(
     svg: &mut Svg,
     entries: &[(String, String)],
@@ -99,7 +99,7 @@ pub(super) fn names(
     end
 }
 
-/// Draws a box of a pool, or of none, with a text in it.
+/// Draws the box of a pool, or of no pool, with a text in it.
 pub(super) fn sample(
     svg: &mut Svg,
     pool: Option<usize>,
@@ -120,7 +120,7 @@ pub(super) fn sample(
     }
 }
 
-/// `exclusive, 2 of 4 lists free`.
+/// A pool's description: `exclusive, 2 of 4 lists free`.
 fn about(pool: &SurveyedPool) -> String {
     let mut cpus = CpuSet::new();
     pool.lists.iter().for_each(|list| cpus.extend(&list.cpus));
@@ -132,7 +132,7 @@ fn about(pool: &SurveyedPool) -> String {
     }
 }
 
-/// Says what the parts of a bar mean.
+/// Draws the legend of the bars: what their parts mean.
 pub(super) fn bars_legend(svg: &mut Svg, (x, y): (i32, i32), about: &str) {
     svg.text("small muted", (x, y), about);
     let mut at = x + width(about, SMALL) + 2 * GAP;

@@ -1,16 +1,17 @@
-//! Colours, sizes of letters, and the style sheet that all pictures have.
+//! Colours, letter sizes, and the style sheet of all pictures.
 
 use std::fmt::Write;
 
-/// The sizes of letters, in pixels.
+/// The letter size of headings, in pixels.
 pub(super) const HEADING: i32 = 16;
-/// Of what boxes are called, and of the numbers of CPUs.
+/// The letter size of boxes' names and of CPU numbers.
 pub(super) const LABEL: i32 = 12;
-/// Of everything else.
+/// The letter size of everything else.
 pub(super) const SMALL: i32 = 11;
 
 /// Colours that people of every kind of colour vision can tell apart (M. Okabe and K. Ito, "Color
-/// Universal Design", 2008), without its black; the ink of letters on each, and of stripes.
+/// Universal Design", 2008), without its black. Each has the ink of letters on it, and that of
+/// stripes.
 const COLOURS: [(&str, Ink, Ink); 7] = [
     ("#56b4e9", Ink::Dark, Ink::Light),
     ("#e69f00", Ink::Dark, Ink::Light),
@@ -28,7 +29,7 @@ enum Ink {
 }
 
 impl Ink {
-    /// The class of letters of it.
+    /// The style class of letters in this ink.
     fn letters(self) -> &'static str {
         match self {
             Ink::Dark => "dark",
@@ -36,7 +37,7 @@ impl Ink {
         }
     }
 
-    /// The class of stripes of it.
+    /// The style class of stripes in this ink.
     fn stripes(self) -> &'static str {
         match self {
             Ink::Dark => "dark-stripes",
@@ -52,10 +53,10 @@ impl Ink {
     }
 }
 
-/// How much of what is below stripes they hide.
+/// The opacity of stripes, from 0 to 1.
 const STRIPES_OPACITY: f64 = 0.4;
 
-/// What letters and boxes have for colours: what it is, on a light page, on a dark one.
+/// The style of letters and boxes: the selector, the style on a light page, and on a dark one.
 const THEME: [(&str, &str, &str); 12] = [
     (".page", "fill:#ffffff", "fill:#0d1117"),
     ("text", "fill:#1f2328", "fill:#e6edf3"),
@@ -87,8 +88,9 @@ const THEME: [(&str, &str, &str); 12] = [
     (".grid", "stroke:#d0d7de", "stroke:#30363d"),
 ];
 
-/// A pool's looks, by its place among the pools: the classes of a box of its colour, of letters on
-/// it, and of the stripes that tell it from a pool of the same colour, where there are so many.
+/// The style classes of a pool, by its index among the pools: of a box in its colour, of letters on
+/// it, and of the stripes that tell it from a pool of the same colour, if there are more pools than
+/// colours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PoolStyle {
     pub(super) fill: String,
@@ -109,7 +111,7 @@ impl PoolStyle {
     }
 }
 
-/// What a pool is called in small boxes: `A` to `Z`, then `AA`.
+/// A pool's letters in small boxes: `A` to `Z`, then `AA`.
 pub(super) fn letters(place: usize) -> String {
     let last = char::from(b'A' + (place % 26) as u8);
     match place / 26 {
@@ -133,7 +135,7 @@ pub(super) fn sheet() -> String {
          .pale{{fill-opacity:.3}}\n"
     );
     let mut put = |line: std::fmt::Arguments<'_>| {
-        // A String takes whatever there is memory for.
+        // Writing to a String does not fail.
         let _ = sheet.write_fmt(line);
     };
     for (what, light, _) in THEME {
@@ -199,7 +201,7 @@ mod tests {
         [0, 1, 2].map(|index| over[index] * part + under[index] * (1.0 - part))
     }
 
-    /// The fill, or stroke, of something on a page: light or dark.
+    /// The fill, or stroke, of a selector on a light or a dark page.
     fn of(what: &str, property: &str, is_dark: bool) -> [f64; 3] {
         let theme = THEME.iter().find(|(name, _, _)| *name == what).unwrap();
         let looks = if is_dark { theme.2 } else { theme.1 };
@@ -207,7 +209,7 @@ mod tests {
         rgb(looks.find(|(name, _)| *name == property).unwrap().1)
     }
 
-    /// WCAG 2.1 asks for 4.5 of text, and for 3 of what has to be seen.
+    /// WCAG 2.1 asks for a contrast of 4.5 for text, and of 3 for everything that has to be seen.
     #[test]
     fn every_text_can_be_read_on_what_it_stands_on() {
         for is_dark in [false, true] {

@@ -1,4 +1,4 @@
-//! Writing SVG (W3C, Scalable Vector Graphics 1.1): elements with whole numbers, and text escaped.
+//! Writes SVG (W3C, Scalable Vector Graphics 1.1): elements with whole numbers, and escaped text.
 
 use std::fmt::{self, Display, Write};
 
@@ -24,7 +24,7 @@ pub(super) struct Rect {
 }
 
 impl Svg {
-    /// Draws a rectangle of these classes.
+    /// Draws a rectangle with these style classes.
     pub(super) fn rect(&mut self, classes: impl Display, rect: Rect) {
         let Rect {
             x,
@@ -38,7 +38,7 @@ impl Svg {
         ));
     }
 
-    /// Draws a line of these classes.
+    /// Draws a line with these style classes.
     pub(super) fn line(&mut self, classes: impl Display, from: (i32, i32), to: (i32, i32)) {
         let ((x1, y1), (x2, y2)) = (from, to);
         self.put(format_args!(
@@ -46,7 +46,7 @@ impl Svg {
         ));
     }
 
-    /// Writes a text of these classes that begins at `x`, with its base line at `y`.
+    /// Writes a text with these style classes that begins at `x`, with its base line at `y`.
     pub(super) fn text(&mut self, classes: impl Display, (x, y): (i32, i32), text: &str) {
         self.put(format_args!(
             "<text class=\"{classes}\" x=\"{x}\" y=\"{y}\">{}</text>\n",
@@ -54,7 +54,7 @@ impl Svg {
         ));
     }
 
-    /// Draws what belongs together, which a browser shows this title of.
+    /// Draws a group of elements, whose title a browser shows.
     pub(super) fn group(&mut self, title: &str, draw: impl FnOnce(&mut Svg)) {
         self.put(format_args!("<g><title>{}</title>\n", XmlEscaped(title)));
         draw(self);
@@ -77,14 +77,14 @@ impl Svg {
     }
 
     fn put(&mut self, what: fmt::Arguments<'_>) {
-        // A String takes whatever there is memory for.
+        // Writing to a String does not fail.
         let _ = self.out.write_fmt(what);
     }
 }
 
-/// A text as it stands in an element: what cannot be seen is shown by its number, which is also
-/// what XML has no characters for, and what XML gives a meaning is escaped (W3C, XML 1.0, sections
-/// 2.2 and 2.4).
+/// A text in an element. Characters that cannot be seen are shown by their numbers: all that XML
+/// forbids are among them. Those that mean something in XML are escaped (W3C, XML 1.0, sections 2.2
+/// and 2.4).
 struct XmlEscaped<'a>(&'a str);
 
 impl Display for XmlEscaped<'_> {
@@ -103,24 +103,25 @@ impl Display for XmlEscaped<'_> {
     }
 }
 
-/// The width of a text in a font of fixed width, in pixels: letters are 0.6 of their size wide.
+/// The width of a text in a font of fixed width, in pixels: a letter is 0.6 of its size wide, or a
+/// little more.
 pub(super) fn width(text: &str, size: i32) -> i32 {
     columns_width(text.width(), size)
 }
 
-/// The width of so many columns.
+/// The width of `columns` letters of a size, in pixels.
 pub(super) fn columns_width(columns: usize, size: i32) -> i32 {
     let columns = i32::try_from(columns).unwrap_or(i32::MAX / 1024);
     (columns * size * 61 + 99) / 100
 }
 
-/// How many columns fit.
+/// How many letters of a size fit into a width.
 pub(super) fn columns_in(width: i32, size: i32) -> usize {
     usize::try_from(width * 100 / (size * 61)).unwrap_or_default()
 }
 
-/// A text of so many columns at most. What is left out is in its middle: names of pods begin alike,
-/// and paths end alike.
+/// Cuts a text to at most `most` letters. It leaves out the middle, because names of pods begin
+/// alike and paths end alike.
 pub(super) fn clipped(text: &str, most: usize) -> String {
     if text.width() <= most {
         return text.to_owned();
@@ -136,7 +137,7 @@ pub(super) fn clipped(text: &str, most: usize) -> String {
         .collect()
 }
 
-/// The first letters that so many columns have room for.
+/// The first letters that fit into `most` columns.
 fn fitting(letters: impl Iterator<Item = char>, most: usize) -> Vec<char> {
     let mut width = 0;
     let fits = |letter: &char| {

@@ -1,4 +1,4 @@
-//! Time in periods of one length, which begin where clocks and calendars have them.
+//! Divides time into periods of one length, which begin at round times.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
-/// The lengths that periods have, in seconds.
+/// The usual lengths of periods, in seconds.
 const LENGTHS: [i64; 12] = [
     MINUTE,
     5 * MINUTE,
@@ -25,7 +25,7 @@ const LENGTHS: [i64; 12] = [
 /// The most periods side by side.
 const MOST: i64 = 60;
 
-/// Periods without a gap. Times are in seconds since the epoch.
+/// Consecutive periods of one length. Times are in seconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Periods {
     first: i64,
@@ -36,7 +36,7 @@ pub(super) struct Periods {
 }
 
 impl Periods {
-    /// The shortest that a time fits into.
+    /// The shortest periods of which at most [`MOST`] cover this time.
     pub(super) fn of(from: i64, to: i64) -> Periods {
         let longer = (1..32).map(|power| (28 * DAY) << power);
         let periods = LENGTHS.into_iter().chain(longer).map(|length| {
@@ -61,12 +61,12 @@ impl Periods {
         (self.first + index).saturating_mul(self.length)
     }
 
-    /// Which period a time is in.
+    /// The index of the period in which a time is. It may be outside of `0..count`.
     pub(super) fn at(&self, time: i64) -> i64 {
         time.div_euclid(self.length) - self.first
     }
 
-    /// Divides an amount over the periods of a time, as evenly as that is.
+    /// Divides an amount evenly over a time, and adds its parts to those of the periods.
     pub(super) fn spread(&self, (from, to): (i64, i64), amount: f64, into: &mut [f64]) {
         let whole = (to - from).max(1) as f64;
         let (first, last) = (self.at(from), self.at(to.max(from)));
@@ -93,7 +93,8 @@ impl Periods {
         }
     }
 
-    /// The periods that are named where so many pixels are a period, and a name takes so many.
+    /// The periods below which a name is written, and the names. A period is `period` pixels wide,
+    /// and a name `name`.
     pub(super) fn named(&self, period: i32, name: i32) -> Vec<(i64, String)> {
         let steps = [1, 2, 3, 4, 6, 12, 24, 48, 96];
         let fits = |step: &i64| *step * i64::from(period) >= i64::from(name);
@@ -103,7 +104,7 @@ impl Periods {
             .collect()
     }
 
-    /// A time of day, or a day where one begins.
+    /// The name of a period: the time of day, or at midnight the date.
     fn name(&self, time: i64) -> String {
         let text = shown(time);
         match time % DAY {
@@ -119,7 +120,7 @@ pub(super) fn minute(time: i64) -> String {
     format!("{} {} UTC", &text[..10], &text[11..16])
 }
 
-/// In the form of RFC 3339, which has no years before 1970 here, nor of five digits.
+/// A time in the form of RFC 3339, from 1970 to 9999: humantime knows no other years.
 fn shown(time: i64) -> String {
     let since = u64::try_from(time).unwrap_or_default().min(253_402_300_799);
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(since)).to_string()

@@ -1,4 +1,4 @@
-//! What owners used, and how much others were there, over time.
+//! Draws what owners used, and the noise on their CPUs, over time.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -25,19 +25,21 @@ pub struct Span<'a> {
     pub noise: f64,
 }
 
-/// The width of the columns of all periods, and the heights of both charts.
+/// The width of the charts, in pixels.
 const WIDTH: i32 = 840;
+/// The height of the chart of what owners used.
 const USED: i32 = 220;
+/// The height of the chart of noise.
 const NOISE: i32 = 90;
-/// The room for the numbers beside them.
+/// The width of the numbers beside the charts.
 const SCALE: i32 = 56;
-/// The narrowest and the lowest part of a column that letters have room in.
+/// The least width and height of a part of a column that has room for letters.
 const ROOM: (i32, i32) = (9, 12);
-/// No machine has used so many CPU seconds: what says so is wrong, and shown as this.
+/// No machine has used so many CPU seconds: a larger number is wrong, and is shown as this one.
 const MOST_SECONDS: f64 = 1e15;
 
-/// The picture, as SVG, of this time (in seconds since the epoch): what an owner used, and what
-/// disturbed it, is divided evenly over the time for which it had its CPUs.
+/// Draws this time (in seconds since the epoch) as SVG. What an owner used, and the noise on its
+/// CPUs, is divided evenly over the time for which it had them.
 pub fn usage(spans: &[Span<'_>], time: &RangeInclusive<i64>) -> String {
     let periods = Periods::of(*time.start(), *time.end());
     let sums = PeriodSums::of(spans, &periods);
@@ -95,7 +97,7 @@ pub fn usage(spans: &[Span<'_>], time: &RangeInclusive<i64>) -> String {
     svg.into_file(size, &format!("CPU time used, {heading}"), &sums.about())
 }
 
-/// The part of a column that is a pool's.
+/// Draws a pool's part of a column.
 fn stack(svg: &mut Svg, place: usize, rect: Rect) {
     let look = PoolStyle::of(place);
     svg.rect(format_args!("cpu {}", look.fill), rect);
@@ -135,7 +137,7 @@ impl<'a> PeriodSums<'a> {
         sums
     }
 
-    /// All of it in words.
+    /// Describes the picture in words.
     fn about(&self) -> String {
         let mut about = String::new();
         for (pool, of_pool) in &self.used {
@@ -146,7 +148,7 @@ impl<'a> PeriodSums<'a> {
     }
 }
 
-/// A number of seconds, whatever a file says.
+/// Makes a number of seconds of what a file says: from 0 to [`MOST_SECONDS`].
 fn seconds(told: f64) -> f64 {
     match told.is_finite() {
         true => told.clamp(0.0, MOST_SECONDS),
@@ -154,7 +156,7 @@ fn seconds(told: f64) -> f64 {
     }
 }
 
-/// Columns over time, and the numbers beside them.
+/// A chart of columns over time, with a scale beside them.
 #[derive(Debug, Clone, Copy)]
 struct Chart<'a> {
     periods: &'a Periods,
@@ -164,7 +166,8 @@ struct Chart<'a> {
 }
 
 impl Chart<'_> {
-    /// Draws columns of parts that stand on each other: `part` draws one of a layer and a period.
+    /// Draws the chart. The layers' parts of a column stand on each other, and `part` draws one of
+    /// them: of this layer, in this period.
     fn draw(&self, svg: &mut Svg, layers: &[&Vec<f64>], part: impl Fn(&mut Svg, usize, i64, Rect)) {
         let count = self.periods.count;
         let sum = |index: i64| {
@@ -211,9 +214,9 @@ impl Chart<'_> {
     }
 }
 
-/// The distance of the lines of a scale that goes up to this, and how many there are above 0.
+/// The distance between the lines of a scale up to `most`, and their number above 0.
 fn scale(most: f64) -> (f64, i32) {
-    // So that no two of the numbers are shown alike.
+    // A shorter scale would show two numbers alike.
     let most = most.max(0.04);
     let power = 10f64.powf((most / 4.0).log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power);
@@ -222,7 +225,8 @@ fn scale(most: f64) -> (f64, i32) {
     (step, (most / step).ceil().max(1.0) as i32)
 }
 
-/// `0.25`, `1.5`, `120`, `12k`, `3.5M`: few digits, for there is little room.
+/// A number of seconds with few digits, because there is little room: `0.25`, `1.5`, `120`, `12k`,
+/// `3.5M`.
 fn amount(seconds: f64) -> String {
     let (number, unit) = match seconds {
         _ if seconds >= 999_500_000.0 => (seconds / 1e9, "G"),
