@@ -1,4 +1,4 @@
-//! The pool directory and the directory of claims, as files.
+//! Reads the pool directory and the directory of claims.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirEntry, read_dir};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 use super::Remarks;
 use crate::text::Shown;
 
-/// The largest CPU number that is believed.
+/// The largest CPU number that is accepted.
 const LARGEST_CPU: u32 = 65_535;
 
 #[derive(Default)]
@@ -22,8 +22,8 @@ pub(super) struct SiteFiles {
     pub(super) unreadable: Vec<String>,
     /// Each link below the directory of claims, and where it leads.
     pub(super) links: BTreeMap<String, String>,
-    /// The owners that ended and are not accounted for yet: names, each with its boot, for another
-    /// boot gives the same pids.
+    /// The owners that ended and have no record yet: file name and boot id, because another boot
+    /// gives the same pids.
     pub(super) ended: BTreeSet<(String, String)>,
     pub(super) lists: Vec<List>,
     pub(super) boot_mark: Option<String>,
@@ -35,23 +35,23 @@ pub(super) struct ClaimFile {
     pub(super) kind: String,
     pub(super) awaited: Option<String>,
     pub(super) boot_id: String,
-    pub(super) owner: LiveProcess,
-    pub(super) processes: Vec<LiveProcess>,
+    pub(super) owner: RecordedProcess,
+    pub(super) processes: Vec<RecordedProcess>,
     pub(super) pool: String,
     pub(super) lists: Vec<String>,
     #[serde(deserialize_with = "cpus_in_text")]
     pub(super) cpus: BTreeSet<u32>,
-    pub(super) cgroup: Option<GroupFiles>,
+    pub(super) cgroup: Option<ClaimedGroup>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct LiveProcess {
+pub(super) struct RecordedProcess {
     pub(super) pid: i32,
     pub(super) start: u64,
 }
 
 #[derive(Deserialize)]
-pub(super) struct GroupFiles {
+pub(super) struct ClaimedGroup {
     pub(super) path: String,
     pub(super) inode: u64,
     pub(super) confined: bool,
@@ -73,7 +73,7 @@ impl ClaimFile {
 
     /// `<id>@<pid>-<start>`.
     pub(super) fn owner_name(&self) -> String {
-        let LiveProcess { pid, start } = self.owner;
+        let RecordedProcess { pid, start } = self.owner;
         format!("{}@{pid}-{start}", self.id)
     }
 
@@ -96,7 +96,7 @@ impl ClaimFile {
     }
 }
 
-impl GroupFiles {
+impl ClaimedGroup {
     pub(super) fn link(&self) -> String {
         format!("cgroups/{}", self.inode)
     }
@@ -121,7 +121,7 @@ impl SiteFiles {
         for entry in entries(&run_dir.join("ended"), remarks) {
             let claim = text(&entry.path(), remarks);
             let claim = claim.and_then(|text| serde_json::from_str::<ClaimFile>(&text).ok());
-            // One that is damaged is nobody's, and no owner misses it.
+            // A damaged file is nobody's, and no owner misses it.
             books
                 .ended
                 .extend(claim.map(|claim| (name(&entry), claim.boot_id)));
@@ -208,7 +208,7 @@ impl SiteFiles {
     }
 }
 
-/// `0-2,8`, as the kernel writes it.
+/// Parses a CPU list in the kernel's form: `0-2,8`.
 pub(super) fn cpus_in(text: &str) -> Option<BTreeSet<u32>> {
     let mut cpus = BTreeSet::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
@@ -222,7 +222,7 @@ pub(super) fn cpus_in(text: &str) -> Option<BTreeSet<u32>> {
     Some(cpus)
 }
 
-/// CPUs as text.
+/// CPUs as text: `0,1,2`, or `none`.
 pub(super) fn listed(cpus: &BTreeSet<u32>) -> String {
     let cpus: Vec<String> = cpus.iter().map(u32::to_string).collect();
     match cpus.is_empty() {
@@ -236,7 +236,7 @@ fn cpus_in_text<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<u32>, D::
     cpus_in(&text).ok_or_else(|| D::Error::custom("not a CPU list"))
 }
 
-/// What a killed writer left: `.NAME.<nonce>`.
+/// Remarks on the files that killed writers left: `.NAME.<nonce>`.
 fn leftovers(directory: &Path, remarks: &mut Remarks) {
     for entry in entries(directory, remarks) {
         if is_hidden(&entry) {

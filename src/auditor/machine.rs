@@ -1,4 +1,4 @@
-//! Processes and cgroups, as files.
+//! Reads what the kernel says of processes and cgroups.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,32 +7,33 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::files::{ClaimFile, GroupFiles, LiveProcess, cpus_in, is_gone};
+use super::files::{ClaimFile, ClaimedGroup, RecordedProcess, cpus_in, is_gone};
 use crate::host::Host;
 
-pub(super) struct Procfs {
+pub(super) struct Machine {
     host: Host,
     pub(super) boot_id: String,
     pub(super) online: BTreeSet<u32>,
-    /// Where the groups are, and which of them is there.
+    /// Where the hierarchy with cpusets is mounted. `root` is the path of the group that is mounted
+    /// there.
     mount: PathBuf,
     root: String,
     effective: &'static str,
 }
 
-/// Is there a process?
+/// Does a process exist?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
-    /// No, or a dead one that nobody has waited for.
+    /// No, or it is dead and nobody has waited for it.
     Gone,
-    /// One that began at this clock tick.
+    /// Yes, and it started at this clock tick after boot.
     Since(u64),
-    /// That cannot be told.
+    /// It cannot be told.
     Unknown,
 }
 
-impl Procfs {
-    pub(super) fn find(host: &Host) -> Result<Procfs, String> {
+impl Machine {
+    pub(super) fn find(host: &Host) -> Result<Machine, String> {
         let read = |path: PathBuf| {
             let text = std::fs::read_to_string(&path);
             text.map_err(|error| format!("read {}: {error}", path.display()))
@@ -40,7 +41,7 @@ impl Procfs {
         let mounts = read(host.mountinfo())?;
         let (mount, root, is_v1) = hierarchy(&mounts).ok_or("no cgroup hierarchy has cpusets")?;
         let online = read(host.sys_cpu("online"))?;
-        Ok(Procfs {
+        Ok(Machine {
             host: host.clone(),
             boot_id: read(host.boot_id())?.trim().to_owned(),
             online: cpus_in(online.trim_end_matches('\0')).unwrap_or_default(),
@@ -53,14 +54,14 @@ impl Procfs {
         })
     }
 
-    /// Does the owner of a claim live: a process that it records, or any in its group, or in the
-    /// one that it awaits?
-    pub(super) fn life(&self, claim: &ClaimFile) -> io::Result<bool> {
+    /// Is the owner of a claim alive? It is if a process is that the claim records, or any process
+    /// in its group or, without a group, in the one that it awaits.
+    pub(super) fn is_alive(&self, claim: &ClaimFile) -> io::Result<bool> {
         if claim.boot_id != self.boot_id {
             return Ok(false);
         }
         for process in &claim.processes {
-            match self.pid(process.pid) {
+            match self.presence(process.pid) {
                 Presence::Unknown => return Ok(true),
                 Presence::Since(start) if start == process.start => return Ok(true),
                 _ => {}
@@ -80,9 +81,9 @@ impl Procfs {
         Ok(is_it && has_processes(&directory)?)
     }
 
-    /// Fields 3, 20 and 22 of proc_pid_stat(5). A leader that is a zombie while other threads run
-    /// is no dead process.
-    pub(super) fn pid(&self, pid: i32) -> Presence {
+    /// Looks for a process, in fields 3, 20 and 22 of proc_pid_stat(5). A leader that is a zombie
+    /// while other threads run is not dead.
+    pub(super) fn presence(&self, pid: i32) -> Presence {
         let stat = match std::fs::read(self.host.proc_pid(pid, "stat")) {
             Ok(stat) => String::from_utf8_lossy(&stat).into_owned(),
             Err(error) if is_gone(&error) => return Presence::Gone,
@@ -98,29 +99,30 @@ impl Procfs {
         }
     }
 
-    /// The CPUs that a process may run on; `None` where it is gone.
-    pub(super) fn affinity(&self, process: &LiveProcess) -> Option<BTreeSet<u32>> {
+    /// The CPUs that a process may run on; `None` if it is gone.
+    pub(super) fn affinity(&self, process: &RecordedProcess) -> Option<BTreeSet<u32>> {
         let status = std::fs::read(self.host.proc_pid(process.pid, "status")).ok()?;
         let status = String::from_utf8_lossy(&status).into_owned();
-        let is_it = self.pid(process.pid) == Presence::Since(process.start);
+        let is_it = self.presence(process.pid) == Presence::Since(process.start);
         let mut lines = status.lines();
         let cpus = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
         cpus_in(cpus).filter(|_| is_it)
     }
 
-    /// The CPUs that a group has, if it is still the one of the claim and anybody is in it.
-    pub(super) fn cpus_of_group(&self, group: &GroupFiles) -> Option<BTreeSet<u32>> {
+    /// The effective CPUs of a claim's group; `None` if another group has its path now, or no
+    /// process is in it.
+    pub(super) fn cpus_of_group(&self, group: &ClaimedGroup) -> Option<BTreeSet<u32>> {
         let directory = self.directory(group)?;
         let is_used = has_processes(&directory).ok()?;
         cpus_in_file(&directory.join(self.effective)).filter(|_| is_used)
     }
 
-    /// Those that the nearest group above it has.
-    pub(super) fn cpus_above_group(&self, group: &GroupFiles) -> Option<BTreeSet<u32>> {
+    /// The effective CPUs of the group above a claim's.
+    pub(super) fn cpus_above_group(&self, group: &ClaimedGroup) -> Option<BTreeSet<u32>> {
         cpus_in_file(&self.directory(group)?.parent()?.join(self.effective))
     }
 
-    fn directory(&self, group: &GroupFiles) -> Option<PathBuf> {
+    fn directory(&self, group: &ClaimedGroup) -> Option<PathBuf> {
         let directory = self.place(&group.path)?;
         let inode = directory.symlink_metadata().ok()?.ino();
         (inode == group.inode).then_some(directory)
@@ -131,14 +133,14 @@ impl Procfs {
         Some(self.mount.join(below.trim_start_matches('/')))
     }
 
-    /// The groups that users of this pool directory's lock have made.
-    pub(super) fn groups_of_ours(&self, conf_dir: &Path) -> io::Result<Vec<Ours>> {
+    /// The groups that Pinfold has made for users of this pool directory's lock.
+    pub(super) fn groups_of_ours(&self, conf_dir: &Path) -> io::Result<Vec<OurGroup>> {
         let lock = conf_dir.join("lock").metadata()?;
         let key = format!("/pinfold/{:x}-{}", lock.dev(), lock.ino());
         let home = self.place(&key).ok_or(io::ErrorKind::NotFound)?;
         let groups = subdirectories(&home)?.into_iter();
         let look = |path: PathBuf| {
-            Ok(Ours {
+            Ok(OurGroup {
                 inode: path.symlink_metadata()?.ino(),
                 cpus: cpus_in_file(&path.join(self.effective)).unwrap_or_default(),
                 is_empty: !has_processes(&path)?,
@@ -149,16 +151,16 @@ impl Procfs {
     }
 }
 
-/// A group that we made.
-pub(super) struct Ours {
+/// A group that Pinfold has made.
+pub(super) struct OurGroup {
     pub(super) path: PathBuf,
     pub(super) inode: u64,
     pub(super) cpus: BTreeSet<u32>,
     pub(super) is_empty: bool,
 }
 
-/// The mount point, its root and whether it is of version 1, which comes first
-/// (proc_pid_mountinfo(5)).
+/// Finds the hierarchy with cpusets: the mount point, the group that is mounted there, and whether
+/// it is of version 1, which is preferred (proc_pid_mountinfo(5)).
 fn hierarchy(mounts: &str) -> Option<(String, String, bool)> {
     let found = mounts.lines().filter_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
@@ -182,7 +184,7 @@ fn cpus_in_file(path: &Path) -> Option<BTreeSet<u32>> {
     cpus_in(&std::fs::read_to_string(path).ok()?)
 }
 
-/// Is there a process in a group, or in any below it? A threaded group names none: the one above it
+/// Is there a process in a group, or in any below it? A threaded group lists none; the group above
 /// does.
 fn has_processes(directory: &Path) -> io::Result<bool> {
     match std::fs::read(directory.join("cgroup.procs")) {

@@ -1,8 +1,7 @@
 //! The auditor: do claims, links, `tasks`, cgroups and live processes agree? It reads every file by
 //! itself, with parsers of its own, and shares no code with what it judges.
 //!
-//! It needs no lock: what others are changing while it looks does not stay as it was seen, and is
-//! left out.
+//! It needs no lock: what others are just changing does not stay as it was seen, and is left out.
 
 mod files;
 mod machine;
@@ -16,21 +15,21 @@ use crate::host::Host;
 use crate::text::Shown;
 
 use files::{ClaimFile, List, SiteFiles, listed};
-use machine::{Presence, Procfs};
+use machine::{Machine, Presence};
 
-/// How often a site is looked at before a remark counts.
+/// How often a remark has to be seen before it counts.
 const LOOKS: u32 = 4;
 /// The time between two looks; longer than a start holds the lock.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What a remark means.
+/// What a disagreement means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// What no death and no error may ever lead to.
+    /// Something that no death and no error may ever lead to.
     Broken,
-    /// The owner lives, and a start or a change of it was cut short; its list is held.
+    /// A start or a change of a live owner was cut short. Its list is held.
     Unfinished,
-    /// What the dead have left; the next who needs it, or `reconcile`, takes it away.
+    /// Something that the dead have left. Whoever needs it next, or `reconcile`, removes it.
     Leftover,
 }
 
@@ -43,7 +42,7 @@ pub struct Disagreement {
     pub text: String,
 }
 
-/// What is looked at.
+/// The site that is audited.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     /// The machine.
@@ -54,7 +53,8 @@ pub struct Subject<'a> {
     pub run_dir: &'a Path,
 }
 
-/// Looks several times, and tells what is seen each time: nobody is halfway through changing it.
+/// Looks several times, and returns what is seen each time: nobody is halfway through changing
+/// that.
 pub fn audit(subject: Subject<'_>) -> Vec<Disagreement> {
     let mut stays = look(subject);
     for _ in 1..LOOKS {
@@ -68,24 +68,27 @@ pub fn audit(subject: Subject<'_>) -> Vec<Disagreement> {
     stays
 }
 
-/// Looks once: where nobody changes anything meanwhile.
+/// Looks once, at a site that nobody changes meanwhile.
 pub fn look(subject: Subject<'_>) -> Vec<Disagreement> {
     let mut remarks = Remarks::default();
     let books = SiteFiles::read(subject.conf_dir, subject.run_dir, &mut remarks);
-    let machine = match Procfs::find(subject.host) {
+    let machine = match Machine::find(subject.host) {
         Ok(machine) => machine,
         Err(error) => {
             remarks.broken(error);
             return remarks.sorted();
         }
     };
-    let lives = books.claims.iter().map(|claim| match machine.life(claim) {
-        Ok(is_alive) => is_alive,
-        Err(error) => {
-            remarks.broken(format!("{}: {error}", claim.name()));
-            true
-        }
-    });
+    let lives = books
+        .claims
+        .iter()
+        .map(|claim| match machine.is_alive(claim) {
+            Ok(is_alive) => is_alive,
+            Err(error) => {
+                remarks.broken(format!("{}: {error}", claim.name()));
+                true
+            }
+        });
     let lives: Vec<bool> = lives.collect();
     let look = Inspection {
         books: &books,
@@ -130,8 +133,8 @@ impl Remarks {
 
 struct Inspection<'a> {
     books: &'a SiteFiles,
-    machine: &'a Procfs,
-    /// Whether the owner of each claim lives.
+    machine: &'a Machine,
+    /// For each claim, whether its owner is alive.
     lives: Vec<bool>,
 }
 
@@ -149,8 +152,8 @@ impl<'a> Inspection<'a> {
         self.claims().filter(move |(claim, _)| names(claim))
     }
 
-    /// Every claim is found by each of its lists and by its group, and every link leads to such a
-    /// claim.
+    /// Checks that each claim has links from its lists and from its group, and that each link leads
+    /// to such a claim.
     fn links(&self, remarks: &mut Remarks) {
         for (claim, lives) in self.claims() {
             let mut wanted: Vec<String> = Vec::new();
@@ -185,7 +188,8 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// A live owner is seen by other tools, and every number in `tasks` is some owner's.
+    /// Checks that `tasks` has each live owner, so that other tools see it, and that each pid in
+    /// `tasks` is an owner's or alive.
     fn tasks(&self, remarks: &mut Remarks) {
         for claim in self.claims().filter(|(_, l)| !l).map(|(claim, _)| claim) {
             remarks.leftover(format!("{} is gone and has a claim", claim.name()));
@@ -207,7 +211,7 @@ impl<'a> Inspection<'a> {
         }
         for list in &self.books.lists {
             for pid in &list.tasks {
-                if !self.explains(list, *pid) && self.machine.pid(*pid) == Presence::Gone {
+                if !self.explains(list, *pid) && self.machine.presence(*pid) == Presence::Gone {
                     let text = format!("process {pid} in tasks of {} is gone", list.shown());
                     remarks.leftover(text);
                 }
@@ -215,7 +219,7 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// Nobody has ended and is an owner.
+    /// Checks that no owner with a claim is among those that have ended.
     fn ended(&self, remarks: &mut Remarks) {
         for (claim, _) in self.claims() {
             let ended = (claim.owner_name(), claim.boot_id.clone());
@@ -235,8 +239,8 @@ impl<'a> Inspection<'a> {
         pids.any(|process| process.pid == pid)
     }
 
-    /// I1: a list of an exclusive pool has one live owner, and its CPUs are in no other list that
-    /// has one.
+    /// Checks I1: a list of an exclusive pool has one live owner at most, and none of its CPUs is
+    /// in another list that has an owner.
     fn owners(&self, remarks: &mut Remarks) {
         let mut owner_of: BTreeMap<u32, String> = BTreeMap::new();
         for list in &self.books.lists {
@@ -259,8 +263,8 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// Live owners by name. What a runtime reserves and what its container then has is one owner's,
-    /// as they share the id.
+    /// The names of a list's live owners. A reservation and the container that takes it over are
+    /// one owner, with the same id.
     fn owners_of(&self, list: &List) -> Vec<String> {
         let living: Vec<&ClaimFile> = self.on(list).filter(|(_, l)| *l).map(|(c, _)| c).collect();
         let reserves = |claim: &ClaimFile| claim.kind == "reservation";
@@ -270,7 +274,8 @@ impl<'a> Inspection<'a> {
         };
         let claimed = living.iter().filter(|claim| !is_handed_over(claim));
         let mut owners: Vec<String> = claimed.map(|claim| claim.name()).collect();
-        // Where a claim of this list cannot be read, a number in tasks can be its owner's.
+        // Live processes in `tasks` that no claim explains are owners too. If a claim of this list
+        // cannot be read, they may be its owner's.
         let of_list = format!("lists/{}/", list.name);
         let mut links = self
             .books
@@ -281,13 +286,13 @@ impl<'a> Inspection<'a> {
         if !links.any(|(_, target)| is_unreadable(target)) {
             let pids: BTreeSet<i32> = list.tasks.iter().copied().collect();
             let strangers = pids.iter().filter(|pid| !self.explains(list, **pid));
-            let living = strangers.filter(|pid| self.machine.pid(**pid) != Presence::Gone);
+            let living = strangers.filter(|pid| self.machine.presence(**pid) != Presence::Gone);
             owners.extend(living.map(|pid| format!("process {pid}")));
         }
         owners
     }
 
-    /// An owner runs on its CPUs, on all of them that are online, and never on another's.
+    /// Checks that an owner runs on all of its CPUs that are online, and never on another owner's.
     fn masks(&self, remarks: &mut Remarks) {
         for claim in self.living() {
             let Some(group) = claim.cgroup.as_ref().filter(|group| group.confined) else {
@@ -303,9 +308,9 @@ impl<'a> Inspection<'a> {
                 continue;
             }
             let is_open = self.machine.cpus_above_group(group) == Some(cpus.clone());
-            // Where all of its CPUs are offline, the kernel lets it run on those of the group above
-            // (cgroup-v2.rst, "Cpuset Interface Files"): nobody can undo that but who puts them
-            // online.
+            // If all of its CPUs are offline, the kernel lets it run on those of the group above
+            // (cgroup-v2.rst, "Cpuset Interface Files"). Only whoever puts them online can undo
+            // that.
             if wanted.is_empty() && is_open {
                 continue;
             }
@@ -326,8 +331,8 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// The processes that stand for the owner may run on its CPUs alone, but for the one beside its
-    /// command, or the runtime.
+    /// Checks that the processes that stand for the owner may run on its CPUs alone. Left out is
+    /// the process that is not confined itself: `isolate` beside its command, or the runtime.
     fn affinities(&self, claim: &ClaimFile, remarks: &mut Remarks) {
         let is_beside = |pid: i32| claim.kind != "container" && pid == claim.owner.pid;
         for process in claim.processes.iter().filter(|p| !is_beside(p.pid)) {
@@ -344,7 +349,7 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// Whoever else owns a CPU in an exclusive pool.
+    /// Another live owner of a CPU in an exclusive pool.
     fn other_owner(&self, claim: &ClaimFile, cpu: u32) -> Option<String> {
         let mut exclusive = self.books.lists.iter().filter(|list| list.is_exclusive);
         let list = exclusive.find(|list| list.cpus.contains(&cpu))?;
@@ -352,8 +357,8 @@ impl<'a> Inspection<'a> {
         owners.into_iter().find(|owner| *owner != claim.name())
     }
 
-    /// A group of ours is some claim's; one that was released by force keeps its processes, and no
-    /// CPU of another.
+    /// Checks that each group that Pinfold has made is some claim's. One that was released by force
+    /// keeps its processes, but no CPU of another owner.
     fn groups(&self, conf_dir: &Path, remarks: &mut Remarks) {
         let groups = self.machine.groups_of_ours(conf_dir).unwrap_or_default();
         for group in groups {
@@ -377,7 +382,7 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    /// Where there are owners, the mark says that the books were begun in this boot.
+    /// Checks that, if there are live owners, the mark says that the ledger was begun in this boot.
     fn boot_mark(&self, remarks: &mut Remarks) {
         let mark = self.books.boot_mark.as_deref().unwrap_or_default();
         if self.living().next().is_some() && !mark.starts_with(&self.machine.boot_id) {

@@ -1,4 +1,4 @@
-//! Labels of containers. No runtime sees them: each engine keeps them to itself.
+//! Reads the labels of containers. No runtime sees them: each engine keeps them to itself.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -17,18 +17,18 @@ use crate::files;
 use crate::host::Host;
 use crate::names::DockerRecord;
 
-/// How long podman may take to tell them.
+/// How long podman may take to list its containers.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The most that is read of what podman says, in bytes.
+/// The most that is read of podman's output, in bytes.
 const MOST_SAID: u64 = 64 << 20;
 
-/// The keys of the labels of containers, by their ids. Those of docker's are in its record of a
-/// container; podman, which has them in a database, is asked, where it started any and is a program
-/// of this machine's. (`ctr` makes annotations of its labels, and nothing else is known to have
-/// any.)
+/// The keys of containers' labels, by container id. docker's are in its record of a container.
+/// podman keeps them in a database, and is asked if it started any container of our user and the
+/// host is the running machine. (`ctr` makes annotations of its labels, and no other engine is
+/// known to have any.)
 ///
 /// # Errors
-/// podman does not tell.
+/// podman cannot be run, takes too long, or prints something else.
 pub fn labels(host: &Host, containers: &[Container]) -> Result<BTreeMap<String, Vec<String>>> {
     let mut labels = recorded_labels(containers);
     let is_ours = |one: &&Container| one.user == geteuid().as_raw();
@@ -39,7 +39,7 @@ pub fn labels(host: &Host, containers: &[Container]) -> Result<BTreeMap<String, 
     Ok(labels)
 }
 
-/// The same of docker's alone, which stand in a file: no other program is waited for.
+/// The keys of docker's labels alone, which are in a file: no other program is waited for.
 pub fn recorded_labels(containers: &[Container]) -> BTreeMap<String, Vec<String>> {
     let docker = containers
         .iter()
@@ -54,7 +54,7 @@ pub fn recorded_labels(containers: &[Container]) -> BTreeMap<String, Vec<String>
 
 fn of_podman(host: &Host) -> Result<BTreeMap<String, Vec<String>>> {
     #[derive(Deserialize)]
-    struct Marks {
+    struct PodmanContainer {
         #[serde(rename = "Id")]
         id: String,
         #[serde(rename = "Labels")]
@@ -66,7 +66,8 @@ fn of_podman(host: &Host) -> Result<BTreeMap<String, Vec<String>>> {
     let mut command = Command::new(podman);
     command.args(["ps", "--no-trunc", "--format", "json"]);
     let said = ask(&mut command).context("ask podman for the labels of its containers")?;
-    let told: Vec<Marks> = serde_json::from_str(&said).context("read what `podman ps` says")?;
+    let told: Vec<PodmanContainer> =
+        serde_json::from_str(&said).context("read what `podman ps` says")?;
     let labels = told.into_iter().map(|one| {
         let labels = one.labels.unwrap_or_default();
         (one.id, labels.into_keys().collect())
@@ -74,7 +75,7 @@ fn of_podman(host: &Host) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(labels.collect())
 }
 
-/// What a program prints, if it ends in time.
+/// Runs a program and returns what it prints. It is killed if it takes longer than [`PATIENCE`].
 fn ask(command: &mut Command) -> Result<String> {
     command
         .stdin(Stdio::null())
@@ -86,7 +87,7 @@ fn ask(command: &mut Command) -> Result<String> {
     thread::spawn(move || send.send(files::read_bounded(stdout.take(MOST_SAID), MOST_SAID)));
     let said = receive.recv_timeout(PATIENCE);
     if said.is_err() {
-        // It is our child, and not waited for yet: the number is its own.
+        // It is our child and not waited for yet, so its pid is not reused.
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
     }
     child.wait()?;

@@ -1,9 +1,9 @@
-//! The containers that run on this machine, whoever started them: found in the directories in which
+//! Finds the containers that run on this machine, whoever started them, in the directories in which
 //! OCI runtimes keep the state of their containers, and in the bundles of containerd's tasks.
 //!
-//! What is in there was written by others. Nothing of it is followed but the bundle's path that a
-//! runtime noted, and each file is read only if it is a regular one of bounded size; the number of
-//! containers is bounded too.
+//! Others wrote what is in there. No path in it is followed but that of the bundle, which a runtime
+//! noted. A file is read only if it is regular and of bounded size, and the number of containers is
+//! bounded.
 
 mod labels;
 mod roots;
@@ -29,7 +29,7 @@ use state::RuntimeState;
 /// The largest file that is read of a container, in bytes.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// So many containers of one directory are looked at.
+/// The most containers of one directory that are looked at.
 const MOST_IN_A_ROOT: usize = 4096;
 
 /// Who started a container.
@@ -43,14 +43,14 @@ pub enum Starter {
     Crio,
     /// containerd's CRI plugin, for Kubernetes.
     Cri,
-    /// Another client of containerd (`ctr`, `nerdctl`), in this namespace of containerd's.
+    /// Another client of containerd (`ctr`, `nerdctl`), with its namespace in containerd.
     Containerd(String),
-    /// Nobody that is known here: somebody ran this OCI runtime.
+    /// No known engine: somebody ran this OCI runtime.
     Runtime(&'static str),
 }
 
 impl Starter {
-    /// The word for it.
+    /// The engine's name in messages.
     pub fn word(&self) -> &'static str {
         match self {
             Starter::Docker => "docker",
@@ -63,27 +63,27 @@ impl Starter {
     }
 }
 
-/// A container whose first process runs its program.
+/// A container that runs: its first process executes the container's program.
 #[derive(Debug, Clone)]
 pub struct Container {
-    /// Its id, as [`Id`] allows.
+    /// Its id, which [`Id`] accepts.
     pub id: String,
-    /// Its first process, which lives.
+    /// Its first process, which is alive.
     pub process: Process,
     /// Who started it.
     pub starter: Starter,
-    /// As which user its runtime runs; root, or one without privileges.
+    /// The user as whom its runtime runs: root, or one without privileges.
     pub user: u32,
-    /// What people call it.
+    /// Its names.
     pub names: Names,
-    /// Its configuration, as its runtime took it; of runc only annotations and hooks.
+    /// The configuration with which its runtime started it; of runc only annotations and hooks.
     pub config: Config,
-    /// Where its configuration was when it was made.
+    /// The path that its configuration had when it was made.
     pub config_path: PathBuf,
 }
 
 impl Container {
-    /// As its engine's commands take it.
+    /// Its name, or short id, as its engine's commands take it.
     pub fn name(&self) -> &str {
         match &self.names.name {
             Some(name) if self.names.pod.is_none() => name,
@@ -91,26 +91,26 @@ impl Container {
         }
     }
 
-    /// As a sentence calls it.
+    /// Its engine and its names, for a sentence.
     pub fn shown(&self) -> String {
         let name = self.names.with_id(&self.id);
         format!("{} container {name}", self.starter.word())
     }
 }
 
-/// What was found.
+/// The containers that were found.
 #[derive(Debug, Default)]
 pub struct FoundContainers {
-    /// The containers, by where their state is and by id.
+    /// The containers, in the order of the directories of their state, then of their ids.
     pub containers: Vec<Container>,
-    /// What could not be looked at, a sentence each.
+    /// What could not be looked at, one sentence each.
     pub remarks: Vec<String>,
 }
 
-/// Finds the containers that run now. One that is gone, or that is not started yet, is none; so is
-/// one of a runtime that keeps its state elsewhere.
+/// Finds the containers that run now. Left out are those that are gone or not started yet, and
+/// those of runtimes that keep their state elsewhere.
 ///
-/// `docker_exec_root` is docker's `exec-root`, where its configuration names one (dockerd(8)).
+/// `docker_exec_root` is docker's `exec-root`, if its configuration names one (dockerd(8)).
 pub fn running(host: &Host, docker_exec_root: Option<&str>) -> FoundContainers {
     let mut search = ContainerSearch {
         host,
@@ -129,14 +129,15 @@ pub fn running(host: &Host, docker_exec_root: Option<&str>) -> FoundContainers {
 struct ContainerSearch<'a> {
     host: &'a Host,
     boot_time: Option<i64>,
-    /// A container is in its runtime's state and in its task's bundle.
+    /// The ids and pids that were found: a container can be in its runtime's state and in its
+    /// task's bundle.
     seen: BTreeSet<(String, i32)>,
     found: FoundContainers,
 }
 
 impl ContainerSearch<'_> {
     fn look_into(&mut self, root: &Root) -> Result<()> {
-        // Others' are there for themselves and for root alone.
+        // A user's directory is readable for that user and for root alone.
         if !geteuid().is_root() && !roots::belongs_to(&root.dir, geteuid().as_raw())? {
             return Ok(());
         }
@@ -192,23 +193,22 @@ impl ContainerSearch<'_> {
         Ok(())
     }
 
-    /// Is it the process whose number was noted, or a later one?
+    /// Is this the process whose pid was noted, and not a later one with the same pid?
     fn is_meant(&self, state: &RuntimeState, process: &Process) -> bool {
         match state.start {
             Some(start) => process.start == start,
             None => {
                 let boot_time = self.boot_time;
                 let started = boot_time.and_then(|boot_time| process.started_at(boot_time));
-                // A later one started after the number was written; the two clocks count in
-                // seconds.
+                // A later process started after the pid was written. Both clocks count in seconds.
                 started.is_some_and(|started| started <= state.written + 1)
             }
         }
     }
 }
 
-/// Does the first process still wait to be started? runc and crun have it wait at a FIFO of this
-/// name.
+/// Does the first process still wait to be started? runc and crun have it wait at the FIFO
+/// `exec.fifo`.
 fn is_waiting(dir: &Path) -> Result<bool> {
     let fifo = dir.join("exec.fifo");
     match fifo.symlink_metadata() {
@@ -218,8 +218,8 @@ fn is_waiting(dir: &Path) -> Result<bool> {
     }
 }
 
-/// podman and CRI-O mark their containers; containerd has a namespace for each client, docker's
-/// being `moby`.
+/// Tells who started a container. podman and CRI-O mark theirs with an annotation; containerd has a
+/// namespace for each client, `moby` for docker.
 fn starter(root: &Root, config: &Config) -> Starter {
     let mut annotations = config.plain_annotations();
     match annotations.find(|(key, _)| *key == "io.container.manager") {
@@ -243,7 +243,8 @@ mod tests {
 
     const RUNC: &str = r#"{"id":"x","init_process_pid":PID,"init_process_start":START,"config":{
         "labels":["pinfold.io/pool=dp","bundle=/forged","a=b=c","bundle=/bundles/x"],
-        "Hooks":{"prestart":null,"createRuntime":[{"args":["pinfold","hook","createRuntime","--conf-dir","/k"]}]}}}"#;
+        "Hooks":{"prestart":null,
+        "createRuntime":[{"args":["pinfold","hook","createRuntime","--conf-dir","/k"]}]}}}"#;
     const CRUN: &str = r#"{"pid":PID,"process-start-time":START,"bundle":"/bundles/x"}"#;
     const CONFIG: &str = r#"{"annotations":{"pinfold.io/pool":"dp","n":1},"hooks":{}}"#;
 
@@ -252,7 +253,7 @@ mod tests {
     }
 
     impl PodmanMachine {
-        /// With a process 7, which started 500 ticks after the boot.
+        /// A machine with a process 7, which started 500 ticks after boot.
         fn new() -> PodmanMachine {
             let machine = PodmanMachine {
                 dir: tempfile::tempdir().unwrap(),
@@ -273,7 +274,7 @@ mod tests {
             running(&Host::new(self.dir.path()), Some("/srv/docker"))
         }
 
-        /// Who started what is found, and as what.
+        /// The ids of the containers that are found, and who started them.
         fn found(&self) -> Vec<(String, Starter)> {
             let found = self.running();
             assert!(found.remarks.is_empty(), "{:?}", found.remarks);
@@ -359,7 +360,7 @@ mod tests {
             &state(RUNC, 7, 500),
         );
         assert_eq!(machine.found().len(), 1);
-        // Somebody else has the number since: the process is younger than the file.
+        // Another process has the pid since: it is younger than the file.
         let now = std::time::SystemTime::now();
         let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         machine.put("proc/stat", &format!("btime {}\n", now + 60));

@@ -1,4 +1,4 @@
-//! Where the state of containers is kept.
+//! Lists the directories in which the state of containers is kept.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,38 +11,41 @@ use nix::unistd::geteuid;
 use crate::files;
 use crate::host::Host;
 
-/// Where OCI runtimes keep their state where nothing else is said: `--root` of runc(8), crun(1).
+/// The OCI runtimes that are known. They keep their state in `/run/<name>` unless `--root` says
+/// otherwise (runc(8), crun(1)).
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
-/// Directories of docker's, which has a root a runtime and, in each, a directory for its namespace
-/// of containerd.
+/// docker's directories. Each has a state directory for each runtime (`runtime-<name>`), with a
+/// directory for docker's namespace in containerd.
 const DOCKERS: [&str; 2] = ["/run/docker", "/run/snap.docker"];
 
-/// Where containerd's shim has the runtime keep its state, a directory for each namespace
-/// (containerd: `runc.v2`).
+/// The directory in which containerd's shim (`runc.v2`) has the runtime keep its state, with a
+/// directory for each namespace.
 const CONTAINERD_RUNC: &str = "/run/containerd/runc";
 
-/// State directories of containerd, in which each namespace has its tasks' bundles; those of
-/// docker's own containerd are below docker's.
+/// containerd's state directories, in which each namespace has its tasks' bundles. docker's own
+/// containerd has its bundles below docker's directory.
 const CONTAINERDS: [&str; 3] = [
     "/run/containerd",
     "/run/k3s/containerd",
     "/var/snap/microk8s/common/run/containerd",
 ];
+/// The directory of the bundles in these.
 const TASKS: &str = "io.containerd.runtime.v2.task";
 
-/// Where users' runtimes keep theirs: `$XDG_RUNTIME_DIR`, as systemd sets it (pam_systemd(8)).
+/// The directory of the users' directories in which their runtimes keep their state:
+/// `$XDG_RUNTIME_DIR`, as systemd sets it (pam_systemd(8)).
 const USERS: &str = "/run/user";
 
-/// So many names of a directory of directories are looked at.
+/// The most directories in a directory that are looked at.
 const MOST_DIRECTORIES: usize = 1024;
 
-/// What a directory holds.
+/// What the directories in a [`Root`] are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RootLayout {
-    /// The state of a container.
+    /// A container's state, written by its runtime.
     State,
-    /// The bundle of a task of containerd's.
+    /// The bundle of a containerd task.
     Bundle,
 }
 
@@ -51,18 +54,18 @@ pub(super) enum RootLayout {
 pub(super) struct Root {
     pub(super) dir: PathBuf,
     pub(super) form: RootLayout,
-    /// containerd's name for what belongs to one client.
+    /// The namespace in containerd, of which each client has its own.
     pub(super) namespace: Option<String>,
-    /// The runtime whose own directory it is, or the one that the engine takes if nobody names
-    /// another.
+    /// The runtime that has this directory for its own, or else the engine's default runtime.
     pub(super) runtime: &'static str,
-    /// Whom all in there has to belong to.
+    /// The user to whom everything in it has to belong.
     pub(super) user: u32,
 }
 
-/// All that there are, the runtimes' own first: these know when a process started.
+/// All of these directories that exist. The runtimes' own come first: they tell when a process
+/// started.
 ///
-/// What cannot be looked at, and what is left out, is added to the remarks.
+/// Adds what cannot be looked at, and what is left out, to the remarks.
 pub(super) fn all(
     host: &Host,
     docker_exec_root: Option<&str>,
@@ -104,7 +107,7 @@ pub(super) fn all(
     }
     for (name, dir) in directories(&host.path(USERS)) {
         let Ok(user) = name.parse() else { continue };
-        // Root's own is the system's.
+        // Root's runtimes keep theirs in the system's directories.
         for runtime in RUNTIMES.into_iter().filter(|_| user != 0) {
             roots.push(Root {
                 runtime,
@@ -125,18 +128,19 @@ pub(super) fn all(
     roots
 }
 
-/// Is it a directory, not a link to one, that belongs to this user, to us or to root? Not where it
-/// is gone.
+/// Is this a directory, not a link to one, that belongs to this user, to us or to root? `false` if
+/// it is gone.
 ///
 /// # Errors
-/// It cannot be looked at: that says nothing of whose it is.
+/// It cannot be looked at, which does not tell whose it is.
 pub(super) fn belongs_to(dir: &Path, user: u32) -> Result<bool> {
     let trusted = [0, user, geteuid().as_raw()];
     let looks = files::entry_if_there(dir)?;
     Ok(looks.is_some_and(|looks| looks.is_dir() && trusted.contains(&looks.uid())))
 }
 
-/// The names in a directory, with their paths. Nobody but root can look into many of them.
+/// The names in a directory, sorted, with their paths. An error is a remark only for root: others
+/// may not look into many of them.
 fn directories(dir: &Path, remarks: &mut Vec<String>) -> Vec<(String, PathBuf)> {
     let mut names = match names_in(dir, MOST_DIRECTORIES + 1) {
         Ok(names) => names,
@@ -162,7 +166,7 @@ fn directories(dir: &Path, remarks: &mut Vec<String>) -> Vec<(String, PathBuf)> 
     names.into_iter().map(with_path).collect()
 }
 
-/// At most so many names of a directory; none where it is not there.
+/// At most `most` names in a directory; none if it does not exist.
 pub(super) fn names_in(dir: &Path, most: usize) -> Result<Vec<String>> {
     let attempt = || -> io::Result<Vec<OsString>> {
         let entries = std::fs::read_dir(dir)?.take(most);
@@ -190,7 +194,7 @@ mod tests {
         assert!(belongs_to(dir.path(), own).unwrap());
         assert!(!belongs_to(&dir.path().join("link"), own).unwrap());
         assert!(!belongs_to(&dir.path().join("gone"), own).unwrap());
-        // The kernel does not look at a name of more than 255 bytes.
+        // The kernel refuses a name of more than 255 bytes.
         assert!(belongs_to(&dir.path().join("x".repeat(300)), own).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Reading the state of one container: as runc keeps it, as crun does, and as containerd's task
-//! bundles have it.
+//! Reads the state of one container, as runc or crun keeps it, or as a bundle of containerd's tasks
+//! has it.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -16,16 +16,16 @@ use crate::oci::Config;
 
 const CONFIG: &str = "config.json";
 
-/// What is known of a container.
+/// The state of a container.
 #[derive(Debug)]
 pub(super) struct RuntimeState {
     pub(super) pid: i32,
-    /// When the process started, in clock ticks since boot, where the runtime noted it.
+    /// When the process started, in clock ticks since boot; `None` if the runtime did not note it.
     pub(super) start: Option<u64>,
-    /// When the number was written, in seconds since the epoch.
+    /// When the pid was written, in seconds since the epoch.
     pub(super) written: i64,
     pub(super) config: Config,
-    /// Where the configuration was when the container was made.
+    /// The path that the configuration had when the container was made.
     pub(super) config_path: PathBuf,
 }
 
@@ -37,7 +37,8 @@ struct Runc {
     config: RuncConfig,
 }
 
-/// Of it (libcontainer/configs/config.go): annotations are among the labels, as `key=value`.
+/// The configuration in it (runc: libcontainer/configs/config.go). Annotations are among the
+/// labels, as `key=value`.
 #[derive(Deserialize)]
 struct RuncConfig {
     #[serde(default)]
@@ -46,7 +47,7 @@ struct RuncConfig {
     hooks: Value,
 }
 
-/// crun's `status` (crun: src/libcrun/status.c); older ones note no start.
+/// crun's `status` (crun: src/libcrun/status.c). Older versions note no start.
 #[derive(Deserialize)]
 struct Crun {
     pid: i32,
@@ -56,11 +57,11 @@ struct Crun {
     bundle: String,
 }
 
-/// The state in a runtime's directory of a container; `None` where there is none, or none of a
-/// known form.
+/// Reads the state from a runtime's directory of a container; `None` if it has none of a known
+/// form.
 pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<RuntimeState>> {
     if let Some((text, written)) = read(&dir.join("state.json"))? {
-        // Another runtime's state can have this name too.
+        // Another runtime's state can have this file name too.
         let state = serde_json::from_str::<Runc>(&text).ok();
         return Ok(state.map(|state| RuntimeState {
             pid: state.init_process_pid,
@@ -76,7 +77,7 @@ pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<RuntimeState>
     };
     let state: Crun =
         serde_json::from_str(&text).with_context(|| format!("read {}", status.display()))?;
-    // A copy of what the container was started with; older ones made none.
+    // crun copies the configuration with which the container was started. Older versions did not.
     let bundle = host.path(&state.bundle);
     let config = match config(dir)? {
         None if state.bundle.starts_with('/') => config(&bundle)?,
@@ -91,7 +92,7 @@ pub(super) fn of_runtime(host: &Host, dir: &Path) -> Result<Option<RuntimeState>
     }))
 }
 
-/// The same of a task's bundle.
+/// Reads the state from a task's bundle; `None` if it has none.
 pub(super) fn of_bundle(dir: &Path) -> Result<Option<RuntimeState>> {
     let Some((pid, written)) = read(&dir.join("init.pid"))? else {
         return Ok(None);
@@ -117,7 +118,8 @@ fn config(dir: &Path) -> Result<Option<Config>> {
     Ok(Some(config))
 }
 
-/// A file's text and when it was last written; `None` where it is not there.
+/// A file's text, and when it was last written, in seconds since the epoch; `None` if it does not
+/// exist.
 fn read(path: &Path) -> Result<Option<(String, i64)>> {
     let file = match files::open_regular(path) {
         Err(error) if is_gone(&error) => return Ok(None),
@@ -137,14 +139,14 @@ fn is_gone(error: &anyhow::Error) -> bool {
 }
 
 impl RuncConfig {
-    /// The last label of this key is runc's own.
+    /// The bundle's path: runc adds its own label of this key as the last one.
     fn bundle(&self) -> &str {
         let mut labels = self.labels.iter().rev();
         let bundle = labels.find_map(|label| label.strip_prefix("bundle="));
         bundle.unwrap_or_default()
     }
 
-    /// What we read of a configuration, as the container had it when it was started.
+    /// The parts of the configuration that we read, as they were when the container was started.
     fn into_oci(self) -> Config {
         let annotation = |label: &String| {
             let (key, value) = label.split_once('=')?;
