@@ -1,5 +1,6 @@
-//! A CDI file: a device a pool, which docker, podman, containerd and CRI-O give to a container
-//! without any other set-up (CDI's SPEC.md; version 0.5.0 is the first that allows our names).
+//! Writes a CDI file: a device for each pool, which docker, podman, containerd and CRI-O give to a
+//! container without any other set-up (CDI: SPEC.md; version 0.5.0 is the first that allows our
+//! names).
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -9,11 +10,11 @@ use super::hooks::TIMEOUT;
 /// The kind of our devices: `pinfold.io/pool=dataplane`.
 pub const KIND: &str = "pinfold.io/pool";
 
-/// What tells hooks of a file that the install of an engine brought. CDI takes no key that it does
-/// not know, and nothing reads this variable.
+/// The environment variable that marks the hooks of a file that an engine's install has made. CDI
+/// allows no unknown keys, and nothing else reads this variable.
 const BY_INSTALL: &str = "PINFOLD_DEVICES=by-install";
 
-/// A pool for which there are devices.
+/// The devices of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Devices {
     /// The pool's name.
@@ -29,13 +30,13 @@ pub struct Hooks {
     pub pinfold: String,
     /// Options for it.
     pub options: Vec<String>,
-    /// Did the install of an engine bring the file? Then it goes with the engine.
+    /// Did an engine's install make the file? Then its uninstall removes it.
     pub by_install: bool,
 }
 
 impl Hooks {
-    /// A file that stands in while there are no pools: no file is without a device, and this is
-    /// where it is read from how its hooks were run.
+    /// The file for a machine without pools. CDI allows no file without a device, and from this one
+    /// we later read how the hooks are run.
     pub fn stand_in(&self) -> String {
         let pool = Devices {
             pool: "POOL".to_owned(),
@@ -45,7 +46,7 @@ impl Hooks {
     }
 }
 
-/// The file; `None` where there is no device, which CDI takes for an error.
+/// The file's text; `None` if there is no device, which CDI takes for an error.
 pub fn file(pools: &[Devices], hooks: &Hooks) -> Option<String> {
     let names = pools.iter().flat_map(|devices| {
         let one = |count| match count {
@@ -85,10 +86,10 @@ fn device(pool: &str, name: &str, hooks: &Hooks) -> Value {
     })
 }
 
-/// How the hooks of a file of ours are run; `None` where it is somebody else's.
+/// Reads from a file of ours how its hooks are run; `None` if the file is somebody else's.
 ///
 /// # Errors
-/// What is no JSON.
+/// It is not JSON.
 pub fn hooks_of(text: &str) -> Result<Option<Hooks>> {
     let file: Value = serde_json::from_str(text).context("it is not JSON")?;
     if file["kind"] != KIND {

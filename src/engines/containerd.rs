@@ -1,9 +1,9 @@
-//! containerd's `config.toml`: a runtime handler for its CRI plugin, in the versions 1 to 4 of that
-//! file (containerd: docs/man/containerd-config.toml.5.md, docs/cri/config.md).
+//! Edits containerd's `config.toml`: a runtime handler for its CRI plugin, in versions 1 to 4 of
+//! that file (containerd: docs/man/containerd-config.toml.5.md, docs/cri/config.md).
 //!
 //! A file can import others. containerd 1.x takes a plugin's whole table from the last file that
-//! has it, 2.x merges them key by key: so the last file that has the CRI plugin's table is the one
-//! to write to, for both.
+//! has it, and 2.x merges them key by key. For both, the file to write to is the last one that has
+//! the CRI plugin's table.
 
 use anyhow::{Context, Result, bail, ensure};
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
@@ -15,21 +15,22 @@ use crate::refusal::Refusal;
 
 /// The newest version of the file that is known: containerd 2.3's.
 const NEWEST: i64 = 4;
-/// containerd's own shim for runc, and for all that have its command line.
+/// The type of containerd's own shim for runc, and for all runtimes with runc's command line.
 const RUNC_V2: &str = "io.containerd.runc.v2";
-/// The table of the CRI plugin that has the handlers, by the file's version.
+/// The CRI plugin's names, whose table has the handlers, each with the version of the file that
+/// introduced it.
 const PLUGINS: [(i64, &str); 3] = [
     (1, "cri"),
     (2, "io.containerd.grpc.v1.cri"),
     (3, "io.containerd.cri.v1.runtime"),
 ];
-/// The handler, and the program, of pods that name none.
+/// The handler of pods that name none, and its program.
 const RUNC: &str = "runc";
 const NOTE: &str =
     "# By `pinfold install containerd`; `pinfold uninstall containerd` takes it out.";
 const RUNC_NOTE: &str =
     "# By `pinfold install containerd`: containerd 1.x has no handler runc once another is named.";
-/// What a file says that was not there before. Version 2 is read by all containerd from 1.3.
+/// The text of a new file. containerd reads version 2 from 1.3 on.
 const NEW_FILE: &str = "version = 2\n";
 
 /// One configuration file.
@@ -37,16 +38,16 @@ const NEW_FILE: &str = "version = 2\n";
 pub struct ContainerdFile {
     text: String,
     document: DocumentMut,
-    /// The version that it says, or that the file which imports it has.
+    /// The version that it says, or else that of the file that imports it.
     version: i64,
 }
 
-/// A runtime handler as it stands in the files.
+/// A runtime handler in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Handler {
-    /// The runtime it runs; containerd's default where it is empty.
+    /// The runtime that it runs; empty for containerd's default.
     pub binary: String,
-    /// Are our annotations passed on, from the pod and from the container?
+    /// Does it pass our annotations on, both the pod's and the container's?
     pub passes_annotations: bool,
 }
 
@@ -54,7 +55,7 @@ impl ContainerdFile {
     /// Reads the main file, or one that a file of version `importer` imports.
     ///
     /// # Errors
-    /// What is no TOML, or of a version that is not known.
+    /// It is not TOML, or of an unknown version.
     pub fn parse(text: &str, importer: Option<i64>) -> Result<ContainerdFile> {
         let document = document(text)?;
         let version = match document.get("version") {
@@ -75,7 +76,7 @@ impl ContainerdFile {
         })
     }
 
-    /// A file that is not there yet.
+    /// A new file.
     pub fn new() -> ContainerdFile {
         ContainerdFile::parse(NEW_FILE, None).expect("it is well-formed")
     }
@@ -85,41 +86,41 @@ impl ContainerdFile {
         self.version
     }
 
-    /// The files that it imports: paths, some with `*`, relative to its own directory.
+    /// The files that it imports: paths relative to its own directory, some with `*`.
     pub fn imports(&self) -> Vec<String> {
         strings(self.document.get("imports"))
     }
 
-    /// Is the CRI plugin turned off in it? The packages of docker do so.
+    /// Does it turn the CRI plugin off? docker's packages do that.
     pub fn disables_cri(&self) -> bool {
         let disabled = strings(self.document.get("disabled_plugins"));
         let names = PLUGINS.map(|(_, name)| name);
         disabled.iter().any(|name| names.contains(&name.as_str()))
     }
 
-    /// Has it the CRI plugin's table?
+    /// Does it have the CRI plugin's table?
     pub fn has_cri(&self) -> bool {
         find(self.document.as_table(), &["plugins", self.plugin()]).is_some()
     }
 
-    /// Our handler; `None` where there is none, or one of another program goes by our name.
+    /// Our handler; `None` if there is none, or the one of our name runs another program.
     pub fn ours(&self) -> Option<Handler> {
         self.handler(RUNTIME)
             .filter(|handler| is_shim(&handler.binary))
     }
 
-    /// Does somebody else's handler go by our name?
+    /// Does somebody else's handler have our name?
     pub fn has_namesake(&self) -> bool {
         self.handler_table(RUNTIME).is_some() && self.ours().is_none()
     }
 
-    /// Do two files say the same, however it is written?
+    /// Do two files have the same settings, however they are written?
     pub fn says_the_same_as(&self, other: &ContainerdFile) -> bool {
         let table = |file: &ContainerdFile| toml::from_str::<toml::Table>(&file.text).ok();
         table(self) == table(other)
     }
 
-    /// A handler of this name.
+    /// The handler of this name.
     pub fn handler(&self, name: &str) -> Option<Handler> {
         let table = self.handler_table(name)?;
         let passes = |key| {
@@ -134,7 +135,7 @@ impl ContainerdFile {
         })
     }
 
-    /// The handler of containers that name none, where the file says so.
+    /// The handler of containers that name none; `None` if the file does not say.
     pub fn default_handler(&self) -> Option<&str> {
         let path = [
             "plugins",
@@ -145,7 +146,7 @@ impl ContainerdFile {
         find(self.document.as_table(), &path).and_then(Item::as_str)
     }
 
-    /// The text of the file with more behind it.
+    /// The file's text with a block added at its end.
     fn with(&self, block: &str) -> String {
         let text = &self.text;
         let end = if text.is_empty() || text.ends_with('\n') {
@@ -156,8 +157,8 @@ impl ContainerdFile {
         format!("{text}{end}{block}")
     }
 
-    /// Is this edited text TOML, and what it was but for our handler, and runc's where that was not
-    /// there?
+    /// Is the edited text TOML with the same settings, except for our handler, and runc's if that
+    /// is missing in either text?
     fn is_kept_by(&self, edited: &str) -> bool {
         let Ok(edited) = ContainerdFile::parse(edited, Some(self.version)) else {
             return false;
@@ -201,12 +202,14 @@ impl Default for ContainerdFile {
     }
 }
 
-/// Which of the files, in the order in which containerd reads them, counts for the CRI plugin.
+/// The index of the file that counts for the CRI plugin. The files are in the order in which
+/// containerd reads them.
 pub fn deciding(files: &[ContainerdFile]) -> usize {
     files.iter().rposition(ContainerdFile::has_cri).unwrap_or(0)
 }
 
-/// The handler that ours is like: runc, or the default one where that is of runc's kind.
+/// The handler from which ours is copied: runc's, or else the default one, if its type is
+/// [`RUNC_V2`].
 fn model(files: &[ContainerdFile]) -> Option<&dyn TableLike> {
     let default = files.iter().rev().find_map(ContainerdFile::default_handler);
     let names = ["runc"]
@@ -222,8 +225,8 @@ fn model(files: &[ContainerdFile]) -> Option<&dyn TableLike> {
     tables.find(|table| table.get("runtime_type").and_then(Item::as_str) == Some(RUNC_V2))
 }
 
-/// What containerd runs where a pod names no handler and ours is out of the question: a name or a
-/// path. `None` where that is no runtime of runc's kind.
+/// What containerd would run without our handler for a pod that names none: a name or a path.
+/// `None` if that is not a runtime of runc's kind.
 pub fn runtime_without_ours(files: &[ContainerdFile]) -> Option<String> {
     let latest = |name: &str| {
         let mut newest_first = files.iter().rev();
@@ -240,16 +243,17 @@ pub fn runtime_without_ours(files: &[ContainerdFile]) -> Option<String> {
     (kind.is_none_or(|kind| kind == RUNC_V2)).then(|| binary.to_owned())
 }
 
-/// The deciding file with our handler in it: like the handler of runc, but for the program and the
-/// annotations.
+/// Adds our handler to the [`deciding`] file, and returns its text. The handler is like runc's,
+/// except for the program and the annotations.
 ///
 /// # Errors
-/// Where a table should be, there is something else.
+/// Something else is where a table should be, or the file has a form that cannot be edited without
+/// changing more.
 pub fn add(files: &[ContainerdFile], shim: &str) -> Result<String> {
     let file = &files[deciding(files)];
     if file.handler_table(RUNTIME).is_none() {
         let text = file.with(&block(file, model(files), shim)?);
-        // Where the handlers are an inline table, nothing can be added behind it.
+        // If the handlers are an inline table, nothing can be added after it.
         if file.is_kept_by(&text) {
             return Ok(text);
         }
@@ -263,7 +267,7 @@ pub fn add(files: &[ContainerdFile], shim: &str) -> Result<String> {
     if is_new {
         handlers.insert(RUNTIME, Item::Table(handler_like(model(files))));
     }
-    // One that is like another can be complete as it is.
+    // A handler that is copied from another can be complete already.
     if !complete(table_at(handlers, &[RUNTIME])?, shim)? && !is_new {
         return Ok(file.text.clone());
     }
@@ -278,12 +282,11 @@ pub fn add(files: &[ContainerdFile], shim: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The file without our handler, and with the one that went by our name in `original`, the file
-/// before ours; `None` where it has none of ours.
+/// Removes our handler, and puts back the one that had our name in `original`, the file before
+/// ours. `None` if the file does not have our handler.
 ///
 /// # Errors
-/// Where ours is the handler of containers that name none: without it containerd would not start
-/// them.
+/// Ours is the handler of containers that name none: without it containerd would not start them.
 pub fn remove(file: &ContainerdFile, original: Option<&ContainerdFile>) -> Result<Option<String>> {
     if file.ours().is_none() {
         return Ok(None);
@@ -305,7 +308,7 @@ pub fn remove(file: &ContainerdFile, original: Option<&ContainerdFile>) -> Resul
             "name another one there first"
         ));
     }
-    // A comment of somebody's can begin as our note does: what is cut out has to be our handler.
+    // Somebody's comment can begin like our note: make sure that our handler was cut out.
     let is_without = |cut: &str| {
         let cut = ContainerdFile::parse(cut, Some(file.version));
         cut.is_ok_and(|cut| cut.handler_table(RUNTIME).is_none())
@@ -321,7 +324,7 @@ pub fn remove(file: &ContainerdFile, original: Option<&ContainerdFile>) -> Resul
     Ok(Some(after.document.to_string()))
 }
 
-/// What is added to the end of a file: our handler, and runc's where that would be lost.
+/// The block that is added to the end of a file: our handler, and runc's if that would be lost.
 fn block(file: &ContainerdFile, model: Option<&dyn TableLike>, shim: &str) -> Result<String> {
     let mut block = DocumentMut::new();
     let handlers = table_at(block.as_table_mut(), &file.handlers_path())?;
@@ -333,7 +336,7 @@ fn block(file: &ContainerdFile, model: Option<&dyn TableLike>, shim: &str) -> Re
     }
     handlers.insert(RUNTIME, Item::Table(handler_like(model)));
     complete(table_at(handlers, &[RUNTIME])?, shim)?;
-    // The plugin's name is quoted as the file does it.
+    // Quote the plugin's name as the file does.
     let [quoted, literal] = ['"', '\''].map(|quote| format!("{quote}{}{quote}", file.plugin()));
     let block = block.to_string();
     Ok(if file.text.contains(&literal) {
@@ -343,8 +346,8 @@ fn block(file: &ContainerdFile, model: Option<&dyn TableLike>, shim: &str) -> Re
     })
 }
 
-/// Cuts that out again, as it may look by now: from one of our notes to the next comment or table
-/// that is not ours. A text for each note, the first first.
+/// Cuts out the block, even if somebody edited it: from one of our notes to the next comment or
+/// table that is not ours. There is a text for each note, in the order of the notes.
 fn without_block(text: &str) -> impl Iterator<Item = String> {
     let mut starts: Vec<usize> = [RUNC_NOTE, NOTE]
         .iter()
@@ -377,7 +380,7 @@ fn without_block_at(text: &str, start: usize) -> String {
     }
 }
 
-/// A new handler like another one; keys with their values, but without comments.
+/// A new handler with the keys and values of another, but without its comments.
 fn handler_like(model: Option<&dyn TableLike>) -> Table {
     let mut handler = noted_table(NOTE);
     for (key, item) in model.iter().flat_map(|table| table.iter()) {
@@ -396,8 +399,8 @@ fn handler_like(model: Option<&dyn TableLike>) -> Table {
     handler
 }
 
-/// Gives our handler what makes it ours, and leaves the rest of it alone. `false` where that
-/// changes nothing.
+/// Sets what makes a handler ours, and leaves the rest of it alone. Returns whether that changed
+/// anything.
 fn complete(handler: &mut dyn TableLike, shim: &str) -> Result<bool> {
     let mut is_changed = set(handler, "runtime_type", RUNC_V2.into());
     for key in ["pod_annotations", "container_annotations"] {
@@ -419,7 +422,7 @@ fn noted_table(note: &str) -> Table {
     table
 }
 
-/// Sets a key, unless it has that value already: `false`. What is written around a value stays.
+/// Sets a key, and keeps what is written around its value. `false` if it has this value already.
 fn set(table: &mut dyn TableLike, key: &str, mut value: Value) -> bool {
     value.decor_mut().clear();
     let Some(before) = table.get_mut(key).and_then(Item::as_value_mut) else {
@@ -445,7 +448,7 @@ fn strings(item: Option<&Item>) -> Vec<String> {
         .collect()
 }
 
-/// Takes names out of the table at the end of a path, and tables on the way that are then empty.
+/// Removes names from the table at the end of a path, and tables on the way that are empty then.
 fn prune(table: &mut toml::Table, path: &[&str], names: &[&str]) {
     let Some((first, rest)) = path.split_first() else {
         table.retain(|key, _| !names.contains(&key));

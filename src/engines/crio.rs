@@ -1,6 +1,6 @@
-//! CRI-O's configuration, and the drop-in file that tells it of the shim and of a hooks directory
-//! of our own (crio.conf(5), crio.conf.d(5)). A later file's keys, whole lists and whole handlers
-//! replace those of earlier ones.
+//! Reads CRI-O's configuration, and writes the drop-in file that tells it of the shim and of our
+//! own hooks directory (crio.conf(5), crio.conf.d(5)). The keys of a later file, whole lists and
+//! whole handlers, replace those of earlier ones.
 
 use anyhow::Result;
 use toml::{Table, Value};
@@ -8,9 +8,9 @@ use toml::{Table, Value};
 use super::RUNTIME;
 use super::podman::DEFAULT_HOOKS_DIR;
 
-/// CRI-O's state directory of a runtime where no file says another.
+/// CRI-O's default state directory of a runtime.
 const RUNTIME_ROOT: &str = "/run/runc";
-/// What of a handler is about its program, and would lead past ours.
+/// The keys of a handler that are about its program: copied to ours, they would lead past the shim.
 const OF_PROGRAM: [&str; 5] = [
     "runtime_path",
     "runtime_type",
@@ -19,12 +19,13 @@ const OF_PROGRAM: [&str; 5] = [
     "runtime_config_path",
 ];
 
-/// What a set of files comes to.
+/// The settings of all files together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CrioSettings {
-    /// The directories in which hook files are looked for; the same file name in a later one wins.
+    /// The directories of hook files. Of files with the same name, the one in the later directory
+    /// counts.
     pub hooks_dirs: Vec<String>,
-    /// The handler of pods that name none, where a file says so.
+    /// The handler of pods that name none; `None` if no file says.
     pub default_runtime: Option<String>,
     handlers: Table,
 }
@@ -40,10 +41,10 @@ impl Default for CrioSettings {
 }
 
 impl CrioSettings {
-    /// Adds what the next file says.
+    /// Adds the settings of the next file.
     ///
     /// # Errors
-    /// What is no TOML: CRI-O does not start with it.
+    /// It is not TOML: CRI-O does not start with it.
     pub fn read(&mut self, text: &str) -> Result<()> {
         let table: Table = toml::from_str(text)
             .map_err(|error| anyhow::anyhow!("it is not TOML: {}", error.message()))?;
@@ -73,8 +74,8 @@ impl CrioSettings {
         Ok(())
     }
 
-    /// What CRI-O runs where a pod names no handler and ours is out of the question: a name or a
-    /// path, where a file says so.
+    /// What CRI-O would run without our handler for a pod that names none: a name or a path; `None`
+    /// if no file says.
     pub fn runtime_without_ours(&self) -> Option<&str> {
         let name = self.default_runtime.as_deref();
         let name = name.filter(|name| *name != RUNTIME)?;
@@ -82,12 +83,13 @@ impl CrioSettings {
         Some(path().filter(|path| !path.is_empty()).unwrap_or(name))
     }
 
-    /// The program of our handler.
+    /// The program of our handler; `None` if there is no such handler.
     pub fn shim(&self) -> Option<&str> {
         self.handlers.get(RUNTIME)?.get("runtime_path")?.as_str()
     }
 
-    /// The handler that ours is like: the default one.
+    /// The handler from which ours is copied: the default one, or else runc's, or else crun's, if
+    /// it is an OCI runtime.
     fn model(&self) -> Option<&Table> {
         let default = self.default_runtime.as_deref();
         let names = [default, Some("runc"), Some("crun")].into_iter().flatten();
@@ -104,8 +106,8 @@ impl CrioSettings {
     }
 }
 
-/// The drop-in file, over `before`: what the files that are read before it come to. Without a shim
-/// it has no handler.
+/// The text of the drop-in file; without a shim it has no handler. `before` are the settings of the
+/// files that are read before it.
 pub fn drop_in(before: &CrioSettings, shim: Option<&str>, hooks_dir: &str) -> Result<String> {
     let mut dirs = before.hooks_dirs.clone();
     dirs.retain(|dir| dir != hooks_dir);
@@ -136,7 +138,8 @@ fn handler(before: &CrioSettings, shim: &str) -> Result<String> {
         Table::from_iter([(name.to_owned(), Value::Table(inner))])
     });
     Ok(format!(
-        "\n# For pods of a RuntimeClass with the handler {RUNTIME}; others are pinned by the hooks.\n{}",
+        "\n# For pods of a RuntimeClass with the handler {RUNTIME}; others are \
+         pinned by the hooks.\n{}",
         toml::to_string(&in_place)?
     ))
 }

@@ -1,4 +1,4 @@
-//! docker's `daemon.json`: a runtime, and CDI devices (dockerd(8)).
+//! Edits docker's `daemon.json`: a runtime, and CDI devices (dockerd(8)).
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -9,32 +9,31 @@ use super::{RUNTIME, is_shim};
 
 use crate::refusal::{OrRefuse, Refusal};
 
-/// What Windows' editors begin a file with.
+/// The mark with which Windows' editors begin a file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
-/// How a file is indented that is not there yet.
+/// The indentation of a new file.
 const INDENT: &str = "  ";
 
-/// The runtime of containers that name none, where the file does not say (dockerd(8),
+/// The runtime of containers that name none, if the file does not say (dockerd(8),
 /// `--default-runtime`).
 const DEFAULT: &str = "runc";
 
-/// What the file says of our runtime.
+/// What a file says of our runtime, and of CDI devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wiring {
-    /// The program of our runtime, where it has one.
+    /// The program of our runtime; `None` if the file does not have it.
     pub shim: Option<String>,
-    /// The program of a runtime of somebody else's that goes by our name; empty where it names
-    /// none.
+    /// The program of somebody else's runtime with our name; empty if it names none.
     pub namesake: Option<String>,
-    /// Are CDI devices turned on, or off? docker 25 to 28.1 has them off where the file does not
-    /// say.
+    /// Are CDI devices turned on? `None` if the file does not say: then docker 25 to 28.1 has them
+    /// off.
     pub cdi: Option<bool>,
 }
 
-/// Reads what a file says of ours.
+/// Reads what a file says of our runtime, and of CDI devices.
 ///
 /// # Errors
-/// What is no JSON, or no object.
+/// It is not JSON, or not an object.
 pub fn read(text: &str) -> Result<Wiring> {
     let daemon = parse(text)?;
     let runtime = daemon.get("runtimes").and_then(|all| all.get(RUNTIME));
@@ -56,19 +55,18 @@ pub fn read(text: &str) -> Result<Wiring> {
     })
 }
 
-/// Are there no settings in a file?
+/// Is a file without any settings?
 ///
 /// # Errors
-/// What is no JSON, or no object.
+/// It is not JSON, or not an object.
 pub fn is_empty(text: &str) -> Result<bool> {
     Ok(parse(text)?.is_empty())
 }
 
-/// What docker runs where a container names no runtime and ours is out of the question: a name or a
-/// path.
+/// What docker would run without our runtime for a container that names none: a name or a path.
 ///
 /// # Errors
-/// What is no JSON, or no object.
+/// It is not JSON, or not an object.
 pub fn runtime_without_ours(text: &str) -> Result<String> {
     let daemon = parse(text)?;
     let named = daemon.get("default-runtime").and_then(Value::as_str);
@@ -79,21 +77,20 @@ pub fn runtime_without_ours(text: &str) -> Result<String> {
     Ok(path.unwrap_or(name).to_owned())
 }
 
-/// Where docker keeps the state of what runs, where the file says so; none where it is no JSON
-/// object.
+/// The directory in which docker keeps the state of what runs; `None` if the file does not say, or
+/// is not a JSON object.
 pub fn exec_root(text: &str) -> Option<String> {
     let daemon = parse(text).ok()?;
     daemon.get("exec-root")?.as_str().map(str::to_owned)
 }
 
-/// The file with our runtime, and with CDI devices where it does not say whether they are on.
+/// Adds our runtime to a file, and CDI devices if it does not say whether they are on.
 ///
-/// docker 25 to 28.1 has them off by default, later ones have them on, and earlier ones pass over
-/// that feature.
+/// docker 25 to 28.1 has them off by default, later versions have them on, and earlier ones ignore
+/// the setting.
 ///
 /// # Errors
-/// What is no JSON, or has something else where an object should be: nothing of it is to be
-/// overwritten.
+/// It is not JSON, or has something else where an object should be: that is never overwritten.
 pub fn add(text: &str, shim: &str) -> Result<String> {
     let mut daemon = parse(text)?;
     let before = daemon.clone();
@@ -106,7 +103,7 @@ pub fn add(text: &str, shim: &str) -> Result<String> {
     object_in(&mut daemon, "features")?
         .entry("cdi")
         .or_insert(json!(true));
-    // Whoever has it already keeps the file as it is, to the last blank.
+    // A file that has it all already stays as it is, to the last blank.
     if daemon == before {
         Ok(text.to_owned())
     } else {
@@ -114,12 +111,12 @@ pub fn add(text: &str, shim: &str) -> Result<String> {
     }
 }
 
-/// The file without our runtime, and without CDI devices where `original`, the file before ours,
-/// did not have them; a runtime that went by our name there is back. Where that is all that
-/// `original` had, it is `original` to the last byte. `None` where it has nothing of ours.
+/// Removes our runtime, and CDI devices if `original`, the file before ours, did not have them. A
+/// runtime that had our name in `original` is put back. If nothing but the settings of `original`
+/// is left, the result is `original` to the last byte. `None` if the file has nothing of ours.
 ///
 /// # Errors
-/// What is no JSON; and where ours is the default runtime: without it docker would not start.
+/// It is not JSON, or ours is the default runtime: without it docker would not start.
 pub fn remove(text: &str, original: Option<&str>) -> Result<Option<String>> {
     let mut daemon = parse(text)?;
     if daemon.get("default-runtime") == Some(&json!(RUNTIME)) {
@@ -155,7 +152,8 @@ pub fn remove(text: &str, original: Option<&str>) -> Result<Option<String>> {
     }
 }
 
-/// Removes a key of an inner object, and that object if it is then empty and was not there before.
+/// Removes a key of an inner object, and that object if it is empty then and `original` does not
+/// have it. `false` if there is no such key.
 fn remove_key(
     daemon: &mut Map<String, Value>,
     original: &Map<String, Value>,
@@ -165,7 +163,7 @@ fn remove_key(
     let Some(Value::Object(inner)) = daemon.get_mut(object) else {
         return false;
     };
-    // The order of the others is to stay.
+    // The others keep their order.
     let removed = inner.shift_remove(key).is_some();
     if removed && inner.is_empty() && !original.contains_key(object) {
         daemon.shift_remove(object);
@@ -174,8 +172,8 @@ fn remove_key(
 }
 
 fn parse(text: &str) -> Result<Map<String, Value>> {
-    // dockerd takes an empty file, and null, for one without settings, and a byte order mark before
-    // either (moby: daemon/config/config.go, `getConflictFreeConfiguration`).
+    // dockerd takes an empty file, or `null`, for one without settings, even after a byte order
+    // mark (moby: daemon/config/config.go, `getConflictFreeConfiguration`).
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     if text.trim().is_empty() {
         return Ok(Map::new());
@@ -198,7 +196,7 @@ fn object_in<'a>(
     key: &str,
 ) -> Result<&'a mut Map<String, Value>> {
     let value = parent.entry(key).or_insert_with(|| json!({}));
-    // No table to dockerd, as if it were not there.
+    // To dockerd, null is the same as a missing key.
     if value.is_null() {
         *value = json!({});
     }
@@ -207,10 +205,10 @@ fn object_in<'a>(
         .with_context(|| format!("{key} is not a JSON object: mend it first"))
 }
 
-/// Prints it with the indentation, the byte order mark and the end that the file has.
+/// Prints the settings with the indentation, the byte order mark and the end of the former text.
 fn print(daemon: &Map<String, Value>, before: &str) -> Result<String> {
     let indented = before.lines().find(|line| line.starts_with([' ', '\t']));
-    // Other white space is none of JSON's (RFC 8259, section 2).
+    // JSON has no other blanks (RFC 8259, section 2).
     let is_white = |letter| [' ', '\t'].contains(&letter);
     let blanks = |line: &str| line.len() - line.trim_start_matches(is_white).len();
     let indent = indented.map_or(INDENT, |line| &line[..blanks(line)]);
@@ -262,7 +260,8 @@ mod tests {
             ("", "\"cdi\": true"),
             (r#"{"features":{"cdi":false}}"#, "\"cdi\": false"),
             (
-                r#"{"runtimes":{"pinfold":{"path":"/old/pinfold-runtime","runtimeArgs":["--debug"]}}}"#,
+                r#"{"runtimes":{"pinfold":{
+                    "path":"/old/pinfold-runtime","runtimeArgs":["--debug"]}}}"#,
                 "--debug",
             ),
         ] {
@@ -321,11 +320,12 @@ mod tests {
             let back = |text: &str| remove(text, Some(before)).unwrap().unwrap();
             if !before.contains("runtimes\":null") {
                 assert_eq!(back(&after), before);
-                // Somebody has only laid it out anew.
+                // Somebody has only changed the layout.
                 let object = parse(&after).unwrap();
                 assert_eq!(back(&serde_json::to_string(&object).unwrap()), before);
             }
-            // Somebody has added something else: that stays, and so does who went by our name.
+            // Somebody has added something else: that stays, and the runtime that had our name is
+            // back.
             let mut object = parse(&after).unwrap();
             object.insert("ipv6".into(), json!(true));
             let left = parse(&back(&serde_json::to_string(&object).unwrap())).unwrap();
@@ -357,7 +357,8 @@ mod tests {
         }
         assert!(
             remove(
-                r#"{"default-runtime":"pinfold","runtimes":{"pinfold":{"path":"/s/pinfold-runtime"}}}"#,
+                r#"{"default-runtime":"pinfold",
+                    "runtimes":{"pinfold":{"path":"/s/pinfold-runtime"}}}"#,
                 None
             )
             .is_err()

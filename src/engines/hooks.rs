@@ -1,4 +1,4 @@
-//! Hook files of podman and CRI-O (oci-hooks(5)).
+//! Writes and reads the hook files of podman and CRI-O (oci-hooks(5)).
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -6,17 +6,17 @@ use serde_json::{Value, json};
 
 use super::Engine;
 
-/// The stages that we have a file for, and that file's name. `prestart` is an older name of
-/// createRuntime: never both.
+/// The stages for which we have a hook file, and its name. `prestart` is an older name of
+/// createRuntime: never use both.
 pub const FILES: [(&str, &str); 2] = [
     ("createRuntime", "pinfold-createRuntime.json"),
     ("poststop", "pinfold-poststop.json"),
 ];
 
-/// How long an engine lets a hook run, in seconds: beyond the 20 that a hook gives itself.
+/// How long an engine lets a hook run, in seconds: longer than the 20 that a hook gives itself.
 pub const TIMEOUT: u32 = 30;
 
-/// A hook file for one stage, with further options for the hook.
+/// The text of the hook file for a stage. `options` are further options for the hook.
 pub fn file(stage: &str, pinfold: &str, engine: Engine, options: &[String]) -> String {
     let args = ["pinfold", "hook", stage, "--engine", engine.word()];
     let options = options.iter().map(String::as_str);
@@ -33,12 +33,12 @@ pub fn file(stage: &str, pinfold: &str, engine: Engine, options: &[String]) -> S
     format!("{file:#}\n")
 }
 
-/// What a hook file says, as far as it matters here.
+/// What a hook file says, as far as we need it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct HookFile {
     /// The program.
     pub hook: HookProgram,
-    /// The stages that it is run at.
+    /// The stages at which it is run.
     #[serde(default)]
     pub stages: Vec<String>,
 }
@@ -48,7 +48,7 @@ pub struct HookFile {
 pub struct HookProgram {
     /// Its path.
     pub path: String,
-    /// Its arguments, the name it is called by included.
+    /// Its arguments, of which the first is the name by which it is called.
     #[serde(default)]
     pub args: Vec<String>,
     /// How long it may run, in seconds.
@@ -56,8 +56,10 @@ pub struct HookProgram {
 }
 
 impl HookFile {
-    /// Reads a hook file of anybody's. Engines stop at one that is no JSON; one of an older form is
-    /// not ours.
+    /// Parses anybody's hook file; `None` for an older form, which is not ours.
+    ///
+    /// # Errors
+    /// It is not JSON. Engines stop at such a file.
     pub fn parse(text: &str) -> Result<Option<HookFile>> {
         let value: Value = serde_json::from_str(text).context("it is not JSON")?;
         Ok(serde_json::from_value(value).ok())
@@ -76,7 +78,7 @@ impl HookFile {
         self.option("--engine")
     }
 
-    /// The value that it gives an option.
+    /// The value of an option in its arguments.
     pub fn option(&self, name: &str) -> Option<&str> {
         let mut args = self.hook.args.iter().skip_while(|arg| *arg != name);
         args.nth(1).map(String::as_str)

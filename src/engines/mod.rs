@@ -1,5 +1,5 @@
-//! The configuration files of container engines: pure, text in and text out. What stands where, and
-//! what is written, is for `install`.
+//! The configuration files of container engines. Pure: text in and text out. `install` knows where
+//! they are, and writes them.
 
 pub mod cdi;
 pub mod containerd;
@@ -9,24 +9,25 @@ pub mod hooks;
 pub mod podman;
 mod toml_text;
 
-/// The name under which engines know the shim: a handler of containerd and CRI-O, a runtime of
-/// docker and podman.
+/// The name by which engines know the shim: a handler of containerd and CRI-O, a runtime of docker
+/// and podman.
 pub const RUNTIME: &str = "pinfold";
 
-/// The file name of the shim; the same program as `pinfold`, which goes by the name it is called
-/// by.
+/// The shim's file name. It is the same program as `pinfold`, which acts by the name by which it is
+/// called.
 pub const SHIM: &str = "pinfold-runtime";
 
-/// Is this program, by its path or name, the shim? Somebody else can have called a runtime as we
-/// do.
+/// Is this program, given by its path or name, the shim? A runtime called [`RUNTIME`] need not be
+/// ours.
 pub fn is_shim(program: &str) -> bool {
     program.rsplit('/').next() == Some(SHIM)
 }
 
-/// Which annotations an engine is to pass on to a container (path.Match globs of containerd).
+/// The annotations that an engine is to pass on to a container, as a glob of containerd's (Go:
+/// `path.Match`).
 pub const ANNOTATIONS: &str = "pinfold.io/*";
 
-/// A container engine that can be told of Pinfold.
+/// A container engine that can be made to use Pinfold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Engine {
     /// podman.
@@ -40,7 +41,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// All of them, in the order they are shown.
+    /// All engines, in the order in which they are shown.
     pub const ALL: [Engine; 4] = [
         Engine::Podman,
         Engine::Crio,
@@ -58,7 +59,7 @@ impl Engine {
         }
     }
 
-    /// The engine that this word is for.
+    /// The engine with this word.
     pub fn by_word(word: &str) -> Option<Engine> {
         Engine::ALL.into_iter().find(|engine| engine.word() == word)
     }
@@ -71,8 +72,8 @@ impl Engine {
         }
     }
 
-    /// The service that has to be restarted before a change of its configuration counts; podman
-    /// reads it at each start.
+    /// The service that has to be restarted before a change of its configuration takes effect;
+    /// `None` for podman, which reads it at each start.
     pub fn service(self) -> Option<&'static str> {
         match self {
             Engine::Podman => None,
@@ -81,11 +82,11 @@ impl Engine {
     }
 }
 
-/// Where our two programs lie, as an engine sees them.
+/// The paths of our two programs, as an engine sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
     /// `pinfold`, which hooks run.
     pub pinfold: String,
-    /// `pinfold-runtime`, which stands in for a runtime, where it is there.
+    /// `pinfold-runtime`, which stands in for a runtime; `None` if it is missing.
     pub shim: Option<String>,
 }

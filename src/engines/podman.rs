@@ -1,6 +1,7 @@
-//! podman's `containers.conf`, and the drop-in file that tells it of the shim (containers.conf(5)).
+//! Reads podman's `containers.conf`, and writes the drop-in file that tells it of the shim
+//! (containers.conf(5)).
 //!
-//! Every file's keys replace those of the files before it, and so do whole lists, unless one says
+//! A file's keys replace those of the files before it. So do whole lists, unless one says
 //! `{append=true}`, which podman before 4.7 takes for an error. So the drop-in repeats what the
 //! lists had.
 
@@ -14,16 +15,17 @@ use super::{RUNTIME, SHIM};
 /// The hooks directory of podman and CRI-O where nothing else is configured.
 pub const DEFAULT_HOOKS_DIR: &str = "/usr/share/containers/oci/hooks.d";
 
-/// podman's name of the list of runtimes that need no cgroups. Its manual has one letter more, and
-/// podman passes over that (containers/common: pkg/config/config.go, `RuntimeSupportsNoCgroups`).
+/// podman's key for the runtimes that need no cgroups. Its manual has one letter more, and podman
+/// ignores that key (containers/common: pkg/config/config.go, `RuntimeSupportsNoCgroups`).
 const NO_CGROUPS_KEY: &str = "runtime_supports_nocgroup";
 const NO_CGROUPS_IN_MANUAL: &str = "runtime_supports_nocgroups";
 
-/// What podman has built in, the union of 4.3 to 5.8.
+/// podman's built-in runtimes that understand `--log-format=json`: the union of 4.3 to 5.8.
 const JSON: [&str; 7] = ["crun", "crun-vm", "runc", "kata", "runsc", "youki", "krun"];
+/// podman's built-in runtimes that need no cgroups, likewise.
 const NO_CGROUPS: [&str; 3] = ["crun", "crun-vm", "krun"];
 
-/// The runtimes that podman looks for where no file names one.
+/// The runtimes for which podman looks, in this order, if no file names one.
 const SEARCHED: [&str; 2] = ["crun", "runc"];
 
 /// Is this our runtime, by its name in the table of runtimes or by its path?
@@ -31,23 +33,25 @@ fn is_ours(runtime: &str) -> bool {
     runtime == RUNTIME || runtime.rsplit('/').next() == Some(SHIM)
 }
 
-/// What a set of files comes to.
+/// The settings of all files together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodmanSettings {
-    /// The directories in which hook files are looked for; the same file name in a later one wins.
+    /// The directories of hook files. Of files with the same name, the one in the later directory
+    /// counts.
     pub hooks_dirs: Vec<String>,
     /// The runtimes that understand `--log-format=json`.
     pub json: Vec<String>,
     /// The runtimes that can run a container without a cgroup of its own.
     pub no_cgroups: Vec<String>,
-    /// Where our runtime is looked for.
+    /// The paths at which our runtime is looked for.
     pub shim: Vec<String>,
-    /// The runtime of containers that name none, where a file says so.
+    /// The runtime of containers that name none; `None` if no file says.
     pub runtime: Option<String>,
-    /// The last that a file names and that is not ours.
+    /// The last such runtime in a file that is not ours.
     other_runtime: Option<String>,
-    /// Where runtimes are looked for, by name.
+    /// The paths at which runtimes are looked for, by name.
     runtimes: BTreeMap<String, Vec<String>>,
+    /// For each of the three lists, whether a file has said that it is appended to.
     appends: [bool; 3],
 }
 
@@ -68,10 +72,10 @@ impl Default for PodmanSettings {
 }
 
 impl PodmanSettings {
-    /// Adds what the next file says.
+    /// Adds the settings of the next file.
     ///
     /// # Errors
-    /// What is no TOML: podman does not start with it.
+    /// It is not TOML, or a list is not one of names: podman does not start with it.
     pub fn read(&mut self, text: &str) -> Result<()> {
         let table: Table = toml::from_str(text)
             .map_err(|error| anyhow::anyhow!("it is not TOML: {}", error.message()))?;
@@ -107,8 +111,8 @@ impl PodmanSettings {
         Ok(())
     }
 
-    /// What podman runs where a container names no runtime and ours is out of the question: names
-    /// and paths, of which the first that is there counts (containers/common: pkg/config/config.go,
+    /// What podman would run without our runtime for a container that names none: names and paths,
+    /// of which the first that exists counts (containers/common: pkg/config/config.go,
     /// `findRuntime`).
     pub fn runtimes_without_ours(&self) -> Vec<String> {
         let names = match &self.other_runtime {
@@ -122,8 +126,8 @@ impl PodmanSettings {
         names.into_iter().flat_map(paths_and_name).collect()
     }
 
-    /// Does podman take our runtime for one that can do what the others can? It goes by the name
-    /// that it is given, which is ours in the table of runtimes, or the shim's file name.
+    /// Does podman know that our runtime can do what the others can? It goes by the name that it is
+    /// given: ours in the table of runtimes, or the shim's file name.
     pub fn trusts_ours(&self) -> bool {
         let names = [RUNTIME, SHIM];
         let all_in = |list: &[String]| {
@@ -134,14 +138,14 @@ impl PodmanSettings {
         all_in(&self.json) && all_in(&self.no_cgroups)
     }
 
-    /// Do podman's hook files come from a directory?
+    /// Does podman read hook files in this directory?
     pub fn reads_hooks_in(&self, dir: &str) -> bool {
         self.hooks_dirs()
             .iter()
             .any(|other| other.trim_end_matches('/') == dir.trim_end_matches('/'))
     }
 
-    /// The directories that are really read: with an empty list the default one.
+    /// The directories that podman really reads: if the list is empty, the default one.
     pub fn hooks_dirs(&self) -> Vec<String> {
         if self.hooks_dirs.is_empty() {
             return vec![DEFAULT_HOOKS_DIR.to_owned()];
@@ -149,8 +153,8 @@ impl PodmanSettings {
         self.hooks_dirs.clone()
     }
 
-    /// Where our hook files go: the default directory where it is read, or else the last of those
-    /// that are.
+    /// The directory for our hook files: the default one if podman reads it, or else the last one
+    /// that it reads.
     pub fn hooks_dir(&self) -> String {
         let dirs = self.hooks_dirs();
         if self.reads_hooks_in(DEFAULT_HOOKS_DIR) {
@@ -160,7 +164,8 @@ impl PodmanSettings {
     }
 }
 
-/// Once a file has said `append`, the lists of later ones are appended too.
+/// Merges a list of the next file. Once a file has said `append`, the lists of later ones are
+/// appended too.
 fn merge(list: &mut Vec<String>, appends: &mut bool, value: &Value) -> Result<()> {
     let mut own = Vec::new();
     for item in value.as_array().context("no list")? {
@@ -183,9 +188,9 @@ fn merge(list: &mut Vec<String>, appends: &mut bool, value: &Value) -> Result<()
     Ok(())
 }
 
-/// The drop-in file, over `before`: what the files that are read before it come to. It names a
-/// hooks directory only where that is not among those that are read. `None` where there is nothing
-/// to say: no shim, and no such directory.
+/// The text of the drop-in file. It names the hooks directory only if podman does not read it yet.
+/// `None` if there is nothing to say: no shim, and no such directory. `before` are the settings of
+/// the files that are read before it.
 pub fn drop_in(before: &PodmanSettings, shim: Option<&str>, hooks_dir: &str) -> Option<String> {
     let mut lines = String::new();
     if shim.is_some() {
@@ -206,17 +211,18 @@ pub fn drop_in(before: &PodmanSettings, shim: Option<&str>, hooks_dir: &str) -> 
     }
     (!lines.is_empty()).then(|| {
         format!(
-            "# By `pinfold install podman`; `pinfold uninstall podman` removes this file.\n[engine]\n{lines}"
+            "# By `pinfold install podman`; `pinfold uninstall podman` removes this file.\n\
+             [engine]\n{lines}"
         )
     })
 }
 
-/// The lists of runtimes with ours in them.
+/// The lists of runtimes, with ours added.
 fn runtime_lists(before: &PodmanSettings) -> String {
     let with_ours = |list: &[String], appends: bool| {
         let names = [RUNTIME.to_owned(), SHIM.to_owned()];
         let missing = names.into_iter().filter(|name| !list.contains(name));
-        // Where an earlier file says that lists are appended, ours is, too.
+        // If an earlier file says that lists are appended to, ours is appended too.
         let own = if appends { Vec::new() } else { list.to_vec() };
         print(own.into_iter().chain(missing))
     };
@@ -224,7 +230,8 @@ fn runtime_lists(before: &PodmanSettings) -> String {
     let json = with_ours(&before.json, json_append);
     let no_cgroups = with_ours(&before.no_cgroups, no_cgroups_append);
     format!(
-        "# podman judges a runtime by its name. These are the lists that hold without this file, and Pinfold.\n\
+        "# podman judges a runtime by its name. These are the lists that hold \
+         without this file, and Pinfold.\n\
          runtime_supports_json = {json}\n\
          # podman reads {NO_CGROUPS_KEY}; its manual says the other.\n\
          {NO_CGROUPS_KEY} = {no_cgroups}\n\

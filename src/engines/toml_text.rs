@@ -1,9 +1,9 @@
-//! What the TOML editing of engines has in common.
+//! Edits TOML, for all engines that have it.
 
 use anyhow::{Result, anyhow};
 use toml_edit::{DocumentMut, Item, Table, TableLike};
 
-/// Parses a document for editing; the error says where, on one line.
+/// Parses a document for editing. The error is one line, and says where.
 pub(super) fn document(text: &str) -> Result<DocumentMut> {
     text.parse().map_err(|error: toml_edit::TomlError| {
         let line = error
@@ -23,11 +23,11 @@ pub(super) fn find<'a>(table: &'a dyn TableLike, path: &[&str]) -> Option<&'a It
     find(item.as_table_like()?, rest)
 }
 
-/// The table at the end of a path of keys, made where it is missing; tables on the way get no
+/// The table at the end of a path of keys. It is made if it is missing; tables on the way get no
 /// header of their own.
 ///
 /// # Errors
-/// Something on the way that is no table.
+/// Something on the way is not a table.
 pub(super) fn table_at<'a>(
     table: &'a mut dyn TableLike,
     path: &[&str],
@@ -46,8 +46,8 @@ pub(super) fn table_at<'a>(
     table_at(inner, rest)
 }
 
-/// Removes the entry at the end of a path of keys, and the tables on the way that nobody wrote and
-/// that hold nothing more. `false` where there is none.
+/// Removes the entry at the end of a path of keys, and tables on the way that have no header and
+/// are empty then. `false` if there is no such entry.
 pub(super) fn remove(table: &mut dyn TableLike, path: &[&str]) -> bool {
     let Some((first, rest)) = path.split_first() else {
         return false;
