@@ -36,7 +36,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Are results, and errors, to be JSON?
+    /// Are results and errors to be printed as JSON?
     pub fn wants_json(&self) -> bool {
         match &self.verb {
             Verb::Status(args) => args.json || args.look.output == Some(OutputFormat::Json),
@@ -63,7 +63,7 @@ impl Cli {
         }
     }
 
-    /// Which verb a command line means that cannot be understood as a whole.
+    /// The verb of a command line that cannot be parsed as a whole; `None` if it has none.
     pub fn verb_in(arguments: &[OsString]) -> Option<&str> {
         const WITH_VALUE: [&str; 5] = [
             "--conf-dir",
@@ -83,7 +83,8 @@ impl Cli {
         None
     }
 
-    /// Parses a command line; that of a hook, which a container's start waits for, without clap.
+    /// Parses a command line. A hook's is parsed without clap, because a container's start waits
+    /// for it.
     pub fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
         if let Some((hook, options)) = front::hook(arguments) {
             let verb = Verb::Hook(hook);
@@ -92,8 +93,8 @@ impl Cli {
         Cli::parse_with_tips(arguments)
     }
 
-    /// Parses a command line; a word that is no verb and that other tools have for one gets a tip
-    /// which verb it means.
+    /// Parses a command line with clap. A word that is no verb of ours, but one of other tools,
+    /// gets a tip that names our verb.
     fn parse_with_tips(arguments: &[OsString]) -> Result<Cli, clap::Error> {
         let name = OsString::from("pinfold");
         Cli::try_parse_from([name].iter().chain(arguments)).map_err(|mut error| {
@@ -140,8 +141,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// A text in which commands of ours stand in backquotes, with the directories that were named
-    /// on this command line: as it stands there it is to work.
+    /// Adds the directories that this command line names to our commands in a text, which stand
+    /// there in backquotes: so they work as they are shown.
     pub fn repeated_in(&self, text: &str) -> String {
         let mut named = String::new();
         for (option, path) in [
@@ -180,34 +181,62 @@ pub fn seconds(text: &str) -> Result<f64, String> {
 pub enum Verb {
     /// Make pools for this machine, tell the engines on it, and check: all that a first container
     /// needs
-    #[command(
-        after_help = "Examples:\n  pinfold setup\n  pinfold setup --yes\n  pinfold setup --engine podman --pool fast=2:exclusive --pool rest=rest:shared\n  pinfold setup --undo\n\nPools that are there stay as they are. Nothing is restarted: what has to be is named.\nExit status: 1 where `pinfold check` finds a fault at the end."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold setup\n  \
+        pinfold setup --yes\n  \
+        pinfold setup --engine podman --pool fast=2:exclusive --pool rest=rest:shared\n  \
+        pinfold setup --undo\n\n\
+        Pools that are there stay as they are. Nothing is restarted: what has to be is named.\n\
+        Exit status: 1 where `pinfold check` finds a fault at the end.")]
     Setup(SetupArgs),
     /// Make the pool directory
-    #[command(
-        after_help = "Examples:\n  pinfold init\n  pinfold init --num-dp-cores 4 --num-cp-cores 1\n  pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run"
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold init\n  \
+        pinfold init --num-dp-cores 4 --num-cp-cores 1\n  \
+        pinfold init --pool fast=2:exclusive --pool rest=rest:shared --dry-run")]
     Init(InitArgs),
     /// Make the pools as the configuration declares them; no owner loses anything
-    #[command(
-        after_help = "Examples:\n  pinfold apply --dry-run\n  pinfold apply && pinfold pool show\n  pinfold apply --json | jq '.added[].list'\n\nIn /etc/pinfold/config.toml:\n  [pools.dataplane]\n  kind = \"exclusive\"\n  cores = 4\n  [pools.common]\n  kind = \"shared\"\n  cores = \"rest\"\n\nWhere all is so already nothing is written. Exit status: 1 where something stays otherwise,\nas for a list with an owner; what can be done is done then."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold apply --dry-run\n  \
+        pinfold apply && pinfold pool show\n  \
+        pinfold apply --json | jq '.added[].list'\n\n\
+        In /etc/pinfold/config.toml:\n  \
+        [pools.dataplane]\n  \
+        kind = \"exclusive\"\n  \
+        cores = 4\n  \
+        [pools.common]\n  \
+        kind = \"shared\"\n  \
+        cores = \"rest\"\n\n\
+        Where all is so already nothing is written. Exit status: 1 where something stays \
+        otherwise,\n\
+        as for a list with an owner; what can be done is done then.")]
     Apply(ApplyArgs),
     /// Show the pools, who owns what in them, and how each owner is
-    #[command(
-        after_help = "Examples:\n  pinfold status\n  pinfold status --json | jq '.owners[] | select(.state == \"moved\")'\n\nStates: running; starting; moved (it runs on other CPUs than it owns: pinfold reconcile mends\nthat); offline (CPUs of it are); gone (freed when the pool is next needed); unreadable (its\nclaim); unknown.\n\nExit status: 1 where a pool could not be read."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold status\n  \
+        pinfold status --json | jq '.owners[] | select(.state == \"moved\")'\n\n\
+        States: running; starting; moved (it runs on other CPUs than it owns: pinfold reconcile \
+        mends\n\
+        that); offline (CPUs of it are); gone (freed when the pool is next needed); unreadable \
+        (its\n\
+        claim); unknown.\n\n\
+        Exit status: 1 where a pool could not be read.")]
     Status(StatusArgs),
     /// The same under KCM's name, and KCM's JSON document
-    #[command(
-        after_help = "Example: pinfold describe --json\n\nExit status: 1 where a pool could not be read."
-    )]
+    #[command(after_help = "Example: pinfold describe --json\n\n\
+        Exit status: 1 where a pool could not be read.")]
     Describe(DescribeArgs),
     /// Show what owners do with their CPUs, and who else is on them
-    #[command(
-        after_help = "Examples:\n  pinfold stats\n  pinfold stats dataplane --sort noise\n  pinfold stats web --no-stream --json\n\nUSED% and NOISE% are shares of the time of an owner's CPUs: what it used, and what somebody else did,\ninterrupts (IRQ%) not counted. WAIT%: the time in which a process of its waited for a CPU. THROT%: the\ntime in which a limit kept it from running.\nKeys: q quits, s and the arrows choose the column to sort by, r turns the order round."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold stats\n  \
+        pinfold stats dataplane --sort noise\n  \
+        pinfold stats web --no-stream --json\n\n\
+        USED% and NOISE% are shares of the time of an owner's CPUs: what it used, and what \
+        somebody else did,\n\
+        interrupts (IRQ%) not counted. WAIT%: the time in which a process of its waited for a \
+        CPU. THROT%: the\n\
+        time in which a limit kept it from running.\n\
+        Keys: q quits, s and the arrows choose the column to sort by, r turns the order round.")]
     Stats(StatsArgs),
     /// Watch who else runs on owned CPUs: threads of others, of the kernel, and interrupts
     #[command(
@@ -215,27 +244,37 @@ pub enum Verb {
     )]
     Noise(NoiseArgs),
     /// Sum up what owners that ended have used
-    #[command(
-        after_help = "Examples:\n  pinfold usage --since 24h --by pool\n  pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n  pinfold usage --since 7d --svg week.svg\n\nENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they used of it.\nNOISE: what others used of it, as far as it was watched. INEXACT: of how many the last sample counts,\nor nothing is known. Those that still run are in pinfold stats."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold usage --since 24h --by pool\n  \
+        pinfold usage --by day --json | jq '.usage[] | {day, cpuSeconds}'\n  \
+        pinfold usage --since 7d --svg week.svg\n\n\
+        ENDED: how many owners. OWNED: the time of their CPUs that was theirs; USED: what they \
+        used of it.\n\
+        NOISE: what others used of it, as far as it was watched. INEXACT: of how many the last \
+        sample counts,\n\
+        or nothing is known. Those that still run are in pinfold stats.")]
     Usage(UsageArgs),
     /// Print what is known as OpenMetrics text, for Prometheus
-    #[command(
-        after_help = "Examples:\n  pinfold metrics\n  pinfold metrics --textfile /var/lib/prometheus/node-exporter/pinfold.prom\n  pinfold metrics --listen 127.0.0.1:9469"
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold metrics\n  \
+        pinfold metrics --textfile /var/lib/prometheus/node-exporter/pinfold.prom\n  \
+        pinfold metrics --listen 127.0.0.1:9469")]
     Metrics(MetricsArgs),
     /// Add pools, remove them, change their size; no owner loses anything
     #[command(after_help = "Example: pinfold pool resize dataplane 6 && pinfold pool show")]
     Pool(pool::PoolArgs),
     /// Draw the machine: packages, NUMA nodes, caches, cores, and which pool each is in
-    #[command(
-        after_help = "Examples:\n  pinfold topology\n  pinfold topology --svg machine.svg\n  pinfold topology --json --host-root captured-tree\n\nExit status: 1 where a pool could not be read; the machine is drawn all the same."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold topology\n  \
+        pinfold topology --svg machine.svg\n  \
+        pinfold topology --json --host-root captured-tree\n\n\
+        Exit status: 1 where a pool could not be read; the machine is drawn all the same.")]
     Topology(TopologyArgs),
     /// Say what a request would get now, and why, without taking it
-    #[command(
-        after_help = "Examples:\n  pinfold explain --pool dataplane --cpus 4\n  pinfold explain --pool dataplane --lists 2 --numa single --near eth0 --json\n\nExit status: 0 when it would get something, 1 when it would be refused."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold explain --pool dataplane --cpus 4\n  \
+        pinfold explain --pool dataplane --lists 2 --numa single --near eth0 --json\n\n\
+        Exit status: 0 when it would get something, 1 when it would be refused.")]
     Explain(ExplainArgs),
     /// Run by an OCI runtime: pin, or release, the container whose state is on standard input
     #[command(after_help = "Example: pinfold hook createRuntime --conf-dir /etc/kcm < state.json")]
@@ -244,37 +283,53 @@ pub enum Verb {
     #[command(after_help = "Example: pinfold reconcile --interval 60")]
     Reconcile(ReconcileArgs),
     /// Run a command on CPUs of its own
-    #[command(
-        after_help = "Examples:\n  pinfold isolate --pool dataplane -- ./forwarder --port 1\n  pinfold isolate --pool dataplane --cpus 4 --near eth0 --mems local -- ./forwarder\n\nExit status: the command's own; 128 + N when signal N ended it; 125 when Pinfold failed,\n126 when the command cannot be executed, 127 when it is not found."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold isolate --pool dataplane -- ./forwarder --port 1\n  \
+        pinfold isolate --pool dataplane --cpus 4 --near eth0 --mems local -- ./forwarder\n\n\
+        Exit status: the command's own; 128 + N when signal N ended it; 125 when Pinfold \
+        failed,\n\
+        126 when the command cannot be executed, 127 when it is not found.")]
     Isolate(IsolateArgs),
     /// Give back by hand what a container, or a command, holds
-    #[command(
-        after_help = "Examples:\n  pinfold release web\n  pinfold release 3f9ac41b\n  pinfold release isolate-4711 --force\n  pinfold release --forget web\n\nExit status: 1 where nobody is called so, where several are, and where the owner still runs."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold release web\n  \
+        pinfold release 3f9ac41b\n  \
+        pinfold release isolate-4711 --force\n  \
+        pinfold release --forget web\n\n\
+        Exit status: 1 where nobody is called so, where several are, and where the owner still \
+        runs.")]
     Release(ReleaseArgs),
     /// Say why containers were refused their CPUs, the last one last
-    #[command(
-        after_help = "Examples:\n  pinfold why\n  pinfold why web\n  pinfold why --since 10m --json\n\nWhat was refused since the machine started, as much as is kept; `journalctl -t pinfold` has it for longer.\nExit status: 1 where a container is named of which no refusal is kept."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold why\n  \
+        pinfold why web\n  \
+        pinfold why --since 10m --json\n\n\
+        What was refused since the machine started, as much as is kept; `journalctl -t pinfold` \
+        has it for longer.\n\
+        Exit status: 1 where a container is named of which no refusal is kept.")]
     Why(WhyArgs),
     /// Make an engine use Pinfold
-    #[command(
-        after_help = "Examples:\n  pinfold install podman\n  pinfold install containerd --dry-run\n  pinfold install podman --user     # as an ordinary user\n\nA service that has to be restarted is named, never restarted."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold install podman\n  \
+        pinfold install containerd --dry-run\n  \
+        pinfold install podman --user     # as an ordinary user\n\n\
+        A service that has to be restarted is named, never restarted.")]
     Install(InstallArgs),
     /// Take that back: an engine's files become what they were
     #[command(after_help = "Example: pinfold uninstall docker")]
     Uninstall(UninstallArgs),
     /// Write the CDI file: a device for each pool, for any engine
-    #[command(
-        after_help = "Example: pinfold cdi && docker run --device pinfold.io/pool=dataplane IMAGE\n\nThe verbs that change pools write /etc/cdi/pinfold.json anew."
-    )]
+    #[command(after_help = "Example: pinfold cdi && docker run --device \
+        pinfold.io/pool=dataplane IMAGE\n\n\
+        The verbs that change pools write /etc/cdi/pinfold.json anew.")]
     Cdi(CdiArgs),
     /// Look at everything that the start of a container depends on
-    #[command(
-        after_help = "Examples:\n  pinfold check\n  pinfold check --deep\n  pinfold check --json | jq '.findings[] | select(.level != \"ok\")'\n\nExit status: 1 where there is a fault: a container that asks for CPUs would not get them."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold check\n  \
+        pinfold check --deep\n  \
+        pinfold check --json | jq '.findings[] | select(.level != \"ok\")'\n\n\
+        Exit status: 1 where there is a fault: a container that asks for CPUs would not get \
+        them.")]
     Check(CheckArgs),
 }
 
@@ -308,11 +363,21 @@ pub struct SetupArgs {
 pub struct InitArgs {
     /// KCM's form: so many physical cores, by number and from CPU 0 on, for the exclusive pool
     /// dataplane; 4 where only the other is given
-    #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "pool",
+        value_parser = clap::value_parser!(u16).range(1..=9999)
+    )]
     pub num_dp_cores: Option<u16>,
     /// KCM's form: so many for the shared pool controlplane, 1 where only the other is given; all
     /// others go to the shared pool infra
-    #[arg(long, value_name = "N", conflicts_with = "pool", value_parser = clap::value_parser!(u16).range(1..=9999))]
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "pool",
+        value_parser = clap::value_parser!(u16).range(1..=9999)
+    )]
     pub num_cp_cores: Option<u16>,
     /// A pool of so many physical cores, or of the rest: a CPU list a core (exclusive, of few NUMA
     /// nodes), or one list (shared); without any of these options, pools that fit the machine;
@@ -385,7 +450,8 @@ pub struct StatsArgs {
 }
 
 impl StatsArgs {
-    /// Is anything shown, or sorted by, that takes more than the CPU time as a whole?
+    /// Does a column, or the order, need more than the CPU time as a whole, throttling and
+    /// pressure?
     pub fn with_everything(&self) -> bool {
         let of_all = matches!(
             self.sort,
@@ -435,7 +501,7 @@ pub enum SortBy {
 }
 
 impl SortBy {
-    /// The columns that are shown without -o wide: those before the id.
+    /// The number of columns that are shown without `-o wide`: those before the id.
     pub const NARROW: usize = 9;
 
     /// The word for it.
@@ -445,7 +511,7 @@ impl SortBy {
     }
 }
 
-/// An interval in seconds.
+/// Parses an interval in seconds.
 fn interval(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
     match (0.1..=3600.0).contains(&seconds) {
@@ -518,7 +584,7 @@ pub enum SumBy {
 }
 
 impl SumBy {
-    /// The word for it, which is a key of the document.
+    /// The word for it, which is also a key of the JSON document.
     pub fn word(self) -> &'static str {
         match self {
             SumBy::Pool => "pool",
@@ -637,7 +703,12 @@ pub struct Wanted {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9999))]
     pub lists: Option<u16>,
     /// Instead: at least so many CPUs
-    #[arg(long, value_name = "N", conflicts_with = "lists", value_parser = clap::value_parser!(u16).range(1..=9999))]
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "lists",
+        value_parser = clap::value_parser!(u16).range(1..=9999)
+    )]
     pub cpus: Option<u16>,
     /// best, single (one NUMA node or none at all), spread (evenly over several), or a node's
     /// number
@@ -736,7 +807,7 @@ pub struct UninstallArgs {
     pub force: bool,
 }
 
-/// What `install` and `uninstall` have in common. Paths are as the engine sees them, below
+/// The options that `install` and `uninstall` share. Paths are as the engine sees them, below
 /// `--host-root`.
 #[derive(Debug, Args)]
 pub struct InstallPlaceArgs {

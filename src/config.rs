@@ -242,7 +242,8 @@ mod tests {
 
     #[test]
     fn reads_every_key_and_no_other() {
-        let text = "conf-dir = '/a'\nrun-dir = '/b'\nhost-root = '/c'\nlock-timeout = 2.5\nlog = 'debug'\n";
+        let text = "conf-dir = '/a'\nrun-dir = '/b'\nhost-root = '/c'\nlock-timeout = 2.5\n\
+                    log = 'debug'\n";
         let config: ConfigFile = parse(text).unwrap();
         assert_eq!(config.conf_dir.as_deref(), Some(Path::new("/a")));
         assert_eq!(config.lock_timeout, Some(2.5));

@@ -219,7 +219,7 @@ impl Host {
         self.root.join("proc/sys/kernel/osrelease")
     }
 
-    /// Directories that every boot makes anew, and early.
+    /// Directories that every boot makes anew, early on.
     pub fn boots_own_directories(&self) -> [PathBuf; 2] {
         [self.root.join("run"), self.root.join("run/systemd")]
     }
@@ -313,8 +313,8 @@ impl Host {
         self.root.join("etc/cmk")
     }
 
-    /// The directory of our changes to the machine, for all pool directories. It must not outlive a
-    /// boot.
+    /// The directory of records about our changes to the machine, for all pool directories. It must
+    /// not outlive a boot.
     pub fn machine_dir(&self) -> PathBuf {
         self.root.join("run/pinfold-machine")
     }

@@ -28,7 +28,7 @@ type Seconds = Family<Labels, Counter<f64>>;
 pub struct Facts {
     /// The pools.
     pub pools: Vec<SurveyedPool>,
-    /// The owners, and what was read of each.
+    /// The owners, and what was last read of each.
     pub owners: Vec<(Claim, Sample)>,
     /// The counters.
     pub counters: Counters,

@@ -1,8 +1,9 @@
-//! A hook's command line, read without clap.
+//! Parses a hook's command line without clap.
 //!
 //! Every start of a container waits for its hooks, and clap builds all verbs before it looks for
-//! the one that is meant. Read here is what engines and `pinfold-runtime` write. Any other line is
-//! clap's, which has the messages and the help; where both read a line, they read the same.
+//! the right one. This parser knows what engines and `pinfold-runtime` write. Any other line is
+//! left to clap, which has the messages and the help. A line that both can parse means the same to
+//! both.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,7 @@ use clap::ValueEnum;
 
 use super::{HookArgs, Options, seconds};
 
-/// The line's options and its verb, if it is a hook's and plain.
+/// The options and the verb of a hook's line; `None` if clap has to parse it.
 pub(super) fn hook(arguments: &[OsString]) -> Option<(HookArgs, Options)> {
     let mut line = HookLine::default();
     let mut arguments = arguments.iter();
@@ -40,7 +41,7 @@ struct HookLine {
 }
 
 impl HookLine {
-    /// Reads the next word, and its value where that is the word after it.
+    /// Reads a word, and the next one if that is its value; `None` if clap has to parse the line.
     fn read<'a>(
         &mut self,
         word: &'a OsStr,
@@ -59,7 +60,7 @@ impl HookLine {
                 self.options.verbose = self.options.verbose.checked_add(1)?;
                 return Some(());
             }
-            // Said twice is clap's.
+            // If it is there twice, clap reports that.
             (b"--shim", None) if self.is_hook && !self.shim => {
                 self.shim = true;
                 return Some(());
@@ -86,9 +87,9 @@ impl HookLine {
                 &mut self.options.lock_timeout,
                 seconds(value.to_str()?).ok(),
             ),
-            // The options of other verbs and of this one, where they stand before it, are clap's.
+            // What else stands before the word `hook` is left to clap.
             _ if !self.is_hook => None,
-            b"--engine" => set(&mut self.engine, of_words(value)),
+            b"--engine" => set(&mut self.engine, enum_value(value)),
             b"--device" => set(&mut self.device, text()),
             b"--reservation" => set(&mut self.reservation, text()),
             _ => None,
@@ -104,7 +105,7 @@ impl HookLine {
     }
 }
 
-/// Keeps a value that is one, and the first.
+/// Sets an option; `None` if it is set already, or its value is not valid.
 fn set<T>(place: &mut Option<T>, value: Option<T>) -> Option<()> {
     if place.is_some() {
         return None;
@@ -113,7 +114,7 @@ fn set<T>(place: &mut Option<T>, value: Option<T>) -> Option<()> {
     Some(())
 }
 
-fn of_words<T: ValueEnum>(value: &OsStr) -> Option<T> {
+fn enum_value<T: ValueEnum>(value: &OsStr) -> Option<T> {
     T::from_str(value.to_str()?, false).ok()
 }
 
@@ -142,7 +143,8 @@ mod tests {
             "hook createRuntime",
             "hook prestart --engine podman",
             "hook poststop --engine=crio --shim",
-            "--conf-dir /etc/kcm --run-dir=/run/x hook createRuntime --config /c --lock-timeout 2.5",
+            "--conf-dir /etc/kcm --run-dir=/run/x hook createRuntime --config /c \
+             --lock-timeout 2.5",
             "hook --host-root / createRuntime --reservation 0a1b --shim -v --verbose",
             "hook createRuntime --device dataplane.2",
         ] {
@@ -153,7 +155,7 @@ mod tests {
         }
     }
 
-    /// Every line of up to five of these words: where it is read, clap reads the same.
+    /// Tries every line of up to five of these words: if it is read here, clap reads the same.
     #[test]
     fn what_is_read_is_what_clap_reads() {
         let vocabulary = words(

@@ -23,29 +23,44 @@ pub struct PoolArgs {
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Show the pools, how much of each is free, and the CPUs that are in none
-    #[command(
-        after_help = "Examples:\n  pinfold pool show\n  pinfold pool show dataplane --json\n\nExit status: 1 where a pool that was to be shown could not be read whole."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold pool show\n  \
+        pinfold pool show dataplane --json\n\n\
+        Exit status: 1 where a pool that was to be shown could not be read whole.")]
     Show(ShowArgs),
     /// Make a pool out of CPUs that are in none
-    #[command(
-        after_help = "Examples:\n  pinfold pool add fast=2:exclusive\n  pinfold pool add fast=4:exclusive,numa=spread --dry-run\n  pinfold pool add fast:exclusive --list 4,12 --list 5,13"
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold pool add fast=2:exclusive\n  \
+        pinfold pool add fast=4:exclusive,numa=spread --dry-run\n  \
+        pinfold pool add fast:exclusive --list 4,12 --list 5,13")]
     Add(AddArgs),
     /// Remove a pool that has no owners
-    #[command(
-        after_help = "Examples:\n  pinfold pool remove fast\n  pinfold pool remove fast --if-exists"
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold pool remove fast\n  \
+        pinfold pool remove fast --if-exists")]
     Remove(RemoveArgs),
     /// Give a pool more cores, out of CPUs that are in none, or fewer
-    #[command(
-        after_help = "Examples:\n  pinfold pool resize fast 6\n  pinfold pool resize common rest --dry-run\n\nAn exclusive pool gets, or loses, lists without owners. A shared pool's one list grows under its owners, who are given\nthe new CPUs at once; where it has several lists, it gets, or loses, lists without owners too."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold pool resize fast 6\n  \
+        pinfold pool resize common rest --dry-run\n\n\
+        An exclusive pool gets, or loses, lists without owners. A shared pool's one list grows \
+        under its owners, who are given\n\
+        the new CPUs at once; where it has several lists, it gets, or loses, lists without \
+        owners too.")]
     Resize(ResizeArgs),
     /// Say how everybody else is kept off a pool's CPUs
-    #[command(
-        after_help = "Examples:\n  pinfold pool set dataplane isolation=root\n  pinfold pool set dataplane isolation=isolated isolation-needed=yes\n\nKeys:\n  isolation         none; root: nobody else runs on the CPUs of an owner, where the kernel can do that;\n                    isolated: nor are the owner's threads spread over them, for programs that place their own\n  isolation-needed  no: where the kernel cannot, the mask alone holds, and the start says so; yes: it is refused\n\nIt counts for whoever starts from then on. The same keys in the configuration file count before it."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold pool set dataplane isolation=root\n  \
+        pinfold pool set dataplane isolation=isolated isolation-needed=yes\n\n\
+        Keys:\n  \
+        isolation         none; root: nobody else runs on the CPUs of an owner, where the \
+        kernel can do that;\n                    \
+        isolated: nor are the owner's threads spread over them, for programs that place their \
+        own\n  \
+        isolation-needed  no: where the kernel cannot, the mask alone holds, and the start says \
+        so; yes: it is refused\n\n\
+        It counts for whoever starts from then on. The same keys in the configuration file \
+        count before it.")]
     Set(SetArgs),
 }
 
@@ -135,10 +150,10 @@ pub struct Housekeeping {
     pub reserve: Option<Reserve>,
 }
 
-/// `NAME=N:exclusive` or `NAME=rest:shared`, with `,key=value` behind.
+/// Parses `NAME=N:exclusive` or `NAME=rest:shared`, perhaps followed by `,key=value`.
 ///
 /// # Errors
-/// What it has to look like.
+/// A sentence that says what it has to look like.
 pub fn spec(text: &str) -> Result<PoolSpec, String> {
     let form = || "it must be like fast=2:exclusive, or others=rest:shared".to_owned();
     let (sized, rest) = text.split_once(':').ok_or_else(form)?;
@@ -153,17 +168,17 @@ pub fn spec(text: &str) -> Result<PoolSpec, String> {
     })
 }
 
-/// What is wrong with how a pool is written: it as a whole, or a part of it.
+/// What is wrong with the text of a pool.
 #[derive(Debug)]
 pub enum Form {
-    /// It is not of the form.
+    /// It does not have the right form.
     Whole,
-    /// One part is not, for this reason.
+    /// One part of it is wrong, for this reason.
     Part(String),
 }
 
-/// `NAME:exclusive` or `NAME:shared`, with `,key=value` behind, of a pool whose size is told
-/// elsewhere.
+/// Parses `NAME:exclusive` or `NAME:shared`, perhaps followed by `,key=value`: a pool whose size is
+/// given elsewhere.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -212,7 +227,9 @@ fn name(text: &str) -> Result<String, String> {
     if is_pool_name(text) {
         return Ok(text.to_owned());
     }
-    Err("a pool's name has up to 63 letters, digits, - and _, begins with a letter or digit, and is not none".to_owned())
+    let form = "a pool's name has up to 63 letters, digits, - and _, begins with a letter or \
+                digit, and is not none";
+    Err(form.to_owned())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! What people type who know other tools, and which verb of ours they mean. clap's own suggestions
-//! go by spelling alone.
+//! Tips for people who know other tools: which verb of ours their words mean. clap's own
+//! suggestions go by spelling alone.
 
-/// What is meant by a word that is no verb; behind `pool` another is.
+/// The tip for a word that is not a verb. Words after `pool` have tips of their own.
 pub(super) fn tip(words: &[&str]) -> Option<&'static str> {
     let (word, tips): (_, &[Tip]) = match words {
         ["pool", word, ..] => (word, &OF_POOL),
@@ -15,7 +15,7 @@ pub(super) fn tip(words: &[&str]) -> Option<&'static str> {
     tip.map(|(_, tip)| *tip)
 }
 
-/// Words, and what to say to each of them.
+/// Words, and the tip for each of them.
 type Tip = (&'static [&'static str], &'static str);
 
 const OF_PINFOLD: [Tip; 19] = [
@@ -151,7 +151,7 @@ mod tests {
     use crate::cli::Cli;
     use clap::CommandFactory;
 
-    /// The verbs, those of `pool` with that in front.
+    /// All verbs; those of `pool` begin with `pool`.
     fn verbs() -> Vec<String> {
         let command = Cli::command();
         let name = |command: &clap::Command| command.get_name().to_owned();

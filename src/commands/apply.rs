@@ -22,13 +22,13 @@ use crate::text::{Shown, one_line};
 pub(super) fn run(args: &ApplyArgs, settings: &Settings) -> Result<u8> {
     let declared = declared(settings)?;
     let site = settings.site();
-    // Pools that are new have no owners.
+    // New pools have no owners. Those of existing pools have to be visible.
     if !args.dry_run && files::entry_if_there(&site.conf_dir.join("pools"))?.is_some() {
         settings.site_with_processes()?;
     }
     if declared.is_empty() {
         let applied = Applied::default();
-        return told(
+        return report(
             args,
             settings,
             &applied,
@@ -47,8 +47,8 @@ pub(super) fn run(args: &ApplyArgs, settings: &Settings) -> Result<u8> {
             apply(site, &stock, &declared, undeclared)?
         }
     };
-    let code = told(args, settings, &applied, "nothing to change")?;
-    // The pools are as they are told, whatever becomes of the devices.
+    let code = report(args, settings, &applied, "nothing to change")?;
+    // The pools are changed, and that is reported, even if the devices cannot be written.
     if !args.dry_run {
         refresh_cdi(site)?;
     }
@@ -64,7 +64,7 @@ pub(super) fn declared(settings: &Settings) -> Result<Vec<Declared>> {
     Ok(all)
 }
 
-/// One list of a pool, as a line of the difference.
+/// A line of the difference: the pool, its kind, and one of its lists.
 type Line = (String, Kind, String);
 
 fn lines(pools: &[PlannedPool]) -> Vec<Line> {
@@ -76,8 +76,8 @@ fn lines(pools: &[PlannedPool]) -> Vec<Line> {
     pools.iter().flat_map(of).collect()
 }
 
-/// Tells the difference, and what could not be so: then the exit code is 1.
-fn told(args: &ApplyArgs, settings: &Settings, applied: &Applied, none: &str) -> Result<u8> {
+/// Prints the difference, and warns of what could not be changed. The exit code is 1 then.
+fn report(args: &ApplyArgs, settings: &Settings, applied: &Applied, none: &str) -> Result<u8> {
     let (before, after) = (lines(&applied.before), lines(&applied.after));
     let without = |some: &[Line], others: &[Line]| -> Vec<Line> {
         let is_apart = |line: &&Line| !others.contains(line);

@@ -17,8 +17,8 @@ use crate::install::{Place, User};
 use crate::settings::Settings;
 use crate::text::one_line;
 
-/// An ordinary user who has pools looks at these, as the user's hooks do, where nothing says
-/// others.
+/// The settings to check: those of the command line, but for an ordinary user who has pools and
+/// names no others, the user's own, as that user's hooks have them.
 fn settings(options: &Options) -> Result<Settings> {
     let settings = Settings::of_command_line(options)?;
     let host = &settings.site().host;
@@ -35,7 +35,7 @@ fn settings(options: &Options) -> Result<Settings> {
     }
 }
 
-/// Whatever is broken, there is an answer.
+/// Prints the findings. Settings that cannot be read are a finding, too.
 pub(super) fn run(args: &CheckArgs, options: &Options) -> Result<u8> {
     let mut findings = match settings(options) {
         Ok(settings) => look(args, &settings),
@@ -51,7 +51,7 @@ pub(super) fn run(args: &CheckArgs, options: &Options) -> Result<u8> {
         out.json(&document(&findings))?;
     } else {
         let widest = findings.iter().map(|finding| finding.what.len()).max();
-        let shown = Findings {
+        let shown = FindingsLayout {
             what_width: widest.unwrap_or_default(),
             width: screen::terminal_width(),
         };
@@ -106,20 +106,20 @@ fn count(findings: &[Finding], level: Level) -> usize {
         .count()
 }
 
-/// How wide the level of a finding is, with what is behind it, in columns.
+/// The width of a finding's level, with the blanks after it, in columns.
 const LEVEL_WIDTH: usize = 9;
-/// The narrowest that a sentence is broken to, in columns.
+/// The fewest columns in which sentences are wrapped.
 const NARROWEST: usize = 20;
 
-/// Findings below each other: the level in colour, what it is about, and a sentence that on a
-/// terminal goes on below where it began.
-struct Findings {
+/// How findings are printed below each other: the level in colour, the subject, and a sentence,
+/// which on a terminal is wrapped and indented.
+struct FindingsLayout {
     what_width: usize,
     /// The terminal's, in columns.
     width: Option<usize>,
 }
 
-impl Findings {
+impl FindingsLayout {
     fn write(&self, out: &mut impl Write, finding: &Finding) -> io::Result<()> {
         let (level, what, what_width) = (finding.level, finding.what, self.what_width);
         let indent = LEVEL_WIDTH + what_width + screen::GAP;
@@ -143,7 +143,8 @@ impl Findings {
     }
 }
 
-/// Nothing is broken that somebody may want to copy: a path, an option, a command's name.
+/// How sentences are wrapped: never within a path, an option or a command's name, which somebody
+/// may want to copy.
 fn wrapping(width: usize) -> textwrap::Options<'static> {
     let options = textwrap::Options::new(width).break_words(false);
     options.word_splitter(WordSplitter::NoHyphenation)

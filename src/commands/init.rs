@@ -29,7 +29,7 @@ pub(super) fn run(args: &InitArgs, settings: &Settings) -> Result<u8> {
     if args.pool.is_empty() {
         stock.shared_isolated = Some(CONTROLPLANE.to_owned());
     }
-    // KCM knows no housekeeping CPUs: none are reserved where nobody says so.
+    // KCM knows no housekeeping CPUs: none are reserved unless somebody says so.
     if is_kcms && !settings.reserves(args.housekeeping.reserve.as_ref()) {
         stock.reserved = CpuSet::new();
     }
@@ -71,7 +71,7 @@ pub(super) fn run(args: &InitArgs, settings: &Settings) -> Result<u8> {
     Ok(0)
 }
 
-/// What the exclusive pools keep for one owner a list.
+/// The CPUs that the exclusive pools keep for their owners.
 fn kept(plan: &[PlannedPool]) -> Vec<KeptCpus> {
     let pools = plan.iter().filter(|pool| pool.kind == Kind::Exclusive);
     let kept = pools.flat_map(|pool| {
@@ -127,7 +127,7 @@ fn specs(args: &InitArgs, stock: &Stock) -> Result<Vec<PoolSpec>> {
 /// KCM's shared pool that is cut from isolated cores.
 const CONTROLPLANE: &str = "controlplane";
 
-/// How many cores dataplane has at most where nobody says it: KCM's own number.
+/// The most cores of dataplane if nobody says how many: KCM's own number.
 const MOST_DATAPLANE: usize = 4;
 
 /// KCM's three pools. Where cores are isolated, dataplane and controlplane get those, and infra
@@ -151,8 +151,9 @@ fn spec(name: &str, cores: Cores, kind: Kind) -> PoolSpec {
     }
 }
 
-/// Those of the three that the machine has cores for, dataplane as large as leaves the others one
-/// each. Too few cores for any of it are for the plan to tell.
+/// Those of KCM's three pools for which the machine has cores. dataplane is as large as it can be
+/// with one core left for each of the others. If the cores suffice for nothing, making the plan
+/// fails.
 fn specs_that_fit(stock: &Stock) -> Vec<PoolSpec> {
     let mut dataplane = spec("dataplane", Cores::Count(1), Kind::Exclusive);
     dataplane.cut.numa = FromNodes::Pack;
@@ -163,7 +164,7 @@ fn specs_that_fit(stock: &Stock) -> Vec<PoolSpec> {
         stock.cores_for(&controlplane).len(),
         stock.cores_for(&infra).len(),
     );
-    // Isolated cores are one supply, and the rest, infra's, another.
+    // Isolated cores are one supply, and the others, for infra, are another.
     let is_apart = !stock.isolated.is_empty();
     let has_infra = others > 0;
     let kept = usize::from(has_infra && !is_apart);

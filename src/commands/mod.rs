@@ -1,4 +1,4 @@
-//! One verb a file; the only code that prints.
+//! A file for each verb. Only this code prints.
 
 mod apply;
 mod check;
@@ -31,11 +31,11 @@ use crate::refusal::Refusal;
 use crate::request::{Asked, Request};
 use crate::settings::Settings;
 
-/// Does what the command line says; the exit code of what went well is 0, or that of the command
-/// that `isolate` ran.
+/// Runs the verb of a command line. Returns its exit code: 0, 1 if the verb has found something
+/// wrong, or that of the command that `isolate` ran.
 ///
 /// # Errors
-/// Whatever was refused or failed, in one sentence.
+/// What was refused or failed, in one sentence.
 pub fn run(cli: &Cli) -> Result<u8> {
     match &cli.verb {
         Verb::Hook(args) => hook::run(args, &cli.options),
@@ -62,10 +62,11 @@ pub fn run(cli: &Cli) -> Result<u8> {
     }
 }
 
-/// Warns of who else was told to run on CPUs that are kept for the owners of exclusive pools.
+/// Warns of programs that somebody else was told to run on CPUs that exclusive pools keep for their
+/// owners.
 fn warn_of_neighbours(site: &Site, kept: &[KeptCpus]) {
     let found = check_neighbours(site, kept);
-    // What could not be looked at is for `pinfold check`.
+    // `pinfold check` tells what could not be looked at.
     for finding in found.iter().filter(|one| one.level == Level::Warning) {
         warn_of(finding);
     }
@@ -77,7 +78,7 @@ fn warn_of(finding: &Finding) {
     log::warn!("{}{remedy}", finding.text);
 }
 
-/// The request that a command line says.
+/// The request of a command line.
 fn request(wanted: &Wanted) -> Result<Request, Refusal> {
     let request = Request::asked(&Asked {
         pool: &wanted.pool,

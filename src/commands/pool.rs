@@ -51,7 +51,7 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
     if let Some(name) = &args.name {
         let whole = PoolDirectory::open(&site.host, &site.conf_dir)?.pool(name);
         pools.retain(|pool| pool.name == *name);
-        // What is wrong with the others is of no matter.
+        // It does not matter what is wrong with other pools.
         code = u8::from(whole.is_err() || survey.claims_unread.is_some());
         if pools.is_empty() {
             whole?;
@@ -101,7 +101,7 @@ fn document(pools: &[SurveyedPool], in_none: &CpuSet) -> Result<serde_json::Valu
     Ok(json!({ "pools": shown, "inNoPool": in_none.to_string() }))
 }
 
-/// What is said of keeping others off, as a cell: text of others.
+/// A table cell that says how others are kept off; others wrote the text.
 fn isolation(pool: &SurveyedPool) -> String {
     let word = one_line(pool.options.isolation.as_deref().unwrap_or("none"));
     match pool.options.needed.as_deref() {
@@ -139,7 +139,7 @@ fn add(args: &AddArgs, settings: &Settings) -> Result<u8> {
     carry_out(settings, stock, &wanted, args.dry_run)
 }
 
-/// A pool whose CPU lists are given beside it.
+/// The pool to add if its CPU lists are given by `--list`.
 fn listed_pool(args: &AddArgs) -> Result<PoolSpec> {
     let spec = listed(&args.pool).map_err(|error| {
         let sized = args
@@ -206,7 +206,7 @@ fn resize(args: &ResizeArgs, settings: &Settings) -> Result<u8> {
     let wanted = Change::Resize(PoolSpec {
         name: args.name.clone(),
         cores: args.size,
-        // The pool is as it is.
+        // An existing pool keeps its kind.
         kind: Kind::Exclusive,
         cut,
         unit: ListUnit::Core,
@@ -244,7 +244,7 @@ fn set(args: &SetArgs, settings: &Settings) -> Result<u8> {
     Ok(0)
 }
 
-/// The CDI devices follow the pools.
+/// Makes a change, or tries it, and brings the CDI devices up to date.
 fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool) -> Result<u8> {
     let changed = match is_trial {
         true => try_change(settings.site(), stock, wanted)?,
@@ -255,7 +255,7 @@ fn carry_out(settings: &Settings, stock: Stock, wanted: &Change, is_trial: bool)
             change(site, stock, wanted)?
         }
     };
-    // It is done, and said, whatever becomes of the devices.
+    // The change is made, and that is reported, even if the devices cannot be written.
     tell(&changed, is_trial)?;
     if !is_trial {
         refresh_cdi(settings.site())?;
@@ -301,7 +301,8 @@ fn say(out: &mut impl Write, changed: &Changed, is_trial: bool) -> Result<()> {
             let (from, to) = (list_name(from), list_name(to));
             writeln!(
                 out,
-                "process {pid} keeps its CPUs: another tool put it into {from}, have that tool give it {to}"
+                "process {pid} keeps its CPUs: another tool put it into {from}, have that \
+                 tool give it {to}"
             )?;
         }
     }
@@ -314,7 +315,8 @@ fn say(out: &mut impl Write, changed: &Changed, is_trial: bool) -> Result<()> {
         )?,
         _ => writeln!(
             out,
-            "CPUs {} share cores with the pool and are in none: they are the next that the pool gets",
+            "CPUs {} share cores with the pool and are in none: they are the next that the \
+             pool gets",
             changed.siblings
         )?,
     }

@@ -39,7 +39,8 @@ pub(super) fn run(args: &ReconcileArgs, settings: &Settings) -> Result<u8> {
     }
 }
 
-/// Says what changed alone: what was freed, and each problem once until it is another.
+/// Reconciles again and again. Prints only news: what was freed, and each problem once until it is
+/// another.
 fn for_ever(args: &ReconcileArgs, site: &Site, interval: Duration) -> Result<u8> {
     let mut binary = Binary::running();
     loop {
@@ -56,23 +57,23 @@ fn for_ever(args: &ReconcileArgs, site: &Site, interval: Duration) -> Result<u8>
             }
             Err(error) => log::error!("{error:#}"),
         }
-        // What is done for a reader that is gone is done for nobody.
+        // Nobody reads the output any more.
         if out.is_closed() {
             return Ok(0);
         }
-        binary.go_on_as_it_is_now();
+        binary.switch_to_update();
         outside::wait(&site.host, interval);
     }
 }
 
-/// The program that runs, by its path and what was there at the start.
+/// The program that runs: its path, and the device and inode that were there at the start.
 struct Binary {
     file: Option<(PathBuf, (u64, u64))>,
 }
 
 impl Binary {
-    /// By the path that it was called by, which can be a link that an update swings; it is the path
-    /// of the program itself where that says nothing.
+    /// Finds it by the path by which it was called, which can be a link that an update redirects;
+    /// if that leads elsewhere, by the program's own path.
     fn running() -> Binary {
         let own = || std::env::current_exe().ok();
         let is_own = |path: &PathBuf| {
@@ -87,9 +88,9 @@ impl Binary {
         Binary { file }
     }
 
-    /// Where an update has replaced it, the new one goes on in our place; nothing is lost by that,
-    /// for the books are on disk.
-    fn go_on_as_it_is_now(&mut self) {
+    /// If an update has replaced the program, executes the new one in our place. Nothing is lost by
+    /// that, because all records are on disk.
+    fn switch_to_update(&mut self) {
         let Some((path, before)) = &mut self.file else {
             return;
         };
@@ -97,7 +98,7 @@ impl Binary {
             Ok(now) if now == *before => {}
             Ok(now) => {
                 log::warn!("{} was replaced: the new one goes on", path.display());
-                // One that cannot be run is said once.
+                // A program that cannot be executed is reported once.
                 *before = now;
                 let error = Command::new(&*path)
                     .args(std::env::args_os().skip(1))
@@ -112,8 +113,8 @@ impl Binary {
     }
 }
 
-/// The path that whoever started us found the program by: `argv[0]`, or that in the directories of
-/// `PATH` (execvp(3)).
+/// The path by which we were started: `argv[0]`, or if that is only a name, the file of this name
+/// in a directory of `PATH` (execvp(3)).
 fn called_by() -> Option<PathBuf> {
     let name = PathBuf::from(std::env::args_os().next()?);
     if name.components().count() > 1 {

@@ -65,7 +65,7 @@ fn set_up(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8
 
     let mut record = SetupRecord::read(&site.host)?.unwrap_or_default();
     if !has_pools {
-        // The lock is that of pools which are gone.
+        // The recorded lock is that of pools which are gone.
         let before = (
             record.pools.replace(site.conf_dir.clone()),
             record.lock.take(),
@@ -85,7 +85,7 @@ fn set_up(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8
         let place = place(*engine);
         let bin_dir = args.bin_dir.clone();
         let install = InstallArgs { place, bin_dir };
-        // What somebody has told by hand is not taken back.
+        // What somebody installed by hand before is not taken back by `--undo`.
         if install::changes_something(&install, options)? {
             record.add(*engine);
             record.write(&site.host)?;
@@ -150,9 +150,10 @@ fn undo(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8> 
         return Ok(0);
     }
     ensure_agreed(args.yes, "Take this back?")?;
-    // Whoever is in the pools without a claim of ours is found then, with nothing done yet.
+    // The pools go first: this fails, with nothing done yet, if somebody is in them without a claim
+    // of ours.
     if has_made {
-        // Those who are gone without their poststop.
+        // Free what is held by owners that ended without their poststop hook.
         if files::entry_if_there(&site.conf_dir.join("pools"))?.is_some() {
             reconcile(site)?;
         }
@@ -166,8 +167,8 @@ fn undo(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8> 
     Ok(0)
 }
 
-/// Those that are named, or whose programs are there. docker runs a containerd of its own: that one
-/// starts pods only where a kubelet is.
+/// The engines that are named, or else those whose programs exist. The containerd that docker runs
+/// is left out unless there is a kubelet: otherwise it starts no pods.
 fn engines(args: &SetupArgs, host: &Host) -> Vec<Engine> {
     if !args.engine.is_empty() {
         let named = |engine: &Engine| args.engine.iter().any(|arg| arg == engine);
@@ -181,7 +182,7 @@ fn engines(args: &SetupArgs, host: &Host) -> Vec<Engine> {
     engines
 }
 
-/// What the engines' files would become.
+/// Prints what the engines' files would become.
 fn show_changes(args: &SetupArgs, engines: &[Engine], options: &Options) -> Result<()> {
     for engine in engines {
         let place = InstallPlaceArgs {
@@ -194,19 +195,19 @@ fn show_changes(args: &SetupArgs, engines: &[Engine], options: &Options) -> Resu
     Ok(())
 }
 
-/// What tells the pools from others that come to their place.
+/// The mark that tells these pools from others that are made in their place later.
 fn mark_of(settings: &Settings) -> Result<String> {
     let site = settings.site();
     PoolDirectory::open(&site.host, &site.conf_dir)?.mark()
 }
 
-/// A path of the command line, for later, when the command runs elsewhere.
+/// Makes a path of the command line absolute, for a later command that runs in another directory.
 fn absolute(path: &Option<PathBuf>) -> Result<Option<PathBuf>> {
     let path = path.as_ref().map(std::path::absolute);
     Ok(path.transpose()?)
 }
 
-/// What there is to divide.
+/// A line about the machine: the cores and CPUs that there are to divide.
 fn machine(settings: &Settings) -> Result<String> {
     let (host, stock) = (&settings.site().host, settings.stock(None)?);
     let cores = stock.cores.iter();
@@ -226,14 +227,15 @@ fn machine(settings: &Settings) -> Result<String> {
     ))
 }
 
-/// What is done to the pools.
+/// Are the pools made, or only shown?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
     Trial,
     Change,
 }
 
-/// Those that are named, or declared in the configuration, or that fit the machine.
+/// Makes or shows the pools that are named, or else those that the configuration declares, or else
+/// pools that fit the machine.
 fn make_pools(args: &SetupArgs, settings: &Settings, doing: Doing) -> Result<()> {
     let dry_run = doing == Doing::Trial;
     if args.pool.is_empty() && !apply::declared(settings)?.is_empty() {
@@ -273,12 +275,12 @@ fn exclusive_pool(settings: &Settings) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// A program that says on which CPUs it may run.
+/// A command that prints the CPUs on which it may run.
 const COMMAND: &str = "grep Cpus_allowed_list /proc/self/status";
-/// A small image that has it, and that everybody can have.
+/// A small image that has this command, and that everybody can pull.
 const IMAGE: &str = "docker.io/library/busybox";
 
-/// What to type for a first container.
+/// The command that starts a first container.
 fn first_command(engine: Engine, pool: &str) -> String {
     match engine {
         Engine::Podman => {
@@ -295,7 +297,7 @@ fn first_command(engine: Engine, pool: &str) -> String {
     }
 }
 
-/// Asks on a terminal, unless that was answered already.
+/// Asks on a terminal, unless `--yes` has answered already.
 fn ensure_agreed(yes: bool, question: &str) -> Result<()> {
     if yes {
         return Ok(());

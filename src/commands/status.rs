@@ -36,12 +36,12 @@ pub(super) fn run(args: &StatusArgs, settings: &Settings) -> Result<u8> {
     Ok(code(&survey))
 }
 
-/// Was everything read that was to be shown?
+/// The exit code: 1 if something could not be read that was to be shown.
 pub(super) fn code(survey: &Survey) -> u8 {
     u8::from(!survey.is_whole)
 }
 
-/// Shows it in the form that is asked for.
+/// Prints a survey in the form that is asked for.
 pub(super) fn show(survey: &Survey, look: LookArgs) -> Result<()> {
     if look.output == Some(OutputFormat::Json) {
         Output::product().json(&document(survey))?;
@@ -59,7 +59,7 @@ pub(super) fn show(survey: &Survey, look: LookArgs) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong, a sentence each.
+/// What is wrong, one sentence each.
 fn remarks(survey: &Survey) -> impl Iterator<Item = &Refusal> {
     survey.remarks.iter().chain(&survey.about_owners)
 }
@@ -161,7 +161,8 @@ impl TableStyle {
         table
     }
 
-    /// What another tool recorded has no id that `release` takes.
+    /// The owner's id. One that another tool recorded has none that `release` takes, and is shown
+    /// by its pid.
     fn id(&self, owner: &Owner) -> String {
         match &owner.id {
             Some(id) if self.is_whole => id.clone(),
@@ -185,7 +186,7 @@ fn all_cpus(pool: &SurveyedPool) -> CpuSet {
     all
 }
 
-/// The lists that the next owner can get; a shared one is never taken.
+/// The names of the lists that the next owner can get. A shared list is never taken.
 fn free(pool: &SurveyedPool) -> String {
     if pool.kind == Kind::Shared {
         return "shared".to_owned();
@@ -209,7 +210,7 @@ fn colour(state: OwnerState) -> Style {
     }
 }
 
-/// A time ago, in its largest unit.
+/// A time span in its largest unit, rounded down: `3h`.
 fn age(seconds: i64) -> String {
     const UNITS: [(i64, char); 3] = [(86400, 'd'), (3600, 'h'), (60, 'm')];
     let seconds = seconds.max(0);
@@ -222,7 +223,7 @@ fn age(seconds: i64) -> String {
 fn timestamp(seconds: i64) -> Option<String> {
     let since_epoch = Duration::from_secs(u64::try_from(seconds).ok()?);
     let time = UNIX_EPOCH.checked_add(since_epoch)?;
-    // What is beyond the year 9999 has no such form.
+    // RFC 3339 has no year after 9999.
     (seconds < 253_402_300_800).then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 

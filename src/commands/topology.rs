@@ -42,8 +42,7 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<u8> {
     Ok(u8::from(!problems.is_empty()))
 }
 
-/// The pools, and the errors of pools that cannot be read: a machine has a topology without them
-/// too.
+/// The pools, and the errors of pools that cannot be read. The machine is shown without these.
 fn pools(site: &Site) -> (Vec<Pool>, Vec<Error>) {
     let (mut pools, mut problems) = (Vec::new(), Vec::new());
     let names = || -> Result<_> {

@@ -13,7 +13,7 @@ use crate::commands::screen::{BAD, GOOD, ODD, PLAIN, Table};
 use crate::names::short_id;
 use crate::placement::{Owner, pid_id};
 
-/// From these shares of the time of an owner's CPUs on, noise is worth a look, or bad.
+/// The shares of the time of an owner's CPUs from which noise is worth a look, and bad.
 const ODD_NOISE: f64 = 0.02;
 const BAD_NOISE: f64 = 0.10;
 
