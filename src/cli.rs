@@ -93,8 +93,8 @@ impl Cli {
         Cli::parse_with_tips(arguments)
     }
 
-    /// Parses a command line with clap. A word that is no verb of ours, but one of other tools,
-    /// gets a tip that names our verb.
+    /// Parses a command line with clap. A word that other tools have for a verb gets a tip that
+    /// names our verb.
     fn parse_with_tips(arguments: &[OsString]) -> Result<Cli, clap::Error> {
         let name = OsString::from("pinfold");
         Cli::try_parse_from([name].iter().chain(arguments)).map_err(|mut error| {

@@ -33,7 +33,7 @@ impl Host {
 
     /// Do the pids in this root's `/proc` mean the processes that we see and can act on?
     ///
-    /// True where it is a procfs (statfs(2), `PROC_SUPER_MAGIC`) whose `self` is our own pid, which
+    /// They do if it is a procfs (statfs(2), `PROC_SUPER_MAGIC`) whose `self` is our own pid, which
     /// holds only for a procfs of our own pid namespace (proc(5)).
     pub fn shares_our_processes(&self) -> bool {
         let proc = self.root.join("proc");
@@ -102,8 +102,8 @@ impl Host {
         self.root.join(format!("proc/{pid}/{file}"))
     }
 
-    /// The mounts of this root (proc_pid_mountinfo(5)). Of another root, those of its init: our own
-    /// table would give the places where *we* see them.
+    /// The mounts of this root (proc_pid_mountinfo(5)). For a root other than `/` they are those of
+    /// its init: our own table would give the places where *we* see them.
     pub fn mountinfo(&self) -> PathBuf {
         let process = if self.is_running_root() { "self" } else { "1" };
         self.root.join("proc").join(process).join("mountinfo")

@@ -133,8 +133,8 @@ fn register_owners(registry: &mut Registry, owners: &[(Claim, Sample)]) {
             labels.push(("mode", mode.to_owned()));
             used.get_or_create(&labels).inc_by(seconds);
         }
-        // `over` is 0 where nobody has watched the CPUs yet or nothing was kept of it, which does
-        // not mean that there was no noise.
+        // `over` is 0 if nobody has watched the CPUs yet, or nothing was kept of it. That does not
+        // mean that there was no noise.
         if sample.noise.over > 0.0 {
             noise.get_or_create(&labels()).inc_by(sample.noise.most);
             watched.get_or_create(&labels()).inc_by(sample.noise.over);

@@ -26,8 +26,9 @@ pub struct Share {
     /// How many CPUs the owner kept busy on average, other than its own included: 1 is one CPU all
     /// the time.
     pub busy_cpus: f64,
-    /// The share that others used: neither idle, nor the owner's, nor that of interrupts or of
-    /// other guests of a hypervisor. The kernel counts idle time in hundredths of a second.
+    /// The share that other processes used: the time that was neither idle, nor the owner's, nor
+    /// taken by interrupts or by other guests of a hypervisor. The kernel counts idle time in
+    /// hundredths of a second.
     pub noise: f64,
     /// The share of hardware interrupts.
     pub irq: f64,
@@ -233,7 +234,7 @@ mod tests {
         let later = start + Duration::from_secs(1);
         let now = reading(later, &[(2, 0.0, 0.0, 0.0)], vec![account(1.0)]);
         assert_eq!(now.since(&before, &[meter("2")]).shares, [None]);
-        // Nor has anybody where no time has passed.
+        // Nobody has a share if no time has passed.
         assert_eq!(now.since(&now, &[meter("2")]).shares, [None]);
     }
 

@@ -38,7 +38,7 @@ pub struct CpuTotals {
     /// The time that is neither the owner's nor noise: idle, interrupts, software interrupts, and
     /// what a hypervisor took.
     pub quiet: f64,
-    /// All the time that the kernel counted of them; that of a CPU stands still while it is
+    /// All the time that the kernel counted of these CPUs, which stands still for a CPU while it is
     /// offline. `None` in marks of older programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted: Option<f64>,
@@ -83,7 +83,7 @@ impl Mark {
         let (now, then) = (self.cpus.as_ref()?, before.cpus.as_ref()?);
         let over = self.clock - before.clock;
         let used = self.total - before.total;
-        // What the owner used on other CPUs kept none of its own busy.
+        // What the owner used on other CPUs did not keep its own busy.
         let used_here = match (self.on_its_cpus, before.on_its_cpus) {
             (Some(now), Some(then)) => now - then,
             _ => used,

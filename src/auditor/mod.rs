@@ -292,7 +292,7 @@ impl<'a> Inspection<'a> {
         owners
     }
 
-    /// Checks that an owner runs on all of its CPUs that are online, and never on another owner's.
+    /// Checks that an owner's group has all of its CPUs that are online, and no others.
     fn masks(&self, remarks: &mut Remarks) {
         for claim in self.living() {
             let Some(group) = claim.cgroup.as_ref().filter(|group| group.confined) else {
@@ -308,7 +308,7 @@ impl<'a> Inspection<'a> {
                 continue;
             }
             let is_open = self.machine.cpus_above_group(group) == Some(cpus.clone());
-            // If all of its CPUs are offline, the kernel lets it run on those of the group above
+            // If all of its CPUs are offline, the kernel lets it run on the CPUs of the group above
             // (cgroup-v2.rst, "Cpuset Interface Files"). Only whoever puts them online can undo
             // that.
             if wanted.is_empty() && is_open {

@@ -17,8 +17,8 @@ use crate::install::{Place, User};
 use crate::settings::Settings;
 use crate::text::one_line;
 
-/// The settings to check: those of the command line, but for an ordinary user who has pools and
-/// names no others, the user's own, as that user's hooks have them.
+/// The settings to check. An ordinary user who has pools, and names no others on the command line,
+/// gets the user's own directories, as that user's hooks do.
 fn settings(options: &Options) -> Result<Settings> {
     let settings = Settings::of_command_line(options)?;
     let host = &settings.site().host;

@@ -72,7 +72,7 @@ fn serve(args: &HookArgs, options: &Options, deadline: Instant, known: &mut Whos
     }
     limits::drop_capabilities()?;
     let state = known.state.insert(State::parse(&text?)?);
-    // Read only where needed: for most containers never.
+    // The settings are read only if needed: for most containers never.
     let settings = || Settings::of_hook(options, deadline);
     match args.stage {
         Stage::Prestart | Stage::CreateRuntime => start(state, args, settings),
@@ -119,7 +119,7 @@ fn start(
     })
 }
 
-/// The names that people use for the container; annotations that are no text are ignored.
+/// The names that people use for the container. Annotations that are not text are ignored.
 fn names_of(state: &State) -> Names {
     let annotations = state.annotations(names::is_name_key).unwrap_or_default();
     let id = state.id().map_or("", Id::as_str);
@@ -167,7 +167,7 @@ fn pin(
     Ok(())
 }
 
-/// The way by which the request came. The shim reads both annotations and devices.
+/// The door by which the request came. The shim reads both annotations and devices.
 fn door(state: &State, args: &HookArgs) -> Door {
     let annotations = state.annotations(request::is_ours);
     let is_annotated = annotations.is_ok_and(|all| !all.is_empty());

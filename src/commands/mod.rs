@@ -31,8 +31,8 @@ use crate::refusal::Refusal;
 use crate::request::{Asked, Request};
 use crate::settings::Settings;
 
-/// Runs the verb of a command line. Returns its exit code: 0, 1 if the verb has found something
-/// wrong, or that of the command that `isolate` ran.
+/// Runs the verb of a command line, and returns the exit code: 0, 1 if the verb has found something
+/// wrong, or for `isolate` the code of its command.
 ///
 /// # Errors
 /// What was refused or failed, in one sentence.

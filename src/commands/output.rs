@@ -1,4 +1,4 @@
-//! Standard output, whose reader may go away at any time: that is no failure of the verb.
+//! Writes standard output. Its reader may go away at any time, which is no failure of the verb.
 
 use std::io::{self, ErrorKind, Stdout, Write};
 use std::os::unix::fs::MetadataExt;

@@ -65,7 +65,7 @@ fn set_up(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8
 
     let mut record = SetupRecord::read(&site.host)?.unwrap_or_default();
     if !has_pools {
-        // The recorded lock is that of pools which are gone.
+        // A recorded lock belongs to pools that are gone.
         let before = (
             record.pools.replace(site.conf_dir.clone()),
             record.lock.take(),

@@ -1,9 +1,9 @@
 //! Finds the containers that run on this machine, whoever started them, in the directories in which
 //! OCI runtimes keep the state of their containers, and in the bundles of containerd's tasks.
 //!
-//! Others wrote what is in there. No path in it is followed but that of the bundle, which a runtime
-//! noted. A file is read only if it is regular and of bounded size, and the number of containers is
-//! bounded.
+//! Others wrote what is in there. The only path in it that is followed is the bundle's, which a
+//! runtime noted. A file is read only if it is regular and of bounded size, and the number of
+//! containers is bounded.
 
 mod labels;
 mod roots;

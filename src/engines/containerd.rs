@@ -38,7 +38,7 @@ const NEW_FILE: &str = "version = 2\n";
 pub struct ContainerdFile {
     text: String,
     document: DocumentMut,
-    /// The version that it says, or else that of the file that imports it.
+    /// The version in the file, or else the version of the file that imports it.
     version: i64,
 }
 
@@ -103,7 +103,7 @@ impl ContainerdFile {
         find(self.document.as_table(), &["plugins", self.plugin()]).is_some()
     }
 
-    /// Our handler; `None` if there is none, or the one of our name runs another program.
+    /// Our handler; `None` if no handler has our name, or the one that has runs another program.
     pub fn ours(&self) -> Option<Handler> {
         self.handler(RUNTIME)
             .filter(|handler| is_shim(&handler.binary))

@@ -1,6 +1,6 @@
 //! Reads CRI-O's configuration, and writes the drop-in file that tells it of the shim and of our
-//! own hooks directory (crio.conf(5), crio.conf.d(5)). The keys of a later file, whole lists and
-//! whole handlers, replace those of earlier ones.
+//! own hooks directory (crio.conf(5), crio.conf.d(5)). A later file's keys, lists and handlers
+//! replace those of earlier files as a whole.
 
 use anyhow::Result;
 use toml::{Table, Value};

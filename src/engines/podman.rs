@@ -1,9 +1,9 @@
 //! Reads podman's `containers.conf`, and writes the drop-in file that tells it of the shim
 //! (containers.conf(5)).
 //!
-//! A file's keys replace those of the files before it. So do whole lists, unless one says
-//! `{append=true}`, which podman before 4.7 takes for an error. So the drop-in repeats what the
-//! lists had.
+//! A file's keys and lists replace the same keys of the files before it. A list with
+//! `{append=true}` is appended instead, but podman before 4.7 takes that for an error: so the
+//! drop-in repeats what the lists had.
 
 use std::collections::BTreeMap;
 

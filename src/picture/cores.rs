@@ -24,7 +24,7 @@ const CELL: i32 = 20;
 pub(super) const BAR: i32 = 6;
 /// The most CPUs of a core side by side.
 const MOST_BESIDE: usize = 4;
-/// A machine with at most so many cores counts as small.
+/// The most cores of a machine that counts as small.
 const FEW_CORES: usize = 16;
 /// The most letters of names in a core: on a small machine, and on others.
 const COLUMNS: [usize; 2] = [22, 14];

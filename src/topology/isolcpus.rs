@@ -17,9 +17,9 @@ pub fn isolated(host: &Host) -> Result<CpuSet> {
 
 /// Parses `isolcpus=[flag,…,]<cpu-list>` (kernel: Documentation/admin-guide/kernel-parameters.txt).
 ///
-/// The CPUs are isolated where there is no flag, or where `domain` is a flag; `nohz` and
-/// `managed_irq` alone isolate nothing from the scheduler. `all` and `N`, the last CPU, stand for
-/// numbers as in any bitmap list. The caller drops CPUs that the machine does not have.
+/// The CPUs are isolated if there is no flag, or `domain` is a flag; `nohz` and `managed_irq` alone
+/// isolate nothing from the scheduler. `all` and `N`, the last CPU, stand for numbers as in any
+/// bitmap list. The caller drops CPUs that the machine does not have.
 fn parse_isolcpus(command_line: &str) -> Result<CpuSet, BadCpuList> {
     let Some(value) = command_line
         .split_whitespace()

@@ -22,7 +22,7 @@ pub struct Sum {
     pub of: String,
     /// The number of owners that ended.
     pub owners: usize,
-    /// The CPU time that they owned: that of their CPUs, from each one's start to its end.
+    /// The CPU time that they owned: their CPUs' time from each owner's start to its end.
     pub owned: f64,
     /// The CPU time that they used.
     pub used: f64,
@@ -33,11 +33,11 @@ pub struct Sum {
     /// The CPU time that others used on their CPUs while these were watched; `None` if they never
     /// were.
     pub noise: Option<f64>,
-    /// How many owners' CPU time is exact, or that of all processes that were waited for.
+    /// How many owners have an exact CPU time, or the time of all processes that were waited for.
     pub exact: usize,
-    /// How many owners' CPU time is that of the last sample.
+    /// How many owners have only the CPU time of their last sample.
     pub sampled: usize,
-    /// How many owners' CPU time is not known.
+    /// How many owners have no known CPU time.
     pub unknown: usize,
 }
 

@@ -251,7 +251,7 @@ pub(super) fn meters<'a>(
         .collect()
 }
 
-/// An owner's meter; of its process if its group cannot be looked at.
+/// An owner's meter, which reads only its process if its group cannot be looked at.
 fn meter(owner: &Owner, accounts: &Accounts<'_>) -> Meter {
     accounts
         .meter(owner.pid, &owner.cpus, owner.group.as_deref())
