@@ -14,6 +14,7 @@ pub const NEEDED: &str = "isolation-needed";
 /// The kind of a partition: CPUs of the machine that nobody outside of it has (kernel:
 /// cgroup-v2.rst, "cpuset.cpus.partition").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The scheduler balances load: it spreads the owner's threads over its CPUs.

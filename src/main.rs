@@ -8,14 +8,13 @@ use std::path::Path;
 
 use clap::error::ErrorKind;
 use pinfold::cli::{Cli, Options, Verb};
-use pinfold::commands;
+use pinfold::commands::{self, Failure};
 use pinfold::engines::SHIM;
 use pinfold::host::Host;
 use pinfold::refusal::Refusal;
 use pinfold::shim;
 use pinfold::system_log::{self, Severity};
 use pinfold::text::{json_line, lines, one_line};
-use serde_json::json;
 
 /// Done.
 const DONE: u8 = 0;
@@ -73,11 +72,11 @@ fn run() -> u8 {
 /// Says on stderr what went wrong: a line, or a JSON object.
 fn say(refusal: &Refusal, code: u8, as_json: bool, options: &Options) {
     let line = match as_json {
-        true => json_line(&json!({
-            "message": options.repeated_in(&refusal.what),
-            "remedy": options.repeated_in(&refusal.remedy),
-            "exitCode": code,
-        })),
+        true => json_line(&Failure {
+            message: options.repeated_in(&refusal.what),
+            remedy: options.repeated_in(&refusal.remedy),
+            exit_code: code,
+        }),
         false => {
             let sentence = options.repeated_in(&refusal.to_string());
             format!("pinfold: {}", one_line(&sentence))

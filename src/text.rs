@@ -9,7 +9,6 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
 use unicode_width::UnicodeWidthChar;
 
 /// Most characters of one text that are shown.
@@ -64,8 +63,9 @@ pub fn lines(text: &str) -> String {
 
 /// A JSON document, indented by two. Characters that cannot be seen are written as `\uXXXX` (RFC
 /// 8259, section 7): a parser reads the same text, and a terminal does not act on it.
-pub fn json(document: &Value) -> String {
-    escape_json(format!("{document:#}"))
+pub fn json(document: &impl Serialize) -> String {
+    // As below.
+    escape_json(serde_json::to_string_pretty(document).unwrap_or_default())
 }
 
 /// A JSON document on one line; characters that cannot be seen are written as `\uXXXX`.
@@ -140,6 +140,7 @@ impl fmt::Display for Escaped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     /// Characters that a terminal acts on, hides, or draws over their neighbours: some of each
     /// kind.

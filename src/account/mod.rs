@@ -63,6 +63,7 @@ pub enum Figure {
 
 /// How an owner's CPU time is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The kernel counted it for a group that holds the owner alone.
@@ -72,17 +73,6 @@ pub enum Source {
     Processes,
     /// Added up over a command and those of its descendants that were waited for (getrusage(2)).
     Waited,
-}
-
-impl Source {
-    /// The word for it in JSON documents.
-    pub fn word(self) -> &'static str {
-        match self {
-            Source::Group => "group",
-            Source::Processes => "processes",
-            Source::Waited => "waited",
-        }
-    }
 }
 
 /// What one meter shows: totals since the owner began.

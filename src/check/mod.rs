@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use crate::config::{PoolTable, RuntimeTable};
 use crate::engines::Engine;
 use crate::host::Host;
@@ -28,7 +30,9 @@ use crate::pools::plan::Reserve;
 use crate::refusal::Refusal;
 
 /// How serious a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum Level {
     /// All is well.
     Ok,

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::Output;
 use crate::cli::ApplyArgs;
@@ -146,20 +146,59 @@ fn print(
     })
 }
 
-fn document(applied: &Applied, removed: &[Line], added: &[Line]) -> Value {
-    let list = |(pool, kind, list): &Line| {
-        let exclusive = *kind == Kind::Exclusive;
-        json!({ "pool": pool, "exclusive": exclusive, "list": list })
+/// The difference that `apply` made; with `--dry-run` the one that it would make.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Document<'a> {
+    /// The CPU lists that were taken away, by pool.
+    removed: Vec<ListEntry<'a>>,
+    /// The CPU lists that were made, by pool.
+    added: Vec<ListEntry<'a>>,
+    /// What is not as it is declared. The exit code is 1 if there is any.
+    kept: Vec<KeptEntry<'a>>,
+    /// The owners that were given other CPUs, as sentences call them.
+    owners: &'a [String],
+}
+
+/// A CPU list of a pool.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct ListEntry<'a> {
+    /// The pool's name.
+    pool: &'a str,
+    /// Has each list of the pool one owner at most?
+    exclusive: bool,
+    /// The CPUs, as a list such as `4,12` or `0-2`.
+    list: &'a str,
+}
+
+/// What stays otherwise than it is declared.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct KeptEntry<'a> {
+    /// The pool's name.
+    pool: &'a str,
+    /// Why it stays, as a sentence.
+    why: &'a str,
+    /// What to do about it.
+    remedy: &'a str,
+}
+
+fn document<'a>(applied: &'a Applied, removed: &'a [Line], added: &'a [Line]) -> Document<'a> {
+    let list = |(pool, kind, list): &'a Line| ListEntry {
+        pool,
+        exclusive: *kind == Kind::Exclusive,
+        list,
     };
-    let lists = |lines: &[Line]| lines.iter().map(list).collect::<Vec<_>>();
-    let kept = applied
-        .kept
-        .iter()
-        .map(|kept| json!({ "pool": kept.pool, "why": kept.why.what, "remedy": kept.why.remedy }));
-    json!({
-        "removed": lists(removed),
-        "added": lists(added),
-        "kept": kept.collect::<Vec<_>>(),
-        "owners": applied.owners,
-    })
+    let kept = applied.kept.iter().map(|kept| KeptEntry {
+        pool: &kept.pool,
+        why: &kept.why.what,
+        remedy: &kept.why.remedy,
+    });
+    Document {
+        removed: removed.iter().map(list).collect(),
+        added: added.iter().map(list).collect(),
+        kept: kept.collect(),
+        owners: &applied.owners,
+    }
 }

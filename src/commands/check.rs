@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anstyle::Style;
 use anyhow::Result;
-use serde_json::json;
+use serde::Serialize;
 use textwrap::WordSplitter;
 
 use super::install::with_own_directories;
@@ -165,18 +165,42 @@ fn sentence(finding: &Finding) -> String {
     format!("{text}{remedy}")
 }
 
-fn document(findings: &[Finding]) -> serde_json::Value {
-    let one = |finding: &Finding| {
-        json!({
-            "level": finding.level.word(),
-            "remedy": finding.remedy,
-            "text": finding.text,
-            "what": finding.what,
-        })
+/// Everything that was looked at.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Document<'a> {
+    /// How many findings are faults. The exit code is 1 if there is any.
+    faults: usize,
+    /// What was found, the machine first.
+    findings: Vec<FindingEntry<'a>>,
+    /// How many findings are warnings.
+    warnings: usize,
+}
+
+/// One thing that was looked at.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct FindingEntry<'a> {
+    /// How it stands.
+    level: Level,
+    /// What to do about it; null where it is as it should be.
+    remedy: Option<&'a str>,
+    /// How it was found.
+    text: &'a str,
+    /// What was looked at, in one word.
+    what: &'a str,
+}
+
+fn document<'a>(findings: &'a [Finding]) -> Document<'a> {
+    let entry = |finding: &'a Finding| FindingEntry {
+        level: finding.level,
+        remedy: finding.remedy.as_deref(),
+        text: &finding.text,
+        what: finding.what,
     };
-    json!({
-        "faults": count(findings, Level::Fault),
-        "findings": findings.iter().map(one).collect::<Vec<_>>(),
-        "warnings": count(findings, Level::Warning),
-    })
+    Document {
+        faults: count(findings, Level::Fault),
+        findings: findings.iter().map(entry).collect(),
+        warnings: count(findings, Level::Warning),
+    }
 }

@@ -1,9 +1,10 @@
 //! `pinfold describe`: KCM's verb. With `--json` its document; else what `pinfold status` shows.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::Output;
 use super::status;
@@ -23,18 +24,54 @@ pub(super) fn run(args: &DescribeArgs, settings: &Settings) -> Result<u8> {
     Ok(status::code(&survey))
 }
 
-/// KCM's document: keys sorted, indented by two.
-fn document(survey: &Survey) -> Value {
-    let list = |list: &SurveyedList| {
-        let value = json!({"cpus": list.name, "tasks": list.tasks});
-        (list.name.clone(), value)
+/// The pools in KCM's form; keys are sorted.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Document<'a> {
+    /// The pool directory.
+    path: Cow<'a, str>,
+    /// The pools, by name.
+    pools: BTreeMap<&'a str, PoolEntry<'a>>,
+}
+
+/// A pool.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+struct PoolEntry<'a> {
+    /// Its CPU lists, by directory name.
+    cpu_lists: BTreeMap<&'a str, ListEntry<'a>>,
+    /// Has each of its lists one owner at most?
+    exclusive: bool,
+    /// Its name.
+    name: &'a str,
+}
+
+/// A CPU list.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct ListEntry<'a> {
+    /// The CPUs, as a list such as `4,12` or `0-2`.
+    cpus: &'a str,
+    /// The pids of its owners.
+    tasks: &'a [i32],
+}
+
+fn document<'a>(survey: &'a Survey) -> Document<'a> {
+    let list = |list: &'a SurveyedList| {
+        let (cpus, tasks) = (list.name.as_str(), list.tasks.as_slice());
+        (cpus, ListEntry { cpus, tasks })
     };
-    let pool = |pool: &SurveyedPool| {
-        let lists: BTreeMap<String, Value> = pool.lists.iter().map(list).collect();
-        let exclusive = pool.kind == Kind::Exclusive;
-        let value = json!({"cpuLists": lists, "exclusive": exclusive, "name": pool.name});
-        (pool.name.clone(), value)
+    let pool = |pool: &'a SurveyedPool| {
+        let entry = PoolEntry {
+            cpu_lists: pool.lists.iter().map(list).collect(),
+            exclusive: pool.kind == Kind::Exclusive,
+            name: &pool.name,
+        };
+        (entry.name, entry)
     };
-    let pools: BTreeMap<String, Value> = survey.pools.iter().map(pool).collect();
-    json!({"path": survey.path.to_string_lossy(), "pools": pools})
+    Document {
+        path: survey.path.to_string_lossy(),
+        pools: survey.pools.iter().map(pool).collect(),
+    }
 }

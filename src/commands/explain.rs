@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde::Serialize;
 use tabwriter::TabWriter;
 
 use super::output::Output;
@@ -76,24 +76,53 @@ fn write_table(
     Ok(())
 }
 
-fn document(request: &Request, explanation: &Explanation) -> Value {
-    let list = |taken: &Taken| {
-        json!({
-            "cpus": taken.list,
-            "nodes": taken.nodes.iter().collect::<Vec<_>>(),
-            "packages": taken.packages.iter().collect::<Vec<_>>(),
-            "cacheCpus": taken.cache.to_string(),
-        })
+/// What a request would get now.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    /// The pool that is asked.
+    pool: &'a str,
+    /// The CPU lists that it would get; none where it would be refused.
+    cpu_lists: Vec<ListEntry<'a>>,
+    /// The numbers of the NUMA nodes that its memory would be confined to; none where its memory
+    /// would be left alone.
+    memory_nodes: Vec<u32>,
+    /// Why it would be refused, with the remedy; null where it would not. The exit code is 1 where
+    /// it would.
+    refused: Option<String>,
+    /// What led to it, a sentence each.
+    why: &'a [String],
+}
+
+/// A CPU list, and where it is.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+struct ListEntry<'a> {
+    /// The CPUs, as a list such as `4,12` or `0-2`.
+    cpus: &'a str,
+    /// The numbers of its NUMA nodes.
+    nodes: Vec<u32>,
+    /// The numbers of its packages.
+    packages: Vec<u32>,
+    /// The CPUs of the pool that share its last-level caches, as a list.
+    cache_cpus: String,
+}
+
+fn document<'a>(request: &'a Request, explanation: &'a Explanation) -> Document<'a> {
+    let list = |taken: &'a Taken| ListEntry {
+        cpus: &taken.list,
+        nodes: taken.nodes.iter().collect(),
+        packages: taken.packages.iter().collect(),
+        cache_cpus: taken.cache.to_string(),
     };
-    let (lists, refusal) = match &explanation.taken {
-        Ok(taken) => (taken.iter().map(list).collect::<Vec<_>>(), Value::Null),
-        Err(refusal) => (Vec::new(), json!(refusal.to_string())),
-    };
-    json!({
-        "pool": request.pool,
-        "cpuLists": lists,
-        "memoryNodes": explanation.mems.iter().collect::<Vec<_>>(),
-        "refused": refusal,
-        "why": explanation.why,
-    })
+    let taken = explanation.taken.as_deref();
+    Document {
+        pool: &request.pool,
+        cpu_lists: taken.unwrap_or_default().iter().map(list).collect(),
+        memory_nodes: explanation.mems.iter().collect(),
+        refused: taken.err().map(Refusal::to_string),
+        why: &explanation.why,
+    }
 }

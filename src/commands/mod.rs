@@ -23,6 +23,7 @@ mod usage;
 mod why;
 
 use anyhow::Result;
+use serde::Serialize;
 
 use crate::check::{Finding, KeptCpus, Level, check_neighbours};
 use crate::cli::{Cli, Verb, Wanted};
@@ -62,6 +63,19 @@ pub fn run(cli: &Cli) -> Result<u8> {
     }
 }
 
+/// What a verb with `--json` that fails writes to standard error, on one line.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// What was refused or failed, in one sentence.
+    pub message: String,
+    /// What to do about it. Commands stand in backquotes.
+    pub remedy: String,
+    /// The exit code of the verb: 1 refused or failed, 2 the command line is wrong.
+    pub exit_code: u8,
+}
+
 /// Warns of programs that somebody else was told to run on CPUs that exclusive pools keep for their
 /// owners.
 fn warn_of_neighbours(site: &Site, kept: &[KeptCpus]) {
@@ -91,3 +105,6 @@ fn request(wanted: &Wanted) -> Result<Request, Refusal> {
     });
     request.map_err(|refusal| Refusal::usage(refusal.what, refusal.remedy))
 }
+
+#[cfg(test)]
+mod schemas;

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::Output;
 use super::screen::{self, BAD, GOOD, PLAIN, Table};
@@ -17,6 +17,7 @@ use crate::account::noise::{self, Interrupts, Means, Noise, Owned, Runner, Watch
 use crate::cli::NoiseArgs;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
+use crate::isolation;
 use crate::last_words::ENDING;
 use crate::placement::{Owner, OwnerState, Site, find, pid_id, survey};
 use crate::process;
@@ -398,38 +399,98 @@ fn in_words(time: Duration) -> String {
     }
 }
 
-fn document(noise: &Noise, owners: &[&Owner], why: Option<&str>) -> Value {
+/// Who else ran on owned CPUs.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    /// By what means it was measured: `trace` misses nobody, `samples` miss whoever comes and goes
+    /// between two of them.
+    means: &'static str,
+    /// Why there is no trace; null where there is one.
+    why_no_trace: Option<&'a str>,
+    /// How long it was measured, in seconds.
+    seconds: f64,
+    /// The CPUs that were measured, as a list such as `4,12` or `0-2`.
+    cpus: String,
+    /// The owners of these CPUs.
+    owners: Vec<OwnerEntry<'a>>,
+    /// Threads of processes that are none of the owners', the longest first.
+    foreign: Vec<RunnerEntry<'a>>,
+    /// Threads of the kernel, the longest first.
+    kernel_threads: Vec<RunnerEntry<'a>>,
+    /// Interrupts, by their sources.
+    interrupts: &'a [Interrupts],
+    /// Soft interrupts, by their kinds.
+    soft_interrupts: &'a [Interrupts],
+    /// How many events the kernel had no room for, at least.
+    lost_events: u64,
+}
+
+/// An owner of CPUs that were measured.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct OwnerEntry<'a> {
+    /// The id that `pinfold release` takes; null for a process that another tool recorded.
+    id: Option<&'a str>,
+    /// What people call it; null where no name is known.
+    name: Option<String>,
+    /// The pool's name.
+    pool: &'a str,
+    /// The CPUs that it owns, as a list.
+    cpus: String,
+    /// How the kernel keeps everybody else off its CPUs now; null where it does not.
+    isolation: Option<isolation::Kind>,
+}
+
+/// Threads of one name that ran on owned CPUs.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct RunnerEntry<'a> {
+    /// Their name.
+    name: &'a str,
+    /// The number of the first of them.
+    tid: i32,
+    /// How many they are.
+    threads: usize,
+    /// The owned CPUs that they ran on, as a list.
+    cpus: String,
+    /// How long they ran there, in seconds.
+    seconds: f64,
+    /// How often they came, or were seen there.
+    times: u64,
+    /// Their cgroup; null where it is not known.
+    cgroup: Option<&'a str>,
+}
+
+fn document<'a>(noise: &'a Noise, owners: &[&'a Owner], why: Option<&'a str>) -> Document<'a> {
     let seconds = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e6;
-    let runner = |one: &Runner| {
-        json!({
-            "name": one.name,
-            "tid": one.tid,
-            "threads": one.threads,
-            "cpus": one.cpus.to_string(),
-            "seconds": seconds(one.time),
-            "times": one.times,
-            "cgroup": one.group,
-        })
+    let runner = |one: &'a Runner| RunnerEntry {
+        name: &one.name,
+        tid: one.tid,
+        threads: one.threads,
+        cpus: one.cpus.to_string(),
+        seconds: seconds(one.time),
+        times: one.times,
+        cgroup: one.group.as_deref(),
     };
-    let owner = |one: &&Owner| {
-        json!({
-            "id": one.id,
-            "name": one.names.title(),
-            "pool": one.pool,
-            "cpus": one.cpus.to_string(),
-            "isolation": one.isolation.map(|kind| kind.word()),
-        })
+    let owner = |one: &&'a Owner| OwnerEntry {
+        id: one.id.as_deref(),
+        name: one.names.title(),
+        pool: &one.pool,
+        cpus: one.cpus.to_string(),
+        isolation: one.isolation,
     };
-    json!({
-        "means": noise.means.word(),
-        "whyNoTrace": why,
-        "seconds": seconds(noise.length),
-        "cpus": noise.cpus.to_string(),
-        "owners": owners.iter().map(owner).collect::<Vec<_>>(),
-        "foreign": noise.foreign.iter().map(runner).collect::<Vec<_>>(),
-        "kernelThreads": noise.kernel.iter().map(runner).collect::<Vec<_>>(),
-        "interrupts": noise.interrupts,
-        "softInterrupts": noise.soft_interrupts,
-        "lostEvents": noise.lost,
-    })
+    Document {
+        means: noise.means.word(),
+        why_no_trace: why,
+        seconds: seconds(noise.length),
+        cpus: noise.cpus.to_string(),
+        owners: owners.iter().map(owner).collect(),
+        foreign: noise.foreign.iter().map(runner).collect(),
+        kernel_threads: noise.kernel.iter().map(runner).collect(),
+        interrupts: &noise.interrupts,
+        soft_interrupts: &noise.soft_interrupts,
+        lost_events: noise.lost,
+    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anstream::AutoStream;
 use anyhow::{Result, bail};
-use serde_json::Value;
+use serde::Serialize;
 
 use crate::files::{self, Durability};
 use crate::refusal::Refusal;
@@ -57,7 +57,7 @@ impl Output {
     }
 
     /// Prints a JSON document.
-    pub(super) fn json(&mut self, document: &Value) -> Result<()> {
+    pub(super) fn json(&mut self, document: &impl Serialize) -> Result<()> {
         Ok(writeln!(self, "{}", text::json(document))?)
     }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde::Serialize;
 use tabwriter::TabWriter;
 
 use super::output::Output;
@@ -84,21 +84,55 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
     Ok(code)
 }
 
-fn document(pools: &[SurveyedPool], in_none: &CpuSet) -> Result<serde_json::Value> {
-    let mut shown = Vec::new();
-    for pool in pools {
-        let lists: Vec<&str> = pool.lists.iter().map(|list| list.name.as_str()).collect();
-        shown.push(json!({
-            "name": pool.name,
-            "exclusive": pool.kind == Kind::Exclusive,
-            "lists": lists,
-            "free": free_lists(pool),
-            "cpus": cpus_of(pool)?.to_string(),
-            "isolation": pool.options.isolation.as_deref().unwrap_or("none"),
-            "isolationNeeded": pool.options.needed.as_deref() == Some("yes"),
-        }));
-    }
-    Ok(json!({ "pools": shown, "inNoPool": in_none.to_string() }))
+/// The pools, and the CPUs that are in none.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    /// The pools, or the one that was named.
+    pools: Vec<PoolEntry<'a>>,
+    /// The online CPUs that are in no pool, as a list such as `4,12` or `0-2`.
+    in_no_pool: String,
+}
+
+/// A pool.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+struct PoolEntry<'a> {
+    /// Its name.
+    name: &'a str,
+    /// Has each of its lists one owner at most?
+    exclusive: bool,
+    /// Its CPU lists.
+    lists: Vec<&'a str>,
+    /// How many of its lists nobody who lives holds.
+    free: usize,
+    /// The CPUs of all its lists, as one list.
+    cpus: String,
+    /// How it wants others kept off the CPUs of its owners: `none`, `root` or `isolated`. It is the
+    /// word that its file or the configuration has, and may be wrong.
+    isolation: &'a str,
+    /// Is a start refused where that cannot be?
+    isolation_needed: bool,
+}
+
+fn document<'a>(pools: &'a [SurveyedPool], in_none: &CpuSet) -> Result<Document<'a>> {
+    let entry = |pool: &'a SurveyedPool| -> Result<PoolEntry<'a>> {
+        Ok(PoolEntry {
+            name: &pool.name,
+            exclusive: pool.kind == Kind::Exclusive,
+            lists: pool.lists.iter().map(|list| list.name.as_str()).collect(),
+            free: free_lists(pool),
+            cpus: cpus_of(pool)?.to_string(),
+            isolation: pool.options.isolation.as_deref().unwrap_or("none"),
+            isolation_needed: pool.options.needed.as_deref() == Some("yes"),
+        })
+    };
+    Ok(Document {
+        pools: pools.iter().map(entry).collect::<Result<_>>()?,
+        in_no_pool: in_none.to_string(),
+    })
 }
 
 /// A table cell that says how others are kept off; others wrote the text.

@@ -8,14 +8,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use serde_json::json;
+use serde::Serialize;
 
 use super::output::Output;
 use crate::cli::ReconcileArgs;
 use crate::host::Host;
 use crate::last_words;
 use crate::outside;
-use crate::placement::{Reconciled, Site, reconcile};
+use crate::placement::{Reclaimed, Reconciled, Site, reconcile};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, news};
 use crate::text::one_line;
@@ -130,15 +130,41 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
+/// The CPU lists that were freed, in KCM's form.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    /// Each pid of a dead owner in each list that it held.
+    reclaimed_cpu_lists: Vec<ReclaimedEntry<'a>>,
+}
+
+/// A CPU list that a dead owner held.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct ReclaimedEntry<'a> {
+    /// The CPUs, as a list such as `4,12` or `0-2`.
+    cpus: &'a str,
+    /// The pid that stood for the owner.
+    pid: i32,
+    /// The pool's name.
+    pool: &'a str,
+}
+
+fn document<'a>(report: &'a Reconciled) -> Document<'a> {
+    let entry = |one: &'a Reclaimed| ReclaimedEntry {
+        cpus: &one.cpus,
+        pid: one.pid,
+        pool: &one.pool,
+    };
+    Document {
+        reclaimed_cpu_lists: report.reclaimed.iter().map(entry).collect(),
+    }
+}
+
 fn tell(report: &Reconciled, json: bool, out: &mut Output) -> Result<()> {
     if json {
-        let entries: Vec<_> = report
-            .reclaimed
-            .iter()
-            .map(|one| json!({"cpus": one.cpus, "pid": one.pid, "pool": one.pool}))
-            .collect();
-        let document = json!({ "reclaimedCpuLists": entries });
-        out.json(&document)?;
+        out.json(&document(report))?;
     } else {
         for one in &report.reclaimed {
             writeln!(

@@ -1,13 +1,13 @@
 //! `pinfold status`: the pools, who owns what, and how each owner is. `pinfold describe` shows the
 //! same.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anstyle::Style;
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD, PLAIN, Table};
@@ -17,7 +17,9 @@ use crate::cli::{LookArgs, OutputFormat, StatusArgs};
 use crate::cpulist::CpuSet;
 use crate::isolation;
 use crate::names::short_id;
-use crate::placement::{ListState, Owner, OwnerState, Survey, SurveyedPool, pid_id, survey};
+use crate::placement::{
+    ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, pid_id, survey,
+};
 use crate::pools::Kind;
 use crate::refusal::Refusal;
 use crate::settings::Settings;
@@ -227,55 +229,128 @@ fn timestamp(seconds: i64) -> Option<String> {
     (seconds < 253_402_300_800).then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 
-/// Pinfold's own document: keys sorted, indented by two.
-fn document(survey: &Survey) -> Value {
-    let pool = |pool: &SurveyedPool| {
-        let list = |list: &crate::placement::SurveyedList| {
-            json!({
-                "cpus": list.name,
-                "offline": list.offline.to_string(),
-                "owners": list.owners,
-                "state": list.state.word(),
-            })
-        };
-        json!({
-            "cpus": all_cpus(pool).to_string(),
-            "exclusive": pool.kind == Kind::Exclusive,
-            "lists": pool.lists.iter().map(list).collect::<Vec<_>>(),
-            "name": pool.name,
-        })
+/// The pools, and who owns what.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    /// Was everything read that was to be shown? The exit code is 1 if it was not.
+    is_whole: bool,
+    /// The owners, by pool and first CPU.
+    owners: Vec<OwnerEntry<'a>>,
+    /// The pool directory.
+    path: Cow<'a, str>,
+    /// The pools, by name.
+    pools: Vec<PoolEntry<'a>>,
+    /// What cannot be right, or could not be looked at: a sentence each, with the remedy.
+    remarks: Vec<String>,
+}
+
+/// A pool.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct PoolEntry<'a> {
+    /// The CPUs of all its lists, as a list such as `4,12` or `0-2`.
+    cpus: String,
+    /// Has each of its lists one owner at most?
+    exclusive: bool,
+    /// Its CPU lists, by first CPU.
+    lists: Vec<ListEntry<'a>>,
+    /// Its name.
+    name: &'a str,
+}
+
+/// A CPU list.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct ListEntry<'a> {
+    /// The CPUs, as a list.
+    cpus: &'a str,
+    /// Those of its CPUs that are offline, as a list; empty where all are online.
+    offline: String,
+    /// How many owners hold it.
+    owners: usize,
+    /// Whether it is free.
+    state: ListState,
+}
+
+/// An owner, with all that it holds.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+struct OwnerEntry<'a> {
+    /// The CPUs that it owns, as a list.
+    cpus: String,
+    /// Its engine: `podman`, `crio`, `containerd` or `docker`; null where none is known.
+    engine: Option<&'a str>,
+    /// The id that `pinfold release` takes; null for a process that another tool recorded.
+    id: Option<&'a str>,
+    /// How the kernel keeps everybody else off its CPUs now: `root` or `isolated`, the kind of its
+    /// cpuset partition; `none` where it does not.
+    isolation: &'static str,
+    /// Its CPU lists, a directory name each.
+    lists: &'a [String],
+    /// The container's name, or the file name of the command's program.
+    name: Option<&'a str>,
+    /// The Kubernetes namespace of its pod.
+    namespace: Option<&'a str>,
+    /// The process that stands for it.
+    pid: i32,
+    /// The name of its pod.
+    pod: Option<&'a str>,
+    /// The pool's name; empty where its claim cannot be read.
+    pool: &'a str,
+    /// The CPUs that it may run on, as a list; null where that cannot be told.
+    runs_on: Option<String>,
+    /// Since when it owns them: a time in UTC (RFC 3339); null where that is not known.
+    since: Option<String>,
+    /// How it is.
+    state: OwnerState,
+    /// The systemd service that runs it.
+    unit: Option<&'a str>,
+}
+
+fn document(survey: &Survey) -> Document<'_> {
+    Document {
+        is_whole: survey.is_whole,
+        owners: survey.owners.iter().map(owner_entry).collect(),
+        path: survey.path.to_string_lossy(),
+        pools: survey.pools.iter().map(pool_entry).collect(),
+        remarks: remarks(survey).map(Refusal::to_string).collect(),
+    }
+}
+
+fn pool_entry<'a>(pool: &'a SurveyedPool) -> PoolEntry<'a> {
+    let list = |list: &'a SurveyedList| ListEntry {
+        cpus: &list.name,
+        offline: list.offline.to_string(),
+        owners: list.owners,
+        state: list.state,
     };
-    let owner = |owner: &Owner| {
-        let names = &owner.names;
-        let parts: BTreeMap<&str, Value> = BTreeMap::from([
-            ("cpus", json!(owner.cpus.to_string())),
-            ("engine", json!(names.engine)),
-            ("id", json!(owner.id)),
-            (
-                "isolation",
-                json!(owner.isolation.map_or("none", isolation::Kind::word)),
-            ),
-            ("lists", json!(owner.lists)),
-            ("name", json!(names.name)),
-            ("namespace", json!(names.namespace)),
-            ("pid", json!(owner.pid)),
-            ("pod", json!(names.pod)),
-            ("pool", json!(owner.pool)),
-            (
-                "runsOn",
-                json!(owner.runs_on.as_ref().map(CpuSet::to_string)),
-            ),
-            ("since", json!(owner.since.and_then(timestamp))),
-            ("state", json!(owner.state.word())),
-            ("unit", json!(names.unit)),
-        ]);
-        json!(parts)
-    };
-    json!({
-        "isWhole": survey.is_whole,
-        "owners": survey.owners.iter().map(owner).collect::<Vec<_>>(),
-        "path": survey.path.to_string_lossy(),
-        "pools": survey.pools.iter().map(pool).collect::<Vec<_>>(),
-        "remarks": remarks(survey).map(Refusal::to_string).collect::<Vec<_>>(),
-    })
+    PoolEntry {
+        cpus: all_cpus(pool).to_string(),
+        exclusive: pool.kind == Kind::Exclusive,
+        lists: pool.lists.iter().map(list).collect(),
+        name: &pool.name,
+    }
+}
+
+fn owner_entry(owner: &Owner) -> OwnerEntry<'_> {
+    let names = &owner.names;
+    OwnerEntry {
+        cpus: owner.cpus.to_string(),
+        engine: names.engine.as_deref(),
+        id: owner.id.as_deref(),
+        isolation: owner.isolation.map_or("none", isolation::Kind::word),
+        lists: &owner.lists,
+        name: names.name.as_deref(),
+        namespace: names.namespace.as_deref(),
+        pid: owner.pid,
+        pod: names.pod.as_deref(),
+        pool: &owner.pool,
+        runs_on: owner.runs_on.as_ref().map(CpuSet::to_string),
+        since: owner.since.and_then(timestamp),
+        state: owner.state,
+        unit: names.unit.as_deref(),
+    }
 }

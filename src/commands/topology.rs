@@ -5,7 +5,7 @@ mod picture;
 use std::io::Write;
 
 use anyhow::{Error, Result};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::Output;
 use crate::cli::TopologyArgs as Args;
@@ -72,36 +72,137 @@ fn pools(site: &Site) -> (Vec<Pool>, Vec<Error>) {
     (pools, problems)
 }
 
-fn document(topology: &Topology, pools: &[Pool]) -> Value {
-    let numbered = |group: &CpuGroup| json!({"id": group.id, "cpus": group.cpus.to_string()});
-    let all = |groups: &[CpuGroup]| groups.iter().map(numbered).collect::<Vec<_>>();
-    let nodes = topology.nodes.iter().map(
-        |node| json!({"id": node.id, "cpus": node.cpus.to_string(), "memoryKiB": node.memory_kib}),
-    );
-    let caches = topology.caches.iter().map(|cache| {
-        json!({"level": cache.level, "sizeKiB": cache.size_kib, "cpus": cache.cpus.to_string()})
+/// The machine's parts, and the pools. CPUs are written as a list such as `4,12` or `0-2`.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    /// The CPUs that are online.
+    online: String,
+    /// The CPUs that are present but offline.
+    offline: String,
+    /// The CPUs that the scheduler does not balance, by `isolcpus=` or an isolated cpuset
+    /// partition.
+    isolated: String,
+    /// The packages (sockets).
+    packages: Vec<Group>,
+    /// The NUMA nodes, by number; none where the kernel knows none.
+    nodes: Vec<NodeEntry>,
+    /// The dies, by lowest CPU; none where the kernel does not tell.
+    dies: Vec<Group>,
+    /// The clusters of cores, by lowest CPU; none where the kernel does not tell.
+    clusters: Vec<Group>,
+    /// The last-level caches, by lowest CPU; none where the kernel does not tell.
+    last_level_caches: Vec<CacheEntry>,
+    /// The physical cores, with the CPUs that are their hardware threads.
+    cores: Vec<Group>,
+    /// The kinds of core of a hybrid machine, largest first; none where all are alike.
+    core_kinds: Vec<CoreKindEntry<'a>>,
+    /// The pools.
+    pools: Vec<PoolEntry<'a>>,
+}
+
+/// CPUs that share a part of the machine.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Group {
+    /// The kernel's number of a package; of others the lowest of its CPUs.
+    id: u32,
+    /// Its online CPUs.
+    cpus: String,
+}
+
+/// A NUMA node.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct NodeEntry {
+    /// The kernel's number.
+    id: u32,
+    /// Its online CPUs; empty for a node of memory alone.
+    cpus: String,
+    /// Its memory in KiB; 0 where that is not told.
+    #[serde(rename = "memoryKiB")]
+    memory_kib: u64,
+}
+
+/// A last-level cache.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+struct CacheEntry {
+    /// 3 for an L3; 0 where that is not told.
+    level: u64,
+    /// Its size in KiB; 0 where that is not told.
+    #[serde(rename = "sizeKiB")]
+    size_kib: u64,
+    /// The CPUs that share it.
+    cpus: String,
+}
+
+/// Cores of one size.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct CoreKindEntry<'a> {
+    /// Intel's `core`, `atom` or `lowpower`; or `capacity N`, the work that one core does where the
+    /// largest does 1024.
+    name: &'a str,
+    /// The online CPUs of these cores.
+    cpus: String,
+}
+
+/// A pool.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+struct PoolEntry<'a> {
+    /// Its name.
+    name: &'a str,
+    /// Has each of its lists one owner at most?
+    exclusive: bool,
+    /// Its CPU lists.
+    cpu_lists: Vec<&'a str>,
+}
+
+fn document<'a>(topology: &'a Topology, pools: &'a [Pool]) -> Document<'a> {
+    let groups = |groups: &[CpuGroup]| {
+        let groups = groups.iter().map(|group| Group {
+            id: group.id,
+            cpus: group.cpus.to_string(),
+        });
+        groups.collect()
+    };
+    let nodes = topology.nodes.iter().map(|node| NodeEntry {
+        id: node.id,
+        cpus: node.cpus.to_string(),
+        memory_kib: node.memory_kib,
     });
-    let kinds = topology
-        .kinds
-        .iter()
-        .map(|kind| json!({"name": kind.name, "cpus": kind.cpus.to_string()}));
-    let pools = pools.iter().map(|pool| {
-        let lists: Vec<&str> = pool.lists.iter().map(|list| list.name.as_str()).collect();
-        json!({"name": pool.name, "exclusive": pool.kind == Kind::Exclusive, "cpuLists": lists})
+    let caches = topology.caches.iter().map(|cache| CacheEntry {
+        level: cache.level,
+        size_kib: cache.size_kib,
+        cpus: cache.cpus.to_string(),
     });
-    json!({
-        "online": topology.online.to_string(),
-        "offline": topology.offline.to_string(),
-        "isolated": topology.isolated.to_string(),
-        "packages": all(&topology.levels.packages),
-        "nodes": nodes.collect::<Vec<_>>(),
-        "dies": all(&topology.dies),
-        "clusters": all(&topology.clusters),
-        "lastLevelCaches": caches.collect::<Vec<_>>(),
-        "cores": all(&topology.levels.cores),
-        "coreKinds": kinds.collect::<Vec<_>>(),
-        "pools": pools.collect::<Vec<_>>(),
-    })
+    let kinds = topology.kinds.iter().map(|kind| CoreKindEntry {
+        name: &kind.name,
+        cpus: kind.cpus.to_string(),
+    });
+    let pools = pools.iter().map(|pool| PoolEntry {
+        name: &pool.name,
+        exclusive: pool.kind == Kind::Exclusive,
+        cpu_lists: pool.lists.iter().map(|list| list.name.as_str()).collect(),
+    });
+    Document {
+        online: topology.online.to_string(),
+        offline: topology.offline.to_string(),
+        isolated: topology.isolated.to_string(),
+        packages: groups(&topology.levels.packages),
+        nodes: nodes.collect(),
+        dies: groups(&topology.dies),
+        clusters: groups(&topology.clusters),
+        last_level_caches: caches.collect(),
+        cores: groups(&topology.levels.cores),
+        core_kinds: kinds.collect(),
+        pools: pools.collect(),
+    }
 }
 
 /// The machine as a tree, with each core's label.
@@ -255,9 +356,12 @@ machine, CPUs 0-6
 offline: 7
 ";
         assert_eq!(drawing(&machine(), &pools), expected);
-        let document = document(&machine(), &pools);
+        let document = serde_json::to_value(document(&machine(), &pools)).unwrap();
         assert_eq!(document["nodes"][2]["memoryKiB"], 524_288);
-        assert_eq!(document["pools"][0]["cpuLists"], json!(["2-3", "4"]));
+        assert_eq!(
+            document["pools"][0]["cpuLists"],
+            serde_json::json!(["2-3", "4"])
+        );
         assert_eq!(document["cores"][1]["cpus"], "2-3");
     }
 }

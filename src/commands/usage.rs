@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::{Output, Target};
 use super::screen::{self, ODD, PLAIN, Table};
@@ -128,26 +128,95 @@ fn write(
     table.write(out, most)
 }
 
-fn document(args: &UsageArgs, since: Option<i64>, sums: &[Sum], kept: &LogFiles) -> Value {
-    let key = SumBy::word(args.by);
-    let one = |sum: &Sum| {
-        json!({
-            key: sum.of,
-            "ended": sum.owners,
-            "ownedSeconds": sum.owned,
-            "cpuSeconds": sum.used,
-            "userSeconds": sum.user,
-            "systemSeconds": sum.system,
-            "noiseSeconds": sum.noise,
-            "exact": sum.exact,
-            "sampled": sum.sampled,
-            "unknown": sum.unknown,
-        })
+/// What owners that ended have used.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document<'a> {
+    /// Owners that ended before are left out: seconds since 1970-01-01 in UTC; null where none is.
+    since: Option<i64>,
+    /// What is summed up by: `pool`, `name` or `day`.
+    by: &'static str,
+    /// The sums, in the order of pools, names or days.
+    usage: Vec<SumEntry<'a>>,
+    /// How many lines of the record are left out because they cannot be read.
+    broken_lines: usize,
+}
+
+/// The owners of one pool or name, or those that ended on one day.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+struct SumEntry<'a> {
+    /// Which they are, by the key that `by` names.
+    #[serde(flatten)]
+    of: Of<'a>,
+    /// How many owners ended.
+    ended: usize,
+    /// The time of all their CPUs from their start to their end, in seconds.
+    owned_seconds: f64,
+    /// The CPU time that they used, in seconds.
+    cpu_seconds: f64,
+    /// That outside the kernel, in seconds.
+    user_seconds: f64,
+    /// That inside the kernel, in seconds.
+    system_seconds: f64,
+    /// The CPU time that others used on their CPUs while those were watched, in seconds; null where
+    /// they never were.
+    noise_seconds: Option<f64>,
+    /// Of how many owners the CPU time is exact, or that of all that was waited for.
+    exact: usize,
+    /// Of how many it is what the last sample showed.
+    sampled: usize,
+    /// Of how many it is not known.
+    unknown: usize,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(untagged)]
+enum Of<'a> {
+    Pool {
+        /// The pool's name.
+        pool: &'a str,
+    },
+    Name {
+        /// What people call the owner, or its id where it has no name.
+        name: &'a str,
+    },
+    Day {
+        /// The day on which they ended, in UTC: `2026-01-31`.
+        day: &'a str,
+    },
+}
+
+fn document<'a>(
+    args: &UsageArgs,
+    since: Option<i64>,
+    sums: &'a [Sum],
+    kept: &LogFiles,
+) -> Document<'a> {
+    let of = |of| match args.by {
+        SumBy::Pool => Of::Pool { pool: of },
+        SumBy::Name => Of::Name { name: of },
+        SumBy::Day => Of::Day { day: of },
     };
-    json!({
-        "since": since,
-        "by": key,
-        "usage": sums.iter().map(one).collect::<Vec<_>>(),
-        "brokenLines": kept.broken,
-    })
+    let entry = |sum: &'a Sum| SumEntry {
+        of: of(&sum.of),
+        ended: sum.owners,
+        owned_seconds: sum.owned,
+        cpu_seconds: sum.used,
+        user_seconds: sum.user,
+        system_seconds: sum.system,
+        noise_seconds: sum.noise,
+        exact: sum.exact,
+        sampled: sum.sampled,
+        unknown: sum.unknown,
+    };
+    Document {
+        since,
+        by: args.by.word(),
+        usage: sums.iter().map(entry).collect(),
+        broken_lines: kept.broken,
+    }
 }

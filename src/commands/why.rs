@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::output::Output;
 use crate::cli::WhyArgs;
@@ -54,14 +54,36 @@ fn time(refusal: &Refused) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
-fn document(kept: &[Refused]) -> Value {
-    let one = |refusal: &Refused| {
-        json!({
-            "time": humantime::format_rfc3339_seconds(time(refusal)).to_string(),
-            "container": refusal.container,
-            "message": refusal.message,
-            "name": refusal.names.title(),
-        })
+/// The last refusals.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Document<'a> {
+    /// The starts and ends of containers that failed, the oldest first.
+    refusals: Vec<RefusalEntry<'a>>,
+}
+
+/// A start or an end of a container that failed.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct RefusalEntry<'a> {
+    /// When: a time in UTC (RFC 3339).
+    time: String,
+    /// The container's id as its runtime gave it.
+    container: &'a str,
+    /// The message that the engine was told.
+    message: &'a str,
+    /// What people call the container; null where no name is known.
+    name: Option<String>,
+}
+
+fn document<'a>(kept: &'a [Refused]) -> Document<'a> {
+    let entry = |refusal: &'a Refused| RefusalEntry {
+        time: humantime::format_rfc3339_seconds(time(refusal)).to_string(),
+        container: &refusal.container,
+        message: &refusal.message,
+        name: refusal.names.title(),
     };
-    json!({ "refusals": kept.iter().map(one).collect::<Vec<_>>() })
+    Document {
+        refusals: kept.iter().map(entry).collect(),
+    }
 }

@@ -9,6 +9,7 @@ use crate::cpulist::CpuSet;
 
 /// What the interrupts of one source came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Interrupts {
     /// The number, or the word for it: text of the kernel.
     pub source: String,
@@ -16,6 +17,7 @@ pub struct Interrupts {
     pub what: String,
     /// The CPUs that had any.
     #[serde(with = "crate::cpulist::as_text")]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub cpus: CpuSet,
     /// How many on all of them.
     pub count: u64,

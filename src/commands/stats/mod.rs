@@ -10,6 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 
+#[cfg(test)]
+pub(super) use self::sheet::Document;
 use self::sheet::Sheet;
 use super::output::Output;
 use super::screen;
@@ -38,7 +40,7 @@ pub(super) fn run(args: &StatsArgs, settings: &Settings) -> Result<u8> {
         let moment = watch.moment();
         let mut out = Output::product();
         match is_json {
-            true => out.json(&serde_json::to_value(moment.document())?)?,
+            true => out.json(&moment.document())?,
             false => out.coloured(|out| sheet.write(out, &moment, Some(screen::table_width())))?,
         }
         return Ok(0);

@@ -7,7 +7,7 @@ use anstyle::Style;
 use serde::Serialize;
 
 use super::Moment;
-use crate::account::Share;
+use crate::account::{Share, Source};
 use crate::cli::{OutputFormat, SortBy, StatsArgs};
 use crate::commands::screen::{BAD, GOOD, ODD, PLAIN, Table};
 use crate::names::short_id;
@@ -195,38 +195,67 @@ fn colour(noise: f64) -> Style {
     }
 }
 
-/// The interval as JSON: times in seconds, shares of the time of the owner's CPUs from 0 to 1.
+/// How owners used their CPUs in an interval. A share is a part of the time of the owner's online
+/// CPUs: 1 is all of them, all the time.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Document<'a> {
+pub(in crate::commands) struct Document<'a> {
+    /// How long the interval was, in seconds.
     interval_seconds: f64,
+    /// The owners that were asked for. What is null of one is not known: it began or ended
+    /// meanwhile, or the kernel does not tell.
     owners: Vec<Row<'a>>,
+    /// When the interval ended: a time in UTC (RFC 3339).
     time: String,
 }
 
+/// An owner, and whoever else was on its CPUs.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 struct Row<'a> {
-    account: Option<&'static str>,
+    /// How its CPU time is known.
+    account: Option<Source>,
+    /// How many CPUs were busy with it on average: 1 is one CPU all the time.
     busy_cpus: Option<f64>,
+    /// Its context switches a second.
     context_switches_per_second: Option<f64>,
+    /// The CPU time that it has used since it began, in seconds.
     cpu_seconds: Option<f64>,
+    /// The CPUs that it owns, as a list such as `4,12` or `0-2`.
     cpus: String,
+    /// Its engine: `podman`, `crio`, `containerd` or `docker`; null where none is known.
     engine: Option<&'a str>,
+    /// The id that `pinfold release` takes; null for a process that another tool recorded.
     id: Option<&'a str>,
+    /// The time of interrupts, as a share.
     irq: Option<f64>,
+    /// Its CPU lists, a directory name each.
     lists: &'a [String],
+    /// Its moves between CPUs a second, over the last twenty seconds or so.
     migrations_per_second: Option<f64>,
+    /// What people call it; null where no name is known.
     name: Option<String>,
+    /// The time that its CPUs were busy neither with it nor with interrupts, as a share.
     noise: Option<f64>,
+    /// The process that stands for it.
     pid: i32,
+    /// The pool's name.
     pool: &'a str,
+    /// The part of the interval in which a process of it waited for a CPU, from 0 to 1.
     pressure: Option<f64>,
+    /// The time of software interrupts, as a share.
     softirq: Option<f64>,
+    /// The time that a hypervisor gave to somebody else, as a share.
     steal: Option<f64>,
+    /// That part of its CPU time that was inside the kernel, in seconds.
     system_seconds: Option<f64>,
+    /// The time in which a bandwidth limit kept it from running, as a share.
     throttled: Option<f64>,
+    /// That part of its CPU time that was outside the kernel, in seconds.
     user_seconds: Option<f64>,
+    /// The time that it used on its CPUs, as a share.
     utilization: Option<f64>,
 }
 
@@ -238,7 +267,7 @@ impl Moment<'_> {
             let number =
                 |number: fn(&Share) -> Option<f64>| share.as_ref().and_then(number).map(rounded);
             Row {
-                account: share.map(|share| share.account.source.word()),
+                account: share.map(|share| share.account.source),
                 busy_cpus: number(|share| Some(share.busy_cpus)),
                 context_switches_per_second: number(|share| share.switches),
                 cpu_seconds: number(|share| Some(share.account.usage.total.as_secs_f64())),

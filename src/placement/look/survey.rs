@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
+use serde::Serialize;
 
 use crate::cgroup::{Hierarchy, cpuset, partition};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
@@ -70,7 +71,9 @@ pub struct SurveyedList {
 }
 
 /// Whether a CPU list is free.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum ListState {
     /// Nobody holds it.
     Free,
@@ -140,7 +143,9 @@ impl Owner {
 }
 
 /// How an owner is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum OwnerState {
     /// It runs on its CPUs.
     Running,
