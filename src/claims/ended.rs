@@ -1,5 +1,6 @@
-//! The claims of owners that ended: set aside where they would be removed, by one system call
-//! instead of another, until somebody without the lock has written down what the owner did.
+//! The claims of owners that ended. Where a claim would be removed it is renamed to here, one
+//! system call instead of another, until a process without the lock has recorded what the owner
+//! used.
 
 use std::fs::File;
 use std::io;
@@ -21,25 +22,25 @@ pub struct Ended {
     pub claim: Result<Claim, String>,
     /// When it was set aside, in seconds since the epoch.
     pub at: i64,
-    /// What tells the owner from others of its boot.
+    /// The owner's name in the ledger, as [`Claim::marker_name`] makes it.
     pub name: String,
     path: PathBuf,
 }
 
 impl Ledger {
-    /// From now on the claims of owners that end are set aside.
+    /// From now on claims of ended owners are set aside.
     pub fn keep_ended(&mut self) {
         self.keeps_ended = true;
     }
 
-    /// Has this ledger set any aside?
+    /// Has this ledger set any claim aside?
     pub fn has_ended(&self) -> bool {
         self.has_ended.get()
     }
 
-    /// Removes the claim of an owner that ended, as [`Ledger::remove`] does, and sets it aside
-    /// where that is wanted. A reservation is of no owner yet, and whoever cannot be set aside is
-    /// removed all the same.
+    /// Removes the claim of an ended owner, as [`Ledger::remove`] does; sets it aside where
+    /// [`Ledger::keep_ended`] was called. A reservation, which has no owner yet, and a claim that
+    /// cannot be set aside are only removed.
     ///
     /// # Errors
     /// As [`Ledger::remove`].
@@ -71,7 +72,7 @@ impl Ledger {
         }
     }
 
-    /// The names of those that are set aside, unread: there can be thousands.
+    /// The names of the claims that are set aside, unread: there can be thousands.
     ///
     /// # Errors
     /// The directory cannot be listed.
@@ -79,11 +80,11 @@ impl Ledger {
         files::names_in(&self.run_dir.join(DIRECTORY))
     }
 
-    /// Makes sure that nobody else writes down what they did, until the file is closed; waits for
-    /// somebody who does.
+    /// Locks the claims that are set aside, so that one process at a time accounts for them. The
+    /// lock ends when the returned file is closed.
     ///
     /// # Errors
-    /// Somebody does so for longer than that, or nobody is set aside.
+    /// Another process holds the lock for longer than `patience`; no claim was ever set aside.
     pub fn lock_ended(&self, patience: Duration) -> Result<File> {
         let path = self.run_dir.join(DIRECTORY);
         let dir = File::open(&path).with_context(|| format!("open {}", path.display()))?;
@@ -93,7 +94,7 @@ impl Ledger {
         Ok(dir)
     }
 
-    /// One of them; `None` where somebody else has taken it.
+    /// The claim of this name; `None` where another process has accounted for it.
     ///
     /// # Errors
     /// It cannot be looked at.
@@ -108,14 +109,14 @@ impl Ledger {
         };
         Ok(Some(Ended {
             claim,
-            // Renaming it was the last that was done to it.
+            // The rename was the last change.
             at: metadata.ctime(),
             name: name.to_owned(),
             path,
         }))
     }
 
-    /// Forgets one: it is accounted for.
+    /// Removes a claim that is accounted for.
     ///
     /// # Errors
     /// It cannot be removed.

@@ -1,14 +1,16 @@
-//! The ledger: our record of every owner, one file a claim, found by container id, by CPU list and
-//! by cgroup without reading the others.
+//! The ledger: our records of all owners. A claim is one file, found by container id, by CPU list
+//! or by cgroup without reading the others.
 //!
 //! ```text
 //! claims/<id>/<pid>-<start>.json       the claim
 //! lists/<cpulist>/<id>@<pid>-<start>   → the claim, for each of its lists
 //! cgroups/<inode>                      → the claim
 //! ended/<id>@<pid>-<start>             the claim of an owner that ended, until it is accounted for
+//! boot                                 the boot and the pool directory that the claims are of
 //! ```
-//! The links are made before the claim and removed after it: one that leads nowhere means nothing. A claim ends with its
-//! check sum; one that is not where its content says, or not of the boot that the mark `boot` names, cannot be read.
+//! The links are made before their claim and removed after it; a link that leads nowhere means
+//! nothing. A claim ends with its check sum. It counts as unreadable where it is not in the place
+//! that its content names, or not of the boot that `boot` names.
 
 mod ended;
 mod record;
@@ -30,26 +32,27 @@ use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::text::shell_word;
 
-/// What was found where a claim should be.
+/// What is in the place of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    /// A claim.
+    /// A claim that can be read.
     Claim(Box<Claim>),
-    /// One that cannot be read, or is of a newer version.
+    /// A claim that cannot be read, or is of a newer version.
     Unreadable(Unreadable),
 }
 
-/// A claim that cannot be read: it counts as held and is never deleted.
+/// A claim that cannot be read. It counts as held and is never removed unless its owner is known to
+/// be dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
     /// Its file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Why it cannot be read.
     pub reason: String,
 }
 
 impl Unreadable {
-    /// The same, and what leads to it is its group.
+    /// The same claim; the reason adds that it is on the new owner's cgroup.
     pub fn of_a_group(self) -> Unreadable {
         Unreadable {
             reason: format!("it is on its cgroup, and {}", self.reason),
@@ -57,7 +60,7 @@ impl Unreadable {
         }
     }
 
-    /// It is in the way.
+    /// The refusal of whatever this claim is in the way of.
     pub fn refusal(&self) -> Refusal {
         Refusal::new(
             self.to_string(),
@@ -83,47 +86,49 @@ impl Entry {
     }
 }
 
-/// A link from a CPU list to a claim, by its name.
+/// The name of a link from a CPU list to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marker(String);
 
 impl Marker {
-    /// The process that the claim was made for, where the name tells one.
+    /// The process that the claim was made for; `None` where the name has no pid.
     pub fn pid(&self) -> Option<i32> {
         let (_, process) = self.0.rsplit_once('@')?;
         process.split_once('-')?.0.parse().ok()
     }
 }
 
-/// What the name of a claim's file and the links to it tell.
+/// What the file name of a claim and the links to it tell, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traces {
     /// The owner's id.
     pub id: String,
-    /// The process that it was made for.
+    /// The process that the claim was made for.
     pub process: Process,
     /// The directory names of its CPU lists.
     pub lists: Vec<String>,
-    /// The inodes of its cgroup.
+    /// The inodes of the cgroups that lead to it.
     pub inodes: Vec<u64>,
     path: PathBuf,
     marker: String,
 }
 
-/// The directory of claims.
+/// The run directory, where the claims are.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     run_dir: PathBuf,
     boot_id: Option<String>,
-    /// Are the claims of owners that end set aside?
+    /// Are the claims of ended owners set aside?
     keeps_ended: bool,
-    /// Was any?
+    /// Was one set aside?
     has_ended: Cell<bool>,
 }
 
 impl Ledger {
-    /// Opens the directory if it is there and nobody else can write it; `None` where it is not
-    /// there.
+    /// Opens the run directory; `None` where there is none.
+    ///
+    /// # Errors
+    /// It cannot be looked at, is not a directory, or can be changed by others.
     pub fn open_if_there(run_dir: &Path) -> Result<Option<Ledger>> {
         let metadata = match run_dir.symlink_metadata() {
             Err(error) if files::is_gone(&error) => return Ok(None),
@@ -151,7 +156,10 @@ impl Ledger {
         Ok(Some(Ledger::at_dir(run_dir)))
     }
 
-    /// Opens the directory, making it where it is not there.
+    /// Opens the run directory, and makes it where there is none.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_if_there`]; it cannot be made.
     pub fn open(run_dir: &Path) -> Result<Ledger> {
         if let Some(ledger) = Ledger::open_if_there(run_dir)? {
             return Ok(ledger);
@@ -164,7 +172,10 @@ impl Ledger {
         Ledger::open_if_there(run_dir)?.with_context(|| format!("{} vanished", run_dir.display()))
     }
 
-    /// The directory for one who only looks: where it is not there it has no claims.
+    /// The run directory for reading. One that is not there has no claims.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_if_there`].
     pub fn to_look(run_dir: &Path) -> Result<Ledger> {
         let there = Ledger::open_if_there(run_dir)?;
         Ok(there.unwrap_or_else(|| Ledger::at_dir(run_dir)))
@@ -179,13 +190,13 @@ impl Ledger {
         }
     }
 
-    /// Tries to write as much as a claim takes, and leaves nothing.
+    /// Writes a trial claim with its links, and removes it.
     ///
     /// # Errors
     /// What would keep a start from recording its owner.
     pub fn try_writing(run_dir: &Path) -> Result<()> {
         let mut directory = run_dir;
-        // The first claim makes the directory.
+        // The first claim makes the run directory.
         if Ledger::open_if_there(run_dir)?.is_none() {
             for parent in run_dir.ancestors().skip(1) {
                 directory = parent;
@@ -198,7 +209,8 @@ impl Ledger {
             let trial = tempfile::Builder::new()
                 .prefix(&files::temporary_prefix("trial"))
                 .tempdir_in(directory)?;
-            // A claim has a directory of its id, one a list, and links there and for its group.
+            // A claim needs a directory for its id and for each list, and links from its lists and
+            // its group.
             for name in ["claims", "lists", "cgroups"] {
                 make_directory(&trial.path().join(name))?;
                 link(&trial.path().join(name).join("link"), Path::new("../claim"))?;
@@ -208,20 +220,20 @@ impl Ledger {
         attempt().with_context(|| format!("write a claim in {}", run_dir.display()))
     }
 
-    /// From now on a claim of another boot than this one cannot be right: the mark names this boot,
-    /// and whoever left it has removed all claims of earlier ones.
+    /// From now on a claim of another boot counts as unreadable. The caller has seen that the mark
+    /// names this boot: whoever wrote the mark removed all claims of earlier boots.
     pub fn expect_boot(&mut self, boot_id: &str) {
         self.boot_id = Some(boot_id.to_owned());
     }
 
-    /// Has this id any claim, or traces of one? The one question that is asked without the lock.
+    /// Has this id a claim, or leftovers of one? Asked without the lock.
     pub fn knows(&self, id: &str) -> Result<bool> {
         let home = self.run_dir.join("claims").join(id);
         let known = home.try_exists();
         known.with_context(|| format!("look at {}", home.display()))
     }
 
-    /// The claims of one container id: several where several runtimes use the same id.
+    /// The claims of one id: more than one where two roots of a runtime use the same id.
     pub fn of_id(&self, id: &str) -> Result<Vec<Entry>> {
         let dir = self.run_dir.join("claims").join(id);
         let mut entries = Vec::new();
@@ -242,15 +254,15 @@ impl Ledger {
         Ok(entries.collect())
     }
 
-    /// The links from one CPU list, unread: there can be thousands.
+    /// The names of the links from one CPU list, unread: there can be thousands.
     pub fn markers_on(&self, list: &str) -> Result<Vec<Marker>> {
         let names = files::names_in(&self.run_dir.join("lists").join(list))?;
         Ok(names.into_iter().map(Marker).collect())
     }
 
-    /// The claim that a link from a CPU list leads to; `None` where there is none, or it has that
-    /// list no more. One that the lists which it names do not lead to is older than this link:
-    /// somebody put it back, and it cannot be read as what it was.
+    /// The claim that a link from a CPU list leads to; `None` where there is none, or it no longer
+    /// has the list. Unreadable is also a claim that names other lists while these do not lead to
+    /// it: an older copy was put back.
     pub fn at(&self, list: &str, marker: &Marker) -> Option<Entry> {
         let Marker(name) = marker;
         let path = self.run_dir.join("lists").join(list).join(name);
@@ -261,8 +273,8 @@ impl Ledger {
         if claim.lists.iter().any(|other| other == list) {
             return Some(entry);
         }
-        // A claim that was given another list meanwhile leaves its link for a moment, or for good
-        // where it was killed.
+        // A claim that got another list keeps the old link for a moment, or for good if that was
+        // interrupted.
         if self.is_linked(claim) {
             return None;
         }
@@ -273,7 +285,8 @@ impl Ledger {
         }))
     }
 
-    /// Do all lists that a claim names lead to it, as far as can be told?
+    /// Do all lists that a claim names lead to it? A link that cannot be looked at counts as
+    /// missing.
     fn is_linked(&self, claim: &Claim) -> bool {
         let lists = self.run_dir.join("lists");
         claim.lists.iter().all(|list| {
@@ -282,7 +295,7 @@ impl Ledger {
         })
     }
 
-    /// A claim as it is now: others may have changed it, or removed it, since this copy was read.
+    /// The claim as it is on disk now; `None` where it was removed.
     pub fn current(&self, claim: &Claim) -> Option<Entry> {
         let home = self.run_dir.join("claims").join(&claim.id);
         self.read(&home.join(claim.file_name()), |now| {
@@ -290,19 +303,19 @@ impl Ledger {
         })
     }
 
-    /// The claim on one cgroup.
+    /// The claim that a cgroup leads to.
     pub fn on_cgroup(&self, inode: u64) -> Option<Entry> {
         self.read(&self.cgroup_marker(inode), |_| true)
     }
 
-    /// The ids that have claims, or traces of one, sorted.
+    /// The ids that have claims or leftovers of one, sorted.
     pub fn ids(&self) -> Result<Vec<String>> {
         let mut ids = files::names_in(&self.run_dir.join("claims"))?;
         ids.sort();
         Ok(ids)
     }
 
-    /// Every claim, by id.
+    /// All claims, in the order of their ids.
     pub fn all(&self) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for id in self.ids()? {
@@ -324,7 +337,7 @@ impl Ledger {
         )
     }
 
-    /// Makes the links to a claim where they are missing.
+    /// Makes the links to a claim that are missing.
     pub fn link(&self, claim: &Claim) -> Result<()> {
         let file = Path::new(&claim.id).join(claim.file_name());
         let lists = self.run_dir.join("lists");
@@ -336,7 +349,7 @@ impl Ledger {
         if let Some(group) = &claim.cgroup {
             let marker = self.cgroup_marker(group.inode);
             let target = Path::new("../claims").join(&file);
-            // The directory is there but for the first.
+            // Only the first claim finds no directory.
             match link(&marker, &target) {
                 Err(error) if files::says_gone(&error) => {
                     make_directory(&self.run_dir.join("cgroups"))?;
@@ -348,7 +361,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes a claim that has other lists than before.
+    /// Writes a claim whose lists changed, and removes the links from the lists that it lost.
     pub fn rewrite(&self, before: &Claim, after: &Claim) -> Result<()> {
         self.write(after)?;
         let gone = before.lists.iter();
@@ -366,8 +379,8 @@ impl Ledger {
         first_error
     }
 
-    /// Removes a claim; one that is not there is success. Past an error with what leads to it, it
-    /// goes on with the rest, and returns the first.
+    /// Removes a claim with the links to it; one that is not there is success. Goes on past an
+    /// error with a link, and returns the first.
     pub fn remove(&self, claim: &Claim) -> Result<()> {
         files::remove(&self.file_of(claim))?;
         self.remove_what_is_left_of(claim)
@@ -379,12 +392,12 @@ impl Ledger {
     }
 
     fn remove_what_is_left_of(&self, claim: &Claim) -> Result<()> {
-        // Nothing leads here again to remove these: an error that passes is not to leave them.
+        // Tried twice: nothing leads here again, so a passing error would leave them for good.
         self.remove_ways_to(claim)
             .or_else(|_| self.remove_ways_to(claim))
     }
 
-    /// Removes the links to a claim, and what its writers left beside it.
+    /// Removes the links to a claim, and the temporary files beside it.
     fn remove_ways_to(&self, claim: &Claim) -> Result<()> {
         let home = self.run_dir.join("claims").join(&claim.id);
         let leftovers = files::remove_leftovers(&home, &claim.file_name())
@@ -408,10 +421,13 @@ impl Ledger {
         }
     }
 
-    /// What is known of a claim whose file cannot be read; `None` where that is of a newer version,
-    /// or its name tells no process.
+    /// The traces of a claim that cannot be read; `None` where it is of a newer version, or its
+    /// file name has no pid and start time.
+    ///
+    /// # Errors
+    /// The claim or a link cannot be looked at.
     pub fn traces(&self, path: &Path) -> Result<Option<Traces>> {
-        // One that cannot even be looked at may be of any version.
+        // A claim that cannot even be looked at may be of a newer version: an error.
         if record::is_newer(&files::read_if_there(path)?.unwrap_or_default()) {
             return Ok(None);
         }
@@ -461,7 +477,7 @@ impl Ledger {
         }))
     }
 
-    /// Removes a claim that cannot be read; the links go last.
+    /// Removes an unreadable claim, and then the links to it.
     pub fn remove_traces(&self, traces: &Traces) -> Result<()> {
         files::remove(&traces.path)?;
         for list in &traces.lists {
@@ -478,13 +494,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// The names of the CPU lists that have links to claims.
+    /// The CPU lists that have links to claims.
     pub fn lists(&self) -> Result<Vec<String>> {
         files::names_in(&self.run_dir.join("lists"))
     }
 
-    /// Removes what killed writers left beside the claims: temporary files, links from cgroups that
-    /// lead nowhere.
+    /// Removes what killed writers left: temporary files beside the mark `boot`, and links from
+    /// cgroups that lead nowhere.
     pub fn remove_leftovers(&self) -> Result<()> {
         files::remove_leftovers(&self.run_dir, "boot")?;
         remove_dangling_links(&self.run_dir.join("cgroups"))
@@ -497,7 +513,7 @@ impl Ledger {
         files::remove_empty_directory(&dir).map(drop)
     }
 
-    /// Removes the temporary files of one id, and its directory if nothing else is in it.
+    /// Removes the temporary files of one id, and its directory if that is empty then.
     pub fn remove_leftovers_of_id(&self, id: &str) -> Result<()> {
         let home = self.run_dir.join("claims").join(id);
         for name in files::names_in(&home)? {
@@ -508,12 +524,13 @@ impl Ledger {
         files::remove_empty_directory(&home).map(drop)
     }
 
-    /// The mark that the first to take the lock after a boot leaves; `None` where there is none.
+    /// The text of `boot`: the boot id, the key of the lock, and the pool directory, separated by
+    /// blanks. `None` where there is no such file.
     pub fn boot_mark(&self) -> Result<Option<String>> {
         files::read_record_if_there(&self.run_dir.join("boot"))
     }
 
-    /// Leaves that mark.
+    /// Writes `boot`.
     pub fn write_boot_mark(&self, mark: &str) -> Result<()> {
         files::replace(
             &self.run_dir.join("boot"),
@@ -523,8 +540,8 @@ impl Ledger {
         )
     }
 
-    /// Reads a claim, through a link or not, that has to be the one `is_it` tells; `None` where
-    /// there is none.
+    /// Reads a claim, directly or through a link. It is unreadable where `is_it` denies that it
+    /// belongs there; `None` where there is none.
     fn read(&self, path: &Path, is_it: impl FnOnce(&Claim) -> bool) -> Option<Entry> {
         let text = match files::read_record_if_there(path) {
             Ok(None) => return None,
@@ -566,7 +583,7 @@ fn make_directory(path: &Path) -> Result<()> {
     made.with_context(|| format!("make {}", path.display()))
 }
 
-/// Makes a symbolic link; where one of this name leads elsewhere, it is replaced.
+/// Makes a symbolic link; replaces one that leads elsewhere.
 fn link(path: &Path, target: &Path) -> Result<()> {
     let attempt = || match symlink(target, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -742,7 +759,7 @@ mod tests {
                 let mut bytes = text.clone().into_bytes();
                 bytes[at] ^= 1 << bit;
                 let flipped = String::from_utf8_lossy(&bytes);
-                // Where only the sum's name is hit, the claim is as it was.
+                // A bit flipped in the name of `sum` leaves the claim as it was.
                 if let Ok(read) = record::parse(&flipped) {
                     assert_eq!(read, claim, "{flipped}");
                 }
@@ -778,7 +795,7 @@ mod tests {
         let claim = claim("web", 5, &["0"], 70);
         ledger.write(&claim).unwrap();
         let lists = dir.path().join("run/lists");
-        // Round and round: ELOOP, which says nothing about the claim.
+        // A link to itself: ELOOP, which says nothing about the claim.
         symlink("round", lists.join("0/round")).unwrap();
         assert!(ledger.remove_leftovers_of_list("0").is_err());
         assert!(lists.join("0/round").symlink_metadata().is_ok());
@@ -799,11 +816,11 @@ mod tests {
         ledger.write(&claim("web", 5, &["0"], 70)).unwrap();
         let path = run.join("claims/web/5-77.json");
         assert_eq!(ledger.traces(&path).unwrap().unwrap().inodes, [70]);
-        // No link: EINVAL. It may be the one from its group.
+        // A file instead of a link: EINVAL. It may stand for the link from its group.
         files::replace(&run.join("cgroups/71"), b"", 0o600, Durability::Crash).unwrap();
         assert!(ledger.traces(&path).is_err());
         files::remove(&run.join("cgroups/71")).unwrap();
-        // A directory: EISDIR. It may be of a newer version.
+        // A directory instead of a file: EISDIR. It may be of a newer version.
         files::remove(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
         assert!(ledger.traces(&path).is_err());

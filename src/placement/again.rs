@@ -1,7 +1,6 @@
-//! A container that comes back gets the lists that it had: what is remembered is read before the
-//! lock is taken, and written after it is free. Both cost a start that changes nothing one small
-//! file, and no error of theirs fails anything. A file system that is frozen holds them up, as it
-//! does the engine.
+//! Gives a container that comes back the lists that it had. What is remembered is read before the
+//! lock is taken, and written after it is free; a start that changes nothing reads one small file.
+//! No error here fails anything; a frozen file system holds a start up, as it holds the engine up.
 
 use std::time::Duration;
 
@@ -12,12 +11,12 @@ use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::last_lists::{DAY, Last, LastLists};
 use crate::names::Names;
 
-/// What is remembered of a container that starts; nothing where nobody can tell it when it comes
+/// What is remembered of a container that starts; empty if nothing could recognize it when it comes
 /// back.
 #[derive(Debug, Default)]
 pub(super) struct Recalled<'a> {
     memory: Option<(&'a Site, &'a LastLists, Names)>,
-    /// And how long ago it was.
+    /// What it had last, and how long ago that was recorded.
     last: Option<(Last, Duration)>,
 }
 
@@ -29,8 +28,8 @@ impl Recalled<'_> {
         last.map_or(&[], |last| &last.lists)
     }
 
-    /// Remembers what it has now. That is done at its start, for its end may be the machine's; a
-    /// start that gets what the one before it got within a day writes nothing.
+    /// Remembers what it has now. Done at the start, because its end may be a power loss. A start
+    /// that gets the same lists within a day writes nothing.
     pub(super) fn keep(self, claim: &Claim) {
         let Some((site, lists, names)) = self.memory else {
             return;
@@ -49,7 +48,7 @@ impl Recalled<'_> {
 }
 
 impl Site {
-    /// What is remembered of a container of these names, or of this id.
+    /// What is remembered of a container with these names or this id.
     pub(super) fn recall(&self, names: &Names, id: &str) -> Recalled<'_> {
         let memory = self.last.as_ref().zip(names.lasting(id));
         let last = memory.as_ref();
@@ -59,7 +58,7 @@ impl Site {
         }
     }
 
-    /// A container that ended was here until now, however long it ran.
+    /// Refreshes what is remembered of containers that ended, as they were here until now.
     pub(super) fn note_ends(&self, ended: &[Claim]) {
         if let Some(lists) = &self.last {
             for names in ended.iter().filter_map(lasting) {
@@ -68,7 +67,8 @@ impl Site {
         }
     }
 
-    /// Forgets those that did not come back. While a claim cannot be read, each can be its owner's.
+    /// Forgets containers that did not come back. While a claim cannot be read, any of them may be
+    /// its owner.
     pub(super) fn prune_last_lists(&self) {
         if let Some(lists) = &self.last {
             let entries = Ledger::open_if_there(&self.run_dir)
@@ -84,8 +84,8 @@ impl Site {
     }
 }
 
-/// Forgets which lists containers of this name had, and returns what was remembered. Whoever runs
-/// keeps what it has.
+/// Forgets the lists of containers of this name, and returns what was remembered. Running
+/// containers keep theirs.
 ///
 /// # Errors
 /// A file cannot be read or removed.

@@ -1,5 +1,5 @@
-//! The first to take the lock after a boot, or after the lock was replaced: what was recorded
-//! before counts no more, or is taken over.
+//! What the first to take the lock does after a boot, or after the lock was replaced: records of
+//! earlier boots are voided, those of the former lock are taken over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -21,24 +21,24 @@ use crate::refusal::Refusal;
 use crate::text::one_line;
 use crate::topology;
 
-/// How long those who still use a lock that was replaced are waited for.
+/// How long to wait for those who still use the former lock.
 const LEAVING: Duration = Duration::from_secs(2);
 
-/// How long the owners recorded under a lock that was replaced are settled, while others wait.
+/// How long to free and refresh the owners of the former lock, while others wait.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// Which boot a record is of, as far as its time tells.
+/// The boot that a record is of, as far as the time of its file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Age {
     /// This one.
     Ours,
-    /// This one, before the clock was set; or an earlier one.
+    /// This one, if the clock was set since; or an earlier one.
     Unknown,
     /// An earlier one, unless the clock was set back and forth.
     Earlier,
 }
 
-/// What the times of files say about the boot in which they were written.
+/// Tells from the time of a file in which boot it was written. In seconds since the epoch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     boot_time: i64,
@@ -48,7 +48,7 @@ pub(crate) struct Clock {
 impl Clock {
     pub(crate) fn of(host: &Host) -> Result<Clock> {
         let boot_time = process::boot_time(host)?;
-        // Where nothing tells how early the clock was, it may have been anything.
+        // Without a known earliest time the clock may have shown any.
         let earliest = process::earliest_time(host)?.unwrap_or(i64::MIN);
         Ok(Clock {
             boot_time,
@@ -64,9 +64,10 @@ impl Clock {
         }
     }
 
-    /// Does a pid count that was in `tasks` at this time, of lists that have these CPUs together?
-    /// One that is recorded of this boot does. Of the others nobody can tell who has the number
-    /// now; one that is confined to those CPUs uses them in any case.
+    /// Does a pid that was in `tasks` at the time `recorded` still count? `cpus` are those of all
+    /// lists that it is in. Recorded in this boot it counts; if the boot is unknown it counts while
+    /// a process has it. Recorded in an earlier boot it counts only if that process is confined to
+    /// those CPUs: whatever it is, it uses them.
     pub(crate) fn counts(
         self,
         host: &Host,
@@ -76,7 +77,7 @@ impl Clock {
     ) -> Result<bool> {
         match self.age(recorded) {
             Age::Ours => Ok(true),
-            // Each CPU has threads that are confined to it, and one can have any number of an
+            // Every CPU has kernel threads that are confined to it, and one can have a number of an
             // earlier boot.
             _ if process::is_kernel_thread(host, pid)? => Ok(false),
             Age::Unknown => process::pid_is_alive(host, pid),
@@ -87,10 +88,10 @@ impl Clock {
     }
 }
 
-/// What tells numbers that an earlier boot left from those that count.
+/// Which pids in `tasks` count, although written in an earlier boot.
 struct Earlier<'a> {
     clock: Clock,
-    /// Those of live claims.
+    /// The pids of live claims.
     keep: &'a BTreeSet<i32>,
     cpus_of: &'a BTreeMap<i32, CpuSet>,
 }
@@ -103,8 +104,8 @@ fn is_confined_to(host: &Host, pid: i32, cpus: &CpuSet) -> Result<bool> {
     }
 }
 
-/// Was the lock of a pool directory replaced since its claims were made? A sentence about it, and
-/// about whoever still uses the former one.
+/// Says that the lock of a pool directory was replaced since its claims were made, and who still
+/// uses the former one; `None` if it was not.
 ///
 /// # Errors
 /// The mark, the lock or the table of locks cannot be looked at.
@@ -133,8 +134,8 @@ pub fn replaced_lock(site: &Site, directory: &PoolDirectory) -> Result<Option<St
 }
 
 impl Books<'_> {
-    /// The mark `boot` names this boot and this pool directory, by its lock and by its path. With
-    /// another boot, or none, what is in `tasks` from before it is void.
+    /// Compares the mark `boot` with this boot and this lock, and renews it. If it is of another
+    /// boot, or missing, what is in `tasks` from before this boot is voided.
     pub(crate) fn begin_boot(&mut self, site: &Site) -> Result<()> {
         let ours = format!("{} {} ", self.boot_id, self.lock.key());
         let before = self.ledger.boot_mark()?.unwrap_or_default();
@@ -154,9 +155,10 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The claims were made under another lock, `other`: its key and the path of its directory.
-    /// Where that is this directory, somebody has replaced the file, and its owners are still ours.
-    /// Those of another directory are not.
+    /// Takes over claims that were made under another lock. `other` is the rest of the mark: that
+    /// lock's key and its pool directory. If that is this directory, its lock was replaced, and all
+    /// owners are still ours. Otherwise the claims are refused if any is unreadable or has a live
+    /// owner.
     fn take_over(&self, other: &str, site: &Site) -> Result<()> {
         let (key, path) = other.split_once(' ').unwrap_or((other, ""));
         let is_same = Path::new(path) == self.directory.path();
@@ -191,8 +193,7 @@ impl Books<'_> {
                 Entry::Unreadable(_) => return self.refuse_other_claims(other, site),
             }
         }
-        // What the dead among them hold is freed as far as there is time; the rest when it is
-        // needed.
+        // Dead owners are freed as long as there is time; the rest when their lists are needed.
         let until = Instant::now() + SETTLING;
         for claim in owners.iter().take_while(|_| Instant::now() < until) {
             if let Err(error) = self.free_or_refresh(claim) {
@@ -219,9 +220,10 @@ impl Books<'_> {
         bail!(Refusal::new(what, remedy))
     }
 
-    /// A live owner whose lists this directory does not have cannot be kept apart from others.
+    /// Is the owner alive and unknown to this directory: the claim is of another directory, or none
+    /// of its lists exists? It could not be kept apart from others.
     fn contradicts(&self, claim: &Claim, is_same: bool) -> Result<bool> {
-        // One whose life cannot be told counts as held.
+        // What cannot be told counts as held.
         if !self.life_of(claim).map_or(true, Life::is_alive) {
             return Ok(false);
         }
@@ -232,7 +234,8 @@ impl Books<'_> {
         Ok(!is_same || !has_any)
     }
 
-    /// Those who hold the former lock, or wait for it, have not seen that it was replaced.
+    /// Waits for those who hold the former lock or wait for it: they do not know that it was
+    /// replaced.
     fn wait_for_former(&self, key: &str) -> Result<()> {
         let started = Instant::now();
         while let Some(user) = self.directory.user_of_former(self.host, key)? {
@@ -251,8 +254,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// A hook that is not through by its time leaves the rest to the next: what it has done by then
-    /// is done.
+    /// Refuses to go on when a hook's time is over: the next caller continues, and what is done
+    /// stays done.
     fn ensure_time_to_begin(&self) -> Result<()> {
         ensure!(
             self.deadline.is_none() || Instant::now() < self.until,
@@ -270,7 +273,7 @@ impl Books<'_> {
             self.ensure_time_to_begin()?;
             if claim.boot_id != self.boot_id {
                 self.ledger.end(claim)?;
-            // One whose life cannot be told counts as held.
+            // What cannot be told counts as held.
             } else if self.life_of(claim).map_or(true, Life::is_alive) {
                 keep.extend(claim.pids());
             }
@@ -285,7 +288,8 @@ impl Books<'_> {
                     keep: &keep,
                     cpus_of: &cpus_of,
                 };
-                // What cannot be read or written counts as held, and does not stop the rest.
+                // A `tasks` that cannot be read or written counts as held, and does not stop the
+                // rest.
                 if let Err(error) = self.forget_earlier_tasks(&pool, &list, &earlier) {
                     log::warn!("{error:#}");
                 }
@@ -294,8 +298,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The CPUs of all lists of a pool that each number is in: one owner can have several. What
-    /// cannot be read is told of where it is looked at.
+    /// The CPUs of all lists of a pool that each pid is in: one owner can have several. A list that
+    /// cannot be read is left out; its own turn reports it.
     fn cpus_by_pid(&self, pool: &str) -> Result<BTreeMap<i32, CpuSet>> {
         let mut cpus_of: BTreeMap<i32, CpuSet> = BTreeMap::new();
         for list in self.directory.list_names(pool)? {
@@ -350,7 +354,7 @@ impl Books<'_> {
     }
 }
 
-/// Was a file read, and holds no pids? One that could not be read may hold anybody's.
+/// Was the file read, but holds no pids? A file that could not be read may hold anybody's.
 fn is_damaged(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<io::Error>();
     error.is_none_or(|error| error.kind() == io::ErrorKind::InvalidData)

@@ -1,4 +1,4 @@
-//! Keeping everybody else off an owner's CPUs, where its pool says so.
+//! Keeping others off an owner's CPUs, if its pool asks for it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::outside::{self, Obstacle, Outside};
 use crate::pools::{Kind, OfferedPool};
 use crate::refusal::Refusal;
 
-/// How long others who change the machine are waited for while others wait for us: one partition
-/// takes the kernel up to a second and a half.
+/// How long to wait, under the lock, for others who change the machine: one partition takes the
+/// kernel up to 1.5 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Books<'_> {
-    /// What a pool that is about to give says; the configuration says it first.
+    /// How a pool wants others kept off what it is about to give.
     pub(crate) fn isolation_of(&self, pool: &OfferedPool) -> Result<Option<Wanted>> {
         match pool.kind {
             Kind::Exclusive => self.understood(&pool.name, pool.options.clone()),
@@ -26,7 +26,7 @@ impl Books<'_> {
         }
     }
 
-    /// The same of a pool that has given already.
+    /// How a pool wants others kept off what it has given already.
     pub(crate) fn isolation_now(&self, pool: &str) -> Result<Option<Wanted>> {
         if self.directory.pool(pool)?.kind == Kind::Shared {
             return Ok(None);
@@ -35,7 +35,8 @@ impl Books<'_> {
         self.understood(pool, said)
     }
 
-    /// A word that nobody knows matters where isolation is needed.
+    /// What a pool's options ask for; the configuration's come first. An unknown word is an error
+    /// only if isolation is needed.
     fn understood(&self, pool: &str, said: Options) -> Result<Option<Wanted>> {
         let options = match self.options.get(pool) {
             Some(first) => first.or(said),
@@ -50,21 +51,21 @@ impl Books<'_> {
         }
     }
 
-    /// Keeps everybody else off an owner that is confined, as its pool wants it, or says why that
-    /// cannot be; done twice it is done once. The claim says that it may be so before it is.
+    /// Keeps others off a confined owner, if its pool asks for it, or else says why that cannot be.
+    /// The claim records it before it is done. Can be repeated.
     ///
     /// # Errors
-    /// It cannot be, and is needed.
+    /// It cannot be done, and is needed.
     pub(crate) fn keep_off(&self, claim: &mut Claim, wanted: Option<Wanted>) -> Result<()> {
         let (Some(wanted), true) = (wanted, claim.confining_group().is_some()) else {
             return Ok(());
         };
-        // Where something stays changed for it the claim says so, and its end takes that back.
+        // If something stays changed, the claim keeps saying so, and the owner's end undoes it.
         let mut is_as_before = true;
         let obstacle = match self.at_once(claim)? {
             Some(obstacle) => Some(obstacle),
             None => match self.kept_off(claim, wanted) {
-                // It can do without.
+                // The owner can do without.
                 Err(error) if !wanted.is_needed => {
                     is_as_before = self.let_in(claim).is_ok();
                     Some(Obstacle::of(&error))
@@ -98,7 +99,7 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// What is in the way on this machine, whoever asks.
+    /// What on this machine keeps it from being done for any owner.
     fn at_once(&self, claim: &Claim) -> Result<Option<Obstacle>> {
         let Some((group, _)) = self.group_of(claim)? else {
             bail!("the cgroup of {} is gone", claim.shown());
@@ -117,8 +118,8 @@ impl Books<'_> {
         self.outside().keep_off(&owner)
     }
 
-    /// An owner whose claim says that everybody else is kept off, and of whom the machine's records
-    /// know nothing: they were lost.
+    /// Keeps others off an owner again whose claim says so, if the machine's records of it were
+    /// lost.
     pub(crate) fn keep_off_still(&self, claim: &Claim) -> Result<()> {
         let (Some(wanted), Some(group)) = (claim.isolation, &claim.cgroup) else {
             return Ok(());
@@ -142,10 +143,10 @@ impl Books<'_> {
         }
     }
 
-    /// Lets everybody have the CPUs of a claim again, as far as they were kept off.
+    /// No longer keeps others off a claim's CPUs.
     ///
     /// # Errors
-    /// They still are.
+    /// They are still kept off.
     pub(crate) fn let_in(&self, claim: &Claim) -> Result<()> {
         match &claim.cgroup {
             Some(group) if claim.isolation.is_some() && claim.boot_id == self.boot_id => {
@@ -155,13 +156,13 @@ impl Books<'_> {
         }
     }
 
-    /// The same for whoever's group has this inode.
+    /// The same for the owner whose group has this inode.
     pub(crate) fn let_in_at(&self, inode: u64) -> Result<()> {
         self.outside().let_in(inode)
     }
 
-    /// Brings in order what was changed for owners on the machine, whoever's they are: problems, a
-    /// sentence each.
+    /// Brings what is changed on the machine in line with its owners, of all pool directories.
+    /// Returns problems.
     ///
     /// # Errors
     /// What keeps it from beginning.

@@ -1,12 +1,12 @@
-//! Which group keeps CPUs away, and what lets them through: its unit, or the partition that has
-//! them (kernel: cgroup-v2.rst, "cpuset.cpus.partition").
+//! Names the group that keeps CPUs from an owner, and the remedy: widen its unit, or start inside
+//! the partition that has them (kernel: cgroup-v2.rst, "cpuset.cpus.partition").
 
 use super::refusal::counted_cpus;
 use crate::cgroup::cpuset::Bound;
 use crate::cpulist::CpuSet;
 use crate::text::{Shown, shell_word};
 
-/// A group, with the unit that systemd has for it.
+/// A group's path, with its systemd unit if it has one.
 pub(crate) fn shown_group(path: &str) -> String {
     match unit(path) {
         Some(unit) => format!("the cgroup {} (unit {unit})", Shown(path)),
@@ -25,11 +25,11 @@ fn unit(path: &str) -> Option<&str> {
     (is_unit && is_plain).then_some(name)
 }
 
-/// What lets the CPUs through that a bound lacks.
+/// The remedy that gives a bounded group the CPUs that it lacks.
 pub fn let_through(bound: &Bound, lacks: &CpuSet) -> String {
     let origin = bound.origin();
     let partitions = bound.partitions();
-    // Nobody outside it can have them, whatever is widened.
+    // No group outside of a partition can have its CPUs, however wide.
     if let Some((slice, _)) = partitions.iter().find(|(_, cpus)| !cpus.is_disjoint(lacks)) {
         let path = slice.path();
         let name = shell_word(path.rsplit('/').next().unwrap_or_default().as_ref());

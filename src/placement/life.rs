@@ -1,4 +1,4 @@
-//! Who is alive: the one answer that release, reap, reconcile and choice all use.
+//! Who is alive: the one answer that release, reap, reconcile and choice use.
 
 use std::ops::ControlFlow;
 
@@ -11,15 +11,15 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::process::{self, Process};
 
-/// Is a claim's owner still there?
+/// Is a claim's owner alive?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
     /// A process that the claim records can still run.
     Recorded,
-    /// Those are gone, and its cgroup still holds others, or the one that was to become its own;
-    /// one of them, where it is of our pid namespace.
+    /// None can, but its cgroup, or the one that its reservation awaits, holds a process; `None` if
+    /// all there are of other pid namespaces or cannot be looked at.
     Survived(Option<Process>),
-    /// Nothing of it is left, or it is of an earlier boot.
+    /// No process of it is left, or it is of an earlier boot.
     Gone,
 }
 
@@ -29,8 +29,8 @@ impl Life {
     }
 }
 
-/// An owner is alive while a recorded process is, by pid and start time, with any thread that can
-/// run; or while its cgroup, by path and inode, holds any process, groups below it included.
+/// An owner is alive while a recorded process (same pid and start time) has a thread that can run,
+/// or while its cgroup (same path and inode), or a group below it, holds any process.
 pub(crate) fn life_of(
     claim: &Claim,
     host: &Host,
@@ -57,13 +57,13 @@ pub(crate) fn life_of(
         return Ok(Life::Gone);
     };
     survivors_in(&group, host).or_else(|error| {
-        // Nobody is freed on that.
+        // An error frees nobody.
         log::warn!("{} counts as alive: {error:#}", claim.shown());
         Ok(Life::Survived(None))
     })
 }
 
-/// Does anybody live on in a group, or below it?
+/// Is any process in a group, or in one below it?
 fn survivors_in(group: &Group, host: &Host) -> Result<Life> {
     let mut life = Life::Gone;
     let mut looked = Ok(());
@@ -82,8 +82,9 @@ fn survivors_in(group: &Group, host: &Host) -> Result<Life> {
     looked.map(|()| life)
 }
 
-/// The group that a runtime has made and confined as a reservation says, whose hook has not come:
-/// its mask tells it. A CPU may have gone offline since, and a shared list have grown.
+/// The group that a runtime has made and confined for a reservation whose hook has not come yet.
+/// Its mask identifies it: CPUs of the claim and no others. It may lack some, as a CPU may be
+/// offline by now, or a shared list have grown.
 pub(crate) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
     let Some(path) = &claim.awaited else {
         return Ok(None);
@@ -97,7 +98,7 @@ pub(crate) fn awaited_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Opti
 }
 
 impl View<'_> {
-    /// [`life_of`] a claim, under the lock.
+    /// [`life_of`] a claim of this view; alive if the machine does not tell.
     pub(crate) fn life_of(&self, claim: &Claim) -> Result<Life> {
         if !self.tells_lives {
             return Ok(Life::Survived(None));
@@ -105,8 +106,8 @@ impl View<'_> {
         life_of(claim, self.host, &self.hierarchy, &self.boot_id)
     }
 
-    /// A pid in `tasks` that no claim explains was written by another tool: it owns while it
-    /// exists. One that cannot be looked at does.
+    /// Does the process of a pid in `tasks` exist? A pid without a claim was written by another
+    /// tool, and owns the list as long. One that cannot be looked at counts as alive.
     pub(crate) fn is_pid_alive(&self, pid: i32) -> bool {
         if !self.tells_lives {
             return true;

@@ -1,7 +1,7 @@
 //! The use cases: give an owner CPUs and confine it, take them back, free what dead owners hold.
 //! The hook, `isolate`, `release` and `reconcile` all go through here.
 //!
-//! This is where the pool directory, the ledger and the cgroups meet; they do not know each other.
+//! The pool directory, the ledger and the cgroups do not know each other; this room joins them.
 
 mod again;
 mod boot;
@@ -57,55 +57,55 @@ use crate::process::{self, Process};
 use crate::usage::Log;
 use usage::Tally;
 
-/// Which machine, which pool directory and which claims; and how long to wait for the lock.
+/// A machine, its pool directory and its claims; how long to wait, and what else is recorded.
 #[derive(Debug, Clone)]
 pub struct Site {
     /// The machine.
     pub host: Host,
     /// The pool directory.
     pub conf_dir: PathBuf,
-    /// The directory of claims.
+    /// The run directory, which holds the claims.
     pub run_dir: PathBuf,
-    /// How long to wait for the lock; with none it is tried once.
+    /// How long to wait for the lock; zero tries once.
     pub patience: Duration,
-    /// When everything that is waited for has to be over, where somebody waits for us.
+    /// The time by which every wait has to end; `None` if nobody waits for us.
     pub deadline: Option<Instant>,
-    /// Where it is written down what owners have used; `None` where nobody wants that.
+    /// The log of what owners used; `None` if it is not wanted.
     pub usage: Option<Log>,
-    /// Where it is remembered what lists containers had last; `None` where nobody wants that.
+    /// The files that remember the last lists of containers; `None` if they are not wanted.
     pub last: Option<LastLists>,
-    /// What the configuration says of pools: it counts before their files.
+    /// The pools' options in the configuration. They override those in the pools' files.
     pub options: BTreeMap<String, Options>,
 }
 
-/// How long a start looks for what dead owners hold while others wait: well below the 10 s of a
-/// hook.
+/// How long a start looks for dead owners while others wait for the lock: well below the 10 s that
+/// a hook waits for it.
 const LOOKING: Duration = Duration::from_secs(5);
 
-/// Everything about a site, to be read: others may be changing it.
+/// A site for reading: others may be changing it.
 pub(crate) struct View<'a> {
     host: &'a Host,
     directory: PoolDirectory,
     ledger: Ledger,
     hierarchy: Hierarchy,
     boot_id: String,
-    /// Does the machine say who lives? A captured one may not: then every owner counts as alive.
+    /// Can it be told who lives? Not on every captured machine: there all owners count as alive.
     tells_lives: bool,
 }
 
-/// The same while its lock is held: nobody else changes any of it.
+/// A site while its lock is held: nobody else changes it.
 pub(crate) struct Books<'a> {
     view: View<'a>,
     options: &'a BTreeMap<String, Options>,
     run_dir: &'a Path,
     deadline: Option<Instant>,
-    /// When looking for what dead owners hold has to end.
+    /// When looking for dead owners has to end.
     until: Instant,
-    /// Has every claim its links? Where it was not found out yet, `None`.
+    /// Has every claim its links? `None` until that is found out.
     links: Cell<Option<bool>>,
-    // Dropped after the others: whatever their users do is done under it.
+    // Dropped after the fields above, so that what they do at their end is done under the lock.
     lock: Lock,
-    // Dropped last: nothing is counted under the lock.
+    // Dropped last: it counts once the lock is free.
     tally: Tally<'a>,
 }
 
@@ -117,15 +117,14 @@ impl<'a> Deref for Books<'a> {
     }
 }
 
-/// How long something may take that would take `most`, where everything has to be over at a
-/// deadline.
+/// `most`, or what is left until the deadline if that is less.
 fn at_most(most: Duration, deadline: Option<Instant>) -> Duration {
     let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
     deadline.map_or(most, |deadline| most.min(left(deadline)))
 }
 
 impl Site {
-    /// Takes the lock. The first to do so after a boot forgets what was recorded before it.
+    /// Takes the lock. The first to take it after a boot voids what was recorded before that.
     fn open_books(&self, hierarchy: Hierarchy) -> Result<Books<'_>> {
         let directory = PoolDirectory::open(&self.host, &self.conf_dir)?;
         let patience = at_most(self.patience, self.deadline);
@@ -137,7 +136,7 @@ impl Site {
         self.books(directory, lock?, hierarchy)
     }
 
-    /// The same where the lock is held already.
+    /// The books of a lock that is held already.
     fn books(
         &self,
         directory: PoolDirectory,
@@ -171,7 +170,7 @@ impl Site {
         Ok(books)
     }
 
-    /// What a trial reads, which changes nothing, not even what an earlier boot left.
+    /// The view for a trial, which changes nothing: what an earlier boot left stays as well.
     fn view(&self, directory: &PoolDirectory) -> Result<View<'_>> {
         let (hierarchy, boot_id) = match self.host.is_running_root() {
             true => (
@@ -195,8 +194,8 @@ impl Site {
 }
 
 impl Books<'_> {
-    /// The group that we make for an owner that has none of its own. No other process ever had this
-    /// name.
+    /// The group that we make for an owner without a group of its own. Its name is unique within a
+    /// boot.
     fn new_group(&self, id: &str, owner: Process) -> Result<Group> {
         let name = format!("{id}-{}-{}", owner.pid, owner.start);
         Ok(self.hierarchy.parent_for(&self.lock.key())?.child(&name))

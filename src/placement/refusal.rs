@@ -1,4 +1,4 @@
-//! A refused choice as what its reader sees, and what to do.
+//! Turns a refused choice into a sentence and a remedy.
 
 use super::keeper::{let_through, shown_group};
 use crate::cgroup::cpuset::Bound;
@@ -9,19 +9,19 @@ use crate::refusal::{Reason, Refusal};
 use crate::request::{Numa, Request, Size};
 use crate::topology::{CpuGroup, Levels};
 
-/// What a choice looked at.
+/// The input of a choice.
 pub(crate) struct Considered<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) offers: &'a [Offer<'a>],
     pub(crate) reach: &'a Reach,
     pub(crate) levels: &'a Levels,
     pub(crate) request: &'a Request,
-    /// The groups above; without them nothing but what is online limits the owner.
+    /// What the groups above allow; `None` if only what is online counts.
     pub(crate) bound: Option<&'a Bound>,
 }
 
-/// Lists that nobody owns and that this owner cannot be given, counted as what is asked for, and
-/// their CPUs.
+/// What is free but cannot be given to this owner, in the unit that the request counts in (lists or
+/// CPUs), and the CPUs that are to blame.
 #[derive(Default)]
 struct KeptAway {
     offline: usize,
@@ -31,7 +31,7 @@ struct KeptAway {
 }
 
 impl Considered<'_> {
-    /// The reason, what would have fitted, and what to do. Whoever asked adds for whom, and which
+    /// The reason, what would have fitted, and the remedy. The caller adds for whom, and which
     /// pool.
     pub(crate) fn refusal(&self, refusal: &choose::NoChoice) -> Refusal {
         let size = self.request.size;
@@ -95,7 +95,7 @@ impl Considered<'_> {
         refusal.because(reason)
     }
 
-    /// How much a list counts for.
+    /// How much a list counts for, in the request's unit.
     fn weight(&self, cpus: &CpuSet) -> usize {
         match self.request.size {
             Size::Lists(_) => 1,
@@ -120,7 +120,7 @@ impl Considered<'_> {
         kept
     }
 
-    /// What others may see as free besides.
+    /// What the reader may see as free besides, and why it is not given.
     fn told(&self, kept: &KeptAway) -> String {
         let mut told = String::new();
         if let (Some(bound), true) = (self.bound, kept.forbidden > 0) {
@@ -141,7 +141,7 @@ impl Considered<'_> {
         told
     }
 
-    /// What to do; `had` is what could be given without what is kept away.
+    /// What to do. `had` is how much could be given without what is kept away.
     fn remedy(&self, kept: &KeptAway, had: usize, otherwise: &str) -> String {
         let (Size::Lists(asked) | Size::Cpus(asked)) = self.request.size;
         let would_do = |kept: usize| kept > 0 && had + kept >= asked;
@@ -198,7 +198,7 @@ impl Considered<'_> {
         )
     }
 
-    /// The lists that could be given.
+    /// The lists that nobody owns and that can be given.
     fn free(&self) -> impl Iterator<Item = &Offer<'_>> {
         self.offers.iter().filter(|offer| {
             offer.owners == 0
@@ -207,7 +207,7 @@ impl Considered<'_> {
         })
     }
 
-    /// Under how many last-level caches they lie.
+    /// Under how many last-level caches the free lists lie.
     fn caches(&self) -> usize {
         let caches = self.levels.caches.iter();
         let has_any = |cache: &&CpuGroup| {
@@ -218,8 +218,8 @@ impl Considered<'_> {
     }
 }
 
-/// Where CPU lists lie, each with what it counts for: `2 on node 0, 0 on node 1, 1 over several
-/// nodes`.
+/// How much lies where: `2 on node 0, 0 on node 1, 1 over several nodes`. Each list comes with what
+/// it counts for.
 pub(crate) fn by_node<'a>(
     lists: impl Iterator<Item = (&'a CpuSet, usize)>,
     levels: &Levels,
@@ -244,8 +244,8 @@ pub(crate) fn by_node<'a>(
     parts.join(", ")
 }
 
-/// The refusal of a NUMA node that the machine does not have. `all` are its levels, whatever the
-/// pool.
+/// The refusal of a NUMA node that the machine does not have. `all` are the levels of the whole
+/// machine.
 pub(crate) fn no_such_node(request: &Request, all: &Levels) -> Option<Refusal> {
     let Numa::Node(number) = request.locality.numa else {
         return None;
@@ -275,7 +275,7 @@ fn put_online(cpus: &CpuSet) -> String {
     )
 }
 
-/// What it is one of.
+/// The kind of place that the request has to lie within.
 fn level(within: Within) -> &'static str {
     match within {
         Within::OneNode | Within::Node(_) => "NUMA node",
@@ -283,8 +283,8 @@ fn level(within: Within) -> &'static str {
     }
 }
 
-/// A container has CPUs, or memory nodes, by its configuration. No engine takes back by `update`
-/// what was set once.
+/// The refusal of a container whose configuration already sets the CPUs or memory nodes `value`. No
+/// engine takes them back by `update`.
 pub fn chosen_already(what: &str, value: &str) -> Refusal {
     Refusal::new(
         format!("its configuration already sets the {what} {value}"),
@@ -293,7 +293,7 @@ pub fn chosen_already(what: &str, value: &str) -> Refusal {
     .because(Reason::Chosen)
 }
 
-/// The annotation that asks for it.
+/// The name of the annotation that asks for it.
 fn key(within: Within) -> &'static str {
     match within {
         Within::OneNode | Within::Node(_) => "numa",

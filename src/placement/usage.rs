@@ -1,5 +1,5 @@
-//! What owners use: read while their groups are there, and written down once they have ended. None
-//! of it is done under the lock, and no failure of it fails anything else.
+//! What owners use: read while their groups are there, recorded once they have ended. Nothing here
+//! is done under the lock, and no failure here fails anything else.
 
 use std::cell::{Cell, LazyCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,25 +18,25 @@ use crate::pools::Lock;
 use crate::process;
 use crate::usage::{Log, Record, Sample, Samples};
 
-/// So many owners that ended are accounted for by whoever has ended one: somebody waits for that.
+/// How many ended owners are accounted for by whoever ends one: somebody waits for that.
 const AT_ONCE: usize = 64;
 
-/// How long that may take: a file system that does not answer holds up no release.
+/// How long that may take: a file system that hangs must not hold up a release.
 const WITHIN: Duration = Duration::from_secs(3);
 
 /// How long it may take to account for all, where nobody waits.
 const ALL_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long another process that accounts for owners is waited for. One that a file system holds
-/// has no others behind it.
+/// How long to wait for another process that accounts for owners. One that a file system blocks is
+/// not worth a longer wait.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// So many wait at most to be accounted for, where that cannot be done; then half of them go, the
-/// oldest first.
+/// How many may wait to be accounted for if that cannot be done. Above that the oldest are dropped
+/// until half of this is left.
 const MOST_WAITING: usize = 4096;
 
-/// Reads what a container has used, for a runtime is about to remove its group. A container that
-/// has no claim costs one look.
+/// Reads the usage of a container whose group a runtime is about to remove. A container without a
+/// claim costs one look.
 ///
 /// # Errors
 /// The ledger cannot be looked at.
@@ -49,10 +49,10 @@ pub fn read_before_end(site: &Site, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes down what owners have used that ended, at most so many of them.
+/// Records the usage of owners that ended, of at most `most` of them.
 ///
 /// # Errors
-/// The file of records cannot be written: they wait for the next who does this.
+/// The log cannot be written: they wait for the next call.
 pub fn account(site: &Site, most: usize) -> Result<()> {
     let Some(log) = &site.usage else {
         return Ok(());
@@ -75,7 +75,7 @@ pub fn account(site: &Site, most: usize) -> Result<()> {
 fn write_down(site: &Site, log: &Log, ledger: &Ledger, names: &[String]) -> Result<()> {
     let samples = Samples::of(&site.run_dir);
     let boot_id = process::boot_id(&site.host)?;
-    // Whoever has the file has these owners, too: each of them is written down once.
+    // Owners that another process recorded before it let go of the log are gone from here on.
     let mut writer = log.writer(&site.host)?;
     for one in ended_of(ledger, names) {
         if site
@@ -86,7 +86,7 @@ fn write_down(site: &Site, log: &Log, ledger: &Ledger, names: &[String]) -> Resu
         }
         match &one.claim {
             Ok(claim) => {
-                // One of an earlier boot has ended with that.
+                // The time at which an owner of an earlier boot ended is unknown.
                 let end = (claim.boot_id == boot_id).then_some(one.at);
                 let sample = samples.of_owner(&one.name);
                 writer.add(&Record::new(claim, end, sample.as_ref()))?;
@@ -99,7 +99,7 @@ fn write_down(site: &Site, log: &Log, ledger: &Ledger, names: &[String]) -> Resu
     Ok(())
 }
 
-/// The directory of claims is in memory: it does not grow without end.
+/// Drops the oldest ended owners: the run directory is in memory, and must not grow without bound.
 fn forget_oldest(ledger: &Ledger, samples: &Samples, names: &[String]) -> Result<()> {
     let mut ended = ended_of(ledger, names);
     ended.truncate(names.len() - MOST_WAITING / 2);
@@ -110,7 +110,7 @@ fn forget_oldest(ledger: &Ledger, samples: &Samples, names: &[String]) -> Result
     })
 }
 
-/// Those of these names that can be looked at, the oldest first.
+/// The ended owners of these names that can be looked at, the oldest first.
 fn ended_of(ledger: &Ledger, names: &[String]) -> Vec<Ended> {
     let of_name = |name: &String| match ledger.ended(name) {
         Ok(ended) => ended,
@@ -124,11 +124,11 @@ fn ended_of(ledger: &Ledger, names: &[String]) -> Vec<Ended> {
     ended
 }
 
-/// Reads what every owner has used; what is known of one is kept for its end, where that is wanted.
+/// Reads the usage of every owner, and keeps it for the owner's end if a log is wanted.
 ///
 /// # Errors
-/// The ledger, the machine's hierarchies or its own counters cannot be read. An owner that cannot
-/// be read is left out, with a warning.
+/// The ledger, the machine's hierarchies or its counters cannot be read. An owner that cannot be
+/// read is left out, with a warning.
 pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
     let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(Vec::new());
@@ -168,8 +168,8 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
 }
 
 impl Site {
-    /// Closes the books; whoever was ended under them is accounted for then. A start leaves that to
-    /// others: a container waits for it, and a file of records can be anywhere.
+    /// Closes the books, then accounts for the owners that ended under them. A start leaves that to
+    /// others: a container waits for it, and the log may be on a slow file system.
     pub(crate) fn close(&self, books: Books<'_>) {
         let has_ended = books.ledger.has_ended();
         drop(books);
@@ -178,12 +178,12 @@ impl Site {
         }
     }
 
-    /// Counts a wait for the lock, where it was one, and lists of dead owners that were freed.
+    /// Counts a wait for the lock, and lists of dead owners that were freed.
     pub(crate) fn count(&self, waited: Option<Duration>, reclaimed: u64) {
         if waited.is_none() && reclaimed == 0 {
             return;
         }
-        // Nobody who had the lock has looked at the directory yet.
+        // Whoever waited in vain for the lock has not checked the directory yet.
         let counted = files::ensure_trusted_way(&self.run_dir, || self.host.unknown_root());
         let counted = counted.and_then(|()| {
             counters::count(&self.run_dir, |counters| {
@@ -199,20 +199,19 @@ impl Site {
         }
     }
 
-    /// Accounts for all that ended.
+    /// Accounts for all owners that ended.
     pub(crate) fn account_for_all(&self) {
         self.account_apart(usize::MAX, at_most(ALL_WITHIN, self.deadline));
     }
 
-    /// Accounts for them in a process apart: the file of records can be on a file system that does
-    /// not answer, and whoever waits for one cannot be ended.
+    /// Accounts for ended owners in a process apart: the log can be on a file system that hangs,
+    /// and a process that waits for one cannot be killed.
     fn account_apart(&self, most: usize, within: Duration) {
         if let Err(error) = child::apart(|| account(self, most), within) {
             log::warn!("owners that ended are not accounted for yet: {error:#}");
         }
     }
 
-    /// Reads what every owner has used.
     pub(crate) fn read_owners(&self) {
         if self.usage.is_none() {
             return;
@@ -222,8 +221,8 @@ impl Site {
         }
     }
 
-    /// Whoever has ended, and is accounted for, has no claim; what was read of it since is
-    /// nobody's. While a claim cannot be read, any sample can be its owner's.
+    /// Drops samples whose owner ended and was accounted for. While a claim cannot be read, any
+    /// sample may be its owner's.
     fn forget_others(&self, ledger: &Ledger, entries: &[Entry]) -> Result<()> {
         if entries.iter().any(|entry| entry.claim().is_none()) {
             return Ok(());
@@ -240,13 +239,13 @@ impl Site {
         Ok(())
     }
 
-    /// Reads what the owners of one id have used, where their groups are still there.
+    /// Reads the usage of the owners of one id whose groups are still there.
     pub(crate) fn read_owner(&self, ledger: &Ledger, hierarchy: &Hierarchy, id: &str) {
         if self.usage.is_none() {
             return;
         }
         let read = || -> Result<()> {
-            // Most have no group any more when their end comes: nothing is looked for then.
+            // Made only when needed: most have no group any more when their end comes.
             let accounts = LazyCell::new(|| Accounts::of(&self.host));
             let mut reader = None;
             for claim in ledger.of_id(id)?.iter().filter_map(Entry::claim) {
@@ -262,7 +261,7 @@ impl Site {
                         boot_id: process::boot_id(&self.host)?,
                     }),
                 };
-                // What CPUs did since the last sample is told where there is one alone.
+                // The CPUs' times are read only if an earlier sample has them to compare with.
                 let times = |before: Option<&Sample>| {
                     before?.mark.cpus.as_ref()?;
                     accounts.times().ok()
@@ -276,7 +275,8 @@ impl Site {
         }
     }
 
-    /// Reads what a command of ours and its descendants have used, after what was read before.
+    /// Reads the usage of a command and its descendants. `began` is the sample from before it
+    /// began.
     pub(crate) fn read_command(&self, claim: &Claim, began: Option<&Sample>) -> Option<Sample> {
         self.usage.as_ref()?;
         let read = || -> Result<Sample> {
@@ -284,7 +284,7 @@ impl Site {
             let times = accounts.times()?;
             let path = claim.cgroup.as_ref().map(|group| group.path.as_str());
             let mut meter = accounts.meter(claim.owner.pid, &claim.cpus, path)?;
-            // In the group of a unit we are as well.
+            // A unit's group holds us as well.
             let is_final = began.is_some() && !meter.holds_others_than(claim.owner.pid)?;
             let mark = match meter.has_group() {
                 true => accounts.mark(&mut meter, Some(&times))?,
@@ -308,7 +308,7 @@ impl Site {
         }
     }
 
-    /// Keeps what a command has used, which has ended.
+    /// Keeps the usage of a command that has ended.
     pub(crate) fn keep_end_of_command(&self, claim: &Claim, began: Option<&Sample>) {
         let Some(sample) = began.and_then(|began| self.read_command(claim, Some(began))) else {
             return;
@@ -320,11 +320,11 @@ impl Site {
     }
 }
 
-/// What is counted of the books once they are closed, on whatever way that comes.
+/// Counts, when the books are closed, whatever closes them.
 #[derive(Debug)]
 pub(crate) struct Tally<'a> {
     site: &'a Site,
-    /// How long others had the lock, where anybody had.
+    /// How long the lock was waited for; `None` if it was free.
     waited: Option<Duration>,
     /// How many lists of dead owners were freed.
     reclaimed: Cell<u64>,
@@ -350,7 +350,7 @@ impl Drop for Tally<'_> {
     }
 }
 
-/// Is the group of a claim there, that very one?
+/// Is the group that a claim names still there?
 fn has_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<bool> {
     let Some(claimed) = &claim.cgroup else {
         return Ok(false);
@@ -378,7 +378,7 @@ impl UsageReader<'_> {
         })
     }
 
-    /// What is known of an owner now; `None` where nothing is.
+    /// Reads an owner's usage now, or else returns the last sample; `None` without any.
     fn read(
         &self,
         claim: &Claim,
@@ -397,7 +397,7 @@ impl UsageReader<'_> {
         };
         match has_group(claim, &self.hierarchy) {
             Ok(true) => {}
-            // What was read earlier is better than nothing.
+            // An earlier sample is better than an error.
             Err(error) if before.is_none() => return Err(error),
             Ok(false) | Err(_) => return Ok(before),
         }
@@ -412,12 +412,12 @@ impl UsageReader<'_> {
             Some(pid) => accounts.meter(pid, &claim.cpus, Some(&group.path))?,
             None => accounts.meter_of_group(&claim.cpus, &group.path)?,
         };
-        // In that order: what is read of an empty group is all that there will be.
+        // In this order: what is read of an empty group is final.
         let is_final = living.is_none() && meter.is_final()?;
         let Some(mark) = accounts.mark(&mut meter, times(before.as_ref()).as_ref())? else {
             return Ok(before);
         };
-        // Of processes those that ended have left the sum.
+        // A sum over processes shrinks when one ends.
         if before
             .as_ref()
             .is_some_and(|before| before.mark.total > mark.total)
@@ -425,7 +425,7 @@ impl UsageReader<'_> {
             return Ok(before);
         }
         let sample = Sample::after(before.as_ref(), now(), mark, is_final);
-        // Somebody else may have read it later, and come here before.
+        // Another process may have read later than we did, and written earlier.
         let last = self.samples.of_owner(&name);
         let is_later = |last: &Sample| last.is_final || last.mark.clock > sample.mark.clock;
         if let Some(last) = last.filter(is_later) {
@@ -440,7 +440,7 @@ impl UsageReader<'_> {
     }
 }
 
-/// In seconds since the epoch.
+/// The time, in seconds since the epoch.
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {

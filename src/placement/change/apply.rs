@@ -1,4 +1,4 @@
-//! Making the pools as they are declared, by the changes that `pool` makes one at a time.
+//! Makes the pools as they are declared, by the changes that `pool` makes one at a time.
 
 use anyhow::{Context, Result, bail};
 
@@ -15,27 +15,27 @@ use crate::pools::plan::{ListUnit, PlannedPool, PoolSpec, Stock};
 use crate::pools::resize::cpus_of;
 use crate::pools::{Kind, PoolDirectory};
 
-/// What making the pools as declared came to, or would come to.
+/// What `apply` did, or would do.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Applied {
     /// The pools before.
     pub before: Vec<PlannedPool>,
     /// The pools after.
     pub after: Vec<PlannedPool>,
-    /// What is not so, for somebody's sake.
+    /// What stays otherwise than declared, because somebody owns it.
     pub kept: Vec<Deviation>,
-    /// The owners who were given other CPUs, as a sentence calls them.
+    /// The owners who got other CPUs, as a sentence names them.
     pub owners: Vec<String>,
-    /// The processes that another tool put into a list that became another: they keep the CPUs
-    /// that they have.
+    /// Processes that another tool put into a list that changed; they keep the CPUs that they have.
     pub strangers: Vec<i32>,
 }
 
-/// Makes the pools so. Where they are already, the lock is not held and nothing is written.
+/// Makes the pools as declared. If they are so already, nothing is written and the lock is not
+/// taken.
 ///
 /// # Errors
-/// More than the machine has, and pools that cannot be read or written: before the first change
-/// where it can be known.
+/// More is declared than the machine has; pools cannot be read or written. Reported before the
+/// first change where possible.
 pub fn apply(
     site: &Site,
     stock: &Stock,
@@ -54,10 +54,10 @@ pub fn apply(
     books.converge(stock, declared, undeclared)
 }
 
-/// What [`apply`] would come to; nothing is changed, and the lock is not waited for.
+/// What [`apply`] would do. Changes nothing, and does not wait for the lock.
 ///
 /// # Errors
-/// Those of [`apply`].
+/// As [`apply`].
 pub fn try_apply(
     site: &Site,
     stock: &Stock,
@@ -187,7 +187,7 @@ fn change_of(step: &Step) -> Change {
         Step::Resize { name, cores, cut } => Change::Resize(PoolSpec {
             name: name.clone(),
             cores: *cores,
-            // A resize leaves kind and unit as they are.
+            // A resize does not change kind and unit.
             kind: Kind::Exclusive,
             cut: *cut,
             unit: ListUnit::Core,

@@ -1,4 +1,5 @@
-//! The owners of a shared list follow it where it grows: their claims, and their groups.
+//! Gives the owners of a shared list the CPUs that it grows by: their claims change, and their
+//! groups.
 
 use anyhow::{Result, bail, ensure};
 
@@ -13,8 +14,8 @@ use crate::refusal::Refusal;
 use crate::topology;
 
 impl Books<'_> {
-    /// Renames a shared list and gives its owners its CPUs. Whoever is killed in between leaves
-    /// owners within the list that they are in; doing it again goes on.
+    /// Renames a shared list after its CPUs `to`, and gives its owners those. A kill in between
+    /// leaves owners within their old CPUs; the next try finishes.
     pub(crate) fn follow(&self, pool: &Pool, list: &CpuList, to: &CpuSet) -> Result<()> {
         let name = if *to == list.cpus {
             list.name.clone()
@@ -22,7 +23,7 @@ impl Books<'_> {
             list_name(to)
         };
         for claim in self.claims_to_follow(pool, &list.name, to)? {
-            // While the list is renamed, a claim names both: release finds the owner under either.
+            // While the list is renamed its claims name both: release finds the owner under either.
             let mut both = claim.clone();
             both.lists = vec![list.name.clone(), name.clone()];
             both.lists.dedup();
@@ -37,7 +38,7 @@ impl Books<'_> {
             match entry {
                 Entry::Claim(claim) if claim.pool == pool.name => {
                     let given = self.give_list(&claim, &name, to);
-                    // What an owner that has ended meanwhile did not get, nobody lacks.
+                    // An owner that ended meanwhile needs no new CPUs.
                     if given.is_err() && self.free_if_dead(&claim)? == Fate::Freed {
                         continue;
                     }
@@ -66,7 +67,7 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The record first, and then the kernel.
+    /// Changes the claim first, and then the kernel.
     fn give_list(&self, claim: &Claim, list: &str, cpus: &CpuSet) -> Result<()> {
         let mut after = claim.clone();
         after.lists = vec![list.to_owned()];
@@ -80,7 +81,7 @@ impl Books<'_> {
         let Some(group) = self.confined_group_of(&after)? else {
             return Ok(());
         };
-        // Telling systemd takes time, and others wait for the lock.
+        // Nothing to tell systemd: that takes time while others wait for the lock.
         if after == *claim && cpuset::effective_cpus(&group)?.as_ref() == Some(cpus) {
             return Ok(());
         }
@@ -89,7 +90,8 @@ impl Books<'_> {
 }
 
 impl View<'_> {
-    /// The claims on a list of this pool that do not name it and its CPUs alone.
+    /// The claims of live owners on a list of this pool that have other CPUs than `cpus`, or name
+    /// another list.
     pub(crate) fn claims_to_follow(
         &self,
         pool: &Pool,
@@ -109,7 +111,7 @@ impl View<'_> {
         Ok(claims)
     }
 
-    /// The live processes that another tool put into a list: no claim tells how they are confined.
+    /// The live processes that another tool put into a list. No claim tells how they are confined.
     pub(crate) fn strangers_in(&self, list: &CpuList) -> Result<Vec<i32>> {
         let mut strangers = list.tasks.clone();
         for entry in self.ledger.on_list(&list.name)? {

@@ -1,4 +1,4 @@
-//! Making the pool directory, unless somebody holds anything in it.
+//! Makes the pool directory, or replaces its pools, unless anybody owns CPUs in it.
 
 use anyhow::{Result, bail, ensure};
 
@@ -12,33 +12,32 @@ use crate::pools::plan::PlannedPool;
 use crate::pools::{Pool, PoolDirectory};
 use crate::refusal::Refusal;
 
-/// What making the pool directory came to.
+/// What `init` did, or would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Made {
-    /// It is new.
+    /// It was made.
     New,
-    /// It was so already.
+    /// It already was as planned.
     AlreadyThere,
-    /// It was half-made, for this reason, and is whole now.
+    /// It was incomplete, for this reason, and was completed.
     Completed(String),
-    /// It took the place of other pools.
+    /// Its pools were replaced.
     Replaced,
 }
 
-/// May pools that are there give way to others?
+/// What to do with other pools that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// No: it is an error.
+    /// Refuse.
     Keep,
-    /// Yes, if nobody owns anything in them.
+    /// Replace them, if nobody owns CPUs in them.
     Replace,
 }
 
 /// Makes the pool directory as planned.
 ///
 /// # Errors
-/// Live owners, always; other pools, where they are to be kept; and a directory that cannot be
-/// written.
+/// Anybody owns CPUs in it; other pools are to be kept; the directory cannot be written.
 pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let directory = PoolDirectory::begin(&site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
@@ -55,10 +54,10 @@ pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Mad
     Ok(made)
 }
 
-/// What [`init`] would come to; nothing is changed, and the lock is not waited for.
+/// What [`init`] would do. Changes nothing, and does not wait for the lock.
 ///
 /// # Errors
-/// Those of [`init`]. That a captured tree cannot be written is none.
+/// As [`init`]; but a captured tree need not be writable.
 pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let Some(directory) = PoolDirectory::begun(&site.conf_dir)? else {
         if site.host.is_running_root() {
@@ -80,11 +79,11 @@ pub fn try_init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result
     Ok(made)
 }
 
-/// Removes the pool directory.
+/// Removes the pool directory; one that is not there is success.
 ///
 /// # Errors
-/// Live owners, always; dead ones, whose groups nobody could restore without it; and what cannot be
-/// removed.
+/// Live owners; dead owners with claims, whose groups nobody could restore afterwards; something
+/// cannot be removed.
 pub fn unmake(site: &Site) -> Result<()> {
     let Some(directory) = PoolDirectory::begun(&site.conf_dir)? else {
         return Ok(());

@@ -1,14 +1,14 @@
 //! Making and changing pools.
 
-/// The pools that the configuration declares.
+/// Makes the pools that the configuration declares.
 pub(super) mod apply;
-/// Owners of a shared list that grows.
+/// Gives owners the CPUs that their shared list grows by.
 pub(super) mod follow;
-/// The first pools.
+/// Makes the first pools.
 pub(super) mod init;
-/// Which pool could give up cores.
+/// Finds a pool that could give up cores.
 pub(super) mod room;
-/// Adding, removing, resizing.
+/// Adds, removes and resizes pools.
 pub(super) mod steps;
-/// The cores that pools are cut from.
+/// Finds the cores that pools are cut from.
 pub(super) mod stock;

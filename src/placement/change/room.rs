@@ -1,4 +1,4 @@
-//! Where cores are missing: which pool could give up enough of them.
+//! Finds a pool that could give up cores that another one lacks.
 
 use anyhow::Result;
 
@@ -11,13 +11,12 @@ use crate::pools::{Kind, Pool};
 use crate::refusal::Refusal;
 use crate::request::is_pool_name;
 
-/// What says that there is less to be had.
+/// How the remedies begin that ask for fewer cores.
 const ASK: &str = "ask for ";
 
 impl View<'_> {
-    /// What to do about cores that are missing for a pool: besides asking for fewer, which other
-    /// pool has to give up how much. `fits` tells whether it would do that just these CPUs were
-    /// taken.
+    /// Adds to a refusal for lack of cores the command by which another pool gives up enough of
+    /// them. `fits` tells whether the refused change would do if exactly these CPUs were taken.
     pub(crate) fn with_room(
         &self,
         refused: anyhow::Error,
@@ -37,7 +36,8 @@ impl View<'_> {
         refusal.into()
     }
 
-    /// The command that makes room: a shared pool gives first, and nobody more than it takes.
+    /// The command by which a pool gives up enough and no more: of the pools that can, the one that
+    /// loses the fewest CPUs; among equals a shared one.
     fn room(
         &self,
         wanted_for: &str,
@@ -56,12 +56,12 @@ impl View<'_> {
         for pool in &pools {
             found.extend(self.smaller_pool(pool, stock, &taken, &fits)?);
         }
-        // Of those that lose as much the first.
+        // A stable sort: shared pools stay first among equals.
         found.sort_by_key(|(loss, _)| *loss);
         Ok(found.into_iter().next().map(|(_, command)| command))
     }
 
-    /// How many CPUs a pool would lose, and by which command.
+    /// How many CPUs a pool would lose to make room, and by which command.
     fn smaller_pool(
         &self,
         pool: &Pool,

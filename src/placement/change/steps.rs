@@ -1,5 +1,5 @@
-//! Changing the pools while containers run: CPUs that are in no pool are given to one, and lists
-//! without owners taken out of one. A shared list grows under its owners, who get the new CPUs.
+//! Changes pools while containers run: adds CPUs that are in no pool, and takes out lists that
+//! nobody owns. If a shared list grows, its owners get the new CPUs.
 
 use std::time::Duration;
 
@@ -19,44 +19,44 @@ use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::topology;
 
-/// What to do where CPUs are somebody's.
+/// The remedy if CPUs are already in use.
 const OTHERS: &str = "name CPUs that are in no pool (`pinfold pool show` shows them)";
 
-/// What is to become of the pools.
+/// A change of one pool.
 #[derive(Debug)]
 pub enum Change {
-    /// A pool more, cut as it says.
+    /// Make a pool, cut as the spec says.
     Add(PoolSpec),
-    /// A pool more, of these lists.
+    /// Make a pool of these lists.
     AddLists(PlannedPool),
-    /// A pool that is there has these lists from now on; those that it loses have no owners.
+    /// Give an existing pool these lists. Lists that it loses must have no owners.
     Relist(PlannedPool),
-    /// A pool less.
+    /// Remove a pool.
     Remove(String),
-    /// The same, where it is there.
+    /// Remove a pool, if it exists.
     RemoveIfThere(String),
-    /// A pool of another size: so many lists, or cores of its one shared list. The name and the
-    /// size are used, and how more is to be cut.
+    /// Resize a pool to so many lists, or cores in its one shared list. Name, cores and cut of the
+    /// spec are used.
     Resize(PoolSpec),
 }
 
-/// What changed, or would.
+/// What was changed, or would be.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Changed {
-    /// The pool is new.
+    /// Is the pool new?
     pub is_new: bool,
-    /// Lists that it got.
+    /// The lists that were added.
     pub added: Vec<CpuSet>,
-    /// Lists that it lost.
+    /// The lists that were removed.
     pub removed: Vec<CpuSet>,
-    /// A shared list that became another.
+    /// The shared list that became another: from, to.
     pub renamed: Option<(CpuSet, CpuSet)>,
-    /// The owners who were given other CPUs, as a sentence calls them.
+    /// The owners who got other CPUs, as a sentence names them.
     pub owners: Vec<String>,
-    /// The processes that another tool put into the list that became another: they keep the CPUs
-    /// that they have.
+    /// Processes that another tool put into the list that changed; they keep the CPUs that they
+    /// have.
     pub strangers: Vec<i32>,
-    /// Of a pool by threads: the CPUs that are in no pool now and share a core with it.
+    /// In a pool of single threads: the CPUs that share its cores and are in no pool.
     pub siblings: CpuSet,
 }
 
@@ -67,11 +67,12 @@ impl Changed {
     }
 }
 
-/// Changes the pools; done twice it is done once. `stock` has the machine's cores; those of them
-/// that are free are found out under the lock.
+/// Changes the pools. Can be repeated. `stock` are all cores of the machine; which of them are free
+/// is found out under the lock.
 ///
 /// # Errors
-/// An owner in the way, by name; too few free cores; CPUs that are in a pool already, or offline.
+/// An owner is in the way, and is named; too few cores are free; CPUs are in another pool, or
+/// offline.
 pub fn change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
     let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
     let steps = books.steps(change, &stock)?;
@@ -79,13 +80,13 @@ pub fn change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
     Ok(steps)
 }
 
-/// What [`change`] would come to; nothing is changed, and the lock is not waited for.
+/// What [`change`] would do. Changes nothing, and does not wait for the lock.
 ///
 /// # Errors
-/// Those of [`change`].
+/// As [`change`].
 pub fn try_change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
-    // Without the right to it a trial can be made all the same.
+    // A trial does not need the right to take the lock.
     if let Err(LockError::Unusable(error)) = directory.ensure_let_go(&site.host, Duration::ZERO) {
         return Err(error);
     }
@@ -94,11 +95,11 @@ pub fn try_change(site: &Site, stock: Stock, change: &Change) -> Result<Changed>
     })
 }
 
-/// Says something of a pool, for the starts to come; `false` where it was said already.
+/// Sets options of a pool for starts to come; `false` if nothing was to change.
 ///
 /// # Errors
-/// There is no such pool, or it is shared, and nobody is kept off its CPUs; the files cannot be
-/// written.
+/// There is no such pool; it is shared, so its owners have no CPUs to keep others off; the files
+/// cannot be written.
 pub fn set_options(site: &Site, name: &str, options: &Options) -> Result<bool> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
@@ -178,7 +179,7 @@ impl View<'_> {
         })
     }
 
-    /// A pool that is there says what it was said to say.
+    /// Checks that an existing pool has the options that are asked for.
     fn ensure_said(&self, name: &str, options: &Options) -> Result<()> {
         let there = self.directory.options(name)?;
         let said: Vec<String> = options
@@ -234,7 +235,7 @@ impl View<'_> {
         })
     }
 
-    /// Are all CPUs of a list online, and can containers here be given them?
+    /// Checks that all CPUs of a list are online, and that containers here can be given them.
     pub(crate) fn ensure_givable(&self, list: &CpuSet) -> Result<()> {
         let online = topology::online(self.host)?;
         let givable = givable(self.host)?;
@@ -257,7 +258,8 @@ impl View<'_> {
         Ok(())
     }
 
-    /// A shared pool's one list becomes another under its owners, where it only grows.
+    /// What giving a pool other lists would change. A shared pool's one list may grow under its
+    /// owners.
     fn relisting(&self, planned: &PlannedPool) -> Result<Changed> {
         let pool = self.directory.pool(&planned.name)?;
         let there: Vec<CpuSet> = pool.lists.iter().map(|list| list.cpus.clone()).collect();
@@ -298,7 +300,7 @@ impl View<'_> {
     }
 
     fn removing(&self, name: &str) -> Result<Changed> {
-        // One that overlaps another can be removed: that may be what mends it.
+        // A pool that overlaps another can be removed, which may be what mends it.
         let pool = self.directory.pool(name)?;
         let mut lists = Vec::new();
         for list in &pool.lists {
@@ -362,8 +364,8 @@ impl View<'_> {
             .any(|other| other == name))
     }
 
-    /// Whoever keeps a list from being taken away: a claim by its id, another tool's process by its
-    /// number.
+    /// The owner that keeps a list from being removed: a claim's owner, or a process that another
+    /// tool recorded.
     pub(crate) fn owner_of(&self, list: &CpuList) -> Result<Option<String>> {
         for entry in self.ledger.on_list(&list.name)? {
             match entry {
@@ -380,7 +382,7 @@ impl View<'_> {
         Ok(strangers.first().map(|pid| format!("process {pid}")))
     }
 
-    /// The CPUs that are in any pool, or that anybody owns.
+    /// The CPUs that are in a pool, or that an owner has.
     pub(crate) fn taken(&self) -> Result<CpuSet> {
         let mut taken = CpuSet::new();
         for name in self.directory.pool_names()? {
@@ -400,7 +402,8 @@ impl View<'_> {
         Ok(taken)
     }
 
-    /// Who has any of these CPUs: a list of a pool, or an owner without one.
+    /// Says who has any of these CPUs: a list of a pool, or an owner without a list; `None` if
+    /// nobody.
     fn who_has(&self, cpus: &CpuSet) -> Result<Option<Refusal>> {
         for name in self.directory.pool_names()? {
             let pool = self.directory.pool(&name)?;
@@ -438,7 +441,7 @@ impl View<'_> {
         }))
     }
 
-    /// What makes a pool that is there what was asked for.
+    /// The remedy if a pool of this name exists that differs from the spec.
     fn to_become(&self, pool: &Pool, spec: &PoolSpec) -> String {
         let name = &spec.name;
         let size = match spec.cores {
@@ -472,8 +475,8 @@ impl Books<'_> {
             };
             return self.directory.add_pool(&self.lock, &pool);
         }
-        // A resize that was interrupted may have to be finished for its owners alone, and a pool
-        // have no list.
+        // Only an addition ends here for lack of changes: an interrupted resize may have left
+        // owners without their new CPUs, and a pool to remove may have no lists.
         let is_addition = matches!(change, Change::Add(_) | Change::AddLists(_));
         if (*steps == Changed::default() && is_addition) || !self.has_pool(name)? {
             return Ok(());
@@ -506,8 +509,7 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// Frees what dead owners hold of a pool, and makes sure that the lists to be taken away are
-    /// then nobody's.
+    /// Frees what dead owners hold of these lists, and checks that nobody holds them then.
     fn clear(&self, name: &str, lists: &[CpuSet]) -> Result<()> {
         let pool = self.directory.pool(name)?;
         for list in pool.lists.iter().filter(|list| lists.contains(&list.cpus)) {

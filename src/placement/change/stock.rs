@@ -1,4 +1,4 @@
-//! The cores that pools are cut from.
+//! Finds the cores that pools are cut from.
 
 use anyhow::{Result, ensure};
 
@@ -10,12 +10,11 @@ use crate::pools::plan::Stock;
 use crate::refusal::Refusal;
 use crate::topology::{CpuGroup, Gap, Levels, isolated, online};
 
-/// The CPUs that are online, and that containers here can be given. In a container, or wherever
-/// else the topmost cgroup that is seen has a part of the machine alone, pools of other CPUs could
-/// never be given.
+/// The CPUs that are online and that containers here can be given. In a container, for one, the
+/// topmost cgroup in sight may have only a part of the machine.
 pub(crate) fn givable(host: &Host) -> Result<CpuSet> {
     let online = online(host)?;
-    // A captured tree has no cgroups.
+    // A captured tree may have no cgroups.
     let top = cpuset::hierarchy(host).and_then(|hierarchy| hierarchy.top());
     let Ok(top) = top else {
         return Ok(online);
@@ -24,7 +23,7 @@ pub(crate) fn givable(host: &Host) -> Result<CpuSet> {
     Ok(ceiling.map_or(online.clone(), |ceiling| online.intersection(&ceiling)))
 }
 
-/// The same for somebody who makes pools, and is told.
+/// [`givable`] CPUs; warns if they are not all that are online, and fails if there are none.
 fn givable_and_told(host: &Host) -> Result<CpuSet> {
     let (online, givable) = (online(host)?, givable(host)?);
     let lacking = online.difference(&givable);
@@ -43,11 +42,10 @@ fn givable_and_told(host: &Host) -> Result<CpuSet> {
     Ok(givable)
 }
 
-/// The machine's cores, and which of them are for the host's own work: those of these CPUs, or of
-/// CPU 0.
+/// The machine's cores. `reserve` are the CPUs for the host's own work; by default CPU 0.
 ///
 /// # Errors
-/// A machine whose topology cannot be read.
+/// The topology cannot be read; no CPU can be given.
 pub fn stock(host: &Host, reserve: Option<&CpuSet>) -> Result<Stock> {
     let online = givable_and_told(host)?;
     let levels = Levels::of(host, &online);
@@ -63,7 +61,7 @@ pub fn stock(host: &Host, reserve: Option<&CpuSet>) -> Result<Stock> {
         cache: group_of(&levels.caches, &gaps.caches, &core.cpus),
     };
     let cores: Vec<Core> = levels.cores.iter().map(core).collect();
-    // A core of which a part is isolated is none of the isolated ones.
+    // A core counts as isolated only if all its CPUs are.
     let isolated = isolated(host)?;
     let mut whole = CpuSet::new();
     for core in cores.iter().filter(|core| core.cpus.is_subset(&isolated)) {

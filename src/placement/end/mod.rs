@@ -1,20 +1,20 @@
 //! Ending an owner: its group is restored, and its CPU lists are freed.
 //!
-//! The verbs tell whom they act on. `free_…` frees the dead alone, and reads who is alive first;
-//! `reap_…` does so list by list. `evict…` frees a claim whose owner has ended, whoever is in its
-//! group by now. `force_free` frees it whether its owner lives or not, which `release --force` asks
-//! for. `undo_start` takes a start back that failed. All of them go through `take_back`, which says
-//! in which order things are undone, and why.
+//! The verbs tell whom they act on. `free_…` checks who is alive, and frees only what dead owners
+//! hold; `reap_…` does so for a whole list. `evict…` frees a claim whose owner ended, whoever is in
+//! its group by now. `force_free` frees it even if its owner lives, for `release --force`.
+//! `undo_start` takes back a start that failed. All go through `take_back`, which says in which
+//! order things are undone, and why.
 
-/// What dead owners hold, claim by claim and list by list.
+/// Frees what dead owners hold, by claim and by list.
 pub(super) mod reap;
-/// Everything, everywhere.
+/// Puts a whole site in order.
 pub(super) mod reconcile;
-/// By id: of those who ended, or by force.
+/// Ends the owners of one id.
 pub(super) mod release;
-/// What is undone, and in which order.
+/// Undoes what was done for one owner.
 pub(super) mod take_back;
-/// A claim that cannot be read.
+/// Frees claims that cannot be read.
 pub(super) mod unreadable;
 
 use anyhow::Error;
@@ -27,20 +27,20 @@ use crate::claims::Claim;
 pub(crate) enum Fate {
     /// Its owner was dead; its lists are free.
     Freed,
-    /// Somebody of its owner's lives, and holds them.
+    /// A process of its owner lives.
     Held,
 }
 
-/// What became of a claim that was brought up to date.
+/// What became of a claim that was freed or else refreshed.
 #[must_use]
 pub(crate) enum Settled {
     /// Its owner was dead; its lists are free.
     Freed,
-    /// Somebody of its owner's lives; the claim as it is now.
+    /// A process of its owner lives; this is the claim as it is now.
     Held(Box<Claim>),
 }
 
-/// Says that a claim stays because something fails that its end needs, or that cannot be told.
+/// Warns that a claim stays held because of an error.
 pub(crate) fn warn_held(claim: &Claim, error: &Error) {
     log::warn!("{} counts as held: {error:#}", claim.shown());
 }

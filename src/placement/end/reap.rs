@@ -1,4 +1,4 @@
-//! Freeing what dead owners hold: of one claim, and of one list.
+//! Freeing what dead owners hold: one claim, or all claims of a list.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -14,14 +14,14 @@ use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// How the owners of a list are.
+/// The owners of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owners {
-    /// One lives, as far as can be told.
+    /// One lives, or it cannot be told.
     Living,
     /// All are dead.
     Dead,
-    /// The same; but giving back waited in vain before.
+    /// All are dead, and freeing one of them once took long and failed.
     Slow,
 }
 
@@ -32,21 +32,21 @@ pub(crate) struct Reaped {
     pub(crate) is_whole: bool,
 }
 
-/// One pid that no longer holds a CPU list.
+/// A pid that was dropped from a list's `tasks`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reclaimed {
     /// The pool.
     pub pool: String,
     /// The list's directory name.
     pub cpus: String,
-    /// The pid that was in its `tasks`.
+    /// The pid.
     pub pid: i32,
 }
 
 impl Books<'_> {
-    /// Frees the claim if its owner is dead. Otherwise brings it up to date: those of the owner's
-    /// processes that live stand for it in `tasks`, or one of the others in its group, so that
-    /// other tools see the owner too.
+    /// Frees the claim if its owner is dead. Otherwise refreshes it: `tasks` then names the
+    /// recorded processes that live, or one other of the owner's group, so that other tools see the
+    /// owner too.
     pub(crate) fn free_or_refresh(&self, claim: &Claim) -> Result<Settled> {
         if self.free_if_dead(claim)? == Fate::Freed {
             return Ok(Settled::Freed);
@@ -61,17 +61,16 @@ impl Books<'_> {
         if living.is_empty() {
             match self.life_of(claim)? {
                 Life::Survived(Some(survivor)) => living.push(survivor),
-                // It was there a moment ago, or is of another pid namespace: the next one to look
-                // sees.
+                // The survivor ended just now, or is in another pid namespace. The next look tells.
                 _ => return Ok(Settled::Held(Box::new(claim.clone()))),
             }
-            // Until `tasks` has the new number, the claim knows both: neither is ever taken for a
+            // Until `tasks` has the new pid the claim names both, so that neither is taken for a
             // stranger's.
             let mut both = claim.clone();
             both.processes.extend(&living);
             self.ledger.write(&both)?;
         }
-        // A survivor can have the number of a dead one.
+        // A survivor can have the pid of a dead process.
         let is_dead = |process: &&Process| !living.iter().any(|other| other.pid == process.pid);
         let dead: Vec<i32> = claim
             .processes
@@ -90,8 +89,8 @@ impl Books<'_> {
         Ok(Settled::Held(Box::new(after)))
     }
 
-    /// Frees what dead owners hold of one list, of at most so many owners, and for as long as there
-    /// is time to look. A claim that makes trouble counts as held, and does not stop the rest.
+    /// Frees what dead owners hold of one list: at most `most` owners, and while there is time to
+    /// look. A claim that fails counts as held, and does not stop the rest.
     pub(crate) fn reap_list(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
         let reaped = self.reap_uncounted(pool, list, most)?;
         if !reaped.freed.is_empty() {
@@ -100,7 +99,7 @@ impl Books<'_> {
         Ok(reaped)
     }
 
-    /// The same for who counts lists over several openings of the books.
+    /// [`Books::reap_list`] for callers that count the freed lists themselves.
     pub(crate) fn reap_uncounted(&self, pool: &str, list: &str, most: usize) -> Result<Reaped> {
         let mut freed = BTreeSet::new();
         let mut claimed = BTreeSet::new();
@@ -108,7 +107,7 @@ impl Books<'_> {
         let tasks = self.directory.tasks(pool, list)?;
         let mut is_clear = self.links_are_whole(list, &tasks)?;
         let mut markers = self.ledger.markers_on(list)?;
-        // The dead first: of thousands not all are looked at.
+        // Dead owners first: of thousands not all are looked at.
         markers.sort_by_cached_key(|marker| {
             let mut pids = marker.pid().into_iter();
             pids.any(|pid| self.is_pid_alive(pid))
@@ -131,7 +130,7 @@ impl Books<'_> {
                     owners += 1;
                     freed.extend(reclaimed(claim));
                 }
-                // Who stands for it now, and who did: `tasks` was read before.
+                // Both the old pids and the new ones: `tasks` was read before this.
                 Ok(Settled::Held(kept)) => claimed.extend([kept.pids(), claim.pids()].concat()),
                 Err(error) => {
                     warn_held(claim, &error);
@@ -139,8 +138,7 @@ impl Books<'_> {
                 }
             }
         }
-        // Any of these pids may be the one that a claim stands for which cannot be read, or was not
-        // looked at.
+        // An unreadable claim, or one that was not looked at, may stand for any of these pids.
         if is_clear && is_whole {
             freed.extend(self.drop_dead_pids(pool, list, &claimed)?);
         }
@@ -151,9 +149,8 @@ impl Books<'_> {
         })
     }
 
-    /// Do the links from a list lead to every claim that has it? A dead pid that none of them
-    /// explains may be that of one whose link is lost: then, once, every claim gets its links
-    /// again.
+    /// Does every claim of a list have its link from there? A dead pid that no link explains may
+    /// belong to a claim that lost its link. Then, once, all claims get their links again.
     fn links_are_whole(&self, list: &str, tasks: &[i32]) -> Result<bool> {
         let mut unclaimed: BTreeSet<i32> = tasks.iter().copied().collect();
         unclaimed.retain(|pid| !self.is_pid_alive(*pid));
@@ -180,18 +177,18 @@ impl Books<'_> {
         Ok(are_whole)
     }
 
-    /// Makes the links to a claim where they are missing.
+    /// Makes the links to a claim that are missing.
     pub(crate) fn link(&self, claim: &Claim) -> Result<()> {
         match self.ensure_current(claim) {
             Ok(()) => self.ledger.link(claim),
-            // It is about to be freed.
+            // It will be freed.
             Err(_) if self.life_of(claim)? == Life::Gone => Ok(()),
             old => old,
         }
     }
 
-    /// A claim that was put back from before its list got another name is not to be made to look
-    /// like a true one: the links that it lacks tell.
+    /// Refuses a claim of which no list exists: an old copy, from before its list was renamed. It
+    /// must not get links, for the lack of them is what shows it.
     fn ensure_current(&self, claim: &Claim) -> Result<()> {
         for list in &claim.lists {
             if self.directory.has_list(&claim.pool, list)? {
@@ -213,7 +210,7 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// Gives every claim its links again; `false` where one did not get them, or there was no time.
+    /// Gives every claim its links again; `false` if one got none, or time ran out.
     fn relink(&self) -> Result<bool> {
         for id in self.ledger.ids()? {
             if Instant::now() >= self.until {
@@ -230,7 +227,7 @@ impl Books<'_> {
         Ok(true)
     }
 
-    /// Drops the pids that no claim explains and that have no process any more.
+    /// Drops the pids of processes that are gone and that no claim names.
     fn drop_dead_pids(
         &self,
         pool: &str,
@@ -254,9 +251,8 @@ impl Books<'_> {
         Ok(dead.into_iter().map(of_pid).collect())
     }
 
-    /// Who owns a list? What cannot be told counts as alive. Nothing is freed; but where one lives
-    /// on whose recorded process is dead, another of its processes stands for it in `tasks` from
-    /// now on.
+    /// Who owns a list; what cannot be told counts as living. Frees nothing, but refreshes a claim
+    /// whose owner lives on without its recorded processes.
     pub(crate) fn owners_of(&self, pool: &str, list: &str) -> Result<Owners> {
         let tasks = self.directory.tasks(pool, list)?;
         let mut claimed = Vec::new();
@@ -290,10 +286,10 @@ impl Books<'_> {
         })
     }
 
-    /// Frees a list, if only dead owners hold it: is it nobody's now?
+    /// Frees a list that only dead owners hold. Returns whether nobody holds it now.
     ///
     /// # Errors
-    /// Also a list that others can change.
+    /// The list can be changed by others, too; the list or a claim cannot be read.
     pub(crate) fn clear_list(&self, pool: &str, list: &str) -> Result<bool> {
         self.directory.ensure_trusted_list(pool, list)?;
         let entries = self.ledger.on_list(list)?;
@@ -307,7 +303,7 @@ impl Books<'_> {
         Ok(self.ledger.on_list(list)?.is_empty() && self.directory.tasks(pool, list)?.is_empty())
     }
 
-    /// Others wait while a start looks for what dead owners hold.
+    /// Refuses to go on when the time to look is over: others wait for the lock.
     pub(crate) fn ensure_time_to_look(&self, pool: &str) -> Result<()> {
         ensure!(
             Instant::now() < self.until,
@@ -320,7 +316,7 @@ impl Books<'_> {
     }
 }
 
-/// A claim; of one that cannot be read it is said that it counts as held.
+/// The claim, if it can be read; otherwise warns that it counts as held.
 fn told(entry: &Entry) -> Option<&Claim> {
     if let Entry::Unreadable(one) = entry {
         log::warn!("{one}");
@@ -328,7 +324,7 @@ fn told(entry: &Entry) -> Option<&Claim> {
     entry.claim()
 }
 
-/// What a claim held, list by list and pid by pid.
+/// All pairs of a list and a pid that a claim held.
 pub(crate) fn reclaimed(claim: &Claim) -> Vec<Reclaimed> {
     let mut all = Vec::new();
     for list in &claim.lists {

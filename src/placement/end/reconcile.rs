@@ -1,4 +1,4 @@
-//! Bringing everything in order, everywhere.
+//! Putting a whole site in order.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -16,15 +16,15 @@ use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::topology;
 
-/// How long the lock is held before others get their turn: short beside a start.
+/// How long the lock is held before others get it: short beside a start.
 const TURN: Duration = Duration::from_millis(10);
 
-/// What a reconciliation did.
+/// What was done.
 #[derive(Debug, Default)]
 pub struct Reconciled {
-    /// What was freed.
+    /// The lists that were freed, by pid.
     pub reclaimed: Vec<Reclaimed>,
-    /// What could not be done, a sentence each.
+    /// What could not be done.
     pub problems: Vec<Refusal>,
 }
 
@@ -55,13 +55,14 @@ impl Reconciled {
     }
 }
 
-/// The books, opened again and again: whoever waits for the lock gets it in between.
+/// The books, closed and opened again after each turn: whoever waits for the lock gets it in
+/// between.
 struct Turns<'a> {
     site: &'a Site,
     hierarchy: Hierarchy,
     books: Option<Books<'a>>,
     since: Instant,
-    /// Has every claim its links? Found out once, for all turns.
+    /// Has every claim its links? Found out once for all turns.
     links: Option<bool>,
 }
 
@@ -78,7 +79,7 @@ impl<'a> Turns<'a> {
         })
     }
 
-    /// The books as they are now: what was read of them before may have changed.
+    /// The open books. What was read in an earlier turn may have changed.
     fn books(&mut self) -> Result<&Books<'a>> {
         if self.since.elapsed() >= TURN {
             if let Some(books) = self.books.take() {
@@ -98,16 +99,15 @@ impl<'a> Turns<'a> {
     }
 }
 
-/// Frees what dead owners hold in every pool, confines again what is no longer confined as its
-/// claim says, links again what has lost its links, and removes what killed programs left behind. A
-/// problem with one claim or pool does not stop the rest, and others get the lock in between.
-/// Before that, what each owner has used is read; after it, traces of killed programs are removed,
-/// and what those have used that ended is written down.
+/// Frees what dead owners hold in all pools, confines owners again that no longer are, restores
+/// lost links, and removes what killed programs left. A problem with one claim or pool does not
+/// stop the rest. Others get the lock in between. Before all that the usage of every owner is read;
+/// afterwards traces of killed programs are removed, and the usage of ended owners is recorded.
 ///
 /// # Errors
-/// Only what keeps it from beginning: the pool directory, the lock, the ledger.
+/// What keeps it from beginning: the pool directory, the lock or the ledger.
 pub fn reconcile(site: &Site) -> Result<Reconciled> {
-    // Of the dead the group can be there still, and until it is removed.
+    // A dead owner's group may still be there until it is freed.
     site.read_owners();
     let mut turns = Turns::begin(site)?;
     let mut report = Reconciled::default();
@@ -132,7 +132,7 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> 
         Ok(problems) => report.problems.extend(problems),
         Err(error) => report.note(Err(error)),
     }
-    // Links first: what is free is told by them. A claim that is made meanwhile has its own.
+    // Links first, because they tell which lists are free. A claim that is made meanwhile has them.
     let mut are_linked = true;
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
@@ -152,8 +152,8 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> 
             }
         }
     }
-    // Before the lists: thousands of dead owners of one list are freed in as many turns as it
-    // takes.
+    // Claims before lists: thousands of dead owners of one list then take as many turns as they
+    // need.
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for entry in books.ledger.of_id(&id)? {
@@ -163,7 +163,7 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> 
                     Ok(Fate::Held) => {}
                     Err(error) => report.note(Err(error)),
                 },
-                // Told of above.
+                // Handled above.
                 Entry::Unreadable(_) => {}
             }
         }
@@ -191,8 +191,8 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> 
 }
 
 impl Books<'_> {
-    /// Frees the claim of a dead owner; confines a living one again where it is not. One that ends
-    /// meanwhile is dead, whatever its end made fail.
+    /// Frees the claim of a dead owner, or confines a living one again. An owner that ends
+    /// meanwhile is freed, whatever failed because of that.
     fn free_or_confine(&self, claim: &Claim) -> Result<Fate> {
         let Settled::Held(kept) = self.free_or_refresh(claim)? else {
             return Ok(Fate::Freed);
@@ -206,7 +206,7 @@ impl Books<'_> {
         }
     }
 
-    /// A list can have been removed since the pool was read.
+    /// A list may have been removed since the pool was read.
     fn reap_if_there(&self, pool: &str, list: &str) -> Result<Option<Reaped>> {
         match self.directory.has_list(pool, list)? {
             true => self.reap_uncounted(pool, list, usize::MAX).map(Some),
@@ -214,15 +214,16 @@ impl Books<'_> {
         }
     }
 
-    /// Lets go of the lock, and whoever waits for it have it.
+    /// Releases the lock, and lets those who wait have it first.
     fn let_others_in(self) {
         let Books { lock, view, .. } = self;
         lock.hand_on(view.host);
     }
 
-    /// Confines an owner as its claim says where it is not any more: version 1 drops a CPU that
-    /// goes offline from every cpuset for good, and moves the processes of one that has none left
-    /// to a group above (kernel: cgroup-v1/cpusets.rst). CPUs that are offline are waited for.
+    /// Confines an owner again where it no longer is. On version 1 a CPU that goes offline leaves
+    /// every cpuset for good, and a cpuset without CPUs loses its processes to a group above
+    /// (kernel: cgroup-v1/cpusets.rst). An owner whose CPUs are all offline is left until they are
+    /// back.
     pub(crate) fn keep_confined(&self, claim: &Claim) -> Result<()> {
         let Some(group) = self.confined_group_of(claim)? else {
             return Ok(());
@@ -246,8 +247,8 @@ impl Books<'_> {
         self.bring_back(claim, &group)
     }
 
-    /// The owner's processes that the kernel moved to a group above its own: those that the claim
-    /// records, and with them whatever else there is the owner's.
+    /// Moves an owner's processes back that the kernel moved to a group above: those that the claim
+    /// records, and the others there that are the owner's.
     fn bring_back(&self, claim: &Claim, group: &Group) -> Result<()> {
         let moved = |process: &&Process| !claim.is_beside(**process);
         for process in claim.processes.iter().filter(moved) {
@@ -270,16 +271,15 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// Is a process the owner's? In the other hierarchies of version 1 a runtime puts it into a
-    /// group of the same path; in a group of ours it is a descendant of the recorded one.
+    /// Is a process the owner's? On version 1 its runtime put it into groups of the same path in
+    /// other hierarchies; in a group of ours it descends from the recorded process.
     fn belongs(&self, pid: i32, recorded: i32, group: &Group) -> Result<bool> {
         Ok(cgroup::is_in_any(self.host, pid, group.path())?
             || process::descends_from(self.host, pid, recorded)?)
     }
 
-    /// Removes groups of ours that hold nobody and that no claim names, of the holders of the lock
-    /// with this key, and their parent when it is empty: their maker was killed before it wrote its
-    /// claim.
+    /// Removes our groups under this lock key that hold no process and that no claim names: their
+    /// maker was killed before it wrote its claim. Removes their parent if that is empty then.
     pub(crate) fn remove_unclaimed_groups_of(&self, key: &str) -> Result<()> {
         let parent = self.hierarchy.parent_for(key)?;
         for group in parent.children()? {
@@ -297,7 +297,7 @@ impl Books<'_> {
     }
 }
 
-/// Moves a process into a group, unless one of them has ended in this moment.
+/// Moves a process into a group, unless either is gone by now.
 fn adopt_if_there(group: &Group, pid: i32) -> Result<()> {
     match group.adopt(pid) {
         Err(error) if files::says_gone(&error) => Ok(()),

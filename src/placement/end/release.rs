@@ -1,4 +1,4 @@
-//! Taking CPU lists back, by container id.
+//! Ending the owners of one id: the dead ones, or by force all of them.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// How long the other threads of a process are waited for whose first thread has ended: runc
-/// deletes a container that it kills before the last of them is gone. The runtime waits for us
-/// meanwhile.
+/// How long to wait for the other threads of a process whose first thread has ended: when runc
+/// deletes a container that it killed, the last threads can still be there. The runtime waits for
+/// us meanwhile.
 const ENDING: Duration = Duration::from_millis(100);
 
-/// Between two looks at whether they are.
+/// The time between two looks at those threads.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// What became of the claims of one id.
@@ -33,26 +33,26 @@ pub struct Release {
     pub freed: Vec<Claim>,
     /// Claims that stay, because their owner lives.
     pub kept: Vec<Claim>,
-    /// What could not be given back, or looked at, a sentence each.
+    /// What could not be freed, or looked at.
     pub problems: Vec<Refusal>,
 }
 
-/// Gives back what every dead owner of this id holds. An unknown id, and a live owner, is success:
-/// a second create of a running id fails, and its poststop must not free the running one.
+/// Frees what the dead owners of this id hold. An unknown id and a live owner are success: a second
+/// create of a running id fails, and its poststop must not free the running one.
 ///
 /// # Errors
-/// What keeps it from beginning: the pool directory, the lock, the ledger.
+/// What keeps it from beginning: the pool directory, the lock or the ledger.
 pub fn release(site: &Site, id: &str) -> Result<Release> {
     let mut outcome = release_once(site, id)?;
     let kept = outcome.kept.iter().flat_map(|claim| &claim.processes);
     let is_ending = |process: &&Process| process::is_ending(&site.host, process.pid);
     let ending: Vec<&Process> = kept.filter(is_ending).collect();
-    // The lock is free meanwhile. Where a second look fails, the first one counts.
+    // The lock is free while this waits. If the second try fails, the first one counts.
     if !has_ended_soon(site, &ending) {
         return Ok(outcome);
     }
     match release_once(site, id) {
-        // It meets the same problems again.
+        // The second try meets the same problems again.
         Ok(mut again) => {
             again.freed.append(&mut outcome.freed);
             Ok(again)
@@ -61,7 +61,7 @@ pub fn release(site: &Site, id: &str) -> Result<Release> {
     }
 }
 
-/// Waits for processes that are ending; did they all?
+/// Waits for processes that are ending; returns whether all ended.
 fn has_ended_soon(site: &Site, ending: &[&Process]) -> bool {
     let until = Instant::now() + at_most(ENDING, site.deadline);
     let is_there = |process: &&Process| process.is_alive(&site.host).unwrap_or(true);
@@ -94,13 +94,13 @@ fn release_once(site: &Site, id: &str) -> Result<Release> {
     Ok(outcome)
 }
 
-/// Takes the lists of this id from whoever has them. A live owner is first let out: its CPUs become
-/// all that its parents allow, without those of exclusive pools; where that leaves none, without
-/// those that anybody owns.
+/// Frees the lists of this id even if their owner lives. A live owner is first moved off them: it
+/// gets the CPUs that its parents allow, without those of exclusive pools; where that leaves none,
+/// without those that anybody owns.
 ///
-/// Of a dead owner the lists are freed, too, where what was changed for it cannot be undone now:
-/// its claim stays without them until it can be. An owner that lives and has nowhere else to run,
-/// or whose group cannot be changed, is a problem, and keeps its lists.
+/// The lists of a dead owner are freed even if what was changed for it cannot be undone now: its
+/// claim then stays, without lists, until it can be. A live owner that has nowhere else to run, or
+/// whose group cannot be changed, is a problem, and keeps its lists.
 ///
 /// # Errors
 /// As [`release`].
@@ -122,7 +122,7 @@ pub fn force_release(site: &Site, id: &str) -> Result<Release> {
     Ok(outcome)
 }
 
-/// The lock is taken only for an id that has a claim.
+/// Opens the books if the id has a claim; other ids cost no lock.
 fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
     match Ledger::open_if_there(&site.run_dir)? {
         Some(ledger) if ledger.knows(id)? => {
@@ -135,7 +135,7 @@ fn books_if_known<'a>(site: &'a Site, id: &str) -> Result<Option<Books<'a>>> {
 }
 
 impl Books<'_> {
-    /// Frees a claim, whether its owner lives or not.
+    /// Frees a claim even if its owner lives.
     fn force_free(&self, claim: &Claim) -> Result<()> {
         let kept = match self.free_or_refresh(claim) {
             Ok(Settled::Freed) => return Ok(()),
@@ -144,12 +144,12 @@ impl Books<'_> {
         };
         let widened = self.widen(&kept);
         let is_out = widened.and_then(|()| self.ensure_out(&kept));
-        // It may have ended meanwhile, and that be all that failed.
+        // If it ended meanwhile, that may be all that failed.
         if is_out.is_err() && self.free_if_dead(&kept)? == Fate::Freed {
             return Ok(());
         }
         if is_out.is_err() {
-            // It keeps its CPUs, and others are kept off them as before.
+            // It keeps its CPUs, so others have to be kept off them again.
             if let Err(error) = self.keep_off_still(&kept) {
                 log::warn!("{error:#}");
             }
@@ -157,8 +157,7 @@ impl Books<'_> {
         is_out.and_then(|()| self.drop_record(&kept))
     }
 
-    /// Frees the lists of a dead owner all the same where not all that was changed for it can be
-    /// undone now.
+    /// Frees the lists of a dead owner although `error` kept its changes from being undone.
     fn force_free_dead(&self, claim: &Claim, error: Error) -> Result<()> {
         if claim.lists.is_empty() || self.life_of(claim)? != Life::Gone {
             return Err(error);
@@ -178,19 +177,19 @@ impl Books<'_> {
 
     /// Gives the group of a living owner other CPUs than its claim's.
     fn widen(&self, claim: &Claim) -> Result<()> {
-        // Until then no other mask has any effect.
+        // While others are kept off its CPUs the group can have no others.
         self.let_in(claim)?;
         let group = match self.group_of(claim)? {
             Some((group, _)) => Some(group),
             None => awaited_group(claim, &self.hierarchy)?,
         };
         let Some(group) = group else {
-            // Whoever lives on has left the group that confined it.
+            // The survivors have left the group that confined them.
             return Ok(());
         };
         let mut bound = cpuset::bound(&group)?;
         if let Some(claimed) = claim.cgroup.as_ref().filter(|_| claim.is_supervised()) {
-            // What the unit may use at most is its operator's to say.
+            // The unit's operator limits what the unit may use.
             bound = bound.within(&group, &claimed.before.cpus)?;
         }
         let rest = bound.cpus.difference(&claim.cpus);
@@ -213,7 +212,7 @@ impl Books<'_> {
         self.set_cpus(&group, &outside, &CpuSet::new())
     }
 
-    /// No process that stands for the owner may still run on what it gives up.
+    /// Fails if a process of the owner may still run on the claim's CPUs.
     fn ensure_out(&self, claim: &Claim) -> Result<()> {
         let is_inside = |process: &&Process| !claim.is_beside(**process);
         for process in claim.processes.iter().filter(is_inside) {
@@ -235,8 +234,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// The CPUs that a group is not restored to: those of all exclusive pools, while an owner keeps
-    /// others off its own. Else nobody is harmed by them.
+    /// The CPUs that restored groups must not name: those of all exclusive pools while any owner
+    /// keeps others off its CPUs, otherwise none.
     pub(crate) fn exclusive_where_isolated(&self) -> Result<CpuSet> {
         if outside::owners(self.host).is_empty() {
             return Ok(CpuSet::new());
@@ -244,8 +243,8 @@ impl Books<'_> {
         self.exclusive_cpus().map(|(all, _)| all)
     }
 
-    /// The CPUs of exclusive pools, and those of them that somebody owns. A pool that cannot be
-    /// read counts as exclusive, and its lists as owned.
+    /// All CPUs of exclusive pools, and those of them that are owned. A pool that cannot be read
+    /// counts as exclusive, and its lists as owned.
     fn exclusive_cpus(&self) -> Result<(CpuSet, CpuSet)> {
         let (mut all, mut owned) = (CpuSet::new(), CpuSet::new());
         for name in self.directory.pool_names()? {

@@ -1,8 +1,10 @@
-//! Taking CPU lists back: tell systemd, restore the group, drop the owner from `tasks`, remove the
-//! record; in that order, so that a claim stays until there is nothing left to undo: where anything
-//! fails, the list stays held, and whoever needs it next, or `reconcile`, tries again. A group that
-//! is gone is restored by that; of a service systemd keeps the CPUs all the same, and has to be
-//! told. Each can be done twice.
+//! Undoing what was done for an owner: tell systemd, restore the group, drop the owner from
+//! `tasks`, remove the claim. The claim goes last, so that it stays until there is nothing left to
+//! undo: where a step fails the list stays held, and whoever needs it next, or `reconcile`, tries
+//! again. Every step can be repeated.
+//!
+//! A group that is gone needs no restoring. Of a service systemd keeps the CPUs even then, and is
+//! told.
 
 use std::time::{Duration, Instant};
 
@@ -16,40 +18,42 @@ use crate::placement::end::{Fate, warn_held};
 use crate::placement::life::{Life, awaited_group};
 use crate::placement::{Books, at_most};
 
-/// What has failed sooner than this is tried once more; what took longer has waited for somebody.
+/// An attempt that fails sooner than this is repeated once; one that took longer has waited in
+/// vain.
 const BRIEFLY: Duration = Duration::from_secs(1);
 
-/// How long systemd may take while others wait for the lock: well below the 10 s of a hook.
+/// How long systemd may take while the lock is held: well below the 10 s that a hook waits for it.
 const TOLD_UNDER_LOCK: Duration = Duration::from_secs(4);
 
 impl Books<'_> {
-    /// Frees the claim if its owner is dead.
+    /// Frees the claim if its owner is dead; returns whether it was freed.
     pub(crate) fn free_if_dead(&self, claim: &Claim) -> Result<Fate> {
         match self.life_of(claim)? {
             Life::Recorded => Ok(Fate::Held),
-            // Its lists can be another's by now: whoever is in its group is let out.
+            // Its lists may be another's by now, so survivors do not keep it: the group is restored
+            // under them.
             _ if claim.lists.is_empty() => self.evict(claim).map(|()| Fate::Freed),
             Life::Survived(_) => Ok(Fate::Held),
             Life::Gone => self.free_dead(claim),
         }
     }
 
-    /// The same for an earlier owner of an id: what fails is not the trouble of the one that has
-    /// the id now.
+    /// [`Books::free_if_dead`] for an earlier owner of a starting owner's id: an error is a
+    /// warning, as it must not fail the start.
     pub(crate) fn free_earlier_if_dead(&self, claim: &Claim) {
         if let Err(error) = self.free_if_dead(claim) {
             warn_held(claim, &error);
         }
     }
 
-    /// Frees the claim of an owner that is dead. It stays where a process has entered its group
-    /// since it was looked at: a fork of the owner's that was slow to get there.
+    /// Frees the claim of an owner found dead. It stays held if a process has entered its group
+    /// since: a fork of the owner's that was late.
     ///
     /// # Errors
-    /// The group still has our mask, or systemd still knows it: the claim stays, or the next
-    /// container of that path would run on what is somebody else's.
+    /// The group could not be restored, or systemd not told. The claim stays: without it the next
+    /// container of that path would run on CPUs that are somebody else's.
     pub(crate) fn free_dead(&self, claim: &Claim) -> Result<Fate> {
-        // An error that passes is not to hold the list up.
+        // A passing error must not keep the list.
         let began = Instant::now();
         let restored = match self.restore_group(claim) {
             Err(_) if began.elapsed() < BRIEFLY => self.restore_group(claim),
@@ -75,7 +79,7 @@ impl Books<'_> {
         self.drop_record(claim).map(|()| Fate::Freed)
     }
 
-    /// Whoever looks for CPUs next is to try others first.
+    /// Marks a claim as slow, so that whoever needs CPUs next tries others first.
     fn note_slow(&self, claim: &Claim) {
         let slow = Claim {
             is_slow: true,
@@ -88,11 +92,11 @@ impl Books<'_> {
         }
     }
 
-    /// Frees the lists of a dead owner of which not all can be undone. The claim stays without
-    /// them, so that the rest is still undone once it can be.
+    /// Frees the lists of a dead owner whose group could not be restored. The claim stays without
+    /// lists, so that the rest is undone once it can be.
     ///
     /// # Errors
-    /// A process that could still run on them.
+    /// The group holds a process, which could run on them.
     pub(crate) fn free_lists(&self, claim: &Claim) -> Result<()> {
         if let Some((group, _)) = self.group_of(claim)? {
             let path = group.path();
@@ -106,20 +110,20 @@ impl Books<'_> {
         self.ledger.rewrite(claim, &rest)
     }
 
-    /// Frees the claim, whoever is in its group: its owner has ended, and another may be there.
+    /// Frees the claim of an owner that ended, even if other processes are in its group by now.
     pub(crate) fn evict(&self, claim: &Claim) -> Result<()> {
         self.restore_group(claim)?;
         self.drop_record(claim)
     }
 
-    /// Undoes a start that failed: its process, if it lives, goes back to where it was.
+    /// Undoes a start that failed. Its process, if it lives, goes back to the group it came from.
     pub(crate) fn undo_start(&self, claim: &Claim) -> Result<()> {
         if let Some((group, claimed)) = self.group_of(claim)? {
             if let Some(from) = &claimed.moved_from {
                 let from = self.hierarchy.group(from)?;
                 for pid in group.pids()? {
-                    // It may have died in this moment; one that cannot go back keeps the group, and
-                    // the claim.
+                    // The process may just have ended. One that cannot go back keeps the group, and
+                    // so the claim.
                     if let Err(error) = from.adopt(pid) {
                         log::info!("{error:#}");
                     }
@@ -131,7 +135,7 @@ impl Books<'_> {
         self.ledger.remove(claim)
     }
 
-    /// The group that a claim names, if it is still that very one, and what the claim says of it.
+    /// The group that a claim names, and what the claim says of it; `None` if that group is gone.
     pub(crate) fn group_of<'c>(
         &self,
         claim: &'c Claim,
@@ -144,27 +148,28 @@ impl Books<'_> {
         Ok(is_same.then_some((group, claimed)))
     }
 
-    /// That group, where it confines its processes.
+    /// The group of a claim, if it is confined to the claim's CPUs.
     pub(crate) fn confined_group_of(&self, claim: &Claim) -> Result<Option<Group>> {
         let found = self.group_of(claim)?;
         Ok(found.and_then(|(group, claimed)| claimed.confined.then_some(group)))
     }
 
-    /// Takes a claim's mask off its group, and lets systemd know.
+    /// Takes a claim's mask off its group, and tells systemd.
     ///
     /// # Errors
-    /// Any of that is not done. Past an error it goes on with the rest.
+    /// A step failed. The steps after it were tried all the same.
     pub(crate) fn restore_group(&self, claim: &Claim) -> Result<()> {
         self.restore(claim, Some(&claim.cpus))
     }
 
-    /// The same for one that was released by force: systemd was told of other CPUs since.
+    /// [`Books::restore_group`] for an owner released by force: systemd was told of other CPUs
+    /// since.
     pub(crate) fn restore_released(&self, claim: &Claim) -> Result<()> {
         self.restore(claim, None)
     }
 
     fn restore(&self, claim: &Claim, told: Option<&CpuSet>) -> Result<()> {
-        // Before its mask goes: until then nobody but it has the CPUs.
+        // Before the mask goes: as long as others are kept off, nobody else can use the CPUs.
         self.let_in(claim)?;
         let Some((group, claimed)) = self.group_of(claim)? else {
             return self
@@ -180,7 +185,7 @@ impl Books<'_> {
             return Ok(());
         }
         let untold = self.untell(claim, &group, told);
-        // What an operator has set since is the group's now; our own mask is not that.
+        // Other values than ours were set by an operator since, and stay.
         if matches!(untold, Ok(false)) && !has_cpus_of(&group, claim)? {
             return Ok(());
         }
@@ -190,8 +195,8 @@ impl Books<'_> {
         untold.map(drop).and(restored)
     }
 
-    /// systemd keeps a service's CPUs for its next start, which is not to be confined to what its
-    /// last one owned.
+    /// Makes systemd forget the CPUs of a service whose group is gone: it would confine the
+    /// service's next start to them.
     fn forget_supervised(&self, claim: &Claim, told: Option<&CpuSet>) -> Result<()> {
         let is_of_this_boot = claim.boot_id == self.boot_id;
         match claim.confining_group() {
@@ -203,8 +208,8 @@ impl Books<'_> {
         }
     }
 
-    /// Lets systemd know of a unit what it knew before a claim; `false` where somebody has told it
-    /// something else since. `told` is what it was told for the claim, where that is known.
+    /// Gives a unit back the CPUs that systemd knew before a claim; `false` if others have changed
+    /// them since. `told` are the CPUs that systemd was told for the claim; `None` if unknown.
     pub(crate) fn untell(
         &self,
         claim: &Claim,
@@ -212,7 +217,7 @@ impl Books<'_> {
         told: Option<&CpuSet>,
     ) -> Result<bool> {
         let none = Before::default();
-        // A container's unit is its own, and has no CPUs but ours: whoever chose some was refused.
+        // A container's unit had no CPUs before ours: one with chosen CPUs is refused.
         let (before, told) = match &claim.cgroup {
             Some(claimed) if claim.is_supervised() => (&claimed.before, told),
             _ => (&none, None),
@@ -227,8 +232,8 @@ impl Books<'_> {
         systemd::untell(self.host, unit, &former, self.told_at_most())
     }
 
-    /// The group that a runtime confined for a reservation and left, unless another owner has it by
-    /// now.
+    /// Restores the group that a runtime confined for a reservation and left, unless another owner
+    /// has it by now.
     fn restore_awaited(&self, claim: &Claim) -> Result<()> {
         let group = awaited_group(claim, &self.hierarchy)?;
         let Some(group) = group.filter(|_| claim.boot_id == self.boot_id) else {
@@ -243,7 +248,8 @@ impl Books<'_> {
         cpuset::restore(&group, &cpus, mems, || self.exclusive_where_isolated())
     }
 
-    /// Gives the group of a claim these CPUs, and makes sure that it has, and keeps, them.
+    /// Gives a group these CPUs and memory nodes, checks that it has them, and tells systemd so
+    /// that it keeps them. No memory nodes: they stay as they are.
     pub(crate) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
         let mems = Some(mems).filter(|mems| !mems.is_empty());
         let scope = cpuset::scope_in_the_way(group, cpus)?;
@@ -253,25 +259,25 @@ impl Books<'_> {
         systemd::tell(self.host, unit, cpus, mems, patience).map(drop)
     }
 
-    /// How long systemd may take to forget a claim now: all that are freed in one go are bounded,
-    /// too.
+    /// How long systemd may take to forget one claim. All claims that are freed in one go share the
+    /// time to look.
     pub(crate) fn told_at_most(&self) -> Duration {
         at_most(TOLD_UNDER_LOCK.min(self.time_to_look()), self.deadline)
     }
 
-    /// What is left of the time to look for what dead owners hold.
+    /// What is left of the time to look for dead owners.
     pub(crate) fn time_to_look(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Drops the claim of an owner that has ended from `tasks`, and then from the ledger.
+    /// Drops an ended owner from `tasks`, and then removes its claim.
     pub(crate) fn drop_record(&self, claim: &Claim) -> Result<()> {
         self.change_tasks(claim, &claim.pids(), &[])?;
         self.ledger.end(claim)
     }
 }
 
-/// Has a group a mask, and is that of a claim's CPUs alone?
+/// Has a group a mask of its own, of none but a claim's CPUs?
 fn has_cpus_of(group: &Group, claim: &Claim) -> Result<bool> {
     let own: CpuSet = cpuset::masks(group)?.unwrap_or_default().cpus.parse()?;
     Ok(!own.is_empty() && own.is_subset(&claim.cpus))

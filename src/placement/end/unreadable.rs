@@ -1,5 +1,5 @@
-//! A claim that cannot be read: its file's name and the links to it still tell whose it is. It is
-//! freed once nobody is left who could be its owner; in doubt it counts as held.
+//! Freeing claims that cannot be read. The file's name and the links to it still tell whose claim
+//! it is. It is freed once nobody is left who could be its owner; in doubt it counts as held.
 
 use anyhow::{Context, Result, bail};
 
@@ -16,10 +16,10 @@ use crate::refusal::Refusal;
 use crate::text::{Shown, shell_word};
 
 impl Books<'_> {
-    /// Frees what an unreadable claim holds, if its owner is gone.
+    /// Frees an unreadable claim if its owner is gone.
     ///
     /// # Errors
-    /// Who may be its owner; or what cannot be looked at.
+    /// Somebody may be its owner, and is named; something cannot be looked at.
     pub(crate) fn free_unreadable(&self, claim: &Unreadable) -> Result<Vec<Reclaimed>> {
         let Unreadable { path, reason } = claim;
         let held = |who: &str, remedy: &str| {
@@ -41,8 +41,8 @@ impl Books<'_> {
                 "stop that, and then `pinfold reconcile`"
             ));
         }
-        // No list is held by it: it is of one that was released by force, and stays while a group
-        // may have a mask of ours, of which nothing tells.
+        // A claim without lists was freed by force. It stays while its group is there: that may
+        // have our mask, and nothing else tells which CPUs.
         let groups = self.hierarchy.groups_with(&traces.inodes)?;
         if let Some(group) = groups.first().filter(|_| traces.lists.is_empty()) {
             bail!(held(
@@ -63,9 +63,9 @@ impl Books<'_> {
         self.free_traces(&traces)
     }
 
-    /// Whoever lives and could be the owner: the process of the name, any in the group, any that
-    /// stands in `tasks` and that no other claim explains, and any that can run on nothing but
-    /// these CPUs.
+    /// A live process that could be the owner: the one that the file's name tells; any in the
+    /// group; any in `tasks` that no other claim names; any that can run on nothing but these CPUs,
+    /// unless it is in another claim's group.
     fn possible_owner(&self, traces: &Traces) -> Result<Option<String>> {
         if traces.process.is_alive(self.host)? {
             return Ok(Some(format!("process {}", traces.process.pid)));
@@ -118,7 +118,7 @@ impl Books<'_> {
         Ok(claims.iter().any(is_in))
     }
 
-    /// The pools that its lists are in.
+    /// The pool and the name of each of its lists that exists.
     fn lists_of(&self, traces: &Traces) -> Result<Vec<(String, String)>> {
         let mut lists = Vec::new();
         for pool in self.directory.pool_names()? {
@@ -137,8 +137,7 @@ impl Books<'_> {
             self.let_in_at(*inode)?;
         }
         for group in self.hierarchy.groups_with(&traces.inodes)? {
-            // Nothing says what a unit had before: what its own files say counts from the next
-            // reload on.
+            // What the unit had before is unknown: after the next reload its own files count.
             let former = systemd::Former {
                 cpus: &none,
                 mems: Some(&none),
@@ -146,7 +145,7 @@ impl Books<'_> {
                 told: Some(&cpus),
             };
             let is_ours = systemd::untell(self.host, &group, &former, self.told_at_most())?;
-            // One of ours that no claim names is removed with the others.
+            // A group that we made is removed with the others that no claim names.
             if is_ours {
                 let Masks { cpus, mems } = cpuset::inherited(&group)?;
                 cpuset::restore(&group, &cpus, Some(&mems), || {
@@ -175,7 +174,6 @@ impl Books<'_> {
     }
 }
 
-/// All CPUs of its lists.
 fn cpus_of(traces: &Traces) -> Result<CpuSet> {
     let mut cpus = CpuSet::new();
     for list in &traces.lists {

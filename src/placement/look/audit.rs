@@ -1,4 +1,4 @@
-//! Are the claims true? A look that changes nothing.
+//! Checks whether the claims are true. Changes nothing.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::refusal::Refusal;
 use crate::text::Shown;
 use crate::topology;
 
-/// What mends most of it.
+/// What mends most problems.
 const RECONCILE: &str = "`pinfold reconcile`";
 
-/// The time to a later look; longer than a start holds the lock.
+/// The time before the last look: longer than a start holds the lock.
 const LATER: Duration = Duration::from_millis(50);
 
 /// What was found.
@@ -28,23 +28,23 @@ const LATER: Duration = Duration::from_millis(50);
 pub struct Audit {
     /// How many owners live.
     pub owners: usize,
-    /// What is not as a claim says, a sentence each.
+    /// What is not as a claim says.
     pub remarks: Vec<Refusal>,
 }
 
-/// Holds every claim against the machine: does its owner live, is it confined to the claim's CPUs,
-/// do other tools see it? And is there a group of ours that no claim explains? Looked at without
-/// the lock, until two looks see the same; what is wrong counts if a later look sees it, too.
+/// Compares every claim with the machine: does its owner live, is it confined to the claim's CPUs,
+/// do other tools see it in `tasks`? Is any group of ours in no claim? Looks without the lock,
+/// until two looks in a row see the same; reports what a later look sees again.
 ///
 /// # Errors
-/// The pool directory or the claims cannot be looked at at all.
+/// The pool directory or the ledger cannot be looked at.
 pub fn audit(site: &Site) -> Result<Audit> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     agreed(|| look(site, &directory))
 }
 
-/// What a look sees that was seen before: owners who start and end are halfway for longer where the
-/// machine is busy.
+/// The problems that two looks agree on: on a busy machine owners who start and end are halfway for
+/// longer.
 fn agreed(look: impl Fn() -> Result<Audit>) -> Result<Audit> {
     let before = steadily(&look)?.seen;
     if before.remarks.is_empty() {
@@ -90,10 +90,10 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Audit> {
     Ok(audit)
 }
 
-/// The claims whose owner lives; looked at without the lock.
+/// The claims whose owner lives; looks without the lock.
 ///
 /// # Errors
-/// A claim that cannot be read, or of whose owner it cannot be told whether it lives.
+/// A claim cannot be read, or whether its owner lives cannot be told.
 pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
     let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(Vec::new());
@@ -136,7 +136,7 @@ struct ClaimAudit<'a> {
 }
 
 impl ClaimAudit<'_> {
-    /// What is wrong with a claim, if anything is.
+    /// What is wrong with a claim, if anything.
     fn at(&self, claim: &Claim) -> Result<Option<Refusal>> {
         let owner = claim.shown();
         let id = Shown(&owner);
@@ -153,7 +153,7 @@ impl ClaimAudit<'_> {
             let group = self.hierarchy.group(&claimed.path)?;
             if group.inode()? == Some(claimed.inode) {
                 let cpus = cpuset::effective_cpus(&group)?.unwrap_or_default();
-                // It may have ended since it was looked for.
+                // The group may have been removed since.
                 if cpus != claim.cpus && group.inode()? == Some(claimed.inode) {
                     let what = format!("{id} holds the CPUs {} and may run on {cpus}", claim.cpus);
                     return self.not_confined(claim, &group, what).map(Some);
@@ -173,8 +173,8 @@ impl ClaimAudit<'_> {
         Ok(None)
     }
 
-    /// What an owner does not run on as its claim says: another tool moved it, or the groups above
-    /// do not allow it any more.
+    /// Why an owner has other CPUs than its claim's: they are offline, a group above does not allow
+    /// them, or another tool changed the group's.
     fn not_confined(&self, claim: &Claim, group: &Group, what: String) -> Result<Refusal> {
         let bound = cpuset::bound(group)?;
         let lacks = claim.cpus.difference(&bound.cpus);
@@ -191,7 +191,7 @@ impl ClaimAudit<'_> {
         })
     }
 
-    /// Groups that we made and that no claim names: their maker was killed.
+    /// Our groups that no claim names: their maker was killed.
     fn unclaimed_groups(&self) -> Result<Vec<Refusal>> {
         let mut remarks = Vec::new();
         for group in self
@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// What is reported where the looks see these, one after the other.
+    /// What is reported if the looks see these numbers, one after the other.
     fn reported(looks: impl Fn(usize) -> Vec<usize>) -> (Audit, usize) {
         let count = Cell::new(0);
         let audit = agreed(|| {
@@ -237,7 +237,7 @@ mod tests {
     fn only_what_two_looks_agree_on_is_reported() {
         let (steady, looks) = reported(|_| vec![7]);
         assert_eq!((steady.remarks.len(), looks), (1, 11));
-        // Each look sees something else that is halfway, and one thing that stays.
+        // Each look sees another problem that passes, and one that stays.
         let (unsteady, _) = reported(|look| vec![look, 100]);
         let told: Vec<&str> = unsteady
             .remarks

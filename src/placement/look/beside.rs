@@ -1,5 +1,5 @@
-//! Who else was told to run on CPUs of exclusive pools: cgroups whose cpuset somebody chose by
-//! hand.
+//! Finds who else was told to run on CPUs of exclusive pools: cgroups whose cpuset somebody chose
+//! by hand.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,20 +12,20 @@ use crate::cpulist::CpuSet;
 use crate::files;
 use crate::placement::Site;
 
-/// So many groups are looked at: whoever may make groups of its own can make any number.
+/// How many groups are looked at: a user who may make groups can make any number.
 const MOST_GROUPS: usize = 20_000;
 
-/// So many of those that cannot be looked at are named.
+/// How many of the groups that cannot be looked at are reported.
 const MOST_UNREAD: usize = 3;
 
-/// A group, outside our books, that was given CPUs, and processes that run there.
+/// A group of somebody else that was given CPUs, and in which processes run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Neighbour {
     /// The group's path.
     pub path: String,
     /// The CPUs that it really has.
     pub cpus: CpuSet,
-    /// The container whose group it is, by its place among those that were named.
+    /// The container that it belongs to, by index into those passed in.
     pub container: Option<usize>,
 }
 
@@ -36,16 +36,16 @@ pub struct Neighbours {
     pub groups: Vec<Neighbour>,
     /// Were there more groups than are looked at?
     pub is_cut: bool,
-    /// What could not be looked at, a sentence each, the first few.
+    /// The first few things that could not be looked at, a sentence each.
     pub unread: Vec<String>,
 }
 
-/// Finds the groups in which processes run on any of these CPUs because the group, and not one
-/// above it alone, says so. A group without CPUs of its own is none, nor is one that has all that
-/// the group above it has, nor an owner's, nor a partition.
+/// Finds the groups in which processes run on any of `cpus` because the group itself says so, and
+/// not only one above it. Not among them: groups that have all CPUs of their parent, owners'
+/// groups, and partitions.
 ///
 /// # Errors
-/// No hierarchy with cpusets; claims that cannot be read.
+/// There is no hierarchy with cpusets; the claims cannot be read.
 pub fn neighbours(site: &Site, cpus: &CpuSet, containers: &[Container]) -> Result<Neighbours> {
     let hierarchy = cpuset::hierarchy(&site.host)?;
     let group_of = |(place, container): (usize, &Container)| {
@@ -80,21 +80,19 @@ struct Walk<'a> {
     cpus: &'a CpuSet,
     containers: BTreeMap<String, usize>,
     owners: BTreeSet<(String, u64)>,
-    /// The groups that are among the found already.
+    /// The paths of the groups found so far.
     told: BTreeSet<String>,
     found: Neighbours,
 }
 
-/// A group that waits to be looked at, with the nearest one, itself or above it, that has CPUs of
-/// its own.
+/// A group to look at. `giver` is the nearest group, itself or above it, that has CPUs of its own.
 struct Next {
     group: Group,
     giver: Option<Group>,
 }
 
 impl Walk<'_> {
-    /// What was looked at; nothing where that is gone by now, and where it cannot be looked at,
-    /// which is noted.
+    /// What was seen; `None` if it is gone, or if it cannot be looked at, which is noted.
     fn seen<T>(&mut self, looked: Result<T>) -> Option<T> {
         match looked {
             Ok(seen) => Some(seen),
@@ -127,8 +125,8 @@ impl Walk<'_> {
             if place.is_some_and(|place| self.owners.contains(&place)) {
                 continue;
             }
-            // What a partition has is all there is below it; conmon and the engine's other helpers
-            // have to be there.
+            // A partition and all below it use its CPUs rightly: conmon and the engine's other
+            // helpers have to run there.
             let is_partition = self.seen(cpuset::is_partition(&next.group));
             let own = self.seen(cpuset::own_cpus(&next.group)).flatten();
             let giver = match own {
@@ -168,8 +166,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The container that a group is of: its own, one below that, or the scope that is made for it
-    /// alone.
+    /// The container that a group belongs to: the group is the container's, or below it, or the
+    /// scope around it.
     fn container(&self, giver: &Group) -> Option<usize> {
         let mut above = Some(giver.clone());
         while let Some(group) = above {

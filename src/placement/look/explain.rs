@@ -1,4 +1,4 @@
-//! What a request would get now, and why, without taking it.
+//! Explains what a request would get now, without taking it.
 
 use anyhow::{Result, bail, ensure};
 
@@ -13,37 +13,36 @@ use crate::refusal::Refusal;
 use crate::request::{Mems, Numa, Request, Size};
 use crate::topology::{self, CpuGroup, Gap, Levels};
 
-/// What a request would get now.
+/// What a request would get now, and why.
 #[derive(Debug)]
 pub struct Explanation {
-    /// The lists, by first CPU; or why there are none.
+    /// The lists, by first CPU; or the refusal.
     pub taken: Result<Vec<Taken>, Refusal>,
-    /// The NUMA nodes that its memory would be confined to; empty where it would be left alone.
+    /// The NUMA nodes that its memory would be confined to; empty if it would not be.
     pub mems: CpuSet,
-    /// What led to it, a sentence each.
+    /// The reasons, a sentence each.
     pub why: Vec<String>,
-    /// What was seen on the way but cannot be right, or could not be looked at: a sentence each.
+    /// What looks wrong, or could not be looked at.
     pub remarks: Vec<Refusal>,
 }
 
-/// One list, and where it is.
+/// A list, and where it lies.
 #[derive(Debug)]
 pub struct Taken {
     /// Its directory's name.
     pub list: String,
-    /// The numbers of its NUMA nodes.
+    /// Its NUMA nodes, by number.
     pub nodes: CpuSet,
-    /// The numbers of its packages.
+    /// Its packages, by number.
     pub packages: CpuSet,
-    /// The CPUs that share its last-level caches, of those in the pool.
+    /// The pool's CPUs that share a last-level cache with it.
     pub cache: CpuSet,
 }
 
-/// Chooses as for a container that its cgroups allow every CPU; what dead owners hold counts as
-/// free.
+/// Chooses for a container whose cgroups allow all CPUs. What dead owners hold counts as free.
 ///
 /// # Errors
-/// A pool, or a device, that is not there; and what keeps the pool directory from being read.
+/// The pool or the device does not exist; the pools or the claims cannot be read.
 pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let pool = directory.sound_pool(&request.pool)?;
@@ -173,7 +172,7 @@ fn taken(pool: &Pool, index: usize, levels: &Levels) -> Taken {
     }
 }
 
-/// What was weighed, in the order in which it counts.
+/// What was weighed, most important first; a sentence each.
 fn reasons(
     pool: &Pool,
     offers: &[Offer<'_>],
@@ -259,7 +258,7 @@ fn reasons(
     why
 }
 
-/// `: 2 on node 0, 4 on node 1`, where there is more than one.
+/// `: 2 on node 0, 4 on node 1`; empty on a machine with one node.
 fn where_they_lie(lists: &[usize], offers: &[Offer<'_>], levels: &Levels) -> String {
     if levels.nodes.len() < 2 || lists.is_empty() {
         return String::new();

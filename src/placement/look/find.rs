@@ -1,4 +1,4 @@
-//! Which owner somebody means: by its id, the beginning of its id, or a name.
+//! Finds the owner that somebody means by an id, the beginning of an id, or a name.
 
 use anyhow::{Result, bail};
 
@@ -8,14 +8,14 @@ use crate::placement::Site;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 
-/// So many owners are named in a refusal.
+/// How many owners a refusal lists.
 const MOST_NAMED: usize = 8;
 
-/// The id of the owner that is called so: one whose id this is, else one of this name, else one
-/// whose id begins so, as with the engines' own commands.
+/// The id of the owner called `called`: the one with this id, else the one of this name, else the
+/// one whose id begins so. Engines' own commands do the same.
 ///
 /// # Errors
-/// Nobody, and more than one; both say who there is.
+/// None, or more than one; either error lists the owners.
 pub fn find(site: &Site, called: &str) -> Result<String> {
     let mut known = Vec::new();
     if let Some(ledger) = Ledger::open_if_there(&site.run_dir)? {
@@ -52,7 +52,7 @@ pub fn find(site: &Site, called: &str) -> Result<String> {
     }
 }
 
-/// An id that has claims.
+/// An id with claims.
 struct KnownId {
     id: String,
     entries: Vec<Entry>,
@@ -63,7 +63,7 @@ impl KnownId {
         self.entries.iter().filter_map(Entry::claim)
     }
 
-    /// What it is called, and what it owns.
+    /// The owner's name, and what it owns.
     fn shown(&self) -> String {
         let name = self.claims().next();
         let name = name.map_or_else(|| Shown(&self.id).to_string(), Claim::shown);
@@ -78,12 +78,12 @@ impl KnownId {
     }
 }
 
-/// What another tool recorded has no id but that of its process, as [`pid_id`] shows it.
+/// The pid in a [`pid_id`].
 fn recorded_pid(called: &str) -> Option<i32> {
     called.strip_prefix(PID)?.parse().ok()
 }
 
-/// What an owner without an id is shown as.
+/// What stands for the id of an owner without one: a process that another tool recorded.
 pub fn pid_id(pid: i32) -> String {
     format!("{PID}{pid}")
 }

@@ -1,17 +1,17 @@
-//! Looking: who owns what, whether that is true, and why a request can or cannot be met. Nothing
+//! Looking at who owns what, whether that is true, and why a request can or cannot be met. Nothing
 //! here changes anything.
 
-/// Are the claims true.
+/// Checks whether the claims are true.
 pub(super) mod audit;
-/// Who else was given the CPUs of a pool.
+/// Finds who else was given CPUs of a pool.
 pub(super) mod beside;
-/// Why a request can or cannot be met.
+/// Explains what a request would get.
 pub(super) mod explain;
-/// Which owner somebody means.
+/// Finds the owner that somebody means.
 pub(super) mod find;
-/// Can a survey be out of date.
+/// Tells whether a survey may be out of date.
 pub(super) mod seen;
-/// Who owns what.
+/// Finds who owns what.
 pub(super) mod survey;
-/// Who asks and has no claim.
+/// Finds containers that ask for CPUs and have none.
 pub(super) mod unpinned;

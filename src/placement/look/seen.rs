@@ -1,5 +1,5 @@
-//! Whether what a survey saw can be another by now: the kernel tells of changes (inotify(7)), and
-//! where it cannot, the times of what was read do.
+//! Tells whether a survey may be out of date. The kernel reports changes (inotify(7)); where it
+//! cannot, file times are compared.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::placement::Site;
 use crate::placement::look::survey::{Survey, survey};
 
-/// The kernel sets times by its clock tick: what changed so long before a look can seem older.
+/// The kernel sets file times by its clock tick: a change may seem this much older than it is.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Looks at everything, as [`survey`] does, and remembers what was there.
+/// Surveys the site as [`survey`] does, and remembers what was there.
 ///
 /// # Errors
 /// As [`survey`].
@@ -26,14 +26,14 @@ pub fn survey_to_watch(site: &Site) -> Result<(Survey, Seen)> {
     Ok((survey, seen))
 }
 
-/// What was there when a survey looked.
+/// The files that a survey read, as they were.
 #[derive(Debug)]
 pub struct Seen {
-    /// Since when changes count, in nanoseconds since the epoch.
+    /// When the survey began, in nanoseconds since the epoch: later changes count.
     began: i128,
-    /// What tells of changes in directories, where the kernel has a watch left.
+    /// Reports changes in directories; `None` if the kernel has no watch left.
     watch: Option<Inotify>,
-    /// What is compared: at first everything, then only what nothing tells of.
+    /// What to compare: at first everything, then only what is not watched.
     compared: Vec<Compared>,
 }
 
@@ -44,7 +44,7 @@ struct Compared {
     is_watched: bool,
 }
 
-/// What tells one content of a file or directory from another. In nanoseconds.
+/// Tells one version of a file or directory from another. Times are in nanoseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -102,7 +102,7 @@ impl Seen {
         }
     }
 
-    /// Can something be another now than the survey saw? Also where it changed while that looked.
+    /// May anything have changed since the survey began? Changes during the survey count.
     pub fn may_have_changed(&mut self) -> bool {
         let watch = self.watch.as_ref();
         let is_told = watch.is_some_and(|watch| !matches!(watch.read_events(), Err(Errno::EAGAIN)));
@@ -111,14 +111,14 @@ impl Seen {
                 let is_fresh = one.stamp.is_some_and(|stamp| stamp.changed >= self.began);
                 is_fresh || Stamp::of(&one.path) != one.stamp
             });
-        // From here on the watch tells.
+        // From here on the watch reports changes of these.
         self.compared.retain(|one| !one.is_watched);
         has_changed
     }
 }
 
-/// What of a directory counts: other tools write `tasks` in its place, and the directory itself may
-/// go.
+/// The events that count: other tools write `tasks` in place, and the directory itself may be
+/// removed.
 fn changes() -> AddWatchFlags {
     AddWatchFlags::IN_MODIFY
         | AddWatchFlags::IN_MOVE
@@ -130,7 +130,7 @@ fn changes() -> AddWatchFlags {
 }
 
 impl Stamp {
-    /// `None` where nothing is there, or it cannot be looked at.
+    /// `None` if there is nothing, or it cannot be looked at.
     fn of(path: &Path) -> Option<Stamp> {
         let metadata = path.symlink_metadata().ok()?;
         let time = |seconds: i64, nanoseconds: i64| {
@@ -173,7 +173,7 @@ mod tests {
             last: None,
             options: Default::default(),
         };
-        // What has just been made could change once more unseen.
+        // What was made within the last tick could change again without a new time.
         let mut fresh = survey_to_watch(&site).unwrap().1;
         assert!(fresh.may_have_changed());
         let settle = || std::thread::sleep(3 * TICK);
@@ -200,7 +200,7 @@ mod tests {
             assert!(seen.may_have_changed(), "{what}");
             assert!(!seen.may_have_changed(), "after {what}");
         }
-        // Without a watch, and in the first moment with one, times tell.
+        // Without a watch, and at the first question with one, times are compared.
         for (what, change) in changes {
             std::fs::remove_dir_all(dir.path().join("run/claims/b")).unwrap();
             std::fs::remove_dir_all(dir.path().join("kcm/pools/other")).unwrap();

@@ -1,4 +1,5 @@
-//! A look at the whole site without changing anything: what `status` and `describe` show.
+//! Surveys the whole site without changing anything, for `status`, `describe` and others that show
+//! it.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -21,48 +22,48 @@ use crate::process::{self, Process};
 use crate::refusal::Refusal;
 use crate::topology;
 
-/// What there is.
+/// A site as it was seen.
 #[derive(Debug, PartialEq)]
 pub struct Survey {
     /// The pool directory, with symbolic links resolved.
     pub path: PathBuf,
-    /// The pools in lexical order, with what can be read of them.
+    /// The pools in lexical order, each as far as it can be read.
     pub pools: Vec<SurveyedPool>,
-    /// Who owns what, by pool and first CPU.
+    /// All owners, by pool and first CPU.
     pub owners: Vec<Owner>,
-    /// Was every pool read whole, and the claims, where we may read them?
+    /// Were all pools read whole, and the claims, unless only root may read them?
     pub is_whole: bool,
-    /// Why the claims cannot be read, where we may and cannot: nobody gets CPUs then.
+    /// Why the claims cannot be read although we may: nobody gets CPUs then.
     pub claims_unread: Option<Refusal>,
-    /// What was seen but cannot be right, or could not be looked at: a sentence each.
+    /// What looks wrong, or could not be looked at.
     pub remarks: Vec<Refusal>,
-    /// The same about single owners, which [`crate::placement::audit`] looks at more closely.
+    /// The same about single owners. [`crate::placement::audit`] looks at those more closely.
     pub about_owners: Vec<Refusal>,
 }
 
-/// One pool.
+/// A pool as it was seen.
 #[derive(Debug, PartialEq)]
 pub struct SurveyedPool {
     /// Its name.
     pub name: String,
-    /// One owner a list, or many.
+    /// Exclusive or shared.
     pub kind: Kind,
     /// Its lists, by first CPU.
     pub lists: Vec<SurveyedList>,
-    /// What is said of it besides, by the configuration or its own files.
+    /// Its other options, from the configuration and its own files.
     pub options: Options,
 }
 
-/// One CPU list.
+/// A CPU list as it was seen.
 #[derive(Debug, PartialEq)]
 pub struct SurveyedList {
     /// Its directory's name.
     pub name: String,
-    /// The CPUs that the name means.
+    /// Its CPUs.
     pub cpus: CpuSet,
     /// The pids in its `tasks`.
     pub tasks: Vec<i32>,
-    /// Is it free, and can it be given?
+    /// Is it free?
     pub state: ListState,
     /// Those of its CPUs that are offline.
     pub offline: CpuSet,
@@ -77,14 +78,14 @@ pub struct SurveyedList {
 pub enum ListState {
     /// Nobody holds it.
     Free,
-    /// Somebody who lives holds it.
+    /// A live owner holds it, as far as can be told.
     Owned,
-    /// Only dead owners do: it is freed when the pool is next needed, or by `reconcile`.
+    /// Only dead owners hold it. It is freed when the pool is next needed, or by `reconcile`.
     Dead,
 }
 
 impl ListState {
-    /// The word for it.
+    /// The state as one word.
     pub fn word(self) -> &'static str {
         match self {
             ListState::Free => "free",
@@ -94,46 +95,46 @@ impl ListState {
     }
 }
 
-/// One owner, with all that it holds.
+/// An owner as it was seen, with all that it holds.
 #[derive(Debug, PartialEq)]
 pub struct Owner {
-    /// The id that `release` takes; a process that another tool recorded has none.
+    /// The id that `release` takes; `None` for a process that another tool recorded.
     pub id: Option<String>,
-    /// What people call it: text of others.
+    /// The names that people use for it; untrusted text.
     pub names: Names,
-    /// The process that stands for it.
+    /// The process that stands for it; 0 if the claim's file does not name one.
     pub pid: i32,
-    /// The pool; empty where its claim cannot be read.
+    /// The pool; empty if the claim cannot be read.
     pub pool: String,
     /// The directory names of its lists.
     pub lists: Vec<String>,
     /// The CPUs that it owns.
     pub cpus: CpuSet,
-    /// The CPUs that it may run on, where that can be told.
+    /// The CPUs that it may run on; `None` if that cannot be told.
     pub runs_on: Option<CpuSet>,
-    /// The path of the group that tells which processes are its own; what another tool recorded has
-    /// none.
+    /// The path of the group whose processes are its own; `None` for a process that another tool
+    /// recorded.
     pub group: Option<String>,
-    /// How it is.
+    /// Is it alive and where it should be?
     pub state: OwnerState,
-    /// Since when, in seconds since the epoch.
+    /// When it started, in seconds since the epoch.
     pub since: Option<i64>,
-    /// How the kernel keeps everybody else off its CPUs now; it does not where that is `None`.
+    /// How the kernel keeps others off its CPUs now; `None` if it does not.
     pub isolation: Option<isolation::Kind>,
 }
 
 impl Owner {
-    /// Does it hold this list?
+    /// Does it hold this list of this pool?
     pub fn holds(&self, pool: &str, list: &str) -> bool {
         self.pool == pool && self.lists.iter().any(|other| other == list)
     }
 
-    /// Does it live, as far as can be told?
+    /// Is it alive, as far as can be told?
     pub fn is_alive(&self) -> bool {
         self.state != OwnerState::Gone
     }
 
-    /// The owner as a sentence calls it.
+    /// The owner as a sentence names it.
     pub fn shown(&self) -> String {
         match &self.id {
             Some(id) => self.names.with_id(id),
@@ -142,7 +143,7 @@ impl Owner {
     }
 }
 
-/// How an owner is.
+/// The state of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -151,20 +152,20 @@ pub enum OwnerState {
     Running,
     /// A runtime is about to make it.
     Starting,
-    /// It runs on other CPUs than it owns, or not on all of them: another tool has changed that.
+    /// It may run on other CPUs than it owns, or not on all of them: another tool has changed that.
     Moved,
-    /// CPUs that it owns are offline.
+    /// Some of its CPUs are offline.
     Offline,
-    /// It is dead: what it holds is freed when the pool is next needed, or by `reconcile`.
+    /// It is dead. What it holds is freed when the pool is next needed, or by `reconcile`.
     Gone,
-    /// Its claim cannot be read: it counts as held.
+    /// Its claim cannot be read, and counts as held.
     Unreadable,
     /// Whether it lives cannot be told.
     Unknown,
 }
 
 impl OwnerState {
-    /// The word for it.
+    /// The state as one word.
     pub fn word(self) -> &'static str {
         match self {
             OwnerState::Running => "running",
@@ -178,21 +179,20 @@ impl OwnerState {
     }
 }
 
-/// So long somebody may hold the lock before a look says so.
+/// How long somebody may hold the lock before a look mentions it.
 const BRIEF: Duration = Duration::from_millis(200);
 
-/// So often a look is taken until two in a row see the same.
+/// How many looks are taken at most until two in a row see the same.
 const LOOKS: usize = 10;
 
-/// The time between two of them.
+/// The time between two looks.
 const BETWEEN: Duration = Duration::from_millis(3);
 
-/// Looks at everything, without the lock: until two looks in a row see the same. Where they never
-/// do, or somebody does not let go of the lock, and so may have changed one half of what belongs
-/// together, that is said.
+/// Surveys everything without the lock, until two looks in a row see the same. A remark says so if
+/// they never do, or if somebody keeps the lock and may have done half of a change.
 ///
 /// # Errors
-/// A pool directory that cannot be read at all.
+/// The pool directory cannot be read at all.
 pub fn survey(site: &Site) -> Result<Survey> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let Steady { seen, is_steady } = steadily(|| look(site, &directory))?;
@@ -202,19 +202,19 @@ pub fn survey(site: &Site) -> Result<Survey> {
     Ok(survey)
 }
 
-/// What a trial would come to, without the lock: as two looks in a row see it. Where that is in
-/// doubt, it is said.
+/// What a change would come to, without the lock: what two looks in a row see. A warning says so if
+/// that is in doubt.
 ///
 /// # Errors
-/// What both looks refuse.
+/// Both looks are refused.
 pub(crate) fn trial<T: PartialEq>(
     site: &Site,
     directory: &PoolDirectory,
     look: impl Fn() -> Result<T>,
 ) -> Result<T> {
-    // A refusal can come of a change that is half made, too.
+    // A half-made change can also cause a refusal.
     let Steady { seen, is_steady } = steadily(|| Ok(look().map_err(|error| Refusal::of(&error))))?;
-    // A directory whose lock has not been made is nobody's.
+    // Without a lock file nobody can be changing the directory.
     if files::entry_if_there(&directory.lock_path())?.is_some() {
         if let Some(doubt) = doubt(site, directory, is_steady) {
             log::warn!("{doubt}");
@@ -223,7 +223,7 @@ pub(crate) fn trial<T: PartialEq>(
     Ok(seen?)
 }
 
-/// Why what was seen without the lock may not be so, if it may not.
+/// Why what was seen without the lock is in doubt; `None` if it is not.
 fn doubt(site: &Site, directory: &PoolDirectory, is_steady: bool) -> Option<Refusal> {
     match directory.ensure_let_go(&site.host, BRIEF) {
         Ok(()) if is_steady => None,
@@ -246,13 +246,13 @@ fn doubt(site: &Site, directory: &PoolDirectory, is_steady: bool) -> Option<Refu
     }
 }
 
-/// What was seen, and whether two looks in a row saw it.
+/// The last look, and whether the one before it saw the same.
 pub(crate) struct Steady<T> {
     pub(crate) seen: T,
     pub(crate) is_steady: bool,
 }
 
-/// Looks until two looks in a row see the same: others change things one after another.
+/// Looks until two looks in a row see the same: a change takes several steps.
 pub(crate) fn steadily<T: PartialEq>(look: impl Fn() -> Result<T>) -> Result<Steady<T>> {
     let mut seen = look()?;
     for _ in 1..LOOKS {
@@ -294,7 +294,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
                 cause.what
             );
             let refusal = Refusal::new(what, cause.remedy);
-            // Root's are none of a user's business.
+            // A user need not be told of root's claims.
             claims_unread = (!files::is_denied_to_us(&error)).then(|| refusal.clone());
             remarks.push(refusal);
             Vec::new()
@@ -352,13 +352,13 @@ struct Surveyor<'a> {
     hierarchy: Option<Hierarchy>,
     boot_id: String,
     boot_time: Option<i64>,
-    /// Where nobody has looked at old records since the boot: what their times say.
+    /// Judges the pids of earlier boots by their times; `None` once they were voided.
     clock: Option<Clock>,
     directory: &'a PoolDirectory,
 }
 
 impl Surveyor<'_> {
-    /// What can be read of a pool is shown, whatever else is in it.
+    /// Adds a pool, as far as it can be read.
     fn at_pool(&self, name: &str, survey: &mut Survey) {
         let (pool, problems) = match self.directory.readable_part(name) {
             Ok(read) => read,
@@ -384,7 +384,7 @@ impl Surveyor<'_> {
         });
     }
 
-    /// What is said of a pool, the configuration's first.
+    /// The options of a pool; the configuration's come first.
     fn options_of(&self, pool: &str, remarks: &mut Vec<Refusal>) -> Options {
         let said = self.directory.options(pool).unwrap_or_else(|error| {
             remarks.push(Refusal::of(&error));
@@ -483,7 +483,7 @@ impl Surveyor<'_> {
         let life =
             hierarchy.and_then(|hierarchy| life_of(claim, host, hierarchy, &self.boot_id).ok());
         let is_alive = |process: &&Process| process.is_alive(host).unwrap_or(true);
-        // Of a command that `isolate` runs, the last one recorded is the command's own.
+        // The last process of a command's claim is the command, the first is `isolate`.
         let process = match life {
             Some(Life::Survived(Some(survivor))) => survivor,
             _ => *claim
@@ -532,8 +532,8 @@ impl Surveyor<'_> {
         owner
     }
 
-    /// How everybody else is kept off a claim's CPUs, if it is so: a partition is one only as long
-    /// as the kernel says so.
+    /// How others are kept off a claim's CPUs now: a partition counts only while the kernel calls
+    /// it valid.
     fn isolation(&self, claim: &Claim) -> Option<isolation::Kind> {
         let kind = claim.isolation?.kind;
         let claimed = claim.confining_group()?;
@@ -542,7 +542,7 @@ impl Surveyor<'_> {
         stands.unwrap_or(false).then_some(kind)
     }
 
-    /// The CPUs of the group that confines an owner, if it is still the same.
+    /// The CPUs of the group that confines an owner; `None` if that group is gone.
     fn mask_of_group(&self, claim: &Claim) -> Option<CpuSet> {
         let claimed = claim.confining_group()?;
         let group = self.hierarchy.as_ref()?.group(&claimed.path).ok()?;
@@ -552,13 +552,12 @@ impl Surveyor<'_> {
             .flatten()
     }
 
-    /// Was a pid written before this boot, and nobody has looked at it since? Then the number means
-    /// nothing.
+    /// Is a pid void? It is if it was recorded before this boot and no longer counts.
     fn is_void(&self, pool: &Pool, pid: i32, recorded: Option<i64>) -> bool {
         let (Some(clock), Some(recorded)) = (self.clock, recorded) else {
             return false;
         };
-        // One owner can have several lists.
+        // An owner can have several lists.
         let mut cpus = CpuSet::new();
         let lists = pool.lists.iter().filter(|list| list.tasks.contains(&pid));
         lists.for_each(|list| cpus.extend(&list.cpus));
@@ -567,8 +566,8 @@ impl Surveyor<'_> {
         !counts.unwrap_or(true)
     }
 
-    /// A process that another tool wrote into `tasks`; its own start is the best that is known of
-    /// when. What it is in for several lists is one owner.
+    /// Adds a process that another tool wrote into `tasks`. In several lists of a pool it is one
+    /// owner; it counts as owner since its own start, for nothing else is known.
     fn add_stranger(
         &self,
         pid: i32,
@@ -591,7 +590,7 @@ impl Surveyor<'_> {
         let process = Process::with_pid(host, pid).unwrap_or_default();
         let since = process.and_then(|process| process.started_at(self.boot_time?));
         let is_alive = !is_void && process::pid_is_alive(host, pid).unwrap_or(true);
-        // A captured machine may not say.
+        // A captured machine may not tell.
         let is_unknown = self.hierarchy.is_none() || self.boot_id.is_empty();
         let name = process::name(host, pid).filter(|_| is_alive);
         owners.push(Owner {
@@ -617,7 +616,7 @@ impl Surveyor<'_> {
     }
 }
 
-/// Its id names its directory, and its file the process.
+/// An owner whose claim cannot be read: the directory names its id, the file its process.
 fn unreadable(path: &Path) -> Owner {
     let id = path.parent().and_then(Path::file_name);
     let process = path.file_stem().unwrap_or_default().to_string_lossy();

@@ -1,5 +1,5 @@
-//! Containers that run, ask for CPUs in their configuration, and were given none: whoever started
-//! them left us out.
+//! Finds running containers that ask for CPUs in their configuration and have none: they were
+//! started without our hook or shim.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,23 +14,24 @@ use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::request;
 
-/// Why a container has no CPUs of its own that may be meant to have some.
+/// Why a container that may be meant to have CPUs has none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lack {
-    /// It asks for CPUs of this pool, and nothing of ours saw it start.
+    /// It asks for CPUs of this pool, and has no hook of ours.
     Unseen(String),
-    /// It asks for CPUs of this pool, had some when it started, and nobody holds any for it now.
+    /// It asks for CPUs of this pool and was started with our hook, and nobody holds any for it
+    /// now.
     Lost(String),
-    /// Nothing of ours saw it start, which would have refused what it asks.
+    /// It asks for what we would refuse, and has no hook of ours.
     Unrefused(Refusal),
-    /// It has an annotation that is none of ours and looks much like one.
+    /// It has an annotation that is not ours and looks much like one.
     Misspelt {
         /// The annotation's key.
         key: String,
         /// The key that was probably meant.
         meant: String,
     },
-    /// It has a label, which no runtime sees, where an annotation was probably meant.
+    /// It has a label where an annotation was probably meant: no runtime sees labels.
     Label {
         /// The label's key.
         key: String,
@@ -39,11 +40,11 @@ pub enum Lack {
     },
 }
 
-/// What the containers of `all` lack that whoever runs this started: others' have books of their
-/// own. By their places in `all`.
+/// What is wrong with the containers of the calling user, each by its index into `all`. Other users
+/// have books of their own.
 ///
 /// # Errors
-/// The claims cannot be read, or a container's group.
+/// The claims, or a container's group, cannot be read.
 pub fn unpinned(site: &Site, all: &[Container]) -> Result<Vec<(usize, Lack)>> {
     let mut lacks = Vec::new();
     let mut owners = None;
@@ -64,7 +65,7 @@ pub fn unpinned(site: &Site, all: &[Container]) -> Result<Vec<(usize, Lack)>> {
         if asked == Ok(None) {
             continue;
         }
-        // Nobody without a request makes us read what others own.
+        // Claims are read only once a container asks for something.
         let owners = match &mut owners {
             Some(owners) => owners,
             none => none.insert(owners_of(site)?),
@@ -75,7 +76,7 @@ pub fn unpinned(site: &Site, all: &[Container]) -> Result<Vec<(usize, Lack)>> {
             Ok(Some(_)) if owners.contains(&container.process) => None,
             Ok(Some(request)) if !has_hook => Some(Lack::Unseen(request.pool)),
             Ok(Some(request)) if is_free(site, container)? => Some(Lack::Lost(request.pool)),
-            // Confined, so an owner in another pool directory.
+            // It is confined, so it has an owner in another pool directory.
             Ok(Some(_)) => None,
             Err(bad) => (!has_hook).then_some(Lack::Unrefused(bad)),
         };
@@ -84,7 +85,7 @@ pub fn unpinned(site: &Site, all: &[Container]) -> Result<Vec<(usize, Lack)>> {
     Ok(lacks)
 }
 
-/// Which of its labels look like annotations of ours.
+/// The labels that look like our annotations.
 pub fn labels_meant<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<Lack> {
     let lack = |key: &str| {
         let ours = key.starts_with(request::PREFIX).then(|| key.to_owned());
@@ -95,7 +96,7 @@ pub fn labels_meant<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<Lack> {
     keys.filter_map(lack).collect()
 }
 
-/// The processes that stand for an owner.
+/// All processes of owners.
 fn owners_of(site: &Site) -> Result<BTreeSet<Process>> {
     let Some(ledger) = Ledger::open_if_there(&site.run_dir)? else {
         return Ok(BTreeSet::new());
@@ -106,7 +107,7 @@ fn owners_of(site: &Site) -> Result<BTreeSet<Process>> {
     Ok(owners.collect())
 }
 
-/// May it run wherever the groups above it may?
+/// May it run on all CPUs that the groups above it allow?
 fn is_free(site: &Site, container: &Container) -> Result<bool> {
     let hierarchy = cpuset::hierarchy(&site.host)?;
     let group = hierarchy.group_of(&site.host, container.process.pid)?;

@@ -1,4 +1,4 @@
-//! Pinning a command that `isolate` runs: a group of its own, claimed before the command exists.
+//! Pinning a command that `isolate` runs. Its group is claimed before the command exists.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,35 +21,36 @@ use crate::process::Process;
 use crate::request::Request;
 use crate::usage::Sample;
 
-/// What the id of a command begins with; its pid follows.
+/// What the ids of commands begin with; the pid of `isolate` follows.
 const COMMAND: &str = "isolate-";
 
-/// How long recording a command's process waits for the lock.
+/// How long to wait for the lock to record a command's process.
 const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The group of `isolate` itself beside its command's, in a unit that leaves its own to be divided.
+/// The group that `isolate` itself moves into, beside its command's, in a unit that delegates its
+/// group to its processes.
 const SUPERVISOR: &str = "pinfold-supervisor";
 
-/// Where a command is to run.
+/// The place that a command is to run in.
 #[derive(Debug)]
 pub struct CommandPlace {
-    /// The CPUs that are its own.
+    /// Its CPUs.
     pub cpus: CpuSet,
     /// The directory names of its CPU lists, by first CPU.
     pub lists: Vec<String>,
-    /// The file into which the command's process writes `0` to enter its group; none where it is in
-    /// it already.
+    /// The `cgroup.procs` that the command's process writes `0` to, to enter its group; `None` if
+    /// it is in that group already.
     pub procs_file: Option<PathBuf>,
     claim: Claim,
-    /// What was read before it began.
+    /// The usage of the group before the command began.
     began: Option<Sample>,
 }
 
-/// Claims CPUs for a command that this very process is going to run, and makes the group for it;
-/// confined, or only there to tell which processes are the command's.
+/// Claims CPUs for a command that this process will run, and makes a group for it. `confined`: the
+/// group confines the command; otherwise it only tells which processes are the command's.
 ///
 /// # Errors
-/// As for a container.
+/// As [`crate::placement::pin_container`].
 pub fn pin_command(
     site: &Site,
     program: &Path,
@@ -63,7 +64,7 @@ pub fn pin_command(
     let hierarchy = cpuset::hierarchy(host)?;
     let demand = Demand::of(host, request)?;
     let names = names::of_command(host, program);
-    // systemd is asked while nobody has to wait for it.
+    // Before the lock is taken: systemd can be slow.
     let patience = at_most(TOLD, site.deadline);
     let lodging = Lodging::of(host, &hierarchy, process.pid, patience)?;
     let books = site.open_books(hierarchy.clone())?;
@@ -76,7 +77,7 @@ pub fn pin_command(
         place,
     };
     let claim = books.give(&new_owner, &demand)?;
-    // systemd takes its time, and nobody else has to wait for it.
+    // systemd can be slow: others get the lock meanwhile.
     drop(books);
     let (claim, procs_file) = match &new_owner.place {
         Confinement::Supervised {
@@ -106,21 +107,21 @@ pub fn pin_command(
     })
 }
 
-/// Where there is room for a command.
+/// Where the group of a command can be.
 #[derive(Debug)]
 pub(crate) enum Lodging {
-    /// In the group that we are in: our supervisor, a unit, has nobody else in it, and so the
-    /// unit's limits and its end reach the command.
+    /// In our own group. It is that of a unit, our supervisor, which nobody else is in; so the
+    /// unit's limits and its kill reach the command.
     Supervisors(Group),
-    /// Below that, where the unit leaves it to us to divide.
+    /// Below the unit's group, which the unit delegates to us.
     Below(Group),
-    /// In a group that we make elsewhere.
+    /// Elsewhere, in a group that we make.
     OfOurs,
 }
 
 impl Lodging {
-    /// On version 1 a supervisor knows nothing of cpusets; one that is a user's own manager would
-    /// undo what we do.
+    /// On version 1 supervisors know nothing of cpusets; a user's own manager would undo our
+    /// changes.
     fn of(host: &Host, hierarchy: &Hierarchy, pid: i32, patience: Duration) -> Result<Lodging> {
         let own = hierarchy.group_of(host, pid)?;
         let may_be = |group: &Group| {
@@ -142,15 +143,14 @@ impl Lodging {
 }
 
 impl CommandPlace {
-    /// The id that its claim has in the ledger.
+    /// Its id in the ledger.
     pub fn id(&self) -> &str {
         &self.claim.id
     }
 
-    /// Records the command's process beside our own: it is an owner of its own right when we are
-    /// killed.
+    /// Records the command's process beside our own, so that it owns the CPUs if we are killed.
     ///
-    /// Waits for the lock a moment only: its group tells whose it is in any case.
+    /// Waits for the lock only a moment: the command's group tells whose it is in any case.
     pub fn record(&self, site: &Site, pid: i32) -> Result<()> {
         let site = Site {
             patience: site.patience.min(RECORD_PATIENCE),
@@ -168,7 +168,7 @@ impl CommandPlace {
         books.record_instead_of(&[], &claim)
     }
 
-    /// Frees the command's CPUs when it has ended; where processes of it live on, they keep them.
+    /// Ends the claim of a command that has ended; its remaining processes keep the CPUs.
     pub fn end(self, site: &Site) -> Result<()> {
         site.keep_end_of_command(&self.claim, self.began.as_ref());
         let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
@@ -199,7 +199,7 @@ impl CommandPlace {
 }
 
 impl Books<'_> {
-    /// Where a command is to run, as its lodging says.
+    /// The place of a command. A unit that somebody entered since `lodging` was found is not used.
     pub(crate) fn place_of_command(
         &self,
         lodging: Lodging,
@@ -214,7 +214,7 @@ impl Books<'_> {
                 Ok(Confinement::Entered { group, confined })
             }
             Lodging::Below(unit) => {
-                // A group that has processes gives no controller to those below it (kernel:
+                // A group that has processes cannot give controllers to those below it (kernel:
                 // cgroup-v2.rst, "No Internal Process Constraint").
                 let supervisor = unit.child(SUPERVISOR);
                 supervisor.make()?;
@@ -222,7 +222,7 @@ impl Books<'_> {
                 let group = unit.child(&format!("{id}-{}-{}", pid, process.start));
                 Ok(Confinement::Entered { group, confined })
             }
-            // Somebody can have come into the unit's group while the lock was waited for.
+            // Somebody entered the unit's group while the lock was waited for.
             Lodging::Supervisors(group) if !group.is_of(pid)? => {
                 let group = self.new_group(id, process)?;
                 Ok(Confinement::Entered { group, confined })
@@ -240,18 +240,18 @@ impl Books<'_> {
         }
     }
 
-    /// A unit whose `isolate` was killed starts anew, and nobody else is in its group: what was
-    /// claimed there is free. Returns what the unit has without us.
+    /// Frees the claims that killed `isolate`s left on a unit: the unit was started anew, and
+    /// nobody else is in its group. Returns the masks that the unit has without us.
     pub(crate) fn evict_stale_from_unit(&self, group: &Group, process: Process) -> Result<Masks> {
         let found = cpuset::masks(group)?.unwrap_or_default();
         let now: CpuSet = found.cpus.parse()?;
         let mut before = found;
         for claim in self.claims_on_unit(group, &now)? {
-            // A process of its that left the unit's group runs on those CPUs still.
+            // A process of the earlier command that left the unit's group still runs on those CPUs.
             if claim.owner == process || self.life_of(&claim)? == Life::Recorded {
                 continue;
             }
-            // Other CPUs than the claim's are an operator's, who has set them since.
+            // Any other mask was set by an operator since.
             let is_narrowed = !now.is_empty() && now.is_subset(&claim.cpus);
             if let Some(claimed) = claim.confining_group().filter(|_| is_narrowed) {
                 before = Masks {
@@ -267,9 +267,9 @@ impl Books<'_> {
         Ok(before)
     }
 
-    /// The claims of commands in a unit: that on its group; those of this path whose CPUs the
-    /// group, made anew since, was given by systemd, which kept them; and those of this path that
-    /// were released by force, of which systemd may know still.
+    /// The claims of commands in a unit: the one on its group; those on an earlier group of this
+    /// path whose CPUs systemd kept and gave to the new one; and those of this path that were freed
+    /// by force, of which systemd may still know.
     pub(crate) fn claims_on_unit(&self, group: &Group, cpus: &CpuSet) -> Result<Vec<Claim>> {
         let mut entries = Vec::new();
         let on_group = group
@@ -285,7 +285,7 @@ impl Books<'_> {
                 entries.extend(self.ledger.on_list(&list)?);
             }
         }
-        // No list leads to what was released by force.
+        // No list leads to a claim that was freed by force.
         let ids = self.ledger.ids()?.into_iter();
         for id in ids.filter(|id| id.starts_with(COMMAND)) {
             let of_id = self.ledger.of_id(&id)?.into_iter();
@@ -310,7 +310,7 @@ impl Books<'_> {
         Ok(claims)
     }
 
-    /// The end of a command in its supervisor's group, which we are in ourselves.
+    /// Ends a command in its supervisor's group, which we are in as well.
     fn end_supervised(&self, claim: &Claim) -> Result<()> {
         let Some((group, _)) = self.group_of(claim)? else {
             return self.evict(claim);
@@ -327,7 +327,7 @@ impl Books<'_> {
         self.record_instead_of(&claim.pids(), &rest)
     }
 
-    /// A claim as it is now: somebody may have released it by force since.
+    /// The claim as it is now; `None` if it was released by force since.
     pub(crate) fn current(&self, claim: &Claim) -> Result<Option<Claim>> {
         match self.ledger.current(claim) {
             None => Ok(None),

@@ -1,4 +1,4 @@
-//! Pinning a container: the whole of what the hook does at its start.
+//! Pinning a container: all that the hook does at its start.
 
 use std::time::Duration;
 
@@ -18,39 +18,39 @@ use crate::process::Process;
 use crate::refusal::Refusal;
 use crate::request::{Request, Size};
 
-/// How long systemd may take where nobody else waits: it can be busy with many starts.
+/// How long systemd may take while the lock is free: it can be busy with many starts.
 pub(crate) const TOLD: Duration = Duration::from_secs(15);
 
-/// A container that is about to start.
+/// A container that starts.
 #[derive(Debug, Clone)]
 pub struct Start<'a> {
     /// Its id.
     pub id: &'a str,
-    /// What people call it; where something was reserved for it, what they called it then counts.
+    /// The names that people use for it. A reservation's names take their place.
     pub names: Names,
     /// Its first process, which waits for us.
     pub pid: i32,
-    /// What tells the reservation that [`crate::placement::reserve`] made for it, if one was made.
+    /// The nonce of the reservation that [`crate::placement::reserve`] made for it, if any.
     pub reservation: Option<&'a str>,
 }
 
-/// What there is already of a container that starts.
+/// What the ledger already has of a container that starts.
 #[derive(Default)]
 struct Prior {
-    /// Its claim: the hook ran for this process before.
+    /// Its claim: the hook already ran for this process.
     pinned: Option<Claim>,
-    /// What was reserved for it, and is not taken over, or not wholly.
+    /// Its reservation, if not yet wholly replaced by its claim.
     reserved: Option<Claim>,
 }
 
 /// Gives a container the CPUs that it asks for, or that were reserved for it, and confines it to
-/// them before its first instruction. Doing it twice is doing it once.
+/// them before its first instruction. Can be repeated.
 ///
 /// # Errors
-/// A request that cannot be met, a reservation that is gone, and anything about the host, the pool
-/// directory or the claims that cannot be trusted or used; nothing stays changed then.
+/// The request cannot be met; the reservation is gone; something about the host, the pool directory
+/// or the claims cannot be used or trusted. Nothing stays changed then.
 pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Claim> {
-    // What was reserved is remembered by whoever reserved it.
+    // `reserve` already remembered the lists of a reservation.
     let recalled = match start.reservation {
         Some(_) => Recalled::default(),
         None => site.recall(&start.names, start.id),
@@ -71,8 +71,8 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
 
     let books = site.open_books(hierarchy.clone())?;
     ensure!(process.is_alive(host)?, gone(pid));
-    // A container's own group, with those below it, holds its first process and nothing else, nor
-    // us.
+    // A group is the container's own if it and the groups below it hold the first process and
+    // nobody else, us included.
     let place = if group.is_of(pid)? {
         Confinement::Own(group)
     } else {
@@ -94,7 +94,7 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
         Some(standing) => cpuset::scope_in_the_way(group, &standing.cpus)?,
         None => None,
     };
-    // What systemd may know of.
+    // The group that systemd may have a unit for.
     let unit = scope.as_ref().unwrap_or(group);
     let found = match start.reservation {
         Some(_) => cpuset::masks(unit)?.unwrap_or_default(),
@@ -116,9 +116,9 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
             books.give(&new_owner, &demand)?
         }
     };
-    // systemd takes its time, and nobody else has to wait for it.
+    // systemd can be slow: others get the lock meanwhile.
     drop(books);
-    // The runtime has confined it and told systemd so, as its configuration says.
+    // The runtime has confined the container and told systemd, as the configuration asks.
     if start.reservation.is_some() && found.has_cpus(&claim.cpus) {
         return Ok(claim);
     }
@@ -130,8 +130,9 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
 }
 
 impl Books<'_> {
-    /// While systemd was told of a claim's CPUs, others had the lock: what it knows now is to be
-    /// what the claim says now.
+    /// Makes systemd and the kernel agree with the claim as it is now: while systemd was told of
+    /// `claim`, others had the lock and may have changed it. Takes the start back if `told` is an
+    /// error.
     pub(crate) fn agree(
         &self,
         claim: &Claim,
@@ -158,8 +159,8 @@ impl Books<'_> {
         Ok(now)
     }
 
-    /// Settles older claims that this start proves dead, or that are of the same id; returns what
-    /// there is of this very start already.
+    /// Frees older claims that this start proves dead, and dead ones of its id. Returns what the
+    /// ledger already has of this start.
     fn prepare(&self, start: &Start<'_>, new_owner: &NewOwner<'_>) -> Result<Prior> {
         let process = new_owner.process;
         if let Confinement::Own(group) = &new_owner.place {
@@ -171,8 +172,8 @@ impl Books<'_> {
                 Entry::Claim(claim) if claim.boot_id == self.boot_id && claim.owner == process => {
                     standing.pinned = Some(*claim);
                 }
-                // Whoever made it may have gone meanwhile (crun run --detach): nobody else has had
-                // the lists since.
+                // Valid even if the process that reserved is gone (crun run --detach): nobody else
+                // has had the lists since.
                 Entry::Claim(claim)
                     if claim.boot_id == self.boot_id
                         && claim.nonce.is_some()
@@ -190,9 +191,9 @@ impl Books<'_> {
         Ok(standing)
     }
 
-    /// Frees what was claimed for a group by an owner that is not in it any more. A runtime that
-    /// was killed leaves a group with our mask in it, and the next container of that path inherits
-    /// both. This process is alone in it: whoever had it before is gone.
+    /// Frees a claim on the group of a container that starts, unless a recorded process of it
+    /// lives. A killed runtime leaves its group with our mask, and the next container of that path
+    /// gets both. `process` is alone in the group, so its former owner has ended.
     fn evict_stale(&self, group: &Group, process: Process) -> Result<()> {
         let Some(inode) = group.inode()? else {
             return Ok(());
@@ -209,8 +210,9 @@ impl Books<'_> {
         }
     }
 
-    /// An earlier start's. Its runtime may have left the confined group that this process, alone,
-    /// is in now; anything else about it is not the trouble of the one that starts.
+    /// Frees an earlier start's reservation if it is dead, or if its only survivor is the new
+    /// owner, in the group that the earlier runtime confined and left. An error is a warning, as it
+    /// must not fail the start.
     fn end_reservation(&self, claim: &Claim, new_owner: &NewOwner<'_>) -> Result<()> {
         let is_own = matches!(new_owner.place, Confinement::Own(_));
         match self.free_or_refresh(claim) {
@@ -225,8 +227,8 @@ impl Books<'_> {
         }
     }
 
-    /// The hook ran for this process before: an engine runs `prestart` as `createRuntime` too, or
-    /// killed the first.
+    /// Makes sure of a start that the hook already ran for: an engine runs `prestart` also as
+    /// `createRuntime`, or killed the first hook.
     fn confirm(
         &self,
         mut claim: Claim,
@@ -252,15 +254,15 @@ impl Books<'_> {
         Ok(claim)
     }
 
-    /// Makes sure of a record, and that nobody holds its lists for it any more.
+    /// Makes sure that `tasks` names the claim, and removes the claim that it replaces.
     fn record_again(&self, claim: &Claim, instead_of: Option<&Claim>) -> Result<()> {
         let before = instead_of.map(Claim::pids).unwrap_or_default();
         self.record_instead_of(&before, claim)?;
         instead_of.map_or(Ok(()), |former| self.ledger.remove(former))
     }
 
-    /// Gives a container what was reserved for it: the group that the runtime has confined already
-    /// goes back to what its parents allow, should it outlive the container.
+    /// Replaces a reservation by the container's claim. The runtime has already confined the group:
+    /// if that outlives the container it is restored to what its parents allow.
     fn hand_over(
         &self,
         reservation: &Claim,
@@ -283,8 +285,8 @@ impl Books<'_> {
     }
 }
 
-/// A container is asked about more than once where more than one hook is run for it: each has to
-/// ask for the same.
+/// Refuses a request that differs from what the container has: with more than one hook it is asked
+/// for more than once.
 fn ensure_same_request(claim: &Claim, request: &Request) -> Result<()> {
     let agrees = match request.size {
         Size::Lists(lists) => claim.lists.len() == lists,

@@ -19,7 +19,7 @@ use crate::refusal::Refusal;
 use crate::request::{Mems, Request};
 use crate::topology;
 
-/// Somebody who gets CPUs, with everything about it that can be known without the lock.
+/// An owner that is to get CPUs, with all that can be known without the lock.
 pub(crate) struct NewOwner<'a> {
     /// The container's id, or `isolate-<pid>`.
     pub(crate) id: &'a str,
@@ -35,27 +35,26 @@ pub(crate) struct Grant {
     /// The directory names of the lists, by first CPU.
     pub(crate) lists: Vec<String>,
     pub(crate) cpus: CpuSet,
-    /// Empty where the memory nodes are left alone.
+    /// The memory nodes to confine it to; empty to leave them alone.
     pub(crate) mems: CpuSet,
-    /// Is everybody else to be kept off?
+    /// How others are kept off the CPUs, if at all.
     pub(crate) isolation: Option<Wanted>,
 }
 
 /// Where an owner is confined.
 pub(crate) enum Confinement {
-    /// In its own group, which only its first process is in.
+    /// In its own group, which holds only its first process.
     Own(Group),
-    /// In a group that we make; it is moved there out of another.
+    /// In a group that we make and move it into.
     Moved { to: Group, from: Group },
-    /// In a group that we make, which its processes enter by themselves; confined there, or only
-    /// kept together.
+    /// In a group that we make and its processes enter by themselves; confined, or only grouped.
     Entered { group: Group, confined: bool },
-    /// In the group of its supervisor, a unit that holds nobody else; what that had chosen for it
-    /// stays its bound.
+    /// In the group of its supervisor, a unit that holds nobody else. The masks that the unit had
+    /// before stay its bound.
     Supervised {
         group: Group,
         before: Masks,
-        /// What systemd was told of the unit at run time, by others.
+        /// Names of the settings that others gave the unit at run time.
         settings: Vec<String>,
         confined: bool,
     },
@@ -80,7 +79,8 @@ impl Books<'_> {
             Confinement::Supervised { group, before, .. } => {
                 cpuset::bound(group)?.within(group, &before.cpus)?
             }
-            // What our own parents have now is theirs for no longer than until this group is made.
+            // The masks of our own parent groups are set anew when this group is made: they do not
+            // bind.
             _ if group
                 .parent()
                 .is_some_and(|above| above.is_parent_of_ours()) =>
@@ -100,7 +100,7 @@ impl Books<'_> {
         self.grant(new_owner, share, before, None)
     }
 
-    /// Picks what a demand is to get.
+    /// Picks lists for a demand.
     pub(crate) fn share(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Grant> {
         let picked = self.pick(demand, bound)?;
         let cpus = picked.cpus();
@@ -117,9 +117,9 @@ impl Books<'_> {
         })
     }
 
-    /// Gives a new owner its grant, instead of whoever held it for it. The record comes before the
-    /// kernel: whoever is killed in between leaves a record whose process is dead. On an error
-    /// nothing stays changed.
+    /// Gives a new owner its grant, and removes `instead_of`, the claim that held it. The claim is
+    /// written before the kernel is changed: a kill in between leaves a claim whose process is
+    /// dead. On an error nothing stays changed.
     pub(crate) fn grant(
         &self,
         new_owner: &NewOwner<'_>,
@@ -173,7 +173,7 @@ impl Books<'_> {
         Ok(claim)
     }
 
-    /// The record of an owner that has no group yet.
+    /// A claim of an owner that has no group yet.
     pub(crate) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, share: Grant) -> Claim {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Claim {
@@ -198,7 +198,7 @@ impl Books<'_> {
         }
     }
 
-    /// On an error nothing stays changed.
+    /// Takes the start back if it failed; returns `done`.
     pub(crate) fn undo_on_error(&self, done: Result<()>, claim: &Claim) -> Result<()> {
         if done.is_err() {
             if let Err(undo) = self.undo_start(claim) {
@@ -208,19 +208,20 @@ impl Books<'_> {
         done
     }
 
-    /// The intent first, then the commit that other tools see. Whoever held the lists for this
-    /// owner goes last: until then each of their numbers in `tasks` has its claim.
+    /// Writes the claim, which is the intent; then `tasks`, which other tools see. Removes
+    /// `instead_of` last, so that each pid in `tasks` has a claim all the time.
     pub(crate) fn record(&self, claim: &Claim, instead_of: Option<&Claim>) -> Result<()> {
         self.ledger.write(claim)?;
         let before = instead_of.map(Claim::pids).unwrap_or_default();
         self.change_tasks(claim, &before, &claim.pids())?;
-        // Whoever took a new lock before this claim was there may have chosen the same.
+        // Somebody who took a new lock before this claim was written may have chosen the same
+        // lists.
         self.lock.ensure_in_place()?;
         instead_of.map_or(Ok(()), |former| self.ledger.remove(former))
     }
 
-    /// Puts the claim's processes into `tasks` of each of its lists where they are missing, for
-    /// another tool may have dropped one that it took for dead; and drops others.
+    /// Adds the claim's pids that are missing from the `tasks` of its lists, and drops `others`.
+    /// Another tool may have dropped a pid that it took for dead.
     pub(crate) fn record_instead_of(&self, others: &[i32], claim: &Claim) -> Result<()> {
         let own = claim.pids();
         let others: Vec<i32> = others
@@ -229,7 +230,7 @@ impl Books<'_> {
             .filter(|pid| !own.contains(pid))
             .collect();
         for list in &claim.lists {
-            // A claim whose list is being renamed names both.
+            // While a list is renamed, its claims name the old and the new one.
             if claim.lists.len() > 1 && !self.directory.has_list(&claim.pool, list)? {
                 continue;
             }
@@ -247,7 +248,7 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// Changes the owners of every list of a claim; goes on past an error, and returns the first.
+    /// Changes the `tasks` of every list of a claim. Goes on past an error, and returns the first.
     pub(crate) fn change_tasks(&self, claim: &Claim, drop: &[i32], add: &[i32]) -> Result<()> {
         let mut first_error = Ok(());
         for list in &claim.lists {
@@ -262,7 +263,7 @@ impl Books<'_> {
         first_error
     }
 
-    /// Confines an owner as its claim says, and makes sure of it; doing it twice is doing it once.
+    /// Confines an owner as its claim says, and checks it. Can be repeated.
     pub(crate) fn confine(&self, claim: &Claim, place: &Confinement) -> Result<()> {
         let group = place.group();
         cpuset::enable(group)?;
@@ -294,7 +295,7 @@ impl Books<'_> {
     }
 }
 
-/// One request, one place: whoever made the group has given it CPUs already.
+/// Refuses a container whose group was already given CPUs, or memory nodes, by whoever made it.
 fn refuse_chosen_cpus(group: &Group, before: &Masks, request: &Request) -> Result<()> {
     if let Some(cpus) = cpuset::chosen_cpus(group, before)? {
         bail!(chosen_already("CPUs", &cpus));
@@ -307,7 +308,7 @@ fn refuse_chosen_cpus(group: &Group, before: &Masks, request: &Request) -> Resul
     Ok(())
 }
 
-/// The process that was to be confined has ended meanwhile.
+/// The refusal of a start whose process has ended meanwhile.
 pub(crate) fn gone(pid: i32) -> Refusal {
     let what = format!("process {pid} is gone, for whoever started it has given up, or killed it");
     Refusal::new(what, "start it again")

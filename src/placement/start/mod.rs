@@ -1,12 +1,12 @@
-//! Starting an owner: CPU lists are picked, recorded, and the owner is confined to them.
+//! Starting an owner: CPU lists are picked and recorded, and the owner is confined to them.
 
-/// A command, as `isolate` runs one.
+/// Starts a command, for `isolate`.
 pub(super) mod command;
-/// A container: by its hook, or with what the shim reserved for it.
+/// Starts a container, for the hook.
 pub(super) mod container;
-/// Record, confine, verify.
+/// Records, confines, verifies.
 pub(super) mod give;
-/// Which lists: reads the pool, and calls `choose`.
+/// Picks lists: reads the pool and calls `choose`.
 pub(super) mod pick;
-/// A reservation of the shim.
+/// Reserves for a container, for the shim.
 pub(super) mod reserve;

@@ -1,5 +1,5 @@
-//! Picking CPU lists for a request: what is free in `tasks`, what live claims hold all the same,
-//! what dead owners can be relieved of.
+//! Picking CPU lists for a request: those that are free; and those of dead owners, which are freed
+//! first.
 
 use std::time::Instant;
 
@@ -18,24 +18,23 @@ use crate::pools::{CpuList, Kind, OfferedList, OfferedPool};
 use crate::request::Request;
 use crate::topology::{self, Levels};
 
-/// How many lists are looked at for dead owners before choosing again; as many again each time. A
-/// usual pool is looked at as a whole, so that the best place counts.
+/// How many lists are looked at for dead owners before choosing again; twice as many each time. A
+/// usual pool is looked at in one go, so that its best lists are found.
 const FIRST_LOOK: usize = 64;
 
-/// After how many freed owners a start leaves the rest of a shared pool's to the next.
+/// How many owners a start frees of a shared pool before it leaves the rest to the next start.
 const MOST_FREED: usize = 32;
 
-/// A pool as it was read, and the lists of it that were picked.
+/// A pool as it was read, and the lists that were picked of it.
 pub(crate) struct Picked {
     pub(crate) pool: OfferedPool,
     /// Indices into the pool's lists, ascending.
     pub(crate) chosen: Vec<usize>,
-    /// Is anybody else to be kept off?
+    /// How others are to be kept off, if at all.
     pub(crate) isolation: Option<Wanted>,
 }
 
 impl Picked {
-    /// All CPUs of the lists.
     pub(crate) fn cpus(&self) -> CpuSet {
         let mut cpus = CpuSet::new();
         for index in &self.chosen {
@@ -54,14 +53,14 @@ impl Picked {
     }
 }
 
-/// A request, with everything about it that can be known without the lock.
+/// A request, with all that can be known of it without the lock.
 pub(crate) struct Demand<'a> {
     pub(crate) request: &'a Request,
-    /// What that is on this machine.
+    /// The request, resolved for this machine.
     pub(crate) want: Want,
-    /// What the machine can run on now.
+    /// The CPUs that are online.
     pub(crate) online: CpuSet,
-    /// The lists of the pool that it had before it came back.
+    /// The lists that the container had before it came back.
     pub(crate) former: &'a [String],
 }
 
@@ -75,13 +74,12 @@ impl<'a> Demand<'a> {
         })
     }
 
-    /// The same of who had these lists before.
     pub(crate) fn with_former(self, former: &'a [String]) -> Demand<'a> {
         Demand { former, ..self }
     }
 }
 
-/// What a request wants of this machine: the device that it names has a place here.
+/// Resolves a request for this machine: finds the NUMA nodes of the device that it names.
 pub(crate) fn want(host: &Host, request: &Request) -> Result<Want> {
     let near = match &request.locality.near {
         Some(device) => topology::nodes_near(host, device)?,
@@ -96,15 +94,15 @@ pub(crate) fn want(host: &Host, request: &Request) -> Result<Want> {
     })
 }
 
-/// How far a look at the owners of a pool's lists has come.
+/// How far the search for dead owners in a pool has come.
 struct Progress {
-    /// The first list that was not looked at yet.
+    /// The first list that was not looked at.
     next: usize,
-    /// How many are looked at before choosing again.
+    /// How many lists are looked at next.
     portion: usize,
-    /// Those of dead owners that are slow to be freed: they come after all others.
+    /// Lists whose dead owners are slow to free: chosen last.
     slow: Vec<usize>,
-    /// Why it cannot be told who owns some of them.
+    /// The first error in telling who owns a list.
     untold: Option<Error>,
 }
 
@@ -115,9 +113,8 @@ impl Progress {
 }
 
 impl Books<'_> {
-    /// Picks; where dead owners are in the way, frees what they hold of the lists that are to be
-    /// given, and picks on. The rest of what they hold is left to those who need it, and to
-    /// `reconcile`.
+    /// Picks lists. Where dead owners are in the way, frees what they hold of the lists to be
+    /// given; the rest is left to those who need it, and to `reconcile`.
     pub(crate) fn pick(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Picked> {
         let Demand {
             request,
@@ -134,7 +131,7 @@ impl Books<'_> {
         })?;
         let isolation = self.isolation_of(&pool)?;
         if isolation.is_some() {
-            // What a dead owner still keeps from everybody is free once it is freed.
+            // CPUs that dead owners still keep from others are allowed once those are freed.
             reach.allowed.extend(&outside::kept(self.host));
         }
         if pool.kind == Kind::Shared {
@@ -193,8 +190,8 @@ impl Books<'_> {
         }
     }
 
-    /// The lists that whoever asks had before. Those that nobody living owns count as free: engines
-    /// can start a container anew before they end the one before it.
+    /// The former lists of a container, by index. Those that only dead owners hold count as free:
+    /// engines can start a container anew before they end its predecessor.
     fn former_of(
         &self,
         pool: &OfferedPool,
@@ -211,7 +208,7 @@ impl Books<'_> {
             if pool.kind == Kind::Exclusive && owners[*index] > 0 {
                 self.ensure_time_to_look(&pool.name)?;
                 let list = &pool.lists[*index].name;
-                // One of which that cannot be told is held.
+                // What cannot be told counts as held.
                 if let Ok(Owners::Dead) = self.owners_of(&pool.name, list) {
                     owners[*index] = 0;
                 }
@@ -220,10 +217,10 @@ impl Books<'_> {
         Ok(former)
     }
 
-    /// A refusal with what whoever asked needs to know: it may take its time.
+    /// The refusal, with all that its reader needs. It may take its time.
     ///
     /// # Errors
-    /// What is wrong with the pool, where not all of it was read before.
+    /// The pool is broken in a part that was not read before.
     fn refused(
         &self,
         refusal: &NoChoice,
@@ -240,7 +237,7 @@ impl Books<'_> {
             let claims = self.ledger.on_list(&list.name)?.len();
             Ok(list.tasks.len().max(claims))
         };
-        // One that cannot be looked at counts as owned.
+        // A list that cannot be looked at counts as owned.
         let owners: Vec<usize> = pool
             .lists
             .iter()
@@ -264,15 +261,15 @@ impl Books<'_> {
         Ok(seen.refusal(refusal))
     }
 
-    /// Those of the chosen lists that somebody holds all the same: another tool may have dropped a
-    /// pid that it took for dead. What dead owners hold of them is freed.
+    /// Which of the chosen lists are held although they seemed free: another tool may have dropped
+    /// a pid that it took for dead. What dead owners hold of them is freed.
     fn held_of(&self, pool: &OfferedPool, chosen: &[usize]) -> Result<Vec<usize>> {
         let mut held = Vec::new();
         if pool.kind == Kind::Exclusive {
             for index in chosen {
                 self.ensure_time_to_look(&pool.name)?;
                 if !self.clear_list(&pool.name, &pool.lists[*index].name)? {
-                    // That it is held is not known where not all of its owners were looked at.
+                    // Not known to be held if time ran out before all owners were looked at.
                     self.ensure_time_to_look(&pool.name)?;
                     held.push(*index);
                 }
@@ -281,7 +278,7 @@ impl Books<'_> {
         Ok(held)
     }
 
-    /// Looks at who owns some more lists; those of dead owners alone count as free from now on.
+    /// Looks at the owners of some more lists. Lists of dead owners count as free from then on.
     fn look_on(&self, pool: &OfferedPool, look: &mut Progress, owners: &mut [usize]) -> Result<()> {
         if look.next >= pool.lists.len() {
             look.slow.drain(..).for_each(|index| owners[index] = 0);
@@ -298,7 +295,7 @@ impl Books<'_> {
                 Ok(Owners::Living) => {}
                 Ok(Owners::Dead) => *owners = 0,
                 Ok(Owners::Slow) => look.slow.push(index),
-                // It has one, as far as can be told.
+                // It counts as owned.
                 Err(error) => {
                     look.untold.get_or_insert(error);
                 }
@@ -309,8 +306,8 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// A shared pool is never exhausted: each start frees what some dead owners hold, so that it
-    /// does not fill with them.
+    /// Frees some dead owners of a shared pool at each start: such a pool is never exhausted, and
+    /// would fill with them.
     fn rid_of_dead(&self, pool: &mut OfferedPool) -> Result<()> {
         let mut freed = 0;
         for list in &mut pool.lists {
@@ -328,8 +325,7 @@ impl Books<'_> {
     }
 }
 
-/// Reads no more of the machine than the choice depends on. Lists of more than one CPU count as
-/// whole cores.
+/// Reads only what the choice depends on. Lists of several CPUs count as whole cores.
 fn levels_for(host: &Host, situation: &Situation<'_>, want: &Want) -> Levels {
     let cpus = cpus_that_matter(situation, want);
     let may_share_cores = situation.offers.iter().any(|offer| offer.cpus.len() == 1);

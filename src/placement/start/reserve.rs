@@ -1,4 +1,4 @@
-//! Reserving CPUs for a container that a runtime is about to make: under our own process, which
+//! Reserving CPUs for a container that a runtime is about to make, under our own process, which
 //! becomes that runtime.
 
 use anyhow::{Context, Result};
@@ -12,12 +12,12 @@ use crate::placement::{Books, Site};
 use crate::process::{self, Process};
 use crate::request::Request;
 
-/// Reserves what a container asks for, until its createRuntime hook takes it over, or this process
-/// ends; that is told by the claim's nonce. `expected` is the cgroup that the runtime will make for
-/// it, where that is known: the groups above it say which CPUs it can have.
+/// Reserves what a container asks for until its createRuntime hook takes it over or this process
+/// ends. The hook identifies the reservation by the claim's nonce. `expected` is the cgroup that
+/// the runtime will make, if known: the groups above it limit the CPUs.
 ///
 /// # Errors
-/// As for a container that is pinned.
+/// As [`crate::placement::pin_container`].
 pub fn reserve(
     site: &Site,
     id: &str,
@@ -33,7 +33,7 @@ pub fn reserve(
         Some(expected) => hierarchy.group(&expected.path)?,
         None => hierarchy.parent_of_ours()?,
     };
-    // A path that cannot be looked at now could not be later, when somebody asks who is alive.
+    // A path that cannot be looked at now could not be looked at later, to tell who is alive.
     cpuset::effective_cpus(&group)?;
     let recalled = site.recall(&names, id);
     let demand = Demand::of(host, request)?.with_former(recalled.lists_of(&request.pool));
@@ -62,24 +62,25 @@ pub fn reserve(
     Ok(claim)
 }
 
-/// Is a group nobody's yet? One that another container runs in, or that somebody narrowed, tells
-/// nothing about ours.
+/// Is a group unused? A group that another container runs in, or that somebody confined, does not
+/// identify ours.
 fn is_fresh(group: &Group) -> Result<bool> {
     let masks = cpuset::masks(group)?.unwrap_or_default();
     Ok(!group.is_populated()? && cpuset::chosen_cpus(group, &masks)?.is_none())
 }
 
-/// Frees what was reserved, where no runtime will be run.
+/// Frees a reservation when no runtime will be run.
 ///
 /// # Errors
-/// What keeps the books from being opened or written: then it is free once this process has ended.
+/// The books cannot be opened or written. The reservation is then freed after this process has
+/// ended.
 pub fn cancel_reservation(site: &Site, reservation: &Claim) -> Result<()> {
     let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
     books.drop_record(reservation)
 }
 
 impl Books<'_> {
-    /// Frees what dead containers of this id held, and reservations that led to none.
+    /// Frees what dead containers of this id held, and dead reservations of it.
     fn free_earlier_of(&self, id: &str) -> Result<()> {
         for entry in self.ledger.of_id(id)? {
             if let Entry::Claim(claim) = entry {

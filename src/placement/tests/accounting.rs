@@ -1,4 +1,4 @@
-//! What is read of owners while they are there, what is kept of it, and what is counted.
+//! What is read of owners while they live, what is kept of it, and what is counted.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::counters;
 use crate::placement::{Site, readings};
 use crate::usage::{Log, Sample, Samples};
 
-/// One where it is wanted what owners have used.
+/// A site that records usage.
 fn site(machine: &Machine) -> Site {
     let log = Log {
         path: machine.path("usage.jsonl"),
@@ -48,7 +48,7 @@ fn samples(machine: &Machine) -> Samples {
     Samples::of(&machine.site().run_dir)
 }
 
-/// An earlier reading, at a time of the kernel's clock in seconds.
+/// Keeps an earlier reading, at a time of the kernel's clock in seconds.
 fn keep(machine: &Machine, claim: &Claim, clock: f64) -> Sample {
     let mark = Mark {
         clock,
@@ -85,14 +85,14 @@ fn an_owner_is_read_until_nobody_is_left_in_its_group() {
     assert_eq!((total, user, system), (5.0, 3.0, 2.0));
     assert_eq!((source, first.is_final), (Source::Group, false));
     assert_eq!(kept().as_ref(), Some(&first));
-    // It slept, and was read all the same.
+    // It used nothing since, and is read all the same.
     let second = reading(&machine).unwrap();
     assert!(second.mark.clock > first.mark.clock);
     assert_eq!(kept().as_ref(), Some(&second));
-    // No sum becomes smaller.
+    // A smaller sum does not replace a larger one.
     has_used(&machine, 4);
     assert_eq!(reading(&machine).as_ref(), Some(&second));
-    // Another process of its lives on.
+    // Another of its processes lives on.
     let survivor = machine.process(2);
     machine.live(survivor, &group_of("web"));
     machine.end(claim.owner, &group_of("web"));
@@ -172,7 +172,7 @@ fn what_was_read_of_owners_that_are_accounted_for_is_forgotten() {
     assert_eq!(names_after_a_look(), (1, vec![ended, lives]));
 }
 
-/// A command that is read as it begins is not at its end, and one whose children live is not.
+/// A reading at the command's beginning is not final, nor is one while children of it live.
 #[test]
 fn the_last_reading_of_a_command_is_that_of_its_end() {
     let (machine, claim) = machine();

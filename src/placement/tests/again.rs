@@ -1,4 +1,4 @@
-//! Who comes back gets the lists that it had.
+//! A container that comes back gets the lists that it had.
 
 use std::fs::{File, FileTimes};
 use std::time::{Duration, SystemTime};
@@ -40,7 +40,7 @@ fn named(name: &str) -> Names {
     }
 }
 
-/// What a container of this name gets of a pool; its id is another each time.
+/// What a container of this name gets of a pool. Its id is another each time.
 fn gets(site: &Site, name: &str, pool: &str, lists: usize) -> String {
     let request = Request {
         pool: pool.into(),
@@ -77,7 +77,7 @@ fn by_its_name_where_they_are_free() {
     assert_eq!(gets(&site, "db", "dp", 1), "0");
     machine.pinned("else", 1, "dp", &["1"]);
     assert_eq!(gets(&site, "web", "dp", 1), "0");
-    // That is what it had last now.
+    // That is remembered as its last list.
     let last = site.last.as_ref().unwrap().of(&site.host, &named("web"));
     assert_eq!(last.unwrap().0.lists, ["0"]);
 }
@@ -168,7 +168,7 @@ fn ends_and_reconcile_know_who_is_still_here() {
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
-/// Each time the same lists, and nothing ends as it should: it was here all the same.
+/// It gets the same lists each time, and never ends as it should.
 #[test]
 fn who_comes_back_each_day_is_not_forgotten() {
     let machine = machine();

@@ -1,4 +1,4 @@
-//! The first to take the lock after a boot, or after the lock was replaced.
+//! What the first to take the lock does after a boot, or after the lock was replaced.
 
 use std::fs::{remove_dir, rename};
 use std::thread::sleep;
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::{FIRST, Machine, group_of, open, said};
 use crate::cgroup::cpuset;
 
-/// The machine boots now, after all that was written: times of files are those of changes, which
+/// Boots the machine now, after all that was written. Files are dated by their change time, which
 /// nobody can set.
 fn boot(machine: &Machine) {
     let seconds = || {
@@ -18,7 +18,7 @@ fn boot(machine: &Machine) {
     while seconds() == written {
         sleep(Duration::from_millis(10));
     }
-    // What is written now can have a time that is some milliseconds old (coarse clock, time(7)).
+    // A file written now can have a time some milliseconds old (coarse clock, time(7)).
     sleep(Duration::from_millis(20));
     machine.put("proc/stat", &format!("btime {}\n", seconds()));
 }
@@ -40,11 +40,12 @@ fn what_is_damaged_and_of_an_earlier_boot_is_nobodys_and_what_cannot_be_read_is_
     std::fs::create_dir(machine.path(tasks)).unwrap();
     boot(&machine);
     drop(open(&machine.site()));
-    // It is a directory still.
+    // Still a directory, it can be removed.
     remove_dir(machine.path(tasks)).unwrap();
 }
 
-/// The clock was set forward since it was written, or the machine booted since: nobody can tell.
+/// The clock was set forward since it was written, or the machine booted since: nothing tells
+/// which.
 #[test]
 fn what_is_damaged_and_of_an_unknown_boot_is_held() {
     let machine = Machine::new();
@@ -56,7 +57,7 @@ fn what_is_damaged_and_of_an_unknown_boot_is_held() {
     assert_eq!(machine.tasks("dp", "0"), "rubbish");
 }
 
-/// Of this boot anything counts, as its readers judge it.
+/// In this boot its readers judge it.
 #[test]
 fn what_is_damaged_in_this_boot_stays() {
     let machine = Machine::new();
@@ -66,7 +67,7 @@ fn what_is_damaged_in_this_boot_stays() {
     assert_eq!(machine.tasks("dp", "0"), "rubbish");
 }
 
-/// rsync and the like put another file in the lock's place.
+/// rsync, for one, puts another file in the lock's place.
 #[test]
 fn claims_are_taken_over_from_a_lock_that_was_replaced() {
     let machine = Machine::new();
@@ -84,7 +85,7 @@ fn claims_are_taken_over_from_a_lock_that_was_replaced() {
     assert!(machine.knows("live") && machine.knows("torn") && !machine.knows("dead"));
     assert_eq!(machine.tasks("dp", "0"), live.owner.pid.to_string());
     assert_eq!(machine.tasks("dp", "1"), "");
-    // Its pool is not there any more: nobody could keep others from its CPUs.
+    // The owner's list is gone: nobody could keep others from its CPUs.
     std::fs::remove_dir_all(machine.path("etc/kcm/pools/dp/0")).unwrap();
     machine.put("etc/kcm/lock.new", "");
     rename(machine.path("etc/kcm/lock.new"), &lock).unwrap();

@@ -1,4 +1,4 @@
-//! Changing pools: who is in the way, what is said of it, and what is done.
+//! Changing pools: who is in the way, what the refusal says, and what is done.
 
 use super::{FIRST, Machine, cpus, group_of, said};
 use crate::cpulist::CpuSet;
@@ -69,7 +69,7 @@ fn a_dead_owner_is_in_nobodys_way_and_a_live_or_unreadable_one_is() {
     remove().unwrap();
     assert!(!machine.is_there("etc/kcm/pools/dp"));
     assert!(!machine.knows("web"));
-    // Removing twice is removing once.
+    // The removal can be repeated.
     let again = Change::RemoveIfThere("dp".to_owned());
     change(&machine.site(), stock(), &again).unwrap();
 }
@@ -87,7 +87,7 @@ fn a_pool_is_removed_where_it_is_there() {
     assert!(!machine.is_there("etc/kcm/pools/dp"));
 }
 
-/// The pool was taken away under its owner by hand.
+/// The pool was removed by hand under its owner.
 #[test]
 fn cpus_that_somebody_owns_and_no_pool_has_are_not_given_again() {
     let machine = Machine::new();
@@ -114,7 +114,7 @@ fn cpus_that_somebody_owns_and_no_pool_has_are_not_given_again() {
     try_change(&machine.site(), stock(), &lists).unwrap();
 }
 
-/// Another tool has dropped the pid of a dead owner, whose group cannot be looked at or restored.
+/// Another tool has dropped the pid of a dead owner whose group cannot be looked at or restored.
 #[test]
 fn a_list_that_cannot_be_freed_is_not_taken_away() {
     for tasks in [String::new(), (FIRST + 1).to_string()] {
@@ -194,7 +194,7 @@ fn a_pool_is_added_with_its_lists_once() {
     }
 }
 
-/// Of all ways to make room the first is a shared pool's that loses no more than is missing.
+/// Of all ways to make room a shared pool that loses no more than is missing comes first.
 #[test]
 fn who_asks_for_too_many_cores_is_told_which_pool_can_give_them_up() {
     let machine = Machine::new();
@@ -214,11 +214,11 @@ fn who_asks_for_too_many_cores_is_told_which_pool_can_give_them_up() {
         message.ends_with(", or make room first: `pinfold pool remove both`"),
         "{message}"
     );
-    // Nobody loses a list to make room, and a pool with owners is not removed for it.
+    // No owner loses a list to make room, and a pool with owners is not removed for it.
     machine.pinned("web", 1, "both", &["1-2,5-6"]);
     let message = add(3);
     assert!(!message.contains("make room"), "{message}");
-    // Where nothing is free at all there is nothing to ask for.
+    // If nothing is free there are no fewer cores to ask for.
     machine.pool("rest", "1", &["3,7"]);
     let message = add(1);
     assert!(
@@ -234,13 +234,13 @@ fn who_asks_for_too_many_cores_is_told_which_pool_can_give_them_up() {
     );
 }
 
-/// I1 and I3: the record, the mask and other tools' view go with the list.
+/// I1 and I3: claim, mask and `tasks` change with the list.
 #[test]
 fn owners_of_a_shared_list_follow_it() {
     let machine = Machine::new();
     machine.pool("cp", "0", &["0,4"]);
     let web = machine.pinned("web", 1, "cp", &["0,4"]);
-    // Only kept together, without a mask.
+    // Grouped without a mask.
     let mut loose = machine.pinned("loose", 2, "cp", &["0,4"]);
     loose.cgroup.as_mut().unwrap().confined = false;
     machine.ledger().write(&loose).unwrap();
@@ -250,7 +250,7 @@ fn owners_of_a_shared_list_follow_it() {
     let stranger = machine.start(4, "/other");
     let tasks = format!("{},{}", machine.tasks("cp", "0,4"), stranger.pid);
     machine.set_tasks("cp", "0,4", &tasks);
-    // A claim of a pool that was removed by hand, whose list had this name.
+    // A claim of a pool that was removed by hand, on a list of the same name.
     let mut other = machine.pinned("other", 5, "cp", &["0,4"]);
     other.pool = "gone".to_owned();
     machine.ledger().write(&other).unwrap();
@@ -279,12 +279,12 @@ fn owners_of_a_shared_list_follow_it() {
     assert_eq!(machine.value(&group_of("loose"), "cpuset.cpus"), "");
     let entries = machine.ledger().of_id("other").unwrap();
     assert_eq!(entries[0].claim(), Some(&other));
-    // Done twice it is done once.
+    // The change can be repeated.
     let again = change(&machine.site(), stock(), &larger).unwrap();
     assert_eq!((again.renamed, again.owners), (None, Vec::<String>::new()));
 }
 
-/// A pool of which any list is owned cannot be removed, so that it is not offered.
+/// A pool with an owned list cannot be removed, so its removal is not offered.
 #[test]
 fn who_names_cpus_of_a_pool_is_told_what_can_be_done() {
     let machine = Machine::new();
@@ -310,8 +310,8 @@ fn who_names_cpus_of_a_pool_is_told_what_can_be_done() {
     assert!(message.contains("of pool dp, which web owns"), "{message}");
 }
 
-/// An owner that cannot get the new CPUs is told of, and gets them by the same command once it can;
-/// one that has its own memory nodes, or none, keeps that.
+/// An owner that cannot get the new CPUs is reported, and gets them when the command is repeated.
+/// An owner's memory nodes stay confined if they were, and free if not.
 #[test]
 fn who_cannot_follow_a_list_is_told_of_and_follows_later() {
     let machine = Machine::new();
@@ -340,7 +340,7 @@ fn who_cannot_follow_a_list_is_told_of_and_follows_later() {
     assert_eq!(machine.value(&group_of("gone"), "cpuset.cpus"), "0-1,4-5");
     std::fs::remove_dir(&mask).unwrap();
     std::fs::rename(&kept, &mask).unwrap();
-    // Here nothing obeys what is written, which is told as well.
+    // In this tree a write does not change the effective CPUs, which is reported as well.
     let message = said(grow());
     assert!(message.contains("web"), "{message}");
     assert_eq!(machine.value(&group, "cpuset.cpus"), "0-1,4-5");

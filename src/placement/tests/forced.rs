@@ -1,4 +1,4 @@
-//! Giving CPUs back, and taking them from whoever has them.
+//! Releasing: dead owners, and by force live ones.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use super::{FIRST, Machine, group_of, open, said};
 use crate::placement::{force_release, reconcile, release};
 
-/// Without shared CPUs it runs on those of exclusive pools that nobody owns, as far as anything
-/// tells.
+/// Without shared CPUs it gets those of exclusive pools that nobody is known to own.
 #[test]
 fn a_live_owner_is_let_out_to_what_nobody_owns() {
     for (shared, lists, expected) in [
@@ -18,7 +17,7 @@ fn a_live_owner_is_let_out_to_what_nobody_owns() {
         machine.pool("dp", "1", lists);
         machine.pool("cp", "0", shared);
         machine.pinned("web", 1, "dp", &["0"]);
-        // One that another tool took for dead, and one that it knows alone.
+        // A list that `tasks` shows as free, and one that only `tasks` shows as owned.
         machine.pinned("db", 2, "dp", &["1"]);
         machine.set_tasks("dp", "1", "");
         machine.set_tasks("dp", "2", &(FIRST + 3).to_string());
@@ -58,13 +57,13 @@ fn nobody_is_let_out_onto_the_cpus_of_a_pool_that_cannot_be_read() {
     assert!(machine.knows("web"));
 }
 
-/// I2: whoever may still run there keeps what it has.
+/// I2: an owner that may still run on its CPUs keeps them.
 #[test]
 fn an_owner_whose_group_stays_on_its_cpus_keeps_them() {
     let machine = Machine::new();
     machine.pool("dp", "1", &["0"]);
     let claim = machine.pinned("web", 1, "dp", &["0"]);
-    // Nothing here obeys what is written, so that the group has its old CPUs still.
+    // In this tree a write does not change the effective CPUs: the group still has its old ones.
     let outcome = force_release(&machine.site(), "web").unwrap();
     assert_eq!((outcome.freed.len(), outcome.problems.len()), (0, 1));
     assert_eq!(machine.tasks("dp", "0"), claim.owner.pid.to_string());
@@ -85,7 +84,7 @@ fn an_unknown_id_needs_no_lock() {
     assert_eq!(release(&site, "web").unwrap().kept.len(), 1);
 }
 
-/// A dead owner's lists are free where its group cannot be restored, and that is done later.
+/// The lists of a dead owner are freed although its group cannot be restored, which is done later.
 #[test]
 fn of_a_dead_owner_the_lists_are_freed_and_the_rest_is_undone_later() {
     let machine = Machine::new();
@@ -99,7 +98,7 @@ fn of_a_dead_owner_the_lists_are_freed_and_the_rest_is_undone_later() {
     assert_eq!((outcome.freed.len(), outcome.problems.len()), (1, 0));
     assert_eq!(machine.tasks("dp", "0"), "");
     assert!(machine.knows("web"));
-    // What cannot be undone still is not taken for done.
+    // What still cannot be undone is reported.
     assert_eq!(reconcile(&machine.site()).unwrap().problems.len(), 1);
     std::fs::remove_dir(&mask).unwrap();
     std::fs::rename(&kept, &mask).unwrap();
@@ -141,7 +140,6 @@ fn the_last_threads_of_a_process_that_ends_are_waited_for_a_moment() {
     }
 }
 
-/// A live owner is no reason to wait.
 #[test]
 fn nobody_waits_for_a_process_that_lives() {
     let machine = Machine::new();
@@ -154,7 +152,7 @@ fn nobody_waits_for_a_process_that_lives() {
     assert_eq!(release(&machine.site(), "web").unwrap().kept.len(), 1);
 }
 
-/// Nothing was tried to let it out: its claim is not one of this pool.
+/// Its claim names a list that its pool does not have, so nothing was tried to move it off.
 #[test]
 fn an_owner_that_lives_and_cannot_be_settled_keeps_its_claim() {
     let machine = Machine::new();

@@ -1,4 +1,4 @@
-//! Owners off whose CPUs everybody else is kept, and what is in the way of that.
+//! Owners whose CPUs others are kept off, and what can prevent that.
 
 use super::{Machine, cpus, group_of, open, said};
 use crate::claims::Claim;
@@ -30,8 +30,8 @@ fn machine() -> (Machine, Claim) {
     (machine, claim)
 }
 
-/// What a start leaves: a partition that stands, its exclusive CPUs above, and what was there
-/// before.
+/// Makes what a start leaves: a valid partition, exclusive CPUs in the groups above, and a record
+/// of what was there before.
 fn keeps_off(machine: &Machine, claim: &Claim, cpus: &str) {
     let group = group_of("web");
     let changes = [("/machine.slice", "exclusive"), (&group, "exclusive")].map(|(group, kind)| {
@@ -69,7 +69,7 @@ fn who_can_do_without_starts_where_the_records_cannot_be_read() {
     let site = machine.site();
     let mut held = claim.clone();
     open(&site).keep_off(&mut held, Some(ROOT)).unwrap();
-    // What may still be changed for it is its end's to take back.
+    // The claim keeps saying so, so that its end undoes what may still be changed.
     assert_eq!(held.isolation, Some(ROOT));
     let needed = Wanted {
         is_needed: true,
@@ -102,7 +102,7 @@ fn a_partition_that_lacks_what_is_offline_stands() {
     for (online, now, problems) in [("0-7", "2-3", 0), ("0-2,4-7", "2", 0), ("0-7", "2", 1)] {
         machine.put("sys/devices/system/cpu/online", &format!("{online}\n"));
         machine.put(&effective, &format!("{now}\n"));
-        // Nothing is mended here: a sibling names the CPUs.
+        // A sibling names the CPUs, so nothing can be mended here.
         machine.group("/machine.slice/other");
         machine.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "3\n");
         let found = open(&machine.site()).converge_machine().unwrap();
@@ -120,7 +120,7 @@ fn an_owner_that_something_came_in_the_way_of_leaves_no_record() {
         &format!("sys/fs/cgroup{group}/cpuset.cpus.partition"),
         "root invalid (x)\n",
     );
-    // Another kernel, on which a container beside it could lose the CPUs.
+    // A kernel on which a container beside it could lose the CPUs.
     machine.put("proc/sys/kernel/osrelease", "6.12.0\n");
     machine.group("/machine.slice/other");
     let site = machine.site();

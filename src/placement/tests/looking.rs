@@ -1,4 +1,4 @@
-//! What a look at everything tells of lists and owners.
+//! What a survey tells of lists and owners.
 
 use super::{FIRST, Machine, group_of};
 use crate::placement::{ListState, Owner, OwnerState, Survey, survey};
@@ -13,7 +13,7 @@ fn states(machine: &Machine) -> Vec<ListState> {
     lists.map(|list| list.state).collect()
 }
 
-/// The only one.
+/// The only owner of a survey.
 fn owner(machine: &Machine) -> Owner {
     let mut owners = look(machine).owners;
     assert_eq!(owners.len(), 1, "{owners:?}");
@@ -41,7 +41,7 @@ fn a_list_is_owned_as_long_as_its_owner_may_live() {
     );
 }
 
-/// Its group and its process both have to have its CPUs, and no others.
+/// Both its group and its process must have its CPUs, and no others.
 #[test]
 fn an_owner_that_runs_elsewhere_is_told() {
     let running = OwnerState::Running;
@@ -96,8 +96,8 @@ fn an_owner_without_one_of_its_cpus_is_told() {
     assert!(about.what.contains("for 7 is offline"), "{about:?}");
 }
 
-/// A number from before the boot is that of a thread of the kernel now; and a captured machine may
-/// not say of which boot it is.
+/// A pid from before the boot may now be a kernel thread's; a captured machine may not tell its
+/// boot.
 #[test]
 fn a_process_of_another_tool_is_told_as_far_as_it_is_known() {
     let machine = Machine::new();

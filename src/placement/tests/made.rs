@@ -1,4 +1,4 @@
-//! Making a pool directory: a trial says what making it would come to.
+//! Making a pool directory, and the trial of it.
 
 use super::{Machine, cpus, group_of, said};
 use crate::isolation::Options;
@@ -16,7 +16,7 @@ fn planned(names: &[&str]) -> Vec<PlannedPool> {
     names.iter().enumerate().map(pool).collect()
 }
 
-/// What a trial says, and then what is done, which has to be the same.
+/// What a trial says. It must be what is then done.
 fn made(machine: &Machine, names: &[&str], existing: Existing) -> Result<Made, String> {
     let plan = planned(names);
     let trial = try_init(&machine.site(), &plan, existing);
@@ -58,7 +58,7 @@ fn live_owners_keep_pools_from_being_replaced_and_dead_ones_do_not() {
     let machine = Machine::new();
     machine.pool("dp", "1", &["0"]);
     let claim = machine.pinned("web", 1, "dp", &["0"]);
-    // What is as planned is nobody's trouble.
+    // Pools that are as planned may have owners.
     assert_eq!(
         made(&machine, &["dp"], Existing::Keep),
         Ok(Made::AlreadyThere)

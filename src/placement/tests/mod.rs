@@ -1,4 +1,5 @@
-//! The use cases on a tree that stands for a machine with cgroup v2, whose processes are files.
+//! Tests of the use cases on a tree that stands for a machine with cgroup v2; its processes are
+//! files.
 
 mod accounting;
 mod again;
@@ -25,11 +26,10 @@ use crate::host::Host;
 use crate::names::Names;
 use crate::process::Process;
 
-/// No process of the machine that runs the tests has this number, or a higher one
-/// (proc_sys_kernel(5), `pid_max`).
+/// No process of the real machine has this pid or a higher one (proc_sys_kernel(5), `pid_max`).
 const FIRST: i32 = 1 << 22;
 
-/// The boot of the tree.
+/// The boot id of the tree.
 const BOOT: &str = "this-boot";
 
 struct Machine {
@@ -37,7 +37,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// Eight CPUs, all of which every group allows, and a pool directory without pools.
+    /// A machine of eight CPUs, all allowed in every group, with a pool directory without pools.
     fn new() -> Machine {
         let machine = Machine {
             dir: tempfile::tempdir().unwrap(),
@@ -88,7 +88,7 @@ impl Machine {
         std::fs::remove_file(self.path(path)).unwrap();
     }
 
-    /// A pool with these lists.
+    /// Makes a pool of these lists. `exclusive` is the text of its file.
     fn pool(&self, name: &str, exclusive: &str, lists: &[&str]) {
         self.put(&format!("etc/kcm/pools/{name}/exclusive"), exclusive);
         for list in lists {
@@ -108,7 +108,7 @@ impl Machine {
         self.is_there(&format!("etc/kcm/pools/{pool}/{list}"))
     }
 
-    /// A group without processes.
+    /// Makes a group without processes.
     fn group(&self, path: &str) {
         for (file, content) in [
             ("cgroup.procs", ""),
@@ -120,13 +120,14 @@ impl Machine {
         }
     }
 
-    /// What a file of a group was last written: a plain one is not cut off by that.
+    /// The value last written to a group's file: a write to a plain file leaves the rest of a
+    /// longer old text on later lines.
     fn value(&self, group: &str, file: &str) -> String {
         let text = self.get(&format!("sys/fs/cgroup{group}/{file}"));
         text.lines().next().unwrap_or_default().to_owned()
     }
 
-    /// A process that lives, in a group where it is alone.
+    /// Starts a process alone in a new group.
     fn start(&self, number: i32, group: &str) -> Process {
         let process = self.process(number);
         self.group(group);
@@ -141,7 +142,7 @@ impl Machine {
         }
     }
 
-    /// The same in a group that is there, and where others may be.
+    /// Starts a process in an existing group, where others may be.
     fn live(&self, process: Process, group: &str) {
         let Process { pid, start } = process;
         let zeros = "0 ".repeat(15);
@@ -178,8 +179,8 @@ impl Machine {
         Ledger::open(&self.site().run_dir).unwrap()
     }
 
-    /// A container on some lists of a pool, confined in a group of its own, as a start leaves it in
-    /// the ledger and in `tasks`.
+    /// Makes a pinned container as a start leaves it: in a group of its own, in the ledger and in
+    /// `tasks`.
     fn pinned(&self, id: &str, number: i32, pool: &str, lists: &[&str]) -> Claim {
         let group = group_of(id);
         let process = self.start(number, &group);
@@ -202,7 +203,7 @@ impl Machine {
         claim
     }
 
-    /// Its claim, unwritten, on the group that it has now.
+    /// A claim for it, not written, on the group that it has now.
     fn claim(&self, id: &str, owner: Process, pool: &str, lists: &[&str]) -> Claim {
         let path = group_of(id);
         Claim {
@@ -227,7 +228,7 @@ impl Machine {
         }
     }
 
-    /// A group that was there, as a claim names it.
+    /// What a claim records of a group that we did not make.
     fn claimed(&self, path: &str) -> ClaimedGroup {
         use std::os::unix::fs::MetadataExt;
         let dir = self.path(&format!("sys/fs/cgroup{path}"));
@@ -241,12 +242,12 @@ impl Machine {
         }
     }
 
-    /// Is there a claim of this id?
+    /// Has this id a claim?
     fn knows(&self, id: &str) -> bool {
         !self.ledger().of_id(id).unwrap().is_empty()
     }
 
-    /// The same container, dead; nobody has come since.
+    /// Makes a pinned container, and ends it; nothing has been freed yet.
     fn dead(&self, id: &str, number: i32, pool: &str, lists: &[&str]) -> Claim {
         let claim = self.pinned(id, number, pool, lists);
         self.end(claim.owner, &group_of(id));
@@ -268,7 +269,7 @@ fn cpus(text: &str) -> CpuSet {
     text.parse().unwrap()
 }
 
-/// What an error says, remedy and all.
+/// The text of an error with its remedy.
 fn said<T: std::fmt::Debug>(result: anyhow::Result<T>) -> String {
     let error = result.unwrap_err();
     let refusal = crate::refusal::Refusal::of(&error);

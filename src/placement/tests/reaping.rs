@@ -1,11 +1,11 @@
-//! Freeing what dead owners hold, and what must not be freed with it.
+//! Freeing what dead owners hold, and nothing else.
 
 use super::{FIRST, Machine, group_of, open};
 use crate::claims::Claim;
 use crate::placement::end::reap::Owners;
 use crate::placement::reconcile;
 
-/// A start frees no more of a crowded list than it has time for.
+/// A start frees only part of a crowded list.
 #[test]
 fn no_more_owners_are_freed_than_was_said() {
     let machine = Machine::new();
@@ -25,12 +25,12 @@ fn no_more_owners_are_freed_than_was_said() {
     assert_eq!(machine.tasks("dp", "0-3"), "");
 }
 
-/// Of thousands of owners the dead are looked at first, or none of them would be freed.
+/// Of thousands of owners not all are looked at, so the dead come first.
 #[test]
 fn the_dead_are_freed_before_the_living_are_looked_at() {
     let machine = Machine::new();
     machine.pool("dp", "0", &["0-3"]);
-    // The directory of links is read in an order of its own.
+    // Several: the links are not read in order.
     for number in 1..=8 {
         machine.pinned(&format!("c{number}"), number, "dp", &["0-3"]);
     }
@@ -42,7 +42,7 @@ fn the_dead_are_freed_before_the_living_are_looked_at() {
     assert_eq!(books.ledger.on_list("0-3").unwrap().len(), 8);
 }
 
-/// A dead pid may be the one that an unreadable claim stands for, or that of a claim not looked at.
+/// A dead pid may belong to a claim that is unreadable or was not looked at.
 #[test]
 fn a_pid_is_not_dropped_while_any_claim_of_the_list_is_unread() {
     let stranger = FIRST + 7;
@@ -70,7 +70,7 @@ fn a_pid_is_not_dropped_while_any_claim_of_the_list_is_unread() {
     }
 }
 
-/// A claim whose links were lost gets them before its pid is taken for a stranger's.
+/// A claim without links gets them before its pid is taken for a stranger's.
 #[test]
 fn a_dead_pid_that_no_link_explains_has_all_links_looked_at() {
     let machine = Machine::new();
@@ -91,7 +91,7 @@ fn a_dead_pid_that_no_link_explains_has_all_links_looked_at() {
     assert_eq!(machine.tasks("dp", "0"), survivor.pid.to_string());
 }
 
-/// I6: other tools see an owner by what stands in `tasks`.
+/// I6: other tools see an owner by its pids in `tasks`.
 #[test]
 fn who_owns_a_list_is_told_and_shown() {
     let machine = Machine::new();
@@ -112,7 +112,7 @@ fn who_owns_a_list_is_told_and_shown() {
     };
     machine.ledger().write(&slow).unwrap();
     assert_eq!(owners("2"), Owners::Slow);
-    // A process of another tool's beside a dead owner.
+    // Another tool's process beside a dead owner.
     let stranger = machine.start(4, "/other");
     let both = format!("{},{}", machine.tasks("dp", "1"), stranger.pid);
     machine.set_tasks("dp", "1", &both);
@@ -123,7 +123,7 @@ fn who_owns_a_list_is_told_and_shown() {
     }
 }
 
-/// A copy that was put back, or lies under another name, is no claim of its owner.
+/// A claim in another claim's place is unreadable. Files that are not named as claims do not count.
 #[test]
 fn only_a_claim_in_its_own_place_counts() {
     let machine = Machine::new();
@@ -143,7 +143,7 @@ fn only_a_claim_in_its_own_place_counts() {
     }
 }
 
-/// What a killed writer left beside a claim of an owner that ended goes with it.
+/// What a killed writer left beside a dead owner's claim goes with it.
 #[test]
 fn a_reconciliation_leaves_nothing_of_the_dead() {
     let machine = Machine::new();
@@ -158,8 +158,8 @@ fn a_reconciliation_leaves_nothing_of_the_dead() {
     assert_eq!(machine.value(&group_of("web"), "cpuset.cpus"), "");
 }
 
-/// A shared list shrank, a CPU went offline, or somebody else wrote the file: what is there is not
-/// the next container's.
+/// A shared list shrank, a CPU went offline, or somebody else wrote the file: the next container
+/// must not get what is there.
 #[test]
 fn the_group_of_a_dead_container_is_as_before_whatever_it_has() {
     for mask in ["0-1", "0", "0-3", "5", ""] {
@@ -177,7 +177,7 @@ fn the_group_of_a_dead_container_is_as_before_whatever_it_has() {
     }
 }
 
-/// A copy from before its list got another name was put back: the new list's link tells.
+/// A copy from before the list was renamed was put back: the new list's link reveals it.
 #[test]
 fn an_old_copy_of_a_claim_is_not_read_as_what_it_was() {
     let machine = Machine::new();
@@ -195,7 +195,7 @@ fn an_old_copy_of_a_claim_is_not_read_as_what_it_was() {
     assert_eq!(ledger.on_list("0-3").unwrap()[0].claim(), Some(&new));
     machine.put(&file_of(&old), &copy);
     assert!(ledger.on_list("0-3").unwrap()[0].claim().is_none());
-    // Killed before the former link was removed: both lead to it, and the new one counts.
+    // If the old link was left by a kill, both links lead to the claim, and the new list counts.
     ledger.write(&old).unwrap();
     assert!(ledger.on_list("0-3").unwrap().is_empty());
     assert_eq!(ledger.on_list("0-1").unwrap()[0].claim(), Some(&old));
@@ -224,7 +224,7 @@ fn what_no_claim_tells_of_is_brought_in_order() {
     assert!(!machine.is_there(&group));
 }
 
-/// Other tools know an owner by the numbers in `tasks` alone.
+/// I6: other tools see an owner by its pids in `tasks`.
 #[test]
 fn a_survivor_is_recorded_in_each_of_its_lists() {
     let machine = Machine::new();
@@ -237,7 +237,7 @@ fn a_survivor_is_recorded_in_each_of_its_lists() {
     for list in ["0", "1"] {
         assert_eq!(machine.tasks("dp", list), survivor.pid.to_string());
     }
-    // Another tool drops it, and it is there again; a list that is renamed away is passed over.
+    // Another tool drops it, and it is added again. A list that was renamed away is skipped.
     machine.set_tasks("dp", "0", "");
     std::fs::remove_dir_all(machine.path("etc/kcm/pools/dp/1")).unwrap();
     let report = reconcile(&machine.site()).unwrap();
@@ -246,7 +246,7 @@ fn a_survivor_is_recorded_in_each_of_its_lists() {
     assert!(!machine.has_list("dp", "1"));
 }
 
-/// A claim from before its list got another name is not settled, and what it stands for stays.
+/// A claim from before its list was renamed is not refreshed, and its pid stays.
 #[test]
 fn a_dead_pid_of_a_claim_that_cannot_be_linked_is_kept() {
     let machine = Machine::new();
@@ -257,7 +257,7 @@ fn a_dead_pid_of_a_claim_that_cannot_be_linked_is_kept() {
     machine.ledger().remove(&web).unwrap();
     web.lists = vec!["4".to_owned()];
     machine.ledger().write(&web).unwrap();
-    // One that can be linked, after it and before it.
+    // Claims that can be linked, read before and after it.
     machine.pinned("db", 3, "dp", &["1"]);
     machine.pinned("zoo", 4, "dp", &["1"]);
     let report = reconcile(&machine.site()).unwrap();

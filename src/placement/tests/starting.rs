@@ -1,4 +1,4 @@
-//! What a start finds of itself, and of those who had its id or its group before.
+//! What a start finds of itself, and of earlier owners of its id or its group.
 
 use super::{Machine, cpus, group_of, open, said};
 use crate::claims::{Claim, OwnerKind};
@@ -16,8 +16,8 @@ fn request(size: Size) -> Request {
     }
 }
 
-/// What the hook comes to for a container; where it was not pinned before it fails at the last
-/// step, for there is no such process to be confined, and nothing stays.
+/// Runs the hook for a container. Unless it was pinned before, that fails at the last step, as
+/// there is no such process to confine; nothing stays changed.
 fn pin(machine: &Machine, id: &str, process: Process, size: Size) -> anyhow::Result<Claim> {
     machine.put(
         &format!("proc/{}/cgroup", std::process::id()),
@@ -32,7 +32,7 @@ fn pin(machine: &Machine, id: &str, process: Process, size: Size) -> anyhow::Res
     pin_container(&machine.site(), start, &request(size))
 }
 
-/// What this process, which becomes the runtime, reserves for a container in a group of this path.
+/// Reserves for a container in a group of this path, under this process, which becomes the runtime.
 fn reserve_for_web(machine: &Machine, path: &str) -> Claim {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     machine.put(&format!("proc/{}/stat", std::process::id()), &stat);
@@ -45,7 +45,7 @@ fn reserve_for_web(machine: &Machine, path: &str) -> Claim {
     reserve(&machine.site(), "web", names, Some(expected), &request).unwrap()
 }
 
-/// An engine that runs two hooks asks twice, and each time for the same.
+/// An engine with two hooks asks twice, each time for the same.
 #[test]
 fn whoever_asks_twice_has_to_ask_for_as_much() {
     for (size, agrees) in [
@@ -64,7 +64,7 @@ fn whoever_asks_twice_has_to_ask_for_as_much() {
     }
 }
 
-/// Its predecessor died without a poststop.
+/// The earlier container died without a poststop.
 #[test]
 fn a_start_frees_dead_owners_of_its_id_and_keeps_live_ones() {
     let machine = Machine::new();
@@ -79,7 +79,7 @@ fn a_start_frees_dead_owners_of_its_id_and_keeps_live_ones() {
     said(pin(&machine, "web", process, Size::Lists(1)));
     assert_eq!(machine.tasks("dp", "0"), "", "{dead:?}");
     assert!(!machine.knows("web"));
-    // Another runtime runs one of the same id.
+    // Another root of the runtime has a container of the same id.
     let live = machine.pinned("db", 3, "dp", &["1"]);
     let process = machine.start(4, "/other.slice/db");
     said(pin(&machine, "db", process, Size::Lists(1)));
@@ -87,7 +87,7 @@ fn a_start_frees_dead_owners_of_its_id_and_keeps_live_ones() {
     assert!(machine.knows("db"));
 }
 
-/// A runtime that was killed left its group with our mask in it, and this start is alone there.
+/// A killed runtime left its group with our mask, and this start is alone in it.
 #[test]
 fn a_start_that_is_alone_in_a_group_takes_it_from_whoever_had_it() {
     let machine = Machine::new();
@@ -102,7 +102,7 @@ fn a_start_that_is_alone_in_a_group_takes_it_from_whoever_had_it() {
     assert_eq!(machine.value(&group_of("former"), "cpuset.cpus"), "");
 }
 
-/// The shim died; its runtime had made the group already, and the same container is started again.
+/// The shim died after its runtime had made the group; the same container starts again.
 #[test]
 fn what_was_reserved_for_an_earlier_start_is_free() {
     for is_confined in [true, false] {
@@ -125,7 +125,7 @@ fn what_was_reserved_for_an_earlier_start_is_free() {
     }
 }
 
-/// Its runtime runs still, beside another start of the same id.
+/// Its runtime still runs, beside another start of the same id.
 #[test]
 fn what_is_reserved_for_another_start_stays_while_its_runtime_lives() {
     let machine = Machine::new();
@@ -145,7 +145,7 @@ fn what_is_reserved_for_another_start_stays_while_its_runtime_lives() {
     assert_eq!(machine.tasks("dp", "0"), runtime.pid.to_string());
 }
 
-/// Only what was reserved is looked at more closely: a start has to wait for it.
+/// Only reservations are looked at more closely, for a start has to wait for that.
 #[test]
 fn an_earlier_owner_of_the_id_that_lives_on_is_left_as_it_is() {
     let machine = Machine::new();
@@ -159,7 +159,7 @@ fn an_earlier_owner_of_the_id_that_lives_on_is_left_as_it_is() {
     assert!(machine.knows("web"));
 }
 
-/// It is freed though there is another list that is free.
+/// It frees them even if another list is free.
 #[test]
 fn a_reservation_frees_dead_owners_of_its_id() {
     let machine = Machine::new();
@@ -171,7 +171,7 @@ fn a_reservation_frees_dead_owners_of_its_id() {
     assert_eq!(machine.ledger().of_id("web").unwrap().len(), 1);
 }
 
-/// The runtime had confined a group and was killed; what it did not set is not reset.
+/// The runtime was killed after it had confined the group. What it did not set is not reset.
 #[test]
 fn a_group_that_was_awaited_gets_back_what_was_set() {
     for (mems, left) in [("0", ""), ("", "1")] {
@@ -193,7 +193,7 @@ fn a_group_that_was_awaited_gets_back_what_was_set() {
     }
 }
 
-/// The group that a reservation awaits tells its owner only where nobody had it before.
+/// A reservation awaits only a group that nobody had before: no other identifies its owner.
 #[test]
 fn a_reservation_awaits_a_group_that_nobody_has_and_is_given_up_again() {
     for (path, is_awaited) in [
@@ -220,7 +220,7 @@ fn a_reservation_awaits_a_group_that_nobody_has_and_is_given_up_again() {
     }
 }
 
-/// It is told by its mask: one without, or with other CPUs, is somebody else's.
+/// The mask identifies it: a group without one, or with other CPUs, is somebody else's.
 #[test]
 fn the_group_that_a_reservation_awaits_stands_for_it_once_it_is_confined() {
     for (mask, is_alive) in [("0-1", true), ("0", true), ("0-2", false), ("", false)] {
@@ -242,7 +242,7 @@ fn the_group_that_a_reservation_awaits_stands_for_it_once_it_is_confined() {
     }
 }
 
-/// Its process left the group and runs on those CPUs; or nobody can tell who has them.
+/// Its process left the group and runs on the CPUs; or it cannot be told who has them.
 #[test]
 fn a_group_is_not_taken_from_whoever_may_live() {
     for is_torn in [true, false] {
@@ -270,7 +270,7 @@ fn a_group_is_not_taken_from_whoever_may_live() {
     }
 }
 
-/// I5: an owner that cannot be looked at is no owner that lives, and that is what is said.
+/// I5: if it cannot be told whether an owner lives, the refusal says that.
 #[test]
 fn why_it_cannot_be_told_who_owns_a_list_is_said() {
     let machine = Machine::new();
@@ -279,7 +279,7 @@ fn why_it_cannot_be_told_who_owns_a_list_is_said() {
     let web = machine.start(2, &group_of("web"));
     let message = said(pin(&machine, "web", web, Size::Lists(1)));
     assert!(message.contains("the pool is exhausted"), "{message}");
-    // A file in the place of the links: ENOTDIR, for root too.
+    // A file in place of the directory of links: ENOTDIR, even for root.
     let links = machine.path("run/pinfold/lists/0");
     std::fs::remove_dir_all(&links).unwrap();
     machine.put("run/pinfold/lists/0", "");

@@ -10,7 +10,7 @@ use crate::process::Process;
 
 const UNIT: &str = "/system.slice/job.service";
 
-/// A machine with a unit that has these CPUs now, and nobody but its new command.
+/// A machine with a unit that has these CPUs now and holds only its new command.
 fn machine(now: &str) -> (Machine, Process) {
     let machine = Machine::new();
     machine.pool("dp", "1", &["0-1", "2-3"]);
@@ -27,7 +27,7 @@ fn unit(machine: &Machine) -> Group {
     hierarchy.group(UNIT).unwrap()
 }
 
-/// The claim of a command of the unit that was killed.
+/// The claim of an earlier command of the unit, which was killed.
 fn earlier(machine: &Machine, number: i32, lists: &[&str]) -> Claim {
     let owner = machine.process(number);
     machine.group("/machine.slice/none");
@@ -43,7 +43,7 @@ fn earlier(machine: &Machine, number: i32, lists: &[&str]) -> Claim {
     claim
 }
 
-/// What the unit has without us, and which ids are claimed still.
+/// The masks that the unit has without us, and the ids that still have claims.
 fn superseded(machine: &Machine, process: Process) -> (Masks, Vec<String>) {
     let site = machine.site();
     let books = open(&site);
@@ -55,7 +55,7 @@ fn superseded(machine: &Machine, process: Process) -> (Masks, Vec<String>) {
 
 #[test]
 fn what_a_unit_had_before_its_killed_command_is_what_it_has_without_us() {
-    // Narrowed by the claim still, narrowed by an operator since, and not at all.
+    // Narrowed to the CPUs of the claim, or to some of them; set by an operator since; inherited.
     for (now, before) in [("0-1", "0-5"), ("0", "0-5"), ("4", "4"), ("", "")] {
         let (machine, process) = machine(now);
         let claim = earlier(&machine, 1, &["0-1"]);
@@ -67,8 +67,7 @@ fn what_a_unit_had_before_its_killed_command_is_what_it_has_without_us() {
     }
 }
 
-/// A process of its that left the unit runs on those CPUs still; and our own claim is no earlier
-/// one.
+/// A process of its that left the unit still runs on the CPUs. Our own claim is not an earlier one.
 #[test]
 fn a_command_that_lives_keeps_what_it_has() {
     let (machine, process) = machine("0-1");
@@ -86,8 +85,8 @@ fn a_command_that_lives_keeps_what_it_has() {
     assert_eq!(left, [own.id]);
 }
 
-/// systemd made the group anew and kept the CPUs; and it kept those of one that was released by
-/// force, to which no list leads.
+/// systemd made the group anew and kept the CPUs of two claims; no list leads to the one that was
+/// freed by force.
 #[test]
 fn claims_on_a_unit_are_found_by_its_path_where_its_group_is_new() {
     let (machine, process) = machine("0-1");
@@ -102,7 +101,7 @@ fn claims_on_a_unit_are_found_by_its_path_where_its_group_is_new() {
     };
     let listed = anew(earlier(&machine, 1, &["0-1"]));
     let forced = anew(earlier(&machine, 2, &[]));
-    // Those of other units, containers and boots are none of it.
+    // Claims of other units, of containers and of earlier boots do not count.
     let mut other = anew(earlier(&machine, 3, &["0-1"]));
     other.cgroup.as_mut().unwrap().path = "/system.slice/other.service".to_owned();
     let mut container = anew(earlier(&machine, 4, &["0-1"]));
@@ -125,7 +124,7 @@ fn claims_on_a_unit_are_found_by_its_path_where_its_group_is_new() {
     assert_eq!(left.len(), 3);
 }
 
-/// A claim that a list and the group lead to is one.
+/// Both a list and the group lead to it.
 #[test]
 fn a_claim_that_is_found_twice_is_one() {
     let (machine, _) = machine("0-1");
@@ -137,7 +136,7 @@ fn a_claim_that_is_found_twice_is_one() {
     assert_eq!(found, [claim]);
 }
 
-/// Somebody came into the unit while the lock was waited for.
+/// Somebody entered the unit while the lock was waited for.
 #[test]
 fn a_command_has_a_group_of_its_own_where_its_unit_was_entered_meanwhile() {
     for is_entered in [true, false] {

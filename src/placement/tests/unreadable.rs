@@ -1,4 +1,4 @@
-//! Claims that rot: who may be their owner, and what is done once nobody is.
+//! Unreadable claims: who may be their owner, and what is done once nobody is.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use crate::claims::Claim;
 use crate::placement::reconcile;
 use crate::process::Process;
 
-/// The claim's file holds nothing that can be read.
+/// Makes a claim unreadable; returns the path of its file.
 pub(super) fn torn(machine: &Machine, claim: &Claim) -> String {
     let Claim { id, owner, .. } = claim;
     let path = format!("run/pinfold/claims/{id}/{}-{}.json", owner.pid, owner.start);
@@ -48,7 +48,7 @@ fn it_is_freed_once_nobody_is_left_who_could_be_its_owner() {
     machine.live(survivor, &group);
     machine.end(claim.owner, &group);
     held("a process in the cgroup /machine.slice/web may be its owner");
-    // It went elsewhere, and another tool has it on one of the lists.
+    // It left the group, and another tool put it into one of the lists.
     machine.end(survivor, &group);
     let stranger = machine.start(3, "/other");
     let both = format!("{},{}", claim.owner.pid, stranger.pid);
@@ -66,8 +66,8 @@ fn it_is_freed_once_nobody_is_left_who_could_be_its_owner() {
     assert_eq!(links.unwrap().count(), 0);
 }
 
-/// A process in `tasks` that another claim explains is not its owner, and neither is one in that
-/// claim's group.
+/// A process in `tasks` that another claim names is not its owner, nor is any in that claim's
+/// group.
 #[test]
 fn the_owner_of_another_claim_is_not_its_owner() {
     let machine = Machine::new();
@@ -80,7 +80,7 @@ fn the_owner_of_another_claim_is_not_its_owner() {
     assert!(machine.knows("db") && !machine.knows("web"));
 }
 
-/// What it says of itself is not asked: a number can be another's by now.
+/// Told by its file's name and the links to it, not by its content.
 #[test]
 fn what_was_freed_is_told() {
     let machine = Machine::new();
@@ -98,7 +98,7 @@ fn what_was_freed_is_told() {
     assert_eq!(told, [of("0"), of("1")]);
 }
 
-/// One that was released by force, and rots: it holds no list, and has a group to restore at most.
+/// A claim that was freed by force has no list, and at most a group to restore.
 #[test]
 fn one_without_lists_ends_with_its_owner_and_its_group() {
     let machine = Machine::new();
@@ -121,7 +121,7 @@ fn one_without_lists_ends_with_its_owner_and_its_group() {
     assert!(!machine.is_there("run/pinfold/claims/web"));
 }
 
-/// A process of the machine that runs the tests, on one CPU alone, and what the tree tells of it.
+/// A real process on one CPU alone, which the tree shows too.
 struct Confined(std::process::Child);
 
 impl Confined {
@@ -147,8 +147,8 @@ impl Drop for Confined {
     }
 }
 
-/// One that entered no group and stands nowhere, and can run on nothing but these CPUs, may be its
-/// owner; but not where it is in the group of another claim, or below it.
+/// A process in no group and no `tasks` that can run on nothing but these CPUs may be its owner,
+/// unless it is in another claim's group or below it.
 #[test]
 fn whoever_runs_on_its_cpus_alone_may_be_its_owner() {
     let cpu = crate::process::affinity(0).unwrap().first().unwrap();
