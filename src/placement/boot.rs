@@ -175,7 +175,8 @@ impl Books<'_> {
                         !contradicts || !is_same,
                         Refusal::new(
                             format!(
-                                "the lock of {} was replaced, and {} runs on {} of pool {}, which is not there any more",
+                                "the lock of {} was replaced, and {} runs on {} of pool {}, which \
+                                 is not there any more",
                                 self.directory.path().display(),
                                 claim.shown(),
                                 claim.lists.join(" and "),
@@ -202,7 +203,8 @@ impl Books<'_> {
         }
         if is_same {
             log::warn!(
-                "the lock of {} was replaced: the new one serves from now on; leave that file alone (rsync --exclude)",
+                "the lock of {} was replaced: the new one serves from now on; leave that file \
+                 alone (rsync --exclude)",
                 self.directory.path().display()
             );
             self.remove_unclaimed_groups_of(key)?;
@@ -344,7 +346,8 @@ impl Books<'_> {
         }
         for pid in after.iter().filter(|pid| !keep.contains(pid)) {
             log::warn!(
-                "process {pid} keeps {list} of pool {pool}: it is recorded before the time of boot, and that may have been moved by setting the clock"
+                "process {pid} keeps {list} of pool {pool}: it is recorded before the time of \
+                 boot, and that may have been moved by setting the clock"
             );
         }
         if after == before {

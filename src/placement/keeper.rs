@@ -34,7 +34,9 @@ pub fn let_through(bound: &Bound, lacks: &CpuSet) -> String {
         let path = slice.path();
         let name = shell_word(path.rsplit('/').next().unwrap_or_default().as_ref());
         return format!(
-            "those are a partition of {}: start it there, a container with `--cgroup-parent {name}` and a command below `systemd-run --slice={name}`, or use another pool",
+            "those are a partition of {}: start it there, a container with \
+             `--cgroup-parent {name}` and a command below `systemd-run --slice={name}`, \
+             or use another pool",
             Shown(path)
         );
     }
@@ -42,7 +44,8 @@ pub fn let_through(bound: &Bound, lacks: &CpuSet) -> String {
     all.extend(lacks);
     match unit(origin.path()) {
         Some(unit) => format!(
-            "let it have {}: `systemctl set-property --runtime {unit} AllowedCPUs={all}`, or use another pool",
+            "let it have {}: `systemctl set-property --runtime {unit} AllowedCPUs={all}`, or use \
+             another pool",
             counted_cpus(lacks)
         ),
         None => format!(

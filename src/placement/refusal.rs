@@ -47,19 +47,29 @@ impl Considered<'_> {
                     "the pool is exhausted: {size} asked for, {free} free{}",
                     self.told(&kept)
                 ),
-                self.remedy(&kept, *free, "stop an owner (`pinfold describe` shows them), or make the pool larger (`pinfold pool resize --help`)"),
+                self.remedy(
+                    &kept,
+                    *free,
+                    "stop an owner (`pinfold describe` shows them), or make the pool larger \
+                     (`pinfold pool resize --help`)",
+                ),
             ),
             choose::NoChoice::TooSmall { all } => Refusal::new(
                 format!(
                     "the pool is too small: {size} asked for, and it can give {all} at most{}",
                     self.told(&kept)
                 ),
-                self.remedy(&kept, *all, "ask for less, or make it larger (`pinfold pool resize --help`)"),
+                self.remedy(
+                    &kept,
+                    *all,
+                    "ask for less, or make it larger (`pinfold pool resize --help`)",
+                ),
             ),
             choose::NoChoice::Scattered(scattered) => self.scattered(scattered),
             choose::NoChoice::Untold { within, gap } => Refusal::new(
                 format!(
-                    "{size} asked for within {within}, and the kernel does not tell the {} of the CPUs {} ({gap})",
+                    "{size} asked for within {within}, and the kernel does not tell the {} of the \
+                     CPUs {} ({gap})",
                     level(*within),
                     gap.cpus
                 ),
@@ -288,7 +298,8 @@ fn level(within: Within) -> &'static str {
 pub fn chosen_already(what: &str, value: &str) -> Refusal {
     Refusal::new(
         format!("its configuration already sets the {what} {value}"),
-        "make it anew without them (--cpuset-cpus, --cpuset-mems, resources.cpu; `update` does not take them back), or drop the pool",
+        "make it anew without them (--cpuset-cpus, --cpuset-mems, resources.cpu; `update` does not \
+         take them back), or drop the pool",
     )
     .because(Reason::Chosen)
 }

@@ -120,7 +120,8 @@ fn decide(directory: &PoolDirectory, plan: &[PlannedPool], existing: Existing) -
         }
         FoundPools::Pools(pools) if existing == Existing::Keep => bail!(Refusal::new(
             format!("{path} has other pools already: {}", names(&pools)),
-            "change them while containers run with `pinfold pool add`, `pinfold pool resize` and `pinfold pool remove`, or replace them all: add --force"
+            "change them while containers run with `pinfold pool add`, `pinfold pool resize` and \
+             `pinfold pool remove`, or replace them all: add --force"
         )),
         FoundPools::Pools(_) => Made::Replaced,
         FoundPools::HalfMade(reason)
@@ -145,7 +146,8 @@ fn names(pools: &[Pool]) -> String {
 fn owned(owner: &str, path: &str) -> Refusal {
     Refusal::new(
         format!("{owner} owns CPUs in {path}"),
-        "stop it first (`pinfold describe` shows it), or change the pools around it with `pinfold pool`",
+        "stop it first (`pinfold describe` shows it), or change the pools around it with \
+         `pinfold pool`",
     )
 }
 

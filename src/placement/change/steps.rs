@@ -214,7 +214,8 @@ impl View<'_> {
                 Refusal::new(
                     format!("there is a pool {name} already, with other lists"),
                     format!(
-                        "name the new one otherwise, or remove the old one: `pinfold pool remove {name}`"
+                        "name the new one otherwise, or remove the old one: \
+                         `pinfold pool remove {name}`"
                     )
                 )
             );
@@ -451,7 +452,8 @@ impl View<'_> {
         match pool.kind == spec.kind && spec.unit == ListUnit::Core {
             true => format!("give it its new size: `pinfold pool resize {name} {size}`"),
             false => format!(
-                "it is {}: name the new one otherwise, or remove the old one: `pinfold pool remove {name}`",
+                "it is {}: name the new one otherwise, or remove the old one: \
+                 `pinfold pool remove {name}`",
                 pool.kind.word()
             ),
         }

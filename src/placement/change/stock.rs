@@ -36,7 +36,8 @@ fn givable_and_told(host: &Host) -> Result<CpuSet> {
     );
     if !lacking.is_empty() {
         log::warn!(
-            "the topmost cgroup here allows the CPUs {givable} alone, and pools are cut from those: for {lacking} run this on the host itself"
+            "the topmost cgroup here allows the CPUs {givable} alone, and pools are cut from \
+             those: for {lacking} run this on the host itself"
         );
     }
     Ok(givable)

@@ -166,7 +166,8 @@ impl Books<'_> {
         let path = claim.cgroup.as_ref().map(|group| group.path.as_str());
         let path = path.or(claim.awaited.as_deref()).unwrap_or_default();
         log::warn!(
-            "what was changed for {} is not undone ({}): whoever comes into the cgroup {} runs on {} too, until `pinfold reconcile` has undone it, or the cgroup is removed",
+            "what was changed for {} is not undone ({}): whoever comes into the cgroup {} runs on \
+             {} too, until `pinfold reconcile` has undone it, or the cgroup is removed",
             claim.shown(),
             error.root_cause(),
             Shown(path),

@@ -70,7 +70,8 @@ impl Books<'_> {
         }
         restored.with_context(|| {
             format!(
-                "{} is gone and still holds {} of pool {}, until its cgroup is restored (`pinfold reconcile` tries again) or removed",
+                "{} is gone and still holds {} of pool {}, until its cgroup is restored \
+                 (`pinfold reconcile` tries again) or removed",
                 claim.shown(),
                 claim.lists.join(" and "),
                 claim.pool

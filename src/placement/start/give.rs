@@ -288,7 +288,8 @@ impl Books<'_> {
         ensure!(claim.owner.is_alive(self.host)?, gone(pid));
         ensure!(
             affinity == claim.cpus,
-            "process {pid} may run on the CPUs {affinity} and not just on {}: something else confines it",
+            "process {pid} may run on the CPUs {affinity} and not just on {}: something else \
+             confines it",
             claim.cpus
         );
         Ok(())

@@ -42,7 +42,8 @@ fn keeps_off(machine: &Machine, claim: &Claim, cpus: &str) {
     let records = format!(
         r#"{{"version":1,"boot_id":"this-boot","owners":[{{"group":"{group}","inode":{inode},
             "above":["/machine.slice"],"cpus":"{cpus}","kind":"root","run_dir":"{}"}}],
-            "changes":[{},{{"target":{{"partition":"{group}"}},"found":"member","ours":["root"]}}]}}"#,
+            "changes":[{},
+             {{"target":{{"partition":"{group}"}},"found":"member","ours":["root"]}}]}}"#,
         run_dir.display(),
         changes.join(",")
     );
