@@ -51,7 +51,7 @@ impl Ledger {
         match self.set_aside(claim) {
             Ok(()) => {
                 self.has_ended.set(true);
-                self.remove_what_is_left_of(claim)
+                self.remove_links_with_retry(claim)
             }
             Err(error) => {
                 log::info!("{} is not accounted for: {error}", claim.shown());

@@ -176,7 +176,7 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::open_if_there`].
-    pub fn to_look(run_dir: &Path) -> Result<Ledger> {
+    pub fn open_to_read(run_dir: &Path) -> Result<Ledger> {
         let there = Ledger::open_if_there(run_dir)?;
         Ok(there.unwrap_or_else(|| Ledger::at_dir(run_dir)))
     }
@@ -383,7 +383,7 @@ impl Ledger {
     /// error with a link, and returns the first.
     pub fn remove(&self, claim: &Claim) -> Result<()> {
         files::remove(&self.file_of(claim))?;
-        self.remove_what_is_left_of(claim)
+        self.remove_links_with_retry(claim)
     }
 
     fn file_of(&self, claim: &Claim) -> PathBuf {
@@ -391,14 +391,14 @@ impl Ledger {
         home.join(claim.file_name())
     }
 
-    fn remove_what_is_left_of(&self, claim: &Claim) -> Result<()> {
+    fn remove_links_with_retry(&self, claim: &Claim) -> Result<()> {
         // Tried twice: nothing leads here again, so a passing error would leave them for good.
-        self.remove_ways_to(claim)
-            .or_else(|_| self.remove_ways_to(claim))
+        self.remove_links_to(claim)
+            .or_else(|_| self.remove_links_to(claim))
     }
 
     /// Removes the links to a claim, and the temporary files beside it.
-    fn remove_ways_to(&self, claim: &Claim) -> Result<()> {
+    fn remove_links_to(&self, claim: &Claim) -> Result<()> {
         let home = self.run_dir.join("claims").join(&claim.id);
         let leftovers = files::remove_leftovers(&home, &claim.file_name())
             .and_then(|()| files::remove_empty_directory(&home).map(drop));

@@ -41,8 +41,8 @@ impl Recalled<'_> {
         };
         match self.last {
             Some((last, age)) if last == now && age <= DAY => {}
-            Some((last, _)) if last == now => say(lists.touch(&now.names)),
-            _ => say(lists.keep(&site.host, &now)),
+            Some((last, _)) if last == now => log_error(lists.touch(&now.names)),
+            _ => log_error(lists.keep(&site.host, &now)),
         }
     }
 }
@@ -62,7 +62,7 @@ impl Site {
     pub(super) fn note_ends(&self, ended: &[Claim]) {
         if let Some(lists) = &self.last {
             for names in ended.iter().filter_map(lasting) {
-                say(lists.touch(&names));
+                log_error(lists.touch(&names));
             }
         }
     }
@@ -73,7 +73,7 @@ impl Site {
         if let Some(lists) = &self.last {
             let entries = Ledger::open_if_there(&self.run_dir)
                 .and_then(|ledger| ledger.map_or(Ok(Vec::new()), |ledger| ledger.all()));
-            say(entries.and_then(|entries| {
+            log_error(entries.and_then(|entries| {
                 if entries.iter().any(|entry| entry.claim().is_none()) {
                     return Ok(());
                 }
@@ -101,7 +101,7 @@ fn lasting(claim: &Claim) -> Option<Names> {
         .flatten()
 }
 
-fn say(done: Result<()>) {
+fn log_error(done: Result<()>) {
     if let Err(error) = done {
         log::info!("which CPU lists containers had last: {error:#}");
     }

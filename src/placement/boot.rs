@@ -167,12 +167,12 @@ impl Books<'_> {
         }
         let mut owners = Vec::new();
         for entry in self.ledger.all()? {
-            self.ensure_time_to_begin()?;
+            self.ensure_time_left()?;
             match entry {
                 Entry::Claim(claim) => {
-                    let contradicts = self.contradicts(&claim, is_same)?;
+                    let is_elsewhere = self.is_alive_elsewhere(&claim, is_same)?;
                     ensure!(
-                        !contradicts || !is_same,
+                        !is_elsewhere || !is_same,
                         Refusal::new(
                             format!(
                                 "the lock of {} was replaced, and {} runs on {} of pool {}, which \
@@ -185,7 +185,7 @@ impl Books<'_> {
                             "stop it, or put the pool back"
                         )
                     );
-                    if contradicts {
+                    if is_elsewhere {
                         return self.refuse_other_claims(other, site);
                     }
                     owners.push(claim);
@@ -224,7 +224,7 @@ impl Books<'_> {
 
     /// Is the owner alive and unknown to this directory: the claim is of another directory, or none
     /// of its lists exists? It could not be kept apart from others.
-    fn contradicts(&self, claim: &Claim, is_same: bool) -> Result<bool> {
+    fn is_alive_elsewhere(&self, claim: &Claim, is_same: bool) -> Result<bool> {
         // What cannot be told counts as held.
         if !self.life_of(claim).map_or(true, Life::is_alive) {
             return Ok(false);
@@ -258,7 +258,7 @@ impl Books<'_> {
 
     /// Refuses to go on when a hook's time is over: the next caller continues, and what is done
     /// stays done.
-    fn ensure_time_to_begin(&self) -> Result<()> {
+    fn ensure_time_left(&self) -> Result<()> {
         ensure!(
             self.deadline.is_none() || Instant::now() < self.until,
             Refusal::new(
@@ -272,7 +272,7 @@ impl Books<'_> {
     fn forget_earlier_boots(&self) -> Result<()> {
         let mut keep = BTreeSet::new();
         for claim in self.ledger.all()?.iter().filter_map(Entry::claim) {
-            self.ensure_time_to_begin()?;
+            self.ensure_time_left()?;
             if claim.boot_id != self.boot_id {
                 self.ledger.end(claim)?;
             // What cannot be told counts as held.
@@ -284,7 +284,7 @@ impl Books<'_> {
         for pool in self.directory.pool_names()? {
             let cpus_of = self.cpus_by_pid(&pool)?;
             for list in self.directory.list_names(&pool)? {
-                self.ensure_time_to_begin()?;
+                self.ensure_time_left()?;
                 let earlier = Earlier {
                     clock,
                     keep: &keep,
@@ -305,7 +305,7 @@ impl Books<'_> {
     fn cpus_by_pid(&self, pool: &str) -> Result<BTreeMap<i32, CpuSet>> {
         let mut cpus_of: BTreeMap<i32, CpuSet> = BTreeMap::new();
         for list in self.directory.list_names(pool)? {
-            self.ensure_time_to_begin()?;
+            self.ensure_time_left()?;
             let (Ok(cpus), Ok(tasks)) = (list.parse(), self.directory.tasks(pool, &list)) else {
                 continue;
             };

@@ -21,7 +21,7 @@ impl Books<'_> {
     /// How a pool wants others kept off what it is about to give.
     pub(crate) fn isolation_of(&self, pool: &OfferedPool) -> Result<Option<Wanted>> {
         match pool.kind {
-            Kind::Exclusive => self.understood(&pool.name, pool.options.clone()),
+            Kind::Exclusive => self.wanted(&pool.name, pool.options.clone()),
             Kind::Shared => Ok(None),
         }
     }
@@ -32,12 +32,12 @@ impl Books<'_> {
             return Ok(None);
         }
         let said = self.directory.options(pool)?;
-        self.understood(pool, said)
+        self.wanted(pool, said)
     }
 
     /// What a pool's options ask for; the configuration's come first. An unknown word is an error
     /// only if isolation is needed.
-    fn understood(&self, pool: &str, said: Options) -> Result<Option<Wanted>> {
+    fn wanted(&self, pool: &str, said: Options) -> Result<Option<Wanted>> {
         let options = match self.options.get(pool) {
             Some(first) => first.or(said),
             None => said,
@@ -62,9 +62,9 @@ impl Books<'_> {
         };
         // If something stays changed, the claim keeps saying so, and the owner's end undoes it.
         let mut is_as_before = true;
-        let obstacle = match self.at_once(claim)? {
+        let obstacle = match self.obstacle_of(claim)? {
             Some(obstacle) => Some(obstacle),
-            None => match self.kept_off(claim, wanted) {
+            None => match self.try_to_keep_off(claim, wanted) {
                 // The owner can do without.
                 Err(error) if !wanted.is_needed => {
                     is_as_before = self.let_in(claim).is_ok();
@@ -100,14 +100,14 @@ impl Books<'_> {
     }
 
     /// What on this machine keeps it from being done for any owner.
-    fn at_once(&self, claim: &Claim) -> Result<Option<Obstacle>> {
+    fn obstacle_of(&self, claim: &Claim) -> Result<Option<Obstacle>> {
         let Some((group, _)) = self.group_of(claim)? else {
             bail!("the cgroup of {} is gone", claim.shown());
         };
         outside::obstacle(self.host, &group)
     }
 
-    fn kept_off(&self, claim: &mut Claim, wanted: Wanted) -> Result<Option<Obstacle>> {
+    fn try_to_keep_off(&self, claim: &mut Claim, wanted: Wanted) -> Result<Option<Obstacle>> {
         let (group, _) = self.group_of(claim)?.context("its cgroup is gone")?;
         let run_dir = self.run_dir.to_owned();
         let owner = outside::owner_of(&group, &claim.cpus, wanted.kind, run_dir)?;
@@ -120,7 +120,7 @@ impl Books<'_> {
 
     /// Keeps others off an owner again whose claim says so, if the machine's records of it were
     /// lost.
-    pub(crate) fn keep_off_still(&self, claim: &Claim) -> Result<()> {
+    pub(crate) fn keep_off_again(&self, claim: &Claim) -> Result<()> {
         let (Some(wanted), Some(group)) = (claim.isolation, &claim.cgroup) else {
             return Ok(());
         };
@@ -129,7 +129,7 @@ impl Books<'_> {
         if is_known || claim.confining_group().is_none() {
             return Ok(());
         }
-        match self.kept_off(&mut claim.clone(), wanted)? {
+        match self.try_to_keep_off(&mut claim.clone(), wanted)? {
             None => Ok(()),
             Some(obstacle) => bail!(Refusal::new(
                 format!(

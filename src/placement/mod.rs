@@ -184,7 +184,7 @@ impl Site {
         };
         Ok(View {
             host: &self.host,
-            ledger: Ledger::to_look(&self.run_dir)?,
+            ledger: Ledger::open_to_read(&self.run_dir)?,
             tells_lives: hierarchy.is_some() && boot_id.is_some(),
             hierarchy: hierarchy.unwrap_or_else(|| cpuset::usual_hierarchy(&self.host)),
             boot_id: boot_id.unwrap_or_default(),

@@ -36,7 +36,7 @@ impl Considered<'_> {
     pub(crate) fn refusal(&self, refusal: &choose::NoChoice) -> Refusal {
         let size = self.request.size;
         let name = &self.pool.name;
-        let kept = self.kept();
+        let kept = self.kept_away();
         let reason = match refusal {
             choose::NoChoice::Exhausted { .. } => Reason::Exhausted,
             _ => Reason::Unfit,
@@ -45,7 +45,7 @@ impl Considered<'_> {
             choose::NoChoice::Exhausted { free } => Refusal::new(
                 format!(
                     "the pool is exhausted: {size} asked for, {free} free{}",
-                    self.told(&kept)
+                    self.also_free(&kept)
                 ),
                 self.remedy(
                     &kept,
@@ -57,7 +57,7 @@ impl Considered<'_> {
             choose::NoChoice::TooSmall { all } => Refusal::new(
                 format!(
                     "the pool is too small: {size} asked for, and it can give {all} at most{}",
-                    self.told(&kept)
+                    self.also_free(&kept)
                 ),
                 self.remedy(
                     &kept,
@@ -113,7 +113,7 @@ impl Considered<'_> {
         }
     }
 
-    fn kept(&self) -> KeptAway {
+    fn kept_away(&self) -> KeptAway {
         let mut kept = KeptAway::default();
         let is_free = |offer: &&Offer<'_>| offer.owners == 0 || self.pool.kind == Kind::Shared;
         for offer in self.offers.iter().filter(is_free) {
@@ -131,7 +131,7 @@ impl Considered<'_> {
     }
 
     /// What the reader may see as free besides, and why it is not given.
-    fn told(&self, kept: &KeptAway) -> String {
+    fn also_free(&self, kept: &KeptAway) -> String {
         let mut told = String::new();
         if let (Some(bound), true) = (self.bound, kept.forbidden > 0) {
             told += &format!(
@@ -198,7 +198,7 @@ impl Considered<'_> {
             true => ", or stop an owner (`pinfold describe` shows them)",
             false => ", for the pool has no more in one place",
         };
-        let told = self.told(&self.kept());
+        let told = self.also_free(&self.kept_away());
         Refusal::new(
             format!(
                 "{} asked for within {within}, and {free} free in {}, but {lie}{told}",

@@ -135,7 +135,7 @@ pub fn readings(site: &Site) -> Result<Vec<(Claim, Sample)>> {
     };
     let entries = ledger.all()?;
     if site.usage.is_some() {
-        if let Err(error) = site.forget_others(&ledger, &entries) {
+        if let Err(error) = site.forget_unowned_samples(&ledger, &entries) {
             log::info!("forget what nobody has used: {error:#}");
         }
     }
@@ -223,7 +223,7 @@ impl Site {
 
     /// Drops samples whose owner ended and was accounted for. While a claim cannot be read, any
     /// sample may be its owner's.
-    fn forget_others(&self, ledger: &Ledger, entries: &[Entry]) -> Result<()> {
+    fn forget_unowned_samples(&self, ledger: &Ledger, entries: &[Entry]) -> Result<()> {
         if entries.iter().any(|entry| entry.claim().is_none()) {
             return Ok(());
         }
@@ -266,7 +266,7 @@ impl Site {
                     before?.mark.cpus.as_ref()?;
                     accounts.times().ok()
                 };
-                reader.read_or_say(claim, times, &accounts);
+                reader.read_or_log(claim, times, &accounts);
             }
             Ok(())
         };
@@ -366,7 +366,7 @@ struct UsageReader<'a> {
 }
 
 impl UsageReader<'_> {
-    fn read_or_say(
+    fn read_or_log(
         &self,
         claim: &Claim,
         times: impl FnOnce(Option<&Sample>) -> Option<BTreeMap<u32, Times>>,

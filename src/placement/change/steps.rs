@@ -161,10 +161,10 @@ impl View<'_> {
                 has_all && pool.kind == spec.kind && pool.lists.len() == lists,
                 Refusal::new(
                     format!("there is a pool {} already, and it is another", spec.name),
-                    self.to_become(&pool, spec)
+                    self.existing_pool_remedy(&pool, spec)
                 )
             );
-            self.ensure_said(&spec.name, &spec.options)?;
+            self.ensure_options(&spec.name, &spec.options)?;
             return Ok(Changed::default());
         }
         let specs = std::slice::from_ref(spec);
@@ -180,7 +180,7 @@ impl View<'_> {
     }
 
     /// Checks that an existing pool has the options that are asked for.
-    fn ensure_said(&self, name: &str, options: &Options) -> Result<()> {
+    fn ensure_options(&self, name: &str, options: &Options) -> Result<()> {
         let there = self.directory.options(name)?;
         let said: Vec<String> = options
             .said()
@@ -219,7 +219,7 @@ impl View<'_> {
                     )
                 )
             );
-            self.ensure_said(name, &planned.options)?;
+            self.ensure_options(name, &planned.options)?;
             return Ok(Changed::default());
         }
         self.taken()?;
@@ -443,7 +443,7 @@ impl View<'_> {
     }
 
     /// The remedy if a pool of this name exists that differs from the spec.
-    fn to_become(&self, pool: &Pool, spec: &PoolSpec) -> String {
+    fn existing_pool_remedy(&self, pool: &Pool, spec: &PoolSpec) -> String {
         let name = &spec.name;
         let size = match spec.cores {
             Cores::Count(count) => count.to_string(),

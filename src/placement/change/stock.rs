@@ -24,7 +24,7 @@ pub(crate) fn givable(host: &Host) -> Result<CpuSet> {
 }
 
 /// [`givable`] CPUs; warns if they are not all that are online, and fails if there are none.
-fn givable_and_told(host: &Host) -> Result<CpuSet> {
+fn givable_or_warn(host: &Host) -> Result<CpuSet> {
     let (online, givable) = (online(host)?, givable(host)?);
     let lacking = online.difference(&givable);
     ensure!(
@@ -48,7 +48,7 @@ fn givable_and_told(host: &Host) -> Result<CpuSet> {
 /// # Errors
 /// The topology cannot be read; no CPU can be given.
 pub fn stock(host: &Host, reserve: Option<&CpuSet>) -> Result<Stock> {
-    let online = givable_and_told(host)?;
+    let online = givable_or_warn(host)?;
     let levels = Levels::of(host, &online);
     let group_of = |groups: &[CpuGroup], gap: &Gap, cpus: &CpuSet| {
         let mut groups = groups.iter();

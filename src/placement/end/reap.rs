@@ -259,7 +259,7 @@ impl Books<'_> {
         let mut dead = Owners::Dead;
         let is_shown = |claim: &Claim| claim.pids().iter().all(|pid| tasks.contains(pid));
         for entry in self.ledger.on_list(list)? {
-            let Some(claim) = told(&entry) else {
+            let Some(claim) = claim_or_warn(&entry) else {
                 return Ok(Owners::Living);
             };
             match self.life_of(claim) {
@@ -294,7 +294,7 @@ impl Books<'_> {
         self.directory.ensure_trusted_list(pool, list)?;
         let entries = self.ledger.on_list(list)?;
         for entry in &entries {
-            told(entry);
+            claim_or_warn(entry);
         }
         if entries.is_empty() && self.directory.tasks(pool, list)?.is_empty() {
             return Ok(true);
@@ -317,7 +317,7 @@ impl Books<'_> {
 }
 
 /// The claim, if it can be read; otherwise warns that it counts as held.
-fn told(entry: &Entry) -> Option<&Claim> {
+fn claim_or_warn(entry: &Entry) -> Option<&Claim> {
     if let Entry::Unreadable(one) = entry {
         log::warn!("{one}");
     }

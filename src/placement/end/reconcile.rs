@@ -83,7 +83,7 @@ impl<'a> Turns<'a> {
     fn books(&mut self) -> Result<&Books<'a>> {
         if self.since.elapsed() >= TURN {
             if let Some(books) = self.books.take() {
-                books.let_others_in();
+                books.yield_lock();
             }
         }
         let books = match self.books.take() {
@@ -199,7 +199,7 @@ impl Books<'_> {
         };
         let confined = self
             .keep_confined(&kept)
-            .and_then(|()| self.keep_off_still(&kept));
+            .and_then(|()| self.keep_off_again(&kept));
         match confined {
             Err(_) if !self.life_of(&kept)?.is_alive() => self.free_if_dead(&kept),
             confined => confined.map(|()| Fate::Held),
@@ -215,7 +215,7 @@ impl Books<'_> {
     }
 
     /// Releases the lock, and lets those who wait have it first.
-    fn let_others_in(self) {
+    fn yield_lock(self) {
         let Books { lock, view, .. } = self;
         lock.hand_on(view.host);
     }

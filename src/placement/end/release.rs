@@ -142,19 +142,19 @@ impl Books<'_> {
             Ok(Settled::Held(kept)) => kept,
             Err(error) => return self.force_free_dead(claim, error),
         };
-        let widened = self.widen(&kept);
-        let is_out = widened.and_then(|()| self.ensure_out(&kept));
+        let moved = self.move_off(&kept);
+        let is_off = moved.and_then(|()| self.ensure_off(&kept));
         // If it ended meanwhile, that may be all that failed.
-        if is_out.is_err() && self.free_if_dead(&kept)? == Fate::Freed {
+        if is_off.is_err() && self.free_if_dead(&kept)? == Fate::Freed {
             return Ok(());
         }
-        if is_out.is_err() {
+        if is_off.is_err() {
             // It keeps its CPUs, so others have to be kept off them again.
-            if let Err(error) = self.keep_off_still(&kept) {
+            if let Err(error) = self.keep_off_again(&kept) {
                 log::warn!("{error:#}");
             }
         }
-        is_out.and_then(|()| self.drop_record(&kept))
+        is_off.and_then(|()| self.drop_record(&kept))
     }
 
     /// Frees the lists of a dead owner although `error` kept its changes from being undone.
@@ -177,7 +177,7 @@ impl Books<'_> {
     }
 
     /// Gives the group of a living owner other CPUs than its claim's.
-    fn widen(&self, claim: &Claim) -> Result<()> {
+    fn move_off(&self, claim: &Claim) -> Result<()> {
         // While others are kept off its CPUs the group can have no others.
         self.let_in(claim)?;
         let group = match self.group_of(claim)? {
@@ -214,7 +214,7 @@ impl Books<'_> {
     }
 
     /// Fails if a process of the owner may still run on the claim's CPUs.
-    fn ensure_out(&self, claim: &Claim) -> Result<()> {
+    fn ensure_off(&self, claim: &Claim) -> Result<()> {
         let is_inside = |process: &&Process| !claim.is_beside(**process);
         for process in claim.processes.iter().filter(is_inside) {
             if process.is_alive(self.host)? {

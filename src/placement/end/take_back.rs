@@ -230,7 +230,7 @@ impl Books<'_> {
             settings: &claim.unit_settings,
             told,
         };
-        systemd::untell(self.host, unit, &former, self.told_at_most())
+        systemd::untell(self.host, unit, &former, self.systemd_patience())
     }
 
     /// Restores the group that a runtime confined for a reservation and left, unless another owner
@@ -262,7 +262,7 @@ impl Books<'_> {
 
     /// How long systemd may take to forget one claim. All claims that are freed in one go share the
     /// time to look.
-    pub(crate) fn told_at_most(&self) -> Duration {
+    pub(crate) fn systemd_patience(&self) -> Duration {
         at_most(TOLD_UNDER_LOCK.min(self.time_to_look()), self.deadline)
     }
 

@@ -144,7 +144,7 @@ impl Books<'_> {
                 settings: &[],
                 told: Some(&cpus),
             };
-            let is_ours = systemd::untell(self.host, &group, &former, self.told_at_most())?;
+            let is_ours = systemd::untell(self.host, &group, &former, self.systemd_patience())?;
             // A group that we made is removed with the others that no claim names.
             if is_ours {
                 let Masks { cpus, mems } = cpuset::inherited(&group)?;

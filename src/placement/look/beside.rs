@@ -56,7 +56,7 @@ pub fn neighbours(site: &Site, cpus: &CpuSet, containers: &[Container]) -> Resul
         cpus,
         containers: containers.iter().enumerate().filter_map(group_of).collect(),
         owners: owners(site)?,
-        told: BTreeSet::new(),
+        found_paths: BTreeSet::new(),
         found: Neighbours::default(),
     };
     walk.all(hierarchy.top()?);
@@ -81,7 +81,7 @@ struct Walk<'a> {
     containers: BTreeMap<String, usize>,
     owners: BTreeSet<(String, u64)>,
     /// The paths of the groups found so far.
-    told: BTreeSet<String>,
+    found_paths: BTreeSet<String>,
     found: Neighbours,
 }
 
@@ -147,7 +147,7 @@ impl Walk<'_> {
     }
 
     fn look_at(&mut self, group: &Group, giver: &Group) {
-        if self.told.contains(giver.path()) {
+        if self.found_paths.contains(giver.path()) {
             return;
         }
         let Some(cpus) = self.seen(cpuset::effective_cpus(giver)).flatten() else {
@@ -157,7 +157,7 @@ impl Walk<'_> {
             return;
         }
         if self.seen(group.pids()).is_some_and(|pids| !pids.is_empty()) {
-            self.told.insert(giver.path().to_owned());
+            self.found_paths.insert(giver.path().to_owned());
             self.found.groups.push(Neighbour {
                 path: giver.path().to_owned(),
                 cpus,

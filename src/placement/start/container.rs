@@ -91,7 +91,7 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     let group = new_owner.place.group();
     let Prior { pinned, reserved } = books.prepare(&start, &new_owner)?;
     let scope = match pinned.as_ref().or(reserved.as_ref()) {
-        Some(standing) => cpuset::scope_in_the_way(group, &standing.cpus)?,
+        Some(claim) => cpuset::scope_in_the_way(group, &claim.cpus)?,
         None => None,
     };
     // The group that systemd may have a unit for.
@@ -104,7 +104,7 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
         (Some(claim), reserved) => {
             books.confirm(claim, reserved.as_ref(), request, &new_owner.place)?
         }
-        (None, Some(reservation)) => books.hand_over(&reservation, request, &new_owner)?,
+        (None, Some(reservation)) => books.adopt_reservation(&reservation, request, &new_owner)?,
         (None, None) => {
             ensure!(
                 start.reservation.is_none(),
@@ -125,7 +125,9 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
     match systemd::tell(host, unit, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
         Ok(false) => Ok(claim),
-        told => site.open_books(hierarchy)?.agree(&claim, group, unit, told),
+        told => site
+            .open_books(hierarchy)?
+            .recheck_after_systemd(&claim, group, unit, told),
     }
 }
 
@@ -133,7 +135,7 @@ impl Books<'_> {
     /// Makes systemd and the kernel agree with the claim as it is now: while systemd was told of
     /// `claim`, others had the lock and may have changed it. Takes the start back if `told` is an
     /// error.
-    pub(crate) fn agree(
+    pub(crate) fn recheck_after_systemd(
         &self,
         claim: &Claim,
         group: &Group,
@@ -166,11 +168,11 @@ impl Books<'_> {
         if let Confinement::Own(group) = &new_owner.place {
             self.evict_stale(group, process)?;
         }
-        let mut standing = Prior::default();
+        let mut prior = Prior::default();
         for entry in self.ledger.of_id(start.id)? {
             match entry {
                 Entry::Claim(claim) if claim.boot_id == self.boot_id && claim.owner == process => {
-                    standing.pinned = Some(*claim);
+                    prior.pinned = Some(*claim);
                 }
                 // Valid even if the process that reserved is gone (crun run --detach): nobody else
                 // has had the lists since.
@@ -179,7 +181,7 @@ impl Books<'_> {
                         && claim.nonce.is_some()
                         && claim.nonce.as_deref() == start.reservation =>
                 {
-                    standing.reserved = Some(*claim);
+                    prior.reserved = Some(*claim);
                 }
                 Entry::Claim(claim) if claim.awaited.is_some() => {
                     self.end_reservation(&claim, new_owner)?;
@@ -188,7 +190,7 @@ impl Books<'_> {
                 Entry::Unreadable(one) => log::warn!("{one}"),
             }
         }
-        Ok(standing)
+        Ok(prior)
     }
 
     /// Frees a claim on the group of a container that starts, unless a recorded process of it
@@ -263,7 +265,7 @@ impl Books<'_> {
 
     /// Replaces a reservation by the container's claim. The runtime has already confined the group:
     /// if that outlives the container it is restored to what its parents allow.
-    fn hand_over(
+    fn adopt_reservation(
         &self,
         reservation: &Claim,
         request: &Request,
@@ -274,14 +276,14 @@ impl Books<'_> {
             Confinement::Own(group) => cpuset::inherited(group)?,
             other => cpuset::masks(other.group())?.unwrap_or_default(),
         };
-        let share = Grant {
+        let grant = Grant {
             pool: reservation.pool.clone(),
             lists: reservation.lists.clone(),
             cpus: reservation.cpus.clone(),
             mems: reservation.mems.clone(),
             isolation: reservation.isolation,
         };
-        self.grant(new_owner, share, before, Some(reservation))
+        self.grant(new_owner, grant, before, Some(reservation))
     }
 }
 

@@ -96,12 +96,12 @@ impl Books<'_> {
         if let Confinement::Own(group) = &new_owner.place {
             refuse_chosen_cpus(group, &before, demand.request)?;
         }
-        let share = self.share(demand, &bound)?;
-        self.grant(new_owner, share, before, None)
+        let grant = self.pick_grant(demand, &bound)?;
+        self.grant(new_owner, grant, before, None)
     }
 
     /// Picks lists for a demand.
-    pub(crate) fn share(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Grant> {
+    pub(crate) fn pick_grant(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Grant> {
         let picked = self.pick(demand, bound)?;
         let cpus = picked.cpus();
         let mems = match demand.request.mems {
@@ -123,7 +123,7 @@ impl Books<'_> {
     pub(crate) fn grant(
         &self,
         new_owner: &NewOwner<'_>,
-        share: Grant,
+        grant: Grant,
         before: Masks,
         instead_of: Option<&Claim>,
     ) -> Result<Claim> {
@@ -157,8 +157,8 @@ impl Books<'_> {
                 _ => None,
             },
         };
-        let isolation = share.isolation;
-        let mut claim = self.claim(new_owner.kind, new_owner.id, new_owner.process, share);
+        let isolation = grant.isolation;
+        let mut claim = self.claim(new_owner.kind, new_owner.id, new_owner.process, grant);
         claim.cgroup = Some(claimed);
         let names = instead_of.map_or(new_owner.names, |former| &former.names);
         claim.names.clone_from(names);
@@ -174,7 +174,7 @@ impl Books<'_> {
     }
 
     /// A claim of an owner that has no group yet.
-    pub(crate) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, share: Grant) -> Claim {
+    pub(crate) fn claim(&self, kind: OwnerKind, id: &str, owner: Process, grant: Grant) -> Claim {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Claim {
             version: VERSION,
@@ -186,10 +186,10 @@ impl Books<'_> {
             boot_id: self.boot_id.clone(),
             owner,
             processes: vec![owner],
-            lists: share.lists,
-            pool: share.pool,
-            cpus: share.cpus,
-            mems: share.mems,
+            lists: grant.lists,
+            pool: grant.pool,
+            cpus: grant.cpus,
+            mems: grant.mems,
             cgroup: None,
             isolation: None,
             unit_settings: Vec::new(),

@@ -135,7 +135,7 @@ impl Books<'_> {
             reach.allowed.extend(&outside::kept(self.host));
         }
         if pool.kind == Kind::Shared {
-            self.rid_of_dead(&mut pool)?;
+            self.reap_shared(&mut pool)?;
         }
         let mut owners: Vec<usize> = pool.lists.iter().map(OfferedList::owners).collect();
         let former = self.former_of(&pool, former, &mut owners)?;
@@ -308,7 +308,7 @@ impl Books<'_> {
 
     /// Frees some dead owners of a shared pool at each start: such a pool is never exhausted, and
     /// would fill with them.
-    fn rid_of_dead(&self, pool: &mut OfferedPool) -> Result<()> {
+    fn reap_shared(&self, pool: &mut OfferedPool) -> Result<()> {
         let mut freed = 0;
         for list in &mut pool.lists {
             let mut pids = list.tasks.iter().flatten();

@@ -41,9 +41,9 @@ pub fn reserve(
 
     let books = site.open_books(hierarchy)?;
     books.free_earlier_of(id)?;
-    let share = books.share(&demand, &cpuset::bound(&group)?)?;
-    let isolation = share.isolation;
-    let mut claim = books.claim(OwnerKind::Reservation, id, process, share);
+    let grant = books.pick_grant(&demand, &cpuset::bound(&group)?)?;
+    let isolation = grant.isolation;
+    let mut claim = books.claim(OwnerKind::Reservation, id, process, grant);
     claim.isolation = isolation;
     claim.nonce = Some(nonce);
     names.add_unit_of(group.path());

@@ -44,7 +44,7 @@ fn earlier(machine: &Machine, number: i32, lists: &[&str]) -> Claim {
 }
 
 /// The masks that the unit has without us, and the ids that still have claims.
-fn superseded(machine: &Machine, process: Process) -> (Masks, Vec<String>) {
+fn evicted(machine: &Machine, process: Process) -> (Masks, Vec<String>) {
     let site = machine.site();
     let books = open(&site);
     let before = books
@@ -61,7 +61,7 @@ fn what_a_unit_had_before_its_killed_command_is_what_it_has_without_us() {
         let claim = earlier(&machine, 1, &["0-1"]);
         machine.ledger().write(&claim).unwrap();
         machine.set_tasks("dp", "0-1", &claim.owner.pid.to_string());
-        let (found, left) = superseded(&machine, process);
+        let (found, left) = evicted(&machine, process);
         assert_eq!((found.cpus.as_str(), left), (before, vec![]), "{now:?}");
         assert_eq!(machine.tasks("dp", "0-1"), "");
     }
@@ -75,13 +75,13 @@ fn a_command_that_lives_keeps_what_it_has() {
     let mut claim = earlier(&machine, 1, &["0-1"]);
     claim.processes = vec![elsewhere];
     machine.ledger().write(&claim).unwrap();
-    let (found, left) = superseded(&machine, process);
+    let (found, left) = evicted(&machine, process);
     assert_eq!((found.cpus.as_str(), left.len()), ("0-1", 1));
     machine.ledger().remove(&claim).unwrap();
     let mut own = earlier(&machine, 9, &["2-3"]);
     own.processes = vec![machine.process(8)];
     machine.ledger().write(&own).unwrap();
-    let (_, left) = superseded(&machine, process);
+    let (_, left) = evicted(&machine, process);
     assert_eq!(left, [own.id]);
 }
 
@@ -118,7 +118,7 @@ fn claims_on_a_unit_are_found_by_its_path_where_its_group_is_new() {
     ids.sort();
     assert_eq!(ids, [listed.id.clone(), forced.id.clone()]);
     drop(books);
-    let (before, left) = superseded(&machine, process);
+    let (before, left) = evicted(&machine, process);
     assert_eq!(before.cpus, "0-5");
     assert!(!left.contains(&listed.id) && !left.contains(&forced.id));
     assert_eq!(left.len(), 3);
