@@ -78,9 +78,9 @@ pub struct SurveyedList {
 pub enum ListState {
     /// Nobody holds it.
     Free,
-    /// A live owner holds it, as far as can be told.
+    /// Somebody who lives holds it.
     Owned,
-    /// Only dead owners hold it. It is freed when the pool is next needed, or by `reconcile`.
+    /// Only dead owners do: it is freed when the pool is next needed, or by `reconcile`.
     Dead,
 }
 
@@ -143,7 +143,7 @@ impl Owner {
     }
 }
 
-/// The state of an owner.
+/// How an owner is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -152,13 +152,13 @@ pub enum OwnerState {
     Running,
     /// A runtime is about to make it.
     Starting,
-    /// It may run on other CPUs than it owns, or not on all of them: another tool has changed that.
+    /// It runs on other CPUs than it owns, or not on all of them: another tool has changed that.
     Moved,
-    /// Some of its CPUs are offline.
+    /// CPUs that it owns are offline.
     Offline,
-    /// It is dead. What it holds is freed when the pool is next needed, or by `reconcile`.
+    /// It is dead: what it holds is freed when the pool is next needed, or by `reconcile`.
     Gone,
-    /// Its claim cannot be read, and counts as held.
+    /// Its claim cannot be read: it counts as held.
     Unreadable,
     /// Whether it lives cannot be told.
     Unknown,
