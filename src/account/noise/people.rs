@@ -87,7 +87,11 @@ impl<'a> People<'a> {
                 let Some(group) = self.group_of(tid)? else {
                     return Ok(None);
                 };
-                let kin = self.kin_of(tid)?;
+                // Whom its maker descends from, it descends from: it may be gone by now.
+                let kin = match self.known(tid) {
+                    Who::User { kin: Some(kin), .. } => Some(kin),
+                    _ => self.kin_of(tid)?,
+                };
                 Who::User { group, kin }
             }
         };
