@@ -1,5 +1,5 @@
 //! The rooms of `docs/ARCHITECTURE.md` and the code agree: a room uses what its row names, and
-//! arrows point down.
+//! arrows point down. And what rustfmt leaves alone, comments and literals, stays within its width.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Rooms that every other may use.
 const EVERYBODYS: [&str; 2] = ["refusal", "text"];
+
+/// The most columns of a line: rustfmt's `max_width`.
+const MOST_COLUMNS: usize = 100;
 
 struct Room {
     name: String,
@@ -52,13 +55,20 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_dir() && name != "tests" {
-            sources(&path, found);
-        } else if name.ends_with(".rs") && name != "tests.rs" && name != "lib.rs" {
-            found.push(path);
+        match path.extension().is_some_and(|end| end == "rs") {
+            true => found.push(path),
+            false if path.is_dir() => sources(&path, found),
+            false => {}
         }
     }
+}
+
+/// Is this a file of a room, and not one of its tests?
+fn is_of_room(inside: &Path) -> bool {
+    let others = ["tests", "tests.rs", "lib.rs"];
+    !inside
+        .iter()
+        .any(|name| others.iter().any(|one| name == *one))
 }
 
 /// The rooms that a file names, outside of its comments and its tests.
@@ -91,6 +101,9 @@ fn uses() -> BTreeMap<(String, String), Vec<String>> {
     let mut uses: BTreeMap<_, Vec<String>> = BTreeMap::new();
     for path in files {
         let inside = path.strip_prefix(&source).unwrap();
+        if !is_of_room(inside) {
+            continue;
+        }
         let room = Path::new(inside.iter().next().unwrap()).with_extension("");
         let room = room.to_string_lossy().into_owned();
         for other in used(&std::fs::read_to_string(&path).unwrap()) {
@@ -153,4 +166,21 @@ fn what_a_file_names_is_found() {
         used(code).into_iter().collect::<Vec<_>>(),
         ["four", "one", "three", "two"]
     );
+}
+
+#[test]
+fn no_line_is_over_the_width() {
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    assert!(files.len() > 100, "{} files", files.len());
+    let mut long = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for (index, line) in text.lines().enumerate() {
+            if line.chars().count() > MOST_COLUMNS {
+                long.push(format!("{}:{}", file.display(), index + 1));
+            }
+        }
+    }
+    assert!(long.is_empty(), "over {MOST_COLUMNS} columns: {long:#?}");
 }
