@@ -239,9 +239,14 @@ pub enum Verb {
         Keys: q quits, s and the arrows choose the column to sort by, r turns the order round.")]
     Stats(StatsArgs),
     /// Watch who else runs on owned CPUs: threads of others, of the kernel, and interrupts
-    #[command(
-        after_help = "Examples:\n  pinfold noise\n  pinfold noise dataplane --seconds 10\n  pinfold noise web --json | jq '.foreign[].name'\n\nThe kernel's trace tells of everybody; where there is none, /proc is looked at again and again.\nExit status: 0 if nobody but the owners and the kernel ran there, 1 if somebody did,\n2 for a wrong command line, 125 if it could not be measured."
-    )]
+    #[command(after_help = "Examples:\n  \
+        pinfold noise\n  \
+        pinfold noise dataplane --seconds 10\n  \
+        pinfold noise web --json | jq '.foreign[].name'\n\n\
+        The kernel's trace tells of everybody; where there is none, /proc is looked at again \
+        and again.\n\
+        Exit status: 0 if nobody but the owners and the kernel ran there, 1 if somebody did,\n\
+        2 for a wrong command line, 125 if it could not be measured.")]
     Noise(NoiseArgs),
     /// Sum up what owners that ended have used
     #[command(after_help = "Examples:\n  \
