@@ -98,7 +98,8 @@ mod tests {
         );
         let now = Table::parse(
             "           CPU0       CPU1       CPU4\n  9:   1   5   5   IO-APIC   9-fasteoi   acpi\n\
-             LOC:   99   20   70   Local timer interrupts\nERR:   9\n 24:   0   4   0  PCI-MSI eth0-rx\n",
+             LOC:   99   20   70   Local timer interrupts\nERR:   9\n \
+             24:   0   4   0  PCI-MSI eth0-rx\n",
         );
         let cpus: CpuSet = "1,4".parse().unwrap();
         let told: Vec<_> = now

@@ -233,14 +233,20 @@ mod tests {
 
     /// As Linux 6.18 wrote it.
     const CAPTURED: &str = "\
-            bash-26071   [000] .....  1261.294648: sched_process_fork: comm=bash pid=26071 child_comm=bash child_pid=26080
-      lto cgu.09-26009   [001] d..2.  1261.296069: sched_switch: prev_comm=lto cgu.09 prev_pid=26009 prev_prio=120 prev_state=R ==> next_comm=bash next_pid=26080 next_prio=120
-            true-26080   [001] d..2.  1261.352419: sched_switch: prev_comm=d ==>  prev_pid=26080 prev_prio=120 prev_state=D ==> next_comm=lto cgu.09 next_pid=26009 next_prio=120
-    kworker/u8:0-12      [001] d..2.  1261.356130: sched_switch: prev_comm=kworker/u8:0 prev_pid=12 prev_prio=120 prev_state=I ==> next_comm=kcompactd0 next_pid=36 next_prio=120
+            bash-26071   [000] .....  1261.294648: sched_process_fork: comm=bash pid=26071 \
+        child_comm=bash child_pid=26080
+      lto cgu.09-26009   [001] d..2.  1261.296069: sched_switch: prev_comm=lto cgu.09 \
+        prev_pid=26009 prev_prio=120 prev_state=R ==> next_comm=bash next_pid=26080 next_prio=120
+            true-26080   [001] d..2.  1261.352419: sched_switch: prev_comm=d ==>  prev_pid=26080 \
+        prev_prio=120 prev_state=D ==> next_comm=lto cgu.09 next_pid=26009 next_prio=120
+    kworker/u8:0-12      [001] d..2.  1261.356130: sched_switch: prev_comm=kworker/u8:0 \
+        prev_pid=12 prev_prio=120 prev_state=I ==> next_comm=kcompactd0 next_pid=36 next_prio=120
 CPU:1 [LOST 12345 EVENTS]
-          <idle>-0       [003] d..2.    93.000001: sched_switch: prev_comm=swapper/3 prev_pid=0 prev_prio=120 prev_state=R ==> next_comm=migration/3 next_pid=22 next_prio=0
+          <idle>-0       [003] d..2.    93.000001: sched_switch: prev_comm=swapper/3 prev_pid=0 \
+        prev_prio=120 prev_state=R ==> next_comm=migration/3 next_pid=22 next_prio=0
 CPU:1 [LOST EVENTS]
-            bash-26071   [000] d..1.  1261.444126: cgroup_attach_task: dst_root=3 dst_id=2074 dst_level=1 dst_path=/cap test pid=26084 comm=sleep
+            bash-26071   [000] d..1.  1261.444126: cgroup_attach_task: dst_root=3 dst_id=2074 \
+        dst_level=1 dst_path=/cap test pid=26084 comm=sleep
 ";
 
     fn events(text: &str) -> Vec<Event> {
