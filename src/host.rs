@@ -214,6 +214,17 @@ impl Host {
         self.root.join("sys/devices").join(file)
     }
 
+    /// The directories of interrupts, one each by its number (proc(5), kernel:
+    /// Documentation/core-api/irq/irq-affinity.rst).
+    pub fn irqs(&self) -> PathBuf {
+        self.root.join("proc/irq")
+    }
+
+    /// Where irqbalance has its socket.
+    pub fn irqbalance(&self) -> PathBuf {
+        self.root.join("run/irqbalance")
+    }
+
     /// `/proc/sys/kernel/osrelease`, the kernel's version (proc_sys_kernel(5)).
     pub fn kernel_release(&self) -> PathBuf {
         self.root.join("proc/sys/kernel/osrelease")

@@ -1,13 +1,18 @@
 //! Pure: a pool's options about keeping everybody else off the CPUs that it gives.
 
+pub mod tuning;
+
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 use crate::text::Shown;
+use tuning::{Key, Words};
 
 /// The name of the option that says how everybody else is kept off. It is a file of the pool and a
 /// key of the configuration.
 pub const ISOLATION: &str = "isolation";
+/// The one that says what containers may ask for by annotations of their own.
+pub const ALLOW: &str = "allow";
 /// The name of the option that says whether a start is refused if others cannot be kept off.
 pub const NEEDED: &str = "isolation-needed";
 
@@ -65,6 +70,10 @@ pub struct Options {
     pub isolation: Option<String>,
     /// `yes` or `no`.
     pub needed: Option<String>,
+    /// What else is set for the owners.
+    pub tuning: Words,
+    /// Which of that containers may choose themselves: keys, joined by commas; or `none`.
+    pub allow: Option<String>,
 }
 
 impl Options {
@@ -73,6 +82,8 @@ impl Options {
         Options {
             isolation: self.isolation.clone().or(others.isolation),
             needed: self.needed.clone().or(others.needed),
+            tuning: self.tuning.or(others.tuning),
+            allow: self.allow.clone().or(others.allow),
         }
     }
 
@@ -82,12 +93,19 @@ impl Options {
     /// There is no such option, or it cannot have this value; the message lists what there is.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         check(key, value)?;
-        let said = match key {
-            ISOLATION => &mut self.isolation,
-            _ => &mut self.needed,
-        };
-        *said = Some(value.to_owned());
+        self.say(key, value);
         Ok(())
+    }
+
+    /// The same of what a file says, whatever it means.
+    pub fn say(&mut self, key: &str, value: &str) {
+        match (key, Key::by_name(key)) {
+            (ISOLATION, _) => self.isolation = Some(value.to_owned()),
+            (NEEDED, _) => self.needed = Some(value.to_owned()),
+            (ALLOW, _) => self.allow = Some(value.to_owned()),
+            (_, Some(key)) => self.tuning.say(key, value),
+            (_, None) => {}
+        }
     }
 
     /// The options that are given, as pairs of name and value.
@@ -95,7 +113,15 @@ impl Options {
         let all = [(ISOLATION, &self.isolation), (NEEDED, &self.needed)];
         let said = all.into_iter();
         said.filter_map(|(key, value)| Some((key, value.as_deref()?)))
+            .chain(self.tuning.said())
+            .chain(self.allow.as_deref().map(|keys| (ALLOW, keys)))
             .collect()
+    }
+
+    /// May a container choose this itself?
+    pub fn allows(&self, key: &str) -> bool {
+        let allowed = self.allow.as_deref().unwrap_or_default();
+        allowed.split(',').any(|allowed| allowed == key)
     }
 
     /// What the options mean for the pool named `pool`; `None` where nobody is to be kept off.
@@ -137,8 +163,31 @@ pub fn check(key: &str, value: &str) -> Result<(), String> {
         (ISOLATION, word) => Kind::by_word(word).map(drop),
         (NEEDED, "yes" | "no") => Ok(()),
         (NEEDED, _) => Err("isolation-needed is yes or no".to_owned()),
-        _ => Err("there can be isolation= and isolation-needed=".to_owned()),
+        (ALLOW, "none") => Ok(()),
+        (ALLOW, keys) if keys.split(',').all(|key| Key::by_name(key).is_some()) => Ok(()),
+        (ALLOW, _) => {
+            let all = Key::ALL.map(Key::name).join(",");
+            Err(format!("allow is none, or some of {all}"))
+        }
+        _ => match Key::by_name(key) {
+            Some(key) => key.check(value),
+            None => Err(format!(
+                "there can be {}=",
+                keys().collect::<Vec<_>>().join("=, ")
+            )),
+        },
     }
+}
+
+/// Is this a key of a pool?
+pub fn is_key(name: &str) -> bool {
+    keys().any(|key| key == name)
+}
+
+/// All keys that a pool can have.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    let others = Key::ALL.into_iter().map(Key::name);
+    [ISOLATION, NEEDED, ALLOW].into_iter().chain(others)
 }
 
 fn unknown(pool: &str, key: &str, word: &str) -> Refusal {
@@ -161,6 +210,7 @@ mod tests {
         Options {
             isolation: said(isolation),
             needed: said(needed),
+            ..Options::default()
         }
     }
 
@@ -190,6 +240,24 @@ mod tests {
                 "{refusal:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_containers_may_choose_is_named() {
+        for (keys, is_well) in [
+            ("irqs", true),
+            ("irqs,governor,quota,resume-latency", true),
+            ("none", true),
+            ("", false),
+            ("irqs,isolation", false),
+            ("irqs, quota", false),
+        ] {
+            assert_eq!(check(ALLOW, keys).is_ok(), is_well, "{keys}");
+        }
+        let mut options = Options::default();
+        assert!(!options.allows("irqs"));
+        options.set(ALLOW, "irqs,quota").unwrap();
+        assert!(options.allows("quota") && !options.allows("governor"));
     }
 
     #[test]

@@ -46,10 +46,19 @@ pub struct Request {
     pub locality: Locality,
     /// Which NUMA nodes its memory may come from.
     pub mems: Mems,
+    /// Options of the pool that it chooses itself, by key. Who knows what the pool allows checks
+    /// their values.
+    pub tuning: BTreeMap<&'static str, String>,
 }
 
 /// The keys behind [`PREFIX`].
-const KEYS: [&str; 7] = ["pool", "lists", "cpus", "numa", "cache", "near", "mems"];
+const KEYS: [&str; 11] = [
+    "pool", "lists", "cpus", "numa", "cache", "near", "mems", TUNING[0], TUNING[1], TUNING[2],
+    TUNING[3],
+];
+
+/// Those that are options of a pool, which it may let a container choose.
+pub const TUNING: [&str; 4] = ["irqs", "quota", "governor", "resume-latency"];
 
 /// How much of a pool is requested; the numbers are from 1 to 9999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +147,7 @@ impl Request {
             size: Size::Lists(number("--device", lists)?),
             locality: Locality::default(),
             mems: Mems::Inherit,
+            tuning: BTreeMap::new(),
         })
     }
 
@@ -163,6 +173,7 @@ impl Request {
             size,
             locality,
             mems: parse_mems(asked.mems.map(|value| ("--mems", value)))?,
+            tuning: BTreeMap::new(),
         })
     }
 }
@@ -229,6 +240,7 @@ fn read(annotations: &BTreeMap<String, String>) -> Result<Option<Request>, Refus
         size,
         locality: Locality::parse(|key| keys.get(key))?,
         mems: parse_mems(keys.get("mems"))?,
+        tuning: keys.tuning(),
     }))
 }
 
@@ -307,6 +319,12 @@ impl<'a> Keys<'a> {
             .map(|entry| (entry.key, entry.value))
     }
 
+    fn tuning(&self) -> BTreeMap<&'static str, String> {
+        let given = TUNING.into_iter();
+        let given = given.filter_map(|key| Some((key, self.get(key)?.1.to_owned())));
+        given.collect()
+    }
+
     /// A key of this container without a pool. If single containers of the pod have pools, a
     /// pod-wide key may be meant for them: it asks nothing of a container without a pool.
     fn without_pool(&self) -> Option<&'a str> {
@@ -363,7 +381,24 @@ mod tests {
             size,
             locality: Locality::default(),
             mems,
+            tuning: BTreeMap::new(),
         })
+    }
+
+    #[test]
+    fn options_of_the_pool() {
+        let asked = "pool=dp irqs=away quota=lift resume-latency=20 governor.db=x irqs.web=keep \
+                     io.kubernetes.container.name=web";
+        let request = from_annotations(&annotations(asked)).unwrap().unwrap();
+        let said: Vec<_> = request.tuning.iter().collect();
+        let expected = [
+            ("irqs", "keep"),
+            ("quota", "lift"),
+            ("resume-latency", "20"),
+        ];
+        let expected = expected.map(|(key, value)| (key, value.to_owned()));
+        let expected: Vec<_> = expected.iter().map(|(key, value)| (key, value)).collect();
+        assert_eq!(said, expected);
     }
 
     #[test]

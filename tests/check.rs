@@ -392,6 +392,80 @@ fn the_machine() {
 }
 
 #[test]
+fn the_interrupts() {
+    let irq = "proc/irq/24/smp_affinity_list";
+    let are_away = |m: &Machine| {
+        m.put("etc/kcm/pools/dp/irqs", "away");
+        m.put(irq, "0-3\n");
+        m.put("proc/irq/24/nic-rx0/x", "");
+        m.put("proc/irq/25/smp_affinity_list", "0-3\n");
+    };
+    // Newer kernels say of which that it cannot be moved.
+    broken_and_mended(
+        |m| {
+            are_away(m);
+            m.mode(irq, 0o444);
+        },
+        "warning irqs",
+        "of 2-3 interrupt 24 (nic-rx0) cannot be moved",
+        &[&|m| m.put(irq, "0-1\n"), &|m| m.mode(irq, 0o644)],
+    );
+    broken_and_mended(
+        |m| {
+            are_away(m);
+            m.put("run/irqbalance/irqbalance7.sock", "");
+        },
+        "warning irqs",
+        "irqbalance runs",
+        &[&|m| m.remove("run/irqbalance/irqbalance7.sock")],
+    );
+    broken_and_mended(
+        |m| m.put("etc/kcm/pools/dp/irqs", "away"),
+        "warning irqs",
+        "nothing shows the interrupts",
+        &[&|m| m.put(irq, "0-3\n")],
+    );
+    broken_and_mended(
+        |m| m.put("etc/kcm/pools/dp/irqs", "off"),
+        "warning pools",
+        "irqs of pool",
+        &[&|m| m.put("etc/kcm/pools/dp/irqs", "keep")],
+    );
+}
+
+#[test]
+fn the_power_of_cpus() {
+    let of_cpu = "sys/devices/system/cpu/cpu2";
+    let governor = format!("{of_cpu}/cpufreq/scaling_governor");
+    broken_and_mended(
+        |m| m.put("etc/kcm/pools/dp/governor", "performance"),
+        "warning power",
+        "CPU 2 has no cpufreq",
+        &[&|m| m.put(&governor, "powersave\n"), &|m| {
+            m.put("etc/kcm/pools/dp/governor", "keep");
+        }],
+    );
+    let available = format!("{of_cpu}/cpufreq/scaling_available_governors");
+    broken_and_mended(
+        |m| {
+            m.put("etc/kcm/pools/dp/governor", "performance");
+            m.put(&governor, "powersave\n");
+            m.put(&available, "powersave\n");
+        },
+        "warning power",
+        "has no governor \"performance\", but powersave",
+        &[&|m| m.put(&available, "performance powersave\n")],
+    );
+    let latency = format!("{of_cpu}/power/pm_qos_resume_latency_us");
+    broken_and_mended(
+        |m| m.put("etc/kcm/pools/dp/resume-latency", "n/a"),
+        "warning power",
+        "how long CPU 2 takes to wake",
+        &[&|m| m.put(&latency, "0\n")],
+    );
+}
+
+#[test]
 fn the_devices() {
     let cdi = "etc/cdi/pinfold.json";
     broken(

@@ -131,6 +131,7 @@ impl Machine {
             size: Size::Lists(1),
             locality: Locality::default(),
             mems,
+            tuning: Default::default(),
         };
         pin_container(&self.site(), start("web", self.pid()), &request).map(drop)
     }
@@ -178,6 +179,7 @@ impl Machine {
             size: Size::Lists(1),
             locality: Locality::default(),
             mems: Mems::Inherit,
+            tuning: Default::default(),
         };
         pin_container(&self.site(), start(name, other.pid()), &request).map(drop)
     }
@@ -505,6 +507,7 @@ fn a_start_frees_no_more_of_the_dead_than_it_needs() {
         size: Size::Lists(2),
         locality: Locality::default(),
         mems: Mems::Inherit,
+        tuning: Default::default(),
     };
     let claim = reserve(&machine.site(), "many", Names::default(), None, &request).unwrap();
     assert_eq!(claim.lists.len(), 2);
@@ -529,6 +532,7 @@ fn what_waited_in_vain_to_be_freed_comes_after_all_others() {
         size: Size::Lists(1),
         locality: Locality::default(),
         mems: Mems::Inherit,
+        tuning: Default::default(),
     };
     let reserve = |id: &str| reserve(&machine.site(), id, Names::default(), None, &request);
     // All are of dead owners; that of the first, which is chosen first, could not be freed before.
@@ -614,6 +618,7 @@ fn a_pid_that_another_tool_dropped_is_put_back_and_its_list_never_given() {
         size: Size::Lists(1),
         locality: Locality::default(),
         mems: Mems::Inherit,
+        tuning: Default::default(),
     };
     let error = format!(
         "{:#}",

@@ -81,6 +81,7 @@ impl Site {
             mems: CpuSet::new(),
             cgroup: None,
             isolation: None,
+            tuning: Default::default(),
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1_700_000_000,
@@ -238,7 +239,7 @@ fn the_document_has_all_that_is_known_of_owners() {
             "cpus": "4-5,12-13", "engine": "containerd", "id": LONG_ID, "isolation": "none",
             "lists": ["4,12", "5,13"], "name": "nginx", "namespace": "prod", "pid": pid,
             "pod": "web", "pool": "dataplane", "runsOn": allowed.to_string(),
-            "since": "2023-11-14T22:13:20Z", "state": "running", "unit": null,
+            "since": "2023-11-14T22:13:20Z", "state": "running", "tuning": {}, "unit": null,
         }])
     );
     let lists = document["pools"][1]["lists"].as_array().unwrap();

@@ -167,6 +167,7 @@ impl Site {
                 mems: CpuSet::new(),
                 cgroup: None,
                 isolation: None,
+                tuning: Default::default(),
                 unit_settings: Vec::new(),
                 is_slow: false,
                 since: 0,

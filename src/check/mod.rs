@@ -10,6 +10,7 @@ mod machine;
 mod pools;
 mod rules;
 mod trial;
+mod tuning;
 mod twins;
 mod upkeep;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use anyhow::Error;
 use nix::unistd::geteuid;
 
-use super::{Report, check_neighbours, isolation, kept, machine, trial};
+use super::{Report, check_neighbours, isolation, kept, machine, trial, tuning};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Way};
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, replaced_lock, survey};
@@ -66,6 +66,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
             }
             reach(site, &survey, report);
             isolation::check(site, &survey, report);
+            tuning::check(site, &survey, report);
             report
                 .findings
                 .extend(check_neighbours(site, &kept(&survey)));

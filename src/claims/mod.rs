@@ -643,6 +643,7 @@ mod tests {
                 moved_from: None,
             }),
             isolation: None,
+            tuning: Default::default(),
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1,

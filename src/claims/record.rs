@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpulist::{self, CpuSet};
 use crate::isolation::Wanted;
+use crate::isolation::tuning::Tuning;
 use crate::names::Names;
 use crate::process::Process;
 
@@ -71,6 +72,9 @@ pub struct Claim {
     /// will be kept off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Wanted>,
+    /// What of the machine is set for it; written before that is done.
+    #[serde(default, skip_serializing_if = "Tuning::is_none")]
+    pub tuning: Tuning,
     /// Names of the settings that others had given its supervisor, a unit, at run time: they stay
     /// when the owner ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

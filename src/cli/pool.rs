@@ -5,7 +5,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 
 use crate::cpulist::CpuSet;
-use crate::isolation::{self, ISOLATION, NEEDED, Options};
+use crate::isolation::{self, Options};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, ListUnit, PoolSpec, Reserve};
@@ -48,17 +48,27 @@ pub enum Action {
         the new CPUs at once; where it has several lists, it gets, or loses, lists without \
         owners too.")]
     Resize(ResizeArgs),
-    /// Say how everybody else is kept off a pool's CPUs
+    /// Say how everybody else is kept off a pool's CPUs, and what is set of them for owners
     #[command(after_help = "Examples:\n  \
         pinfold pool set dataplane isolation=root\n  \
-        pinfold pool set dataplane isolation=isolated isolation-needed=yes\n\n\
+        pinfold pool set dataplane isolation=isolated isolation-needed=yes\n  \
+        pinfold pool set dataplane irqs=away governor=performance resume-latency=n/a\n\n\
         Keys:\n  \
         isolation         none; root: nobody else runs on the CPUs of an owner, where the \
         kernel can do that;\n                    \
         isolated: nor are the owner's threads spread over them, for programs that place their \
         own\n  \
         isolation-needed  no: where the kernel cannot, the mask alone holds, and the start says \
-        so; yes: it is refused\n\n\
+        so; yes: it is refused\n  \
+        irqs              keep; away: interrupts that can be moved go to other CPUs than an \
+        owner's, while it has them\n  \
+        quota             keep; lift: a container's own limit of CPU time (--cpus) does not \
+        hold\n  \
+        governor          keep, or the governor that an owner's CPUs have, as performance\n  \
+        resume-latency    keep, or how long they may take to wake: n/a (no time), or \
+        microseconds\n  \
+        allow             none, or which of the last four containers may say by an annotation, \
+        as irqs,quota\n\n\
         It counts for whoever starts from then on. The same keys in the configuration file \
         count before it.")]
     Set(SetArgs),
@@ -205,10 +215,12 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
                     "cores= is whole or, for an exclusive pool, threads".to_owned(),
                 ));
             }
-            (ISOLATION | NEEDED, _) if kind == Kind::Shared => {
+            (key, _) if isolation::is_key(key) && kind == Kind::Shared => {
                 return Err(Form::Part(format!("{key}= is of an exclusive pool")));
             }
-            (ISOLATION | NEEDED, _) => spec.options.set(key, value).map_err(Form::Part)?,
+            (key, _) if isolation::is_key(key) => {
+                spec.options.set(key, value).map_err(Form::Part)?;
+            }
             _ => spec.cut.set(key, value).map_err(Form::Part)?,
         }
     }
@@ -264,6 +276,8 @@ mod tests {
             ("dp=1:exclusive,cache=1", "cache= is"),
             ("dp=1:exclusive,x=1", "there can be"),
             ("dp=1:exclusive,isolation=all", "isolation is none"),
+            ("dp=1:exclusive,irqs=off", "irqs is keep or away"),
+            ("dp=1:shared,irqs=away", "irqs= is of an exclusive pool"),
             ("dp=1:shared,isolation=root", "of an exclusive pool"),
             ("none=1:shared", "a pool's name"),
         ] {

@@ -1,5 +1,6 @@
 //! `pinfold pool`: the pools, and changing them while containers run.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Result, ensure};
@@ -16,6 +17,7 @@ use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
 use crate::isolation::Options;
+use crate::isolation::tuning;
 use crate::last_words;
 use crate::placement::{
     Change, Changed, ListState, SurveyedPool, change, set_options, survey, try_change,
@@ -66,19 +68,20 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
         return Ok(code);
     }
     let mut table = TabWriter::new(vec![]);
-    writeln!(table, "POOL\tKIND\tISOLATION\tLISTS\tFREE\tCPUS")?;
+    writeln!(table, "POOL\tKIND\tISOLATION\tTUNING\tLISTS\tFREE\tCPUS")?;
     for pool in &pools {
         let (kind, cpus) = (pool.kind.word(), cpus_of(pool)?);
         let (lists, free) = (pool.lists.len(), free_lists(pool));
         writeln!(
             table,
-            "{}\t{kind}\t{}\t{lists}\t{free}\t{cpus}",
+            "{}\t{kind}\t{}\t{}\t{lists}\t{free}\t{cpus}",
             Shown(&pool.name),
-            isolation(pool)
+            isolation(pool),
+            one_line(&tuning::listed(pool.options.tuning.said()))
         )?;
     }
     if args.name.is_none() {
-        writeln!(table, "-\tin no pool\t-\t-\t-\t{in_none}")?;
+        writeln!(table, "-\tin no pool\t-\t-\t-\t-\t{in_none}")?;
     }
     out.write_all(&table.into_inner()?)?;
     Ok(code)
@@ -115,6 +118,8 @@ struct PoolEntry<'a> {
     isolation: &'a str,
     /// Is a start refused where that cannot be?
     isolation_needed: bool,
+    /// What its files or the configuration say of interrupts, limits and power, by option.
+    tuning: BTreeMap<&'static str, &'a str>,
 }
 
 fn document<'a>(pools: &'a [SurveyedPool], in_none: &CpuSet) -> Result<Document<'a>> {
@@ -127,6 +132,7 @@ fn document<'a>(pools: &'a [SurveyedPool], in_none: &CpuSet) -> Result<Document<
             cpus: cpus_of(pool)?.to_string(),
             isolation: pool.options.isolation.as_deref().unwrap_or("none"),
             isolation_needed: pool.options.needed.as_deref() == Some("yes"),
+            tuning: pool.options.tuning.said().collect(),
         })
     };
     Ok(Document {

@@ -9,6 +9,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::*;
+use crate::files::{self, Durability};
 
 /// The schemas by the words of the verb; `failure` is that of what any verb writes to standard
 /// error.
@@ -50,7 +51,7 @@ fn the_schemas_in_docs_are_those_of_the_types() {
             format!("{schema:#}\n"),
         );
         if std::env::var_os("PINFOLD_TEST_WRITE").is_some() {
-            std::fs::write(&path, &text).unwrap();
+            files::replace(&path, text.as_bytes(), 0o644, Durability::Crash).unwrap();
         }
         let kept = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(

@@ -2,6 +2,7 @@
 //! same.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use crate::check::{Scope, check_requests};
 use crate::cli::{LookArgs, OutputFormat, StatusArgs};
 use crate::cpulist::CpuSet;
 use crate::isolation;
+use crate::isolation::tuning::listed;
 use crate::names::short_id;
 use crate::placement::{
     ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, pid_id, survey,
@@ -134,7 +136,7 @@ impl TableStyle {
             ("CPUS", 8),
         ];
         if self.is_wide {
-            columns.extend([("RUNS-ON", 0), ("ISOLATION", 0), ("PID", 0)]);
+            columns.extend([("RUNS-ON", 0), ("ISOLATION", 0), ("TUNING", 0), ("PID", 0)]);
         }
         columns.extend([("STATE", 0), ("SINCE", 0)]);
         let mut table = Table::new(&columns);
@@ -152,6 +154,7 @@ impl TableStyle {
                 row.extend([
                     runs_on.unwrap_or_default(),
                     isolation.to_owned(),
+                    listed(owner.tuning.said()),
                     owner.pid.to_string(),
                 ]);
             }
@@ -306,6 +309,8 @@ struct OwnerEntry<'a> {
     since: Option<String>,
     /// How it is.
     state: OwnerState,
+    /// What is set for it of interrupts, limits and power, by option.
+    tuning: BTreeMap<&'static str, &'a str>,
     /// The systemd service that runs it.
     unit: Option<&'a str>,
 }
@@ -351,6 +356,7 @@ fn owner_entry(owner: &Owner) -> OwnerEntry<'_> {
         runs_on: owner.runs_on.as_ref().map(CpuSet::to_string),
         since: owner.since.and_then(timestamp),
         state: owner.state,
+        tuning: owner.tuning.said(),
         unit: names.unit.as_deref(),
     }
 }

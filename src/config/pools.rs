@@ -9,7 +9,8 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::cpulist::CpuSet;
-use crate::isolation::{self, ISOLATION, Options};
+use crate::isolation::tuning::{Key, Words};
+use crate::isolation::{self, ALLOW, ISOLATION, Options};
 use crate::pools::Kind;
 use crate::pools::carve::{Cut, FromCaches, FromNodes};
 use crate::pools::converge::Declared;
@@ -49,6 +50,22 @@ pub struct PoolTable {
     pub isolation: Option<String>,
     /// Is a start refused where that cannot be? In place of the pool's own file.
     pub isolation_needed: Option<bool>,
+    /// What containers may choose of the keys below by annotations of their own: in place of the
+    /// pool's own file.
+    #[serde(deserialize_with = "allow")]
+    pub allow: Option<String>,
+    /// Where interrupts go: in place of the pool's own file.
+    #[serde(deserialize_with = "irqs")]
+    pub irqs: Option<String>,
+    /// Does a limit of their CPU time hold? In place of the pool's own file.
+    #[serde(deserialize_with = "quota")]
+    pub quota: Option<String>,
+    /// Which governor the owners' CPUs have: in place of the pool's own file.
+    #[serde(deserialize_with = "governor")]
+    pub governor: Option<String>,
+    /// How long they may take to wake: in place of the pool's own file.
+    #[serde(deserialize_with = "resume_latency")]
+    pub resume_latency: Option<String>,
 }
 
 /// A way in which a container's request comes to us.
@@ -78,9 +95,22 @@ impl PoolTable {
     /// What the pool's own files would say of it.
     pub fn options(&self) -> Options {
         let needed = self.isolation_needed;
+        let mut tuning = Words::default();
+        for (key, word) in [
+            (Key::Irqs, &self.irqs),
+            (Key::Quota, &self.quota),
+            (Key::Governor, &self.governor),
+            (Key::ResumeLatency, &self.resume_latency),
+        ] {
+            if let Some(word) = word {
+                tuning.say(key, word);
+            }
+        }
         Options {
             isolation: self.isolation.clone(),
             needed: needed.map(|is_needed| if is_needed { "yes" } else { "no" }.to_owned()),
+            tuning,
+            allow: self.allow.clone(),
         }
     }
 
@@ -226,9 +256,38 @@ pub(super) fn reserve<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Reser
 }
 
 fn isolation<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    option(file, ISOLATION)
+}
+
+fn allow<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    let keys = Vec::<String>::deserialize(file)?.join(",");
+    let keys = if keys.is_empty() { "none" } else { &keys };
+    isolation::check(ALLOW, keys)
+        .map_err(|said| D::Error::custom(format!("allow is {}: {said}", Shown(keys))))?;
+    Ok(Some(keys.to_owned()))
+}
+
+fn irqs<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    option(file, Key::Irqs.name())
+}
+
+fn quota<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    option(file, Key::Quota.name())
+}
+
+fn governor<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    option(file, Key::Governor.name())
+}
+
+fn resume_latency<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    option(file, Key::ResumeLatency.name())
+}
+
+/// A word that the pool's own file of this name could have.
+fn option<'de, D: Deserializer<'de>>(file: D, key: &str) -> Result<Option<String>, D::Error> {
     let word = String::deserialize(file)?;
-    isolation::check(ISOLATION, &word)
-        .map_err(|said| D::Error::custom(format!("isolation is {}: {said}", Shown(&word))))?;
+    isolation::check(key, &word)
+        .map_err(|said| D::Error::custom(format!("{key} is {}: {said}", Shown(&word))))?;
     Ok(Some(word))
 }
 

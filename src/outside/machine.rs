@@ -1,5 +1,6 @@
 //! The machine's records: read as they are, or held under their lock and written.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -8,9 +9,12 @@ use anyhow::{Context, Error, Result};
 
 use super::Outside;
 use super::converge::{self, Write};
+use super::irqs;
+use super::knobs::{self, Knob, Situation};
 use super::obstacle::{self, Obstacle};
-use super::records::{Owner, Records, Target};
-use crate::cgroup::{Group, Hierarchy, partition};
+use super::power;
+use super::records::{LimitedGroup, Owner, Records, Target, Tuned};
+use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Durability};
 use crate::host::Host;
@@ -68,6 +72,13 @@ pub(super) struct Failure {
     pub(super) error: Error,
 }
 
+/// What of the machine's own could not be set, or put back.
+pub(super) struct Unset {
+    pub(super) knob: Knob,
+    pub(super) puts_back: bool,
+    pub(super) error: Error,
+}
+
 impl<'a> Machine<'a> {
     /// Takes the lock, waiting for `outside.patience` at most, and reads the records. Owners whose
     /// group is gone are dropped from them.
@@ -110,6 +121,13 @@ impl<'a> Machine<'a> {
             }
         }
         machine.records.owners = living;
+        let mut living = Vec::new();
+        for tuned in std::mem::take(&mut machine.records.tuned) {
+            if hierarchy.group(&tuned.group)?.inode()? == Some(tuned.inode) {
+                living.push(tuned);
+            }
+        }
+        machine.records.tuned = living;
         Ok(machine)
     }
 
@@ -133,6 +151,10 @@ impl<'a> Machine<'a> {
 
     pub(super) fn forget(&mut self, is_over: impl Fn(&Owner) -> bool) {
         self.records.owners.retain(|owner| !is_over(owner));
+    }
+
+    pub(super) fn forget_tuned(&mut self, is_over: impl Fn(&Tuned) -> bool) {
+        self.records.tuned.retain(|tuned| !is_over(tuned));
     }
 
     /// What is in the way of a partition for `owner`, as far as it can be told before a write.
@@ -181,6 +203,145 @@ impl<'a> Machine<'a> {
         self.records.changes = converge::still_changed(&self.records, &|target| self.now(target));
         self.save()?;
         Ok(failed)
+    }
+
+    /// Sets what the machine's live owners want, and puts back what none of them wants any more;
+    /// returns what could not be written. What others have set since is changed for new owners
+    /// alone.
+    ///
+    /// # Errors
+    /// The records cannot be written: then nothing is changed.
+    pub(super) fn tune(&mut self, is_new: impl Fn(&Tuned) -> bool) -> Result<Vec<Unset>> {
+        let mut failed = Vec::new();
+        if self.records.tuned.is_empty() && self.records.turned.is_empty() {
+            return Ok(failed);
+        }
+        let online = topology::online(self.host)?;
+        // Interrupts to come first: those that come meanwhile are found among the others.
+        for is_first in [true, false] {
+            let there = self.irqs_that_matter()?;
+            let knobs = match is_first {
+                true => BTreeSet::from([Knob::NewIrqs]),
+                false => self.knobs(&there)?,
+            };
+            let seen: Vec<_> = knobs
+                .into_iter()
+                .filter_map(|knob| Some((knob.clone(), self.value(&knob, &online)?)))
+                .collect();
+            self.records.note_irqs(there);
+            let situation = Situation {
+                records: &self.records,
+                online: &online,
+                is_new: &is_new,
+            };
+            let plan = situation.plan(&seen);
+            for (knob, value) in &plan.foreign {
+                log::warn!(
+                    "{} holds {} and not what it was given: it is left as it is",
+                    self.path(knob, &online).display(),
+                    Shown(value)
+                );
+            }
+            self.records.turned = plan.turned;
+            if !plan.writes.is_empty() {
+                self.save()?;
+            }
+            for write in plan.writes {
+                failed.extend(self.turn(write, &online));
+            }
+        }
+        let situation = Situation {
+            records: &self.records,
+            online: &online,
+            is_new: &is_new,
+        };
+        self.records.turned = situation.still_turned(&|knob| self.value(knob, &online));
+        self.records.note_irqs(self.irqs_that_matter()?);
+        self.save()?;
+        Ok(failed)
+    }
+
+    /// None where interrupts are nobody's matter.
+    fn irqs_that_matter(&self) -> Result<Vec<u32>> {
+        let is_irq = |knob: &Knob| matches!(knob, Knob::NewIrqs | Knob::Irq(_));
+        let Records { tuned, turned, .. } = &self.records;
+        match tuned.iter().any(|tuned| tuned.tuning.irqs_away)
+            || turned.iter().any(|turned| is_irq(&turned.knob))
+        {
+            true => irqs::numbers(self.host),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// All but that of interrupts to come.
+    fn knobs(&self, irqs: &[u32]) -> Result<BTreeSet<Knob>> {
+        let irqs = irqs.iter().map(|number| Knob::Irq(*number));
+        let turned = self.records.turned.iter();
+        let turned = turned.map(|turned| turned.knob.clone());
+        let mut knobs: BTreeSet<Knob> = irqs.chain(turned).collect();
+        for tuned in &self.records.tuned {
+            knobs.extend(power::knobs_of(self.host, tuned)?);
+            if tuned.tuning.quota_lifted {
+                knobs.extend(tuned.limited.iter().cloned().map(Knob::Quota));
+            }
+        }
+        knobs.remove(&Knob::NewIrqs);
+        Ok(knobs)
+    }
+
+    fn turn(&self, write: knobs::Write, online: &CpuSet) -> Option<Unset> {
+        let path = self.path(&write.knob, online);
+        let error = files::write_kernel(&path, &format!("{}\n", write.value)).err()?;
+        // A device went, and its interrupt.
+        (!files::is_gone(&error)).then(|| Unset {
+            error: Error::new(error).context(format!(
+                "write {} to {}",
+                write.value,
+                path.display()
+            )),
+            knob: write.knob,
+            puts_back: write.puts_back,
+        })
+    }
+
+    fn path(&self, knob: &Knob, online: &CpuSet) -> PathBuf {
+        let irqs = self.host.irqs();
+        match knob {
+            Knob::Quota(group) => match self.limited(group) {
+                Ok(Some(group)) => cpu::quota_file(&group),
+                _ => PathBuf::from(&group.path),
+            },
+            Knob::NewIrqs => irqs.join("default_smp_affinity"),
+            Knob::Irq(number) => irqs.join(number.to_string()).join(irqs::CPUS),
+            Knob::Governor(cpus) => {
+                let cpus: CpuSet = cpus.parse().unwrap_or_default();
+                power::governor_file(self.host, &cpus, online)
+            }
+            Knob::Latency(cpu) => power::latency_file(self.host, *cpu),
+        }
+    }
+
+    /// A group of the CPU controller, if it is still the same.
+    fn limited(&self, limited: &LimitedGroup) -> Result<Option<Group>> {
+        let hierarchy = cpu::hierarchy(&Mounts::read(self.host)?)?;
+        let group = hierarchy.group(&limited.path)?;
+        let is_same = group.inode()? == Some(limited.inode);
+        Ok(is_same.then_some(group))
+    }
+
+    /// What one holds; `None` where it is gone, or cannot be read, and so is not to be written.
+    fn value(&self, knob: &Knob, online: &CpuSet) -> Option<String> {
+        if let Knob::Quota(group) = knob {
+            // One of the same path is another container's.
+            self.limited(group).ok()??;
+        }
+        let text = files::read_record_if_there(&self.path(knob, online));
+        let text = text.unwrap_or_else(|error| {
+            log::warn!("{error:#}");
+            None
+        });
+        let line = text?.lines().next()?.trim().to_owned();
+        (!line.is_empty()).then_some(line)
     }
 
     /// Writes in order, and returns the writes that failed. Below a group whose write failed only

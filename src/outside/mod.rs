@@ -1,14 +1,18 @@
 //! Changes to the machine outside of the owners' own masks: partitions, which keep everybody else
-//! off an owner's CPUs, and the exclusive CPUs that the groups above it need for that. A change is
-//! recorded before it is made, in one file for all pool directories of the machine. What has to be
-//! changed follows from the live owners alone, so the next program finishes or undoes what a killed
-//! one left half done.
+//! off an owner's CPUs, the exclusive CPUs that the groups above it need for that, the CPUs of
+//! interrupts, limits of CPU time, governors and wake-up latencies. A change is recorded before it
+//! is made, in one file for all pool directories of the machine. What has to be changed follows
+//! from the live owners alone, so the next program finishes or undoes what a killed one left half
+//! done.
 //!
 //! The machine's lock is taken under a pool directory's lock, never the other way round.
 
 mod converge;
+mod irqs;
+mod knobs;
 mod machine;
 mod obstacle;
+mod power;
 mod records;
 mod watch;
 
@@ -18,17 +22,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-pub use obstacle::{Obstacle, lost_cpus, obstacle};
-pub use records::Owner;
+pub use irqs::on as irqs_on;
+pub use obstacle::{Obstacle, STAYING, lost_cpus, named as irqs_named, obstacle};
+pub use power::{astray, possible};
+pub use records::{LimitedGroup, Owner, Tuned};
 pub use watch::wait;
 
-use crate::cgroup::{Group, Hierarchy, Version, partition};
+use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
 use crate::refusal::Refusal;
 use crate::text::Shown;
-use machine::{Failure, Machine};
+use knobs::Knob;
+use machine::{Failure, Machine, Unset};
 
 /// The machine, and how long to wait for others who change it.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +84,55 @@ impl Outside<'_> {
         give_up(machine, owner, obstacle).map(Some)
     }
 
+    /// Sets what an owner wants of the machine; done twice it is done once. What cannot be is told.
+    ///
+    /// # Errors
+    /// The records cannot be read or written.
+    pub fn tune(&self, tuned: &Tuned) -> Result<Vec<Obstacle>> {
+        let (tuning, mut obstacles) = power::possible(self.host, &tuned.cpus, &tuned.tuning)?;
+        obstacles.extend(self.quota_above(tuned)?);
+        let tuned = &Tuned {
+            tuning,
+            ..tuned.clone()
+        };
+        let mut machine = match Machine::open(self) {
+            Err(error) if is_denied(&error) => {
+                return Ok(vec![obstacle::denied(&error)]);
+            }
+            opened => opened?,
+        };
+        machine.forget_tuned(|other| other.group == tuned.group);
+        machine.records.tuned.push(tuned.clone());
+        let unset = machine.tune(|other| other == tuned)?;
+        warn_of_old(&unset);
+        let mut staying = Vec::new();
+        for one in unset.iter().filter(|one| !one.puts_back) {
+            match one.knob {
+                Knob::Irq(number) => staying.push(number),
+                _ => obstacles.push(Obstacle::of(&one.error)),
+            }
+        }
+        let mut irqs = Vec::new();
+        if !staying.is_empty() {
+            irqs = irqs::on(self.host, &tuned.cpus)?;
+            irqs.retain(|irq| staying.contains(&irq.number));
+        }
+        if !irqs.is_empty() {
+            obstacles.push(obstacle::irqs_stay(&irqs, &tuned.cpus));
+        }
+        Ok(obstacles)
+    }
+
+    /// The limit of a group above an owner's own, which is not ours to lift.
+    fn quota_above(&self, tuned: &Tuned) -> Result<Option<Obstacle>> {
+        let (true, Some(topmost)) = (tuned.tuning.quota_lifted, tuned.limited.last()) else {
+            return Ok(None);
+        };
+        let hierarchy = cpu::hierarchy(&Mounts::read(self.host)?)?;
+        let above = cpu::quota_above(&hierarchy.group(&topmost.path)?)?;
+        Ok(above.map(|(path, text)| obstacle::quota_above(&path, &text)))
+    }
+
     /// Undoes what was changed for the owner whose group has or had this inode, so that everybody
     /// can use its CPUs again, and what killed programs left.
     ///
@@ -89,7 +145,11 @@ impl Outside<'_> {
         let mut machine = Machine::open(self)?;
         let own = machine.groups_of(inode);
         machine.forget(|owner| owner.inode == inode);
-        own_failure(machine.converge(|_| false)?, &own)
+        machine.forget_tuned(|tuned| tuned.inode == inode);
+        own_failure(machine.converge(|_| false)?, &own)?;
+        // What cannot be put back now is still recorded, and harms nobody who comes.
+        warn_of_old(&machine.tune(|_| false)?);
+        Ok(())
     }
 
     /// Undoes what killed programs left, and makes broken partitions again once nothing is in their
@@ -103,11 +163,12 @@ impl Outside<'_> {
         run_dir: &std::path::Path,
         is_claimed: impl Fn(u64) -> bool,
     ) -> Result<Vec<Refusal>> {
-        if self.hierarchy.version == Version::V1 || !is_in_use(self.host)? {
+        if !is_in_use(self.host)? {
             return Ok(Vec::new());
         }
         let mut machine = Machine::open(self)?;
         machine.forget(|owner| owner.run_dir == run_dir && !is_claimed(owner.inode));
+        machine.forget_tuned(|tuned| tuned.run_dir == run_dir && !is_claimed(tuned.inode));
         let mut problems = Vec::new();
         let mut healed = Vec::new();
         for owner in machine.records.owners.clone() {
@@ -134,8 +195,17 @@ impl Outside<'_> {
                 ));
             }
         }
+        let unset = machine.tune(|_| false)?.into_iter();
+        let old = unset.filter(|one| one.puts_back);
+        problems.extend(old.map(|one| Refusal::of(&one.error)));
         Ok(problems)
     }
+}
+
+/// Says what could not be put back.
+fn warn_of_old(unset: &[Unset]) {
+    let old = unset.iter().filter(|one| one.puts_back);
+    old.for_each(|one| log::warn!("{:#}", one.error));
 }
 
 /// Forgets the owner, undoes what was changed for it, and returns the obstacle.
@@ -181,6 +251,13 @@ pub fn owner_of(
         kind,
         run_dir,
     })
+}
+
+/// Those for whom something of the machine is set, as was recorded last; none where that cannot be
+/// read.
+pub fn tuned(host: &Host) -> Vec<Tuned> {
+    let tuned = machine::read(host).map(|records| records.tuned);
+    tuned.unwrap_or_default()
 }
 
 /// The recorded owners that keep others off; none where the records cannot be read. Takes no lock.

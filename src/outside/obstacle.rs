@@ -1,9 +1,11 @@
 //! Reasons why a partition cannot be made, and what to do about each.
 
 use std::fmt::{self, Display};
+use std::path::Path;
 
 use anyhow::{Error, Result};
 
+use super::irqs::Irq;
 use super::machine::Failure;
 use super::records::Owner;
 use crate::cgroup::cpuset::{self, effective_cpus};
@@ -48,7 +50,7 @@ impl Obstacle {
         }
     }
 
-    fn of_machine(
+    pub(super) fn of_machine(
         name: &'static str,
         what: impl Into<String>,
         remedy: impl Into<String>,
@@ -179,11 +181,60 @@ pub fn lost_cpus(lost: &CpuSet) -> Obstacle {
     )
 }
 
+/// Interrupts of those CPUs that the kernel lets nobody move.
+pub(super) fn irqs_stay(irqs: &[Irq], cpus: &CpuSet) -> Obstacle {
+    Obstacle::of_machine(
+        "irqs-stay",
+        format!(
+            "the kernel does not let {} be moved, which can come to {cpus}",
+            named(irqs)
+        ),
+        STAYING,
+    )
+}
+
+/// What to do about interrupts that cannot be moved.
+pub const STAYING: &str = "boot with isolcpus=managed_irq and the CPUs, or give the device fewer \
+                           queues";
+
+/// How many interrupts are named.
+const NAMED: usize = 4;
+
+/// Interrupts by number, each with its users.
+pub fn named(irqs: &[Irq]) -> String {
+    let names = irqs.iter().take(NAMED).map(|irq| {
+        let users: Vec<String> = irq.users.iter().map(|user| one_line(user)).collect();
+        format!("{} ({})", irq.number, users.join(", "))
+    });
+    let mut names: Vec<String> = names.collect();
+    if irqs.len() > NAMED {
+        names.push(format!("{} more", irqs.len() - NAMED));
+    }
+    let (noun, count) = match irqs.len() {
+        1 => ("interrupt", String::new()),
+        count => ("interrupts", format!("{count} ")),
+    };
+    format!("{count}{noun} {}", names.join(", "))
+}
+
+/// A limit that is not the owner's own.
+pub(super) fn quota_above(path: &Path, text: &str) -> Obstacle {
+    Obstacle::of_machine(
+        "quota-above",
+        format!(
+            "{} says {}, which limits its CPU time still",
+            path.display(),
+            one_line(text)
+        ),
+        "lift it there, or say quota=keep",
+    )
+}
+
 /// The obstacle that we lack the permission.
 pub(super) fn denied(error: &Error) -> Obstacle {
     Obstacle::of_machine(
         "denied",
-        format!("only the machine's root can keep others off ({error:#})"),
+        format!("only the machine's root can keep others off, or interrupts away ({error:#})"),
         "run the engine as root",
     )
 }

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::knobs::{Knob, Turned};
 use crate::cpulist::{self, CpuSet};
 use crate::isolation::Kind;
+use crate::isolation::tuning::Tuning;
 use crate::refusal::{OrRefuse, Refusal};
 
 /// The version of the records that is written, and the only one that is understood.
@@ -26,6 +28,45 @@ pub(super) struct Records {
     pub(super) owners: Vec<Owner>,
     /// The files that may not hold what was found there.
     pub(super) changes: Vec<Change>,
+    /// For whom something of the machine's own is set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) tuned: Vec<Tuned>,
+    /// What of that may not be as it was found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) turned: Vec<Turned>,
+    /// The interrupts that were there before new ones had to keep away from some CPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) irqs: Vec<u32>,
+}
+
+/// A group in the hierarchy of the CPU controller.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitedGroup {
+    /// Its path.
+    pub path: String,
+    /// Its inode: a later group of the same path has another.
+    pub inode: u64,
+}
+
+/// An owner for whom something of the machine's own is set. It lives while its group is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuned {
+    /// Its group's path, in the hierarchy of cpusets.
+    pub group: String,
+    /// Its group's inode.
+    pub inode: u64,
+    /// Its CPUs.
+    #[serde(with = "cpulist::as_text")]
+    pub cpus: CpuSet,
+    /// What is set.
+    pub tuning: Tuning,
+    /// The groups whose limit of CPU time is its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limited: Vec<LimitedGroup>,
+    /// The directory of its claim.
+    pub run_dir: PathBuf,
 }
 
 /// An owner whose CPUs nobody else shall have. It counts as alive while a group with this path and
@@ -95,6 +136,9 @@ impl Records {
             boot_id: boot_id.to_owned(),
             owners: Vec::new(),
             changes: Vec::new(),
+            tuned: Vec::new(),
+            turned: Vec::new(),
+            irqs: Vec::new(),
         }
     }
 
@@ -111,8 +155,8 @@ impl Records {
         let records = read.or_refuse(|| {
             Refusal::new(
                 "what was changed on this machine cannot be read",
-                "remove the file, and reboot at the next occasion: cgroups may keep CPUs from \
-                 others until then",
+                "remove the file, and reboot at the next occasion: cgroups and interrupts may keep \
+                 CPUs from others, or away from them, until then",
             )
         })?;
         Ok(match records.boot_id == boot_id {
@@ -127,6 +171,18 @@ impl Records {
     /// No case is known.
     pub(super) fn print(&self) -> Result<String> {
         serde_json::to_string(self).context("write what was changed on this machine")
+    }
+
+    /// These interrupts are there now: before new ones have to keep away all of them are
+    /// remembered, and nothing any more once they need not.
+    pub(super) fn note_irqs(&mut self, there: Vec<u32>) {
+        let is_changed = self.turned.iter().any(|one| one.knob == Knob::NewIrqs);
+        let is_wanted = self.tuned.iter().any(|tuned| tuned.tuning.irqs_away);
+        match (is_changed, is_wanted) {
+            (true, _) => self.irqs.retain(|number| there.contains(number)),
+            (false, true) => self.irqs = there,
+            (false, false) => self.irqs.clear(),
+        }
     }
 
     /// All CPUs that owners keep others off.

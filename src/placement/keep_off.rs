@@ -1,17 +1,20 @@
-//! Keeping others off an owner's CPUs, if its pool asks for it.
+//! Keeping everybody else off an owner's CPUs, and interrupts away from them, where its pool says
+//! so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::{Books, at_most};
-use crate::cgroup::Version;
-use crate::claims::Claim;
-use crate::isolation::{Options, Wanted};
-use crate::outside::{self, Obstacle, Outside};
+use crate::cgroup::{Mounts, cpu};
+use crate::claims::{Claim, OwnerKind};
+use crate::isolation::tuning::{Key, Tuning, Words};
+use crate::isolation::{ISOLATION, NEEDED, Options, Wanted};
+use crate::outside::{self, LimitedGroup, Obstacle, Outside, Tuned};
 use crate::pools::{Kind, OfferedPool};
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
+use crate::text::Shown;
 
 /// How long to wait, under the lock, for others who change the machine: one partition takes the
 /// kernel up to 1.5 s.
@@ -31,7 +34,7 @@ impl Books<'_> {
         if self.directory.pool(pool)?.kind == Kind::Shared {
             return Ok(None);
         }
-        let said = self.directory.options(pool)?;
+        let said = self.directory.options_of(pool, [ISOLATION, NEEDED])?;
         self.wanted(pool, said)
     }
 
@@ -49,6 +52,119 @@ impl Books<'_> {
             }
             wanted => Ok(wanted?),
         }
+    }
+
+    /// What else is to be set for the owners of a pool that is about to give. What nobody
+    /// understands is not. What the container asks for itself counts first.
+    ///
+    /// # Errors
+    /// The pool does not allow that, or nobody understands it.
+    pub(crate) fn tuning_of(
+        &self,
+        pool: &OfferedPool,
+        asked: &BTreeMap<&'static str, String>,
+    ) -> Result<Tuning> {
+        let options = match (pool.kind, self.options.get(&pool.name)) {
+            (Kind::Shared, _) => Options::default(),
+            (Kind::Exclusive, Some(first)) => first.or(pool.options.clone()),
+            (Kind::Exclusive, None) => pool.options.clone(),
+        };
+        let mut own = Words::default();
+        for (key, word) in asked {
+            if !options.allows(key) {
+                let name = &pool.name;
+                let allowed = match options.allow.as_deref() {
+                    None | Some("none") => (*key).to_owned(),
+                    Some(allowed) => format!("{allowed},{key}"),
+                };
+                let remedy = match pool.kind {
+                    Kind::Exclusive => format!(
+                        "drop the annotation, or allow it: `pinfold pool set {name} \
+                         allow={allowed}`"
+                    ),
+                    Kind::Shared => "drop the annotation".to_owned(),
+                };
+                let what = format!(
+                    "it asks for {key}={}, and pool {name} allows no {key}",
+                    Shown(word)
+                );
+                bail!(Refusal::new(what, remedy).because(Reason::Rules));
+            }
+            if let Some(key) = Key::by_name(key) {
+                key.check(word).map_err(|remedy| {
+                    let what = format!("it asks for {}={}", key.name(), Shown(word));
+                    Refusal::new(what, remedy).because(Reason::Request)
+                })?;
+                own.say(key, word);
+            }
+        }
+        let (tuning, unknown) = own.or(options.tuning).tuning(&pool.name);
+        unknown.iter().for_each(|refusal| log::warn!("{refusal}"));
+        Ok(tuning)
+    }
+
+    /// Sets for an owner what its pool wants of the machine; done twice it is done once. The claim
+    /// says that it may be so before it is. What cannot be set is said, and no start fails of it.
+    pub(crate) fn tune(&self, claim: &mut Claim, wanted: &Tuning) {
+        if wanted.is_none() {
+            return;
+        }
+        match self.tuned(claim, wanted) {
+            Ok(obstacles) => {
+                let news = obstacles.iter();
+                for obstacle in news.filter(|one| outside::is_news(self.host, one)) {
+                    log::warn!("{} of pool {}: {obstacle}", claim.shown(), claim.pool);
+                }
+            }
+            Err(error) => log::warn!("{}: {error:#}", claim.shown()),
+        }
+    }
+
+    fn tuned(&self, claim: &mut Claim, wanted: &Tuning) -> Result<Vec<Obstacle>> {
+        let (group, _) = self.group_of(claim)?.context("its cgroup is gone")?;
+        if claim.tuning != *wanted {
+            claim.tuning = wanted.clone();
+            self.ledger.write(claim)?;
+        }
+        let limited = match wanted.quota_lifted {
+            true => self.limited(claim)?,
+            false => Vec::new(),
+        };
+        let tuning = Tuning {
+            quota_lifted: !limited.is_empty(),
+            ..wanted.clone()
+        };
+        self.outside().tune(&Tuned {
+            limited,
+            group: group.path().to_owned(),
+            inode: group.inode()?.context("its cgroup is gone")?,
+            cpus: claim.cpus.clone(),
+            tuning,
+            run_dir: self.run_dir.to_owned(),
+        })
+    }
+
+    /// The groups whose limit of CPU time is a container's own: on version 1 that of the same path
+    /// in another hierarchy. A command's is that of whoever runs it.
+    fn limited(&self, claim: &Claim) -> Result<Vec<LimitedGroup>> {
+        let own = claim.cgroup.as_ref();
+        let own = own.filter(|group| claim.kind == OwnerKind::Container && !group.made);
+        let Some(own) = own else {
+            return Ok(Vec::new());
+        };
+        let hierarchy = cpu::hierarchy(&Mounts::read(self.host)?)?;
+        let group = hierarchy.group_of(self.host, claim.owner.pid)?;
+        let Some(group) = group.filter(|group| group.path() == own.path) else {
+            return Ok(Vec::new());
+        };
+        let mut limited = Vec::new();
+        for group in cpu::own_groups(&group)? {
+            if let Some(inode) = group.inode()? {
+                let path = group.path().to_owned();
+                limited.push(LimitedGroup { path, inode });
+            }
+        }
+        Ok(limited)
     }
 
     /// Keeps others off a confined owner, if its pool asks for it, or else says why that cannot be.
@@ -121,6 +237,7 @@ impl Books<'_> {
     /// Keeps others off an owner again whose claim says so, if the machine's records of it were
     /// lost.
     pub(crate) fn keep_off_again(&self, claim: &Claim) -> Result<()> {
+        self.tune_still(claim)?;
         let (Some(wanted), Some(group)) = (claim.isolation, &claim.cgroup) else {
             return Ok(());
         };
@@ -143,14 +260,35 @@ impl Books<'_> {
         }
     }
 
-    /// No longer keeps others off a claim's CPUs.
+    /// Sets again what the claim says is set for it, if the machine's records of it were lost.
+    fn tune_still(&self, claim: &Claim) -> Result<()> {
+        let Some(group) = claim.cgroup.as_ref().filter(|_| !claim.tuning.is_none()) else {
+            return Ok(());
+        };
+        let tuned = outside::tuned(self.host);
+        if tuned.iter().any(|tuned| tuned.inode == group.inode) {
+            return Ok(());
+        }
+        self.tuned(&mut claim.clone(), &claim.tuning).map(drop)
+    }
+
+    /// No longer keeps others off a claim's CPUs, and sets nothing for it any more.
     ///
     /// # Errors
     /// They are still kept off.
     pub(crate) fn let_in(&self, claim: &Claim) -> Result<()> {
+        let is_changed = claim.isolation.is_some() || !claim.tuning.is_none();
         match &claim.cgroup {
-            Some(group) if claim.isolation.is_some() && claim.boot_id == self.boot_id => {
-                self.let_in_at(group.inode)
+            Some(group) if is_changed && claim.boot_id == self.boot_id => {
+                match self.let_in_at(group.inode) {
+                    // What is left is recorded with what the machine has else, and nobody runs
+                    // there who should not.
+                    Err(error) if claim.isolation.is_none() => {
+                        log::warn!("{error:#}");
+                        Ok(())
+                    }
+                    done => done,
+                }
             }
             _ => Ok(()),
         }
@@ -167,15 +305,11 @@ impl Books<'_> {
     /// # Errors
     /// What keeps it from beginning.
     pub(crate) fn converge_machine(&self) -> Result<Vec<Refusal>> {
-        if self.hierarchy.version == Version::V1 {
-            return Ok(Vec::new());
-        }
-        let mut claimed = BTreeSet::new();
-        for owner in outside::owners(self.host) {
-            if self.ledger.on_cgroup(owner.inode).is_some() {
-                claimed.insert(owner.inode);
-            }
-        }
+        let owners = outside::owners(self.host).into_iter();
+        let owners = owners.map(|owner| owner.inode);
+        let tuned = outside::tuned(self.host).into_iter();
+        let mut claimed: BTreeSet<u64> = owners.chain(tuned.map(|tuned| tuned.inode)).collect();
+        claimed.retain(|inode| self.ledger.on_cgroup(*inode).is_some());
         self.outside()
             .converge(self.run_dir, |inode| claimed.contains(&inode))
     }

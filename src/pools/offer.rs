@@ -107,9 +107,9 @@ impl PoolDirectory {
         let claimed = claimed().ok()?;
         let mut lists = Vec::new();
         let mut tasks_path = path.clone();
-        let mut has_options = false;
+        let mut keys = Vec::new();
         for entry in files::entries_in(&path).ok()? {
-            has_options |= PoolDirectory::is_option(&entry.name);
+            keys.extend(PoolDirectory::key_of(&entry.name));
             if let Some(list) = offered_list(entry, &claimed, &mut tasks_path).ok()? {
                 if !given.is_disjoint(&list.cpus) {
                     return None;
@@ -123,11 +123,8 @@ impl PoolDirectory {
             name: name.to_owned(),
             kind: Kind::Exclusive,
             lists,
-            // Most pools have no options, so their files are not searched for.
-            options: match has_options {
-                true => self.options(name).ok()?,
-                false => Options::default(),
-            },
+            // Most pools have none, and then nothing is looked for.
+            options: self.options_of(name, keys).ok()?,
         })
     }
 

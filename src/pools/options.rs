@@ -1,13 +1,14 @@
 //! A pool's options. Each is a file beside the pool's `exclusive`, where KCM's tools ignore files.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::Result;
 
 use super::{FILE_MODE, Lock, PoolDirectory};
 use crate::files::{self, Durability};
-use crate::isolation::{ISOLATION, NEEDED, Options};
+use crate::isolation::{self, Options};
 
 impl PoolDirectory {
     /// Reads the options of a pool. Their values are not checked here, but by [`Options::wanted`].
@@ -15,15 +16,33 @@ impl PoolDirectory {
     /// # Errors
     /// A file cannot be read, or others can change it.
     pub fn options(&self, pool: &str) -> Result<Options> {
-        Ok(Options {
-            isolation: self.option(pool, ISOLATION)?,
-            needed: self.option(pool, NEEDED)?,
-        })
+        self.options_of(pool, isolation::keys())
     }
 
-    /// Is this the name of a pool's option file?
-    pub(super) fn is_option(name: &OsStr) -> bool {
-        name == ISOLATION || name == NEEDED
+    /// What those of its files say that are named.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that others can change.
+    pub fn options_of(
+        &self,
+        pool: &str,
+        keys: impl IntoIterator<Item = &'static str>,
+    ) -> Result<Options> {
+        let mut options = Options::default();
+        for key in keys {
+            if let Some(value) = self.option(pool, key)? {
+                options.say(key, &value);
+            }
+        }
+        Ok(options)
+    }
+
+    /// What a file of a pool says something of, where it does.
+    pub(super) fn key_of(name: &OsStr) -> Option<&'static str> {
+        // A pool can have a thousand lists, and their names begin with a digit.
+        let begins_so = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
+        let mut keys = isolation::keys().filter(|_| begins_so);
+        keys.find(|key| name == *key)
     }
 
     fn option(&self, pool: &str, key: &str) -> Result<Option<String>> {
@@ -54,6 +73,7 @@ impl PoolDirectory {
 mod tests {
     use super::*;
     use crate::host::Host;
+    use crate::isolation::{ISOLATION, NEEDED};
     use crate::pools::tests::directory;
     use std::time::Duration;
 

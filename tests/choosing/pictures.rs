@@ -79,6 +79,7 @@ impl Drawn {
             state: OwnerState::Running,
             since: None,
             isolation: None,
+            tuning: Default::default(),
         };
         self.owners.push((owner, load));
     }

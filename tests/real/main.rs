@@ -48,6 +48,7 @@ mod isolate;
 mod isolation;
 mod kcm;
 mod killpoints;
+mod killpoints_irqs;
 mod killpoints_isolate;
 mod killpoints_isolation;
 mod killpoints_runtime;
@@ -167,6 +168,7 @@ fn main() -> ExitCode {
         killpoints::cases(),
         killpoints_isolate::cases(),
         killpoints_runtime::cases(),
+        killpoints_irqs::cases(),
         killpoints_isolation::cases(),
         killpoints_shim::cases(),
         last_words::cases(),

@@ -12,8 +12,10 @@ use crate::cgroup::{Hierarchy, cpuset, partition};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::isolation::tuning::Tuning;
 use crate::isolation::{self, Options};
 use crate::names::Names;
+use crate::outside;
 use crate::placement::Site;
 use crate::placement::boot::Clock;
 use crate::placement::life::{Life, life_of};
@@ -121,6 +123,8 @@ pub struct Owner {
     pub since: Option<i64>,
     /// How the kernel keeps others off its CPUs now; `None` if it does not.
     pub isolation: Option<isolation::Kind>,
+    /// What of the machine is set for it.
+    pub tuning: Tuning,
 }
 
 impl Owner {
@@ -505,6 +509,7 @@ impl Surveyor<'_> {
             state: OwnerState::Running,
             since: i64::try_from(claim.since).ok(),
             isolation: self.isolation(claim),
+            tuning: self.tuning(claim),
         };
         owner.state = match life {
             None => OwnerState::Unknown,
@@ -540,6 +545,16 @@ impl Surveyor<'_> {
         let group = self.hierarchy.as_ref()?.group(&claimed.path).ok()?;
         let stands = partition::stands(&group, kind.word(), &claim.cpus);
         stands.unwrap_or(false).then_some(kind)
+    }
+
+    /// What the machine's records say that is set for a claim.
+    fn tuning(&self, claim: &Claim) -> Tuning {
+        let claimed = claim.cgroup.as_ref().filter(|_| !claim.tuning.is_none());
+        let tuned = claimed.and_then(|claimed| {
+            let mut tuned = outside::tuned(&self.site.host).into_iter();
+            tuned.find(|tuned| tuned.inode == claimed.inode)
+        });
+        tuned.map(|tuned| tuned.tuning).unwrap_or_default()
     }
 
     /// The CPUs of the group that confines an owner; `None` if that group is gone.
@@ -612,6 +627,7 @@ impl Surveyor<'_> {
             },
             since: since.filter(|_| !is_void),
             isolation: None,
+            tuning: Tuning::default(),
         });
     }
 }
@@ -635,6 +651,7 @@ fn unreadable(path: &Path) -> Owner {
         state: OwnerState::Unreadable,
         since: None,
         isolation: None,
+        tuning: Tuning::default(),
     }
 }
 

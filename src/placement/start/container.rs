@@ -253,6 +253,8 @@ impl Books<'_> {
             .and_then(|()| self.isolation_now(&claim.pool))
             .and_then(|isolation| self.keep_off(&mut claim, isolation));
         self.undo_on_error(done, &claim)?;
+        let tuning = claim.tuning.clone();
+        self.tune(&mut claim, &tuning);
         Ok(claim)
     }
 
@@ -282,6 +284,7 @@ impl Books<'_> {
             cpus: reservation.cpus.clone(),
             mems: reservation.mems.clone(),
             isolation: reservation.isolation,
+            tuning: reservation.tuning.clone(),
         };
         self.grant(new_owner, grant, before, Some(reservation))
     }

@@ -9,6 +9,7 @@ use crate::cgroup::cpuset::{self, Bound, Masks};
 use crate::claims::{Before, Claim, ClaimedGroup, OwnerKind, VERSION};
 use crate::cpulist::CpuSet;
 use crate::isolation::Wanted;
+use crate::isolation::tuning::Tuning;
 use crate::names::Names;
 use crate::placement::Books;
 use crate::placement::refusal::chosen_already;
@@ -39,6 +40,8 @@ pub(crate) struct Grant {
     pub(crate) mems: CpuSet,
     /// How others are kept off the CPUs, if at all.
     pub(crate) isolation: Option<Wanted>,
+    /// What else of the machine is to be set for it?
+    pub(crate) tuning: Tuning,
 }
 
 /// Where an owner is confined.
@@ -111,6 +114,7 @@ impl Books<'_> {
         Ok(Grant {
             lists: picked.names(),
             isolation: picked.isolation,
+            tuning: picked.tuning,
             pool: picked.pool.name,
             cpus,
             mems,
@@ -158,6 +162,7 @@ impl Books<'_> {
             },
         };
         let isolation = grant.isolation;
+        let tuning = grant.tuning.clone();
         let mut claim = self.claim(new_owner.kind, new_owner.id, new_owner.process, grant);
         claim.cgroup = Some(claimed);
         let names = instead_of.map_or(new_owner.names, |former| &former.names);
@@ -170,6 +175,7 @@ impl Books<'_> {
             .and_then(|()| self.confine(&claim, place))
             .and_then(|()| self.keep_off(&mut claim, isolation));
         self.undo_on_error(done, &claim)?;
+        self.tune(&mut claim, &tuning);
         Ok(claim)
     }
 
@@ -192,6 +198,7 @@ impl Books<'_> {
             mems: grant.mems,
             cgroup: None,
             isolation: None,
+            tuning: Tuning::default(),
             unit_settings: Vec::new(),
             is_slow: false,
             since: now.map_or(0, |now| now.as_secs()),

@@ -10,6 +10,7 @@ use crate::choose::{NoChoice, Offer, Reach, Situation, Want, choose, cpus_that_m
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::isolation::Wanted;
+use crate::isolation::tuning::Tuning;
 use crate::outside;
 use crate::placement::Books;
 use crate::placement::end::reap::Owners;
@@ -32,6 +33,8 @@ pub(crate) struct Picked {
     pub(crate) chosen: Vec<usize>,
     /// How others are to be kept off, if at all.
     pub(crate) isolation: Option<Wanted>,
+    /// What else of the machine is to be set for the owner?
+    pub(crate) tuning: Tuning,
 }
 
 impl Picked {
@@ -130,6 +133,7 @@ impl Books<'_> {
             Ok(self.ledger.lists()?.into_iter().collect())
         })?;
         let isolation = self.isolation_of(&pool)?;
+        let tuning = self.tuning_of(&pool, &request.tuning)?;
         if isolation.is_some() {
             // CPUs that dead owners still keep from others are allowed once those are freed.
             reach.allowed.extend(&outside::kept(self.host));
@@ -169,6 +173,7 @@ impl Books<'_> {
                     let held = self.held_of(&pool, &chosen)?;
                     if held.is_empty() {
                         return Ok(Picked {
+                            tuning,
                             pool,
                             chosen,
                             isolation,

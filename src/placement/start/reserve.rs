@@ -42,9 +42,10 @@ pub fn reserve(
     let books = site.open_books(hierarchy)?;
     books.free_earlier_of(id)?;
     let grant = books.pick_grant(&demand, &cpuset::bound(&group)?)?;
-    let isolation = grant.isolation;
+    let (isolation, tuning) = (grant.isolation, grant.tuning.clone());
     let mut claim = books.claim(OwnerKind::Reservation, id, process, grant);
     claim.isolation = isolation;
+    claim.tuning = tuning;
     claim.nonce = Some(nonce);
     names.add_unit_of(group.path());
     claim.names = names;

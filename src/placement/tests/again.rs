@@ -47,6 +47,7 @@ fn gets(site: &Site, name: &str, pool: &str, lists: usize) -> String {
         size: Size::Lists(lists),
         locality: Locality::default(),
         mems: Mems::Inherit,
+        tuning: Default::default(),
     };
     let expected = Expected {
         path: group_of("web"),

@@ -12,6 +12,7 @@ mod made;
 mod reaping;
 mod starting;
 mod supervised;
+mod tuned;
 mod unreadable;
 
 use std::path::PathBuf;
@@ -222,6 +223,7 @@ impl Machine {
             mems: CpuSet::new(),
             cgroup: Some(self.claimed(&path)),
             isolation: None,
+            tuning: Default::default(),
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1,

@@ -13,6 +13,7 @@ fn request(size: Size) -> Request {
         size,
         locality: Locality::default(),
         mems: Mems::Inherit,
+        tuning: Default::default(),
     }
 }
 

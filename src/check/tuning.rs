@@ -1,0 +1,143 @@
+//! What is set of the machine for the owners of exclusive pools: can it be, and is it so?
+
+use super::Report;
+use crate::cpulist::CpuSet;
+use crate::files;
+use crate::isolation::tuning::{Tuning, listed};
+use crate::outside;
+use crate::placement::{Site, Survey, SurveyedPool};
+use crate::pools;
+use crate::text::Shown;
+use crate::topology;
+
+/// What this is called in the report.
+const WHAT: &str = "irqs";
+const POWER: &str = "power";
+
+pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
+    let exclusive = |pool: &&SurveyedPool| pool.kind == pools::Kind::Exclusive;
+    let mut away = CpuSet::new();
+    let online = topology::online(&site.host).unwrap_or_default();
+    for pool in survey.pools.iter().filter(exclusive) {
+        let wanted = wanted(pool, report);
+        let mut cpus = CpuSet::new();
+        pool.lists.iter().for_each(|list| cpus.extend(&list.cpus));
+        if wanted.irqs_away {
+            away.extend(&cpus);
+        }
+        power(site, pool, &wanted, &cpus.intersection(&online), report);
+    }
+    if !away.is_empty() {
+        irqs(site, &away, report);
+    }
+    astray(site, &online, report);
+}
+
+/// What is said of a pool, told where it makes no sense.
+fn wanted(pool: &SurveyedPool, report: &mut Report) -> Tuning {
+    let (tuning, unknown) = pool.options.tuning.tuning(&pool.name);
+    for refusal in unknown {
+        report.warn("pools", refusal.what, refusal.remedy);
+    }
+    tuning
+}
+
+/// Has the machine what a pool wants of the power of its CPUs?
+fn power(site: &Site, pool: &SurveyedPool, wanted: &Tuning, cpus: &CpuSet, report: &mut Report) {
+    let wanted = Tuning {
+        governor: wanted.governor.clone(),
+        resume_latency: wanted.resume_latency.clone(),
+        ..Tuning::default()
+    };
+    match outside::possible(&site.host, cpus, &wanted) {
+        Ok((possible, obstacles)) => {
+            for obstacle in obstacles {
+                let text = format!("pool {}: {}", Shown(&pool.name), obstacle.what);
+                report.warn(POWER, text, obstacle.remedy);
+            }
+            if !possible.is_none() {
+                let said = listed(possible.said());
+                report.ok(POWER, format!("{said} of {cpus} while they are owned"));
+            }
+        }
+        Err(error) => report.error(POWER, &error),
+    }
+}
+
+/// What was set for those who live, and is not so any more.
+fn astray(site: &Site, online: &CpuSet, report: &mut Report) {
+    for tuned in outside::tuned(&site.host) {
+        match outside::astray(&site.host, &tuned, online) {
+            Ok(astray) => {
+                for (path, now) in astray {
+                    report.warn(
+                        POWER,
+                        format!("somebody has set {} to {now} since", path.display()),
+                        "have that tool leave the CPUs of exclusive pools alone",
+                    );
+                }
+            }
+            Err(error) => report.error(POWER, &error),
+        }
+    }
+}
+
+/// Interrupts leave a list's CPUs once it is owned: what is there then stays.
+fn irqs(site: &Site, away: &CpuSet, report: &mut Report) {
+    let host = &site.host;
+    let mut owned = CpuSet::new();
+    for tuned in outside::tuned(host) {
+        if tuned.tuning.irqs_away {
+            owned.extend(&tuned.cpus);
+        }
+    }
+    match files::entry_if_there(&host.irqs()) {
+        Ok(Some(_)) => {}
+        Ok(None) => {
+            return report.warn(
+                WHAT,
+                format!("nothing shows the interrupts that are to leave {away}"),
+                "mount /proc whole",
+            );
+        }
+        Err(error) => return report.error(WHAT, &error),
+    }
+    let irqs = match outside::irqs_on(host, away) {
+        Ok(irqs) => irqs,
+        Err(error) => return report.error(WHAT, &error),
+    };
+    let (staying, others): (Vec<_>, Vec<_>) = irqs
+        .into_iter()
+        .partition(|irq| !irq.may_move || !irq.cpus.is_disjoint(&owned));
+    if staying.is_empty() {
+        report.ok(
+            WHAT,
+            format!(
+                "{} of {away} leave when their CPUs get an owner",
+                others.len()
+            ),
+        );
+    } else {
+        report.warn(
+            WHAT,
+            format!(
+                "of {away} {} cannot be moved, or came back",
+                outside::irqs_named(&staying)
+            ),
+            outside::STAYING,
+        );
+    }
+    if balancer_runs(site) {
+        report.warn(
+            WHAT,
+            format!("irqbalance runs, and can move interrupts back to {away}"),
+            format!("say IRQBALANCE_BANNED_CPULIST={away} in /etc/default/irqbalance"),
+        );
+    }
+}
+
+/// Has irqbalance its socket there (irqbalance(1), "API")?
+fn balancer_runs(site: &Site) -> bool {
+    let sockets = files::names_in(&site.host.irqbalance()).unwrap_or_default();
+    sockets.iter().any(|name| name.ends_with(".sock"))
+}

@@ -1,0 +1,591 @@
+//! Pure: what has to be written to files of the machine's own so that they are as its live owners
+//! want them, whatever was left half done. Each value follows from what was found and what all
+//! owners want; what holds neither that nor ours is somebody else's.
+
+use serde::{Deserialize, Serialize};
+
+use super::records::{LimitedGroup, Records, Tuned};
+use crate::cgroup::cpu;
+use crate::cpulist::CpuSet;
+
+/// A file of the machine that is set for owners.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub(super) enum Knob {
+    /// The CPUs of interrupts that are set up from now on: `default_smp_affinity`.
+    NewIrqs,
+    /// The CPUs of one interrupt: its `smp_affinity_list`.
+    Irq(u32),
+    /// The governor of some CPUs that share one: `scaling_governor`.
+    Governor(String),
+    /// How long a CPU may take to wake: its `pm_qos_resume_latency_us`.
+    Latency(u32),
+    /// The limit of CPU time of a group.
+    Quota(LimitedGroup),
+}
+
+/// One that may not be as it was found, and how to turn it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Turned {
+    /// Which.
+    pub(super) knob: Knob,
+    /// What was there before the first change.
+    pub(super) found: String,
+    /// What we have written, or may have: before a write both the last and the next.
+    pub(super) ours: Vec<String>,
+}
+
+/// One write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Write {
+    pub(super) knob: Knob,
+    pub(super) value: String,
+    /// Is it what was found, which nobody wants otherwise any more?
+    pub(super) puts_back: bool,
+}
+
+/// What is to be written once the changes are recorded.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) turned: Vec<Turned>,
+    pub(super) writes: Vec<Write>,
+    /// What somebody else has set since, and is not as the owners want it.
+    pub(super) foreign: Vec<(Knob, String)>,
+}
+
+/// What a plan depends on.
+pub(super) struct Situation<'a> {
+    pub(super) records: &'a Records,
+    pub(super) online: &'a CpuSet,
+    /// An owner that has come now: for it what others have set is changed once more.
+    pub(super) is_new: &'a dyn Fn(&Tuned) -> bool,
+}
+
+impl Situation<'_> {
+    /// Plans for these knobs and what they hold. Of others everything stays as it is recorded.
+    pub(super) fn plan(&self, seen: &[(Knob, String)]) -> Plan {
+        let mut plan = Plan::default();
+        let is_seen = |turned: &&Turned| seen.iter().any(|(knob, _)| *knob == turned.knob);
+        let others = self.records.turned.iter();
+        plan.turned = others.filter(|turned| !is_seen(turned)).cloned().collect();
+        for (knob, now) in seen {
+            self.plan_one(knob, now, &mut plan);
+        }
+        plan
+    }
+
+    fn plan_one(&self, knob: &Knob, now: &str, plan: &mut Plan) {
+        let known = self.known(knob).cloned();
+        let known = known.or_else(|| self.born_since(knob, now));
+        let mut turned = known.unwrap_or_else(|| Turned::found(knob, now));
+        if turned.is_foreign(now) {
+            let all = self.wanted(knob, now, &|_| true);
+            if self.wanted(knob, now, self.is_new).is_none() {
+                if all.is_some() {
+                    plan.foreign.push((knob.clone(), now.to_owned()));
+                }
+                if self.is_wanted(knob) {
+                    plan.turned.push(turned);
+                }
+                return;
+            }
+            turned = Turned::found(knob, now);
+        }
+        let wanted = self.wanted(knob, &turned.found, &|_| true);
+        let puts_back = wanted.is_none();
+        let value = wanted.unwrap_or_else(|| turned.found.clone());
+        if !knob.is_same(&value, now) {
+            turned.ours.retain(|ours| knob.is_same(ours, now));
+            if !puts_back {
+                turned.ours.push(value.clone());
+            }
+            plan.writes.push(Write {
+                knob: knob.clone(),
+                value,
+                puts_back,
+            });
+        }
+        if !turned.ours.is_empty() {
+            plan.turned.push(turned);
+        }
+    }
+
+    /// What is still to be remembered, of what these hold now; `None` of one that is gone. A CPU
+    /// that comes back has the governor that it had.
+    pub(super) fn still_turned(&self, now: &dyn Fn(&Knob) -> Option<String>) -> Vec<Turned> {
+        let is_turned = |turned: &&Turned| {
+            let Some(now) = now(&turned.knob) else {
+                return self.is_offline(&turned.knob);
+            };
+            let is_left = turned.is_foreign(&now) && !self.is_wanted(&turned.knob);
+            !turned.holds_found(&now) && !is_left
+        };
+        let turned = self.records.turned.iter();
+        turned.filter(is_turned).cloned().collect()
+    }
+
+    fn is_offline(&self, knob: &Knob) -> bool {
+        match knob {
+            Knob::Governor(cpus) => cpus
+                .parse::<CpuSet>()
+                .is_ok_and(|cpus| cpus.is_disjoint(self.online)),
+            _ => false,
+        }
+    }
+
+    fn known(&self, knob: &Knob) -> Option<&Turned> {
+        let mut turned = self.records.turned.iter();
+        turned.find(|turned| turned.knob == *knob)
+    }
+
+    /// An interrupt that was set up while new ones had to keep away has what was ours for them, and
+    /// would have had what was found.
+    fn born_since(&self, knob: &Knob, now: &str) -> Option<Turned> {
+        let Knob::Irq(number) = knob else {
+            return None;
+        };
+        let of_new = self.known(&Knob::NewIrqs)?;
+        let cpus = |mask: &str| Knob::NewIrqs.cpus(mask);
+        let now_set = knob.cpus(now);
+        let is_ours = of_new.ours.iter().any(|ours| cpus(ours) == now_set);
+        if !is_ours || self.records.irqs.contains(number) {
+            return None;
+        }
+        Some(Turned {
+            knob: knob.clone(),
+            found: cpus(&of_new.found)?.to_string(),
+            ours: vec![now.to_owned()],
+        })
+    }
+
+    fn is_wanted(&self, knob: &Knob) -> bool {
+        self.records.tuned.iter().any(|tuned| knob.is_for(tuned))
+    }
+
+    /// What these owners want in place of this value; `None` where it is well with them.
+    fn wanted(&self, knob: &Knob, value: &str, counts: &dyn Fn(&Tuned) -> bool) -> Option<String> {
+        let owners = self.records.tuned.iter();
+        let owners: Vec<&Tuned> = owners.filter(|tuned| knob.is_for(tuned)).collect();
+        let mut in_question = CpuSet::new();
+        let counting = owners.iter().filter(|tuned| counts(tuned));
+        counting.for_each(|tuned| in_question.extend(&tuned.cpus));
+        if in_question.is_empty() {
+            return None;
+        }
+        let wanted = match knob {
+            Knob::NewIrqs | Knob::Irq(_) => {
+                let cpus = knob.cpus(value)?;
+                let mut owned = CpuSet::new();
+                owners.iter().for_each(|tuned| owned.extend(&tuned.cpus));
+                let mut away = cpus.difference(&owned);
+                if away.is_disjoint(self.online) {
+                    away = self.online.difference(&owned);
+                }
+                (!cpus.is_disjoint(&in_question) && !away.is_empty()).then(|| knob.print(&away))
+            }
+            // Who came first, where two of them share it.
+            Knob::Governor(_) => owners[0].tuning.governor.clone(),
+            Knob::Latency(_) => owners[0].tuning.resume_latency.clone(),
+            Knob::Quota(_) => cpu::without_quota(value),
+        };
+        wanted.filter(|wanted| !knob.is_same(wanted, value))
+    }
+}
+
+impl Turned {
+    fn found(knob: &Knob, now: &str) -> Turned {
+        Turned {
+            knob: knob.clone(),
+            found: now.to_owned(),
+            ours: Vec::new(),
+        }
+    }
+
+    fn holds_found(&self, now: &str) -> bool {
+        self.knob.is_same(&self.found, now)
+    }
+
+    fn is_foreign(&self, now: &str) -> bool {
+        let is_ours = self.ours.iter().any(|ours| self.knob.is_same(ours, now));
+        !is_ours && !self.holds_found(now)
+    }
+}
+
+impl Knob {
+    /// Does an owner want it to be in some way?
+    fn is_for(&self, tuned: &Tuned) -> bool {
+        match self {
+            Knob::NewIrqs | Knob::Irq(_) => tuned.tuning.irqs_away,
+            Knob::Governor(cpus) => {
+                let cpus: CpuSet = cpus.parse().unwrap_or_default();
+                tuned.tuning.governor.is_some() && !cpus.is_disjoint(&tuned.cpus)
+            }
+            Knob::Latency(cpu) => {
+                tuned.tuning.resume_latency.is_some() && tuned.cpus.contains(*cpu)
+            }
+            Knob::Quota(group) => tuned.tuning.quota_lifted && tuned.limited.contains(group),
+        }
+    }
+
+    /// Do these two texts say the same of it?
+    fn is_same(&self, one: &str, other: &str) -> bool {
+        match (self.cpus(one), self.cpus(other)) {
+            (Some(one), Some(other)) => one == other,
+            _ => one == other,
+        }
+    }
+
+    /// The CPUs that a text of it names.
+    fn cpus(&self, text: &str) -> Option<CpuSet> {
+        match self {
+            Knob::NewIrqs => CpuSet::from_hex_mask(text),
+            Knob::Irq(_) => text.parse().ok(),
+            Knob::Governor(_) | Knob::Latency(_) | Knob::Quota(_) => None,
+        }
+    }
+
+    fn print(&self, cpus: &CpuSet) -> String {
+        match self {
+            Knob::NewIrqs => grouped(&cpus.to_hex_mask()),
+            _ => cpus.to_string(),
+        }
+    }
+}
+
+/// A mask as the kernel takes it: in groups of 32 bits.
+fn grouped(mask: &str) -> String {
+    let first = mask.len() % 8;
+    let (first, rest) = mask.split_at(first);
+    let rest = rest.as_bytes().chunks(8).map(String::from_utf8_lossy);
+    let groups = (!first.is_empty()).then(|| first.into()).into_iter();
+    groups.chain(rest).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isolation::tuning::Tuning;
+    use std::collections::BTreeMap;
+
+    /// Files of a machine of eight CPUs, and what is on disk of the records.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Tree {
+        files: BTreeMap<Knob, String>,
+        records: Records,
+        new: Vec<u64>,
+    }
+
+    fn away(inode: u64, cpus: &str) -> Tuned {
+        Tuned {
+            group: format!("/m/{inode}"),
+            inode,
+            cpus: cpus.parse().unwrap(),
+            tuning: Tuning {
+                irqs_away: true,
+                ..Tuning::default()
+            },
+            limited: Vec::new(),
+            run_dir: "/run/pinfold".into(),
+        }
+    }
+
+    impl Tree {
+        fn new(irqs: &[(u32, &str)]) -> Tree {
+            let irqs = irqs.iter();
+            let irqs = irqs.map(|(number, cpus)| (Knob::Irq(*number), (*cpus).to_owned()));
+            Tree {
+                files: irqs.chain([(Knob::NewIrqs, "ff".to_owned())]).collect(),
+                records: Records::none("boot"),
+                new: Vec::new(),
+            }
+        }
+
+        fn get(&self, knob: &Knob) -> &str {
+            &self.files[knob]
+        }
+
+        fn irq(&self, number: u32) -> &str {
+            self.get(&Knob::Irq(number))
+        }
+
+        fn set_irq(&mut self, number: u32, cpus: &str) {
+            self.files.insert(Knob::Irq(number), cpus.to_owned());
+        }
+
+        fn situation<T>(&self, ask: impl Fn(&Situation<'_>) -> T) -> T {
+            ask(&Situation {
+                records: &self.records,
+                online: &"0-7".parse().unwrap(),
+                is_new: &|tuned| self.new.contains(&tuned.inode),
+            })
+        }
+
+        /// As the machine does it: what is for new ones first. Killed before one of the writes.
+        fn converge_until(&mut self, kill_at: usize) -> Vec<(Knob, String)> {
+            let mut left = kill_at;
+            let mut foreign = Vec::new();
+            for first in [true, false] {
+                let seen = self.files.clone().into_iter();
+                let seen: Vec<_> = seen
+                    .filter(|(knob, _)| (*knob == Knob::NewIrqs) == first)
+                    .collect();
+                self.records.note_irqs(self.numbers());
+                let plan = self.situation(|situation| situation.plan(&seen));
+                self.records.turned = plan.turned;
+                foreign.extend(plan.foreign);
+                for write in plan.writes {
+                    if left == 0 {
+                        return foreign;
+                    }
+                    left -= 1;
+                    self.files.insert(write.knob, write.value);
+                }
+            }
+            let now = |knob: &Knob| self.files.get(knob).cloned();
+            self.records.turned = self.situation(|situation| situation.still_turned(&now));
+            self.records.note_irqs(self.numbers());
+            foreign
+        }
+
+        fn numbers(&self) -> Vec<u32> {
+            let numbers = self.files.keys().filter_map(|knob| match knob {
+                Knob::Irq(number) => Some(*number),
+                _ => None,
+            });
+            numbers.collect()
+        }
+
+        fn converge(&mut self) -> Vec<(Knob, String)> {
+            self.converge_until(usize::MAX)
+        }
+
+        fn start(&mut self, tuned: Tuned) {
+            self.new = vec![tuned.inode];
+            self.records.tuned.push(tuned);
+            self.converge();
+            self.new.clear();
+        }
+
+        fn end(&mut self, inode: u64) -> Vec<(Knob, String)> {
+            self.records.tuned.retain(|tuned| tuned.inode != inode);
+            self.converge()
+        }
+    }
+
+    const IRQS: [(u32, &str); 4] = [(1, "0-7"), (2, "4"), (3, "0-3"), (4, "4-5")];
+
+    #[test]
+    fn interrupts_leave_and_come_back() {
+        let mut tree = Tree::new(&IRQS);
+        let before = tree.clone();
+        tree.start(away(7, "4-5"));
+        assert_eq!(tree.irq(1), "0-3,6-7");
+        // One that has no other CPU gets all that are left.
+        assert_eq!(tree.irq(2), "0-3,6-7");
+        assert_eq!(tree.irq(3), "0-3");
+        assert_eq!(tree.get(&Knob::NewIrqs), "CF");
+        tree.end(7);
+        assert_eq!(tree, before);
+    }
+
+    #[test]
+    fn what_two_owners_want_is_joined_whoever_ends_first() {
+        for first in [7, 8] {
+            let mut tree = Tree::new(&IRQS);
+            let before = tree.clone();
+            // Their pools, of two directories, share CPU 5.
+            tree.start(away(7, "4-5"));
+            tree.start(away(8, "5-6"));
+            assert_eq!(tree.irq(1), "0-3,7");
+            tree.end(first);
+            let (left, new) = if first == 7 {
+                ("0-4,7", "9F")
+            } else {
+                ("0-3,6-7", "CF")
+            };
+            assert_eq!(tree.irq(1), left);
+            assert_eq!(tree.get(&Knob::NewIrqs), new);
+            tree.end(15 - first);
+            assert_eq!(tree, before);
+        }
+    }
+
+    #[test]
+    fn whatever_write_it_is_killed_at_the_next_one_mends_it() {
+        let none = Tree::new(&IRQS);
+        for kill_at in 0..6 {
+            for again_at in 0..6 {
+                let mut tree = none.clone();
+                tree.start(away(7, "4-5"));
+                tree.records.tuned.push(away(8, "6"));
+                tree.converge_until(kill_at);
+                tree.records.tuned.clear();
+                tree.converge_until(again_at);
+                tree.converge();
+                assert_eq!(tree, none, "{kill_at} {again_at}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_set_since_is_left() {
+        let mut tree = Tree::new(&IRQS);
+        tree.start(away(7, "4-5"));
+        tree.set_irq(1, "5");
+        tree.set_irq(2, "2");
+        // That it is not as the owner wants it is told; what is well with it is not.
+        let foreign = tree.converge();
+        assert_eq!(foreign, [(Knob::Irq(1), "5".to_owned())]);
+        assert_eq!((tree.irq(1), tree.irq(2)), ("5", "2"));
+        // Whoever comes next wants it again, and puts back what it found.
+        tree.start(away(8, "6"));
+        assert_eq!(tree.irq(1), "5");
+        tree.set_irq(1, "6");
+        tree.start(away(9, "3"));
+        assert_eq!(tree.irq(1), "6");
+        tree.end(8);
+        tree.start(away(8, "6"));
+        assert_eq!(tree.irq(1), "0-2,7");
+        for inode in [7, 8, 9] {
+            tree.end(inode);
+        }
+        assert_eq!((tree.irq(1), tree.irq(2)), ("6", "2"));
+        assert_eq!((tree.irq(4), tree.get(&Knob::NewIrqs)), ("4-5", "ff"));
+        assert!(tree.records.turned.is_empty());
+    }
+
+    #[test]
+    fn one_that_was_set_up_meanwhile_gets_what_it_would_have_had() {
+        for is_seen in [true, false] {
+            let mut tree = Tree::new(&IRQS);
+            tree.start(away(7, "4-5"));
+            tree.set_irq(5, "0-3,6-7");
+            // Another by its driver's own choice.
+            tree.set_irq(6, "6-7");
+            if is_seen {
+                tree.converge();
+            }
+            tree.end(7);
+            assert_eq!((tree.irq(5), tree.irq(6)), ("0-7", "6-7"), "{is_seen}");
+            assert!(tree.records.turned.is_empty() && tree.records.irqs.is_empty());
+        }
+    }
+
+    #[test]
+    fn one_that_does_not_move_is_not_remembered() {
+        let mut tree = Tree::new(&IRQS);
+        tree.records.tuned.push(away(7, "4-5"));
+        let seen: Vec<_> = tree.files.clone().into_iter().collect();
+        tree.records.turned = tree.situation(|situation| situation.plan(&seen)).turned;
+        let now = |knob: &Knob| tree.files.get(knob).cloned();
+        assert_eq!(tree.situation(|situation| situation.still_turned(&now)), []);
+    }
+
+    #[test]
+    fn power_is_set_for_each_owner_and_put_back_after_the_last() {
+        let governor = Knob::Governor("4-5".to_owned());
+        let mut tree = Tree::new(&[]);
+        tree.files.insert(governor.clone(), "powersave".to_owned());
+        for cpu in 4..8 {
+            tree.files.insert(Knob::Latency(cpu), "0".to_owned());
+        }
+        let before = tree.clone();
+        let fast = |inode, cpus: &str, latency: &str| {
+            let mut tuned = away(inode, cpus);
+            tuned.tuning = Tuning {
+                governor: Some("performance".to_owned()),
+                resume_latency: Some(latency.to_owned()),
+                ..Tuning::default()
+            };
+            tuned
+        };
+        tree.start(fast(7, "4", "n/a"));
+        tree.start(fast(8, "5-6", "20"));
+        tree.start(fast(9, "4", "30"));
+        assert_eq!(tree.get(&governor), "performance");
+        assert_eq!(tree.get(&Knob::Latency(4)), "n/a");
+        assert_eq!(tree.get(&Knob::Latency(6)), "20");
+        assert_eq!(tree.get(&Knob::Latency(7)), "0");
+        tree.end(7);
+        assert_eq!(tree.get(&governor), "performance");
+        assert_eq!(tree.get(&Knob::Latency(4)), "30");
+        tree.end(9);
+        assert_eq!(tree.get(&Knob::Latency(4)), "0");
+        // Somebody has another governor by now.
+        tree.files.insert(governor.clone(), "ondemand".to_owned());
+        assert_eq!(tree.converge(), [(governor.clone(), "ondemand".to_owned())]);
+        tree.end(8);
+        assert_eq!(tree.get(&governor), "ondemand");
+        tree.files.insert(governor, "powersave".to_owned());
+        assert_eq!(tree, before);
+    }
+
+    #[test]
+    fn a_limit_is_lifted_and_is_back_at_the_end() {
+        for (found, lifted) in [("150000 100000", "max 100000"), ("150000", "-1")] {
+            let group = LimitedGroup {
+                path: "/m/7".to_owned(),
+                inode: 7,
+            };
+            let knob = Knob::Quota(group.clone());
+            let mut tree = Tree::new(&[]);
+            tree.files.insert(knob.clone(), found.to_owned());
+            let before = tree.clone();
+            let mut tuned = away(7, "4");
+            tuned.tuning = Tuning {
+                quota_lifted: true,
+                ..Tuning::default()
+            };
+            tuned.limited = vec![group];
+            tree.start(tuned);
+            assert_eq!(tree.get(&knob), lifted);
+            // Whoever sets another since means it.
+            let mut other = tree.clone();
+            other.files.insert(knob.clone(), "50000 100000".to_owned());
+            other.end(7);
+            assert_eq!(other.get(&knob), "50000 100000");
+            tree.end(7);
+            assert_eq!(tree, before);
+        }
+    }
+
+    #[test]
+    fn the_governor_of_cpus_that_are_offline_is_put_back_once_they_are_not() {
+        let governor = Knob::Governor("8-9".to_owned());
+        let mut tree = Tree::new(&[]);
+        tree.records.turned = vec![Turned {
+            knob: governor.clone(),
+            found: "powersave".to_owned(),
+            ours: vec!["performance".to_owned()],
+        }];
+        tree.converge();
+        assert_eq!(tree.records.turned.len(), 1);
+        tree.files
+            .insert(governor.clone(), "performance".to_owned());
+        tree.converge();
+        assert_eq!(tree.get(&governor), "powersave");
+        assert!(tree.records.turned.is_empty());
+    }
+
+    #[test]
+    fn where_all_cpus_are_owned_nothing_moves() {
+        let mut tree = Tree::new(&IRQS);
+        let files = tree.files.clone();
+        tree.start(away(7, "0-7"));
+        assert_eq!(tree.files, files);
+    }
+
+    #[test]
+    fn masks_are_in_groups_of_32_bits() {
+        for (mask, said) in [
+            ("1", "1"),
+            ("FFFFFFFF", "FFFFFFFF"),
+            ("1FFFFFFFF", "1,FFFFFFFF"),
+            ("10000000200000003", "1,00000002,00000003"),
+        ] {
+            assert_eq!(grouped(mask), said);
+            assert!(CpuSet::from_hex_mask(said).is_some(), "{said}");
+        }
+    }
+}

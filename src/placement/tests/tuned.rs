@@ -1,0 +1,256 @@
+//! What of the machine is set for owners, and that each of its files is as before when they end.
+
+use std::collections::BTreeMap;
+
+use super::{Machine, group_of, open, said};
+use crate::claims::Claim;
+use crate::isolation::tuning::{Key, Tuning};
+use crate::outside;
+use crate::placement::end::Fate;
+
+const AWAY: Tuning = Tuning {
+    irqs_away: true,
+    quota_lifted: false,
+    governor: None,
+    resume_latency: None,
+};
+
+const FILES: [(&str, &str); 4] = [
+    ("proc/irq/default_smp_affinity", "ff\n"),
+    ("proc/irq/24/smp_affinity_list", "0-7\n"),
+    ("proc/irq/25/smp_affinity_list", "2\n"),
+    ("proc/irq/26/smp_affinity_list", "4-7\n"),
+];
+
+/// Two containers, on CPUs 2 and 3, of a machine with three interrupts.
+fn machine() -> (Machine, Claim, Claim) {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["2", "3"]);
+    for (path, content) in FILES {
+        machine.put(path, content);
+    }
+    for number in [24, 25, 26] {
+        machine.put(&format!("proc/irq/{number}/nic-{number}/x"), "");
+    }
+    machine.put("etc/kcm/pools/dp/irqs", "away\n");
+    let one = machine.pinned("one", 1, "dp", &["2"]);
+    let other = machine.pinned("other", 2, "dp", &["3"]);
+    (machine, one, other)
+}
+
+impl Machine {
+    /// What the files hold, each a line.
+    fn set(&self) -> BTreeMap<&str, String> {
+        let line = |path: &str| self.get(path).lines().next().unwrap_or_default().to_owned();
+        FILES.iter().map(|(path, _)| (*path, line(path))).collect()
+    }
+
+    fn irq(&self, number: u32) -> String {
+        let set = self.set();
+        set[&*format!("proc/irq/{number}/smp_affinity_list")].clone()
+    }
+}
+
+#[test]
+fn a_start_moves_interrupts_and_the_last_end_puts_each_file_back() {
+    let (machine, mut one, mut other) = machine();
+    let before = machine.set();
+    let site = machine.site();
+    open(&site).tune(&mut one, &AWAY);
+    assert_eq!(
+        machine.ledger().of_id("one").unwrap()[0]
+            .claim()
+            .unwrap()
+            .tuning,
+        AWAY
+    );
+    assert_eq!(
+        (machine.irq(24), machine.irq(25)),
+        ("0-1,3-7".into(), "0-1,3-7".into())
+    );
+    assert_eq!(machine.set()["proc/irq/default_smp_affinity"], "FB");
+    open(&site).tune(&mut other, &AWAY);
+    open(&site).tune(&mut other, &AWAY);
+    assert_eq!(machine.irq(24), "0-1,4-7");
+    assert_eq!(machine.irq(26), "4-7");
+    assert_eq!(outside::tuned(&site.host).len(), 2);
+    for (claim, left) in [(&one, "0-2,4-7"), (&other, "0-7")] {
+        machine.end(claim.owner, &group_of(&claim.id));
+        assert!(open(&site).free_dead(claim).unwrap() == Fate::Freed);
+        assert_eq!(machine.irq(24), left);
+    }
+    assert_eq!(machine.set(), before);
+    assert!(outside::tuned(&site.host).is_empty());
+}
+
+/// Files of the power of CPUs 2 and 3, which share a governor, and the limit of a container.
+const POWER: [(&str, &str); 4] = [
+    (
+        "sys/devices/system/cpu/cpu2/cpufreq/scaling_governor",
+        "powersave\n",
+    ),
+    (
+        "sys/devices/system/cpu/cpu2/power/pm_qos_resume_latency_us",
+        "0\n",
+    ),
+    (
+        "sys/devices/system/cpu/cpu3/power/pm_qos_resume_latency_us",
+        "20\n",
+    ),
+    ("sys/fs/cgroup/machine.slice/one/cpu.max", "150000 100000\n"),
+];
+
+#[test]
+fn power_and_a_limit_are_set_while_the_owner_lives() {
+    let (machine, mut one, mut other) = machine();
+    let cpufreq = "sys/devices/system/cpu/cpu2/cpufreq";
+    for (path, content) in POWER {
+        machine.put(path, content);
+    }
+    machine.put(&format!("{cpufreq}/related_cpus"), "2 3\n");
+    machine.put(
+        &format!("{cpufreq}/scaling_available_governors"),
+        "performance powersave\n",
+    );
+    let now = || POWER.map(|(path, _)| machine.get(path).lines().next().unwrap().to_owned());
+    let before = now();
+    let fast = Tuning {
+        quota_lifted: true,
+        governor: Some("performance".to_owned()),
+        resume_latency: Some("n/a".to_owned()),
+        ..Tuning::default()
+    };
+    let site = machine.site();
+    open(&site).tune(&mut one, &fast);
+    assert_eq!(now(), ["performance", "n/a", "20", "max 100000"]);
+    assert_eq!(outside::tuned(&site.host)[0].tuning, fast);
+    // A governor that there is not is no obstacle to the rest, nor is a group without a limit.
+    let odd = Tuning {
+        governor: Some("schedutil".to_owned()),
+        ..fast.clone()
+    };
+    machine.put(
+        "sys/devices/system/cpu/cpu3/cpufreq/scaling_governor",
+        "x\n",
+    );
+    machine.put(
+        "sys/devices/system/cpu/cpu3/cpufreq/scaling_available_governors",
+        "performance powersave\n",
+    );
+    open(&site).tune(&mut other, &odd);
+    assert_eq!(now(), ["performance", "n/a", "n/a", "max 100000"]);
+    assert_eq!(outside::tuned(&site.host)[1].tuning.governor, None);
+    open(&site).let_in(&one).unwrap();
+    open(&site).let_in(&other).unwrap();
+    assert_eq!(now(), before);
+}
+
+#[test]
+fn a_machine_without_cpufreq_says_so_once_and_sets_the_rest() {
+    let (machine, mut one, mut other) = machine();
+    let wanted = Tuning {
+        governor: Some("performance".to_owned()),
+        ..AWAY
+    };
+    let site = machine.site();
+    open(&site).tune(&mut one, &wanted);
+    assert!(machine.is_there("run/pinfold-machine/told-no-cpufreq"));
+    assert_eq!(machine.irq(24), "0-1,3-7");
+    open(&site).tune(&mut other, &wanted);
+    assert_eq!(outside::tuned(&site.host)[1].tuning, AWAY);
+}
+
+#[test]
+fn reconcile_puts_back_what_a_killed_start_left_and_sets_again_what_is_not_recorded() {
+    let (machine, mut one, mut other) = machine();
+    let before = machine.set();
+    let site = machine.site();
+    open(&site).tune(&mut one, &AWAY);
+    open(&site).tune(&mut other, &AWAY);
+    // Of one the claim is gone, and of the other the records.
+    open(&site).ledger.remove(&one).unwrap();
+    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert_eq!(machine.irq(24), "0-2,4-7");
+    machine.remove("run/pinfold-machine/changes");
+    open(&site).keep_off_again(&other).unwrap();
+    assert_eq!(
+        outside::tuned(&site.host)[0].inode,
+        other.cgroup.unwrap().inode
+    );
+    assert_ne!(machine.set(), before);
+}
+
+#[test]
+fn what_somebody_has_set_since_stays_at_the_end() {
+    let (machine, mut one, _) = machine();
+    let site = machine.site();
+    open(&site).tune(&mut one, &AWAY);
+    machine.put("proc/irq/24/smp_affinity_list", "6\n");
+    open(&site).let_in(&one).unwrap();
+    assert_eq!((machine.irq(24), machine.irq(25)), ("6".into(), "2".into()));
+}
+
+#[test]
+fn damaged_records_keep_no_container_from_its_start_or_its_end() {
+    let (machine, mut one, _) = machine();
+    let before = machine.set();
+    machine.put("run/pinfold-machine/changes", "{torn");
+    let site = machine.site();
+    open(&site).tune(&mut one, &AWAY);
+    assert_eq!(machine.set(), before);
+    machine.end(one.owner, &group_of("one"));
+    assert!(open(&site).free_dead(&one).unwrap() == Fate::Freed);
+    assert!(!machine.knows("one"));
+    assert!(open(&site).converge_machine().is_err());
+}
+
+#[test]
+fn the_configuration_counts_first_and_what_nobody_understands_is_not_set() {
+    let (machine, ..) = machine();
+    let mut site = machine.site();
+    let tuning = |site: &crate::placement::Site| {
+        let books = open(site);
+        let pool = books
+            .directory
+            .offered_pool("dp", || Ok(Default::default()));
+        books.tuning_of(&pool.unwrap(), &BTreeMap::new()).unwrap()
+    };
+    assert_eq!(tuning(&site), AWAY);
+    let mut keep = crate::isolation::Options::default();
+    keep.set("irqs", "keep").unwrap();
+    site.options.insert("dp".to_owned(), keep);
+    assert!(tuning(&site).is_none());
+    site.options.clear();
+    machine.put("etc/kcm/pools/dp/irqs", "off\n");
+    assert!(tuning(&site).is_none());
+}
+
+#[test]
+fn a_container_chooses_itself_what_its_pool_allows() {
+    let (machine, ..) = machine();
+    machine.pool("common", "0", &["4-5"]);
+    let site = machine.site();
+    let tuning = |pool: &str, key: Key, word: &str| {
+        let asked = BTreeMap::from([(key.name(), word.to_owned())]);
+        let books = open(&site);
+        let pool = books
+            .directory
+            .offered_pool(pool, || Ok(Default::default()));
+        books.tuning_of(&pool.unwrap(), &asked)
+    };
+    let refused = said(tuning("dp", Key::Irqs, "keep"));
+    assert!(refused.contains("asks for irqs=\"keep\", and pool dp allows no irqs"));
+    assert!(
+        refused.contains("`pinfold pool set dp allow=irqs`"),
+        "{refused}"
+    );
+    machine.put("etc/kcm/pools/dp/allow", "irqs,quota\n");
+    assert!(tuning("dp", Key::Irqs, "keep").unwrap().is_none());
+    let both = tuning("dp", Key::Quota, "lift").unwrap();
+    assert!(both.quota_lifted && both.irqs_away);
+    let refused = said(tuning("dp", Key::Irqs, "off"));
+    assert!(refused.contains("irqs is keep or away"), "{refused}");
+    let refused = said(tuning("dp", Key::Governor, "performance"));
+    assert!(refused.contains("allow=irqs,quota,governor`"), "{refused}");
+    assert!(said(tuning("common", Key::Irqs, "away")).contains("drop the annotation"));
+}
