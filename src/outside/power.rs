@@ -1,6 +1,6 @@
-//! The power of CPUs: which governor sets a frequency (kernel: Documentation/admin-
-//! guide/pm/cpufreq.rst), and how long one that sleeps may take to wake (kernel:
-//! Documentation/ABI/testing/ sysfs-devices-power).
+//! The power of CPUs: which governor sets a frequency
+//! (kernel: Documentation/admin-guide/pm/cpufreq.rst), and how long one that sleeps may take to
+//! wake (kernel: Documentation/ABI/testing/sysfs-devices-power).
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
