@@ -1,24 +1,25 @@
 //! What holds on any machine, tried on many small ones against all that could have been chosen.
 
+use std::cell::Cell;
+
 use pinfold::choose::{NoChoice, Want};
 use pinfold::cpulist::CpuSet;
 use pinfold::request::{Numa, Size};
 use pinfold::topology::{CpuGroup, Levels};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::machines::{Cpu, Shape, set};
 use crate::pool::Pool;
 
-const TRIALS: u64 = 2000;
+const TRIALS: u32 = 2000;
 
-/// Numbers that look like chance, the same ones in each run (xorshift64, Marsaglia 2003).
-struct Chance(u64);
+/// What was drawn for one trial, and zeros behind it: the fewer and smaller the numbers, the
+/// simpler the machine, so that a failure shrinks to a simple one.
+struct Chance(std::vec::IntoIter<u32>);
 
 impl Chance {
     fn below(&mut self, bound: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as u32 % bound
+        self.0.next().unwrap_or_default() % bound
     }
 }
 
@@ -202,14 +203,23 @@ fn comes_back(
 
 #[test]
 fn on_any_machine() {
-    let (mut met, mut refused) = (0, 0);
-    for trial in 1..=TRIALS {
-        let mut chance = Chance(trial.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let (met, refused) = (Cell::new(0), Cell::new(0));
+    let config = Config {
+        cases: TRIALS,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    // The same trials in each run.
+    let numbers = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(config, numbers);
+    let drawn = proptest::collection::vec(proptest::num::u32::ANY, 200);
+    let tried = runner.run(&drawn, |drawn| {
+        let mut chance = Chance(drawn.into_iter());
         let pool = pool(&mut chance);
         let want = want(&mut chance, &pool);
         let told = || {
             format!(
-                "trial {trial}: {want:?} of {:?}, free {}, on {:?}",
+                "{want:?} of {:?}, free {}, on {:?}",
                 pool.lists, pool.free, pool.levels
             )
         };
@@ -223,11 +233,11 @@ fn on_any_machine() {
                     told()
                 );
                 assert!(!matches!(refusal, NoChoice::Offline | NoChoice::NotAllowed));
-                refused += 1;
-                continue;
+                refused.set(refused.get() + 1);
+                return Ok(());
             }
         };
-        met += 1;
+        met.set(met.get() + 1);
         assert_eq!(
             pool.choose(&want).unwrap(),
             chosen,
@@ -278,7 +288,10 @@ fn on_any_machine() {
                 );
             }
         }
-    }
+        Ok(())
+    });
+    tried.unwrap_or_else(|failure| panic!("{failure}"));
+    let (met, refused) = (met.get(), refused.get());
     assert!(
         met > TRIALS / 3 && refused > TRIALS / 20,
         "{met} met, {refused} refused"
