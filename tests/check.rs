@@ -174,7 +174,7 @@ fn broken_as_in(break_it: impl Fn(&Machine), expected: &str, part: &str, test: &
         return;
     }
     let (file, name) = test.split_once("::").unwrap();
-    let path = format!("{}/tests/real/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/tests/real/cases/{file}.rs", env!("CARGO_MANIFEST_DIR"));
     let tests = fs::read_to_string(path).unwrap();
     let is_there = [test, name]
         .iter()

@@ -30,13 +30,13 @@ mod soak;
 mod supervisor;
 mod verbs;
 
-#[path = "../real/cgroups.rs"]
+#[path = "../real/harness/cgroups.rs"]
 mod cgroups;
-#[path = "../real/probe.rs"]
+#[path = "../real/harness/probe.rs"]
 mod probe;
-#[path = "../real/process.rs"]
+#[path = "../real/harness/process.rs"]
 mod process;
-#[path = "../real/world.rs"]
+#[path = "../real/harness/world.rs"]
 mod world;
 
 mod cases;

@@ -20,85 +20,13 @@
     reason = "tests arrange files that the product then has to cope with"
 )]
 
-mod again;
-mod books;
-mod bundle;
-mod by_hand;
 mod cases;
-mod cgroups;
-mod compose;
-mod container;
-mod containerd;
-mod cri;
-mod crowd;
-mod ctr;
-mod daemon;
-mod docker;
-mod dockerd_takes;
-mod endings;
-mod engines;
-mod hook_process;
-mod hookfiles;
-mod hotplug;
-mod image;
-mod inside;
-mod installed;
-mod intervals;
-mod isolate;
-mod isolation;
-mod kcm;
-mod killpoints;
-mod killpoints_irqs;
-mod killpoints_isolate;
-mod killpoints_isolation;
-mod killpoints_runtime;
-mod killpoints_shim;
-mod kube;
-mod last_words;
-mod life;
-mod masks;
-mod metrics;
-mod named;
-mod nearness;
-mod needs;
-mod noise;
-mod outputs;
-mod owners;
-mod partition;
-mod pinned;
-mod plan;
-mod podman;
-mod pods;
-mod pools;
-mod pools_peer;
-mod probe;
-mod process;
-mod reboot;
-mod refusals;
-mod release;
-mod report;
-mod rootless;
-mod served;
-mod service;
-mod shim;
-mod shim_alone;
-mod site;
-mod snapshot;
-mod stats;
-mod status;
-mod strace;
-mod supervised;
-mod syslog;
-mod unpinned;
-mod untouched;
-mod unusual;
-mod usage;
-mod wired;
-mod with_hooks;
-mod world;
-mod wreckage;
+mod harness;
 
-use cases::Case;
+// The harness is used as if it were here: tests/faults takes part of it by path.
+use harness::*;
+
+use case::Case;
 use nix::sys::signal::{SigHandler, Signal};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -118,64 +46,7 @@ fn main() -> ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     // The tests share the machine's CPUs: one at a time, unless asked otherwise.
     arguments.test_threads = arguments.test_threads.or(Some(1));
-    let cases: Vec<Case> = [
-        pinned::cases(),
-        again::cases(),
-        nearness::cases(),
-        crowd::cases(),
-        untouched::cases(),
-        endings::cases(),
-        life::cases(),
-        masks::cases(),
-        unusual::cases(),
-        hotplug::cases(),
-        kube::cases(),
-        rootless::cases(),
-        reboot::cases(),
-        wreckage::cases(),
-        owners::cases(),
-        isolate::cases(),
-        supervised::cases(),
-        isolation::cases(),
-        partition::cases(),
-        inside::cases(),
-        intervals::cases(),
-        release::cases(),
-        books::cases(),
-        refusals::cases(),
-        outputs::cases(),
-        hook_process::cases(),
-        hookfiles::cases(),
-        served::cases(),
-        compose::cases(),
-        named::cases(),
-        stats::cases(),
-        metrics::cases(),
-        noise::cases(),
-        usage::cases(),
-        status::cases(),
-        pods::cases(),
-        installed::cases(),
-        dockerd_takes::cases(),
-        shim::cases(),
-        unpinned::cases(),
-        by_hand::cases(),
-        shim_alone::cases(),
-        wired::cases(),
-        kcm::cases(),
-        pools::cases(),
-        pools_peer::cases(),
-        killpoints::cases(),
-        killpoints_isolate::cases(),
-        killpoints_runtime::cases(),
-        killpoints_irqs::cases(),
-        killpoints_isolation::cases(),
-        killpoints_shim::cases(),
-        last_words::cases(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let cases = cases::all();
     let chosen = || cases.iter().filter(|case| case.is_chosen(&arguments));
     let chosen_count = chosen().count();
     let skipped: Vec<String> = chosen().filter_map(Case::skipped).collect();
