@@ -58,6 +58,8 @@ pub(super) struct Plan {
 pub(super) struct Situation<'a> {
     pub(super) records: &'a Records,
     pub(super) online: &'a CpuSet,
+    /// The online CPUs of each NUMA node.
+    pub(super) nodes: &'a [CpuSet],
     /// An owner that has come now: for it what others have set is changed once more.
     pub(super) is_new: &'a dyn Fn(&Tuned) -> bool,
 }
@@ -79,7 +81,7 @@ impl Situation<'_> {
         let known = self.known(knob).cloned();
         let known = known.or_else(|| self.born_since(knob, now));
         let mut turned = known.unwrap_or_else(|| Turned::found(knob, now));
-        if turned.is_foreign(now) {
+        if self.is_foreign(&turned, now) {
             let all = self.wanted(knob, now, &|_| true);
             if self.wanted(knob, now, self.is_new).is_none() {
                 if all.is_some() {
@@ -118,7 +120,7 @@ impl Situation<'_> {
             let Some(now) = now(&turned.knob) else {
                 return self.is_offline(&turned.knob);
             };
-            let is_left = turned.is_foreign(&now) && !self.is_wanted(&turned.knob);
+            let is_left = self.is_foreign(turned, &now) && !self.is_wanted(&turned.knob);
             !turned.holds_found(&now) && !is_left
         };
         let turned = self.records.turned.iter();
@@ -146,16 +148,48 @@ impl Situation<'_> {
             return None;
         };
         let of_new = self.known(&Knob::NewIrqs)?;
-        let cpus = |mask: &str| Knob::NewIrqs.cpus(mask);
-        let now_set = knob.cpus(now);
-        let is_ours = of_new.ours.iter().any(|ours| cpus(ours) == now_set);
-        if !is_ours || self.records.irqs.contains(number) {
+        if self.records.irqs.contains(number) {
             return None;
         }
+        let cpus = |mask: &str| Knob::NewIrqs.cpus(mask);
+        let now_set = knob.cpus(now)?;
+        let mut ours = of_new.ours.iter().filter_map(|ours| cpus(ours));
+        let given = ours.find_map(|ours| self.given_of(&ours).position(|set| set == now_set))?;
+        // The kernel would have narrowed what was found in the same way.
+        let found = cpus(&of_new.found)?;
+        let narrowed = self.given_of(&found).nth(given);
+        let found = narrowed.filter(|set| !set.is_empty()).unwrap_or(found);
         Some(Turned {
             knob: knob.clone(),
-            found: cpus(&of_new.found)?.to_string(),
+            found: found.to_string(),
             ours: vec![now.to_owned()],
+        })
+    }
+
+    /// What the kernel makes of a mask when it sets an interrupt up: the mask, its CPUs that are
+    /// online, or those of them that are on the device's node (kernel: irq_setup_affinity in
+    /// kernel/irq/manage.c).
+    fn given_of(&self, mask: &CpuSet) -> impl Iterator<Item = CpuSet> {
+        let online = mask.intersection(self.online);
+        let nodes = self.nodes.iter();
+        let near: Vec<CpuSet> = nodes.map(|node| online.intersection(node)).collect();
+        [mask.clone(), online].into_iter().chain(near)
+    }
+
+    /// Has somebody else set it since? An interrupt that was set up again has what the kernel made
+    /// of ours.
+    fn is_foreign(&self, turned: &Turned, now: &str) -> bool {
+        if !turned.is_foreign(now) {
+            return false;
+        }
+        let Knob::Irq(_) = turned.knob else {
+            return true;
+        };
+        let now_set = turned.knob.cpus(now);
+        let mut ours = turned.ours.iter().filter_map(|ours| turned.knob.cpus(ours));
+        !ours.any(|ours| {
+            self.given_of(&ours)
+                .any(|set| Some(&set) == now_set.as_ref())
         })
     }
 
@@ -274,6 +308,8 @@ mod tests {
         files: BTreeMap<Knob, String>,
         records: Records,
         new: Vec<u64>,
+        online: CpuSet,
+        nodes: Vec<CpuSet>,
     }
 
     fn away(inode: u64, cpus: &str) -> Tuned {
@@ -298,6 +334,8 @@ mod tests {
                 files: irqs.chain([(Knob::NewIrqs, "ff".to_owned())]).collect(),
                 records: Records::none("boot"),
                 new: Vec::new(),
+                online: "0-7".parse().unwrap(),
+                nodes: Vec::new(),
             }
         }
 
@@ -316,7 +354,8 @@ mod tests {
         fn situation<T>(&self, ask: impl Fn(&Situation<'_>) -> T) -> T {
             ask(&Situation {
                 records: &self.records,
-                online: &"0-7".parse().unwrap(),
+                online: &self.online,
+                nodes: &self.nodes,
                 is_new: &|tuned| self.new.contains(&tuned.inode),
             })
         }
@@ -374,6 +413,29 @@ mod tests {
     }
 
     const IRQS: [(u32, &str); 4] = [(1, "0-7"), (2, "4"), (3, "0-3"), (4, "4-5")];
+
+    /// The kernel sets an interrupt up on the CPUs of a mask that are online, and of those on the
+    /// ones of its device's node.
+    #[test]
+    fn interrupts_that_are_set_up_meanwhile_come_back() {
+        let mut tree = Tree::new(&[(1, "0-7"), (2, "0-7")]);
+        tree.nodes = ["0-3", "4-7"].map(|cpus| cpus.parse().unwrap()).into();
+        tree.files.insert(Knob::NewIrqs, "ffff".to_owned());
+        tree.start(away(7, "4-5"));
+        assert_eq!(tree.get(&Knob::NewIrqs), "FFCF");
+        for (number, given) in [(9, "0-3"), (10, "6-7"), (11, "0-3,6-7"), (12, "0-3,6-15")] {
+            tree.set_irq(number, given);
+        }
+        // Set up again, and set by somebody else.
+        tree.set_irq(1, "6-7");
+        tree.set_irq(2, "5");
+        let foreign = tree.converge();
+        assert_eq!(foreign, [(Knob::Irq(2), "5".to_owned())]);
+        tree.end(7);
+        let came_back = [1, 2, 9, 10, 11, 12].map(|number| tree.irq(number).to_owned());
+        assert_eq!(came_back, ["0-7", "5", "0-3", "4-7", "0-7", "0-15"]);
+        assert_eq!(tree.get(&Knob::NewIrqs), "ffff");
+    }
 
     #[test]
     fn interrupts_leave_and_come_back() {

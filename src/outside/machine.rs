@@ -217,6 +217,7 @@ impl<'a> Machine<'a> {
             return Ok(failed);
         }
         let online = topology::online(self.host)?;
+        let nodes = topology::node_cpus(self.host, &online);
         // Interrupts to come first: those that come meanwhile are found among the others.
         for is_first in [true, false] {
             let there = self.irqs_that_matter()?;
@@ -232,6 +233,7 @@ impl<'a> Machine<'a> {
             let situation = Situation {
                 records: &self.records,
                 online: &online,
+                nodes: &nodes,
                 is_new: &is_new,
             };
             let plan = situation.plan(&seen);
@@ -253,6 +255,7 @@ impl<'a> Machine<'a> {
         let situation = Situation {
             records: &self.records,
             online: &online,
+            nodes: &nodes,
             is_new: &is_new,
         };
         self.records.turned = situation.still_turned(&|knob| self.value(knob, &online));

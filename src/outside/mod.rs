@@ -146,10 +146,13 @@ impl Outside<'_> {
         let own = machine.groups_of(inode);
         machine.forget(|owner| owner.inode == inode);
         machine.forget_tuned(|tuned| tuned.inode == inode);
-        own_failure(machine.converge(|_| false)?, &own)?;
+        let undone = own_failure(machine.converge(|_| false)?, &own);
         // What cannot be put back now is still recorded, and harms nobody who comes.
-        warn_of_old(&machine.tune(|_| false)?);
-        Ok(())
+        match machine.tune(|_| false) {
+            Ok(unset) => warn_of_old(&unset),
+            Err(error) => log::warn!("{error:#}"),
+        }
+        undone
     }
 
     /// Undoes what killed programs left, and makes broken partitions again once nothing is in their
@@ -195,9 +198,13 @@ impl Outside<'_> {
                 ));
             }
         }
-        let unset = machine.tune(|_| false)?.into_iter();
-        let old = unset.filter(|one| one.puts_back);
-        problems.extend(old.map(|one| Refusal::of(&one.error)));
+        match machine.tune(|_| false) {
+            Ok(unset) => {
+                let old = unset.into_iter().filter(|one| one.puts_back);
+                problems.extend(old.map(|one| Refusal::of(&one.error)));
+            }
+            Err(error) => problems.push(Refusal::of(&error)),
+        }
         Ok(problems)
     }
 }

@@ -39,8 +39,14 @@ pub(super) fn knobs_of(host: &Host, tuned: &Tuned) -> Result<BTreeSet<Knob>> {
     for cpu in tuned.cpus.iter() {
         if tuned.tuning.governor.is_some() {
             let path = policy_file(host, cpu, "related_cpus");
+            // The kernel refuses (EBUSY) where no CPU of the policy is online: nothing is set there
+            // now, and what was is still recorded.
+            let text = files::read_record_if_there(&path).unwrap_or_else(|error| {
+                log::debug!("{error:#}");
+                None
+            });
             // They are separated by spaces.
-            if let Some(text) = files::read_record_if_there(&path)? {
+            if let Some(text) = text {
                 let cpus: Vec<&str> = text.split_whitespace().collect();
                 let cpus: CpuSet = cpus.join(",").parse()?;
                 knobs.insert(Knob::Governor(cpus.to_string()));
@@ -77,7 +83,8 @@ pub fn possible(host: &Host, cpus: &CpuSet, wanted: &Tuning) -> Result<(Tuning, 
             ));
         } else {
             let path = policy_file(host, cpu, "scaling_available_governors");
-            let text = files::read_record_if_there(&path)?;
+            // Refused while the CPU is offline: whether it has that governor is seen later.
+            let text = files::read_record_if_there(&path).unwrap_or_default();
             let lacks = |text: &String| !text.split_whitespace().any(|one| one == governor);
             if let Some(text) = text.filter(lacks) {
                 tuning.governor = None;

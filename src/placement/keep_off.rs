@@ -234,10 +234,15 @@ impl Books<'_> {
         self.outside().keep_off(&owner)
     }
 
-    /// Keeps others off an owner again whose claim says so, if the machine's records of it were
-    /// lost.
+    /// Keeps others off an owner again whose claim says so, and sets what it says, if the machine's
+    /// records of it were lost. The one is done whatever becomes of the other.
     pub(crate) fn keep_off_again(&self, claim: &Claim) -> Result<()> {
-        self.tune_still(claim)?;
+        let tuned = self.tune_still(claim);
+        self.isolate_still(claim)?;
+        tuned
+    }
+
+    fn isolate_still(&self, claim: &Claim) -> Result<()> {
         let (Some(wanted), Some(group)) = (claim.isolation, &claim.cgroup) else {
             return Ok(());
         };

@@ -47,6 +47,12 @@ pub fn online(host: &Host) -> Result<CpuSet> {
     Ok(cpus)
 }
 
+/// The CPUs of each NUMA node, of these; none where the kernel knows no nodes.
+pub fn node_cpus(host: &Host, cpus: &CpuSet) -> Vec<CpuSet> {
+    let level = nodes::nodes(host, cpus, &[], &levels::Gap::default());
+    level.groups.into_iter().map(|node| node.cpus).collect()
+}
+
 /// The online CPUs, one set per physical core with its SMT siblings, by lowest CPU. Where sysfs has
 /// no topology (some machines, an old capture), each CPU counts as a core.
 pub fn cores(host: &Host) -> Result<Vec<CpuSet>> {

@@ -170,6 +170,8 @@ impl Books<'_> {
         if let Confinement::Supervised { settings, .. } = place {
             claim.unit_settings.clone_from(settings);
         }
+        // Whoever is killed before it is set is given it when the claim is next looked at.
+        claim.tuning = tuning.clone();
         let done = self
             .record(&claim, instead_of)
             .and_then(|()| self.confine(&claim, place))
