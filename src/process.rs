@@ -97,6 +97,8 @@ fn is_hidden(host: &Host, pid: i32) -> Result<bool> {
 }
 
 /// The flag of a thread of the kernel (kernel: include/linux/sched.h).
+/// A thread that ends (`PF_EXITING`, the kernel's include/linux/sched.h).
+const PF_EXITING: u32 = 0x0000_0004;
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// Is this a thread of the kernel (proc_pid_stat(5), field 9: `PF_KTHREAD`)? No tool ever gave one
@@ -190,6 +192,8 @@ pub struct SeenThread {
     pub is_kernels: bool,
     /// Does it run, or wait for a CPU?
     pub is_running: bool,
+    /// Does it end, or has it ended? Then its cgroup on version 1 is shown as the root.
+    pub is_ending: bool,
     /// Its CPU time, in clock ticks.
     pub ticks: u64,
     /// When it started, in clock ticks since the machine did.
@@ -207,6 +211,7 @@ pub fn thread_in(stat: &str) -> Option<SeenThread> {
         name: head.split_once('(')?.1.to_owned(),
         is_kernels: seen.flags & PF_KTHREAD != 0,
         is_running: seen.state == 'R',
+        is_ending: matches!(seen.state, 'Z' | 'X') || seen.flags & PF_EXITING != 0,
         ticks: seen.user.checked_add(seen.system)?,
         start: seen.start,
         // Field 39; the first behind the name is 3.
@@ -442,6 +447,7 @@ mod tests {
                 name: name.to_owned(),
                 is_kernels: true,
                 is_running: true,
+                is_ending: false,
                 ticks: 23,
                 start: 777,
                 cpu: 6,
@@ -451,6 +457,12 @@ mod tests {
         let own = std::fs::read_to_string("/proc/self/stat").unwrap();
         let own = thread_in(&own).unwrap();
         assert!(!own.is_kernels && own.start > 0);
+        for (state, flags, is_ending) in [("S", 0, false), ("S", 4, true), ("Z", 0, true)] {
+            let stat = tail.replacen("R", state, 1);
+            let stat = stat.replace("2097152", &flags.to_string());
+            let seen = thread_in(&format!("12 (sh) {stat}")).unwrap();
+            assert_eq!(seen.is_ending, is_ending, "{state} {flags}");
+        }
         assert_eq!(thread_in("12 (sh) R 1 2"), None);
     }
 

@@ -300,6 +300,7 @@ fn write(out: &mut impl Write, noise: &Noise, most: usize) -> io::Result<()> {
     }
     writeln!(out)?;
     match noise.foreign.is_empty() {
+        true if noise.lost > 0 => writeln!(out, "Events were lost: somebody may have run there."),
         true => writeln!(
             out,
             "{GOOD}Nobody but the owners and the kernel ran there.{GOOD:#}"

@@ -109,6 +109,22 @@ impl Instance {
     fn prepare(&self, cpus: &CpuSet, quiet: &[Quiet]) -> Result<()> {
         self.write("tracing_on", "0")?;
         self.write("trace_clock", "mono")?;
+        // A new instance has the options of the trace that everybody shares, and these change what
+        // a line looks like, or drop what is new. A kernel that does not know one refuses it.
+        for option in [
+            "context-info",
+            "nobin",
+            "nofields",
+            "nohex",
+            "nolatency-format",
+            "noraw",
+            "overwrite",
+        ] {
+            match files::write_kernel(&self.dir.join("trace_options"), option) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                written => written.with_context(|| format!("set the trace's {option}"))?,
+            }
+        }
         self.write("buffer_size_kb", &LITTLE_ROOM.to_string())?;
         let room = (MOST_ROOM / cpus.len().max(1)).clamp(LITTLE_ROOM, ROOM);
         for cpu in cpus.iter() {
@@ -157,6 +173,15 @@ impl Instance {
                 return Ok(());
             }
         }
+    }
+
+    /// Tells of all threads on these CPUs from now on, the owners' own too.
+    ///
+    /// # Errors
+    /// It cannot be set.
+    pub(super) fn leave_out_nobody(&self, cpus: &CpuSet) -> Result<()> {
+        let filter = filter(cpus, &[]).unwrap_or_else(|| "0".to_owned());
+        self.write("events/sched/sched_switch/filter", &filter)
     }
 
     /// Removes it.

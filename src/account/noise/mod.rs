@@ -12,7 +12,7 @@ mod samples;
 pub mod trace;
 mod tracefs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -123,6 +123,8 @@ pub struct Watch<'a> {
     way: Way<'a>,
     began: Instant,
     counts: [Table; 2],
+    /// The owners' threads that the trace leaves out.
+    quiet: BTreeSet<i32>,
     lost: u64,
     /// Why there is no trace.
     why: Option<String>,
@@ -172,6 +174,7 @@ impl<'a> Watch<'a> {
             began,
             counts,
             lost: 0,
+            quiet: quiet.into_iter().flat_map(|quiet| quiet.threads).collect(),
             why,
         };
         watch.go_on()?;
@@ -211,6 +214,7 @@ impl<'a> Watch<'a> {
         };
         let (runs, people, lost, cpus) =
             (&mut self.runs, &mut self.people, &mut self.lost, &self.cpus);
+        let (quiet, mut is_outdated) = (&self.quiet, false);
         instance.read(until, |piece| {
             text.read(piece, |event| match event {
                 Event::Switch {
@@ -224,6 +228,7 @@ impl<'a> Watch<'a> {
                     }
                 }
                 Event::Fork { parent, child } => {
+                    is_outdated |= quiet.contains(&child);
                     people.fork(parent, child);
                     runs.forget(child);
                 }
@@ -233,6 +238,7 @@ impl<'a> Watch<'a> {
                     group,
                 } => {
                     if people.moved(tid, hierarchy, &group) {
+                        is_outdated |= quiet.contains(&tid);
                         if let Some(thread) = runs.known(tid) {
                             thread.who = people.known(tid);
                         }
@@ -245,6 +251,11 @@ impl<'a> Watch<'a> {
                 Event::Lost(count) => *lost = lost.saturating_add(count.unwrap_or(1)),
             });
         })?;
+        // Somebody else has the number of an owner's thread, or an owner's thread has left it.
+        if is_outdated {
+            instance.leave_out_nobody(&self.cpus)?;
+            self.quiet.clear();
+        }
         // A new process can be in another cgroup than its maker from its first moment on.
         for place in 0..self.runs.threads.len() {
             if self.runs.threads[place].is_looked_at {
@@ -268,6 +279,8 @@ impl<'a> Watch<'a> {
     /// It cannot be read, or what was made for it cannot be removed.
     pub fn end(mut self, cpus: &CpuSet, owners: &[Owned]) -> Result<Noise> {
         let (clock, length) = (now()?, self.began.elapsed());
+        // Before the trace ends, which interrupts these CPUs.
+        let later = counts(self.host)?;
         if let Way::Trace(instance, _) = &self.way {
             instance.trace(false)?;
         } else {
@@ -275,7 +288,10 @@ impl<'a> Watch<'a> {
         }
         self.read_trace(Instant::now() + Duration::from_secs(3600))?;
         let means = match self.way {
-            Way::Trace(instance, _) => {
+            Way::Trace(instance, text) => {
+                if !text.is_whole() {
+                    self.lost = self.lost.saturating_add(1);
+                }
                 instance.remove()?;
                 Means::Trace
             }
@@ -296,7 +312,6 @@ impl<'a> Watch<'a> {
             }
         }
         self.runs.end(clock);
-        let later = counts(self.host)?;
         let own = std::process::id() as i32;
         let threads = self.runs.threads.iter().filter(|one| one.tid != own);
         let (kernel, users): (Vec<_>, Vec<_>) =

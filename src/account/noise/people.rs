@@ -70,7 +70,7 @@ impl<'a> People<'a> {
         Ok(())
     }
 
-    /// Looks at a thread; `None` where it is gone.
+    /// Looks at a thread; `None` where it is gone, or ends: what is known of it stays.
     ///
     /// # Errors
     /// It cannot be looked at.
@@ -87,6 +87,12 @@ impl<'a> People<'a> {
                 let Some(group) = self.group_of(tid)? else {
                     return Ok(None);
                 };
+                // Asked after the cgroup, which is that of a thread that lived on then.
+                let stat = files::read_record_if_there(&self.host.proc_pid(tid, "stat"))?;
+                let later = stat.and_then(|stat| process::thread_in(&stat));
+                if later.is_none_or(|later| later.is_ending) {
+                    return Ok(None);
+                }
                 // Whom its maker descends from, it descends from: it may be gone by now.
                 let kin = match self.known(tid) {
                     Who::User { kin: Some(kin), .. } => Some(kin),

@@ -67,6 +67,8 @@ pub struct TraceText {
     line: Vec<u8>,
     /// Lines that are no event yet, because a name may have broken them.
     broken: String,
+    /// Were there lines that are no event?
+    has_unread: bool,
 }
 
 impl TraceText {
@@ -85,6 +87,11 @@ impl TraceText {
         }
     }
 
+    /// Was every line an event?
+    pub fn is_whole(&self) -> bool {
+        !self.has_unread && self.broken.is_empty()
+    }
+
     fn end_line(&mut self, line: &str) -> Option<Event> {
         let joined = match self.broken.is_empty() {
             true => line.to_owned(),
@@ -93,7 +100,10 @@ impl TraceText {
         let event = event(&joined).or_else(|| event(line));
         self.broken = match event {
             Some(_) => String::new(),
-            None if joined.len() > MOST_LINE => line.to_owned(),
+            None if joined.len() > MOST_LINE => {
+                self.has_unread = true;
+                line.to_owned()
+            }
             None => joined,
         };
         event
@@ -267,6 +277,18 @@ CPU:1 [LOST EVENTS]
             before,
             after,
         }
+    }
+
+    /// Lines of another form, as other options of the trace give them.
+    #[test]
+    fn what_is_no_event_is_noticed() {
+        let mut text = TraceText::default();
+        text.read(b"7 2 12 120 S ==> 0 120\n", |event| panic!("{event:?}"));
+        assert!(!text.is_whole());
+        let lines = "7 2 12 120 S ==> 0 120\n".repeat(2000);
+        text.read(lines.as_bytes(), |event| panic!("{event:?}"));
+        text.read(b"CPU:2 [LOST 5 EVENTS]\n", |_| {});
+        assert!(!text.is_whole());
     }
 
     #[test]
