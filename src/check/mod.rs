@@ -54,17 +54,45 @@ impl Level {
     }
 }
 
+/// How something stands that was checked, and what to do about it where it is not well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Ok,
+    /// A warning, with the remedy.
+    Warning(String),
+    /// A fault, with the remedy.
+    Fault(String),
+}
+
+impl Outcome {
+    /// The remedy; `None` if all is well.
+    pub fn remedy(&self) -> Option<&str> {
+        match self {
+            Outcome::Ok => None,
+            Outcome::Warning(remedy) | Outcome::Fault(remedy) => Some(remedy),
+        }
+    }
+
+    /// The same with another remedy.
+    pub fn map_remedy(self, change: impl FnOnce(&str) -> String) -> Outcome {
+        match self {
+            Outcome::Ok => Outcome::Ok,
+            Outcome::Warning(remedy) => Outcome::Warning(change(&remedy)),
+            Outcome::Fault(remedy) => Outcome::Fault(change(&remedy)),
+        }
+    }
+}
+
 /// Something that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// How serious it is.
-    pub level: Level,
+    /// How it stands.
+    pub outcome: Outcome,
     /// What was checked, in one word.
     pub what: &'static str,
     /// What was found.
     pub text: String,
-    /// What to do about it; `None` if all is well.
-    pub remedy: Option<String>,
 }
 
 impl Finding {
@@ -72,10 +100,18 @@ impl Finding {
     pub fn of_error(what: &'static str, error: &anyhow::Error) -> Finding {
         let refusal = Refusal::of(error);
         Finding {
-            level: Level::Fault,
+            outcome: Outcome::Fault(refusal.remedy),
             what,
             text: refusal.what,
-            remedy: Some(refusal.remedy),
+        }
+    }
+
+    /// How serious it is.
+    pub fn level(&self) -> Level {
+        match self.outcome {
+            Outcome::Ok => Level::Ok,
+            Outcome::Warning(_) => Level::Warning,
+            Outcome::Fault(_) => Level::Fault,
         }
     }
 }
@@ -147,62 +183,55 @@ struct Report {
 
 impl Report {
     fn ok(&mut self, what: &'static str, text: impl fmt::Display) {
-        self.add(Level::Ok, what, text, None);
+        self.add(Outcome::Ok, what, text);
     }
 
     fn warn(&mut self, what: &'static str, text: impl fmt::Display, remedy: impl Into<String>) {
-        self.add(Level::Warning, what, text, Some(remedy.into()));
+        self.add(Outcome::Warning(remedy.into()), what, text);
     }
 
     fn fault(&mut self, what: &'static str, text: impl fmt::Display, remedy: impl Into<String>) {
-        self.add(Level::Fault, what, text, Some(remedy.into()));
+        self.add(Outcome::Fault(remedy.into()), what, text);
     }
 
     fn error(&mut self, what: &'static str, error: &anyhow::Error) {
         let refusal = Refusal::of(error);
-        self.once(Level::Fault, what, &refusal);
+        self.once(Outcome::Fault, what, &refusal);
     }
 
     /// Adds a fault about something that others can change.
     fn doubt(&mut self, what: &'static str, doubt: &Refusal) {
-        self.once(Level::Fault, what, doubt);
+        self.once(Outcome::Fault, what, doubt);
     }
 
     /// Adds a warning that another room gives.
     fn remark(&mut self, what: &'static str, remark: &Refusal) {
-        self.once(Level::Warning, what, remark);
+        self.once(Outcome::Warning, what, remark);
     }
 
     /// Adds a finding, unless a complaint with this text was added: two checks can meet the same
     /// thing. Findings of level `Ok` do not count: `257`, systemd's version, is part of many an
     /// inode's number.
-    fn once(&mut self, level: Level, what: &'static str, refusal: &Refusal) {
+    fn once(&mut self, outcome: fn(String) -> Outcome, what: &'static str, refusal: &Refusal) {
         let mut complaints = self
             .findings
             .iter()
-            .filter(|finding| finding.level != Level::Ok);
+            .filter(|finding| finding.outcome != Outcome::Ok);
         if !complaints.any(|finding| refusal.what.contains(&finding.text)) {
             // The vague remedy is to run `pinfold check`.
             let remedy = match refusal.is_vague() {
                 true => "mend what it names",
                 false => &refusal.remedy,
             };
-            self.add(level, what, &refusal.what, Some(remedy.to_owned()));
+            self.add(outcome(remedy.to_owned()), what, &refusal.what);
         }
     }
 
-    fn add(
-        &mut self,
-        level: Level,
-        what: &'static str,
-        text: impl fmt::Display,
-        remedy: Option<String>,
-    ) {
+    fn add(&mut self, outcome: Outcome, what: &'static str, text: impl fmt::Display) {
         self.findings.push(Finding {
-            level,
+            outcome,
             what,
             text: text.to_string(),
-            remedy,
         });
     }
 }

@@ -10,7 +10,7 @@ use textwrap::WordSplitter;
 use super::install::with_own_directories;
 use super::output::Output;
 use super::screen::{self, BAD, GOOD, ODD};
-use crate::check::{Finding, Level, Scope, check, check_deep};
+use crate::check::{Finding, Level, Outcome, Scope, check, check_deep};
 use crate::cli::{CheckArgs, EngineFile, Options};
 use crate::engines::Engine;
 use crate::install::{Place, User};
@@ -42,8 +42,8 @@ pub(super) fn run(args: &CheckArgs, options: &Options) -> Result<u8> {
         Err(error) => vec![Finding::of_error("config", &error)],
     };
     for finding in &mut findings {
-        let remedy = finding.remedy.as_ref();
-        finding.remedy = remedy.map(|remedy| options.repeated_in(remedy));
+        let outcome = std::mem::replace(&mut finding.outcome, Outcome::Ok);
+        finding.outcome = outcome.map_remedy(|remedy| options.repeated_in(remedy));
     }
     let faults = count(&findings, Level::Fault);
     let mut out = Output::product();
@@ -102,7 +102,7 @@ fn look(args: &CheckArgs, settings: &Settings) -> Vec<Finding> {
 fn count(findings: &[Finding], level: Level) -> usize {
     findings
         .iter()
-        .filter(|finding| finding.level == level)
+        .filter(|finding| finding.level() == level)
         .count()
 }
 
@@ -121,7 +121,7 @@ struct FindingsLayout {
 
 impl FindingsLayout {
     fn write(&self, out: &mut impl Write, finding: &Finding) -> io::Result<()> {
-        let (level, what, what_width) = (finding.level, finding.what, self.what_width);
+        let (level, what, what_width) = (finding.level(), finding.what, self.what_width);
         let indent = LEVEL_WIDTH + what_width + screen::GAP;
         let sentence = sentence(finding);
         let room = self.width.map(|width| width.saturating_sub(indent));
@@ -160,7 +160,7 @@ fn colour(level: Level) -> Style {
 
 fn sentence(finding: &Finding) -> String {
     let text = one_line(&finding.text);
-    let remedy = finding.remedy.as_ref();
+    let remedy = finding.outcome.remedy();
     let remedy = remedy.map_or(String::new(), |remedy| format!(": {}", one_line(remedy)));
     format!("{text}{remedy}")
 }
@@ -193,8 +193,8 @@ struct FindingEntry<'a> {
 
 fn document<'a>(findings: &'a [Finding]) -> Document<'a> {
     let entry = |finding: &'a Finding| FindingEntry {
-        level: finding.level,
-        remedy: finding.remedy.as_deref(),
+        level: finding.level(),
+        remedy: finding.outcome.remedy(),
         text: &finding.text,
         what: finding.what,
     };

@@ -81,13 +81,13 @@ pub struct Failure {
 fn warn_of_neighbours(site: &Site, kept: &[KeptCpus]) {
     let found = check_neighbours(site, kept);
     // `pinfold check` tells what could not be looked at.
-    for finding in found.iter().filter(|one| one.level == Level::Warning) {
+    for finding in found.iter().filter(|one| one.level() == Level::Warning) {
         warn_of(finding);
     }
 }
 
 fn warn_of(finding: &Finding) {
-    let remedy = finding.remedy.as_deref();
+    let remedy = finding.outcome.remedy();
     let remedy = remedy.map_or(String::new(), |remedy| format!(": {remedy}"));
     log::warn!("{}{remedy}", finding.text);
 }
