@@ -399,6 +399,31 @@ pub mod as_text {
     }
 }
 
+/// The same of a set that may not be there, whose text is empty then: `#[serde(with)]`.
+pub mod as_text_or_empty {
+    use super::CpuSet;
+    use serde::{Deserializer, Serializer};
+
+    /// Writes one.
+    pub fn serialize<S: Serializer>(
+        cpus: &Option<CpuSet>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match cpus {
+            Some(cpus) => super::as_text::serialize(cpus, serializer),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    /// Reads one.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<CpuSet>, D::Error> {
+        let cpus = super::as_text::deserialize(deserializer)?;
+        Ok((!cpus.is_empty()).then_some(cpus))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

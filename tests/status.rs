@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output};
 
 use pinfold::claims::{Claim, Ledger, OwnerKind, VERSION};
-use pinfold::cpulist::CpuSet;
 use pinfold::host::Host;
 use pinfold::names::Names;
 use pinfold::process::{self, Process};
@@ -78,7 +77,7 @@ impl Site {
             pool: "dataplane".into(),
             lists: lists.iter().map(|list| (*list).to_owned()).collect(),
             cpus: lists.join(",").parse().unwrap(),
-            mems: CpuSet::new(),
+            mems: None,
             cgroup: None,
             isolation: None,
             tuning: Default::default(),

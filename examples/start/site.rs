@@ -164,7 +164,7 @@ impl Site {
                 pool: pool.to_owned(),
                 lists: vec![list.to_string()],
                 cpus: CpuSet::from_iter([list]),
-                mems: CpuSet::new(),
+                mems: None,
                 cgroup: None,
                 isolation: None,
                 tuning: Default::default(),

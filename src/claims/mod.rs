@@ -611,7 +611,6 @@ fn remove_dangling_links(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpulist::CpuSet;
     use crate::names::Names;
     use crate::process::Process;
 
@@ -630,7 +629,7 @@ mod tests {
             pool: "dp".into(),
             lists: lists.iter().map(|list| (*list).to_owned()).collect(),
             cpus: lists.join(",").parse().unwrap(),
-            mems: CpuSet::new(),
+            mems: None,
             cgroup: Some(ClaimedGroup {
                 path: "/c".into(),
                 inode,

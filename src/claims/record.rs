@@ -61,10 +61,10 @@ pub struct Claim {
     /// All CPUs of the lists, in the kernel's format.
     #[serde(with = "cpulist::as_text")]
     pub cpus: CpuSet,
-    /// The memory nodes that the owner is confined to, in the kernel's format; empty where they are
-    /// not confined.
-    #[serde(with = "cpulist::as_text")]
-    pub mems: CpuSet,
+    /// The memory nodes that the owner is confined to; `None` where they are not confined, which is
+    /// an empty text in the file.
+    #[serde(with = "cpulist::as_text_or_empty")]
+    pub mems: Option<CpuSet>,
     /// The owner's group; `None` in a reservation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<ClaimedGroup>,

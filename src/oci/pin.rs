@@ -30,8 +30,8 @@ pub struct Pinning<'a> {
     pub lists: &'a [String],
     /// The CPUs of these lists.
     pub cpus: &'a CpuSet,
-    /// The memory nodes; empty to leave `cpuset.mems` alone.
-    pub mems: &'a CpuSet,
+    /// The memory nodes; `None` to leave `cpuset.mems` alone.
+    pub mems: Option<&'a CpuSet>,
     /// Does the runtime make a cgroup for the container? It refuses resources without one.
     pub has_cgroup: bool,
 }
@@ -47,8 +47,8 @@ impl Config {
         if pinning.has_cgroup {
             let cpu = self.table(&["linux", "resources", "cpu"])?;
             cpu.insert("cpus".into(), pinning.cpus.to_string().into());
-            if !pinning.mems.is_empty() {
-                cpu.insert("mems".into(), pinning.mems.to_string().into());
+            if let Some(mems) = pinning.mems {
+                cpu.insert("mems".into(), mems.to_string().into());
             }
         }
         // A runtime refuses a configuration without a process.
@@ -160,7 +160,7 @@ mod tests {
             nonce: NONCE,
             lists: &["1,5".to_owned(), "2-3".to_owned()],
             cpus: &"1-3,5".parse().unwrap(),
-            mems: &CpuSet::new(),
+            mems: None,
             has_cgroup: true,
         })?;
         config.print()
@@ -242,7 +242,7 @@ mod tests {
                 nonce: NONCE,
                 lists: &lists,
                 cpus: &cpus,
-                mems: &mems.parse().unwrap(),
+                mems: Some(&mems.parse().unwrap()),
                 has_cgroup,
             };
             config.pin(&pinning).unwrap();

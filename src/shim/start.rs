@@ -77,7 +77,7 @@ impl ShimStart<'_> {
             nonce: reservation.nonce.as_deref().unwrap_or_default(),
             lists: &reservation.lists,
             cpus: &reservation.cpus,
-            mems: &reservation.mems,
+            mems: reservation.mems.as_ref(),
             has_cgroup: self.line.cgroups != CgroupManager::Disabled,
         };
         let written = runs

@@ -11,7 +11,6 @@ use crate::placement::{Books, View};
 use crate::pools::plan::list_name;
 use crate::pools::{CpuList, Pool};
 use crate::refusal::Refusal;
-use crate::topology;
 
 impl Books<'_> {
     /// Renames a shared list after its CPUs `to`, and gives its owners those. A kill in between
@@ -72,8 +71,8 @@ impl Books<'_> {
         let mut after = claim.clone();
         after.lists = vec![list.to_owned()];
         after.cpus = cpus.clone();
-        if !claim.mems.is_empty() {
-            after.mems = topology::local_memory_nodes(self.host, cpus)?;
+        if claim.mems.is_some() {
+            after.mems = self.local_memory_nodes(cpus)?;
         }
         if after != *claim {
             self.ledger.rewrite(claim, &after)?;
@@ -85,7 +84,7 @@ impl Books<'_> {
         if after == *claim && cpuset::effective_cpus(&group)?.as_ref() == Some(cpus) {
             return Ok(());
         }
-        self.set_cpus(&group, cpus, &after.mems)
+        self.set_cpus(&group, cpus, after.mems.as_ref())
     }
 }
 

@@ -242,7 +242,7 @@ impl Books<'_> {
                 claim.shown()
             );
             cpuset::widen_above(&group, &cpus)?;
-            self.set_cpus(&group, &cpus, &claim.mems)?;
+            self.set_cpus(&group, &cpus, claim.mems.as_ref())?;
         }
         self.bring_back(claim, &group)
     }

@@ -210,7 +210,7 @@ impl Books<'_> {
             );
             bail!(Refusal::new(what, "stop it instead"));
         }
-        self.set_cpus(&group, &outside, &CpuSet::new())
+        self.set_cpus(&group, &outside, None)
     }
 
     /// Fails if a process of the owner may still run on the claim's CPUs.

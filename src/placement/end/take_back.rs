@@ -191,7 +191,7 @@ impl Books<'_> {
             return Ok(());
         }
         let Before { cpus, mems } = &claimed.before;
-        let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
+        let mems = Some(mems.as_str()).filter(|_| claim.mems.is_some());
         let restored = cpuset::restore(&group, cpus, mems, || self.exclusive_where_isolated());
         untold.map(drop).and(restored)
     }
@@ -226,7 +226,7 @@ impl Books<'_> {
         let (cpus, mems): (CpuSet, CpuSet) = (before.cpus.parse()?, before.mems.parse()?);
         let former = systemd::Former {
             cpus: &cpus,
-            mems: Some(&mems).filter(|_| !claim.mems.is_empty()),
+            mems: Some(&mems).filter(|_| claim.mems.is_some()),
             settings: &claim.unit_settings,
             told,
         };
@@ -245,14 +245,18 @@ impl Books<'_> {
             return Ok(());
         }
         let Masks { cpus, mems } = cpuset::inherited(&group)?;
-        let mems = Some(mems.as_str()).filter(|_| !claim.mems.is_empty());
+        let mems = Some(mems.as_str()).filter(|_| claim.mems.is_some());
         cpuset::restore(&group, &cpus, mems, || self.exclusive_where_isolated())
     }
 
     /// Gives a group these CPUs and memory nodes, checks that it has them, and tells systemd so
     /// that it keeps them. No memory nodes: they stay as they are.
-    pub(crate) fn set_cpus(&self, group: &Group, cpus: &CpuSet, mems: &CpuSet) -> Result<()> {
-        let mems = Some(mems).filter(|mems| !mems.is_empty());
+    pub(crate) fn set_cpus(
+        &self,
+        group: &Group,
+        cpus: &CpuSet,
+        mems: Option<&CpuSet>,
+    ) -> Result<()> {
         let scope = cpuset::scope_in_the_way(group, cpus)?;
         cpuset::confine(group, cpus, mems)?;
         let unit = scope.as_ref().unwrap_or(group);

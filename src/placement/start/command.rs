@@ -85,7 +85,7 @@ pub fn pin_command(
             confined: true,
             ..
         } => {
-            let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
+            let mems = claim.mems.as_ref();
             let told = systemd::tell(host, group, &claim.cpus, mems, at_most(TOLD, site.deadline));
             let claim = match told {
                 Ok(false) => claim,
@@ -256,9 +256,9 @@ impl Books<'_> {
             if let Some(claimed) = claim.confining_group().filter(|_| is_narrowed) {
                 before = Masks {
                     cpus: claimed.before.cpus.clone(),
-                    mems: match claim.mems.is_empty() {
-                        true => before.mems,
-                        false => claimed.before.mems.clone(),
+                    mems: match claim.mems.is_some() {
+                        true => claimed.before.mems.clone(),
+                        false => before.mems,
                     },
                 };
             }

@@ -122,7 +122,7 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     if start.reservation.is_some() && found.has_cpus(&claim.cpus) {
         return Ok(claim);
     }
-    let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
+    let mems = claim.mems.as_ref();
     match systemd::tell(host, unit, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
         Ok(false) => Ok(claim),
         told => site
@@ -155,7 +155,7 @@ impl Books<'_> {
             if (&now.cpus, &now.mems) == (&claim.cpus, &claim.mems) {
                 return Ok(());
             }
-            self.set_cpus(group, &now.cpus, &now.mems)
+            self.set_cpus(group, &now.cpus, now.mems.as_ref())
         });
         self.undo_on_error(agreed, &now)?;
         Ok(now)

@@ -37,7 +37,7 @@ pub(crate) struct Grant {
     pub(crate) lists: Vec<String>,
     pub(crate) cpus: CpuSet,
     /// The memory nodes to confine it to; empty to leave them alone.
-    pub(crate) mems: CpuSet,
+    pub(crate) mems: Option<CpuSet>,
     /// How others are kept off the CPUs, if at all.
     pub(crate) isolation: Option<Wanted>,
     /// What else of the machine is to be set for it?
@@ -103,13 +103,22 @@ impl Books<'_> {
         self.grant(new_owner, grant, before, None)
     }
 
+    /// The memory nodes near these CPUs; `None` where the kernel knows no nodes.
+    ///
+    /// # Errors
+    /// The kernel does not tell which they are.
+    pub(crate) fn local_memory_nodes(&self, cpus: &CpuSet) -> Result<Option<CpuSet>> {
+        let nodes = topology::local_memory_nodes(self.host, cpus)?;
+        Ok((!nodes.is_empty()).then_some(nodes))
+    }
+
     /// Picks lists for a demand.
     pub(crate) fn pick_grant(&self, demand: &Demand<'_>, bound: &Bound) -> Result<Grant> {
         let picked = self.pick(demand, bound)?;
         let cpus = picked.cpus();
         let mems = match demand.request.mems {
-            Mems::Inherit => CpuSet::new(),
-            Mems::Local => topology::local_memory_nodes(self.host, &cpus)?,
+            Mems::Inherit => None,
+            Mems::Local => self.local_memory_nodes(&cpus)?,
         };
         Ok(Grant {
             lists: picked.names(),
@@ -280,8 +289,7 @@ impl Books<'_> {
             cpuset::inherit(group)?;
         }
         if claim.confining_group().is_some() {
-            let mems = Some(&claim.mems).filter(|mems| !mems.is_empty());
-            cpuset::confine(group, &claim.cpus, mems)?;
+            cpuset::confine(group, &claim.cpus, claim.mems.as_ref())?;
         }
         let pid = claim.owner.pid;
         match place {

@@ -353,6 +353,6 @@ fn who_cannot_follow_a_list_is_told_of_and_follows_later() {
         let claim = entry.claim().unwrap();
         assert_eq!(claim.cpus, cpus("0-1,4-5"));
         assert_eq!(claim.lists, ["0,1,4,5"]);
-        assert_eq!(claim.mems, CpuSet::new(), "{}", claim.id);
+        assert_eq!(claim.mems, None, "{}", claim.id);
     }
 }

@@ -220,7 +220,7 @@ impl Machine {
             pool: pool.to_owned(),
             lists: lists.iter().map(|list| (*list).to_owned()).collect(),
             cpus: cpus(&lists.join(",")),
-            mems: CpuSet::new(),
+            mems: None,
             cgroup: Some(self.claimed(&path)),
             isolation: None,
             tuning: Default::default(),
