@@ -26,7 +26,7 @@ fuzz_target!(|text: &str| {
         nonce: "0",
         lists: &lists,
         cpus: &cpus,
-        mems: &CpuSet::new(),
+        mems: None,
         has_cgroup: true,
     };
     if config.pin(&pinning).is_err() {

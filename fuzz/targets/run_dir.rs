@@ -29,7 +29,7 @@ fuzz_target!(|text: &str| {
         rotate_at: 1 << 20,
     };
     let _ = log.read();
-    let ledger = Ledger::to_look(path).expect("the directory is there");
+    let ledger = Ledger::open_to_read(path).expect("the directory is there");
     let ended = ledger.ended("a@7-8").expect("the file can be read");
     assert_eq!(ended.expect("it is there").name, "a@7-8");
 });
