@@ -176,8 +176,9 @@ impl Situation<'_> {
         [mask.clone(), online].into_iter().chain(near)
     }
 
-    /// Has somebody else set it since? An interrupt that was set up again has what the kernel made
-    /// of ours.
+    /// Has somebody else set it since? Of ours an interrupt can have the CPUs that are online. One
+    /// with those of a node alone was set up again by the kernel, or set so by somebody: nothing
+    /// tells which, so that it is left.
     fn is_foreign(&self, turned: &Turned, now: &str) -> bool {
         if !turned.is_foreign(now) {
             return false;
@@ -187,10 +188,7 @@ impl Situation<'_> {
         };
         let now_set = turned.knob.cpus(now);
         let mut ours = turned.ours.iter().filter_map(|ours| turned.knob.cpus(ours));
-        !ours.any(|ours| {
-            self.given_of(&ours)
-                .any(|set| Some(&set) == now_set.as_ref())
-        })
+        !ours.any(|ours| Some(ours.intersection(self.online)) == now_set)
     }
 
     fn is_wanted(&self, knob: &Knob) -> bool {
@@ -418,7 +416,7 @@ mod tests {
     /// ones of its device's node.
     #[test]
     fn interrupts_that_are_set_up_meanwhile_come_back() {
-        let mut tree = Tree::new(&[(1, "0-7"), (2, "0-7")]);
+        let mut tree = Tree::new(&[(1, "0-15"), (2, "0-7"), (3, "0-7")]);
         tree.nodes = ["0-3", "4-7"].map(|cpus| cpus.parse().unwrap()).into();
         tree.files.insert(Knob::NewIrqs, "ffff".to_owned());
         tree.start(away(7, "4-5"));
@@ -426,14 +424,16 @@ mod tests {
         for (number, given) in [(9, "0-3"), (10, "6-7"), (11, "0-3,6-7"), (12, "0-3,6-15")] {
             tree.set_irq(number, given);
         }
-        // Set up again, and set by somebody else.
-        tree.set_irq(1, "6-7");
+        // Set up again; and set by somebody else, to the CPUs of a node, too.
+        tree.set_irq(1, "0-3,6-7");
         tree.set_irq(2, "5");
+        tree.set_irq(3, "0-3");
         let foreign = tree.converge();
         assert_eq!(foreign, [(Knob::Irq(2), "5".to_owned())]);
         tree.end(7);
-        let came_back = [1, 2, 9, 10, 11, 12].map(|number| tree.irq(number).to_owned());
-        assert_eq!(came_back, ["0-7", "5", "0-3", "4-7", "0-7", "0-15"]);
+        let came_back = [1, 2, 3, 9, 10, 11, 12].map(|number| tree.irq(number).to_owned());
+        let expected = ["0-15", "5", "0-3", "0-3", "4-7", "0-7", "0-15"];
+        assert_eq!(came_back, expected);
         assert_eq!(tree.get(&Knob::NewIrqs), "ffff");
     }
 

@@ -36,7 +36,7 @@ pub(crate) struct Grant {
     /// The directory names of the lists, by first CPU.
     pub(crate) lists: Vec<String>,
     pub(crate) cpus: CpuSet,
-    /// The memory nodes to confine it to; empty to leave them alone.
+    /// The memory nodes to confine it to; `None` to leave them alone.
     pub(crate) mems: Option<CpuSet>,
     /// How others are kept off the CPUs, if at all.
     pub(crate) isolation: Option<Wanted>,

@@ -145,6 +145,31 @@ fn power_and_a_limit_are_set_while_the_owner_lives() {
     assert_eq!(now(), before);
 }
 
+/// The kernel refuses to read a frequency policy whose CPUs are all offline; so does a directory.
+#[test]
+fn a_policy_that_cannot_be_read_keeps_nobody_from_its_end() {
+    let (machine, mut one, mut other) = machine();
+    let policy = "sys/devices/system/cpu/cpu2/cpufreq";
+    machine.put(&format!("{policy}/scaling_governor"), "powersave\n");
+    machine.put(&format!("{policy}/related_cpus"), "2\n");
+    let before = machine.set();
+    let fast = Tuning {
+        governor: Some("performance".to_owned()),
+        ..Tuning::default()
+    };
+    let site = machine.site();
+    open(&site).tune(&mut one, &fast);
+    open(&site).tune(&mut other, &AWAY);
+    machine.remove(&format!("{policy}/related_cpus"));
+    machine.put(&format!("{policy}/related_cpus/x"), "");
+    assert!(open(&site).converge_machine().unwrap().is_empty());
+    open(&site).let_in(&other).unwrap();
+    assert_eq!(machine.set(), before);
+    open(&site).let_in(&one).unwrap();
+    let governor = machine.get(&format!("{policy}/scaling_governor"));
+    assert_eq!(governor.lines().next(), Some("powersave"));
+}
+
 #[test]
 fn a_machine_without_cpufreq_says_so_once_and_sets_the_rest() {
     let (machine, mut one, mut other) = machine();
