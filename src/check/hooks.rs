@@ -11,9 +11,7 @@ use crate::engines::hooks::HookFile;
 use crate::files;
 use crate::host::Host;
 use crate::install::check_program;
-
-/// How long a hook can take, in seconds. An engine must not stop it earlier.
-const OWN_BOUND: u32 = 20;
+use crate::limits::HOOK_SECONDS;
 
 /// A hook file, with its path as the engine sees it.
 struct PlacedHook {
@@ -99,10 +97,11 @@ fn one_file(scope: &Scope<'_>, hook: &PlacedHook, engine: Engine, report: &mut R
         .file
         .hook
         .timeout
-        .is_none_or(|seconds| seconds < OWN_BOUND)
+        .is_none_or(|seconds| seconds < HOOK_SECONDS)
     {
-        let text =
-            format!("{path} has no timeout of {OWN_BOUND} seconds or more, which a hook can take");
+        let text = format!(
+            "{path} has no timeout of {HOOK_SECONDS} seconds or more, which a hook can take"
+        );
         report.warn(what, text, again);
     } else if scope.has_namespaces() && hook.file.engine().is_none() {
         let text = format!(
