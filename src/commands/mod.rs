@@ -72,7 +72,8 @@ pub struct Failure {
     pub message: String,
     /// What to do about it. Commands stand in backquotes.
     pub remedy: String,
-    /// The exit code of the verb: 1 refused or failed, 2 the command line is wrong.
+    /// The exit code of the verb: 1 refused or failed, 2 the command line is wrong, 125 `noise`
+    /// could not measure.
     pub exit_code: u8,
 }
 

@@ -171,7 +171,9 @@ impl Owners {
     /// Is the same owner still there?
     fn has(&self, owner: &Owner) -> bool {
         let is_same = |other: &Owner| {
+            // Nothing but its process tells one without an id from another.
             (&other.id, &other.group) == (&owner.id, &owner.group)
+                && (owner.id.is_some() || other.pid == owner.pid)
                 && !other.cpus.is_disjoint(&owner.cpus)
         };
         self.all.iter().any(is_same)

@@ -177,3 +177,38 @@ fn numbers_in(names: Result<Vec<String>>) -> Result<Vec<i32>> {
     let numbers = names?.into_iter().filter_map(|name| name.parse().ok());
     Ok(numbers.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{Durability, replace};
+
+    /// On version 1 whoever ends is shown in the root group.
+    #[test]
+    fn whoever_ends_stays_whose_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        let mut people = People::new(&host, None, Vec::new());
+        let seen = Who::User {
+            group: None,
+            kin: None,
+        };
+        std::fs::create_dir_all(dir.path().join("proc/7")).unwrap();
+        for (state, flags, expected) in [('S', 4, None), ('Z', 0, None), ('S', 0, Some(seen))] {
+            let stat = format!(
+                "7 (sh) {state} 1 2 3 4 5 {flags} 7 8 9 10 1 2 13 14 15 16 5 0 1 0 0 0 0 0 0 0 0 0 \
+                 0 0 0 0 0 0 17 4 0 0\n"
+            );
+            replace(
+                &dir.path().join("proc/7/stat"),
+                stat.as_bytes(),
+                0o444,
+                Durability::Crash,
+            )
+            .unwrap();
+            assert_eq!(people.look(7).unwrap(), expected, "{state} {flags}");
+            let known = expected.unwrap_or(Who::Unknown);
+            assert_eq!(people.known(7), known);
+        }
+    }
+}

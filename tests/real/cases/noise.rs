@@ -9,6 +9,7 @@ use crate::process::{self, Ran, Running, eventually};
 use crate::service::{Client, Service, Session};
 use crate::world::{Kind, Standin, World, state};
 use nix::libc;
+use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
         plain("noise::a_neighbour_is_named", root, neighbour),
         plain("noise::a_neighbour_is_sampled", root, sampled),
+        plain("noise::however_others_trace", root, however_others_trace),
         plain("noise::nobody_else", root, nobody_else),
         plain("noise::nothing_to_measure", root, nothing_to_measure),
         plain("noise::killed_leaves_nothing", root, killed),
@@ -109,6 +111,30 @@ fn neighbour(world: &World) {
     assert!(widest <= Some(80), "{ran}");
     assert_eq!(ran.stderr, "", "progress is for terminals");
     assert_eq!(instances(), Vec::<String>::new());
+    burner.kill();
+    owner.die();
+}
+
+/// The trace that all share shows its lines in another form, and drops what is new.
+fn however_others_trace(world: &World) {
+    let owner = busy_owner(world);
+    let burner = burner(world, &[1]);
+    let dir = world.dir.join("tracefs");
+    std::fs::create_dir(&dir).expect("make the directory");
+    let kind = Some("tracefs");
+    mount(kind, &dir, kind, MsFlags::empty(), None::<&str>).expect("mount tracefs");
+    let set = |option: &str| std::fs::write(dir.join("trace_options"), option);
+    let was_set = set("raw").and(set("nooverwrite"));
+    let ran = process::run(&mut world.pinfold(&["noise", "owner", "--seconds", "1", "--json"]));
+    let was_put_back = set("noraw").and(set("overwrite"));
+    umount(&dir).expect("unmount it");
+    was_set.and(was_put_back).expect("set the options");
+    let told = document(&ran.exits(1));
+    assert_eq!(
+        (&told["means"], &told["lostEvents"]),
+        (&json!("trace"), &json!(0))
+    );
+    assert_eq!(burner_in(&told)["tid"], burner.pid(), "{told}");
     burner.kill();
     owner.die();
 }
