@@ -42,6 +42,18 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
+/// Reconciles what is left of an owner that is dead, and of every second one the group, too; then
+/// looks whether all is as before.
+pub(crate) fn reconcile_rest(world: &World, group: &Path, number: usize, look: impl FnOnce()) {
+    if number % 2 == 0 {
+        let _ = std::fs::remove_dir(group);
+    }
+    world.reconcile();
+    world.assert_all_free("after reconcile");
+    look();
+    let _ = std::fs::remove_dir(group);
+}
+
 /// Runs a verb once untouched to learn its system calls, and then once for each of them with that
 /// as its last. `before` arranges what the verb finds, and `after` is told of every death.
 pub(crate) fn each_point<T>(

@@ -2,7 +2,7 @@
 //! left of it, the next `reconcile` puts back, as does the end of the owner.
 
 use crate::case::{Case, plain};
-use crate::cases::killpoints::each_point;
+use crate::cases::killpoints::{each_point, reconcile_rest};
 use crate::cgroups::hierarchy;
 use crate::needs::Need;
 use crate::process::run;
@@ -94,15 +94,10 @@ fn start(world: &World) {
         &["hook", "createRuntime"],
         before,
         |standin, number| {
-            // Its runtime kills it, for its hook has died; half of them leave the group behind.
-            let group = standin.die();
-            if number % 2 == 0 {
-                let _ = std::fs::remove_dir(&group);
-            }
-            world.reconcile();
-            world.assert_all_free("after reconcile");
-            slice.assert_open("victim", "after reconcile");
-            let _ = std::fs::remove_dir(&group);
+            // Its runtime kills it, for its hook has died.
+            reconcile_rest(world, &standin.die(), number, || {
+                slice.assert_open("victim", "after reconcile")
+            });
         },
     );
 }
@@ -121,12 +116,8 @@ fn end(world: &World) {
         (group, input.to_string())
     };
     each_point(world, &["hook", "poststop"], before, |group, number| {
-        if number % 2 == 0 {
-            let _ = std::fs::remove_dir(&group);
-        }
-        world.reconcile();
-        world.assert_all_free("after reconcile");
-        slice.assert_open("victim", "after reconcile");
-        let _ = std::fs::remove_dir(&group);
+        reconcile_rest(world, &group, number, || {
+            slice.assert_open("victim", "after reconcile")
+        });
     });
 }
