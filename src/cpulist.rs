@@ -299,6 +299,15 @@ impl FromIterator<u32> for CpuSet {
     }
 }
 
+/// The union.
+impl<'a> FromIterator<&'a CpuSet> for CpuSet {
+    fn from_iter<T: IntoIterator<Item = &'a CpuSet>>(sets: T) -> Self {
+        let mut union = CpuSet::new();
+        sets.into_iter().for_each(|set| union.extend(set));
+        union
+    }
+}
+
 impl FromStr for CpuSet {
     type Err = BadCpuList;
 

@@ -227,8 +227,7 @@ pub fn check_neighbours(site: &Site, kept: &[KeptCpus]) -> Vec<Finding> {
         // The check of the machine says why.
         return report.findings;
     }
-    let mut cpus = CpuSet::new();
-    kept.iter().for_each(|list| cpus.extend(&list.cpus));
+    let cpus = kept.iter().map(|list| &list.cpus).collect();
     let running = running(&site.host).containers;
     match neighbours(site, &cpus, &running) {
         Ok(found) => {

@@ -28,7 +28,7 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
     let mut wanting = CpuSet::new();
     let mut all = CpuSet::new();
     for pool in survey.pools.iter().filter(exclusive) {
-        let cpus = cpus_of(pool);
+        let cpus = pool.cpus();
         all.extend(&cpus);
         if let Some(wanted) = wanted(pool, report) {
             at_boot(pool, wanted, &cpus.intersection(&isolated), report);
@@ -39,12 +39,6 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
         kept.extend(&wanting);
     }
     in_the_books(&all, &all.difference(&kept), report);
-}
-
-fn cpus_of(pool: &SurveyedPool) -> CpuSet {
-    let mut cpus = CpuSet::new();
-    pool.lists.iter().for_each(|list| cpus.extend(&list.cpus));
-    cpus
 }
 
 /// What a pool's options ask for. Invalid options are reported.

@@ -196,8 +196,7 @@ fn one_pool(pool: &SurveyedPool, report: &mut Report) {
 fn reach(site: &Site, survey: &Survey, report: &mut Report) {
     let lists = survey.pools.iter().flat_map(|pool| &pool.lists);
     let cpus: Vec<CpuSet> = lists.filter_map(|list| list.name.parse().ok()).collect();
-    let mut all = CpuSet::new();
-    cpus.iter().for_each(|list| all.extend(list));
+    let all: CpuSet = cpus.iter().collect();
     let online = topology::online(&site.host).unwrap_or_default();
     let mut elsewhere = CpuSet::new();
     for (path, cpus) in machine::partitions(site) {

@@ -20,8 +20,7 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
     let online = topology::online(&site.host).unwrap_or_default();
     for pool in survey.pools.iter().filter(exclusive) {
         let wanted = wanted(pool, report);
-        let mut cpus = CpuSet::new();
-        pool.lists.iter().for_each(|list| cpus.extend(&list.cpus));
+        let cpus = pool.cpus();
         if wanted.irqs_away {
             away.extend(&cpus);
         }
@@ -85,12 +84,9 @@ fn astray(site: &Site, online: &CpuSet, report: &mut Report) {
 /// Interrupts leave a list's CPUs once it is owned: what is there then stays.
 fn irqs(site: &Site, away: &CpuSet, report: &mut Report) {
     let host = &site.host;
-    let mut owned = CpuSet::new();
-    for tuned in outside::tuned(host) {
-        if tuned.tuning.irqs_away {
-            owned.extend(&tuned.cpus);
-        }
-    }
+    let mut tuned = outside::tuned(host);
+    tuned.retain(|tuned| tuned.tuning.irqs_away);
+    let owned: CpuSet = tuned.iter().map(|tuned| &tuned.cpus).collect();
     match files::entry_if_there(&host.irqs()) {
         Ok(Some(_)) => {}
         Ok(None) => {

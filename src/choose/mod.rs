@@ -113,11 +113,8 @@ pub fn cpus_that_matter(situation: &Situation<'_>, want: &Want) -> CpuSet {
         (false, true) => free,
         (false, false) => Vec::new(),
     };
-    let mut cpus = CpuSet::new();
-    for index in matter {
-        cpus.extend(situation.offers[index].cpus);
-    }
-    cpus
+    let offers = matter.into_iter().map(|index| &situation.offers[index]);
+    offers.map(|offer| offer.cpus).collect()
 }
 
 /// Chooses lists, and returns their indices in ascending order. `levels` has to know the place of

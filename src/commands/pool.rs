@@ -47,7 +47,7 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
     let online = topology::online(&site.host)?;
     let mut in_none = online;
     for pool in &survey.pools {
-        in_none = in_none.difference(&cpus_of(pool)?);
+        in_none = in_none.difference(&pool.cpus());
     }
     let mut pools = survey.pools;
     if let Some(name) = &args.name {
@@ -70,7 +70,7 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
     let mut table = TabWriter::new(vec![]);
     writeln!(table, "POOL\tKIND\tISOLATION\tTUNING\tLISTS\tFREE\tCPUS")?;
     for pool in &pools {
-        let (kind, cpus) = (pool.kind.word(), cpus_of(pool)?);
+        let (kind, cpus) = (pool.kind.word(), pool.cpus());
         let (lists, free) = (pool.lists.len(), free_lists(pool));
         writeln!(
             table,
@@ -129,7 +129,7 @@ fn document<'a>(pools: &'a [SurveyedPool], in_none: &CpuSet) -> Result<Document<
             exclusive: pool.kind == Kind::Exclusive,
             lists: pool.lists.iter().map(|list| list.name.as_str()).collect(),
             free: free_lists(pool),
-            cpus: cpus_of(pool)?.to_string(),
+            cpus: pool.cpus().to_string(),
             isolation: pool.options.isolation.as_deref().unwrap_or("none"),
             isolation_needed: pool.options.needed.as_deref() == Some("yes"),
             tuning: pool.options.tuning.said().collect(),
@@ -153,14 +153,6 @@ fn isolation(pool: &SurveyedPool) -> String {
 fn free_lists(pool: &SurveyedPool) -> usize {
     let lists = pool.lists.iter();
     lists.filter(|list| list.state != ListState::Owned).count()
-}
-
-fn cpus_of(pool: &SurveyedPool) -> Result<CpuSet> {
-    let mut cpus = CpuSet::new();
-    for list in &pool.lists {
-        cpus.extend(&list.name.parse()?);
-    }
-    Ok(cpus)
 }
 
 fn add(args: &AddArgs, settings: &Settings) -> Result<u8> {

@@ -118,7 +118,7 @@ impl TableStyle {
             table.row(vec![
                 (pool.name.clone(), PLAIN),
                 (pool.kind.word().to_owned(), PLAIN),
-                (all_cpus(pool).to_string(), PLAIN),
+                (pool.cpus().to_string(), PLAIN),
                 (pool.lists.len().to_string(), PLAIN),
                 (owners.count().to_string(), PLAIN),
                 (free(pool), GOOD),
@@ -183,12 +183,6 @@ impl TableStyle {
             (Some(since), false) => age(self.now.saturating_sub(since)),
         }
     }
-}
-
-fn all_cpus(pool: &SurveyedPool) -> CpuSet {
-    let mut all = CpuSet::new();
-    pool.lists.iter().for_each(|list| all.extend(&list.cpus));
-    all
 }
 
 /// The names of the lists that the next owner can get. A shared list is never taken.
@@ -333,7 +327,7 @@ fn pool_entry<'a>(pool: &'a SurveyedPool) -> PoolEntry<'a> {
         state: list.state,
     };
     PoolEntry {
-        cpus: all_cpus(pool).to_string(),
+        cpus: pool.cpus().to_string(),
         exclusive: pool.kind == Kind::Exclusive,
         lists: pool.lists.iter().map(list).collect(),
         name: &pool.name,

@@ -241,10 +241,8 @@ fn core_label(core: &Part, topology: &Topology, pools: &[Pool]) -> String {
     }
     let mut memberships = Vec::new();
     for pool in pools {
-        let mut cpus = CpuSet::new();
-        for list in &pool.lists {
-            cpus.extend(&list.cpus.intersection(core));
-        }
+        let lists: CpuSet = pool.lists.iter().map(|list| &list.cpus).collect();
+        let cpus = lists.intersection(core);
         if cpus == *core {
             memberships.push(one_line(&pool.name));
         } else if !cpus.is_empty() {

@@ -167,11 +167,8 @@ impl<'a> Look<'a> {
     /// The exclusive CPUs that the group shall have: those found there, and those of all owners at
     /// or below it.
     fn wanted(&self) -> CpuSet {
-        let mut wanted = set(&self.change.found);
-        self.owners
-            .iter()
-            .for_each(|owner| wanted.extend(&owner.cpus));
-        wanted
+        let owned = self.owners.iter().map(|owner| &owner.cpus);
+        owned.chain([&set(&self.change.found)]).collect()
     }
 
     /// The kinds to write to the partition file, first and second. An invalid partition becomes a

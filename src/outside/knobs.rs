@@ -199,17 +199,15 @@ impl Situation<'_> {
     fn wanted(&self, knob: &Knob, value: &str, counts: &dyn Fn(&Tuned) -> bool) -> Option<String> {
         let owners = self.records.tuned.iter();
         let owners: Vec<&Tuned> = owners.filter(|tuned| knob.is_for(tuned)).collect();
-        let mut in_question = CpuSet::new();
         let counting = owners.iter().filter(|tuned| counts(tuned));
-        counting.for_each(|tuned| in_question.extend(&tuned.cpus));
+        let in_question: CpuSet = counting.map(|tuned| &tuned.cpus).collect();
         if in_question.is_empty() {
             return None;
         }
         let wanted = match knob {
             Knob::NewIrqs | Knob::Irq(_) => {
                 let cpus = knob.cpus(value)?;
-                let mut owned = CpuSet::new();
-                owners.iter().for_each(|tuned| owned.extend(&tuned.cpus));
+                let owned = owners.iter().map(|tuned| &tuned.cpus).collect();
                 let mut away = cpus.difference(&owned);
                 if away.is_disjoint(self.online) {
                     away = self.online.difference(&owned);

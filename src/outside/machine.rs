@@ -161,10 +161,7 @@ impl<'a> Machine<'a> {
     pub(super) fn obstacle(&self, group: &Group, owner: &Owner) -> Result<Option<Obstacle>> {
         let others = self.records.owners.iter();
         let others = others.filter(|other| other.group != owner.group);
-        let kept = others.fold(CpuSet::new(), |mut kept, other| {
-            kept.extend(&other.cpus);
-            kept
-        });
+        let kept = others.map(|other| &other.cpus).collect();
         let asked = obstacle::Asked {
             group,
             cpus: &owner.cpus,

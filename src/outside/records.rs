@@ -187,10 +187,6 @@ impl Records {
 
     /// All CPUs that owners keep others off.
     pub(super) fn cpus(&self) -> CpuSet {
-        let mut cpus = CpuSet::new();
-        self.owners
-            .iter()
-            .for_each(|owner| cpus.extend(&owner.cpus));
-        cpus
+        self.owners.iter().map(|owner| &owner.cpus).collect()
     }
 }

@@ -8,7 +8,6 @@ use super::owners::OwnersTable;
 use super::pools;
 use super::style::{HEADING, LABEL, SMALL};
 use super::svg::Svg;
-use crate::cpulist::CpuSet;
 use crate::placement::{Owner, SurveyedPool};
 use crate::topology::{Part, Topology};
 
@@ -112,8 +111,7 @@ fn about(scene: &Scene<'_>) -> String {
         },
     );
     for pool in scene.pools {
-        let mut cpus = CpuSet::new();
-        pool.lists.iter().for_each(|list| cpus.extend(&list.cpus));
+        let cpus = pool.cpus();
         let owners = scene.owners.iter();
         let owners = owners.filter(|owned| owned.owner.pool == pool.name);
         about.push_str(&format!(

@@ -5,7 +5,6 @@ use super::layout::GAP;
 use super::machine::{LINE, Load, Scene};
 use super::style::{PoolStyle, SMALL, letters};
 use super::svg::{Rect, Svg, clipped, width};
-use crate::cpulist::CpuSet;
 use crate::placement::SurveyedPool;
 use crate::pools::Kind;
 use crate::text::one_line;
@@ -122,8 +121,7 @@ pub(super) fn sample(
 
 /// A pool's description: `exclusive, 2 of 4 lists free`.
 fn about(pool: &SurveyedPool) -> String {
-    let mut cpus = CpuSet::new();
-    pool.lists.iter().for_each(|list| cpus.extend(&list.cpus));
+    let cpus = pool.cpus();
     let lists = pool.lists.len();
     let free = pool.lists.iter().filter(|list| list.owners == 0).count();
     match pool.kind {

@@ -64,10 +64,8 @@ pub fn stock(host: &Host, reserve: Option<&CpuSet>) -> Result<Stock> {
     let cores: Vec<Core> = levels.cores.iter().map(core).collect();
     // A core counts as isolated only if all its CPUs are.
     let isolated = isolated(host)?;
-    let mut whole = CpuSet::new();
-    for core in cores.iter().filter(|core| core.cpus.is_subset(&isolated)) {
-        whole.extend(&core.cpus);
-    }
+    let sets = cores.iter().map(|core| &core.cpus);
+    let whole = sets.filter(|core| core.is_subset(&isolated)).collect();
     Ok(Stock {
         cores,
         isolated: whole,

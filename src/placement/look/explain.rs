@@ -83,8 +83,7 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
             owners: owners(surveyed),
         })
         .collect();
-    let mut all = CpuSet::new();
-    pool.lists.iter().for_each(|list| all.extend(&list.cpus));
+    let all: CpuSet = pool.lists.iter().map(|list| &list.cpus).collect();
     let levels = Levels::of(&site.host, &all.intersection(&online));
     let situation = Situation {
         kind: pool.kind,
@@ -122,10 +121,8 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
             explanation.taken = Err(refusal);
         }
         Ok(chosen) => {
-            let mut cpus = CpuSet::new();
-            chosen
-                .iter()
-                .for_each(|index| cpus.extend(&pool.lists[*index].cpus));
+            let lists = chosen.iter().map(|index| &pool.lists[*index]);
+            let cpus: CpuSet = lists.map(|list| &list.cpus).collect();
             if request.mems == Mems::Local {
                 explanation.mems = topology::local_memory_nodes(&site.host, &cpus)?;
             }
@@ -160,10 +157,8 @@ fn taken(pool: &Pool, index: usize, levels: &Levels) -> Taken {
     };
     let gaps = &levels.gaps;
     let numbers = |groups: Vec<CpuGroup>| groups.iter().map(|group| group.id).collect();
-    let mut cache = CpuSet::new();
-    told(&levels.caches, &gaps.caches)
-        .iter()
-        .for_each(|group| cache.extend(&group.cpus));
+    let caches = told(&levels.caches, &gaps.caches);
+    let cache = caches.iter().map(|group| &group.cpus).collect();
     Taken {
         list: list.name.clone(),
         nodes: numbers(told(&levels.nodes, &gaps.nodes)),
@@ -210,10 +205,7 @@ fn reasons(
         ));
         return why;
     }
-    let mut cpus = CpuSet::new();
-    chosen
-        .iter()
-        .for_each(|index| cpus.extend(offers[*index].cpus));
+    let cpus: CpuSet = chosen.iter().map(|index| offers[*index].cpus).collect();
     let count = |groups: &[CpuGroup]| {
         groups
             .iter()

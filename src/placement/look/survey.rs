@@ -56,6 +56,13 @@ pub struct SurveyedPool {
     pub options: Options,
 }
 
+impl SurveyedPool {
+    /// The CPUs of all its lists.
+    pub fn cpus(&self) -> CpuSet {
+        self.lists.iter().map(|list| &list.cpus).collect()
+    }
+}
+
 /// A CPU list as it was seen.
 #[derive(Debug, PartialEq)]
 pub struct SurveyedList {
@@ -573,9 +580,8 @@ impl Surveyor<'_> {
             return false;
         };
         // An owner can have several lists.
-        let mut cpus = CpuSet::new();
         let lists = pool.lists.iter().filter(|list| list.tasks.contains(&pid));
-        lists.for_each(|list| cpus.extend(&list.cpus));
+        let cpus = lists.map(|list| &list.cpus).collect();
         // What cannot be told counts as held.
         let counts = clock.counts(&self.site.host, pid, &cpus, recorded);
         !counts.unwrap_or(true)

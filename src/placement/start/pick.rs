@@ -39,11 +39,8 @@ pub(crate) struct Picked {
 
 impl Picked {
     pub(crate) fn cpus(&self) -> CpuSet {
-        let mut cpus = CpuSet::new();
-        for index in &self.chosen {
-            cpus.extend(&self.pool.lists[*index].cpus);
-        }
-        cpus
+        let lists = self.chosen.iter().map(|index| &self.pool.lists[*index]);
+        lists.map(|list| &list.cpus).collect()
     }
 
     /// The directory names of the lists.
