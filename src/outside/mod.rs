@@ -273,6 +273,15 @@ pub fn owners(host: &Host) -> Vec<Owner> {
     owners.unwrap_or_default()
 }
 
+/// Does any owner keep others off its CPUs? Where the records cannot be read one may. Whoever may
+/// not look at them keeps nobody off, as [`is_in_use`] says. Takes no lock.
+pub fn may_keep_off(host: &Host) -> bool {
+    match machine::read(host) {
+        Ok(records) => !records.owners.is_empty(),
+        Err(error) => !is_denied(&error),
+    }
+}
+
 /// All CPUs that recorded owners keep others off; none where the records cannot be read. Takes no
 /// lock.
 pub fn kept(host: &Host) -> CpuSet {

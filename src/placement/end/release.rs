@@ -236,9 +236,9 @@ impl Books<'_> {
     }
 
     /// The CPUs that restored groups must not name: those of all exclusive pools while any owner
-    /// keeps others off its CPUs, otherwise none.
+    /// keeps others off its CPUs, or may do so, otherwise none.
     pub(crate) fn exclusive_where_isolated(&self) -> Result<CpuSet> {
-        if outside::owners(self.host).is_empty() {
+        if !outside::may_keep_off(self.host) {
             return Ok(CpuSet::new());
         }
         self.exclusive_cpus().map(|(all, _)| all)

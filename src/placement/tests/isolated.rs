@@ -80,6 +80,29 @@ fn who_can_do_without_starts_where_the_records_cannot_be_read() {
     assert!(refused.contains("cannot be read"), "{refused}");
 }
 
+/// A restored group must not name what others may be kept off.
+#[test]
+fn whatever_the_records_do_not_rule_out_is_spared() {
+    let (machine, claim) = machine();
+    let records = "run/pinfold-machine/changes";
+    let spared = || {
+        open(&machine.site())
+            .exclusive_where_isolated()
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(spared(), "");
+    machine.put(
+        records,
+        r#"{"version":1,"boot_id":"this-boot","owners":[],"changes":[]}"#,
+    );
+    assert_eq!(spared(), "");
+    machine.put(records, "{torn");
+    assert_eq!(spared(), "2-3");
+    keeps_off(&machine, &claim, "2");
+    assert_eq!(spared(), "2-3");
+}
+
 #[test]
 fn nobody_is_kept_off_the_cpus_of_a_shared_pool() {
     let (machine, _) = machine();
