@@ -46,10 +46,10 @@ fn stderr(ran: &Output) -> String {
 
 /// The record of an owner that ended so many seconds ago, after an hour.
 fn record(number: u64, name: &str, pool: &str, ago: u64) -> Value {
-    let time = |ago| {
-        let time = SystemTime::now() - Duration::from_secs(ago);
-        humantime::format_rfc3339_seconds(time).to_string()
-    };
+    // The clock is read once: between two readings a second can pass.
+    let end = SystemTime::now() - Duration::from_secs(ago);
+    let start = end - Duration::from_secs(3600);
+    let time = |time| humantime::format_rfc3339_seconds(time).to_string();
     json!({
         "version": 1,
         "id": format!("{number:064x}"),
@@ -58,15 +58,15 @@ fn record(number: u64, name: &str, pool: &str, ago: u64) -> Value {
         "pool": pool,
         "lists": ["2,6"],
         "cpus": 2,
-        "start": time(ago + 3600),
-        "end": time(ago),
+        "start": time(start),
+        "end": time(end),
         "cpuSeconds": 2.5,
         "userSeconds": 2.0,
         "systemSeconds": 0.5,
         "noiseSeconds": 0.25,
         "watchedSeconds": 3000.0,
         "exactness": if number % 2 == 0 { "exact" } else { "sampled" },
-        "read": time(ago),
+        "read": time(end),
         "owner": format!("boot {number}-7"),
         "later": "programs can add to it",
     })
