@@ -96,6 +96,10 @@ impl Situation<'_> {
         }
         let wanted = self.wanted(knob, &turned.found, &|_| true);
         let puts_back = wanted.is_none();
+        if puts_back && self.is_of_offline_cpus(&turned) {
+            plan.turned.push(turned);
+            return;
+        }
         let value = wanted.unwrap_or_else(|| turned.found.clone());
         if !knob.is_same(&value, now) {
             turned.ours.retain(|ours| knob.is_same(ours, now));
@@ -134,6 +138,13 @@ impl Situation<'_> {
                 .is_ok_and(|cpus| cpus.is_disjoint(self.online)),
             _ => false,
         }
+    }
+
+    /// Were all CPUs that were found switched off since? The kernel takes no such value for an
+    /// interrupt (write_irq_affinity in kernel/irq/proc.c): it is put back when one is back.
+    fn is_of_offline_cpus(&self, turned: &Turned) -> bool {
+        let found = turned.knob.cpus(&turned.found);
+        !turned.ours.is_empty() && found.is_some_and(|found| found.is_disjoint(self.online))
     }
 
     fn known(&self, knob: &Knob) -> Option<&Turned> {
@@ -433,6 +444,19 @@ mod tests {
         let expected = ["0-15", "5", "0-3", "0-3", "4-7", "0-7", "0-15"];
         assert_eq!(came_back, expected);
         assert_eq!(tree.get(&Knob::NewIrqs), "ffff");
+    }
+
+    #[test]
+    fn what_was_found_on_offline_cpus_waits_for_them() {
+        let mut tree = Tree::new(&[(1, "4-5"), (2, "0-3")]);
+        tree.start(away(7, "4-5"));
+        tree.online = "0-3,6-7".parse().unwrap();
+        tree.end(7);
+        assert_eq!((tree.irq(1), tree.irq(2)), ("0-3,6-7", "0-3"));
+        tree.online = "0-7".parse().unwrap();
+        tree.converge();
+        assert_eq!(tree.irq(1), "4-5");
+        assert!(tree.records.turned.is_empty());
     }
 
     #[test]

@@ -235,11 +235,13 @@ impl<'a> Machine<'a> {
             };
             let plan = situation.plan(&seen);
             for (knob, value) in &plan.foreign {
-                log::warn!(
-                    "{} holds {} and not what it was given: it is left as it is",
-                    self.path(knob, &online).display(),
-                    Shown(value)
-                );
+                if let Some(path) = self.path(knob, &online) {
+                    log::warn!(
+                        "{} holds {} and not what it was given: it is left as it is",
+                        path.display(),
+                        Shown(value)
+                    );
+                }
             }
             self.records.turned = plan.turned;
             if !plan.writes.is_empty() {
@@ -290,7 +292,7 @@ impl<'a> Machine<'a> {
     }
 
     fn turn(&self, write: knobs::Write, online: &CpuSet) -> Option<Unset> {
-        let path = self.path(&write.knob, online);
+        let path = self.path(&write.knob, online)?;
         let error = files::write_kernel(&path, &format!("{}\n", write.value)).err()?;
         // A device went, and its interrupt.
         (!files::is_gone(&error)).then(|| Unset {
@@ -304,13 +306,12 @@ impl<'a> Machine<'a> {
         })
     }
 
-    fn path(&self, knob: &Knob, online: &CpuSet) -> PathBuf {
+    /// The file of one; `None` where it is of a group that is gone. Another of the same path is
+    /// another container's.
+    fn path(&self, knob: &Knob, online: &CpuSet) -> Option<PathBuf> {
         let irqs = self.host.irqs();
-        match knob {
-            Knob::Quota(group) => match self.limited(group) {
-                Ok(Some(group)) => cpu::quota_file(&group),
-                _ => PathBuf::from(&group.path),
-            },
+        Some(match knob {
+            Knob::Quota(group) => cpu::quota_file(&self.limited(group).ok()??),
             Knob::NewIrqs => irqs.join("default_smp_affinity"),
             Knob::Irq(number) => irqs.join(number.to_string()).join(irqs::CPUS),
             Knob::Governor(cpus) => {
@@ -318,7 +319,7 @@ impl<'a> Machine<'a> {
                 power::governor_file(self.host, &cpus, online)
             }
             Knob::Latency(cpu) => power::latency_file(self.host, *cpu),
-        }
+        })
     }
 
     /// A group of the CPU controller, if it is still the same.
@@ -331,11 +332,7 @@ impl<'a> Machine<'a> {
 
     /// What one holds; `None` where it is gone, or cannot be read, and so is not to be written.
     fn value(&self, knob: &Knob, online: &CpuSet) -> Option<String> {
-        if let Knob::Quota(group) = knob {
-            // One of the same path is another container's.
-            self.limited(group).ok()??;
-        }
-        let text = files::read_record_if_there(&self.path(knob, online));
+        let text = files::read_record_if_there(&self.path(knob, online)?);
         let text = text.unwrap_or_else(|error| {
             log::warn!("{error:#}");
             None

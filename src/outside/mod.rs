@@ -23,7 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 pub use irqs::on as irqs_on;
-pub use obstacle::{Obstacle, STAYING, lost_cpus, named as irqs_named, obstacle};
+pub use obstacle::{Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit, obstacle};
 pub use power::{astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
 pub use watch::wait;

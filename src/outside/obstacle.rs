@@ -62,6 +62,16 @@ impl Obstacle {
     }
 }
 
+/// There is no limit that is an owner's own, where one was to be lifted.
+pub fn no_own_limit() -> Obstacle {
+    Obstacle::of_machine(
+        "no-own-limit",
+        "it has no limit of CPU time of its own that could be lifted: a command has that of whoever \
+         runs it, and so has a container without a cgroup of its own",
+        "say quota=keep",
+    )
+}
+
 /// The partition that is asked for.
 pub(super) struct Asked<'a> {
     pub(super) group: &'a Group,

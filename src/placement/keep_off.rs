@@ -127,21 +127,28 @@ impl Books<'_> {
             self.ledger.write(claim)?;
         }
         let limited = match wanted.quota_lifted {
-            true => self.limited(claim)?,
-            false => Vec::new(),
+            true => self.limited(claim),
+            false => Ok(Vec::new()),
         };
+        // The rest is set whatever becomes of the limit.
+        let limited = limited.unwrap_or_else(|error| {
+            log::debug!("{error:#}");
+            Vec::new()
+        });
+        let no_limit = (wanted.quota_lifted && limited.is_empty()).then(outside::no_own_limit);
         let tuning = Tuning {
             quota_lifted: !limited.is_empty(),
             ..wanted.clone()
         };
-        self.outside().tune(&Tuned {
+        let tuned = self.outside().tune(&Tuned {
             limited,
             group: group.path().to_owned(),
             inode: group.inode()?.context("its cgroup is gone")?,
             cpus: claim.cpus.clone(),
             tuning,
             run_dir: self.run_dir.to_owned(),
-        })
+        });
+        tuned.map(|obstacles| obstacles.into_iter().chain(no_limit).collect())
     }
 
     /// The groups whose limit of CPU time is a container's own: on version 1 that of the same path

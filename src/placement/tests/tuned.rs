@@ -186,6 +186,24 @@ fn a_machine_without_cpufreq_says_so_once_and_sets_the_rest() {
 }
 
 #[test]
+fn who_has_no_limit_of_its_own_is_told_so_once_and_given_the_rest() {
+    let (machine, mut one, mut other) = machine();
+    let wanted = Tuning {
+        quota_lifted: true,
+        ..AWAY
+    };
+    let site = machine.site();
+    let told = "run/pinfold-machine/told-no-own-limit";
+    open(&site).tune(&mut one, &wanted);
+    assert!(!machine.is_there(told), "its group has one");
+    other.cgroup.as_mut().unwrap().made = true;
+    open(&site).tune(&mut other, &wanted);
+    assert!(machine.is_there(told));
+    assert_eq!(outside::tuned(&site.host)[1].tuning, AWAY);
+    assert_eq!(machine.irq(25), "0-1,4-7");
+}
+
+#[test]
 fn reconcile_puts_back_what_a_killed_start_left_and_sets_again_what_is_not_recorded() {
     let (machine, mut one, mut other) = machine();
     let before = machine.set();
