@@ -29,7 +29,7 @@ fn alone() -> Flock<File> {
 }
 
 /// What all their files hold.
-fn irqs() -> BTreeMap<PathBuf, String> {
+pub(crate) fn irqs() -> BTreeMap<PathBuf, String> {
     let directory = Path::new("/proc/irq");
     let numbers = fs::read_dir(directory).unwrap().flatten();
     let files = numbers.map(|entry| entry.path().join("smp_affinity_list"));

@@ -1,13 +1,15 @@
-//! SIGKILL at every system call of a start and an end that keep everybody else off: whatever is
-//! left of it, the next `reconcile` puts back, as does the end of the owner.
+//! SIGKILL at every system call of a start and an end that keep everybody else off, and interrupts
+//! away: whatever is left of it, the next `reconcile` puts back, as does the end of the owner.
 
 use crate::case::{Case, plain};
 use crate::cases::killpoints::{each_point, reconcile_rest};
+use crate::cases::killpoints_irqs::irqs;
 use crate::cgroups::hierarchy;
 use crate::needs::Need;
 use crate::process::run;
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -27,6 +29,8 @@ pub(crate) fn cases() -> Vec<Case> {
 /// A slice of pinned containers alone, where any kernel that has partitions keeps them.
 struct Slice {
     path: PathBuf,
+    /// Which CPUs interrupts go to while nobody has any.
+    irqs: BTreeMap<PathBuf, String>,
 }
 
 impl Slice {
@@ -36,7 +40,7 @@ impl Slice {
         let path = root.join("pinfold.slice");
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join("cgroup.subtree_control"), "+cpuset").unwrap();
-        Slice { path }
+        Slice { path, irqs: irqs() }
     }
 
     fn container(&self, name: &str) -> Standin {
@@ -60,6 +64,7 @@ impl Slice {
         assert!(["", "member"].contains(&&*partition), "{when}: {partition}");
         let all = read(&hierarchy().root, "cpuset.cpus.effective");
         assert_eq!(all, "0-7", "{when}");
+        assert_eq!(irqs(), self.irqs, "{when}");
     }
 }
 
@@ -74,7 +79,7 @@ fn fresh(world: &World) {
     let _ = std::fs::remove_dir_all(world.conf.join("pools"));
     std::fs::create_dir(world.conf.join("pools")).expect("make the pools directory");
     world.pool("dp", Kind::Exclusive, &["5"]);
-    run(&mut world.pinfold(&["pool", "set", "dp", "isolation=root"])).ok();
+    run(&mut world.pinfold(&["pool", "set", "dp", "isolation=root", "irqs=away"])).ok();
 }
 
 fn asking(pid: i32) -> String {
@@ -112,6 +117,7 @@ fn end(world: &World) {
         let group = standin.die();
         let partition = std::fs::read_to_string(group.join("cpuset.cpus.partition"));
         assert_eq!(partition.unwrap().trim(), "root");
+        assert_ne!(irqs(), slice.irqs);
         let input = stopped("victim", json!({ "pinfold.io/pool": "dp" }));
         (group, input.to_string())
     };

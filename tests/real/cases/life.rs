@@ -54,7 +54,7 @@ fn through(world: &World, engine: Engine) {
 fn removed_when_it_ends(world: &World, engine: Engine) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     let plan = Plan::pinned("a", "dp").doing(&["--when-told", "--exit", "3"]);
-    let container = Container::up(world, engine, plan.podman_option("--rm"));
+    let container = Container::up(world, engine, plan.option("--rm"));
     assert_eq!(world.tasks("dp", "1"), [container.pid()]);
     container.engine_command(&["kill", "--signal", "USR1"]).ok();
     world.wait_until_free();

@@ -30,6 +30,7 @@ mod metrics;
 mod named;
 mod nearness;
 mod noise;
+mod offenders;
 mod outputs;
 mod owners;
 mod partition;
@@ -77,6 +78,7 @@ pub(crate) fn all() -> Vec<Case> {
         isolate::cases(),
         supervised::cases(),
         isolation::cases(),
+        offenders::cases(),
         partition::cases(),
         inside::cases(),
         intervals::cases(),

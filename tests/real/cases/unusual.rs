@@ -82,7 +82,7 @@ const DISABLE: &str = "set -eu
 
 fn pinned_with(world: &World, engine: Engine, option: &str) {
     world.pool("dp", Kind::Exclusive, &["1"]);
-    let plan = Plan::pinned("a", "dp").podman_option(option);
+    let plan = Plan::pinned("a", "dp").option(option);
     let container = Container::prepare(world, engine, plan);
     // Its root may be nobody here, who can make nothing in the root file system.
     let rootfs = world.dir.join("rootfs");

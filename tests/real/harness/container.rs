@@ -186,7 +186,7 @@ impl<'w> Container<'w> {
                 .flat_map(|cpus| ["--cpuset-cpus", cpus]),
         );
         command
-            .args(&self.plan.podman)
+            .args(&self.plan.options)
             .arg("--rootfs")
             .arg(self.world.dir.join("rootfs"))
             .args(self.process());

@@ -60,7 +60,7 @@ impl Docker {
         docker.args(["--runtime", &runtime_name(service)]);
         let out = format!("{}:/out", self.daemon.out().display());
         docker.args(["--volume", &out]);
-        docker.args(service.request(plan));
+        docker.args(service.request(plan)).args(&plan.options);
         docker.args(["--entrypoint", &plan.program, image::NAME]);
         docker
             .args(["--out", &format!("/out/{}", plan.name)])

@@ -19,8 +19,8 @@ pub(crate) struct Plan {
     pub(crate) later_hook: Option<Vec<String>>,
     /// The directory of the runtime's or engine's own state.
     pub(crate) state_dir: String,
-    /// What else `podman run` is told, before the root file system.
-    pub(crate) podman: Vec<String>,
+    /// What else `podman run` or `docker run` is told, before the image.
+    pub(crate) options: Vec<String>,
     /// A slice, or a cgroup, below that of the world.
     pub(crate) below: Option<String>,
     /// CPUs that its configuration sets by itself.
@@ -42,7 +42,7 @@ impl Plan {
             stage: "createRuntime",
             later_hook: None,
             state_dir: "state".into(),
-            podman: Vec::new(),
+            options: Vec::new(),
             below: None,
             cpuset: None,
         }
@@ -61,8 +61,8 @@ impl Plan {
         self
     }
 
-    pub(crate) fn podman_option(mut self, option: &str) -> Plan {
-        self.podman.push(option.into());
+    pub(crate) fn option(mut self, option: &str) -> Plan {
+        self.options.push(option.into());
         self
     }
 

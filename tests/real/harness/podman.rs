@@ -29,7 +29,7 @@ impl Podman {
         Podman { daemon, driver }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut podman = self.daemon.command("podman");
         podman.args(["--storage-driver", "vfs", "--events-backend", "none"]);
         podman.args([
@@ -64,7 +64,7 @@ impl Podman {
         };
         podman.args(["run", how, "--name", &plan.name, "--network", "none"]);
         podman.args(["--cgroup-parent", &self.driver.parent(&daemon.world)]);
-        podman.args(service.request(plan));
+        podman.args(service.request(plan)).args(&plan.options);
         podman
             .arg("--rootfs")
             .arg(daemon.rootfs())

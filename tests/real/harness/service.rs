@@ -13,6 +13,7 @@ use crate::podman::Podman;
 use crate::process::{self, Ran};
 use crate::world::World;
 use std::ops::Deref;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Whom a test asks for a container.
@@ -225,6 +226,15 @@ impl Session {
         match self.server() {
             Server::Cri(cri) => cri,
             _ => panic!("{} is not the CRI", self.service),
+        }
+    }
+
+    /// A command line of docker or podman.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        match self.server() {
+            Server::Docker(docker) => docker.command(arguments),
+            Server::Podman(podman) => podman.command(arguments),
+            _ => panic!("{} has no such command line", self.service),
         }
     }
 
