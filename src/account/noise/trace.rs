@@ -372,6 +372,58 @@ CPU:1 [LOST EVENTS]
         assert_eq!(events(text), []);
     }
 
+    proptest::proptest! {
+        /// Whoever names threads can write anything here.
+        #[test]
+        fn any_text_in_any_pieces_tells_the_same(
+            parts in proptest::collection::vec(part(), 0..40),
+            length in 1_usize..50,
+        ) {
+            let bytes: Vec<u8> = parts.concat();
+            let (mut whole, mut expected) = (TraceText::default(), Vec::new());
+            whole.read(&bytes, |event| expected.push(event));
+            let (mut text, mut found) = (TraceText::default(), Vec::new());
+            for piece in bytes.chunks(length) {
+                text.read(piece, |event| found.push(event));
+            }
+            proptest::prop_assert_eq!(found, expected);
+            proptest::prop_assert_eq!(text.is_whole(), whole.is_whole());
+            proptest::prop_assert!(text.line.len() <= MOST_LINE);
+            proptest::prop_assert!(text.broken.len() <= 2 * MOST_LINE);
+        }
+    }
+
+    /// A word of an event, or any bytes.
+    fn part() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+        use proptest::prelude::*;
+        let words = proptest::sample::select(vec![
+            "\n",
+            SWITCH,
+            FORK,
+            MOVE,
+            " prev_pid=5",
+            " prev_prio=1",
+            " prev_state=R ==> ",
+            "next_comm=a",
+            " next_pid=6",
+            " next_prio=1",
+            " [000] ",
+            " 1.000001",
+            " pid=7",
+            " child_comm=",
+            " child_pid=8",
+            " dst_id=1",
+            " dst_path=/a",
+            " comm=b",
+            "CPU:1 [LOST ",
+            "9",
+            " EVENTS]",
+            CAPTURED,
+        ]);
+        let word = words.prop_map(|word| word.as_bytes().to_vec());
+        prop_oneof![3 => word, 1 => proptest::collection::vec(any::<u8>(), 0..30)]
+    }
+
     #[test]
     fn what_is_no_event_hides_none() {
         let text = format!("# tracer: nop\n#\nodd: \u{0}\n{CAPTURED}");
