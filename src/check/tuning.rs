@@ -123,17 +123,18 @@ fn irqs(site: &Site, away: &CpuSet, report: &mut Report) {
             outside::STAYING,
         );
     }
-    if balancer_runs(site) {
-        report.warn(
+    match outside::irqs_banned(host) {
+        Ok(Some(banned)) if !has_all(&banned, &owned) => report.warn(
             WHAT,
-            format!("irqbalance runs, and can move interrupts back to {away}"),
+            format!("irqbalance runs, and can move interrupts back to {owned}"),
             format!("say IRQBALANCE_BANNED_CPULIST={away} in /etc/default/irqbalance"),
-        );
+        ),
+        Ok(_) => {}
+        Err(error) => report.error(WHAT, &error),
     }
 }
 
-/// Has irqbalance its socket there (irqbalance(1), "API")?
-fn balancer_runs(site: &Site) -> bool {
-    let sockets = files::names_in(&site.host.irqbalance()).unwrap_or_default();
-    sockets.iter().any(|name| name.ends_with(".sock"))
+/// Does the mask have all of these?
+fn has_all(mask: &str, cpus: &CpuSet) -> bool {
+    CpuSet::from_hex_mask(mask).is_some_and(|mask| cpus.is_subset(&mask))
 }

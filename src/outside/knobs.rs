@@ -14,6 +14,8 @@ use crate::cpulist::CpuSet;
 pub(super) enum Knob {
     /// The CPUs of interrupts that are set up from now on: `default_smp_affinity`.
     NewIrqs,
+    /// The CPUs that irqbalance moves no interrupt to.
+    Banned,
     /// The CPUs of one interrupt: its `smp_affinity_list`.
     Irq(u32),
     /// The governor of some CPUs that share one: `scaling_governor`.
@@ -32,7 +34,8 @@ pub(super) struct Turned {
     pub(super) knob: Knob,
     /// What was there before the first change.
     pub(super) found: String,
-    /// What we have written, or may have: before a write both the last and the next.
+    /// What we have written, or may have: before a write both the last and the next. All of it for
+    /// irqbalance, which heeds later what it was told.
     pub(super) ours: Vec<String>,
 }
 
@@ -102,7 +105,9 @@ impl Situation<'_> {
         }
         let value = wanted.unwrap_or_else(|| turned.found.clone());
         if !knob.is_same(&value, now) {
-            turned.ours.retain(|ours| knob.is_same(ours, now));
+            if *knob != Knob::Banned {
+                turned.ours.retain(|ours| knob.is_same(ours, now));
+            }
             if !puts_back {
                 turned.ours.push(value.clone());
             }
@@ -124,7 +129,12 @@ impl Situation<'_> {
             let Some(now) = now(&turned.knob) else {
                 return self.is_offline(&turned.knob);
             };
-            let is_left = self.is_foreign(turned, &now) && !self.is_wanted(&turned.knob);
+            let is_wanted = self.is_wanted(&turned.knob);
+            // It is heeded some time after it was told.
+            if turned.knob == Knob::Banned && is_wanted {
+                return true;
+            }
+            let is_left = self.is_foreign(turned, &now) && !is_wanted;
             !turned.holds_found(&now) && !is_left
         };
         let turned = self.records.turned.iter();
@@ -143,6 +153,9 @@ impl Situation<'_> {
     /// Were all CPUs that were found switched off since? The kernel takes no such value for an
     /// interrupt (write_irq_affinity in kernel/irq/proc.c): it is put back when one is back.
     fn is_of_offline_cpus(&self, turned: &Turned) -> bool {
+        if turned.knob == Knob::Banned {
+            return false;
+        }
         let found = turned.knob.cpus(&turned.found);
         !turned.ours.is_empty() && found.is_some_and(|found| found.is_disjoint(self.online))
     }
@@ -225,6 +238,14 @@ impl Situation<'_> {
                 }
                 (!cpus.is_disjoint(&in_question) && !away.is_empty()).then(|| knob.print(&away))
             }
+            Knob::Banned => {
+                let there = knob.cpus(value)?;
+                let owned = owners.iter().map(|tuned| &tuned.cpus);
+                let banned = owned.chain([&there]).collect();
+                // With fewer than two to choose from it ends itself (irqbalance.c: `main`).
+                let is_left_two = self.online.difference(&banned).len() >= 2;
+                is_left_two.then(|| knob.print(&banned))
+            }
             // Who came first, where two of them share it.
             Knob::Governor(_) => owners[0].tuning.governor.clone(),
             Knob::Latency(_) => owners[0].tuning.resume_latency.clone(),
@@ -257,7 +278,7 @@ impl Knob {
     /// Does an owner want it to be in some way?
     fn is_for(&self, tuned: &Tuned) -> bool {
         match self {
-            Knob::NewIrqs | Knob::Irq(_) => tuned.tuning.irqs_away,
+            Knob::NewIrqs | Knob::Banned | Knob::Irq(_) => tuned.tuning.irqs_away,
             Knob::Governor(cpus) => {
                 let cpus: CpuSet = cpus.parse().unwrap_or_default();
                 tuned.tuning.governor.is_some() && !cpus.is_disjoint(&tuned.cpus)
@@ -280,7 +301,7 @@ impl Knob {
     /// The CPUs that a text of it names.
     fn cpus(&self, text: &str) -> Option<CpuSet> {
         match self {
-            Knob::NewIrqs => CpuSet::from_hex_mask(text),
+            Knob::NewIrqs | Knob::Banned => CpuSet::from_hex_mask(text),
             Knob::Irq(_) => text.parse().ok(),
             Knob::Governor(_) | Knob::Latency(_) | Knob::Quota(_) => None,
         }
@@ -288,7 +309,7 @@ impl Knob {
 
     fn print(&self, cpus: &CpuSet) -> String {
         match self {
-            Knob::NewIrqs => grouped(&cpus.to_hex_mask()),
+            Knob::NewIrqs | Knob::Banned => grouped(&cpus.to_hex_mask()),
             _ => cpus.to_string(),
         }
     }
@@ -420,6 +441,59 @@ mod tests {
     }
 
     const IRQS: [(u32, &str); 4] = [(1, "0-7"), (2, "4"), (3, "0-3"), (4, "4-5")];
+
+    /// irqbalance shows what it was told when it next looks around.
+    #[test]
+    fn a_ban_is_remembered_until_it_is_heeded() {
+        let mut tree = Tree::new(&[(1, "0-7")]);
+        let heed = |tree: &mut Tree, mask: &str| {
+            tree.files.insert(Knob::Banned, mask.to_owned());
+        };
+        heed(&mut tree, "00000001");
+        tree.start(away(7, "4-5"));
+        assert_eq!(tree.get(&Knob::Banned), "31");
+        heed(&mut tree, "00000001");
+        tree.start(away(8, "6"));
+        assert_eq!(tree.get(&Knob::Banned), "71");
+        // It heeds the first only now.
+        heed(&mut tree, "00000031");
+        assert_eq!(tree.converge(), []);
+        assert_eq!(tree.get(&Knob::Banned), "71");
+        // Started again it has what its configuration says.
+        heed(&mut tree, "00000001");
+        tree.converge();
+        assert_eq!(tree.get(&Knob::Banned), "71");
+        tree.end(7);
+        assert_eq!(tree.get(&Knob::Banned), "41");
+        heed(&mut tree, "00000071");
+        // It is told, and shows what it was told before until it looks around.
+        tree.records.tuned.clear();
+        tree.converge_until(0);
+        let of_ban = |turned: &Turned| turned.knob == Knob::Banned;
+        assert!(tree.records.turned.iter().any(of_ban));
+        tree.converge();
+        assert_eq!(tree.get(&Knob::Banned), "00000001");
+        assert!(tree.records.turned.is_empty());
+
+        // What its operator says meanwhile stays.
+        tree.start(away(7, "4-5"));
+        heed(&mut tree, "00000080");
+        assert_eq!(tree.converge().len(), 1);
+        tree.end(7);
+        assert_eq!(tree.get(&Knob::Banned), "00000080");
+        assert!(tree.records.turned.is_empty());
+
+        // Two CPUs have to be left.
+        tree.start(away(7, "1-6"));
+        assert_eq!(tree.get(&Knob::Banned), "00000080");
+        tree.end(7);
+        heed(&mut tree, "00000000");
+        tree.start(away(7, "2-7"));
+        assert_eq!(tree.get(&Knob::Banned), "FC");
+        tree.end(7);
+        assert_eq!(tree.get(&Knob::Banned), "00000000");
+        assert!(tree.records.turned.is_empty());
+    }
 
     /// The kernel sets an interrupt up on the CPUs of a mask that are online, and of those on the
     /// ones of its device's node.

@@ -9,6 +9,7 @@ use anyhow::{Context, Error, Result};
 
 use super::Outside;
 use super::converge::{self, Write};
+use super::irqbalance;
 use super::irqs;
 use super::knobs::{self, Knob, Situation};
 use super::obstacle::{self, Obstacle};
@@ -265,7 +266,7 @@ impl<'a> Machine<'a> {
 
     /// None where interrupts are nobody's matter.
     fn irqs_that_matter(&self) -> Result<Vec<u32>> {
-        let is_irq = |knob: &Knob| matches!(knob, Knob::NewIrqs | Knob::Irq(_));
+        let is_irq = |knob: &Knob| matches!(knob, Knob::NewIrqs | Knob::Banned | Knob::Irq(_));
         let Records { tuned, turned, .. } = &self.records;
         match tuned.iter().any(|tuned| tuned.tuning.irqs_away)
             || turned.iter().any(|turned| is_irq(&turned.knob))
@@ -282,6 +283,7 @@ impl<'a> Machine<'a> {
         let turned = turned.map(|turned| turned.knob.clone());
         let mut knobs: BTreeSet<Knob> = irqs.chain(turned).collect();
         for tuned in &self.records.tuned {
+            knobs.extend(tuned.tuning.irqs_away.then_some(Knob::Banned));
             knobs.extend(power::knobs_of(self.host, tuned)?);
             if tuned.tuning.quota_lifted {
                 knobs.extend(tuned.limited.iter().cloned().map(Knob::Quota));
@@ -292,6 +294,15 @@ impl<'a> Machine<'a> {
     }
 
     fn turn(&self, write: knobs::Write, online: &CpuSet) -> Option<Unset> {
+        if write.knob == Knob::Banned {
+            let cpus = CpuSet::from_hex_mask(&write.value)?;
+            let error = irqbalance::ban(self.host, &cpus).err()?;
+            return Some(Unset {
+                error,
+                knob: write.knob,
+                puts_back: write.puts_back,
+            });
+        }
         let path = self.path(&write.knob, online)?;
         let error = files::write_kernel(&path, &format!("{}\n", write.value)).err()?;
         // A device went, and its interrupt.
@@ -313,6 +324,7 @@ impl<'a> Machine<'a> {
         Some(match knob {
             Knob::Quota(group) => cpu::quota_file(&self.limited(group).ok()??),
             Knob::NewIrqs => irqs.join("default_smp_affinity"),
+            Knob::Banned => irqbalance::socket(self.host)?,
             Knob::Irq(number) => irqs.join(number.to_string()).join(irqs::CPUS),
             Knob::Governor(cpus) => {
                 let cpus: CpuSet = cpus.parse().unwrap_or_default();
@@ -332,6 +344,9 @@ impl<'a> Machine<'a> {
 
     /// What one holds; `None` where it is gone, or cannot be read, and so is not to be written.
     fn value(&self, knob: &Knob, online: &CpuSet) -> Option<String> {
+        if *knob == Knob::Banned {
+            return self.banned();
+        }
         let text = files::read_record_if_there(&self.path(knob, online)?);
         let text = text.unwrap_or_else(|error| {
             log::warn!("{error:#}");
@@ -339,6 +354,16 @@ impl<'a> Machine<'a> {
         });
         let line = text?.lines().next()?.trim().to_owned();
         (!line.is_empty()).then_some(line)
+    }
+
+    /// What irqbalance bans. Where it runs and does not answer, that is what it was last told.
+    fn banned(&self) -> Option<String> {
+        irqbalance::banned(self.host).unwrap_or_else(|error| {
+            log::warn!("{error:#}");
+            let mut turned = self.records.turned.iter();
+            let told = turned.find(|turned| turned.knob == Knob::Banned)?;
+            told.ours.last().cloned()
+        })
     }
 
     /// Writes in order, and returns the writes that failed. Below a group whose write failed only

@@ -8,6 +8,7 @@
 //! The machine's lock is taken under a pool directory's lock, never the other way round.
 
 mod converge;
+mod irqbalance;
 mod irqs;
 mod knobs;
 mod machine;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+pub use irqbalance::banned as irqs_banned;
 pub use irqs::on as irqs_on;
 pub use obstacle::{Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit, obstacle};
 pub use power::{astray, possible};

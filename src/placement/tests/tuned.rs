@@ -1,9 +1,14 @@
 //! What of the machine is set for owners, and that each of its files is as before when they end.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::{Machine, group_of, open, said};
 use crate::claims::Claim;
+use crate::cpulist::CpuSet;
 use crate::isolation::tuning::{Key, Tuning};
 use crate::outside;
 use crate::placement::end::Fate;
@@ -81,6 +86,73 @@ fn a_start_moves_interrupts_and_the_last_end_puts_each_file_back() {
     }
     assert_eq!(machine.set(), before);
     assert!(outside::tuned(&site.host).is_empty());
+}
+
+/// Answers as irqbalance does, and notes what it is told. What it was told shows at once.
+fn balance(machine: &Machine, banned: &'static str) -> Arc<Mutex<Vec<String>>> {
+    machine.put("run/irqbalance/other", "");
+    let path = machine.path("run/irqbalance/irqbalance77.sock");
+    let listener = UnixListener::bind(path).unwrap();
+    let told = Arc::new(Mutex::new(vec![banned.to_owned()]));
+    let heard = Arc::clone(&told);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut text = [0; 100];
+            let length = stream.read(&mut text).unwrap();
+            let text = std::str::from_utf8(&text[..length]).unwrap();
+            let mut heard = heard.lock().unwrap();
+            if let Some(cpus) = text.strip_prefix("settings cpus ") {
+                heard.push(cpus.to_owned());
+            } else if text == "setup" {
+                let cpus: CpuSet = heard.last().unwrap().parse().unwrap_or_default();
+                let mask = cpus.to_hex_mask();
+                write!(stream, "SLEEP 10 IRQ 9 LOAD 0 DIFF 0 CLASS 1 BANNED {mask}").unwrap();
+            }
+        }
+    });
+    told
+}
+
+#[test]
+fn irqbalance_keeps_off_what_is_owned_and_what_it_kept_off_before() {
+    for (banned, expected) in [
+        ("5", ["5", "2,5", "2-3,5", "3,5", "5"]),
+        ("NULL", ["NULL", "2", "2-3", "3", "NULL"]),
+    ] {
+        let (machine, mut one, mut other) = machine();
+        let told = balance(&machine, banned);
+        let site = machine.site();
+        open(&site).tune(&mut one, &AWAY);
+        open(&site).tune(&mut other, &AWAY);
+        for claim in [&one, &other] {
+            machine.end(claim.owner, &group_of(&claim.id));
+            assert!(open(&site).free_dead(claim).unwrap() == Fate::Freed);
+        }
+        assert_eq!(*told.lock().unwrap(), expected);
+        assert_eq!(machine.irq(24), "0-7");
+    }
+}
+
+/// One that was killed leaves its socket; one that answers nothing keeps nobody waiting for long.
+#[test]
+fn an_irqbalance_that_does_not_answer_keeps_no_container_from_its_start() {
+    let (machine, mut one, mut other) = machine();
+    machine.put("run/irqbalance/other", "");
+    let path = machine.path("run/irqbalance/irqbalance7.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let site = machine.site();
+    let began = Instant::now();
+    open(&site).tune(&mut one, &AWAY);
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(machine.irq(24), "0-1,3-7");
+    drop(listener);
+    open(&site).tune(&mut other, &AWAY);
+    assert_eq!(machine.irq(24), "0-1,4-7");
 }
 
 /// Files of the power of CPUs 2 and 3, which share a governor, and the limit of a container.

@@ -13,6 +13,7 @@ mod hotplug;
 mod inside;
 mod installed;
 mod intervals;
+mod irqbalance;
 mod isolate;
 mod isolation;
 mod kcm;
@@ -79,6 +80,7 @@ pub(crate) fn all() -> Vec<Case> {
         supervised::cases(),
         isolation::cases(),
         offenders::cases(),
+        irqbalance::cases(),
         partition::cases(),
         inside::cases(),
         intervals::cases(),

@@ -28,6 +28,7 @@ pub(crate) enum Need {
     /// What `tests/cri-client` builds.
     CriClient,
     Systemd,
+    Irqbalance,
     Strace,
     Python3,
     /// A python3 with the library that Prometheus has for it.
@@ -72,6 +73,7 @@ impl Need {
             }
             Need::CriClient => crate::cri::client().is_some(),
             Need::Systemd => Path::new("/run/systemd/system").is_dir(),
+            Need::Irqbalance => find("irqbalance").is_some(),
             Need::Strace => find("strace").is_some(),
             Need::Python3 => find("python3").is_some(),
             Need::PrometheusClient => prometheus_python().is_some(),
