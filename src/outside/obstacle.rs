@@ -66,8 +66,8 @@ impl Obstacle {
 pub fn no_own_limit() -> Obstacle {
     Obstacle::of_machine(
         "no-own-limit",
-        "it has no limit of CPU time of its own that could be lifted: a command has that of whoever \
-         runs it, and so has a container without a cgroup of its own",
+        "it has no limit of CPU time of its own that could be lifted: a command has that of \
+         whoever runs it, and so has a container without a cgroup of its own",
         "say quota=keep",
     )
 }
