@@ -38,7 +38,13 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for services in Service::groups(services.concat()) {
         let beside = "offenders::beside_an_owner";
-        cases.extend(each(services.clone(), beside, needs, beside_an_owner));
+        cases.extend(each(services.clone(), beside, needs, |world, service| {
+            beside_an_owner(world, service, &[]);
+        }));
+        let slice = "offenders::beside_an_owner_in_our_slice";
+        cases.extend(each(services.clone(), slice, needs, |world, service| {
+            beside_an_owner(world, service, &["--cgroup-parent=pinfold.slice"]);
+        }));
         let out = "offenders::every_way_out";
         cases.extend(each(services, out, needs, every_way_out));
     }
@@ -119,6 +125,13 @@ fn everything(world: &World, pool: &str) {
     run(&mut world.pinfold(&words)).ok();
 }
 
+fn pinned(name: &str, options: &[&str]) -> Plan {
+    let plan = Plan::pinned(name, "dp");
+    options
+        .iter()
+        .fold(plan, |plan, option| plan.option(option))
+}
+
 /// An owner, its group, and whether the kernel keeps others off its CPU there.
 struct Web<'s> {
     session: &'s Session,
@@ -127,8 +140,8 @@ struct Web<'s> {
 }
 
 impl Web<'_> {
-    fn start(session: &Session) -> Web<'_> {
-        session.up(&Plan::pinned("web", "dp").option("--cpus=1.5"));
+    fn start<'s>(session: &'s Session, options: &[&str]) -> Web<'s> {
+        session.up(&pinned("web", options).option("--cpus=1.5"));
         session.assert_pinned("web", "dp", "4");
         let claim = session.world().claim_of(&session.id("web"));
         let group = claimed_cgroup(claim["cgroup"]["path"].as_str().unwrap());
@@ -181,7 +194,9 @@ fn switch(cpu: u32) {
     std::fs::write(&file, "1").unwrap();
 }
 
-fn beside_an_owner(_: &World, service: Service) {
+/// With options for those who are pinned: in a slice of pinned containers alone the kernel keeps
+/// all off, where it has partitions.
+fn beside_an_owner(_: &World, service: Service, options: &[&str]) {
     let session = Session::with(service);
     let world = session.world();
     world.pool("dp", Kind::Exclusive, &["4", "5"]);
@@ -190,7 +205,9 @@ fn beside_an_owner(_: &World, service: Service) {
     session.up(&Plan::plain("plain"));
     allowed_cpus();
     let before = machine();
-    let web = Web::start(&session);
+    let web = Web::start(&session, options);
+    let has_partitions = web.group.join("cpuset.cpus.exclusive").exists();
+    assert!(web.is_kept || options.is_empty() || !has_partitions);
     assert_ne!(machine(), before);
     let offenders: [(&str, &dyn Fn()); 7] = [
         ("a container on its CPU", &|| sibling(&session)),
@@ -204,7 +221,7 @@ fn beside_an_owner(_: &World, service: Service) {
     for (name, offend) in offenders {
         offend();
         // What is broken is mended by who comes next, and by the one that watches.
-        session.up(&Plan::pinned("api", "dp"));
+        session.up(&pinned("api", options));
         session.remove_by_force("api").ok();
         world.reconcile();
         web.assert_its_own(name);
@@ -250,7 +267,7 @@ fn every_way_out(_: &World, service: Service) {
         }),
     ];
     for (name, leave) in ways {
-        Web::start(&session);
+        Web::start(&session, &[]);
         leave();
         eventually(&format!("everything is back after {name}"), || {
             world.reconcile();
