@@ -5,12 +5,14 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Command;
 
 use common::Machine;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A handler as `pinfold install containerd` writes it, for a version that it knows.
 const CONTAINERD_BY_HAND: &str = r#"version = 2
@@ -410,14 +412,35 @@ fn the_interrupts() {
         "of 2-3 interrupt 24 (nic-rx0) cannot be moved",
         &[&|m| m.put(irq, "0-1\n"), &|m| m.mode(irq, 0o644)],
     );
+    // It was started anew since, or told something else by somebody.
+    let socket = "run/irqbalance/irqbalance7.sock";
+    let records = "run/pinfold-machine/changes";
     broken_and_mended(
         |m| {
             are_away(m);
-            m.put("run/irqbalance/irqbalance7.sock", "");
+            let owner = json!({
+                "group": "/machine.slice/web", "inode": 7, "cpus": "2", "run_dir": "/run/pinfold",
+                "tuning": {"irqs_away": true},
+            });
+            let text = json!({
+                "version": 1, "boot_id": "this-boot", "owners": [], "changes": [], "tuned": [owner],
+            });
+            m.put(records, &text.to_string());
+            m.put(irq, "0-1,3\n");
+            m.put("proc/irq/25/smp_affinity_list", "0-1,3\n");
+            m.put("run/irqbalance/x", "");
+            let listener = UnixListener::bind(m.path(socket)).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    let _ = stream.read(&mut [0; 20]).unwrap();
+                    let _ = stream.write_all(b"SLEEP 10 BANNED 0000000b");
+                }
+            });
         },
         "warning irqs",
-        "irqbalance runs",
-        &[&|m| m.remove("run/irqbalance/irqbalance7.sock")],
+        "irqbalance runs, and can move interrupts back to 2",
+        &[&|m| m.remove(socket)],
     );
     broken_and_mended(
         |m| m.put("etc/kcm/pools/dp/irqs", "away"),
