@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 
 use super::{Group, Version};
 use crate::cpulist::CpuSet;
-use crate::dbus::{self, Answer, Call, Connection, Values};
+use crate::dbus::{self, Answer, Call, Connection, Property, Values};
 use crate::files;
 use crate::host::Host;
 
@@ -56,6 +56,24 @@ pub fn tell(
     }
     unit.set(cpus, mems)?;
     Ok(true)
+}
+
+/// Tells systemd that a group has no limit of CPU time, if it is the own group of a scope or
+/// service: whenever systemd writes anything of a unit, it writes the limit that it knows.
+///
+/// # Errors
+/// systemd refuses, or has not answered within `patience`.
+pub fn lift_quota(host: &Host, group: &Group, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    let Some(mut unit) = Unit::of(host, group, deadline)? else {
+        return Ok(());
+    };
+    if unit.known()?.group != group.path() {
+        return Ok(());
+    }
+    // `infinity` (systemd.resource-control(5), `CPUQuota=`).
+    unit.set_properties(&[("CPUQuotaPerSecUSec", Property::Number(u64::MAX))])
+        .with_context(|| format!("tell systemd that {} has no limit of CPU time", unit.name))
 }
 
 /// What a unit had before somebody owned CPUs there.
@@ -218,9 +236,14 @@ impl<'a> Unit<'a> {
     /// (systemctl(1), `set-property --runtime`).
     fn set(&mut self, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
         let sets = SETTINGS.into_iter().zip([Some(cpus), mems]);
-        let properties: Vec<(&str, Vec<u8>)> = sets
-            .filter_map(|(name, set)| Some((name, set?.to_byte_mask())))
+        let properties: Vec<(&str, Property)> = sets
+            .filter_map(|(name, set)| Some((name, Property::Bytes(set?.to_byte_mask()))))
             .collect();
+        self.set_properties(&properties)
+            .with_context(|| format!("tell systemd of the CPUs {cpus} of {}", self.name))
+    }
+
+    fn set_properties(&mut self, properties: &[(&str, Property)]) -> Result<()> {
         let is_at_run_time = true;
         let set = Call {
             to: MANAGER,
@@ -230,12 +253,9 @@ impl<'a> Unit<'a> {
             values: Values::default()
                 .text(self.name)
                 .boolean(is_at_run_time)
-                .byte_properties(&properties),
+                .properties(properties),
         };
-        self.manager
-            .ask([set])
-            .with_context(|| format!("tell systemd of the CPUs {cpus} of {}", self.name))?;
-        Ok(())
+        self.manager.ask([set]).map(drop)
     }
 }
 

@@ -94,21 +94,39 @@ impl Values {
         self
     }
 
-    /// Adds an array of properties: names, each with an array of bytes as its value.
-    pub fn byte_properties(mut self, properties: &[(&str, Vec<u8>)]) -> Values {
+    /// Adds an array of properties by name.
+    pub fn properties(mut self, properties: &[(&str, Property)]) -> Values {
         self.signature.push_str("a(sv)");
         // The array's length counts neither the padding after it, nor that of the values before.
         let start = self.bytes.array(8);
         for (name, value) in properties {
             self.bytes.align(8);
             self.bytes.text(name);
-            self.bytes.signature("ay");
-            self.bytes.length(value.len());
-            self.bytes.0.extend(value);
+            match value {
+                Property::Bytes(bytes) => {
+                    self.bytes.signature("ay");
+                    self.bytes.length(bytes.len());
+                    self.bytes.0.extend(bytes);
+                }
+                Property::Number(number) => {
+                    self.bytes.signature("t");
+                    self.bytes.align(8);
+                    self.bytes.0.extend(number.to_ne_bytes());
+                }
+            }
         }
         self.bytes.end_array(start);
         self
     }
+}
+
+/// The value of a property (Specification, "Basic types").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Property {
+    /// `ay`
+    Bytes(Vec<u8>),
+    /// `t`
+    Number(u64),
 }
 
 #[derive(Debug, Default)]
@@ -408,12 +426,12 @@ pub(super) mod tests {
             values: Values::default()
                 .text("x")
                 .boolean(true)
-                .byte_properties(&[("P", vec![5])]),
+                .properties(&[("P", Property::Bytes(vec![5])), ("Q", Property::Number(9))]),
         };
         let mut bytes = Vec::new();
         call.write(7, &mut bytes);
         let mut expected = Vec::new();
-        expected.extend(b"l\x01\x00\x01\x21\x00\x00\x00\x07\x00\x00\x00\x4d\x00\x00\x00");
+        expected.extend(b"l\x01\x00\x01\x40\x00\x00\x00\x07\x00\x00\x00\x4d\x00\x00\x00");
         expected.extend(b"\x01\x01o\x00\x02\x00\x00\x00/c\x00\x00\x00\x00\x00\x00");
         expected.extend(b"\x02\x01s\x00\x03\x00\x00\x00d.e\x00\x00\x00\x00\x00");
         expected.extend(b"\x03\x01s\x00\x01\x00\x00\x00F\x00\x00\x00\x00\x00\x00\x00");
@@ -422,9 +440,12 @@ pub(super) mod tests {
         expected.resize(expected.len().next_multiple_of(8), 0);
         // A text, a boolean, and the length of the array.
         expected.extend(b"\x01\x00\x00\x00x\x00\x00\x00\x01\x00\x00\x00");
-        expected.extend(b"\x11\x00\x00\x00");
+        expected.extend(b"\x30\x00\x00\x00");
         // A name, and a variant with an array of one byte.
         expected.extend(b"\x01\x00\x00\x00P\x00\x02ay\x00\x00\x00\x01\x00\x00\x00\x05");
+        // The next begins at a multiple of eight, and so does a number of eight bytes.
+        expected.extend(b"\0\0\0\0\0\0\0\x01\x00\x00\x00Q\x00\x01t\x00\0\0\0\0\0\0\0");
+        expected.extend(b"\x09\0\0\0\0\0\0\0");
         assert_eq!(bytes, expected);
     }
 

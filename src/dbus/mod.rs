@@ -6,7 +6,7 @@
 
 mod message;
 
-pub use message::{Answer, Call, Message, Values};
+pub use message::{Answer, Call, Message, Property, Values};
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cgroup::cpuset::{self, Masks};
-use crate::cgroup::{Group, systemd};
+use crate::cgroup::{Group, cpu, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
 use crate::placement::again::Recalled;
@@ -118,6 +118,9 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     };
     // systemd can be slow: others get the lock meanwhile.
     drop(books);
+    if claim.tuning.quota_lifted {
+        lift_quota_in_systemd(site, group);
+    }
     // The runtime has confined the container and told systemd, as the configuration asks.
     if start.reservation.is_some() && found.has_cpus(&claim.cpus) {
         return Ok(claim);
@@ -128,6 +131,21 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
         told => site
             .open_books(hierarchy)?
             .recheck_after_systemd(&claim, group, unit, told),
+    }
+}
+
+/// Has systemd know that the limits of CPU time of an owner's own groups are lifted: it would write
+/// them again when it is told of CPUs.
+fn lift_quota_in_systemd(site: &Site, group: &Group) {
+    let lift = || -> Result<()> {
+        for group in cpu::own_groups(group)? {
+            systemd::lift_quota(&site.host, &group, at_most(TOLD, site.deadline))?;
+        }
+        Ok(())
+    };
+    // The start does without, as it does where nothing can be lifted.
+    if let Err(error) = lift() {
+        log::warn!("{error:#}");
     }
 }
 
