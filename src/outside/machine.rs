@@ -324,7 +324,7 @@ impl<'a> Machine<'a> {
         Some(match knob {
             Knob::Quota(group) => cpu::quota_file(&self.limited(group).ok()??),
             Knob::NewIrqs => irqs.join("default_smp_affinity"),
-            Knob::Banned => irqbalance::socket(self.host)?,
+            Knob::Banned => self.host.irqbalance(),
             Knob::Irq(number) => irqs.join(number.to_string()).join(irqs::CPUS),
             Knob::Governor(cpus) => {
                 let cpus: CpuSet = cpus.parse().unwrap_or_default();

@@ -40,6 +40,8 @@ fn is_told(world: &World) {
     let socket = PathBuf::from(format!("/run/irqbalance/irqbalance{}.sock", balancer.pid()));
     let is_banned = |mask: &str| {
         eventually(&format!("it keeps off {mask}"), || {
+            // It may have been too busy to be told.
+            world.reconcile();
             (banned(&socket)? == mask).then_some(())
         });
     };
