@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The most bytes of an answer: its banned interrupts, about 50 bytes each, come before the CPUs.
 const MOST_ANSWER: u64 = 64 << 10;
 
-/// A connection to it, and where. Of one that was killed the socket stays, and nobody listens there.
+/// A connection to it, and where. Of one that was killed the socket stays, without a listener.
 ///
 /// # Errors
 /// It does not take the connection in time.
