@@ -88,6 +88,29 @@ fn from_nothing_to_where_all_is_well_and_back() {
     assert_eq!(twice.status.code(), Some(1), "{}", said(&twice));
 }
 
+/// A user's own pools are not: no user can keep anybody off.
+#[test]
+fn others_are_kept_off_what_root_makes_exclusive() {
+    let is_root = nix::unistd::geteuid().is_root();
+    for (isolated, pool, expected) in [
+        ("", "mine=1:exclusive", is_root.then_some("root")),
+        ("", "mine=1:exclusive,isolation=none", Some("none")),
+        ("", "mine=1:shared", None),
+        (" isolcpus=2-3", "mine=1:exclusive", None),
+    ] {
+        let machine = Machine::without_pools();
+        machine.put("proc/cmdline", &format!("quiet{isolated}\n"));
+        let init = ["init", "--pool", pool];
+        // The second time it is so already.
+        for _ in 0..2 {
+            let made = machine.pinfold(&init);
+            assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+            let option = std::fs::read_to_string(machine.path("etc/kcm/pools/mine/isolation"));
+            assert_eq!(option.ok().as_deref(), expected, "{isolated} {pool}");
+        }
+    }
+}
+
 /// KCM's form reserves nothing, unless somebody says so.
 #[test]
 fn what_the_configuration_reserves_is_so_for_kcms_form_too() {

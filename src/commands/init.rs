@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Result, ensure};
+use nix::unistd::geteuid;
 use tabwriter::TabWriter;
 
 use super::output::Output;
@@ -12,7 +13,7 @@ use crate::cli::InitArgs;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::install::refresh_cdi;
-use crate::isolation::Options;
+use crate::isolation::{self, Options};
 use crate::last_words;
 use crate::placement::{Existing, Made, init, try_init};
 use crate::pools::Kind;
@@ -34,7 +35,12 @@ pub(super) fn run(args: &InitArgs, settings: &Settings) -> Result<u8> {
         stock.reserved = CpuSet::new();
     }
     let specs = specs(args, &stock)?;
-    let plan = plan(&stock, &specs)?;
+    let mut plan = plan(&stock, &specs)?;
+    // Only the machine's root can keep others off: the pools of a user's own podman would have each
+    // start say so.
+    if geteuid().is_root() {
+        keep_others_off(&mut plan, &stock.isolated);
+    }
     warn_of_neighbours(site, &kept(&plan));
     let existing = if args.force {
         Existing::Replace
@@ -69,6 +75,17 @@ pub(super) fn run(args: &InitArgs, settings: &Settings) -> Result<u8> {
     print(&mut out, &plan)?;
     refresh_cdi(site)?;
     Ok(0)
+}
+
+/// Has everybody else kept off what is exclusive, where nobody says otherwise. Off the CPUs of
+/// `isolcpus=` they are kept already, and the kernel makes no such partition with those.
+fn keep_others_off(plan: &mut [PlannedPool], isolated: &CpuSet) {
+    for pool in plan {
+        let is_apart = pool.lists.iter().any(|list| !list.is_disjoint(isolated));
+        if pool.kind == Kind::Exclusive && !is_apart && pool.options.isolation.is_none() {
+            pool.options.isolation = Some(isolation::Kind::Root.word().to_owned());
+        }
+    }
 }
 
 /// The CPUs that the exclusive pools keep for their owners.
@@ -184,6 +201,38 @@ fn specs_that_fit(stock: &Stock) -> Vec<PoolSpec> {
 mod tests {
     use super::*;
     use crate::pools::carve::Core;
+
+    #[test]
+    fn others_are_kept_off_what_is_exclusive_unless_somebody_says_otherwise() {
+        for (kind, lists, said, isolated, comes_to) in [
+            (Kind::Exclusive, "1 2", None, "", Some("root")),
+            (Kind::Exclusive, "1 2", None, "3-7", Some("root")),
+            (Kind::Exclusive, "1 2", None, "2", None),
+            (Kind::Exclusive, "1 2", Some("none"), "", Some("none")),
+            (
+                Kind::Exclusive,
+                "1 2",
+                Some("isolated"),
+                "1-2",
+                Some("isolated"),
+            ),
+            (Kind::Shared, "1-2", None, "", None),
+        ] {
+            let mut plan = [PlannedPool {
+                name: "dp".to_owned(),
+                kind,
+                lists: lists.split(' ').map(|list| list.parse().unwrap()).collect(),
+                options: Options {
+                    isolation: said.map(str::to_owned),
+                    ..Options::default()
+                },
+            }];
+            keep_others_off(&mut plan, &isolated.parse().unwrap());
+            let isolation = plan[0].options.isolation.as_deref();
+            assert_eq!(isolation, comes_to, "{lists} {said:?} {isolated}");
+            assert_eq!(plan[0].options.needed, None);
+        }
+    }
 
     #[test]
     fn whatever_there_is_of_two_cores_or_more_is_divided() {
