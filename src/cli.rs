@@ -670,6 +670,9 @@ pub struct HookArgs {
     /// The nonce of what pinfold-runtime reserved for the container
     #[arg(long, value_name = "NONCE")]
     pub reservation: Option<String>,
+    /// A container that asks for nothing gets CPUs of the configuration's default pool
+    #[arg(long)]
+    pub default_pool: bool,
 }
 
 /// The stages of the OCI runtime specification ("POSIX-platform Hooks") that there is something to

@@ -43,9 +43,25 @@ pub struct ConfigFile {
     /// The CPUs of the host's own work, for whatever makes or changes pools.
     #[serde(default, deserialize_with = "pools::reserve")]
     pub reserve: Option<Reserve>,
+    /// The host itself, and whoever asks for nothing.
+    #[serde(default)]
+    pub host: HostTable,
     /// How pools are to be, and who may use them.
     #[serde(default)]
     pub pools: BTreeMap<String, PoolTable>,
+}
+
+/// The table `[host]`.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct HostTable {
+    /// The shared pool of containers that ask for none.
+    #[serde(deserialize_with = "pools::default_pool")]
+    pub default_pool: Option<String>,
+    /// May a container stay out of it by an annotation? An image can carry annotations too.
+    pub default_pool_opt_out: bool,
+    /// Is a start refused where it cannot be given?
+    pub default_pool_needed: bool,
 }
 
 /// The table `[usage]`.
@@ -136,6 +152,9 @@ pub struct Plain {
     /// What it runs.
     #[serde(default)]
     pub runtime: RuntimeTable,
+    /// The pool of those that ask for none.
+    #[serde(default)]
+    pub host: HostTable,
 }
 
 impl Plain {
@@ -282,6 +301,14 @@ mod tests {
                 "[pools.dp]\nlists = ['x']",
                 "line 2: lists: \"x\" is not a CPU",
             ),
+            (
+                "[host]\ndefault-pool = 'a b'",
+                "line 2: default-pool is \"a b\": it is the name",
+            ),
+            ("[host]\ndefault-pool = 'none'", "line 2: default-pool"),
+            ("[host]\ndefault-pool = 7", "line 2"),
+            ("[host]\ndefault = 'x'", "unknown field `default`"),
+            ("[host]\ndefault-pool-needed = 'no'", "line 2"),
             ("reserve = 'all'", "line 1: reserve is \"all\""),
             (
                 "[pools.dp]\ndoors = ['window']",

@@ -49,6 +49,19 @@ pub struct Request {
     /// Options of the pool that it chooses itself, by key. Who knows what the pool allows checks
     /// their values.
     pub tuning: BTreeMap<&'static str, String>,
+    /// Did nobody ask, so that it is the configuration's default?
+    pub by_default: bool,
+}
+
+/// What the annotations of a container without a request say of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// Nothing.
+    Plain,
+    /// It is a pod's sandbox, which holds no program of anybody's.
+    Sandbox,
+    /// It wants none: `pinfold.io/pool` is `none`.
+    OptOut,
 }
 
 /// The keys behind [`PREFIX`].
@@ -148,7 +161,21 @@ impl Request {
             locality: Locality::default(),
             mems: Mems::Inherit,
             tuning: BTreeMap::new(),
+            by_default: false,
         })
+    }
+
+    /// The request of a container that asks for nothing, where the configuration has a default pool
+    /// of this name.
+    pub fn by_default(pool: &str) -> Request {
+        Request {
+            pool: pool.to_owned(),
+            size: Size::Lists(1),
+            locality: Locality::default(),
+            mems: Mems::Inherit,
+            tuning: BTreeMap::new(),
+            by_default: true,
+        }
     }
 
     /// The request of a command line.
@@ -174,6 +201,7 @@ impl Request {
             locality,
             mems: parse_mems(asked.mems.map(|value| ("--mems", value)))?,
             tuning: BTreeMap::new(),
+            by_default: false,
         })
     }
 }
@@ -202,12 +230,38 @@ pub fn from_annotations(
     read(annotations).map_err(|refusal| refusal.because(Reason::Request))
 }
 
+/// What these annotations say where they have no request. Where they cannot be understood, they say
+/// nothing: [`from_annotations`] refuses them.
+pub fn silence(annotations: &BTreeMap<String, String>) -> Silence {
+    if is_sandbox(annotations) {
+        return Silence::Sandbox;
+    }
+    let keys = Keys::of(annotations, name_in(annotations));
+    match keys.ok().and_then(|keys| keys.get("pool")) {
+        Some((_, "none")) => Silence::OptOut,
+        _ => Silence::Plain,
+    }
+}
+
+fn value_of<'a>(annotations: &'a BTreeMap<String, String>, keys: [&str; 2]) -> Option<&'a str> {
+    let value = keys.iter().find_map(|key| annotations.get(*key));
+    value.map(String::as_str)
+}
+
+fn is_sandbox(annotations: &BTreeMap<String, String>) -> bool {
+    value_of(annotations, CONTAINER_TYPE) == Some("sandbox")
+}
+
+/// The container's Kubernetes name.
+fn name_in(annotations: &BTreeMap<String, String>) -> Option<&str> {
+    value_of(annotations, CONTAINER_NAME)
+}
+
 fn read(annotations: &BTreeMap<String, String>) -> Result<Option<Request>, Refusal> {
-    let value_of = |keys: [&str; 2]| keys.iter().find_map(|key| annotations.get(*key));
-    if value_of(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox") {
+    if is_sandbox(annotations) {
         return Ok(None);
     }
-    let keys = Keys::of(annotations, value_of(CONTAINER_NAME).map(String::as_str))?;
+    let keys = Keys::of(annotations, name_in(annotations))?;
     let Some((key, pool)) = keys.get("pool") else {
         return match keys.without_pool() {
             Some(key) => Err(Refusal::new(
@@ -241,6 +295,7 @@ fn read(annotations: &BTreeMap<String, String>) -> Result<Option<Request>, Refus
         locality: Locality::parse(|key| keys.get(key))?,
         mems: parse_mems(keys.get("mems"))?,
         tuning: keys.tuning(),
+        by_default: false,
     }))
 }
 
@@ -382,6 +437,7 @@ mod tests {
             locality: Locality::default(),
             mems,
             tuning: BTreeMap::new(),
+            by_default: false,
         })
     }
 

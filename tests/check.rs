@@ -456,6 +456,49 @@ fn the_interrupts() {
     );
 }
 
+const CONFIG: &str = "etc/pinfold/config.toml";
+
+#[test]
+fn the_default_pool() {
+    let machine = all_is_well();
+    let say = |pool: &str| machine.put(CONFIG, &format!("[host]\ndefault-pool = '{pool}'\n"));
+    say("cp");
+    let (found, code) = machine.findings(&[]);
+    let part = "is not run for containers that ask for nothing";
+    let of_hooks = found.iter().filter(|line| line.contains(part));
+    assert_eq!(
+        (of_hooks.count(), found.len(), code),
+        (4, 4, 0),
+        "{found:#?}"
+    );
+    for engine in ["podman", "crio"] {
+        machine.install(engine);
+    }
+    assert_eq!(machine.findings(&[]), (vec![], 0));
+    for (pool, part) in [
+        ("dp", "\"dp\", which is exclusive"),
+        (
+            "gone",
+            "\"gone\", which is not there: containers that ask for nothing start outside",
+        ),
+    ] {
+        say(pool);
+        let (found, code) = machine.findings(&[]);
+        assert!(found[0].starts_with("fault default-pool: "), "{found:#?}");
+        assert!(found[0].contains(part), "{found:#?}");
+        assert_eq!((found.len(), code), (1, 1));
+    }
+    machine.put(
+        CONFIG,
+        "[host]\ndefault-pool = 'gone'\ndefault-pool-needed = true\n",
+    );
+    let (found, _) = machine.findings(&[]);
+    assert!(
+        found[0].contains("no container that asks for nothing starts"),
+        "{found:#?}"
+    );
+}
+
 #[test]
 fn the_power_of_cpus() {
     let of_cpu = "sys/devices/system/cpu/cpu2";

@@ -132,6 +132,7 @@ impl Machine {
             locality: Locality::default(),
             mems,
             tuning: Default::default(),
+            by_default: false,
         };
         pin_container(&self.site(), start("web", self.pid()), &request).map(drop)
     }
@@ -180,6 +181,7 @@ impl Machine {
             locality: Locality::default(),
             mems: Mems::Inherit,
             tuning: Default::default(),
+            by_default: false,
         };
         pin_container(&self.site(), start(name, other.pid()), &request).map(drop)
     }
@@ -508,6 +510,7 @@ fn a_start_frees_no_more_of_the_dead_than_it_needs() {
         locality: Locality::default(),
         mems: Mems::Inherit,
         tuning: Default::default(),
+        by_default: false,
     };
     let claim = reserve(&machine.site(), "many", Names::default(), None, &request).unwrap();
     assert_eq!(claim.lists.len(), 2);
@@ -533,6 +536,7 @@ fn what_waited_in_vain_to_be_freed_comes_after_all_others() {
         locality: Locality::default(),
         mems: Mems::Inherit,
         tuning: Default::default(),
+        by_default: false,
     };
     let reserve = |id: &str| reserve(&machine.site(), id, Names::default(), None, &request);
     // All are of dead owners; that of the first, which is chosen first, could not be freed before.
@@ -619,6 +623,7 @@ fn a_pid_that_another_tool_dropped_is_put_back_and_its_list_never_given() {
         locality: Locality::default(),
         mems: Mems::Inherit,
         tuning: Default::default(),
+        by_default: false,
     };
     let error = format!(
         "{:#}",

@@ -81,6 +81,7 @@ impl Site {
             cgroup: None,
             isolation: None,
             tuning: Default::default(),
+            by_default: id == "plain",
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1_700_000_000,
@@ -235,7 +236,7 @@ fn the_document_has_all_that_is_known_of_owners() {
     assert_eq!(
         document["owners"],
         json!([{
-            "cpus": "4-5,12-13", "engine": "containerd", "id": LONG_ID, "isolation": "none",
+            "byDefault": false, "cpus": "4-5,12-13", "engine": "containerd", "id": LONG_ID, "isolation": "none",
             "lists": ["4,12", "5,13"], "name": "nginx", "namespace": "prod", "pid": pid,
             "pod": "web", "pool": "dataplane", "runsOn": allowed.to_string(),
             "since": "2023-11-14T22:13:20Z", "state": "running", "tuning": {}, "unit": null,
@@ -245,6 +246,19 @@ fn the_document_has_all_that_is_known_of_owners() {
     let states: Vec<&Value> = lists.iter().map(|list| &list["state"]).collect();
     assert_eq!(states, ["owned", "owned", "free", "free"]);
     assert_eq!(document["isWhole"], true);
+}
+
+#[test]
+fn who_is_in_a_pool_by_default_is_marked() {
+    let site = Site::new();
+    site.own("plain", names("nginx", None), &["4,12"]);
+    let shown = text(&site.run(&["status"]));
+    assert!(shown.contains("dataplane (default)"), "{shown}");
+    let owner = &site.json(&["status", "--json"])["owners"][0];
+    assert_eq!(
+        (&owner["byDefault"], &owner["pool"]),
+        (&json!(true), &json!("dataplane"))
+    );
 }
 
 #[test]

@@ -168,6 +168,7 @@ impl Site {
                 cgroup: None,
                 isolation: None,
                 tuning: Default::default(),
+                by_default: false,
                 unit_settings: Vec::new(),
                 is_slow: false,
                 since: 0,

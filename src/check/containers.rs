@@ -159,7 +159,7 @@ fn one(scope: &Scope<'_>, container: &Container, lack: &Lack, report: &mut Repor
 }
 
 /// What to do so that we see the container's next start.
-fn remedy(scope: &Scope<'_>, container: &Container) -> String {
+pub(super) fn remedy(scope: &Scope<'_>, container: &Container) -> String {
     let install = |engine: Engine, restart: &str| match knows_us(scope, engine) {
         true => String::new(),
         false => format!("`pinfold install {}`{restart}, and ", engine.word()),

@@ -109,6 +109,12 @@ fn one_file(scope: &Scope<'_>, hook: &PlacedHook, engine: Engine, report: &mut R
              namespaces"
         );
         report.fault(what, text, again);
+    } else if scope.host_table.default_pool.is_some() && !hook.file.has_default_pool() {
+        let text = format!(
+            "{path} is not run for containers that ask for nothing, which are to be in the default \
+             pool"
+        );
+        report.warn(what, text, again);
     } else {
         report.ok(what, format!("{path} runs {}", hook.file.hook.path));
     }

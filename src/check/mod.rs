@@ -3,6 +3,7 @@
 mod cdi;
 mod containers;
 mod deep;
+mod default_pool;
 mod engines;
 mod hooks;
 mod isolation;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::config::{PoolTable, RuntimeTable};
+use crate::config::{HostTable, PoolTable, RuntimeTable};
 use crate::engines::Engine;
 use crate::host::Host;
 use crate::install::Place;
@@ -129,6 +130,8 @@ pub struct Scope<'a> {
     pub runtime: &'a RuntimeTable,
     /// The CPUs that the configuration reserves for the host's own work.
     pub reserve: Option<&'a Reserve>,
+    /// The configuration's table of the host, and of whoever asks for nothing.
+    pub host_table: &'a HostTable,
 }
 
 impl Scope<'_> {
@@ -159,6 +162,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     upkeep::check(scope, &mut report);
     let have_shim = engines::check(scope, &mut report);
     rules::check(scope, &have_shim, &mut report);
+    default_pool::check(scope, &mut report);
     cdi::check(scope.site, &mut report);
     containers::check(scope, &mut report);
     let named = std::mem::take(&mut report.other_pools);

@@ -643,6 +643,7 @@ mod tests {
             }),
             isolation: None,
             tuning: Default::default(),
+            by_default: false,
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1,

@@ -75,6 +75,9 @@ pub struct Claim {
     /// What of the machine is set for it; written before that is done.
     #[serde(default, skip_serializing_if = "Tuning::is_none")]
     pub tuning: Tuning,
+    /// Did it ask for nothing, and was given CPUs of the configuration's default pool?
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_default: bool,
     /// Names of the settings that others had given its supervisor, a unit, at run time: they stay
     /// when the owner ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

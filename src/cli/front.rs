@@ -25,6 +25,7 @@ pub(super) fn hook(arguments: &[OsString]) -> Option<(HookArgs, Options)> {
         device: line.device,
         shim: line.shim,
         reservation: line.reservation,
+        default_pool: line.default_pool,
     };
     Some((hook, line.options))
 }
@@ -37,6 +38,7 @@ struct HookLine {
     device: Option<String>,
     shim: bool,
     reservation: Option<String>,
+    default_pool: bool,
     options: Options,
 }
 
@@ -63,6 +65,10 @@ impl HookLine {
             // If it is there twice, clap reports that.
             (b"--shim", None) if self.is_hook && !self.shim => {
                 self.shim = true;
+                return Some(());
+            }
+            (b"--default-pool", None) if self.is_hook && !self.default_pool => {
+                self.default_pool = true;
                 return Some(());
             }
             _ => {}
@@ -147,6 +153,7 @@ mod tests {
              --lock-timeout 2.5",
             "hook --host-root / createRuntime --reservation 0a1b --shim -v --verbose",
             "hook createRuntime --device dataplane.2",
+            "hook poststop --engine podman --default-pool",
         ] {
             let words = words(line);
             let read = hook(&words).map(|read| format!("{read:?}"));

@@ -92,6 +92,7 @@ fn look(args: &CheckArgs, settings: &Settings) -> Vec<Finding> {
         rules: settings.pools(),
         runtime: settings.runtime(),
         reserve: settings.reserve(),
+        host_table: settings.host_table(),
     });
     if args.deep {
         findings.extend(check_deep(site));

@@ -16,7 +16,7 @@ use crate::names::{self, Ancestry, Names};
 use crate::oci::{Id, State};
 use crate::placement::{Start, pin_container, release};
 use crate::refusal::Refusal;
-use crate::request::{self, Request};
+use crate::request::{self, Request, Silence};
 use crate::runtime_log::DeafRuntime;
 use crate::settings::Failure;
 use crate::settings::Settings;
@@ -66,7 +66,8 @@ fn serve(args: &HookArgs, options: &Options, deadline: Instant, known: &mut Whos
     let text = State::text(limits::Prompt::new(io::stdin().lock()));
     // The runtime's stderr cannot be opened once capabilities are dropped. A container whose state
     // has none of our keys has nothing to report.
-    let may_ask = |text: &String| args.device.is_some() || text.contains(request::DOMAIN);
+    let is_asked = args.device.is_some() || args.default_pool;
+    let may_ask = |text: &String| is_asked || text.contains(request::DOMAIN);
     if text.as_ref().is_ok_and(may_ask) {
         known.runtime = DeafRuntime::above(&host_of(options));
     }
@@ -99,6 +100,9 @@ fn start(
             )
         })?;
     let Some(request) = request else {
+        if args.default_pool {
+            return start_by_default(state, &names, args, settings);
+        }
         // The request was removed, but the CPUs are still in the container's configuration.
         let what = || {
             let id = names.with_id(&state.shown_id());
@@ -113,10 +117,78 @@ fn start(
         );
         return Ok(());
     };
-    pin(state, &names, &request, args, settings).with_context(|| {
-        let (container, pool) = (names.with_id(&state.shown_id()), &request.pool);
-        format!("cannot start container {container} on CPUs of pool {pool}")
-    })
+    let pinned = || {
+        prepare(state, &names)?;
+        let settings = settings()?;
+        let caller = Caller {
+            door: door(state, args),
+            engine: args.engine,
+        };
+        caller.may_use(settings.pools().get(&request.pool), |mark| {
+            Ok(state.annotations(|key| key == mark)?.remove(mark))
+        })?;
+        pin(state, &names, &request, args, &settings)
+    };
+    pinned().with_context(|| cannot_start(state, &names, &request))
+}
+
+fn cannot_start(state: &State, names: &Names, request: &Request) -> String {
+    let (container, pool) = (names.with_id(&state.shown_id()), &request.pool);
+    match request.by_default {
+        true => format!("cannot put container {container} into the default pool {pool}"),
+        false => format!("cannot start container {container} on CPUs of pool {pool}"),
+    }
+}
+
+/// Starts a container that asks for nothing on CPUs of the default pool, if the configuration has
+/// one. What keeps it from that is told, and fails the start only where the configuration says so.
+fn start_by_default(
+    state: &State,
+    names: &LazyCell<Names, impl FnOnce() -> Names>,
+    args: &HookArgs,
+    settings: impl FnOnce() -> Result<Settings>,
+) -> Result<()> {
+    let settings = match prepare(state, names).and_then(|()| settings()) {
+        Ok(settings) => settings,
+        // Whether the start may fail cannot be known.
+        Err(error) => {
+            tell(&format!(
+                "container {} starts outside of any pool: {error:#}",
+                names.with_id(&state.shown_id())
+            ));
+            return Ok(());
+        }
+    };
+    let host = settings.host_table();
+    let Some(pool) = &host.default_pool else {
+        return Ok(());
+    };
+    match request::silence(&state.annotations(request::is_ours)?) {
+        Silence::Sandbox => return Ok(()),
+        Silence::OptOut if host.default_pool_opt_out => return Ok(()),
+        Silence::Plain | Silence::OptOut if names.is_infra() => return Ok(()),
+        Silence::Plain | Silence::OptOut => {}
+    }
+    if settings.site().host.unknown_root().is_some() {
+        log::debug!("pool {pool} is the machine's, and this is a user's container");
+        return Ok(());
+    }
+    let request = Request::by_default(pool);
+    let pinned = pin(state, names, &request, args, &settings);
+    let pinned = pinned.with_context(|| cannot_start(state, names, &request));
+    match pinned {
+        Err(error) if !host.default_pool_needed => {
+            log::warn!("{}", outside_of_it(&error));
+            Ok(())
+        }
+        pinned => pinned,
+    }
+}
+
+/// What is told of a container that starts outside of the default pool.
+fn outside_of_it(error: &anyhow::Error) -> Refusal {
+    let Refusal { what, remedy, .. } = Refusal::of(error);
+    Refusal::new(format!("{what}: it starts outside of it"), remedy)
 }
 
 /// The names that people use for the container. Annotations that are not text are ignored.
@@ -126,44 +198,47 @@ fn names_of(state: &State) -> Names {
     Ancestry::of_this_process(&Host::new("/")).names(id, &annotations)
 }
 
-fn pin(
-    state: &State,
-    names: &LazyCell<Names, impl FnOnce() -> Names>,
-    request: &Request,
-    args: &HookArgs,
-    settings: impl FnOnce() -> Result<Settings>,
-) -> Result<()> {
-    let (id, pid) = (state.id()?.as_str(), state.first_process()?);
+fn prepare(state: &State, names: &Names) -> Result<()> {
+    let id = state.id()?.as_str();
+    state.first_process()?;
     let who = format!(
         "the start of container {} on CPUs of its own",
         names.with_id(id)
     );
     last_words::arrange(&Host::new("/"), &who)?;
     limits::leave_nothing_inherited();
-    let settings = settings()?;
-    let caller = Caller {
-        door: door(state, args),
-        engine: args.engine,
-    };
-    caller.may_use(settings.pools().get(&request.pool), |mark| {
-        Ok(state.annotations(|key| key == mark)?.remove(mark))
-    })?;
+    Ok(())
+}
+
+fn pin(
+    state: &State,
+    names: &Names,
+    request: &Request,
+    args: &HookArgs,
+    settings: &Settings,
+) -> Result<()> {
+    let (id, pid) = (state.id()?.as_str(), state.first_process()?);
     let start = Start {
         id,
         pid,
         names: match args.reservation {
             Some(_) => Names::default(),
-            None => Names::clone(names),
+            None => names.clone(),
         },
         reservation: args.reservation.as_deref(),
     };
-    let claim = pin_container(settings.site_with_processes()?, start, request)?;
-    log::info!(
-        "pinned container {} to {} of pool {}",
-        claim.shown(),
-        claim.cpus,
-        claim.pool
-    );
+    match pin_container(settings.site_with_processes()?, start, request)? {
+        Some(claim) => log::info!(
+            "pinned container {} to {} of pool {}",
+            claim.shown(),
+            claim.cpus,
+            claim.pool
+        ),
+        None => log::debug!(
+            "container {} has the CPUs that somebody gave it, and asks for none",
+            names.with_id(id)
+        ),
+    }
     Ok(())
 }
 
@@ -182,7 +257,8 @@ fn door(state: &State, args: &HookArgs) -> Door {
 /// Frees a container's CPUs by its id alone: some engines give no annotations at this stage. If
 /// there are annotations and none is ours, there was no request, unless there is a device.
 fn end(state: &State, args: &HookArgs, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
-    if args.device.is_none() && state.surely_lacks(request::PREFIX) {
+    let may_have = args.device.is_some() || args.default_pool;
+    if !may_have && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
     let settings = match settings() {
@@ -190,17 +266,22 @@ fn end(state: &State, args: &HookArgs, settings: impl FnOnce() -> Result<Setting
         // A container without a request must not depend on our files. The claim of one that did ask
         // outlives this failure, and is freed later.
         Err(error) if !asked(state, args) => {
-            let message = one_line(&format!(
-                "look whether container {} holds CPUs: {error:#}",
-                state.shown_id()
+            let id = state.shown_id();
+            tell(&format!(
+                "look whether container {id} holds CPUs: {error:#}"
             ));
-            let _ = writeln!(io::stderr(), "pinfold: {message}");
-            system_log::send(&Host::new("/"), Severity::Warning, &message);
             return Ok(());
         }
         Err(error) => return Err(error).with_context(|| cannot_give_back(state)),
     };
     give_back(state, &settings).with_context(|| cannot_give_back(state))
+}
+
+/// Says something without the settings, which say where the log goes.
+fn tell(message: &str) {
+    let message = one_line(message);
+    let _ = writeln!(io::stderr(), "pinfold: {message}");
+    system_log::send(&Host::new("/"), Severity::Warning, &message);
 }
 
 /// Is it certain that the container asked for CPUs?

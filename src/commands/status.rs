@@ -79,6 +79,7 @@ pub(super) fn warn(survey: &Survey, settings: &Settings) {
         rules: settings.pools(),
         runtime: settings.runtime(),
         reserve: settings.reserve(),
+        host_table: settings.host_table(),
     };
     check_requests(&scope).iter().for_each(warn_of);
 }
@@ -145,7 +146,10 @@ impl TableStyle {
                 self.id(owner),
                 owner.names.title().unwrap_or_default(),
                 owner.names.engine.clone().unwrap_or_default(),
-                owner.pool.clone(),
+                match owner.by_default {
+                    true => format!("{} (default)", owner.pool),
+                    false => owner.pool.clone(),
+                },
                 owner.lists.join(","),
             ];
             if self.is_wide {
@@ -276,6 +280,8 @@ struct ListEntry<'a> {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 struct OwnerEntry<'a> {
+    /// Did it ask for nothing, and was given CPUs of the configuration's default pool?
+    by_default: bool,
     /// The CPUs that it owns, as a list.
     cpus: String,
     /// Its engine: `podman`, `crio`, `containerd` or `docker`; null where none is known.
@@ -337,6 +343,7 @@ fn pool_entry<'a>(pool: &'a SurveyedPool) -> PoolEntry<'a> {
 fn owner_entry(owner: &Owner) -> OwnerEntry<'_> {
     let names = &owner.names;
     OwnerEntry {
+        by_default: owner.by_default,
         cpus: owner.cpus.to_string(),
         engine: names.engine.as_deref(),
         id: owner.id.as_deref(),

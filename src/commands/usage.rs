@@ -89,9 +89,10 @@ fn write(
             None => writeln!(out, "Nobody who owned CPUs has ended yet."),
         };
     }
-    let mut table = Table::new(&[
-        (args.by.heading(), 8),
-        ("ENDED", 0),
+    let has_default = sums.iter().any(|sum| sum.by_default > 0);
+    let by_default = has_default.then_some(("DEFAULT", 0));
+    let columns = [(args.by.heading(), 8), ("ENDED", 0)].into_iter();
+    let columns = columns.chain(by_default).chain([
         ("OWNED", 0),
         ("USED", 0),
         ("USED%", 0),
@@ -100,6 +101,7 @@ fn write(
         ("NOISE", 0),
         ("INEXACT", 0),
     ]);
+    let mut table = Table::new(&columns.collect::<Vec<_>>());
     let time = |seconds: f64| (format!("{seconds:.1}s"), PLAIN);
     for sum in sums {
         let percent = match sum.owned > 0.0 {
@@ -107,9 +109,11 @@ fn write(
             false => String::new(),
         };
         let inexact = sum.sampled + sum.unknown;
-        table.row(vec![
-            (sum.of.clone(), PLAIN),
-            (sum.owners.to_string(), PLAIN),
+        let mut row = vec![(sum.of.clone(), PLAIN), (sum.owners.to_string(), PLAIN)];
+        if has_default {
+            row.push((sum.by_default.to_string(), PLAIN));
+        }
+        row.extend([
             time(sum.owned),
             time(sum.used),
             (percent, PLAIN),
@@ -121,6 +125,7 @@ fn write(
                 _ => (inexact.to_string(), ODD),
             },
         ]);
+        table.row(row);
     }
     if let Some(most) = most {
         table.drop_beyond(most);
@@ -153,6 +158,8 @@ struct SumEntry<'a> {
     of: Of<'a>,
     /// How many owners ended.
     ended: usize,
+    /// How many of them asked for nothing, and were in the configuration's default pool.
+    by_default: usize,
     /// The time of all their CPUs from their start to their end, in seconds.
     owned_seconds: f64,
     /// The CPU time that they used, in seconds.
@@ -204,6 +211,7 @@ fn document<'a>(
     let entry = |sum: &'a Sum| SumEntry {
         of: of(&sum.of),
         ended: sum.owners,
+        by_default: sum.by_default,
         owned_seconds: sum.owned,
         cpu_seconds: sum.used,
         user_seconds: sum.user,

@@ -255,6 +255,17 @@ pub(super) fn reserve<'de, D: Deserializer<'de>>(file: D) -> Result<Option<Reser
     word(file, "reserve")
 }
 
+pub(super) fn default_pool<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(file)?;
+    if is_pool_name(&name) {
+        return Ok(Some(name));
+    }
+    Err(D::Error::custom(format!(
+        "default-pool is {}: it is the name of a shared pool, up to 63 letters, digits, - and _",
+        Shown(&name)
+    )))
+}
+
 fn isolation<'de, D: Deserializer<'de>>(file: D) -> Result<Option<String>, D::Error> {
     option(file, ISOLATION)
 }

@@ -16,10 +16,28 @@ pub const FILES: [(&str, &str); 2] = [
 /// How long an engine lets a hook run, in seconds: longer than the 20 that a hook gives itself.
 pub const TIMEOUT: u32 = 30;
 
-/// The text of the hook file for a stage. `options` are further options for the hook.
-pub fn file(stage: &str, pinfold: &str, engine: Engine, options: &[String]) -> String {
+/// The option of a hook that gives containers without a request CPUs of the default pool.
+pub const DEFAULT_POOL: &str = "--default-pool";
+
+/// Which containers a hook is run for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Whom {
+    /// Those with an annotation of ours.
+    #[default]
+    Annotated,
+    /// All: the configuration has a default pool.
+    Everybody,
+}
+
+/// The text of the hook file for a stage. `more` are further options of the hook.
+pub fn file(stage: &str, pinfold: &str, engine: Engine, whom: Whom, more: &[String]) -> String {
     let args = ["pinfold", "hook", stage, "--engine", engine.word()];
-    let options = options.iter().map(String::as_str);
+    let (default_pool, when) = match whom {
+        Whom::Annotated => (None, json!({"annotations": {"^pinfold\\.io/": ".*"}})),
+        Whom::Everybody => (Some(DEFAULT_POOL), json!({"always": true})),
+    };
+    let options = default_pool.into_iter();
+    let options = options.chain(more.iter().map(String::as_str));
     let file = json!({
         "version": "1.0.0",
         "hook": {
@@ -27,7 +45,7 @@ pub fn file(stage: &str, pinfold: &str, engine: Engine, options: &[String]) -> S
             "args": args.into_iter().chain(options).collect::<Vec<_>>(),
             "timeout": TIMEOUT,
         },
-        "when": {"annotations": {"^pinfold\\.io/": ".*"}},
+        "when": when,
         "stages": [stage],
     });
     format!("{file:#}\n")
@@ -73,6 +91,11 @@ impl HookFile {
             && names.iter().flatten().any(is_pinfold)
     }
 
+    /// Does it see to containers without a request, too?
+    pub fn has_default_pool(&self) -> bool {
+        self.hook.args.iter().any(|arg| arg == DEFAULT_POOL)
+    }
+
     /// The engine that it names.
     pub fn engine(&self) -> Option<&str> {
         self.option("--engine")
@@ -91,13 +114,20 @@ mod tests {
 
     #[test]
     fn a_file_of_ours_is_known_again() {
-        for (stage, _) in FILES {
-            let text = file(stage, "/opt/bin/pinfold", Engine::Crio, &[]);
+        for (stage, whom) in [
+            (FILES[0].0, Whom::Annotated),
+            (FILES[0].0, Whom::Everybody),
+            (FILES[1].0, Whom::Everybody),
+        ] {
+            let text = file(stage, "/opt/bin/pinfold", Engine::Crio, whom, &[]);
             let parsed = HookFile::parse(&text).unwrap().unwrap();
             assert!(parsed.is_ours());
             assert_eq!(parsed.stages, [stage]);
             assert_eq!(parsed.engine(), Some("crio"));
             assert_eq!(parsed.hook.path, "/opt/bin/pinfold");
+            let sees_all = whom == Whom::Everybody;
+            assert_eq!(parsed.has_default_pool(), sees_all);
+            assert_eq!(text.contains(r#""always": true"#), sees_all, "{text}");
         }
     }
 }

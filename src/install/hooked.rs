@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::{FileChange, FileNow, Place, Plan, User, move_away};
+use crate::engines::hooks::Whom;
 use crate::engines::{Engine, Programs, RUNTIME, SHIM, crio, hooks, is_shim, podman};
 use crate::files;
 use crate::host::Host;
@@ -270,7 +271,12 @@ fn plan_hooks(place: &Place<'_>, dir: &str, programs: &Programs, engine: Engine)
                 move_away(&found.path)
             ));
         }
-        let text = hooks::file(stage, &programs.pinfold, engine, &place.hook_options);
+        let whom = match place.user {
+            // The default pool is the machine's.
+            Some(_) => Whom::Annotated,
+            None => place.whom,
+        };
+        let text = hooks::file(stage, &programs.pinfold, engine, whom, &place.hook_options);
         // A hook file that a package or a person wrote is kept, and comes back.
         if found.text.is_some() && !is_by_install(&found) {
             plan.changes.extend(found.keep_backup()?);

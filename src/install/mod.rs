@@ -28,6 +28,7 @@ pub use hooked::{EngineFiles, crio_files, podman_files};
 pub use setup_record::SetupRecord;
 pub use user::User;
 
+use crate::engines::hooks::Whom;
 use crate::engines::{Engine, Programs, RUNTIME, SHIM};
 use crate::files;
 use crate::host::Host;
@@ -50,6 +51,8 @@ pub struct Place<'a> {
     pub user: Option<User>,
     /// Options for the hooks; the shim reads the configuration file alone.
     pub hook_options: Vec<String>,
+    /// The containers that hooks of podman and CRI-O are run for.
+    pub whom: Whom,
 }
 
 /// What to change, or what was changed.
@@ -214,6 +217,7 @@ impl<'a> Place<'a> {
             hooks_dir: None,
             user: None,
             hook_options: Vec::new(),
+            whom: Whom::default(),
         }
     }
 

@@ -48,6 +48,16 @@ impl Names {
         }
     }
 
+    /// Is it the infra container of a pod of podman's, which holds the pod's namespaces and no
+    /// program of anybody's? podman marks it by nothing but its name: the pod's short id, and
+    /// `-infra`.
+    pub fn is_infra(&self) -> bool {
+        let name = self.name.as_deref().unwrap_or_default();
+        let pod = name.strip_suffix("-infra").unwrap_or_default();
+        let is_id = pod.len() == SHORT_ID && pod.bytes().all(|byte| byte.is_ascii_hexdigit());
+        self.engine.as_deref() == Some(PODMAN) && is_id
+    }
+
     /// The name to show: `POD/NAME` for a container of a pod, the unit of a command, else the name.
     pub fn title(&self) -> Option<String> {
         let name = self.name.as_deref();
@@ -165,6 +175,26 @@ fn usable(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn podmans_infra_containers_are_known_by_their_names() {
+        for (engine, name, is_infra) in [
+            ("podman", "a2693f7bdf28-infra", true),
+            ("docker", "a2693f7bdf28-infra", false),
+            ("podman", "a2693f7bdf2-infra", false),
+            ("podman", "a2693f7bdf2x-infra", false),
+            ("podman", "web-infra", false),
+            ("podman", "a2693f7bdf28", false),
+        ] {
+            let names = Names {
+                engine: Some(engine.to_owned()),
+                name: Some(name.to_owned()),
+                ..Names::default()
+            };
+            assert_eq!(names.is_infra(), is_infra, "{engine} {name}");
+        }
+        assert!(!Names::default().is_infra());
+    }
 
     #[test]
     fn what_lasts_of_a_name() {

@@ -18,6 +18,8 @@ pub(super) const MARK: &str = "--shim";
 
 /// The stages at which a hook of ours pins a container.
 pub(super) const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
+/// The option of a hook that gives a container without a request CPUs of the default pool.
+pub(super) const DEFAULT_POOL: &str = "--default-pool";
 /// The option that names a CDI device.
 pub(super) const DEVICE: &str = "--device";
 
@@ -193,6 +195,19 @@ impl Config {
     pub fn is_of_an_earlier_start(&self) -> bool {
         let hooks = self.at(&["hooks", STAGES[0]]).and_then(Value::as_array);
         hooks.into_iter().flatten().any(is_the_shims)
+    }
+
+    /// Did the shim write it for a container that asks for nothing?
+    pub fn is_by_default(&self) -> bool {
+        let hooks = self.at(&["hooks", STAGES[0]]).and_then(Value::as_array);
+        let mut hooks = hooks
+            .into_iter()
+            .flatten()
+            .filter(|hook| is_the_shims(hook));
+        hooks.any(|hook| {
+            let mut args = hook["args"].as_array().into_iter().flatten();
+            args.any(|arg| arg == DEFAULT_POOL)
+        })
     }
 
     fn resource(&self, cpu: &str, unified: &str) -> Option<&str> {

@@ -5,7 +5,8 @@ use oci_spec::runtime::HookBuilder;
 use serde_json::{Map, Value, json};
 
 use super::config::{
-    BEGINNING, Config, DEVICE, MARK, PINNING_STAGES, STAGES, VARIABLES, is_the_shims, variable,
+    BEGINNING, Config, DEFAULT_POOL, DEVICE, MARK, PINNING_STAGES, STAGES, VARIABLES, is_the_shims,
+    variable,
 };
 use crate::cpulist::CpuSet;
 use crate::engines::hooks::TIMEOUT;
@@ -32,6 +33,8 @@ pub struct Pinning<'a> {
     pub cpus: &'a CpuSet,
     /// The memory nodes; `None` to leave `cpuset.mems` alone.
     pub mems: Option<&'a CpuSet>,
+    /// Does it ask for nothing?
+    pub by_default: bool,
     /// Does the runtime make a cgroup for the container? It refuses resources without one.
     pub has_cgroup: bool,
 }
@@ -86,6 +89,7 @@ impl Config {
                     .iter()
                     .flat_map(|engine| ["--engine", *engine]),
             );
+            args.extend(pinning.by_default.then_some(DEFAULT_POOL));
             args.extend(pinning.device.iter().flat_map(|device| [DEVICE, *device]));
             args.extend(pinning.options.iter().map(String::as_str));
             if stage == STAGES[0] {
@@ -161,6 +165,7 @@ mod tests {
             lists: &["1,5".to_owned(), "2-3".to_owned()],
             cpus: &"1-3,5".parse().unwrap(),
             mems: None,
+            by_default: false,
             has_cgroup: true,
         })?;
         config.print()
@@ -204,6 +209,34 @@ mod tests {
     }
 
     #[test]
+    fn hooks_of_whoever_asks_for_nothing_say_so() {
+        let mut config = Config::parse("{}").unwrap();
+        assert!(!config.is_by_default());
+        config
+            .pin(&Pinning {
+                program: "/p",
+                engine: Some("docker"),
+                device: None,
+                options: &[],
+                nonce: NONCE,
+                lists: &["1".to_owned()],
+                cpus: &"1".parse().unwrap(),
+                mems: None,
+                by_default: true,
+                has_cgroup: true,
+            })
+            .unwrap();
+        assert!(config.is_by_default());
+        let after = config.print().unwrap();
+        for stage in STAGES {
+            let args = format!(
+                r#"["pinfold","hook","{stage}","--shim","--engine","docker","--default-pool""#
+            );
+            assert!(after.contains(&args), "{after}");
+        }
+    }
+
+    #[test]
     fn a_hook_that_another_door_brought_takes_the_reservation_too() {
         let text = r#"{"hooks":{
             "prestart":[{"path":"/p","args":["pinfold","hook","prestart"]},{"path":"/q"}],
@@ -243,6 +276,7 @@ mod tests {
                 lists: &lists,
                 cpus: &cpus,
                 mems: Some(&mems.parse().unwrap()),
+                by_default: false,
                 has_cgroup,
             };
             config.pin(&pinning).unwrap();

@@ -39,7 +39,7 @@ pub use look::explain::{Explanation, Taken, explain};
 pub use look::find::{find, pid_id};
 pub use look::seen::{Seen, survey_to_watch};
 pub use look::survey::{ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, survey};
-pub use look::unpinned::{Lack, labels_meant, unpinned};
+pub use look::unpinned::{Lack, labels_meant, outside_of_default, unpinned};
 pub use refusal::chosen_already;
 pub use start::command::{CommandPlace, pin_command};
 pub use start::container::{Start, pin_container};

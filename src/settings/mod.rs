@@ -13,7 +13,7 @@ use env_logger::Target;
 
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{ConfigFile, LastListsTable, PoolTable, RuntimeTable, UsageTable};
+use crate::config::{ConfigFile, HostTable, LastListsTable, PoolTable, RuntimeTable, UsageTable};
 use crate::counters;
 use crate::host::Host;
 use crate::isolation;
@@ -38,6 +38,7 @@ pub struct Settings {
     pools: BTreeMap<String, PoolTable>,
     reserve: Option<Reserve>,
     runtime: RuntimeTable,
+    host_table: HostTable,
 }
 
 /// A failed start or end of a container, as its engine was told.
@@ -130,6 +131,11 @@ impl Settings {
     /// The configuration of the runtime that `pinfold-runtime` becomes.
     pub fn runtime(&self) -> &RuntimeTable {
         &self.runtime
+    }
+
+    /// What the configuration says of the host, and of whoever asks for nothing.
+    pub fn host_table(&self) -> &HostTable {
+        &self.host_table
     }
 
     /// The machine and the directories, for a verb that reads them or makes files.
@@ -252,6 +258,7 @@ impl Settings {
             pools: config.pools,
             reserve: config.reserve,
             runtime: config.runtime.unwrap_or_default(),
+            host_table: config.host,
         };
         Ok((settings, log.or(config.log)))
     }

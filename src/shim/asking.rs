@@ -11,13 +11,14 @@ use super::behind;
 use super::start::ShimStart;
 use crate::claims::Claim;
 use crate::cli::{Cli, Options, Verb};
+use crate::config::HostTable;
 use crate::files;
 use crate::host::Host;
 use crate::last_words;
 use crate::names::{self, Ancestry, Names};
 use crate::oci::{Bundle, CommandLine, Config, Id, Runtime};
 use crate::refusal::Refusal;
-use crate::request::{self, Request};
+use crate::request::{self, Request, Silence};
 use crate::settings::Settings;
 use crate::text::Shown;
 
@@ -29,6 +30,70 @@ pub(super) struct Asking {
     names: Names,
     /// The CDI device that asks, if the annotations do not.
     device: Option<AskingDevice>,
+}
+
+/// What a container's configuration asks for.
+pub(super) enum Read {
+    /// CPUs.
+    Asking(Box<Asking>),
+    /// Nothing; `None` where there is no configuration of a container.
+    Silent(Option<Box<Silent>>),
+}
+
+/// A container without a request, and its parsed configuration.
+pub(super) struct Silent {
+    path: PathBuf,
+    text: Vec<u8>,
+    config: Config,
+    /// Is `text` what an earlier start by default wrote, and `config` what that had found?
+    was_written: bool,
+}
+
+impl Silent {
+    /// The start on CPUs of the default pool; `None` where the configuration names none, or the
+    /// container is not to have any: a pod's sandbox, one that opts out, one that was given CPUs.
+    pub(super) fn by_default(
+        &self,
+        table: &HostTable,
+        line: &CommandLine,
+        host: &Host,
+    ) -> Option<Asking> {
+        let pool = table.default_pool.as_deref()?;
+        // A user's runtime reads the machine's configuration, and cannot use its pools.
+        let is_the_machines = line.in_doubt.is_none() && host.unknown_root().is_none();
+        if !is_the_machines || line.verb.as_deref() == Some("restore") {
+            return None;
+        }
+        match request::silence(&self.config.annotations(request::is_ours).ok()?) {
+            Silence::Sandbox => return None,
+            Silence::OptOut if table.default_pool_opt_out => return None,
+            Silence::Plain | Silence::OptOut => {}
+        }
+        if let Some(cpus) = self.config.chosen_cpus() {
+            log::debug!("it has the CPUs {} already", Shown(cpus));
+            return None;
+        }
+        let names = names_in(&self.config, line, host);
+        (!names.is_infra()).then(|| Asking {
+            request: Request::by_default(pool),
+            path: self.path.clone(),
+            text: self.text.clone(),
+            names,
+            device: None,
+        })
+    }
+
+    /// Puts back what an earlier start by default found: its CPUs may have another owner by now.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn put_back(self) -> Result<()> {
+        if !self.was_written {
+            return Ok(());
+        }
+        let bundle = Bundle::new(self.path, self.text)?;
+        bundle.write(bundle.found())
+    }
 }
 
 /// A CDI device that the engine gave the container, read from its hook's arguments.
@@ -73,14 +138,13 @@ impl AskingDevice {
 }
 
 impl Asking {
-    /// Reads the container's configuration; `None` if it asks for nothing.
-    /// None of our own configuration is read.
-    pub(super) fn read(line: &CommandLine, host: &Host) -> Result<Option<Asking>> {
+    /// Reads the container's configuration, and none of our own.
+    pub(super) fn read(line: &CommandLine, host: &Host) -> Result<Read> {
         let path = line.config_path();
         let text = files::read_bytes_if_there(&path);
         // The verb may be another one, which needs no configuration.
         if line.in_doubt.is_some() && !matches!(text, Ok(Some(_))) {
-            return Ok(None);
+            return Ok(Read::Silent(None));
         }
         let text = text?.with_context(|| format!("there is no {}", path.display()))?;
         let parsed = files::text_of(&text).map_err(anyhow::Error::from);
@@ -92,7 +156,12 @@ impl Asking {
                 false => Err(error),
             }
         });
-        let config = config.with_context(|| path.display().to_string())?;
+        let mut config = config.with_context(|| path.display().to_string())?;
+        let was_written = config.is_by_default();
+        if was_written {
+            // Whoever asked for nothing may ask by now: what was found then counts.
+            config = Config::parse(Bundle::new(path.clone(), text.clone())?.found())?;
+        }
         let names = LazyCell::new(|| names_in(&config, line, host));
         let cannot = || cannot_start(line, &names);
         let annotations = config.annotations(request::is_ours).with_context(cannot)?;
@@ -109,7 +178,7 @@ impl Asking {
         let Some(request) = request.with_context(cannot)? else {
             // The CPUs in the configuration may have another owner by now.
             ensure!(
-                !config.is_of_an_earlier_start(),
+                was_written || !config.is_of_an_earlier_start(),
                 Refusal::new(
                     format!(
                         "{}: its configuration has the CPUs of an earlier start, and no request \
@@ -119,7 +188,13 @@ impl Asking {
                     format!("write {} anew", path.display())
                 )
             );
-            return Ok(None);
+            drop(names);
+            return Ok(Read::Silent(Some(Box::new(Silent {
+                path,
+                text,
+                config,
+                was_written,
+            }))));
         };
         if let Some(option) = &line.in_doubt {
             bail!(Refusal::new(
@@ -133,18 +208,18 @@ impl Asking {
             ));
         }
         let names = Names::clone(&names);
-        Ok(Some(Asking {
+        Ok(Read::Asking(Box::new(Asking {
             request,
             path,
             text,
             names,
             device: devices.into_iter().next().filter(|_| !is_annotated),
-        }))
+        })))
     }
 
     /// Reserves CPUs, and writes them into the configuration.
     pub(super) fn pin(self, line: &CommandLine, host: &Host, deadline: Instant) -> Result<Pinned> {
-        let pool = self.request.pool.clone();
+        let (pool, by_default) = (self.request.pool.clone(), self.request.by_default);
         let names = self.names.clone();
         let id = line.id.as_deref().unwrap_or_default();
         let who = format!(
@@ -172,7 +247,13 @@ impl Asking {
                 reservation,
             })
         };
-        pin().with_context(|| format!("{} on CPUs of pool {pool}", cannot_start(line, &names)))
+        pin().with_context(|| match by_default {
+            true => format!(
+                "cannot put container {} into the default pool {pool}",
+                names.with_id(&Id::shown(id))
+            ),
+            false => format!("{} on CPUs of pool {pool}", cannot_start(line, &names)),
+        })
     }
 }
 

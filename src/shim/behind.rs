@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::caller;
-use crate::config::{Plain, RuntimeTable};
+use crate::config::{HostTable, Plain, RuntimeTable};
 use crate::engines::Engine;
 use crate::host::Host;
 use crate::install::{Place, default_runtime};
@@ -32,6 +32,7 @@ pub(super) fn without_request(host: &Host) -> Result<Behind> {
         Ok(Behind {
             runtime: configured(host, &config.runtime)?,
             run_dir: config.run_dir,
+            host_table: config.host,
         })
     });
     let error = match whole {
@@ -51,6 +52,7 @@ pub(super) fn without_request(host: &Host) -> Result<Behind> {
     Ok(Behind {
         runtime,
         run_dir: None,
+        host_table: HostTable::default(),
     })
 }
 
@@ -59,4 +61,6 @@ pub(super) struct Behind {
     pub(super) runtime: Runtime,
     /// The run directory, if the configuration names one.
     pub(super) run_dir: Option<PathBuf>,
+    /// Which pool containers without a request are in, if in any.
+    pub(super) host_table: HostTable,
 }

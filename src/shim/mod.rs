@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use asking::{Asking, names_in};
+use asking::{Asking, Pinned, Read, Silent, names_in};
 use behind::Behind;
 use start::cancel;
 
@@ -25,10 +25,11 @@ use crate::host::Host;
 use crate::limits::TimeBound;
 use crate::oci::{CommandLine, Config, Id, Runtime};
 use crate::placement;
-use crate::refusal::Reason;
+use crate::refusal::{Reason, Refusal};
 use crate::runtime_log;
 use crate::settings::{Failure, Settings};
 use crate::system_log::{self, Severity};
+use crate::text::one_line;
 
 /// The longest that reading a container's usage may delay its end.
 const READ_WITHIN: Duration = Duration::from_secs(2);
@@ -41,7 +42,9 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let line = CommandLine::parse(arguments);
     let host = Host::new("/");
     if !line.makes_a_container() {
-        let Behind { runtime, run_dir } = behind::without_request(&host)?;
+        let Behind {
+            runtime, run_dir, ..
+        } = behind::without_request(&host)?;
         let runtime = runtime.or_maker(&host, &line);
         if let Some("delete" | "kill") = line.verb.as_deref() {
             read_before_end(&host, &line, run_dir);
@@ -49,17 +52,49 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         return become_runtime(&runtime, arguments);
     }
     let bound = TimeBound::start()?;
-    let Some(asking) = Asking::read(&line, &host)? else {
-        let chosen = behind::without_request(&host)?;
-        bound.end()?;
-        return become_runtime(&chosen.runtime, arguments);
+    let pinned = match Asking::read(&line, &host)? {
+        Read::Asking(asking) => asking.pin(&line, &host, bound.deadline)?,
+        Read::Silent(silent) => {
+            let chosen = behind::without_request(&host)?;
+            let by_default = silent.map(|silent| by_default(*silent, &chosen, &line, &bound));
+            match by_default.transpose()?.flatten() {
+                Some(pinned) => pinned,
+                None => {
+                    bound.end()?;
+                    return become_runtime(&chosen.runtime, arguments);
+                }
+            }
+        }
     };
-    let pinned = asking.pin(&line, &host, bound.deadline)?;
     let error = bound
         .end()
         .and_then(|()| become_runtime(&pinned.runtime, arguments));
     cancel(&pinned.settings, &pinned.reservation);
     error
+}
+
+/// Pins a container without a request, if it is to be in a default pool. What keeps it from that is
+/// told, and fails the start only where the configuration says so.
+fn by_default(
+    silent: Silent,
+    chosen: &Behind,
+    line: &CommandLine,
+    bound: &TimeBound,
+) -> Result<Option<Pinned>> {
+    let host = Host::new("/");
+    let table = &chosen.host_table;
+    if let Some(asking) = silent.by_default(table, line, &host) {
+        match asking.pin(line, &host, bound.deadline) {
+            Ok(pinned) => return Ok(Some(pinned)),
+            Err(error) if table.default_pool_needed => return Err(error),
+            Err(error) => {
+                let Refusal { what, remedy, .. } = Refusal::of(&error);
+                let message = format!("{what}: it starts outside of it: {remedy}");
+                system_log::send(&host, Severity::Warning, &one_line(&message));
+            }
+        }
+    }
+    silent.put_back().map(|()| None)
 }
 
 /// Reads what a container of ours has used, before the runtime removes its group or kills the

@@ -1,6 +1,6 @@
 //! Starts a container with a request: reserves CPUs and writes them into its configuration.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::asking::AskingDevice;
 use crate::admission::Caller;
@@ -47,9 +47,12 @@ impl ShimStart<'_> {
             },
             engine,
         };
-        caller.may_use(self.settings.pools().get(&request.pool), |mark| {
-            Ok(config.annotations(|key| key == mark)?.remove(mark))
-        })?;
+        // Who may ask for a pool is said of those who ask.
+        if !request.by_default {
+            caller.may_use(self.settings.pools().get(&request.pool), |mark| {
+                Ok(config.annotations(|key| key == mark)?.remove(mark))
+            })?;
+        }
         config.ensure_plain_keys()?;
         refuse_chosen(&config, &request)?;
         self.bundle.ensure_writable()?;
@@ -66,6 +69,13 @@ impl ShimStart<'_> {
             CgroupManager::Disabled => None,
         };
 
+        ensure!(
+            !request.by_default || self.line.cgroups != CgroupManager::Disabled,
+            Refusal::new(
+                "its runtime makes it no cgroup",
+                "have its engine make it one, or ask for a pool"
+            )
+        );
         let reservation = reserve(site, id.as_str(), self.names.clone(), group, &request)?;
         // A refused start costs no process of the runtime.
         let runs = self.runtime.ensure_runs_our_hooks_once(&site.run_dir);
@@ -78,6 +88,7 @@ impl ShimStart<'_> {
             lists: &reservation.lists,
             cpus: &reservation.cpus,
             mems: reservation.mems.as_ref(),
+            by_default: request.by_default,
             has_cgroup: self.line.cgroups != CgroupManager::Disabled,
         };
         let written = runs

@@ -317,6 +317,7 @@ mod tests {
             name: Some("web\n\u{202e}".into()),
             kind: crate::claims::OwnerKind::Container,
             pool: "dp".into(),
+            by_default: false,
             lists: vec!["2,3".into()],
             cpus: 2,
             start: "2026-03-01T10:00:00Z".into(),

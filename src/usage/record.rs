@@ -41,6 +41,9 @@ pub struct Record {
     pub kind: OwnerKind,
     /// The name of its pool.
     pub pool: String,
+    /// Did it ask for nothing, and was in the configuration's default pool?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_default: bool,
     /// The directory names of its CPU lists.
     pub lists: Vec<String>,
     /// The number of CPUs in them.
@@ -82,6 +85,7 @@ impl Record {
             name: claim.names.title(),
             kind: claim.kind,
             pool: claim.pool.clone(),
+            by_default: claim.by_default,
             lists: claim.lists.clone(),
             cpus: claim.cpus.len(),
             start: shown(i64::try_from(claim.since).unwrap_or_default()),

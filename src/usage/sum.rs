@@ -22,6 +22,8 @@ pub struct Sum {
     pub of: String,
     /// The number of owners that ended.
     pub owners: usize,
+    /// How many of them asked for nothing, and were in the default pool.
+    pub by_default: usize,
     /// The CPU time that they owned: their CPUs' time from each owner's start to its end.
     pub owned: f64,
     /// The CPU time that they used.
@@ -68,6 +70,7 @@ fn day(record: &Record) -> String {
 impl Sum {
     fn add(&mut self, record: &Record) {
         self.owners += 1;
+        self.by_default += usize::from(record.by_default);
         self.owned += record.owned_seconds();
         self.used += record.cpu_seconds.unwrap_or_default();
         self.user += record.user_seconds.unwrap_or_default();
@@ -98,6 +101,7 @@ mod tests {
             name: (id != "x").then(|| id.to_uppercase()),
             kind: crate::claims::OwnerKind::Container,
             pool: pool.into(),
+            by_default: pool == "common",
             lists: vec!["2-3".into()],
             cpus: 2,
             start: time(start).unwrap(),

@@ -80,6 +80,7 @@ impl Drawn {
             since: None,
             isolation: None,
             tuning: Default::default(),
+            by_default: false,
         };
         self.owners.push((owner, load));
     }

@@ -132,6 +132,8 @@ pub struct Owner {
     pub isolation: Option<isolation::Kind>,
     /// What of the machine is set for it.
     pub tuning: Tuning,
+    /// Did it ask for nothing, and is in the default pool?
+    pub by_default: bool,
 }
 
 impl Owner {
@@ -517,6 +519,7 @@ impl Surveyor<'_> {
             since: i64::try_from(claim.since).ok(),
             isolation: self.isolation(claim),
             tuning: self.tuning(claim),
+            by_default: claim.by_default,
         };
         owner.state = match life {
             None => OwnerState::Unknown,
@@ -634,6 +637,7 @@ impl Surveyor<'_> {
             since: since.filter(|_| !is_void),
             isolation: None,
             tuning: Tuning::default(),
+            by_default: false,
         });
     }
 }
@@ -658,6 +662,7 @@ fn unreadable(path: &Path) -> Owner {
         since: None,
         isolation: None,
         tuning: Tuning::default(),
+        by_default: false,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::containers::Container;
 use crate::placement::Site;
 use crate::process::Process;
 use crate::refusal::Refusal;
-use crate::request;
+use crate::request::{self, Silence};
 
 /// Why a container that may be meant to have CPUs has none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,12 +56,7 @@ pub fn unpinned(site: &Site, all: &[Container]) -> Result<Vec<(usize, Lack)>> {
                 lacks.push((place, Lack::Misspelt { key, meant }));
             }
         }
-        let annotations = container.config.plain_annotations();
-        let ours = annotations.filter(|(key, _)| request::is_ours(key));
-        let ours: BTreeMap<String, String> = ours
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect();
-        let asked = request::from_annotations(&ours);
+        let asked = request::from_annotations(&ours_of(container));
         if asked == Ok(None) {
             continue;
         }
@@ -83,6 +78,44 @@ pub fn unpinned(site: &Site, all: &[Container]) -> Result<Vec<(usize, Lack)>> {
         lacks.extend(lack.map(|lack| (place, lack)));
     }
     Ok(lacks)
+}
+
+/// The running containers of the machine that ask for nothing and own nothing, by index into `all`:
+/// no sandboxes, none that was given CPUs by others, and none that opts out where it may.
+///
+/// # Errors
+/// The claims, or a container's group, cannot be read.
+pub fn outside_of_default(site: &Site, all: &[Container], may_opt_out: bool) -> Result<Vec<usize>> {
+    let owners = owners_of(site)?;
+    let mut outside = Vec::new();
+    let own = all.iter().enumerate();
+    for (place, container) in own.filter(|(_, one)| one.user == geteuid().as_raw()) {
+        let ours = ours_of(container);
+        let is_silent = request::from_annotations(&ours) == Ok(None)
+            && container.config.device_hooks().is_empty();
+        let is_meant = match request::silence(&ours) {
+            Silence::Sandbox => false,
+            _ if container.names.is_infra() => false,
+            Silence::OptOut => !may_opt_out,
+            Silence::Plain => true,
+        };
+        if is_silent
+            && is_meant
+            && !owners.contains(&container.process)
+            && is_free(site, container)?
+        {
+            outside.push(place);
+        }
+    }
+    Ok(outside)
+}
+
+/// A container's annotations that are ours.
+fn ours_of(container: &Container) -> BTreeMap<String, String> {
+    let annotations = container.config.plain_annotations();
+    let ours = annotations.filter(|(key, _)| request::is_ours(key));
+    ours.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 /// The labels that look like our annotations.

@@ -44,23 +44,32 @@ struct Prior {
 }
 
 /// Gives a container the CPUs that it asks for, or that were reserved for it, and confines it to
-/// them before its first instruction. Can be repeated.
+/// them before its first instruction. Can be repeated. Returns `None` where it asks for nothing and
+/// somebody else has chosen CPUs for it: it is left as it is.
 ///
 /// # Errors
 /// The request cannot be met; the reservation is gone; something about the host, the pool directory
 /// or the claims cannot be used or trusted. Nothing stays changed then.
-pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Claim> {
-    // `reserve` already remembered the lists of a reservation.
+pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Option<Claim>> {
+    // `reserve` already remembered the lists of a reservation. Who asks for nothing has no lists to
+    // come back to.
     let recalled = match start.reservation {
-        Some(_) => Recalled::default(),
-        None => site.recall(&start.names, start.id),
+        None if !request.by_default => site.recall(&start.names, start.id),
+        _ => Recalled::default(),
     };
     let claim = pin(site, start, request, recalled.lists_of(&request.pool))?;
-    recalled.keep(&claim);
+    if let Some(claim) = &claim {
+        recalled.keep(claim);
+    }
     Ok(claim)
 }
 
-fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) -> Result<Claim> {
+fn pin(
+    site: &Site,
+    mut start: Start<'_>,
+    request: &Request,
+    former: &[String],
+) -> Result<Option<Claim>> {
     let host = &site.host;
     let pid = start.pid;
     let process = Process::with_pid(host, pid)?.with_context(|| gone(pid))?;
@@ -76,6 +85,13 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     let place = if group.is_of(pid)? {
         Confinement::Own(group)
     } else {
+        ensure!(
+            !request.by_default,
+            Refusal::new(
+                "it has no cgroup of its own, and is not moved out of where it was put",
+                "have its engine make it one, or ask for a pool"
+            )
+        );
         Confinement::Moved {
             to: books.new_group(start.id, process)?,
             from: group,
@@ -89,7 +105,25 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
         place,
     };
     let group = new_owner.place.group();
-    let Prior { pinned, reserved } = books.prepare(&start, &new_owner)?;
+    let Prior {
+        mut pinned,
+        reserved,
+    } = books.prepare(&start, &new_owner)?;
+    // Another hook, of a device or an engine, asks for it or does not.
+    match &pinned {
+        Some(claim) if request.by_default && !claim.by_default => return Ok(pinned),
+        Some(claim) if claim.by_default && !request.by_default => {
+            books.evict(claim)?;
+            pinned = None;
+        }
+        None if request.by_default && reserved.is_none() => {
+            let masks = cpuset::masks(group)?.unwrap_or_default();
+            if cpuset::chosen_cpus(group, &masks)?.is_some() {
+                return Ok(None);
+            }
+        }
+        _ => {}
+    }
     let scope = match pinned.as_ref().or(reserved.as_ref()) {
         Some(claim) => cpuset::scope_in_the_way(group, &claim.cpus)?,
         None => None,
@@ -123,14 +157,15 @@ fn pin(site: &Site, mut start: Start<'_>, request: &Request, former: &[String]) 
     }
     // The runtime has confined the container and told systemd, as the configuration asks.
     if start.reservation.is_some() && found.has_cpus(&claim.cpus) {
-        return Ok(claim);
+        return Ok(Some(claim));
     }
     let mems = claim.mems.as_ref();
     match systemd::tell(host, unit, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
-        Ok(false) => Ok(claim),
+        Ok(false) => Ok(Some(claim)),
         told => site
             .open_books(hierarchy)?
-            .recheck_after_systemd(&claim, group, unit, told),
+            .recheck_after_systemd(&claim, group, unit, told)
+            .map(Some),
     }
 }
 
@@ -303,6 +338,7 @@ impl Books<'_> {
             mems: reservation.mems.clone(),
             isolation: reservation.isolation,
             tuning: reservation.tuning.clone(),
+            by_default: reservation.by_default,
         };
         self.grant(new_owner, grant, before, Some(reservation))
     }

@@ -42,6 +42,8 @@ pub(crate) struct Grant {
     pub(crate) isolation: Option<Wanted>,
     /// What else of the machine is to be set for it?
     pub(crate) tuning: Tuning,
+    /// Does it ask for nothing?
+    pub(crate) by_default: bool,
 }
 
 /// Where an owner is confined.
@@ -124,6 +126,7 @@ impl Books<'_> {
             lists: picked.names(),
             isolation: picked.isolation,
             tuning: picked.tuning,
+            by_default: demand.request.by_default,
             pool: picked.pool.name,
             cpus,
             mems,
@@ -210,6 +213,7 @@ impl Books<'_> {
             cgroup: None,
             isolation: None,
             tuning: Tuning::default(),
+            by_default: grant.by_default,
             unit_settings: Vec::new(),
             is_slow: false,
             since: now.map_or(0, |now| now.as_secs()),

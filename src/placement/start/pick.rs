@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, ensure};
 
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{NoChoice, Offer, Reach, Situation, Want, choose, cpus_that_matter};
@@ -16,6 +16,7 @@ use crate::placement::Books;
 use crate::placement::end::reap::Owners;
 use crate::placement::refusal::{Considered, no_such_node};
 use crate::pools::{CpuList, Kind, OfferedList, OfferedPool};
+use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::topology::{self, Levels};
 
@@ -129,6 +130,16 @@ impl Books<'_> {
         let mut pool = self.directory.offered_pool(&request.pool, || {
             Ok(self.ledger.lists()?.into_iter().collect())
         })?;
+        ensure!(
+            !request.by_default || pool.kind == Kind::Shared,
+            Refusal::new(
+                format!(
+                    "pool {} is the configuration's default-pool, and is exclusive",
+                    pool.name
+                ),
+                "name a shared pool there"
+            )
+        );
         let isolation = self.isolation_of(&pool)?;
         let tuning = self.tuning_of(&pool, &request.tuning)?;
         if isolation.is_some() {
@@ -229,7 +240,7 @@ impl Books<'_> {
         reach: &Reach,
         demand: &Demand<'_>,
         bound: &Bound,
-    ) -> Result<crate::refusal::Refusal> {
+    ) -> Result<Refusal> {
         let levels = Levels::without_cores(self.host, &demand.online);
         if let Some(refusal) = no_such_node(demand.request, &levels) {
             return Ok(refusal);

@@ -7,6 +7,7 @@ use crate::cgroup::of_config::Expected;
 use crate::cgroup::{Group, cpuset};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
+use crate::placement::again::Recalled;
 use crate::placement::start::pick::Demand;
 use crate::placement::{Books, Site};
 use crate::process::{self, Process};
@@ -35,7 +36,10 @@ pub fn reserve(
     };
     // A path that cannot be looked at now could not be looked at later, to tell who is alive.
     cpuset::effective_cpus(&group)?;
-    let recalled = site.recall(&names, id);
+    let recalled = match request.by_default {
+        true => Recalled::default(),
+        false => site.recall(&names, id),
+    };
     let demand = Demand::of(host, request)?.with_former(recalled.lists_of(&request.pool));
     let nonce = process::nonce(host)?;
 

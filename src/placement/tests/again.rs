@@ -48,6 +48,7 @@ fn gets(site: &Site, name: &str, pool: &str, lists: usize) -> String {
         locality: Locality::default(),
         mems: Mems::Inherit,
         tuning: Default::default(),
+        by_default: false,
     };
     let expected = Expected {
         path: group_of("web"),

@@ -4,6 +4,7 @@
 mod accounting;
 mod again;
 mod booting;
+mod by_default;
 mod changing;
 mod forced;
 mod isolated;
@@ -224,6 +225,7 @@ impl Machine {
             cgroup: Some(self.claimed(&path)),
             isolation: None,
             tuning: Default::default(),
+            by_default: false,
             unit_settings: Vec::new(),
             is_slow: false,
             since: 1,

@@ -14,6 +14,7 @@ fn request(size: Size) -> Request {
         locality: Locality::default(),
         mems: Mems::Inherit,
         tuning: Default::default(),
+        by_default: false,
     }
 }
 
@@ -30,7 +31,8 @@ fn pin(machine: &Machine, id: &str, process: Process, size: Size) -> anyhow::Res
         names: Names::default(),
         reservation: None,
     };
-    pin_container(&machine.site(), start, &request(size))
+    let pinned = pin_container(&machine.site(), start, &request(size));
+    pinned.map(|claim| claim.expect("who asks is pinned"))
 }
 
 /// Reserves for a container in a group of this path, under this process, which becomes the runtime.

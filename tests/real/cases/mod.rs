@@ -5,6 +5,7 @@ mod books;
 mod by_hand;
 mod compose;
 mod crowd;
+mod default_pool;
 mod dockerd_takes;
 mod endings;
 mod hook_process;
@@ -99,6 +100,7 @@ pub(crate) fn all() -> Vec<Case> {
         usage::cases(),
         status::cases(),
         pods::cases(),
+        default_pool::cases(),
         installed::cases(),
         dockerd_takes::cases(),
         shim::cases(),

@@ -48,20 +48,26 @@ impl Podman {
         process::run(&mut self.command(arguments))
     }
 
-    fn run_command(&self, service: Service, plan: &Plan, how: &str) -> Command {
-        if let (Door::Cdi, Some(site)) = (service.door, &self.daemon.site) {
-            site.update_devices();
-        }
-        let daemon = &self.daemon;
-        let no_hooks = daemon.path("no-hooks");
-        let runtime = runtime_path(&daemon.world, service.runtime)
-            .display()
-            .to_string();
+    /// A command of podman's, with the runtime and the hooks of this service.
+    pub(crate) fn by(&self, service: Service, arguments: &[&str]) -> Command {
+        let no_hooks = self.daemon.path("no-hooks");
+        let runtime = runtime_path(&self.daemon.world, service.runtime);
+        let runtime = runtime.display().to_string();
         let mut podman = match service.door {
             Door::Hooks => self.command(&["--runtime", &runtime]),
             Door::Shim => self.command(&["--hooks-dir", &no_hooks, "--runtime", "pinfold"]),
             Door::Cdi => self.command(&["--hooks-dir", &no_hooks, "--runtime", &runtime]),
         };
+        podman.args(arguments);
+        podman
+    }
+
+    fn run_command(&self, service: Service, plan: &Plan, how: &str) -> Command {
+        if let (Door::Cdi, Some(site)) = (service.door, &self.daemon.site) {
+            site.update_devices();
+        }
+        let daemon = &self.daemon;
+        let mut podman = self.by(service, &[]);
         podman.args(["run", how, "--name", &plan.name, "--network", "none"]);
         podman.args(["--cgroup-parent", &self.driver.parent(&daemon.world)]);
         podman.args(service.request(plan)).args(&plan.options);

@@ -238,6 +238,13 @@ impl Session {
         }
     }
 
+    pub(crate) fn podman(&self) -> &Podman {
+        match self.server() {
+            Server::Podman(podman) => podman,
+            _ => panic!("{} is not podman", self.service),
+        }
+    }
+
     pub(crate) fn docker(&self) -> &Docker {
         match self.server() {
             Server::Docker(docker) => docker,
