@@ -62,6 +62,19 @@ pub struct HostTable {
     pub default_pool_opt_out: bool,
     /// Is a start refused where it cannot be given?
     pub default_pool_needed: bool,
+    /// Where the host's own units may run.
+    pub confine: Confine,
+}
+
+/// Where services, sessions and systemd itself may run.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confine {
+    /// Wherever they do.
+    #[default]
+    None,
+    /// On the CPUs that no exclusive pool has.
+    Pools,
 }
 
 /// The table `[usage]`.
@@ -309,6 +322,7 @@ mod tests {
             ("[host]\ndefault-pool = 7", "line 2"),
             ("[host]\ndefault = 'x'", "unknown field `default`"),
             ("[host]\ndefault-pool-needed = 'no'", "line 2"),
+            ("[host]\nconfine = 'all'", "line 2: unknown variant `all`"),
             ("reserve = 'all'", "line 1: reserve is \"all\""),
             (
                 "[pools.dp]\ndoors = ['window']",

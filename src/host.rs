@@ -324,6 +324,11 @@ impl Host {
         self.root.join("etc/cmk")
     }
 
+    /// The CPUs that the machine can ever have (kernel: Documentation/admin-guide/cputopology.rst).
+    pub fn possible_cpus(&self) -> PathBuf {
+        self.sys_cpu("possible")
+    }
+
     /// The directory of records about our changes to the machine, for all pool directories. It must
     /// not outlive a boot.
     pub fn machine_dir(&self) -> PathBuf {

@@ -500,6 +500,57 @@ fn the_default_pool() {
 }
 
 #[test]
+fn where_the_host_may_run() {
+    let machine = all_is_well();
+    let docker = "docker has its containers in system.slice";
+    let of_slice = "sys/fs/cgroup/system.slice/cpuset.cpus.effective";
+    machine.put(CONFIG, "[host]\nconfine = 'pools'\n");
+    machine.put(of_slice, "0-3\n");
+    let (found, _) = machine.findings(&[]);
+    let part = "warning confine: \"system.slice\" has the CPUs 2-3 of exclusive pools: `pinfold \
+                reconcile`";
+    assert!(found.len() == 1 && found[0].starts_with(part), "{found:#?}");
+    machine.put(of_slice, "0-1\n");
+    let all = ["system.slice", "user.slice", "init.scope"];
+    let away = all
+        .map(|unit| format!(r#"{{"unit":"{unit}","cpus":"2-3"}}"#))
+        .join(",");
+    let records = format!(
+        r#"{{"version":1,"boot_id":"this-boot","away":[{{"conf_dir":"{}","units":[{away}]}}],
+            "narrowed":[]}}"#,
+        machine.path("etc/kcm").display()
+    );
+    machine.put("run/pinfold-machine/units", &records);
+    let (found, _) = machine.findings(&[]);
+    assert!(found.len() == 1 && found[0].contains(docker), "{found:#?}");
+    let text = fs::read_to_string(machine.path("etc/docker/daemon.json")).unwrap();
+    let mended = text.replacen('{', "{\"cgroup-parent\": \"pinfold.slice\",", 1);
+    machine.put("etc/docker/daemon.json", &mended);
+    assert_eq!(machine.findings(&[]), (vec![], 0));
+    let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
+    let well = "system.slice, user.slice, init.scope are kept off 2-3";
+    assert!(text.contains(well), "{text}");
+    let says = |part: &str| {
+        let (found, _) = machine.findings(&[]);
+        found.iter().any(|line| line.contains(part))
+    };
+    fs::remove_dir_all(machine.path("run/systemd")).unwrap();
+    assert!(says(
+        "systemd is not the init, and nobody is moved: boot with isolcpus="
+    ));
+    machine.put(
+        "proc/1/mountinfo",
+        "40 30 0:28 / /sys/fs/cgroup rw - cgroup cgroup rw,cpuset\n",
+    );
+    assert!(says("on cgroup version 1, and nobody is moved"));
+    machine.put(CONFIG, "");
+    assert!(!says("nobody is moved"));
+    assert!(says(
+        "the host's units are still kept off CPUs of exclusive pools"
+    ));
+}
+
+#[test]
 fn the_power_of_cpus() {
     let of_cpu = "sys/devices/system/cpu/cpu2";
     let governor = format!("{of_cpu}/cpufreq/scaling_governor");

@@ -117,6 +117,7 @@ impl Machine {
             usage: None,
             last: None,
             options: Default::default(),
+            confines_host: false,
             host,
         }
     }

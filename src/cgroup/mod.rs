@@ -9,6 +9,8 @@ pub mod of_config;
 pub mod partition;
 pub mod pressure;
 mod roll;
+#[cfg(test)]
+pub(crate) mod standin;
 pub mod systemd;
 mod values;
 mod walk;

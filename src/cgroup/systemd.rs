@@ -164,6 +164,69 @@ pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bo
     Ok(known.group == group.path() && known.is_delegated)
 }
 
+/// A unit of the host's own: one of systemd's slices, or its own scope. Its CPUs are those of its
+/// `AllowedCPUs=`, where none means all (systemd.resource-control(5)).
+pub struct HostUnit<'a> {
+    host: &'a Host,
+    unit: Unit<'a>,
+}
+
+impl<'a> HostUnit<'a> {
+    /// The unit of this name; `None` where systemd is not the machine's init.
+    ///
+    /// # Errors
+    /// It cannot be reached within `patience`, in which all that is asked of it has to be done.
+    pub fn open(host: &'a Host, name: &'a str, patience: Duration) -> Result<Option<HostUnit<'a>>> {
+        if !runs(host)? {
+            return Ok(None);
+        }
+        let unit = Unit::connected(host, name, Instant::now() + patience)?;
+        Ok(Some(HostUnit { host, unit }))
+    }
+
+    /// Its CPUs.
+    ///
+    /// # Errors
+    /// systemd has not answered in time, or knows no such unit.
+    pub fn cpus(&mut self) -> Result<CpuSet> {
+        Ok(self.unit.known()?.cpus)
+    }
+
+    /// Were its CPUs set at run time (systemctl(1), `set-property --runtime`)?
+    ///
+    /// # Errors
+    /// The drop-in file cannot be looked at.
+    pub fn is_set(&self) -> Result<bool> {
+        let setting = drop_in(self.host, self.unit.name, SETTINGS[0]);
+        Ok(files::entry_if_there(&setting)?.is_some())
+    }
+
+    /// Sets its CPUs until the machine is shut down.
+    ///
+    /// # Errors
+    /// systemd refuses, or has not answered in time.
+    pub fn set(&mut self, cpus: &CpuSet) -> Result<()> {
+        self.unit.set(cpus, None)
+    }
+
+    /// Forgets that its CPUs were set at run time: what an operator writes into the unit counts
+    /// from now on.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn forget(&self) -> Result<()> {
+        remove_settings(self.host, self.unit.name, &[SETTINGS[1].to_owned()])
+    }
+}
+
+/// Is systemd the machine's init (sd_booted(3))?
+///
+/// # Errors
+/// That cannot be looked at.
+pub fn runs(host: &Host) -> Result<bool> {
+    Ok(files::metadata_if_there(&host.systemd_mark())?.is_some())
+}
+
 /// A unit of the system's manager, and the connection to that manager.
 struct Unit<'a> {
     name: &'a str,
@@ -180,15 +243,19 @@ impl<'a> Unit<'a> {
         let Some(name) = unit_on(host, group)? else {
             return Ok(None);
         };
+        Unit::connected(host, name, deadline).map(Some)
+    }
+
+    fn connected(host: &Host, name: &'a str, deadline: Instant) -> Result<Unit<'a>> {
         let connected = manager(host, deadline).map_err(dbus::late);
         let (manager, own_socket) =
             connected.with_context(|| format!("ask systemd for the unit {name}"))?;
-        Ok(Some(Unit {
+        Ok(Unit {
             name,
             manager,
             own_socket,
             deadline,
-        }))
+        })
     }
 
     /// Asks for the unit's properties. If that fails over the bus, systemd's own socket is tried in
@@ -209,9 +276,10 @@ impl<'a> Unit<'a> {
 
     fn ask(&mut self) -> Result<Known> {
         let path = object_path(self.name);
-        let interface = match self.name.ends_with(".scope") {
-            true => "org.freedesktop.systemd1.Scope",
-            false => "org.freedesktop.systemd1.Service",
+        let interface = match self.name.rsplit('.').next() {
+            Some("scope") => "org.freedesktop.systemd1.Scope",
+            Some("slice") => "org.freedesktop.systemd1.Slice",
+            _ => "org.freedesktop.systemd1.Service",
         };
         let get = |property: &str| Call {
             to: MANAGER,
@@ -332,8 +400,7 @@ fn unit_on<'a>(host: &Host, group: &'a Group) -> Result<Option<&'a str>> {
     let Some(name) = unit_of(group).filter(|_| host.is_running_root()) else {
         return Ok(None);
     };
-    let mark = files::metadata_if_there(&host.systemd_mark())?;
-    Ok(mark.map(|_| name))
+    Ok(runs(host)?.then_some(name))
 }
 
 /// The name of the scope or service whose own group this may be: runtimes run containers in scopes,

@@ -147,7 +147,7 @@ pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet,
         let lacks = cpus.difference(&allowed);
         let path = group.path().to_owned();
         let bound = cpuset::Bound::by(group, allowed);
-        (!lacks.is_empty()).then(|| (path, lacks.clone(), let_through(&bound, &lacks)))
+        (!lacks.is_empty()).then(|| (path, lacks.clone(), let_through(&site.host, &bound, &lacks)))
     });
     lacking.collect()
 }

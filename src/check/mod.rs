@@ -1,6 +1,7 @@
 //! `pinfold check`: looks at everything that a container's start depends on, and changes nothing.
 
 mod cdi;
+mod confine;
 mod containers;
 mod deep;
 mod default_pool;
@@ -163,6 +164,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     let have_shim = engines::check(scope, &mut report);
     rules::check(scope, &have_shim, &mut report);
     default_pool::check(scope, &mut report);
+    confine::check(scope, &mut report);
     cdi::check(scope.site, &mut report);
     containers::check(scope, &mut report);
     let named = std::mem::take(&mut report.other_pools);

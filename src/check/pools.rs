@@ -9,6 +9,7 @@ use nix::unistd::geteuid;
 use super::{Report, check_neighbours, isolation, kept, machine, trial, tuning};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Way};
+use crate::outside;
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, replaced_lock, survey};
 use crate::pools::{LOCK_MODE, PoolDirectory};
 use crate::refusal::Refusal;
@@ -214,7 +215,16 @@ fn reach(site: &Site, survey: &Survey, report: &mut Report) {
         elsewhere.extend(&ours);
     }
     let online = online.difference(&elsewhere);
+    // What the configuration's confine keeps a slice off is said by its own check.
+    let confined = outside::kept_off(&site.host);
+    let by_us = |path: &str, lacks: &CpuSet| {
+        let mut units = confined.iter();
+        units.any(|unit| path == format!("/{}", unit.unit) && lacks.is_subset(&unit.cpus))
+    };
     for (path, lacks, remedy) in machine::narrow_parents(site, &all.intersection(&online)) {
+        if by_us(&path, &lacks) {
+            continue;
+        }
         report.warn(
             "pools",
             format!(

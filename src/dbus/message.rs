@@ -377,6 +377,13 @@ pub(super) mod tests {
     use super::*;
 
     fn message(kind: u8, to: u32, name: Option<&str>, text: &str) -> Vec<u8> {
+        let mut body = Bytes::default();
+        body.text(text);
+        with_body(kind, to, name, ("s", &body.0))
+    }
+
+    /// A message with a body of this type.
+    fn with_body(kind: u8, to: u32, name: Option<&str>, (of, body): (&str, &[u8])) -> Vec<u8> {
         let mut fields = Bytes::default();
         fields.field(REPLY_SERIAL, "u");
         fields.number(to);
@@ -388,18 +395,21 @@ pub(super) mod tests {
         fields.field(7, "s");
         fields.text(":1.2");
         fields.field(SIGNATURE, "g");
-        fields.signature("s");
-        let mut body = Bytes::default();
-        body.text(text);
+        fields.signature(of);
         let mut message = Bytes::default();
         message.0.extend([BYTE_ORDER, kind, 1, VERSION]);
-        message.length(body.0.len());
+        message.length(body.len());
         message.number(99);
         message.length(fields.0.len());
         message.0.extend(fields.0);
         message.align(8);
-        message.0.extend(body.0);
+        message.0.extend(body);
         message.0
+    }
+
+    /// The message that a method returned a value of this type, in these bytes.
+    pub(crate) fn returned_value(to: u32, of: &str, value: &[u8]) -> Vec<u8> {
+        with_body(RETURN, to, None, (of, value))
     }
 
     /// The message that a method returned a text.

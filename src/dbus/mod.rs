@@ -6,6 +6,8 @@
 
 mod message;
 
+#[cfg(test)]
+pub(crate) use message::tests::returned_value;
 pub use message::{Answer, Call, Message, Property, Values};
 
 use std::io::{self, Read, Write};

@@ -7,6 +7,7 @@
 //!
 //! The machine's lock is taken under a pool directory's lock, never the other way round.
 
+mod confine;
 mod converge;
 mod irqbalance;
 mod irqs;
@@ -15,6 +16,7 @@ mod machine;
 mod obstacle;
 mod power;
 mod records;
+mod units;
 mod watch;
 
 use std::io::ErrorKind;
@@ -23,11 +25,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+pub use confine::UnitCpus;
 pub use irqbalance::banned as irqs_banned;
 pub use irqs::on as irqs_on;
 pub use obstacle::{Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit, obstacle};
 pub use power::{astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
+pub use units::{are_confined, confine, kept_off};
 pub use watch::wait;
 
 use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};

@@ -4,6 +4,8 @@
 use super::refusal::counted_cpus;
 use crate::cgroup::cpuset::Bound;
 use crate::cpulist::CpuSet;
+use crate::host::Host;
+use crate::outside::{self, UnitCpus};
 use crate::text::{Shown, shell_word};
 
 /// A group's path, with its systemd unit if it has one.
@@ -26,8 +28,16 @@ fn unit(path: &str) -> Option<&str> {
 }
 
 /// The remedy that gives a bounded group the CPUs that it lacks.
-pub fn let_through(bound: &Bound, lacks: &CpuSet) -> String {
+pub fn let_through(host: &Host, bound: &Bound, lacks: &CpuSet) -> String {
     let origin = bound.origin();
+    let is_origin = |unit: &UnitCpus| origin.path() == format!("/{}", unit.unit);
+    let mut confined = outside::kept_off(host).into_iter().filter(is_origin);
+    if confined.any(|unit| !unit.cpus.is_disjoint(lacks)) {
+        return "the configuration's confine keeps that off them: start it elsewhere, a container \
+                with `--cgroup-parent pinfold.slice` and a command below `systemd-run \
+                --slice=pinfold.slice`, or say confine = \"none\" and `pinfold reconcile`"
+            .to_owned();
+    }
     let partitions = bound.partitions();
     // No group outside of a partition can have its CPUs, however wide.
     if let Some((slice, _)) = partitions.iter().find(|(_, cpus)| !cpus.is_disjoint(lacks)) {

@@ -6,6 +6,7 @@
 mod again;
 mod boot;
 mod change;
+mod confine;
 mod end;
 mod keep_off;
 mod keeper;
@@ -29,6 +30,7 @@ pub use change::apply::{Applied, apply, try_apply};
 pub use change::init::{Existing, Made, init, try_init, unmake};
 pub use change::steps::{Change, Changed, change, set_options, try_change};
 pub use change::stock::stock;
+pub use confine::{Confinable, confinable};
 pub use end::reap::Reclaimed;
 pub use end::reconcile::{Reconciled, reconcile};
 pub use end::release::{Release, force_release, release};
@@ -76,6 +78,8 @@ pub struct Site {
     pub last: Option<LastLists>,
     /// The pools' options in the configuration. They override those in the pools' files.
     pub options: BTreeMap<String, Options>,
+    /// Are the host's own units kept off the CPUs of exclusive pools?
+    pub confines_host: bool,
 }
 
 /// How long a start looks for dead owners while others wait for the lock: well below the 10 s that

@@ -4,6 +4,7 @@ use super::keeper::{let_through, shown_group};
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{self, Offer, Reach, Scattered, Within};
 use crate::cpulist::CpuSet;
+use crate::host::Host;
 use crate::pools::{Kind, Pool};
 use crate::refusal::{Reason, Refusal};
 use crate::request::{Numa, Request, Size};
@@ -18,6 +19,7 @@ pub(crate) struct Considered<'a> {
     pub(crate) request: &'a Request,
     /// What the groups above allow; `None` if only what is online counts.
     pub(crate) bound: Option<&'a Bound>,
+    pub(crate) host: &'a Host,
 }
 
 /// What is free but cannot be given to this owner, in the unit that the request counts in (lists or
@@ -156,7 +158,9 @@ impl Considered<'_> {
         let (Size::Lists(asked) | Size::Cpus(asked)) = self.request.size;
         let would_do = |kept: usize| kept > 0 && had + kept >= asked;
         match self.bound {
-            Some(bound) if would_do(kept.forbidden) => let_through(bound, &kept.forbidden_cpus),
+            Some(bound) if would_do(kept.forbidden) => {
+                let_through(self.host, bound, &kept.forbidden_cpus)
+            }
             _ if would_do(kept.offline) => {
                 format!("{}, or {otherwise}", put_online(&kept.offline_cpus))
             }

@@ -13,7 +13,9 @@ use env_logger::Target;
 
 use crate::claims::Ledger;
 use crate::cli::{self, MOST_SECONDS, Options};
-use crate::config::{ConfigFile, HostTable, LastListsTable, PoolTable, RuntimeTable, UsageTable};
+use crate::config::{
+    ConfigFile, Confine, HostTable, LastListsTable, PoolTable, RuntimeTable, UsageTable,
+};
 use crate::counters;
 use crate::host::Host;
 use crate::isolation;
@@ -250,6 +252,7 @@ impl Settings {
             patience: Duration::from_secs_f64(seconds),
             deadline: None,
             options: options_of(&config.pools),
+            confines_host: config.host.confine == Confine::Pools,
             host,
         };
         let log = environment("PINFOLD_LOG").and_then(|text| text.into_string().ok());

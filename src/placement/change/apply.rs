@@ -51,7 +51,10 @@ pub fn apply(
         return Ok(seen);
     }
     let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
-    books.converge(stock, declared, undeclared)
+    let applied = books.converge(stock, declared, undeclared);
+    drop(books);
+    site.confine_host_or_warn();
+    applied
 }
 
 /// What [`apply`] would do. Changes nothing, and does not wait for the lock.

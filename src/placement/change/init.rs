@@ -39,6 +39,12 @@ pub enum Existing {
 /// # Errors
 /// Anybody owns CPUs in it; other pools are to be kept; the directory cannot be written.
 pub fn init(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
+    let made = make(site, plan, existing)?;
+    site.confine_host_or_warn();
+    Ok(made)
+}
+
+fn make(site: &Site, plan: &[PlannedPool], existing: Existing) -> Result<Made> {
     let directory = PoolDirectory::begin(&site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
     let made = decide(&directory, plan, existing)?;
@@ -105,7 +111,10 @@ pub fn unmake(site: &Site) -> Result<()> {
             "free what they hold: `pinfold reconcile`"
         )
     );
-    books.directory.remove(&books.lock)
+    books.directory.remove(&books.lock)?;
+    drop(books);
+    site.confine_host_or_warn();
+    Ok(())
 }
 
 fn decide(directory: &PoolDirectory, plan: &[PlannedPool], existing: Existing) -> Result<Made> {

@@ -77,6 +77,8 @@ pub fn change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
     let books = site.open_books(cpuset::hierarchy(&site.host)?)?;
     let steps = books.steps(change, &stock)?;
     books.carry_out(change, &steps)?;
+    drop(books);
+    site.confine_host_or_warn();
     Ok(steps)
 }
 
@@ -118,6 +120,8 @@ pub fn set_options(site: &Site, name: &str, options: &Options) -> Result<bool> {
     for (key, value) in options.said() {
         directory.set_option(&lock, name, key, value)?;
     }
+    drop(lock);
+    site.confine_host_or_warn();
     Ok(true)
 }
 

@@ -109,11 +109,18 @@ impl<'a> Turns<'a> {
 pub fn reconcile(site: &Site) -> Result<Reconciled> {
     // A dead owner's group may still be there until it is freed.
     site.read_owners();
-    let mut turns = Turns::begin(site)?;
+    let mut turns = Turns::begin(site).inspect_err(|_| {
+        // Pools that are gone are a reason to let the host in again.
+        site.confine_host_or_warn();
+    })?;
     let mut report = Reconciled::default();
     let done = bring_in_order(&mut turns, &mut report);
     report.note(done);
     drop(turns);
+    match site.confine_host() {
+        Ok(problems) => report.problems.extend(problems),
+        Err(error) => report.note(Err(error)),
+    }
     report.note(noise::remove_leftovers(&site.host));
     site.account_for_all();
     site.prune_last_lists();

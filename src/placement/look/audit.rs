@@ -187,7 +187,7 @@ impl ClaimAudit<'_> {
         } else {
             let keeper = shown_group(&bound.group());
             let what = format!("{what}: {keeper} allows only the CPUs {}", bound.cpus);
-            Refusal::new(what, let_through(&bound, &lacks))
+            Refusal::new(what, let_through(&self.site.host, &bound, &lacks))
         })
     }
 

@@ -116,6 +116,7 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
                 levels: &levels,
                 request,
                 bound: None,
+                host: &site.host,
             };
             let refusal = no_such_node(request, &all).unwrap_or_else(|| seen.refusal(&refusal));
             explanation.taken = Err(refusal);

@@ -172,6 +172,7 @@ mod tests {
             usage: None,
             last: None,
             options: Default::default(),
+            confines_host: false,
         };
         // What was made within the last tick could change again without a new time.
         let mut fresh = survey_to_watch(&site).unwrap().1;

@@ -270,6 +270,7 @@ impl Books<'_> {
             levels: &levels,
             request: demand.request,
             bound: Some(bound),
+            host: self.host,
         };
         Ok(seen.refusal(refusal))
     }

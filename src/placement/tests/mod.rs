@@ -6,6 +6,7 @@ mod again;
 mod booting;
 mod by_default;
 mod changing;
+mod confining;
 mod forced;
 mod isolated;
 mod looking;
@@ -173,6 +174,7 @@ impl Machine {
             usage: None,
             last: None,
             options: Default::default(),
+            confines_host: false,
             host,
         }
     }

@@ -4,6 +4,7 @@ mod again;
 mod books;
 mod by_hand;
 mod compose;
+mod confine;
 mod crowd;
 mod default_pool;
 mod dockerd_takes;
@@ -82,6 +83,7 @@ pub(crate) fn all() -> Vec<Case> {
         isolation::cases(),
         offenders::cases(),
         irqbalance::cases(),
+        confine::cases(),
         partition::cases(),
         inside::cases(),
         intervals::cases(),

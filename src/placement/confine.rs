@@ -1,0 +1,177 @@
+//! Keeping the host's own units off the CPUs of exclusive pools, where the configuration says so.
+
+use anyhow::Result;
+
+use super::{Site, View};
+use crate::cgroup::{Group, Version, cpuset, partition, systemd};
+use crate::claims::{Claim, Entry};
+use crate::cpulist::CpuSet;
+use crate::files;
+use crate::outside::{self, UnitCpus};
+use crate::pools::{Kind, PoolDirectory};
+use crate::refusal::Refusal;
+
+/// The units that hold the host's work (systemd.special(7)): services, sessions, systemd itself.
+/// Not `machine.slice`: a container below a slice has no CPU that the slice has not, and before its
+/// partition stands it could not be given any.
+const UNITS: [&str; 3] = ["system.slice", "user.slice", "init.scope"];
+
+/// How often the units are set anew for owners that came meanwhile.
+const ROUNDS: usize = 3;
+
+/// Can the host's units be kept off some CPUs here?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confinable {
+    /// They can.
+    Yes,
+    /// Not on version 1: systemd does not set its cpusets.
+    NoVersion1,
+    /// Systemd is not the init.
+    NoSystemd,
+}
+
+/// Can the host's units be kept off some CPUs on this machine?
+///
+/// # Errors
+/// That cannot be looked at.
+pub fn confinable(site: &Site) -> Result<Confinable> {
+    let hierarchy = cpuset::hierarchy(&site.host)?;
+    Ok(match hierarchy.version {
+        Version::V1 => Confinable::NoVersion1,
+        Version::V2 if !systemd::runs(&site.host)? => Confinable::NoSystemd,
+        Version::V2 => Confinable::Yes,
+    })
+}
+
+impl Site {
+    /// Keeps the host's units off the exclusive CPUs, or puts them back, as the configuration says.
+    /// Returns what could not be done. On a machine where it cannot be nobody is moved.
+    ///
+    /// # Errors
+    /// What keeps it from beginning.
+    pub(super) fn confine_host(&self) -> Result<Vec<Refusal>> {
+        match self.host.is_running_root() {
+            true => self.confine_units(),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// The same, and logs what could not be done.
+    pub(super) fn confine_host_or_warn(&self) {
+        match self.confine_host() {
+            Ok(problems) => problems.iter().for_each(|one| log::warn!("{one}")),
+            Err(error) => log::warn!("{:#}", error.context("keep the host off exclusive CPUs")),
+        }
+    }
+
+    /// Puts the host's units back as they were found, as far as this pool directory is concerned.
+    ///
+    /// # Errors
+    /// The records of what was changed cannot be read or written.
+    pub fn let_host_in(&self) -> Result<Vec<Refusal>> {
+        match self.host.is_running_root() {
+            true => outside::confine(&self.host, &self.own_path(), Vec::new()),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    pub(super) fn confine_units(&self) -> Result<Vec<Refusal>> {
+        if !self.confines_host && !outside::are_confined(&self.host)? {
+            return Ok(Vec::new());
+        }
+        if confinable(self)? != Confinable::Yes {
+            return Ok(Vec::new());
+        }
+        let mut wanted = self.wanted_of_units()?;
+        for _ in 1..ROUNDS {
+            let problems = outside::confine(&self.host, &self.own_path(), wanted.clone())?;
+            // No start waits for this: one may have come that needs CPUs of a unit.
+            let again = self.wanted_of_units()?;
+            if again == wanted {
+                return Ok(problems);
+            }
+            wanted = again;
+        }
+        outside::confine(&self.host, &self.own_path(), wanted)
+    }
+
+    /// The pool directory's path, whatever links lead to it.
+    fn own_path(&self) -> std::path::PathBuf {
+        let path = self.conf_dir.canonicalize();
+        path.unwrap_or_else(|_| self.conf_dir.clone())
+    }
+
+    /// The CPUs that each unit is not to have: those of all exclusive pools, without those that a
+    /// live owner in the unit has by its mask alone.
+    ///
+    /// # Errors
+    /// The pools or the claims cannot be read.
+    pub fn wanted_of_units(&self) -> Result<Vec<UnitCpus>> {
+        if !self.confines_host {
+            return Ok(Vec::new());
+        }
+        let Some(directory) = PoolDirectory::begun(&self.conf_dir)? else {
+            return Ok(Vec::new());
+        };
+        if files::entry_if_there(&self.conf_dir.join("pools"))?.is_none() {
+            return Ok(Vec::new());
+        }
+        let view = self.view(&directory)?;
+        let mut exclusive = CpuSet::new();
+        for name in directory.pool_names()? {
+            let pool = directory.pool(&name)?;
+            if pool.kind == Kind::Exclusive {
+                pool.lists
+                    .iter()
+                    .for_each(|list| exclusive.extend(&list.cpus));
+            }
+        }
+        let masked = view.masked_owners()?;
+        let mut units = Vec::new();
+        for name in UNITS {
+            let in_it = format!("/{name}/");
+            let needed = masked.iter().filter(|(group, _)| group.starts_with(&in_it));
+            let needed: CpuSet = needed.map(|(_, cpus)| cpus).collect();
+            let cpus = exclusive.difference(&needed);
+            if !cpus.is_empty() {
+                units.push(UnitCpus {
+                    unit: name.to_owned(),
+                    cpus,
+                });
+            }
+        }
+        Ok(units)
+    }
+}
+
+impl View<'_> {
+    /// The groups of live owners whose CPUs no partition keeps for them, with these CPUs.
+    fn masked_owners(&self) -> Result<Vec<(String, CpuSet)>> {
+        let mut masked = Vec::new();
+        for entry in self.ledger.all()? {
+            let claim: Box<Claim> = match entry {
+                Entry::Claim(claim) => claim,
+                // Where it runs is not known: nothing is changed before it is.
+                Entry::Unreadable(one) => return Err(one.refusal().into()),
+            };
+            let Some(claimed) = claim.confining_group() else {
+                continue;
+            };
+            let group = self.hierarchy.group(&claimed.path)?;
+            if claim.boot_id == self.boot_id
+                && group.inode()? == Some(claimed.inode)
+                && !is_partition_of(&group, &claim)?
+            {
+                masked.push((claimed.path.clone(), claim.cpus.clone()));
+            }
+        }
+        Ok(masked)
+    }
+}
+
+fn is_partition_of(group: &Group, claim: &Claim) -> Result<bool> {
+    match claim.isolation {
+        Some(wanted) => partition::stands(group, wanted.kind.word(), &claim.cpus),
+        None => Ok(false),
+    }
+}
