@@ -38,7 +38,7 @@ pub mod refusal;
 pub mod refusals;
 pub mod request;
 mod runtime_log;
-mod settings;
+pub mod settings;
 pub mod shim;
 pub mod system_log;
 pub mod text;

@@ -1,11 +1,13 @@
 //! A container's request, read from its annotations. Pure.
 
+mod exact;
 mod locality;
 mod near_miss;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use exact::{ExactList, LONGEST_ID};
 pub use locality::{Locality, Numa};
 pub use near_miss::meant;
 

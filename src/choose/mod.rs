@@ -35,7 +35,7 @@ pub struct Offer<'a> {
 }
 
 /// The CPUs on which the owner could run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
     /// The online CPUs.
     pub online: CpuSet,
@@ -137,6 +137,44 @@ pub fn choose(
         Kind::Shared => choose_shared(situation, &usable, want, &map),
         Kind::Exclusive => choose_exclusive(situation, &usable, want, &map),
     }
+}
+
+/// Chooses lists of an exclusive pool that together with those of `must`, indices of offers whoever
+/// owns them, are `count`: such as make few NUMA nodes, packages and caches of what is added, near
+/// the lists of `must`. Returns all indices in ascending order. `levels` has to know the place of
+/// all lists. Nothing is added where `must` has as many already.
+///
+/// # Errors
+/// Fewer lists are free.
+pub fn choose_around(
+    situation: &Situation<'_>,
+    must: &[usize],
+    count: usize,
+    levels: &Levels,
+) -> Result<Vec<usize>, NoChoice> {
+    let mut chosen = must.to_vec();
+    chosen.sort_unstable();
+    chosen.dedup();
+    let need = count.saturating_sub(chosen.len());
+    let mut free = situation.free(&situation.usable());
+    free.retain(|index| !chosen.contains(index));
+    if need > free.len() {
+        return Err(NoChoice::Exhausted { free: free.len() });
+    }
+    let map = Map::of(levels);
+    let spots = chosen.iter();
+    let spots = spots.map(|index| map.spot(situation.offers[*index].cpus));
+    let near = spots.flat_map(|spot| spot.nodes).collect();
+    let pull = Pull {
+        near,
+        rather_near: Vec::new(),
+    };
+    let units = situation.units(&free, Size::Lists(need), &map);
+    if need > 0 {
+        chosen.extend(pack(&cells(units), need, &pull));
+    }
+    chosen.sort_unstable();
+    Ok(chosen)
 }
 
 impl Situation<'_> {
@@ -373,6 +411,7 @@ fn group_by(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::CpuGroup;
 
     /// Chooses from a pool that is given as words of the form `cpulist:owners`.
     fn pick(
@@ -433,6 +472,54 @@ mod tests {
                 expected,
                 "{words} {size}"
             );
+        }
+    }
+
+    #[test]
+    fn what_goes_with_lists_that_are_given_already() {
+        // Nodes of CPUs 0 to 3 and 4 to 7.
+        let node = |id, cpus: &str| CpuGroup {
+            id,
+            cpus: cpus.parse().unwrap(),
+        };
+        let levels = Levels {
+            nodes: vec![node(0, "0-3"), node(1, "4-7")],
+            ..Levels::default()
+        };
+        let all: CpuSet = "0-7".parse().unwrap();
+        let cpus: Vec<CpuSet> = all.iter().map(|cpu| [cpu].into_iter().collect()).collect();
+        let reach = Reach {
+            online: "0-6".parse().unwrap(),
+            allowed: all,
+        };
+        let few = NoChoice::Exhausted { free: 1 };
+        for (free, must, count, expected) in [
+            ("0,1,4,5", &[][..], 2, Ok(vec![0, 1])),
+            ("0,4,5", &[], 2, Ok(vec![4, 5])),
+            ("0,1,4,5", &[6], 2, Ok(vec![4, 6])),
+            ("0,1,4", &[5, 4], 3, Ok(vec![0, 4, 5])),
+            ("0,1", &[2, 3, 2], 2, Ok(vec![2, 3])),
+            ("0,1", &[2, 3], 1, Ok(vec![2, 3])),
+            // One that is offline is not added, and kept where it is given.
+            ("0,7", &[7], 2, Ok(vec![0, 7])),
+            ("0,7", &[], 2, Err(few)),
+        ] {
+            let free: CpuSet = free.parse().unwrap();
+            let offers: Vec<Offer> = cpus
+                .iter()
+                .map(|cpus| Offer {
+                    cpus,
+                    owners: usize::from(!cpus.is_subset(&free)),
+                })
+                .collect();
+            let situation = Situation {
+                kind: Kind::Exclusive,
+                offers: &offers,
+                former: &[],
+                reach: &reach,
+            };
+            let chosen = choose_around(&situation, must, count, &levels);
+            assert_eq!(chosen, expected, "{free} {must:?} {count}");
         }
     }
 

@@ -37,6 +37,7 @@ pub use end::release::{Release, force_release, release};
 pub use keeper::let_through;
 pub use look::audit::{Audit, audit, live_claims};
 pub use look::beside::{Neighbour, Neighbours, neighbours};
+pub use look::devices::{DevicePool, ListDevice, ListDevices, list_devices};
 pub use look::explain::{Explanation, Taken, explain};
 pub use look::find::{find, pid_id};
 pub use look::seen::{Seen, survey_to_watch};

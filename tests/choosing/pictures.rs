@@ -65,6 +65,7 @@ impl Drawn {
             noise: share(noise),
         });
         let owner = Owner {
+            kind: None,
             id: Some(format!("{:064x}", self.owners.len())),
             names: Names {
                 name: Some(name.to_owned()),

@@ -145,27 +145,30 @@ fn owners(list: &SurveyedList) -> usize {
 
 fn taken(pool: &Pool, index: usize, levels: &Levels) -> Taken {
     let list = &pool.lists[index];
-    let of = |groups: &[CpuGroup]| -> Vec<CpuGroup> {
-        let touched = groups
-            .iter()
-            .filter(|group| !group.cpus.is_disjoint(&list.cpus));
-        touched.cloned().collect()
-    };
-    let told = |groups: &[CpuGroup], gap: &Gap| -> Vec<CpuGroup> {
-        let mut groups = of(groups);
-        groups.retain(|group| group.cpus.is_disjoint(&gap.cpus));
-        groups
-    };
     let gaps = &levels.gaps;
-    let numbers = |groups: Vec<CpuGroup>| groups.iter().map(|group| group.id).collect();
-    let caches = told(&levels.caches, &gaps.caches);
-    let cache = caches.iter().map(|group| &group.cpus).collect();
+    let numbers = |groups: &[CpuGroup], gap: &Gap| {
+        let told = told(&list.cpus, groups, gap);
+        told.map(|group| group.id).collect()
+    };
+    let caches = told(&list.cpus, &levels.caches, &gaps.caches);
     Taken {
         list: list.name.clone(),
-        nodes: numbers(told(&levels.nodes, &gaps.nodes)),
-        packages: numbers(told(&levels.packages, &gaps.packages)),
-        cache,
+        nodes: numbers(&levels.nodes, &gaps.nodes),
+        packages: numbers(&levels.packages, &gaps.packages),
+        cache: caches.map(|group| &group.cpus).collect(),
     }
+}
+
+/// The groups of a level in which these CPUs lie, without those of which the kernel does not tell.
+pub(super) fn told<'a>(
+    cpus: &'a CpuSet,
+    groups: &'a [CpuGroup],
+    gap: &'a Gap,
+) -> impl Iterator<Item = &'a CpuGroup> {
+    let touched = groups
+        .iter()
+        .filter(move |group| !group.cpus.is_disjoint(cpus));
+    touched.filter(|group| group.cpus.is_disjoint(&gap.cpus))
 }
 
 /// What was weighed, most important first; a sentence each.

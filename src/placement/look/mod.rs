@@ -5,6 +5,8 @@
 pub(super) mod audit;
 /// Finds who else was given CPUs of a pool.
 pub(super) mod beside;
+/// Tells of each CPU list what somebody who hands out single lists has to know.
+pub(super) mod devices;
 /// Explains what a request would get.
 pub(super) mod explain;
 /// Finds the owner that somebody means.

@@ -109,6 +109,8 @@ impl ListState {
 pub struct Owner {
     /// The id that `release` takes; `None` for a process that another tool recorded.
     pub id: Option<String>,
+    /// Container, command or reservation; `None` where no claim that can be read says so.
+    pub kind: Option<OwnerKind>,
     /// The names that people use for it; untrusted text.
     pub names: Names,
     /// The process that stands for it; 0 if the claim's file does not name one.
@@ -145,6 +147,12 @@ impl Owner {
     /// Is it alive, as far as can be told?
     pub fn is_alive(&self) -> bool {
         self.state != OwnerState::Gone
+    }
+
+    /// Did the kubelet have it started? Its names tell: only containers of pods that come by the
+    /// CRI have a namespace of Kubernetes'.
+    pub fn is_of_kubelet(&self) -> bool {
+        self.names.pod.is_some() && self.names.namespace.is_some()
     }
 
     /// The owner as a sentence names it.
@@ -508,6 +516,7 @@ impl Surveyor<'_> {
         };
         let mut owner = Owner {
             id: Some(claim.id.clone()),
+            kind: Some(claim.kind),
             names: claim.names.clone(),
             pid: process.pid,
             pool: claim.pool.clone(),
@@ -619,6 +628,7 @@ impl Surveyor<'_> {
         let name = process::name(host, pid).filter(|_| is_alive);
         owners.push(Owner {
             id: None,
+            kind: None,
             names: Names {
                 name,
                 ..Names::default()
@@ -651,6 +661,7 @@ fn unreadable(path: &Path) -> Owner {
         .and_then(|(pid, _)| pid.parse().ok());
     Owner {
         id: id.map(|id| id.to_string_lossy().into_owned()),
+        kind: None,
         names: Names::default(),
         pid: pid.unwrap_or_default(),
         pool: String::new(),

@@ -9,6 +9,7 @@ mod changing;
 mod confining;
 mod forced;
 mod isolated;
+mod listed;
 mod looking;
 mod made;
 mod reaping;
