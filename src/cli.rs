@@ -664,6 +664,10 @@ pub struct HookArgs {
     /// lists
     #[arg(long, value_name = "POOL[.N]")]
     pub device: Option<String>,
+    /// The CPU list that the container was given as a device: POOL:LIST, the list as the kernel
+    /// writes it, such as dataplane:4,12. Each device has a hook of its own, which adds its list
+    #[arg(long, value_name = "POOL:LIST", conflicts_with_all = ["device", "reservation"])]
+    pub list: Option<String>,
     /// This hook was added by pinfold-runtime
     #[arg(long)]
     pub shim: bool,

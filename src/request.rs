@@ -11,6 +11,7 @@ pub use exact::{ExactList, LONGEST_ID};
 pub use locality::{Locality, Numa};
 pub use near_miss::meant;
 
+use crate::cpulist::CpuSet;
 use crate::refusal::{Reason, Refusal};
 use crate::text::Shown;
 
@@ -42,6 +43,8 @@ pub const CRIO_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 pub struct Request {
     /// The pool's name, as [`is_pool_name`] allows.
     pub pool: String,
+    /// The CPUs of the list that it has to be; `None` for any lists.
+    pub exact: Option<CpuSet>,
     /// How much of the pool.
     pub size: Size,
     /// Where on the machine.
@@ -123,6 +126,34 @@ pub struct Asked<'a> {
     pub mems: Option<&'a str>,
 }
 
+/// Combines the requests of a container's annotations and of a device that is one CPU list. Its
+/// annotations may name the same pool, and nothing more.
+///
+/// # Errors
+/// The device is none of ours, or the annotations ask for something else.
+pub fn with_list(
+    annotated: Option<Request>,
+    list: Option<&str>,
+) -> Result<Option<Request>, Refusal> {
+    let Some(list) = list else {
+        return Ok(annotated);
+    };
+    let exact = ExactList::parse(list)?;
+    if let Some(annotated) = annotated {
+        if annotated.pool != exact.pool || !annotated.is_plain() {
+            return Err(Refusal::new(
+                format!(
+                    "its annotations ask for {} of pool {} in their own way, and its device for \
+                     the CPU list {} of pool {}",
+                    annotated.size, annotated.pool, exact.cpus, exact.pool
+                ),
+                "ask once",
+            ));
+        }
+    }
+    Ok(Some(Request::of_list(exact)))
+}
+
 /// Combines the requests of a container's annotations and of its CDI device. Both must ask for the
 /// same pool and size; the annotations may say more.
 ///
@@ -158,25 +189,42 @@ impl Request {
     pub fn for_device(device: &str) -> Result<Request, Refusal> {
         let (pool, lists) = device.split_once('.').unwrap_or((device, "1"));
         Ok(Request {
-            pool: pool_name("--device", pool)?,
             size: Size::Lists(number("--device", lists)?),
+            ..Request::plain(pool_name("--device", pool)?)
+        })
+    }
+
+    /// The request of a device that is one CPU list.
+    fn of_list(exact: ExactList) -> Request {
+        Request {
+            exact: Some(exact.cpus),
+            ..Request::plain(exact.pool)
+        }
+    }
+
+    fn plain(pool: String) -> Request {
+        Request {
+            pool,
+            exact: None,
+            size: Size::Lists(1),
             locality: Locality::default(),
             mems: Mems::Inherit,
             tuning: BTreeMap::new(),
             by_default: false,
-        })
+        }
+    }
+
+    /// Does it ask for one list of its pool, and nothing else?
+    pub fn is_plain(&self) -> bool {
+        *self == Request::plain(self.pool.clone())
     }
 
     /// The request of a container that asks for nothing, where the configuration has a default pool
     /// of this name.
     pub fn by_default(pool: &str) -> Request {
         Request {
-            pool: pool.to_owned(),
-            size: Size::Lists(1),
-            locality: Locality::default(),
-            mems: Mems::Inherit,
-            tuning: BTreeMap::new(),
             by_default: true,
+            ..Request::plain(pool.to_owned())
         }
     }
 
@@ -199,6 +247,7 @@ impl Request {
         })?;
         Ok(Request {
             pool: pool_name("--pool", asked.pool)?,
+            exact: None,
             size,
             locality,
             mems: parse_mems(asked.mems.map(|value| ("--mems", value)))?,
@@ -293,6 +342,7 @@ fn read(annotations: &BTreeMap<String, String>) -> Result<Option<Request>, Refus
     };
     Ok(Some(Request {
         pool: pool_name(key, pool)?,
+        exact: None,
         size,
         locality: Locality::parse(|key| keys.get(key))?,
         mems: parse_mems(keys.get("mems"))?,
@@ -435,12 +485,39 @@ mod tests {
     fn request(pool: &str, size: Size, mems: Mems) -> Option<Request> {
         Some(Request {
             pool: pool.to_owned(),
+            exact: None,
             size,
             locality: Locality::default(),
             mems,
             tuning: BTreeMap::new(),
             by_default: false,
         })
+    }
+
+    #[test]
+    fn a_device_that_is_a_list_goes_with_an_annotation_that_names_its_pool() {
+        for (words, list, agrees) in [
+            ("", "dp:4,12", true),
+            ("pool=dp", "dp:4,12", true),
+            ("pool=dp lists=1 mems=inherit", "dp:4,12", true),
+            ("pool=none", "dp:4,12", true),
+            ("pool=ix", "dp:4,12", false),
+            ("pool=dp lists=2", "dp:4,12", false),
+            ("pool=dp cpus=1", "dp:4,12", false),
+            ("pool=dp numa=single", "dp:4,12", false),
+            ("pool=dp mems=local", "dp:4,12", false),
+            ("pool=dp irqs=away", "dp:4,12", false),
+            ("", "dp", false),
+            ("", "dp.2", false),
+        ] {
+            let annotated = from_annotations(&annotations(words)).unwrap();
+            let combined = with_list(annotated, Some(list));
+            let exact = combined.map(|request| request.unwrap().exact);
+            let expected = agrees.then(|| Some("4,12".parse().unwrap()));
+            assert_eq!(exact.ok(), expected, "{words} {list}");
+        }
+        let annotated = from_annotations(&annotations("pool=dp lists=2")).unwrap();
+        assert_eq!(with_list(annotated.clone(), None), Ok(annotated));
     }
 
     #[test]

@@ -129,6 +129,7 @@ impl Machine {
     fn pin(&self, mems: Mems) -> anyhow::Result<()> {
         let request = Request {
             pool: "dp".into(),
+            exact: None,
             size: Size::Lists(1),
             locality: Locality::default(),
             mems,
@@ -178,6 +179,7 @@ impl Machine {
     fn pin_other(&self, other: &Machine, name: &str) -> anyhow::Result<()> {
         let request = Request {
             pool: "dp".into(),
+            exact: None,
             size: Size::Lists(1),
             locality: Locality::default(),
             mems: Mems::Inherit,
@@ -507,6 +509,7 @@ fn a_start_frees_no_more_of_the_dead_than_it_needs() {
     lists().for_each(|tasks| machine.put(&tasks, "2147483000"));
     let request = Request {
         pool: "dp".into(),
+        exact: None,
         size: Size::Lists(2),
         locality: Locality::default(),
         mems: Mems::Inherit,
@@ -533,6 +536,7 @@ fn what_waited_in_vain_to_be_freed_comes_after_all_others() {
     }
     let request = Request {
         pool: "dp".into(),
+        exact: None,
         size: Size::Lists(1),
         locality: Locality::default(),
         mems: Mems::Inherit,
@@ -620,6 +624,7 @@ fn a_pid_that_another_tool_dropped_is_put_back_and_its_list_never_given() {
     );
     let request = Request {
         pool: "dp".into(),
+        exact: None,
         size: Size::Lists(1),
         locality: Locality::default(),
         mems: Mems::Inherit,

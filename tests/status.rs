@@ -84,6 +84,7 @@ impl Site {
             by_default: id == "plain",
             unit_settings: Vec::new(),
             is_slow: false,
+            is_exact: false,
             since: 1_700_000_000,
         };
         Ledger::open(&self.path("run"))

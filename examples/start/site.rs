@@ -171,6 +171,7 @@ impl Site {
                 by_default: false,
                 unit_settings: Vec::new(),
                 is_slow: false,
+                is_exact: false,
                 since: 0,
             };
             ledger.write(&claim).expect("write a claim");

@@ -646,6 +646,7 @@ mod tests {
             by_default: false,
             unit_settings: Vec::new(),
             is_slow: false,
+            is_exact: false,
             since: 1,
         }
     }

@@ -58,6 +58,10 @@ pub struct Claim {
     /// The directory names of its CPU lists, by first CPU. Empty where the lists were freed by
     /// force and what was changed for the owner is still to be undone.
     pub lists: Vec<String>,
+    /// Were the lists asked for by their CPUs? Then each further device of the container adds its
+    /// own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_exact: bool,
     /// All CPUs of the lists, in the kernel's format.
     #[serde(with = "cpulist::as_text")]
     pub cpus: CpuSet,

@@ -19,10 +19,15 @@ pub(super) fn hook(arguments: &[OsString]) -> Option<(HookArgs, Options)> {
     while let Some(word) = arguments.next() {
         line.read(word, &mut arguments)?;
     }
+    // Clap says what is wrong with these together.
+    if line.list.is_some() && (line.device.is_some() || line.reservation.is_some()) {
+        return None;
+    }
     let hook = HookArgs {
         stage: line.stage?,
         engine: line.engine,
         device: line.device,
+        list: line.list,
         shim: line.shim,
         reservation: line.reservation,
         default_pool: line.default_pool,
@@ -36,6 +41,7 @@ struct HookLine {
     stage: Option<super::Stage>,
     engine: Option<crate::engines::Engine>,
     device: Option<String>,
+    list: Option<String>,
     shim: bool,
     reservation: Option<String>,
     default_pool: bool,
@@ -97,6 +103,7 @@ impl HookLine {
             _ if !self.is_hook => None,
             b"--engine" => set(&mut self.engine, enum_value(value)),
             b"--device" => set(&mut self.device, text()),
+            b"--list" => set(&mut self.list, text()),
             b"--reservation" => set(&mut self.reservation, text()),
             _ => None,
         }
@@ -154,6 +161,7 @@ mod tests {
             "hook --host-root / createRuntime --reservation 0a1b --shim -v --verbose",
             "hook createRuntime --device dataplane.2",
             "hook poststop --engine podman --default-pool",
+            "hook poststop --list dataplane:0-2,8-10 --engine crio",
         ] {
             let words = words(line);
             let read = hook(&words).map(|read| format!("{read:?}"));
@@ -168,7 +176,7 @@ mod tests {
         let vocabulary = words(
             "hook createRuntime --shim -v -vv --engine --engine=docker podman --device= --device \
              --conf-dir --conf-dir=/a --lock-timeout=1 --lock-timeout -1 -- - --help release \
-             --json --reservation=-x --config==",
+             --json --reservation=-x --config== --list",
         );
         let mut both = 0;
         let mut tried = |line: &[OsString]| {

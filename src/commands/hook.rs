@@ -66,7 +66,7 @@ fn serve(args: &HookArgs, options: &Options, deadline: Instant, known: &mut Whos
     let text = State::text(limits::Prompt::new(io::stdin().lock()));
     // The runtime's stderr cannot be opened once capabilities are dropped. A container whose state
     // has none of our keys has nothing to report.
-    let is_asked = args.device.is_some() || args.default_pool;
+    let is_asked = has_device(args) || args.default_pool;
     let may_ask = |text: &String| is_asked || text.contains(request::DOMAIN);
     if text.as_ref().is_ok_and(may_ask) {
         known.runtime = DeafRuntime::above(&host_of(options));
@@ -93,6 +93,7 @@ fn start(
         .annotations(request::is_ours)
         .and_then(|annotations| Ok(request::from_annotations(&annotations)?))
         .and_then(|annotated| Ok(request::with_device(annotated, args.device.as_deref())?))
+        .and_then(|asked| Ok(request::with_list(asked, args.list.as_deref())?))
         .with_context(|| {
             format!(
                 "cannot start container {}",
@@ -248,6 +249,7 @@ fn door(state: &State, args: &HookArgs) -> Door {
     let is_annotated = annotations.is_ok_and(|all| !all.is_empty());
     let is_by_shim = args.shim || args.reservation.is_some();
     match (&args.device, is_annotated, is_by_shim) {
+        _ if args.list.is_some() => Door::Cdi,
         (Some(_), false, _) | (Some(_), true, false) => Door::Cdi,
         (_, _, true) => Door::Shim,
         (None, _, false) => Door::Annotation,
@@ -257,7 +259,7 @@ fn door(state: &State, args: &HookArgs) -> Door {
 /// Frees a container's CPUs by its id alone: some engines give no annotations at this stage. If
 /// there are annotations and none is ours, there was no request, unless there is a device.
 fn end(state: &State, args: &HookArgs, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
-    let may_have = args.device.is_some() || args.default_pool;
+    let may_have = has_device(args) || args.default_pool;
     if !may_have && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
@@ -284,10 +286,15 @@ fn tell(message: &str) {
     system_log::send(&Host::new("/"), Severity::Warning, &message);
 }
 
+/// Does a device ask for the container?
+fn has_device(args: &HookArgs) -> bool {
+    args.device.is_some() || args.list.is_some()
+}
+
 /// Is it certain that the container asked for CPUs?
 fn asked(state: &State, args: &HookArgs) -> bool {
     let annotations = state.annotations(request::is_ours);
-    args.device.is_some() || args.shim || annotations.is_ok_and(|all| !all.is_empty())
+    has_device(args) || args.shim || annotations.is_ok_and(|all| !all.is_empty())
 }
 
 fn cannot_give_back(state: &State) -> String {

@@ -22,6 +22,7 @@ mod corruption;
 mod disks;
 mod errors;
 mod installs;
+mod lists;
 mod looks;
 mod loops;
 mod scenes;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     let cases: Vec<cases::Case> = [
         verbs::cases(),
         scenes::cases(),
+        lists::cases(),
         looks::cases(),
         installs::cases(),
         loops::cases(),

@@ -91,7 +91,7 @@ pub fn pin_command(
                 Ok(false) => claim,
                 told => site
                     .open_books(hierarchy)?
-                    .recheck_after_systemd(&claim, group, group, told)?,
+                    .recheck_after_systemd(&claim, None, group, group, told)?,
             };
             (claim, None)
         }

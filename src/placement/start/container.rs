@@ -11,6 +11,7 @@ use crate::names::Names;
 use crate::placement::again::Recalled;
 use crate::placement::end::{Settled, warn_held};
 use crate::placement::life::Life;
+use crate::placement::start::exact::asks_for_more;
 use crate::placement::start::give::{Confinement, Grant, NewOwner, gone};
 use crate::placement::start::pick::Demand;
 use crate::placement::{Books, Site, at_most};
@@ -52,9 +53,9 @@ struct Prior {
 /// or the claims cannot be used or trusted. Nothing stays changed then.
 pub fn pin_container(site: &Site, start: Start<'_>, request: &Request) -> Result<Option<Claim>> {
     // `reserve` already remembered the lists of a reservation. Who asks for nothing has no lists to
-    // come back to.
-    let recalled = match start.reservation {
-        None if !request.by_default => site.recall(&start.names, start.id),
+    // come back to, and whoever asks for exact lists gets no others.
+    let recalled = match (start.reservation, &request.exact) {
+        (None, None) if !request.by_default => site.recall(&start.names, start.id),
         _ => Recalled::default(),
     };
     let claim = pin(site, start, request, recalled.lists_of(&request.pool))?;
@@ -124,6 +125,7 @@ fn pin(
         }
         _ => {}
     }
+    let before = pinned.clone().filter(|claim| asks_for_more(claim, request));
     let scope = match pinned.as_ref().or(reserved.as_ref()) {
         Some(claim) => cpuset::scope_in_the_way(group, &claim.cpus)?,
         None => None,
@@ -135,6 +137,9 @@ fn pin(
         None => Masks::default(),
     };
     let claim = match (pinned, reserved) {
+        (Some(claim), _) if before.is_some() => {
+            books.give_more(&claim, &demand, &new_owner.place)?
+        }
         (Some(claim), reserved) => {
             books.confirm(claim, reserved.as_ref(), request, &new_owner.place)?
         }
@@ -162,10 +167,12 @@ fn pin(
     let mems = claim.mems.as_ref();
     match systemd::tell(host, unit, &claim.cpus, mems, at_most(TOLD, site.deadline)) {
         Ok(false) => Ok(Some(claim)),
-        told => site
-            .open_books(hierarchy)?
-            .recheck_after_systemd(&claim, group, unit, told)
-            .map(Some),
+        told => {
+            let books = site.open_books(hierarchy)?;
+            let before = before.as_ref();
+            let now = books.recheck_after_systemd(&claim, before, group, unit, told);
+            now.map(Some)
+        }
     }
 }
 
@@ -187,10 +194,11 @@ fn lift_quota_in_systemd(site: &Site, group: &Group) {
 impl Books<'_> {
     /// Makes systemd and the kernel agree with the claim as it is now: while systemd was told of
     /// `claim`, others had the lock and may have changed it. Takes the start back if `told` is an
-    /// error.
+    /// error, or what was added to the claim that was there `before`.
     pub(crate) fn recheck_after_systemd(
         &self,
         claim: &Claim,
+        before: Option<&Claim>,
         group: &Group,
         unit: &Group,
         told: Result<bool>,
@@ -210,7 +218,10 @@ impl Books<'_> {
             }
             self.set_cpus(group, &now.cpus, now.mems.as_ref())
         });
-        self.undo_on_error(agreed, &now)?;
+        match before.filter(|before| before.lists.iter().all(|list| now.lists.contains(list))) {
+            Some(before) => self.narrow_on_error(agreed, before, &now)?,
+            None => self.undo_on_error(agreed, &now)?,
+        }
         Ok(now)
     }
 
@@ -292,14 +303,7 @@ impl Books<'_> {
         place: &Confinement,
     ) -> Result<Claim> {
         ensure_same_request(&claim, request)?;
-        let group = self.group_of(&claim)?;
-        ensure!(
-            group.is_some_and(|(group, _)| group.path() == place.group().path()),
-            Refusal::new(
-                "it was pinned in another cgroup a moment ago",
-                "let one tool move it"
-            )
-        );
+        self.ensure_same_group(&claim, place)?;
         let done = self
             .record_again(&claim, reserved)
             .and_then(|()| self.confine(&claim, place))
@@ -309,6 +313,19 @@ impl Books<'_> {
         let tuning = claim.tuning.clone();
         self.tune(&mut claim, &tuning);
         Ok(claim)
+    }
+
+    /// Refuses a container that is in another group than its claim says.
+    pub(crate) fn ensure_same_group(&self, claim: &Claim, place: &Confinement) -> Result<()> {
+        let group = self.group_of(claim)?;
+        ensure!(
+            group.is_some_and(|(group, _)| group.path() == place.group().path()),
+            Refusal::new(
+                "it was pinned in another cgroup a moment ago",
+                "let one tool move it"
+            )
+        );
+        Ok(())
     }
 
     /// Makes sure that `tasks` names the claim, and removes the claim that it replaces.
@@ -334,6 +351,7 @@ impl Books<'_> {
         let grant = Grant {
             pool: reservation.pool.clone(),
             lists: reservation.lists.clone(),
+            is_exact: reservation.is_exact,
             cpus: reservation.cpus.clone(),
             mems: reservation.mems.clone(),
             isolation: reservation.isolation,
@@ -347,18 +365,30 @@ impl Books<'_> {
 /// Refuses a request that differs from what the container has: with more than one hook it is asked
 /// for more than once.
 fn ensure_same_request(claim: &Claim, request: &Request) -> Result<()> {
-    let agrees = match request.size {
-        Size::Lists(lists) => claim.lists.len() == lists,
-        Size::Cpus(cpus) => claim.cpus.len() >= cpus,
+    let agrees = match (&request.exact, request.size) {
+        (Some(cpus), _) if claim.is_exact => cpus.is_subset(&claim.cpus),
+        (Some(cpus), _) => *cpus == claim.cpus,
+        // An annotation that says no more than the devices do.
+        (None, _) if claim.is_exact => request.is_plain(),
+        (None, Size::Lists(lists)) => claim.lists.len() == lists,
+        (None, Size::Cpus(cpus)) => claim.cpus.len() >= cpus,
+    };
+    let asked = match &request.exact {
+        Some(cpus) => format!("the CPU list {cpus}"),
+        None => request.size.to_string(),
+    };
+    let remedy = match claim.is_exact && request.exact.is_some() {
+        true => "give it devices of one pool",
+        false => "ask once",
     };
     ensure!(
         claim.pool == request.pool && agrees,
         Refusal::new(
             format!(
-                "it has {} of pool {} since a moment ago, and now {} of pool {} asked for",
-                claim.cpus, claim.pool, request.size, request.pool
+                "it has {} of pool {} since a moment ago, and now {asked} of pool {} asked for",
+                claim.cpus, claim.pool, request.pool
             ),
-            "ask once"
+            remedy
         )
     );
     Ok(())

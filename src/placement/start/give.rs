@@ -36,6 +36,8 @@ pub(crate) struct Grant {
     /// The directory names of the lists, by first CPU.
     pub(crate) lists: Vec<String>,
     pub(crate) cpus: CpuSet,
+    /// Was the list asked for by its CPUs?
+    pub(crate) is_exact: bool,
     /// The memory nodes to confine it to; `None` to leave them alone.
     pub(crate) mems: Option<CpuSet>,
     /// How others are kept off the CPUs, if at all.
@@ -80,20 +82,7 @@ impl Books<'_> {
     /// Gives a new owner what it asks for. On an error nothing stays changed.
     pub(crate) fn give(&self, new_owner: &NewOwner<'_>, demand: &Demand<'_>) -> Result<Claim> {
         let group = new_owner.place.group();
-        let bound = match &new_owner.place {
-            Confinement::Supervised { group, before, .. } => {
-                cpuset::bound(group)?.within(group, &before.cpus)?
-            }
-            // The masks of our own parent groups are set anew when this group is made: they do not
-            // bind.
-            _ if group
-                .parent()
-                .is_some_and(|above| above.is_parent_of_ours()) =>
-            {
-                cpuset::bound(&self.hierarchy.parent_of_ours()?)?
-            }
-            _ => cpuset::bound(group)?,
-        };
+        let bound = self.bound_of(&new_owner.place)?;
         let before = match &new_owner.place {
             Confinement::Supervised { before, .. } => before.clone(),
             _ => cpuset::masks(group)?.unwrap_or_default(),
@@ -103,6 +92,25 @@ impl Books<'_> {
         }
         let grant = self.pick_grant(demand, &bound)?;
         self.grant(new_owner, grant, before, None)
+    }
+
+    /// The CPUs that the groups above a place allow.
+    pub(crate) fn bound_of(&self, place: &Confinement) -> Result<Bound> {
+        let group = place.group();
+        match place {
+            Confinement::Supervised { group, before, .. } => {
+                cpuset::bound(group)?.within(group, &before.cpus)
+            }
+            // The masks of our own parent groups are set anew when this group is made: they do not
+            // bind.
+            _ if group
+                .parent()
+                .is_some_and(|above| above.is_parent_of_ours()) =>
+            {
+                cpuset::bound(&self.hierarchy.parent_of_ours()?)
+            }
+            _ => cpuset::bound(group),
+        }
     }
 
     /// The memory nodes near these CPUs; `None` where the kernel knows no nodes.
@@ -124,6 +132,7 @@ impl Books<'_> {
         };
         Ok(Grant {
             lists: picked.names(),
+            is_exact: demand.request.exact.is_some(),
             isolation: picked.isolation,
             tuning: picked.tuning,
             by_default: demand.request.by_default,
@@ -207,6 +216,7 @@ impl Books<'_> {
             owner,
             processes: vec![owner],
             lists: grant.lists,
+            is_exact: grant.is_exact,
             pool: grant.pool,
             cpus: grant.cpus,
             mems: grant.mems,

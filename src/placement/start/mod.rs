@@ -4,6 +4,8 @@
 pub(super) mod command;
 /// Starts a container, for the hook.
 pub(super) mod container;
+/// Gives the very list that is asked for, and further ones.
+pub(super) mod exact;
 /// Records, confines, verifies.
 pub(super) mod give;
 /// Picks lists: reads the pool and calls `choose`.

@@ -140,6 +140,9 @@ impl Books<'_> {
                 "name a shared pool there"
             )
         );
+        if let Some(cpus) = &request.exact {
+            return self.pick_exact(pool, cpus, demand, bound);
+        }
         let isolation = self.isolation_of(&pool)?;
         let tuning = self.tuning_of(&pool, &request.tuning)?;
         if isolation.is_some() {

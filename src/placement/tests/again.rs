@@ -44,6 +44,7 @@ fn named(name: &str) -> Names {
 fn gets(site: &Site, name: &str, pool: &str, lists: usize) -> String {
     let request = Request {
         pool: pool.into(),
+        exact: None,
         size: Size::Lists(lists),
         locality: Locality::default(),
         mems: Mems::Inherit,

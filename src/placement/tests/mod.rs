@@ -7,6 +7,7 @@ mod booting;
 mod by_default;
 mod changing;
 mod confining;
+mod exact;
 mod forced;
 mod isolated;
 mod listed;
@@ -231,6 +232,7 @@ impl Machine {
             by_default: false,
             unit_settings: Vec::new(),
             is_slow: false,
+            is_exact: false,
             since: 1,
         }
     }

@@ -10,6 +10,7 @@ use crate::request::{Locality, Mems, Request, Size};
 fn request(size: Size) -> Request {
     Request {
         pool: "dp".into(),
+        exact: None,
         size,
         locality: Locality::default(),
         mems: Mems::Inherit,

@@ -28,6 +28,7 @@ mod killpoints_shim;
 mod kube;
 mod last_words;
 mod life;
+mod lists;
 mod masks;
 mod metrics;
 mod named;
@@ -119,6 +120,7 @@ pub(crate) fn all() -> Vec<Case> {
         killpoints_irqs::cases(),
         killpoints_isolation::cases(),
         killpoints_shim::cases(),
+        lists::cases(),
         last_words::cases(),
     ]
     .into_iter()
