@@ -326,7 +326,8 @@ pub enum Verb {
     /// Write the CDI file: a device for each pool, for any engine
     #[command(after_help = "Example: pinfold cdi && docker run --device \
         pinfold.io/pool=dataplane IMAGE\n\n\
-        The verbs that change pools write /etc/cdi/pinfold.json anew.")]
+        The verbs that change pools write /etc/cdi/pinfold.json anew, and \
+        /etc/cdi/pinfold-lists.json where it is.")]
     Cdi(CdiArgs),
     /// Look at everything that the start of a container depends on
     #[command(after_help = "Examples:\n  \
@@ -902,6 +903,8 @@ pub enum TargetArg {
     Engine(Engine),
     /// CDI devices, a pool each, for any engine.
     Cdi,
+    /// CDI devices, a CPU list each, for who hands out single lists.
+    CdiLists,
 }
 
 impl TargetArg {
@@ -909,19 +912,20 @@ impl TargetArg {
     pub fn engine(self) -> Option<Engine> {
         match self {
             TargetArg::Engine(engine) => Some(engine),
-            TargetArg::Cdi => None,
+            TargetArg::Cdi | TargetArg::CdiLists => None,
         }
     }
 }
 
 impl ValueEnum for TargetArg {
     fn value_variants<'a>() -> &'a [TargetArg] {
-        const ALL: [TargetArg; 5] = [
+        const ALL: [TargetArg; 6] = [
             TargetArg::Engine(Engine::Podman),
             TargetArg::Engine(Engine::Crio),
             TargetArg::Engine(Engine::Containerd),
             TargetArg::Engine(Engine::Docker),
             TargetArg::Cdi,
+            TargetArg::CdiLists,
         ];
         &ALL
     }
@@ -932,6 +936,11 @@ impl ValueEnum for TargetArg {
             TargetArg::Cdi => {
                 let help = "CDI devices, a pool each, for any engine: what `pinfold cdi` does";
                 Some(PossibleValue::new("cdi").help(help))
+            }
+            TargetArg::CdiLists => {
+                let help = "CDI devices, a CPU list each, for a device plugin: what `pinfold cdi \
+                            --lists` does";
+                Some(PossibleValue::new("cdi-lists").help(help))
             }
         }
     }
@@ -956,9 +965,13 @@ impl ValueEnum for Engine {
 /// `pinfold cdi`
 #[derive(Debug, Args)]
 pub struct CdiArgs {
-    /// The file, as engines see it [default: /etc/cdi/pinfold.json]
+    /// The file, as engines see it [default: /etc/cdi/pinfold.json, or with --lists
+    /// /etc/cdi/pinfold-lists.json]
     #[arg(long, value_name = "FILE", value_parser = absolute)]
     pub output: Option<String>,
+    /// A device for each CPU list, for who hands out single lists: a device plugin of Kubernetes
+    #[arg(long)]
+    pub lists: bool,
     /// The directory of pinfold [default: that of this program]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,

@@ -21,7 +21,7 @@ mod device;
 pub mod engines;
 pub mod files;
 pub mod host;
-mod install;
+pub mod install;
 pub mod isolation;
 mod last_lists;
 mod last_words;

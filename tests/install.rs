@@ -602,6 +602,66 @@ fn devices_come_and_go_with_the_engines_that_use_them() {
     assert!(machine.files()[FILE].contains("example.com/other"));
 }
 
+/// Devices that are CPU lists have a file of their own, for whoever asks for it.
+#[test]
+fn devices_of_single_lists_are_in_a_file_of_their_own() {
+    const POOLS: &str = "etc/cdi/pinfold.json";
+    const LISTS: &str = "etc/cdi/pinfold-lists.json";
+    let machine = Machine::new();
+    machine.put("etc/kcm/lock", "");
+    let long: Vec<String> = (50..75).map(|half| (2 * half).to_string()).collect();
+    let pools = ["dp/4,12", "dp/0-2,8-10", "cp/5", "none/6"].map(str::to_owned);
+    for list in pools.into_iter().chain([format!("dp/{}", long.join(","))]) {
+        let (pool, _) = list.split_once('/').unwrap();
+        machine.put(&format!("etc/kcm/pools/{pool}/exclusive"), "1");
+        machine.put(&format!("etc/kcm/pools/{list}/tasks"), "");
+    }
+    let before = machine.files();
+    let cdi = |more: &[&str]| {
+        let arguments = [&["cdi", "--bin-dir", "/usr/local/bin"], more].concat();
+        machine.pinfold(&arguments)
+    };
+    let names = |file: &str| -> Vec<String> {
+        let value: serde_json::Value = serde_json::from_str(&machine.files()[file]).unwrap();
+        let devices = value["devices"].as_array().unwrap().clone();
+        let name = |device: serde_json::Value| device["name"].as_str().unwrap().to_owned();
+        devices.into_iter().map(name).collect()
+    };
+    fine(cdi(&[]));
+    assert!(!machine.files().contains_key(LISTS));
+    let made = cdi(&["--lists"]);
+    let said = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(
+        said.contains("is no device") && said.contains("63"),
+        "{said}"
+    );
+    fine(made);
+    assert_eq!(names(LISTS), ["cp.5", "dp.0-2_8-10", "dp.4_12"]);
+    assert!(!names(POOLS).contains(&"dp.4_12".to_owned()));
+    let text = machine.files()[LISTS].clone();
+    assert!(text.contains("\"kind\": \"pinfold.io/list\""), "{text}");
+    assert!(text.contains("\"dp:4,12\"") && text.contains("PINFOLD_POOL=dp"));
+    let again = machine.install("cdi-lists", &[]);
+    assert!(again.contains("the CDI file of lists knows Pinfold already"));
+    // Those of changed pools, and of none.
+    fs::remove_dir_all(machine.path("etc/kcm/pools/dp")).unwrap();
+    fine(cdi(&["--lists"]));
+    assert_eq!(names(LISTS), ["cp.5"]);
+    fs::remove_dir_all(machine.path("etc/kcm/pools/cp")).unwrap();
+    fine(cdi(&["--lists"]));
+    let without = format!("{LISTS}.without-pools");
+    assert!(machine.files().contains_key(&without) && !machine.files().contains_key(LISTS));
+    machine.uninstall("cdi-lists", &[]);
+    assert!(!machine.files().contains_key(&without) && machine.files().contains_key(POOLS));
+    // Those of the pools take them along; those of somebody else stay.
+    machine.add(&before);
+    fine(cdi(&["--lists"]));
+    machine.uninstall("cdi", &[]);
+    same(&machine.files(), &before, "both are gone");
+    machine.put(LISTS, r#"{"kind":"pinfold.io/pool"}"#);
+    refused(&cdi(&["--lists"]), "is there and is not of Pinfold\nmv ");
+}
+
 /// Stops an install, as a kill would, before its last changes: what it would have written is
 /// written but for those.
 #[test]

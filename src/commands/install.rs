@@ -16,8 +16,8 @@ use crate::engines::{Engine, Programs};
 use crate::files;
 use crate::host::Host;
 use crate::install::{
-    FileChange, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal, plan_engine_devices,
-    plan_engine_devices_removal, plan_removal,
+    DeviceKind, FileChange, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal,
+    plan_engine_devices, plan_engine_devices_removal, plan_removal,
 };
 use crate::outside;
 use crate::placement::{Site, live_claims};
@@ -63,13 +63,19 @@ fn planned(args: &InstallArgs, options: &Options, settings: &Settings) -> Result
             if !args.place.user {
                 let options = device_options(options, settings)?;
                 let site = settings.site();
-                plan.and(plan_engine_devices(site, engine, &options, &programs)?);
+                plan.and(plan_engine_devices(
+                    site,
+                    engine,
+                    &options,
+                    &programs.pinfold,
+                )?);
             }
             plan
         }
         None => {
             place.hook_options = device_options(options, settings)?;
-            plan_cdi(settings.site(), &place, &programs)?
+            let kind = device_kind(args.place.target);
+            plan_cdi(settings.site(), &place, kind, &programs.pinfold)?
         }
     };
     plan.remarks.extend(missing_pools(&place, settings.site()));
@@ -79,7 +85,10 @@ fn planned(args: &InstallArgs, options: &Options, settings: &Settings) -> Result
 /// `pinfold cdi` is `pinfold install cdi`.
 pub(super) fn run_cdi(args: &CdiArgs, options: &Options) -> Result<u8> {
     let place = InstallPlaceArgs {
-        target: TargetArg::Cdi,
+        target: match args.lists {
+            true => TargetArg::CdiLists,
+            false => TargetArg::Cdi,
+        },
         engine_config: args.output.clone(),
         hooks_dir: None,
         user: false,
@@ -109,7 +118,7 @@ pub(super) fn remove(at: &InstallPlaceArgs, options: &Options) -> Result<u8> {
             }
             plan
         }
-        None => plan_cdi_removal(&place)?,
+        None => plan_cdi_removal(&place, device_kind(at.target))?,
     };
     carry_out(&plan, at.target, at.dry_run)?;
     if !at.dry_run && !at.user {
@@ -190,7 +199,18 @@ pub(super) fn ensure_none(owners: &[&Claim], remedy: &str) -> Result<()> {
 }
 
 fn word(target: TargetArg) -> &'static str {
-    target.engine().map_or("the CDI file", Engine::word)
+    match target {
+        TargetArg::Engine(engine) => engine.word(),
+        TargetArg::Cdi => "the CDI file",
+        TargetArg::CdiLists => "the CDI file of lists",
+    }
+}
+
+fn device_kind(target: TargetArg) -> DeviceKind {
+    match target {
+        TargetArg::CdiLists => DeviceKind::Lists,
+        _ => DeviceKind::Pools,
+    }
 }
 
 /// The place that an install or uninstall is about; `verb` is for messages.

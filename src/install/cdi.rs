@@ -1,6 +1,6 @@
-//! The CDI file, with a device for each pool; it is rewritten whenever the pools change. CDI
-//! refuses a file without devices, so while there are no pools a stand-in that engines do not read
-//! keeps the file's settings.
+//! The CDI files, with a device for each pool, and where somebody asked for that, one for each CPU
+//! list; they are rewritten whenever the pools change. CDI refuses a file without devices, so while
+//! there are no pools a stand-in that engines do not read keeps the file's settings.
 
 use std::path::Path;
 
@@ -10,32 +10,41 @@ use super::{
     FileChange, FileNow, Place, Plan, apply, docker_wiring, move_away, podman_files, podman_hook,
 };
 use crate::config::ConfigFile;
-use crate::engines::cdi::{Devices, Hooks, file, hooks_of};
-use crate::engines::{Engine, Programs};
+use crate::engines::Engine;
+use crate::engines::cdi::{Device, Hooks, Kind, file, hooks_of};
 use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
-use crate::pools::{Kind, PoolDirectory};
+use crate::pools::{self, PoolDirectory};
 use crate::refusal::Refusal;
-use crate::request::is_pool_name;
+use crate::request::{ExactList, is_pool_name};
 
-const CDI_FILE: &str = "/etc/cdi/pinfold.json";
 /// Suffix of the stand-in. Engines read only `.json` and `.yaml` (CDI's SPEC.md).
 const STAND_IN: &str = ".without-pools";
 
 /// The engines that use CDI devices by default.
 const USERS: [Engine; 2] = [Engine::Podman, Engine::Docker];
 
-/// The CDI file and its stand-in.
+/// The file of a kind of devices by default.
+fn default_file(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Pools => "/etc/cdi/pinfold.json",
+        Kind::Lists => "/etc/cdi/pinfold-lists.json",
+    }
+}
+
+/// The CDI file of a kind of devices, and its stand-in.
 struct CdiFiles {
+    kind: Kind,
     live: FileNow,
     stand_in: FileNow,
 }
 
 impl CdiFiles {
-    fn at(place: &Place<'_>) -> Result<CdiFiles> {
-        let path = place.engine_config(CDI_FILE);
+    fn at(place: &Place<'_>, kind: Kind) -> Result<CdiFiles> {
+        let path = place.engine_config(default_file(kind));
         Ok(CdiFiles {
+            kind,
             live: FileNow::at(place.host, path)?,
             stand_in: FileNow::at(place.host, &format!("{path}{STAND_IN}"))?,
         })
@@ -48,7 +57,7 @@ impl CdiFiles {
                 continue;
             };
             let path = found.path.display();
-            return match hooks_of(text).with_context(|| path.to_string())? {
+            return match hooks_of(self.kind, text).with_context(|| path.to_string())? {
                 Some(hooks) => Ok(Some(hooks)),
                 None => bail!(Refusal::new(
                     format!("{path} is there and is not of Pinfold"),
@@ -60,9 +69,9 @@ impl CdiFiles {
     }
 
     /// The changes that make the file hold these devices.
-    fn become_devices(&self, devices: &[Devices], hooks: &Hooks) -> Vec<FileChange> {
-        let live = file(devices, hooks);
-        let stand_in = live.is_none().then(|| hooks.stand_in());
+    fn become_devices(&self, devices: &[Device], hooks: &Hooks) -> Vec<FileChange> {
+        let live = file(self.kind, devices, hooks);
+        let stand_in = live.is_none().then(|| hooks.stand_in(self.kind));
         let changes = [
             self.live.become_text(live),
             self.stand_in.become_text(stand_in),
@@ -87,14 +96,16 @@ pub enum CdiState {
     Missing(Vec<Engine>),
 }
 
-/// Plans the CDI file for the present pools.
+/// Plans the CDI file of a kind of devices for the present pools. `place.engine_config` names the
+/// file, if it is not in its default place. `pinfold` is the program's path as whoever runs
+/// containers sees it, and `place.hook_options` are its options.
 ///
 /// # Errors
 /// The pools cannot be read; the file is not ours, or serves another pool directory.
-pub fn plan_cdi(site: &Site, place: &Place<'_>, programs: &Programs) -> Result<Plan> {
-    let files = CdiFiles::at(place)?;
+pub fn plan_cdi(site: &Site, place: &Place<'_>, kind: Kind, pinfold: &str) -> Result<Plan> {
+    let files = CdiFiles::at(place, kind)?;
     let hooks = Hooks {
-        pinfold: programs.pinfold.clone(),
+        pinfold: pinfold.to_owned(),
         options: place.hook_options.clone(),
         by_install: false,
     };
@@ -109,9 +120,11 @@ pub fn plan_cdi(site: &Site, place: &Place<'_>, programs: &Programs) -> Result<P
             ));
         }
     }
-    let devices = devices(site)?;
+    let mut remarks = Vec::new();
+    let devices = devices(site, kind, &mut remarks)?;
     let mut plan = Plan {
         changes: files.become_devices(&devices, &hooks),
+        remarks,
         ..Plan::default()
     };
     if devices.is_empty() {
@@ -121,17 +134,24 @@ pub fn plan_cdi(site: &Site, place: &Place<'_>, programs: &Programs) -> Result<P
     Ok(plan)
 }
 
-/// Plans the CDI file's removal.
+/// Plans the removal of the CDI file of a kind of devices. The lists' goes with the pools', where
+/// both are in their default places.
 ///
 /// # Errors
-/// The file is not ours.
-pub fn plan_cdi_removal(place: &Place<'_>) -> Result<Plan> {
-    let files = CdiFiles::at(place)?;
+/// A file is not ours.
+pub fn plan_cdi_removal(place: &Place<'_>, kind: Kind) -> Result<Plan> {
+    let files = CdiFiles::at(place, kind)?;
     files.hooks()?;
     let mut plan = Plan {
         changes: files.removal(),
         ..Plan::default()
     };
+    if kind == Kind::Lists {
+        return Ok(plan);
+    }
+    if place.engine_config.is_none() {
+        plan.and(plan_cdi_removal(place, Kind::Lists)?);
+    }
     let users: Vec<&str> = users(place.host)
         .into_iter()
         .map(|(engine, _)| engine.word())
@@ -154,14 +174,14 @@ pub fn plan_engine_devices(
     site: &Site,
     engine: Engine,
     options: &[String],
-    programs: &Programs,
+    pinfold: &str,
 ) -> Result<Plan> {
     let mut plan = Plan::default();
     if !USERS.contains(&engine) {
         return Ok(plan);
     }
     let place = Place::default_on(&site.host);
-    let files = CdiFiles::at(&place)?;
+    let files = CdiFiles::at(&place, Kind::Pools)?;
     let there = match files.hooks() {
         Ok(there) => there,
         Err(error) => {
@@ -174,12 +194,12 @@ pub fn plan_engine_devices(
         Some(there) if !is_of(site, &there) => return Ok(plan),
         Some(there) if !there.by_install => there,
         _ => Hooks {
-            pinfold: programs.pinfold.clone(),
+            pinfold: pinfold.to_owned(),
             options: options.to_vec(),
             by_install: true,
         },
     };
-    let devices = devices(site)?;
+    let devices = devices(site, Kind::Pools, &mut Vec::new())?;
     if !devices.is_empty() && is_wanted_by(engine, &place) {
         plan.changes = files.become_devices(&devices, &hooks);
     }
@@ -199,7 +219,7 @@ fn is_wanted_by(engine: Engine, place: &Place<'_>) -> bool {
 /// Our CDI file cannot be read.
 pub fn plan_engine_devices_removal(host: &Host, engine: Engine) -> Result<Plan> {
     let mut plan = Plan::default();
-    let files = CdiFiles::at(&Place::default_on(host))?;
+    let files = CdiFiles::at(&Place::default_on(host), Kind::Pools)?;
     // A file that `pinfold cdi` or somebody else wrote stays.
     let came_along = files
         .hooks()
@@ -211,15 +231,24 @@ pub fn plan_engine_devices_removal(host: &Host, engine: Engine) -> Result<Plan> 
     Ok(plan)
 }
 
-/// Rewrites the CDI file after the pools changed, if it serves these pools or an engine could use
-/// it.
+/// Rewrites the CDI files after the pools changed, each if it serves these pools; that of the pools
+/// also if an engine could use it.
 ///
 /// # Errors
-/// The file cannot be read or written.
+/// A file cannot be read or written; the other one is written all the same.
 pub fn refresh_cdi(site: &Site) -> Result<()> {
-    plan_refresh(site, &Place::default_on(&site.host))
-        .and_then(|plan| apply(&plan))
-        .context("the pools have changed, and their CDI devices have not")
+    let place = Place::default_on(&site.host);
+    let mut first_error = Ok(());
+    for kind in Kind::ALL {
+        let done = plan_refresh(site, &place, kind).and_then(|plan| {
+            plan.remarks
+                .iter()
+                .for_each(|remark| log::warn!("{remark}"));
+            apply(&plan)
+        });
+        first_error = first_error.and(done);
+    }
+    first_error.context("the pools have changed, and their CDI devices have not")
 }
 
 /// What [`refresh_cdi`] would change: nothing if no file serves these pools and no engine could use
@@ -227,15 +256,17 @@ pub fn refresh_cdi(site: &Site) -> Result<()> {
 ///
 /// # Errors
 /// The file or the pools cannot be read.
-pub fn plan_refresh(site: &Site, place: &Place<'_>) -> Result<Plan> {
-    let files = CdiFiles::at(place)?;
+pub fn plan_refresh(site: &Site, place: &Place<'_>, kind: Kind) -> Result<Plan> {
+    let files = CdiFiles::at(place, kind)?;
     let mut plan = Plan::default();
     let hooks = match files.hooks()? {
         Some(hooks) => Some(hooks),
+        // Nobody but who asked for it uses that of the lists.
+        None if kind == Kind::Lists => None,
         None => wanted(site).filter(|_| place.engine_config.is_none()),
     };
     if let Some(hooks) = hooks.filter(|hooks| is_of(site, hooks)) {
-        let devices = devices(site)?;
+        let devices = devices(site, kind, &mut plan.remarks)?;
         if !devices.is_empty() || files.live.text.is_some() {
             plan.changes = files.become_devices(&devices, &hooks);
         }
@@ -243,16 +274,17 @@ pub fn plan_refresh(site: &Site, place: &Place<'_>) -> Result<Plan> {
     Ok(plan)
 }
 
-/// The state of the CDI devices.
+/// The state of the CDI devices of a kind.
 ///
 /// # Errors
 /// The file cannot be read, or is not ours.
-pub fn cdi_state(place: &Place<'_>) -> Result<CdiState> {
-    let files = CdiFiles::at(place)?;
+pub fn cdi_state(place: &Place<'_>, kind: Kind) -> Result<CdiState> {
+    let files = CdiFiles::at(place, kind)?;
     let hooks = files.hooks()?;
     Ok(match (hooks, &files.live.text) {
         (Some(hooks), Some(_)) => CdiState::There(hooks.pinfold),
         (Some(_), None) => CdiState::WithoutPools,
+        (None, _) if kind == Kind::Lists => CdiState::Missing(Vec::new()),
         (None, _) => {
             let users = users(place.host).into_iter();
             CdiState::Missing(users.map(|(engine, _)| engine).collect())
@@ -308,8 +340,9 @@ fn wanted(site: &Site) -> Option<Hooks> {
     })
 }
 
-/// The device of each pool; none if there is no pool directory yet.
-fn devices(site: &Site) -> Result<Vec<Devices>> {
+/// The devices of all pools; none if there is no pool directory yet. A list without a device is a
+/// remark.
+fn devices(site: &Site, kind: Kind, remarks: &mut Vec<String>) -> Result<Vec<Device>> {
     if files::entry_if_there(&site.conf_dir)?.is_none() {
         return Ok(Vec::new());
     }
@@ -321,11 +354,31 @@ fn devices(site: &Site) -> Result<Vec<Devices>> {
         .filter(|name| is_pool_name(name))
     {
         let pool = directory.pool(&name)?;
-        let lists = match pool.kind {
-            Kind::Exclusive => pool.lists.len(),
-            Kind::Shared => pool.lists.len().min(1),
-        };
-        devices.push(Devices { pool: name, lists });
+        match kind {
+            Kind::Pools => {
+                let lists = match pool.kind {
+                    pools::Kind::Exclusive => pool.lists.len(),
+                    pools::Kind::Shared => pool.lists.len().min(1),
+                };
+                devices.extend(Device::of_pool(&name, lists));
+            }
+            Kind::Lists => {
+                for list in pool.lists {
+                    let exact = ExactList {
+                        pool: name.clone(),
+                        cpus: list.cpus,
+                    };
+                    match exact.device_name() {
+                        Ok(device) => devices.push(Device {
+                            name: device,
+                            pool: name.clone(),
+                            asks: exact.to_string(),
+                        }),
+                        Err(refusal) => remarks.push(refusal.to_string()),
+                    }
+                }
+            }
+        }
     }
     Ok(devices)
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+pub use crate::engines::cdi::Kind as DeviceKind;
 pub use apply::apply;
 pub use cdi::{
     CdiState, cdi_state, plan_cdi, plan_cdi_removal, plan_engine_devices,

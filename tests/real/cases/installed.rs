@@ -8,6 +8,7 @@ use crate::engines::{Door, Driver, Engine, runtime_path};
 use crate::needs::{self, Need};
 use crate::process::{self, Ran, Running};
 use crate::world::{Kind, World, binary};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,6 +29,12 @@ pub(crate) fn cases() -> Vec<Case> {
             "installed::a_device_is_enough",
             needs,
             a_device_is_enough,
+        ),
+        each(
+            Engine::by(Door::Cdi, engines()),
+            "installed::devices_of_single_lists_add_up",
+            needs,
+            devices_of_single_lists,
         ),
         each(
             engines(),
@@ -347,6 +354,55 @@ fn a_device_is_enough(world: &World, engine: Engine) {
     machine
         .start("without", &["--device", "pinfold.io/pool=other"])
         .exits(126);
+    world.assert_all_free("at the end");
+}
+
+/// A container gets the very lists that its devices name, and the file follows the pools.
+fn devices_of_single_lists(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["0", "1"]);
+    bundle::make_rootfs(&world.dir.join("rootfs"));
+    let machine = Machine::new(world, engine);
+    machine.run(PROGRAM, &["cdi", "--lists"]).ok();
+    let check = machine.run(PROGRAM, &["check"]).ok();
+    let there = "there are devices for the CPU lists";
+    assert!(check.stdout.contains(there), "{check}");
+    let [zero, one] = ["pinfold.io/list=dp.0", "pinfold.io/list=dp.1"];
+    machine.start("one", &["--device", one]).ok();
+    assert_eq!(machine.affinity("one"), "1");
+    let again = machine.start("again", &["--device", zero, "--device", one]);
+    assert!(
+        again
+            .exits(126)
+            .stderr
+            .contains("its CPU list 1 is owned by")
+    );
+    machine
+        .podman(&["rm", "-f", "-t", "0", "one", "again"])
+        .ok();
+    // crun runs no poststop for a start that failed: what the first device gave is a dead owner's.
+    machine.run(PROGRAM, &["reconcile"]).ok();
+    world.assert_all_free("after rm");
+    machine
+        .start("both", &["--device", one, "--device", zero])
+        .ok();
+    assert_eq!(machine.affinity("both"), "0-1");
+    let claims = world.claims();
+    assert_eq!(claims.len(), 1, "{claims:?}");
+    assert_eq!(claims[0]["lists"], json!(["0", "1"]));
+    machine.podman(&["rm", "-f", "-t", "0", "both"]).ok();
+    world.assert_all_free("after rm of both");
+    // `pool` writes the file anew.
+    machine.run(PROGRAM, &["pool", "remove", "dp"]).ok();
+    machine
+        .run(PROGRAM, &["pool", "add", "new:exclusive", "--list", "1"])
+        .ok();
+    machine.start("gone", &["--device", one]).exits(126);
+    machine
+        .start("new", &["--device", "pinfold.io/list=new.1"])
+        .ok();
+    assert_eq!(machine.affinity("new"), "1");
+    machine.podman(&["rm", "-f", "-t", "0", "new", "gone"]).ok();
+    machine.run(PROGRAM, &["uninstall", "cdi"]).ok();
     world.assert_all_free("at the end");
 }
 
