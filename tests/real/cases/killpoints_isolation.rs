@@ -6,7 +6,7 @@ use crate::cases::killpoints::{each_point, reconcile_rest};
 use crate::cases::killpoints_irqs::irqs;
 use crate::cgroups::hierarchy;
 use crate::needs::Need;
-use crate::process::run;
+use crate::process::{Running, run};
 use crate::world::{Kind, Standin, World, state, stopped};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ];
     vec![
         plain("killpoints_isolation::start", needs, start),
+        plain("killpoints_isolation::further_list", needs, further_list),
         plain("killpoints_isolation::end", needs, end),
     ]
 }
@@ -74,11 +75,11 @@ impl Drop for Slice {
     }
 }
 
-fn fresh(world: &World) {
+fn fresh(world: &World, lists: &[&str]) {
     let _ = std::fs::remove_dir_all(&world.run);
     let _ = std::fs::remove_dir_all(world.conf.join("pools"));
     std::fs::create_dir(world.conf.join("pools")).expect("make the pools directory");
-    world.pool("dp", Kind::Exclusive, &["5"]);
+    world.pool("dp", Kind::Exclusive, lists);
     run(&mut world.pinfold(&["pool", "set", "dp", "isolation=root", "irqs=away"])).ok();
 }
 
@@ -89,7 +90,7 @@ fn asking(pid: i32) -> String {
 fn start(world: &World) {
     let slice = Slice::make();
     let before = || {
-        fresh(world);
+        fresh(world, &["5"]);
         let standin = slice.container("victim");
         let input = asking(standin.pid);
         (standin, input)
@@ -107,10 +108,47 @@ fn start(world: &World) {
     );
 }
 
+/// Runs the hook of a device of the victim's that is one CPU list.
+fn give(world: &World, standin: &Standin, list: &str) {
+    let mut command = world.pinfold(&["hook", "createRuntime", "--list", list]);
+    let input = state("victim", standin.pid, json!({})).to_string();
+    Running::start(&mut command, input.as_bytes()).wait().ok();
+}
+
+/// A further device widens the partition, which is made anew.
+fn further_list(world: &World) {
+    let slice = Slice::make();
+    let before = || {
+        fresh(world, &["5", "6"]);
+        let standin = slice.container("victim");
+        give(world, &standin, "dp:5");
+        let input = state("victim", standin.pid, json!({}));
+        (standin, input.to_string())
+    };
+    let (standin, _) = before();
+    give(world, &standin, "dp:6");
+    let read = |file: &str| {
+        let text = std::fs::read_to_string(standin.cgroup().join(file)).unwrap();
+        text.trim().to_owned()
+    };
+    assert_eq!(read("cpuset.cpus.partition"), "root");
+    assert_eq!(read("cpuset.cpus.effective"), "5-6");
+    assert_ne!(irqs(), slice.irqs);
+    reconcile_rest(world, &standin.die(), 0, || {
+        slice.assert_open("victim", "after both")
+    });
+    let verb = ["hook", "createRuntime", "--list", "dp:6"];
+    each_point(world, &verb, before, |standin, number| {
+        reconcile_rest(world, &standin.die(), number, || {
+            slice.assert_open("victim", "after reconcile")
+        });
+    });
+}
+
 fn end(world: &World) {
     let slice = Slice::make();
     let before = || {
-        fresh(world);
+        fresh(world, &["5"]);
         let standin = slice.container("victim");
         let state = state("victim", standin.pid, json!({ "pinfold.io/pool": "dp" }));
         world.hook("createRuntime", &state).ok();
