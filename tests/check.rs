@@ -1580,3 +1580,50 @@ fn pools_that_are_not_as_declared_are_told() {
         )
     );
 }
+
+/// A kubelet that gives CPUs of exclusive pools to its pods, or writes those of pinned containers.
+#[test]
+fn the_kubelets_cpu_manager() {
+    const CONFIG: &str = "var/lib/kubelet/config.yaml";
+    let none = |m: &Machine| m.put(CONFIG, "cpuManagerPolicy: none\n");
+    let is_static = "cpuManagerPolicy: static\nreservedSystemCPUs: ";
+    for (more, expected, part) in [
+        ("\"0-1\"", "fault kubelet", "can give pods 2-3"),
+        ("2", "fault kubelet", "reservedSystemCPUs 2-3; then remove"),
+        ("x-y", "fault kubelet", "reservedSystemCPUs"),
+        ("0-3", "warning kubelet", "again and again"),
+        (
+            "0-3\ncpuManagerPolicyOptions:\n  strict-cpu-reservation: \"true\"",
+            "warning kubelet",
+            "with strict-cpu-reservation",
+        ),
+        ("[", "fault kubelet", "is not YAML"),
+    ] {
+        let text = format!("{is_static}{more}\n");
+        broken_and_mended(|m| m.put(CONFIG, &text), expected, part, &[&none]);
+    }
+    // The kubelet that runs says where its configuration is, and more; JSON will do.
+    let json = "etc/kubelet.json";
+    let runs = |m: &Machine, more: &str| {
+        m.put("proc/4711/comm", "kubelet\n");
+        let line = format!("/usr/bin/kubelet\0--config=/{json}\0{more}");
+        m.put("proc/4711/cmdline", &line);
+        m.put(json, r#"{"cpuManagerPolicy": "static"}"#);
+    };
+    broken_and_mended(
+        |m| runs(m, ""),
+        "fault kubelet",
+        "cpuManagerPolicy none in \"/etc/kubelet.json\"",
+        &[&|m| m.put(json, "{}")],
+    );
+    broken_and_mended(
+        |m| runs(m, "--reserved-cpus=2-3\0"),
+        "warning kubelet",
+        "again and again",
+        &[&|m| runs(m, "--cpu-manager-policy\0none\0")],
+    );
+    let machine = all_is_well();
+    none(&machine);
+    let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
+    assert!(text.contains("leaves CPUs alone"), "{text}");
+}

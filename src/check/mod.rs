@@ -8,6 +8,7 @@ mod default_pool;
 mod engines;
 mod hooks;
 mod isolation;
+mod kubelet;
 mod machine;
 mod pools;
 mod rules;
@@ -166,6 +167,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     default_pool::check(scope, &mut report);
     confine::check(scope, &mut report);
     cdi::check(scope.site, &mut report);
+    kubelet::check(scope.site, &mut report);
     containers::check(scope, &mut report);
     let named = std::mem::take(&mut report.other_pools);
     twins::check(scope, named, &mut report);
