@@ -188,9 +188,10 @@ impl Request {
     /// for two.
     pub fn for_device(device: &str) -> Result<Request, Refusal> {
         let (pool, lists) = device.split_once('.').unwrap_or((device, "1"));
+        let plain = Request::plain(pool_name("--device", pool)?);
         Ok(Request {
             size: Size::Lists(number("--device", lists)?),
-            ..Request::plain(pool_name("--device", pool)?)
+            ..plain
         })
     }
 

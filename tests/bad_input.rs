@@ -1075,10 +1075,12 @@ fn a_pool_is_given_by_its_doors_alone() {
     let (beyond, no_reservation) = ("chmod o-w", "reserved for it is gone");
     let reservation = ["--reservation", "1-2"];
     let with_device = ["--device", "dp", "--reservation", "1-2"];
-    let ways: [(&str, &[&str], &str, &str); 5] = [
+    let ways: [(&str, &[&str], &str, &str); 7] = [
         ("annotation", &[], annotation, beyond),
         ("shim", &["--shim"], annotation, beyond),
         ("cdi", &["--device", "dp"], "", beyond),
+        ("cdi", &["--list", "dp:2"], "", beyond),
+        ("cdi", &["--list", "dp:2"], annotation, beyond),
         // The shim has reserved for it: whichever hook comes takes that over.
         ("shim", &reservation, annotation, no_reservation),
         ("shim", &with_device, annotation, no_reservation),
@@ -1121,6 +1123,41 @@ fn a_device_and_annotations_that_disagree_and_devices_that_are_none() {
         let state = site.state(annotations);
         let arguments = ["hook", "createRuntime", "--device", device];
         site.refuses(code, &arguments, state.as_bytes(), &[part]);
+    }
+}
+
+#[test]
+fn a_device_that_is_no_list_or_is_of_none_or_goes_with_no_annotation() {
+    let site = Site::new();
+    let pool = r#""pinfold.io/pool":"dp""#;
+    let long = format!("dp:{}", "1,".repeat(9000));
+    for (list, annotations, code, part) in [
+        ("dp", "", 2, "a pool and one of its CPU lists"),
+        ("dp:", "", 2, "a pool and one of its CPU lists"),
+        ("dp:4_12", "", 2, "a pool and one of its CPU lists"),
+        ("dp:0-99999999999", "", 2, "a pool and one of its CPU lists"),
+        (&long, "", 2, "a pool and one of its CPU lists"),
+        ("../x:4", "", 2, "a pool's name"),
+        ("dp:\u{1b}[31m4", "", 2, "a pool and one of its CPU lists"),
+        ("gone:4", "", 1, "there is no pool"),
+        ("dp:1000", "", 1, "the pool has no CPU list 1000"),
+        ("cp:0", pool, 1, "ask once"),
+        (
+            "dp:4",
+            r#""pinfold.io/pool":"dp","pinfold.io/lists":"2""#,
+            1,
+            "ask once",
+        ),
+    ] {
+        let state = site.state(annotations);
+        let arguments = ["hook", "createRuntime", "--list", list];
+        site.refuses(code, &arguments, state.as_bytes(), &[part]);
+    }
+    for other in [["--device", "dp"], ["--reservation", "1-2"]] {
+        let arguments = [&["hook", "poststop", "--list", "dp:4"][..], &other].concat();
+        let state = site.state("");
+        let output = site.pinfold(&arguments, state.as_bytes());
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
     }
 }
 

@@ -22,7 +22,8 @@ const CONFIG: &str = "/var/lib/kubelet/config.yaml";
 /// What the static CPU manager remembers, and refuses to start with after its policy has changed.
 const STATE: &str = "/var/lib/kubelet/cpu_manager_state";
 
-/// What matters here of a kubelet's settings (Kubernetes: KubeletConfiguration v1beta1; kubelet(1)).
+/// What matters here of a kubelet's settings (Kubernetes: KubeletConfiguration v1beta1, and the
+/// options of kubelet).
 #[derive(Debug, Default, PartialEq)]
 struct Settings {
     /// `static` or `none`, which is the default.
@@ -80,8 +81,8 @@ fn judge(settings: &Settings, named: &str, exclusive: &CpuSet, report: &mut Repo
     }
     let text = match settings.is_strict {
         Some(true) => {
-            "with strict-cpu-reservation its static CPU manager gives every container CPUs, and one \
-             that asks for a pool's is refused, unless the NRI plugin of pinfold-node lifts that"
+            "with strict-cpu-reservation its static CPU manager gives every container CPUs, and \
+             one that asks for a pool's is refused, unless pinfold-node's NRI plugin lifts that"
         }
         _ => {
             "its static CPU manager writes the CPUs of containers again and again: one that has a \
@@ -155,8 +156,8 @@ fn of_file(host: &Host, path: &str) -> Result<Option<Settings>> {
         .map(Some)
 }
 
-/// The command line of the kubelet that runs; empty where none does. Only root's counts: anybody can
-/// call a process so.
+/// The command line of the kubelet that runs; empty where none does. Only root's counts: anybody
+/// can call a process so.
 fn command_line(host: &Host) -> Vec<String> {
     let names = files::directories_in(&host.processes()).unwrap_or_default();
     let pids = names.iter().filter_map(|name| name.parse::<i32>().ok());
