@@ -119,7 +119,7 @@ impl Books<'_> {
             bail!(Refusal::new(what, "ask for one list of it").because(Reason::Unfit));
         }
         let grant = self.pick_grant(demand, &self.bound_of(place)?)?;
-        let mut after = self.with_list(before, &grant)?;
+        let mut after = with_lists(before, &grant);
         let done = self.become_wider(before, &mut after, grant, place);
         self.narrow_on_error(done, before, &after)?;
         Ok(after)
@@ -138,21 +138,6 @@ impl Books<'_> {
             }
         }
         done
-    }
-
-    /// The claim with the lists of a grant, ordered by first CPU.
-    fn with_list(&self, before: &Claim, grant: &Grant) -> Result<Claim> {
-        let mut after = before.clone();
-        after.cpus.extend(&grant.cpus);
-        after.lists.extend(grant.lists.iter().cloned());
-        after.lists.sort_by_cached_key(|name| {
-            let cpus = name.parse().unwrap_or_default();
-            CpuSet::first(&cpus)
-        });
-        if before.mems.is_some() {
-            after.mems = self.local_memory_nodes(&after.cpus)?;
-        }
-        Ok(after)
     }
 
     fn become_wider(
@@ -187,7 +172,7 @@ impl Books<'_> {
             self.let_in(after)?;
         }
         if let Some(group) = self.confined_group_of(before)? {
-            self.set_cpus(&group, &before.cpus, before.mems.as_ref())?;
+            self.set_cpus(&group, &before.cpus, None)?;
         }
         let mut kept = before.clone();
         if let Err(error) = self.keep_off(&mut kept, before.isolation) {
@@ -205,4 +190,17 @@ impl Books<'_> {
         }
         self.ledger.rewrite(after, &kept)
     }
+}
+
+/// The claim with the lists of a grant, ordered by first CPU. Such a claim confines no memory
+/// nodes: a device asks for none.
+fn with_lists(before: &Claim, grant: &Grant) -> Claim {
+    let mut after = before.clone();
+    after.cpus.extend(&grant.cpus);
+    after.lists.extend(grant.lists.iter().cloned());
+    after.lists.sort_by_cached_key(|name| {
+        let cpus: CpuSet = name.parse().unwrap_or_default();
+        cpus.first()
+    });
+    after
 }
