@@ -17,21 +17,21 @@ demo: build
 	packaging/install-packages runc crun busybox=busybox-static
 	packaging/demo target/dist/pinfold
 
-# All tests, with the real runtimes.
+# All tests, with the real runtimes, and those of pinfold-node.
 test:
 	packaging/install-packages runc crun podman conmon busybox=busybox-static strace python3 podman-compose \
 		python:prometheus_client=python3-prometheus-client
 	mkdir -p target/reports
 	rm -f target/reports/here.jsonl
 	PINFOLD_TEST_COMMIT=$$(git describe --always --dirty) PINFOLD_TEST_REPORT=$(CURDIR)/target/reports/here.jsonl \
-		cargo test --locked
+		cargo test --locked --workspace
 
 # Every system call of every verb fails, with each of its errors, alone and in pairs; files rot, storms pass. It prints its counts,
 # and where it fails, a seed: PINFOLD_TEST_FAULTS_SEED=, and the number of a trial: PINFOLD_TEST_FAULTS_ONLY=. TIME= is how
 # many seconds each verb has; in 20 of them a few hundred trials are made of some thousands.
 TIME ?= 20
 test-faults:
-	PINFOLD_TEST_FAULTS_SECONDS=$(TIME) cargo test --locked --test faults
+	PINFOLD_TEST_FAULTS_SECONDS=$(TIME) cargo test --locked --workspace --test faults
 
 # The storm alone, for an hour or for SOAK= seconds.
 SOAK ?= 3600
@@ -58,7 +58,8 @@ fuzz:
 # What a start and an end cost, beside an empty program and under runc and crun: a table with every target, and
 # target/bench/bench.json with charts. Some minutes; ROUNDS= for another number of runs of each.
 ROUNDS ?= 200
-BENCH = cargo run --quiet --locked --example start --
+# Built as `make test` builds: what of the crates is turned on depends on which packages are built together.
+BENCH = cargo build --quiet --locked --workspace --example start && target/debug/examples/start
 bench: build
 	packaging/install-packages runc crun valgrind strace
 	cargo bench --locked --bench choose

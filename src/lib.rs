@@ -26,7 +26,7 @@ pub mod isolation;
 mod last_lists;
 mod last_words;
 pub mod limits;
-mod metrics;
+pub mod metrics;
 pub mod names;
 pub mod oci;
 mod outside;

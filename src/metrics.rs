@@ -39,6 +39,14 @@ pub struct Facts {
 /// # Errors
 /// None is known; the library's interface allows one.
 pub fn text(facts: &Facts) -> Result<String> {
+    text_with(facts, |_| {})
+}
+
+/// The OpenMetrics text, with what `add` knows besides.
+///
+/// # Errors
+/// As [`text`].
+pub fn text_with(facts: &Facts, add: impl FnOnce(&mut Registry)) -> Result<String> {
     let mut registry = Registry::with_prefix("pinfold");
     // A gauge, because node_exporter has no info type.
     let build = Family::<Labels, Gauge>::default();
@@ -48,6 +56,7 @@ pub fn text(facts: &Facts) -> Result<String> {
     register_pools(&mut registry, &facts.pools);
     register_counters(&mut registry, &facts.counters);
     register_owners(&mut registry, &facts.owners);
+    add(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry).context("write the metrics")?;
     Ok(text)

@@ -1,4 +1,48 @@
-//! `pinfold-node` tells a Kubernetes node's kubelet and container engine of Pinfold's CPU lists. It
-//! is a program of its own: what every start of a container runs has none of its crates.
+//! `pinfold-node`: parse, dispatch; the one place that turns an error into an exit code.
 
-fn main() {}
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use pinfold::refusal::Refusal;
+use pinfold::text::{lines, one_line};
+use pinfold_node::cli::{Cli, Verb};
+use pinfold_node::run::run;
+
+/// Refused or failed.
+const FAILED: u8 = 1;
+/// The command line cannot be understood.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let Verb::Run(args) = &cli.verb;
+    let error = match run(args, &cli.options) {
+        Ok(code) => return code.into(),
+        Err(error) => error,
+    };
+    let refusal = Refusal::of(&error);
+    let sentence = cli.options.repeated_in(&refusal.to_string());
+    // Whoever closed our stderr does not want to hear it.
+    let _ = writeln!(io::stderr(), "pinfold-node: {}", one_line(&sentence));
+    match refusal.is_usage {
+        true => USAGE.into(),
+        false => FAILED.into(),
+    }
+}
+
+/// Help and version are asked for; anything else is a mistake.
+fn usage(error: &clap::Error) -> ExitCode {
+    let asked_for = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion];
+    if asked_for.contains(&error.kind()) {
+        // Whoever asked is not there any more, or has no room for the answer.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let _ = write!(io::stderr(), "{}", lines(&error.render().to_string()));
+    USAGE.into()
+}

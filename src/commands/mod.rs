@@ -8,7 +8,7 @@ mod hook;
 mod init;
 mod install;
 mod isolate;
-mod metrics;
+pub mod metrics;
 mod noise;
 mod output;
 mod pool;

@@ -11,8 +11,13 @@ use crate::host::Host;
 use crate::system_log::{self, Severity};
 use crate::text::one_line;
 
-/// Starts the log.
-pub(super) fn start(options: &Options, filter: Option<String>, target: Target) {
+/// Starts the log; `program` begins each line.
+pub(super) fn start(
+    program: &'static str,
+    options: &Options,
+    filter: Option<String>,
+    target: Target,
+) {
     let mut builder = Builder::new();
     match (options.verbose, filter) {
         (0, Some(filter)) => builder.parse_filters(&filter),
@@ -20,14 +25,14 @@ pub(super) fn start(options: &Options, filter: Option<String>, target: Target) {
         (1, _) => builder.filter_level(LevelFilter::Info),
         (_, _) => builder.filter_level(LevelFilter::Debug),
     };
-    builder.format(|out, record| {
+    builder.format(move |out, record| {
         let style = out.default_level_style(record.level());
         let level = record.level().as_str().to_ascii_lowercase();
         let message = one_line(&record.args().to_string());
         if !news::is_news(&message) || news::is_held(&format!("{level}: {message}")) {
             return Ok(());
         }
-        writeln!(out, "pinfold: {style}{level}{style:#}: {message}")
+        writeln!(out, "{program}: {style}{level}{style:#}: {message}")
     });
     builder.target(target);
     // A second start would be a second command in one process: the first log stays.

@@ -28,6 +28,8 @@ use crate::refusal::{Reason, Refusal};
 use crate::refusals::{self, Refused};
 use crate::usage::Log;
 
+/// The name of the program that most settings are for.
+const PROGRAM: &str = "pinfold";
 /// How long a command waits for the lock, in seconds.
 const PATIENCE: f64 = 30.0;
 /// The longest that a hook waits for the lock, in seconds: well within the hook's own bound.
@@ -74,10 +76,16 @@ type Environment = fn(&str) -> Option<OsString>;
 impl Settings {
     /// The settings of a command that a person or script runs: the environment counts.
     pub fn of_command_line(options: &Options) -> Result<Settings> {
+        Settings::of_program(PROGRAM, options)
+    }
+
+    /// The same for the command line of another program of ours, with whose name its log's lines
+    /// begin.
+    pub fn of_program(program: &'static str, options: &Options) -> Result<Settings> {
         let environment: Environment =
             |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
-        log_line::start(options, log, Target::Stderr);
+        log_line::start(program, options, log, Target::Stderr);
         // A problem that is seen twice is logged once.
         news::begin_round();
         last_words::survive_file_limit()?;
@@ -104,7 +112,7 @@ impl Settings {
         let most = Duration::from_secs_f64(HOOK_PATIENCE);
         settings.site.patience = settings.site.patience.min(most);
         let host = settings.site.host.clone();
-        log_line::start(options, log, log_line::to_system(host, has_stderr));
+        log_line::start(PROGRAM, options, log, log_line::to_system(host, has_stderr));
         Ok(settings)
     }
 

@@ -1,10 +1,14 @@
-//! `pinfold metrics`: metrics for Prometheus, printed, written to a file, or served by HTTP.
+//! `pinfold metrics`: metrics for Prometheus, printed, written to a file, or served by HTTP. The
+//! parts of that serve `pinfold-node` as well.
 
 mod server;
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Result;
+
+pub use server::Listener;
 
 use super::output::{Output, Target};
 use crate::cli::MetricsArgs;
@@ -16,20 +20,31 @@ use crate::settings::Settings;
 pub(super) fn run(args: &MetricsArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
     if let Some(address) = args.listen {
-        return server::serve(address, || text(&facts(site)?));
+        Listener::bind(address)?.serve(|| text(&facts(site)?));
     }
     let text = text(&facts(site)?)?;
     match &args.textfile {
         Some(path) => {
-            Target::of(path)?.write(&older_text(&text))?;
+            replace_textfile(path, &text)?;
         }
         None => Output::product().write_all(text.as_bytes())?,
     }
     Ok(0)
 }
 
+/// Replaces a file that node_exporter reads by this OpenMetrics text; `-` is standard output.
+///
+/// # Errors
+/// It is not a regular file, or cannot be written.
+pub fn replace_textfile(path: &Path, text: &str) -> Result<()> {
+    Target::of(path)?.write(&older_text(text))
+}
+
 /// All that is known now. If owners or counts cannot be read, the rest is still reported.
-fn facts(site: &Site) -> Result<Facts> {
+///
+/// # Errors
+/// The pool directory cannot be read at all.
+pub fn facts(site: &Site) -> Result<Facts> {
     let survey = survey(site)?;
     for remark in &survey.remarks {
         log::warn!("{remark}");

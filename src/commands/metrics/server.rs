@@ -20,47 +20,58 @@ const MOST_BYTES: usize = 8 << 10;
 /// The pause after a failed accept: descriptors may be free by then.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves for ever.
-///
-/// # Errors
-/// It cannot listen at this address.
-pub(super) fn serve(
-    address: SocketAddr,
-    metrics: impl Fn() -> Result<String> + Sync,
-) -> Result<u8> {
-    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
-    let address = listener.local_addr().context("find out the address")?;
-    if !address.ip().is_loopback() {
-        log::warn!("whoever can reach {address} can read the names of owners and what they use");
-    }
-    log::info!("listening on {address}");
-    let (metrics, served) = (&metrics, &AtomicUsize::new(0));
-    scope(|scope| {
-        loop {
-            while served.load(Ordering::Acquire) >= AT_ONCE {
-                sleep(PAUSE);
-            }
-            let begun = listener.accept().and_then(|(client, _)| {
-                news::begin_round();
-                served.fetch_add(1, Ordering::AcqRel);
-                let serve = move || {
-                    if let Err(error) = answer(client, metrics) {
-                        log::info!("answer a scrape: {error}");
-                    }
-                    served.fetch_sub(1, Ordering::AcqRel);
-                };
-                let begun = Builder::new().spawn_scoped(scope, serve);
-                if begun.is_err() {
-                    served.fetch_sub(1, Ordering::AcqRel);
-                }
-                begun.map(drop)
-            });
-            if let Err(error) = begun {
-                log::info!("accept a scrape: {error}");
-                sleep(PAUSE);
-            }
+/// A bound address.
+#[derive(Debug)]
+pub struct Listener(TcpListener);
+
+impl Listener {
+    /// Binds the address, and says so.
+    ///
+    /// # Errors
+    /// It cannot listen there.
+    pub fn bind(address: SocketAddr) -> Result<Listener> {
+        let bound = TcpListener::bind(address);
+        let listener = bound.with_context(|| format!("listen on {address}"))?;
+        let address = listener.local_addr().context("find out the address")?;
+        if !address.ip().is_loopback() {
+            log::warn!(
+                "whoever can reach {address} can read the names of owners and what they use"
+            );
         }
-    })
+        log::info!("listening on {address}");
+        Ok(Listener(listener))
+    }
+
+    /// Serves for ever.
+    pub fn serve(&self, metrics: impl Fn() -> Result<String> + Sync) -> ! {
+        let (metrics, served) = (&metrics, &AtomicUsize::new(0));
+        scope(|scope| {
+            loop {
+                while served.load(Ordering::Acquire) >= AT_ONCE {
+                    sleep(PAUSE);
+                }
+                let begun = self.0.accept().and_then(|(client, _)| {
+                    news::begin_round();
+                    served.fetch_add(1, Ordering::AcqRel);
+                    let serve = move || {
+                        if let Err(error) = answer(client, metrics) {
+                            log::info!("answer a scrape: {error}");
+                        }
+                        served.fetch_sub(1, Ordering::AcqRel);
+                    };
+                    let begun = Builder::new().spawn_scoped(scope, serve);
+                    if begun.is_err() {
+                        served.fetch_sub(1, Ordering::AcqRel);
+                    }
+                    begun.map(drop)
+                });
+                if let Err(error) = begun {
+                    log::info!("accept a scrape: {error}");
+                    sleep(PAUSE);
+                }
+            }
+        })
+    }
 }
 
 fn answer(mut client: TcpStream, metrics: impl Fn() -> Result<String>) -> io::Result<()> {

@@ -1,0 +1,240 @@
+//! The device plugin: each exclusive pool is a resource of the node, each of its CPU lists a
+//! device. The kubelet counts and hands out; the hook gives, and it alone decides. Nothing is kept
+//! here that the books, the kubelet or the sockets do not know.
+
+pub mod api;
+mod asked;
+mod devices;
+mod registration;
+mod server;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Error, Result};
+use pinfold::placement::ListDevices;
+use pinfold::pools::Kind;
+use pinfold::refusal::Refusal;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::books::{Books, Reader};
+use crate::said::Said;
+use crate::status::Status;
+use api::{DIRECTORY, Device, HEALTHY, KUBELET_SOCKET};
+use asked::Asked;
+use devices::{devices, not_a_resource, resource_name};
+use registration::{KubeletSocket, Registration, register};
+use server::Socket;
+
+/// The time between two looks at the sockets, the kubelet's and ours.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The resources of a node.
+#[derive(Debug)]
+pub struct DevicePlugin {
+    directory: PathBuf,
+    reader: Arc<Reader>,
+    status: Arc<Status>,
+    resources: BTreeMap<String, Resource>,
+    said: Said,
+}
+
+/// The resource of one pool.
+#[derive(Debug)]
+struct Resource {
+    socket: Socket,
+    registration: Registration,
+    attempt: Option<JoinHandle<Result<()>>>,
+}
+
+impl DevicePlugin {
+    /// The plugin for a kubelet of this directory (`kubelet --root-dir`).
+    pub fn new(kubelet: &Path, reader: Arc<Reader>, status: Arc<Status>) -> DevicePlugin {
+        DevicePlugin {
+            directory: kubelet.join(DIRECTORY),
+            reader,
+            status,
+            resources: BTreeMap::new(),
+            said: Said::default(),
+        }
+    }
+
+    /// Serves until `stop` says so, or is dropped; then no socket is left.
+    pub async fn run(mut self, mut books: Books, mut stop: watch::Receiver<bool>) {
+        loop {
+            let known = books.borrow_and_update().clone();
+            if let Some(known) = known {
+                self.follow(&known).await;
+            }
+            self.keep_known().await;
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                changed = books.changed() => if changed.is_err() {
+                    break;
+                },
+                () = sleep(PAUSE) => {}
+            }
+        }
+        for resource in self.resources.into_values() {
+            resource.close().await;
+        }
+    }
+
+    /// Makes the resources those of these pools, with their devices.
+    async fn follow(&mut self, books: &ListDevices) {
+        let mut wanted: BTreeMap<&str, Vec<Device>> = BTreeMap::new();
+        for pool in &books.pools {
+            let no = not_a_resource(pool, self.reader.is_open(&pool.name));
+            if no.is_none() && pool.kind == Kind::Exclusive {
+                let (devices, left_out) = devices(books, pool);
+                let left_out = left_out.first().map(Refusal::to_string);
+                self.said.warn(&pool.name, left_out.as_deref());
+                wanted.insert(&pool.name, devices);
+            } else {
+                let no = no.map(|no| no.to_string());
+                self.said.warn(&pool.name, no.as_deref());
+            }
+        }
+        let known = self.resources.keys();
+        let gone: Vec<String> = known
+            // A pool that cannot be read now has not been removed.
+            .filter(|pool| books.is_whole && !wanted.contains_key(pool.as_str()))
+            .cloned()
+            .collect();
+        for pool in gone {
+            if let Some(resource) = self.resources.remove(&pool) {
+                log::info!("the resource of pool {pool} is withdrawn");
+                resource.withdraw().await;
+            }
+        }
+        for (pool, devices) in wanted {
+            self.offer(pool, devices).await;
+        }
+        let pools: Vec<&str> = books.pools.iter().map(|pool| pool.name.as_str()).collect();
+        self.said
+            .keep(|about| about.starts_with('/') || pools.contains(&about));
+    }
+
+    /// Has the devices of a pool served.
+    async fn offer(&mut self, pool: &str, devices: Vec<Device>) {
+        if let Some(resource) = self.resources.get(pool) {
+            if resource.socket.is_there() {
+                if resource.socket.tell(devices) {
+                    log::info!("the devices of pool {pool} have changed");
+                }
+                return;
+            }
+        }
+        if let Some(wiped) = self.resources.remove(pool) {
+            wiped.close().await;
+        }
+        let path = self.directory.join(endpoint(pool));
+        let about = path.display().to_string();
+        let healthy = devices.iter().filter(|device| device.health == HEALTHY);
+        let counts = format!("{} devices, {} healthy", devices.len(), healthy.count());
+        let asked = Asked {
+            reader: self.reader.clone(),
+            pool: pool.to_owned(),
+        };
+        match Socket::open(&path, devices, asked) {
+            Ok(socket) => {
+                log::info!("{about}: {counts}");
+                self.said.warn(&about, None);
+                let resource = Resource {
+                    socket,
+                    registration: Registration::new(),
+                    attempt: None,
+                };
+                self.resources.insert(pool.to_owned(), resource);
+            }
+            Err(error) => self.complain(&about, &error),
+        }
+    }
+
+    /// Has the kubelet know all resources.
+    async fn keep_known(&mut self) {
+        let path = self.directory.join(KUBELET_SOCKET);
+        let about = path.display().to_string();
+        let kubelet = match KubeletSocket::at(&path) {
+            Ok(Some(kubelet)) => {
+                self.said.warn(&about, None);
+                Some(kubelet)
+            }
+            Ok(None) => {
+                let waits = format!(
+                    "there is no kubelet at {about}: once there is, it is told of the resources; \
+                     --kubelet-dir names another directory"
+                );
+                self.said.warn(&about, Some(&waits));
+                None
+            }
+            Err(error) => {
+                self.complain(&about, &error);
+                None
+            }
+        };
+        let now = Instant::now();
+        let mut refused = Vec::new();
+        for (pool, resource) in &mut self.resources {
+            // The name was possible when the resource was made.
+            let name = resource_name(pool).unwrap_or_default();
+            if let Some(attempt) = resource.attempt.take_if(|attempt| attempt.is_finished()) {
+                let came = attempt.await.map_err(Error::new);
+                let came = came.and_then(|registered| registered);
+                if came.is_ok() {
+                    log::info!("the kubelet knows {name}");
+                }
+                refused.push((format!("{about} {pool}"), came.err()));
+            }
+            let is_watched = resource.socket.is_watched();
+            self.status.set_kubelet(pool, is_watched);
+            let Some(kubelet) = kubelet.filter(|_| resource.attempt.is_none()) else {
+                continue;
+            };
+            if resource.registration.is_due(kubelet, is_watched, now) {
+                let registered = register(path.clone(), endpoint(pool), name);
+                resource.attempt = Some(tokio::spawn(registered));
+            }
+        }
+        for (about, error) in refused {
+            match error {
+                Some(error) => self.complain(&about, &error),
+                None => self.said.warn(&about, None),
+            }
+        }
+        self.status
+            .keep_kubelet(|pool| self.resources.contains_key(pool));
+    }
+
+    fn complain(&mut self, about: &str, error: &Error) {
+        let complaint = Refusal::of(error).to_string();
+        self.said.warn(about, Some(&complaint));
+    }
+}
+
+impl Resource {
+    async fn withdraw(self) {
+        self.forget();
+        self.socket.withdraw().await;
+    }
+
+    async fn close(self) {
+        self.forget();
+        self.socket.close().await;
+    }
+
+    fn forget(&self) {
+        if let Some(attempt) = &self.attempt {
+            attempt.abort();
+        }
+    }
+}
+
+/// The file name of a pool's socket.
+fn endpoint(pool: &str) -> String {
+    format!("pinfold-{pool}.sock")
+}

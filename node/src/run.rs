@@ -1,0 +1,103 @@
+//! The frame of the process: one at a time, on one thread but for what reads files, until a signal
+//! ends it.
+
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use pinfold::cli::Options;
+use pinfold::commands::metrics::Listener;
+use pinfold::settings::Settings;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::books::{self, Reader};
+use crate::cli::RunArgs;
+use crate::device_plugin::DevicePlugin;
+use crate::metrics::Metrics;
+use crate::node_lock::NodeLock;
+use crate::status::Status;
+
+/// The kubelet's directory unless it is told another (kubelet: `--root-dir`).
+const KUBELET: &str = "/var/lib/kubelet";
+/// How long the parts may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM, SIGINT or SIGHUP.
+///
+/// # Errors
+/// Another process serves this site; the metrics cannot be served or written; the settings are
+/// wrong.
+pub fn run(args: &RunArgs, options: &Options) -> Result<u8> {
+    let settings = Settings::of_program("pinfold-node", options)?;
+    let reader = Arc::new(Reader::of(&settings)?);
+    // Before anything is opened that the other process uses.
+    let lock = NodeLock::take(reader.run_dir())?;
+    let scrapes = args.metrics.map(Listener::bind).transpose()?;
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("start")?;
+    runtime.block_on(serve(args, reader, scrapes))?;
+    // What still waits for a disk is not waited for.
+    runtime.shutdown_background();
+    drop(lock);
+    Ok(0)
+}
+
+async fn serve(args: &RunArgs, reader: Arc<Reader>, scrapes: Option<Listener>) -> Result<()> {
+    // First of all: a signal from now on ends it cleanly.
+    let ended = ended()?;
+    let (end, stop) = watch::channel(false);
+    let (reading, stop_reading) = mpsc::channel();
+    let status = Arc::new(Status::default());
+    let metrics = Metrics::new(reader.clone(), status.clone());
+    if let Some(listener) = scrapes {
+        metrics.clone().serve(listener)?;
+    }
+    let mut beside = JoinSet::new();
+    if let Some(path) = &args.textfile {
+        // A file that cannot be written is told now, not in the log.
+        metrics.write(path)?;
+        beside.spawn(metrics.keep_written(path.clone()));
+    }
+    let mut parts = JoinSet::new();
+    let books = books::watch(reader.clone(), stop_reading)?;
+    let default = || reader.site().host.path(KUBELET);
+    let kubelet = args.kubelet_dir.clone().unwrap_or_else(default);
+    let plugin = DevicePlugin::new(&kubelet, reader, status);
+    parts.spawn(plugin.run(books, stop));
+    let failed = tokio::select! {
+        () = ended => None,
+        part = parts.join_next() => part.and_then(Result::err),
+    };
+    end.send_replace(true);
+    let all = async { while parts.join_next().await.is_some() {} };
+    if timeout(GRACE, all).await.is_err() {
+        log::warn!("not all ended within {} s", GRACE.as_secs());
+    }
+    drop(reading);
+    match failed {
+        Some(error) => Err(error).context("a part of pinfold-node failed"),
+        None => Ok(()),
+    }
+}
+
+/// What is done when a signal comes that ends the process.
+fn ended() -> Result<impl Future<Output = ()>> {
+    let catch = |kind| signal(kind).context("wait for signals");
+    let mut signals = [
+        catch(SignalKind::terminate())?,
+        catch(SignalKind::interrupt())?,
+        catch(SignalKind::hangup())?,
+    ];
+    Ok(async move {
+        let [terminate, interrupt, hangup] = &mut signals;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,405 @@
+//! The device plugin, before a kubelet of our own.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod fake;
+mod node;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use fake::Kubelet;
+use node::{Machine, Sleeper, eventually};
+use tonic::{Code, Status};
+
+const DP: [&str; 4] = ["dp!/0-1", "dp!/2-3", "dp!/4,6", "dp!/5,7"];
+
+#[tokio::test]
+async fn a_pool_is_registered_and_its_lists_are_devices() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let _node = machine.start(&[]);
+    let registered = kubelet.registration().await;
+    assert_eq!(registered.version, "v1beta1");
+    assert_eq!(registered.endpoint, "pinfold-dp.sock");
+    assert_eq!(registered.resource_name, "pinfold.io/dp");
+    let plugin = kubelet.plugin(&registered.endpoint).await;
+    let options = plugin.options().await;
+    assert_eq!(registered.options, Some(options));
+    assert!(options.get_preferred_allocation_available && !options.pre_start_required);
+    let devices = plugin.list_and_watch().await.next().await.unwrap();
+    let told: Vec<(&str, &str, Vec<i64>)> = devices
+        .iter()
+        .map(|device| {
+            let nodes = device.topology.iter().flat_map(|topology| &topology.nodes);
+            let nodes = nodes.map(|node| node.id).collect();
+            (device.id.as_str(), device.health.as_str(), nodes)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("0-1", "Healthy", vec![0]),
+            ("2-3", "Healthy", vec![0]),
+            ("4_6", "Healthy", vec![1]),
+            ("5_7", "Healthy", vec![1]),
+        ]
+    );
+    assert_eq!(plugin.unknown().await.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn a_list_is_ill_while_somebody_owns_it_whom_the_kubelet_did_not_start() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let pod = Sleeper::new();
+    machine.claim("dp/0-1", pod.pid(), Some("shop"));
+    let node = machine.start(&[]);
+    let plugin = kubelet.next_plugin().await;
+    let mut watch = plugin.list_and_watch().await;
+    assert_eq!(watch.unhealthy().await, [""; 0], "{}", node.log());
+    // KCM's own tool, which writes a process into the list.
+    let stranger = Sleeper::new();
+    machine.set_tasks("dp/2-3", &[stranger.pid()]);
+    assert_eq!(watch.unhealthy().await, ["2-3"]);
+    // A container of podman.
+    let podman = Sleeper::new();
+    machine.claim("dp/4,6", podman.pid(), None);
+    assert_eq!(watch.unhealthy().await, ["2-3", "4_6"]);
+    let refused = plugin.allocate(&["4_6"]).await.unwrap_err();
+    assert!(refused.message().contains("owned by \"web"), "{refused}");
+    // Nobody has a word from a dead owner.
+    drop(podman);
+    assert_eq!(watch.unhealthy().await, ["2-3"]);
+    machine.set_tasks("dp/2-3", &[]);
+    assert_eq!(watch.unhealthy().await, [""; 0]);
+    // The kubelet knows of its own containers, and hands out their list again when they are gone.
+    for id in ["0-1", "2-3", "4_6"] {
+        plugin.allocate(&[id]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_a_container_gets() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let node = machine.start(&[]);
+    let plugin = kubelet.next_plugin().await;
+    let got = plugin.allocate(&["4_6", "0-1"]).await.unwrap();
+    let names: Vec<&str> = got
+        .cdi_devices
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    assert_eq!(names, ["pinfold.io/list=dp.0-1", "pinfold.io/list=dp.4_6"]);
+    assert_eq!(got.envs["KCM_CPUS_ASSIGNED"], "0-1,4,6");
+    assert_eq!(got.envs["KCM_CPUS_ASSIGNED_MASK"], "53");
+    assert_eq!(got.annotations["cdi.k8s.io/pinfold_list"], names.join(","));
+    for (id, part) in [
+        ("8-9", "has no CPU list \"8-9\""),
+        ("4,6", "has no CPU list"),
+        ("../x", "has no CPU list"),
+        ("\u{1b}[31m", "\\u{1b}"),
+        ("", "has no CPU list"),
+    ] {
+        let refused = plugin.allocate(&["0-1", id]).await.unwrap_err();
+        assert!(refused.message().contains(part), "{id}: {refused}");
+    }
+    node.says("refuse the kubelet a container's devices: pool dp has no CPU list")
+        .await;
+    // An offline list is not given.
+    machine.put("sys/devices/system/cpu/online", "0-2,4-7\n");
+    let refused = plugin.allocate(&["2-3"]).await.unwrap_err();
+    assert!(
+        refused.message().contains("CPUs 3 of list 2-3 are offline"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn which_devices_go_together_best() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let pod = Sleeper::new();
+    let _node = machine.start(&[]);
+    let plugin = kubelet.next_plugin().await;
+    let all = ["0-1", "2-3", "4_6", "5_7"];
+    for (available, must, size, expected) in [
+        (&all[..], &[][..], 2, &["0-1", "2-3"][..]),
+        (&all, &["5_7"], 2, &["4_6", "5_7"]),
+        (&["0-1", "4_6", "5_7"], &[], 2, &["4_6", "5_7"]),
+        (&["0-1", "2-3", "gone"], &[], 1, &["0-1"]),
+        (&all, &[], 4, &all),
+    ] {
+        let preferred = plugin.preferred(available, must, size).await.unwrap();
+        assert_eq!(preferred, expected, "{available:?} {must:?} {size}");
+    }
+    for (available, must, size) in [(&all[..1], &[][..], 2), (&all, &["gone"], 2)] {
+        let refused = plugin.preferred(available, must, size).await;
+        assert!(refused.is_err(), "{available:?} {must:?} {size}");
+    }
+    assert_eq!(plugin.preferred(&all, &[], -1).await.unwrap(), [""; 0]);
+    // A pod by annotation has a list of which the kubelet does not know.
+    machine.claim("dp/0-1", pod.pid(), Some("shop"));
+    assert_eq!(
+        plugin.preferred(&all, &[], 2).await.unwrap(),
+        ["4_6", "5_7"]
+    );
+    assert_eq!(plugin.preferred(&all, &[], 4).await.unwrap(), all);
+}
+
+#[tokio::test]
+async fn a_kubelet_that_starts_again_is_told_again() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let mut node = machine.start(&[]);
+    for _ in 0..3 {
+        let endpoint = kubelet.registration().await.endpoint;
+        let plugin = kubelet.plugin(&endpoint).await;
+        let mut watch = plugin.list_and_watch().await;
+        assert_eq!(watch.next().await.unwrap().len(), 4);
+        kubelet.end().await;
+        // It wipes the sockets, ours too.
+        kubelet = Kubelet::start(&machine.kubelet());
+    }
+    kubelet.registration().await;
+    assert!(node.is_running());
+    // One that takes it for known and connects to nothing is told once more.
+    kubelet.registration().await;
+}
+
+#[tokio::test]
+async fn resources_follow_the_pools() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let _node = machine.start(&[]);
+    let plugin = kubelet.next_plugin().await;
+    let mut watch = plugin.list_and_watch().await;
+    assert_eq!(watch.next().await.unwrap().len(), 4);
+    std::fs::remove_dir_all(machine.path("kcm/pools/dp/5,7")).unwrap();
+    assert_eq!(watch.next().await.unwrap().len(), 3);
+    machine.add("other!/5,7");
+    let other = kubelet.registration().await;
+    assert_eq!(other.resource_name, "pinfold.io/other");
+    let other = kubelet
+        .plugin(&other.endpoint)
+        .await
+        .list_and_watch()
+        .await
+        .next()
+        .await;
+    assert_eq!(other.unwrap()[0].id, "5_7");
+    std::fs::rename(machine.path("kcm/pools/dp"), machine.path("kcm/dp")).unwrap();
+    assert_eq!(watch.next().await.unwrap(), []);
+    assert_eq!(watch.next().await, None);
+    eventually("the socket is gone", || !machine.socket("dp").exists()).await;
+    assert!(machine.socket("other").exists());
+}
+
+#[tokio::test]
+async fn what_is_no_resource_gets_a_sentence_and_the_others_go_on() {
+    let machine = Machine::with(&["closed!/0", "dash-!/1", "dp!/2", "shared/3"]);
+    machine.put("config.toml", "[pools.closed]\ndoors = [\"annotation\"]\n");
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let config = machine.path("config.toml");
+    let node = machine.start(&["--config", config.to_str().unwrap()]);
+    assert_eq!(kubelet.registration().await.resource_name, "pinfold.io/dp");
+    let log = node.says("allows no pinfold.io/dash-").await;
+    assert!(
+        log.contains("pool closed may not be asked for by CDI device"),
+        "{log}"
+    );
+    for pool in ["closed", "dash-", "shared"] {
+        assert!(!machine.socket(pool).exists(), "{pool}");
+    }
+}
+
+#[tokio::test]
+async fn it_waits_for_a_kubelet_and_says_so_once() {
+    let machine = Machine::with(&DP);
+    let node = machine.start(&[]);
+    let kubelet = machine.kubelet();
+    node.says("there is no kubelet at").await;
+    // Its directory is not there either.
+    node.says("make the socket").await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let log = node.log();
+    assert_eq!(log.matches("there is no kubelet at").count(), 1, "{log}");
+    assert_eq!(log.matches("make the socket").count(), 1, "{log}");
+    let mut kubelet = Kubelet::start(&kubelet);
+    kubelet.registration().await;
+}
+
+#[tokio::test]
+async fn an_older_kubelet_gets_a_sentence() {
+    let machine = Machine::with(&DP);
+    let refusal = "requested API version \"v1beta1\" is not supported by kubelet";
+    let answer = move || Err(Status::unknown(refusal));
+    let mut kubelet = Kubelet::answering(&machine.kubelet(), answer);
+    let mut node = machine.start(&[]);
+    kubelet.registration().await;
+    node.says("the kubelet refuses pinfold.io/dp").await;
+    node.says("Kubernetes 1.10 or later").await;
+    kubelet.registration().await;
+    assert!(node.is_running());
+}
+
+#[tokio::test]
+async fn one_process_at_a_time_and_its_end_leaves_nothing() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let mut first = machine.start(&[]);
+    kubelet.registration().await;
+    let mut second = machine.start(&[]);
+    assert_eq!(second.ended().code(), Some(1));
+    let log = second.log();
+    let who = format!("pinfold-node runs already as process {}", first.pid());
+    assert!(log.contains(&who) && log.contains("--run-dir"), "{log}");
+    for signal in ["TERM", "INT"] {
+        let plugin = kubelet.plugin("pinfold-dp.sock").await;
+        let mut watch = plugin.list_and_watch().await;
+        assert_eq!(watch.next().await.unwrap().len(), 4);
+        first.signal(signal);
+        assert_eq!(first.ended().code(), Some(0), "{}", first.log());
+        // The kubelet is not told that there are none: another process goes on with them.
+        assert_eq!(watch.next().await, None);
+        assert!(!machine.socket("dp").exists());
+        first = machine.start(&[]);
+        kubelet.registration().await;
+    }
+    // One that is killed leaves its socket, and the next has it.
+    first.signal("KILL");
+    first.ended();
+    assert!(machine.socket("dp").exists());
+    let _next = machine.start(&[]);
+    kubelet.registration().await;
+    assert_eq!(
+        kubelet
+            .plugin("pinfold-dp.sock")
+            .await
+            .allocate(&["0-1"])
+            .await
+            .unwrap()
+            .envs
+            .len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_understood_ends_nothing() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let mut node = machine.start(&[]);
+    let endpoint = kubelet.registration().await.endpoint;
+    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    // HEADERS for ALLOCATE without a name table, then DATA that is no protobuf.
+    let path = b"/v1beta1.DevicePlugin/Allocate";
+    let headers = [&[0x83, 0x86, 0x44, 30][..], path, &[0x41, 9], b"localhost"].concat();
+    let frame = |kind: u8, flags: u8, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    };
+    let request = |body: &[u8]| {
+        [
+            preface,
+            settings,
+            &frame(1, 4, &headers),
+            &frame(0, 1, body),
+        ]
+        .concat()
+    };
+    let noise: Vec<u8> = (0..5000u32)
+        .map(|one| (one.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    for bytes in [
+        noise.clone(),
+        [preface, &noise].concat(),
+        [preface, settings, &[0xff; 300]].concat(),
+        request(b"\0\0\0\0\x03\xff\xff\xff"),
+        request(b"\0\xff\xff\xff\xff"),
+        request(b"\x01\0\0\0\x01x"),
+        request(&noise),
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        Vec::new(),
+    ] {
+        let mut stream = UnixStream::connect(machine.socket("dp")).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        // It may hang up before all is written.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    assert!(node.is_running(), "{}", node.log());
+    let plugin = kubelet.plugin(&endpoint).await;
+    assert_eq!(plugin.list_and_watch().await.next().await.unwrap().len(), 4);
+    let many: Vec<String> = (0..9000).map(|id| id.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let refused = plugin.allocate(&many).await.unwrap_err();
+    assert!(refused.message().contains("9000 devices"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_metrics_of_a_node() {
+    let machine = Machine::with(&DP);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let stranger = Sleeper::new();
+    machine.set_tasks("dp/2-3", &[stranger.pid()]);
+    let file = machine.path("node.prom");
+    let to_file = ["--textfile", file.to_str().unwrap()];
+    let node = machine.start(&[&["--metrics", "127.0.0.1:0"], &to_file[..]].concat());
+    let log = node.says("listening on 127.0.0.1:").await;
+    let address = log
+        .split("listening on ")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap();
+    let plugin = kubelet.next_plugin().await;
+    let mut watch = plugin.list_and_watch().await;
+    watch.next().await;
+    plugin.allocate(&["2-3"]).await.unwrap_err();
+    let scrape = || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let lines = [
+        "pinfold_pool_lists{pool=\"dp\",state=\"free\"} 3",
+        "pinfold_pool_lists{pool=\"dp\",state=\"owned\"} 1",
+        "pinfold_pool_lists{pool=\"dp\",state=\"dead\"} 0",
+        "pinfold_kubelet_connected{pool=\"dp\"} 1",
+        "pinfold_refusals_total{reason=\"exhausted\"} 1",
+        "# EOF",
+    ];
+    eventually("all is told", || {
+        let text = scrape();
+        lines
+            .iter()
+            .all(|line| text.lines().any(|one| one == *line))
+    })
+    .await;
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(lines[0]) && !text.contains("# EOF"), "{text}");
+    drop(watch);
+    drop(plugin);
+    eventually("nobody watches", || {
+        scrape().contains("pinfold_kubelet_connected{pool=\"dp\"} 0")
+    })
+    .await;
+    for (arguments, part) in [
+        (["--metrics", address], "listen on"),
+        (["--textfile", "/proc/x"], "/proc/x"),
+    ] {
+        let elsewhere = Machine::with(&DP);
+        let mut other = elsewhere.start(&arguments);
+        assert_eq!(other.ended().code(), Some(1));
+        assert!(other.log().contains(part), "{}", other.log());
+    }
+}
