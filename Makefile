@@ -4,13 +4,31 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build demo test test-faults soak mutants fuzz test-suites bench bench-counts budget test-vm vm-shell support completions packages lint-packages test-packages release-check install uninstall clean
+.PHONY: build node-image lint-kubernetes demo test test-faults soak mutants fuzz test-suites bench bench-counts budget test-vm vm-shell support completions packages lint-packages test-packages release-check install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target $(TARGET)
 	install -D target/$(TARGET)/release/pinfold target/dist/pinfold
 	ln -sf pinfold target/dist/pinfold-runtime
+
+# The image of the DaemonSet in packaging/kubernetes: the static programs, and nothing else.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+node-image: build
+	packaging/install-packages podman
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --package pinfold-node --target $(TARGET)
+	install -D target/$(TARGET)/release/pinfold-node target/dist/image/pinfold-node
+	install target/dist/pinfold target/dist/image/pinfold
+	podman build --file packaging/kubernetes/Containerfile --tag pinfold-node:$(VERSION) target/dist/image
+
+# Do the manifests in packaging/kubernetes follow Kubernetes' schemas, and agree with each other and with the program?
+lint-kubernetes:
+	packaging/install-packages python:ensurepip=python3-venv
+	[ -d target/tools/kubernetes-validate/lib/python3*/site-packages/kubernetes_validate ] || { \
+		/usr/bin/python3 -m venv --clear target/tools/kubernetes-validate && \
+		target/tools/kubernetes-validate/bin/pip install --quiet kubernetes-validate==1.37.0; }
+	cargo test --quiet --locked --workspace --test kubelet --no-run
+	target/tools/kubernetes-validate/bin/python packaging/kubernetes/validate target/debug/pinfold-node
 
 # Three real containers side by side, and one that is refused.
 demo: build

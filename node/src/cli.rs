@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use pinfold::cli::Options;
+use pinfold::engines::Engine;
 
 /// Tells a Kubernetes node's kubelet of Pinfold's CPU lists
 #[derive(Debug, Parser)]
@@ -38,6 +39,16 @@ pub enum Verb {
         for a\n\
         wrong command line.")]
     Run(RunArgs),
+    /// Bring the program pinfold to a host, and make its pools and CDI devices: for the first
+    /// container of a DaemonSet's pod
+    #[command(after_help = "Examples:\n  \
+        pinfold-node install --root /host\n  \
+        pinfold-node install --root /host --config-file /config/config.toml\n  \
+        pinfold-node install --root /host --bin-dir /opt/pinfold/bin --engine containerd\n\n\
+        The program is the one beside pinfold-node. A config.toml on the host that this has not \
+        written stays\n\
+        as it is: exit status 1. Engines that have to be restarted are named, never restarted.")]
+    Install(InstallArgs),
 }
 
 /// `pinfold-node run`
@@ -55,4 +66,30 @@ pub struct RunArgs {
     /// Write the same to this file four times a minute, for node_exporter's textfile directory
     #[arg(long, value_name = "FILE")]
     pub textfile: Option<PathBuf>,
+}
+
+/// `pinfold-node install`
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// The host's root, as it is mounted here
+    #[arg(long, value_name = "DIR")]
+    pub root: PathBuf,
+    /// The program's directory on the host
+    #[arg(long, value_name = "DIR", default_value = "/usr/local/bin")]
+    pub bin_dir: PathBuf,
+    /// Copy this configuration to /etc/pinfold/config.toml, which declares the pools
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// Have this engine use Pinfold by annotations, too, as `pinfold install` does
+    #[arg(long, value_name = "ENGINE", value_parser = engine)]
+    pub engine: Vec<Engine>,
+}
+
+/// An engine of Kubernetes.
+fn engine(word: &str) -> Result<Engine, String> {
+    match word {
+        "containerd" => Ok(Engine::Containerd),
+        "crio" => Ok(Engine::Crio),
+        _ => Err("it must be containerd or crio".to_owned()),
+    }
 }

@@ -6,6 +6,7 @@
 pub mod books;
 pub mod cli;
 pub mod device_plugin;
+pub mod install;
 pub mod metrics;
 pub mod node_lock;
 pub mod run;

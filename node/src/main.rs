@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use pinfold::refusal::Refusal;
 use pinfold::text::{lines, one_line};
 use pinfold_node::cli::{Cli, Verb};
-use pinfold_node::run::run;
+use pinfold_node::{install, run};
 
 /// Refused or failed.
 const FAILED: u8 = 1;
@@ -20,8 +20,11 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let Verb::Run(args) = &cli.verb;
-    let error = match run(args, &cli.options) {
+    let done = match &cli.verb {
+        Verb::Run(args) => run::run(args, &cli.options),
+        Verb::Install(args) => install::run(args),
+    };
+    let error = match done {
         Ok(code) => return code.into(),
         Err(error) => error,
     };

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use pinfold::cpulist::CpuSet;
 use pinfold::placement::{DevicePool, ListDevice, ListDevices};
-use pinfold::pools::Kind;
 use pinfold::refusal::Refusal;
 
 use super::api::{
@@ -47,26 +46,15 @@ pub fn devices(books: &ListDevices, pool: &DevicePool) -> (Vec<Device>, Vec<Refu
     (devices, left_out)
 }
 
-/// Why a pool is no resource; `None` if it is one.
-pub fn not_a_resource(pool: &DevicePool, may_be_asked_for: bool) -> Option<Refusal> {
-    let name = &pool.name;
-    if pool.kind != Kind::Exclusive {
-        // Any number of containers share a list: there is nothing to count.
-        return None;
-    }
-    if !may_be_asked_for {
-        return Some(Refusal::new(
-            format!("pool {name} may not be asked for by CDI device, so it is no resource"),
-            "add cdi to its doors in the configuration, and restart pinfold-node",
-        ));
-    }
-    if resource_name(name).is_none() {
-        return Some(Refusal::new(
-            format!("pool {name} is no resource: Kubernetes allows no {DOMAIN}/{name}"),
+/// Why a pool cannot be a resource; `None` if it can.
+pub fn not_a_resource(pool: &str) -> Option<Refusal> {
+    let no = || {
+        Refusal::new(
+            format!("pool {pool} is no resource: Kubernetes allows no {DOMAIN}/{pool}"),
             "give it a name that ends with a letter or a digit",
-        ));
-    }
-    None
+        )
+    };
+    resource_name(pool).is_none().then(no)
 }
 
 fn device(id: String, list: &ListDevice, has_stranger: bool) -> Device {

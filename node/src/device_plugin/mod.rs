@@ -88,15 +88,22 @@ impl DevicePlugin {
     async fn follow(&mut self, books: &ListDevices) {
         let mut wanted: BTreeMap<&str, Vec<Device>> = BTreeMap::new();
         for pool in &books.pools {
-            let no = not_a_resource(pool, self.reader.is_open(&pool.name));
-            if no.is_none() && pool.kind == Kind::Exclusive {
+            let name = &pool.name;
+            if pool.kind != Kind::Exclusive {
+                // Any number of containers share a list: there is nothing to count.
+                self.said.warn(name, None);
+            } else if !self.reader.is_open(name) {
+                let closed = "may not be asked for by CDI device, as its doors say";
+                if self.said.is_news(name, Some(closed)) {
+                    log::info!("pool {name} is no resource: it {closed}");
+                }
+            } else if let Some(no) = not_a_resource(name) {
+                self.said.warn(name, Some(&no.to_string()));
+            } else {
                 let (devices, left_out) = devices(books, pool);
                 let left_out = left_out.first().map(Refusal::to_string);
-                self.said.warn(&pool.name, left_out.as_deref());
-                wanted.insert(&pool.name, devices);
-            } else {
-                let no = no.map(|no| no.to_string());
-                self.said.warn(&pool.name, no.as_deref());
+                self.said.warn(name, left_out.as_deref());
+                wanted.insert(name, devices);
             }
         }
         let known = self.resources.keys();

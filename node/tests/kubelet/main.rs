@@ -207,7 +207,7 @@ async fn what_is_no_resource_gets_a_sentence_and_the_others_go_on() {
     assert_eq!(kubelet.registration().await.resource_name, "pinfold.io/dp");
     let log = node.says("allows no pinfold.io/dash-").await;
     assert!(
-        log.contains("pool closed may not be asked for by CDI device"),
+        log.contains("pool closed is no resource: it may not"),
         "{log}"
     );
     for pool in ["closed", "dash-", "shared"] {
