@@ -6,9 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use pinfold::cli::Options;
 use pinfold::engines::SHIM;
 use pinfold::files::{self, Durability};
 use pinfold::refusal::Refusal;
+use pinfold::settings::Settings;
 
 use crate::cli::InstallArgs;
 
@@ -25,7 +27,9 @@ const MARK: &str = "# Written by pinfold-node install; what is changed here is l
 /// # Errors
 /// There is no program beside this one; the host's directories cannot be written; its
 /// configuration is somebody else's; the program fails there.
-pub fn run(args: &InstallArgs) -> Result<u8> {
+pub fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
+    // Starts the log.
+    Settings::of_program("pinfold-node", options)?;
     let own = std::env::current_exe().context("find this program")?;
     let root = &args.root;
     let in_root = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
@@ -73,14 +77,14 @@ fn have(program: &Path, arguments: &[&str]) -> Result<(), Refusal> {
 }
 
 fn put_program(program: &Path, directory: &Path) -> Result<()> {
-    let Some(bytes) = files::read_bytes_if_there(program)? else {
-        bail!(Refusal::new(
+    let bytes = bytes_if_there(program)?.ok_or_else(|| {
+        Refusal::new(
             format!("there is no {}", program.display()),
-            "put pinfold beside pinfold-node, as packaging/kubernetes/Containerfile does"
-        ));
-    };
+            "put pinfold beside pinfold-node, as packaging/kubernetes/Containerfile does",
+        )
+    })?;
     let target = directory.join(PROGRAM);
-    if files::read_bytes_if_there(&target)?.as_deref() != Some(&bytes) {
+    if bytes_if_there(&target)?.as_ref() != Some(&bytes) {
         files::replace(&target, &bytes, 0o755, Durability::PowerLoss)?;
         log::info!("{} is another now", target.display());
     }
@@ -90,6 +94,15 @@ fn put_program(program: &Path, directory: &Path) -> Result<()> {
         linked.with_context(|| format!("make the link {}", shim.display()))?;
     }
     Ok(())
+}
+
+/// A program's bytes, however many; `None` if there is none.
+fn bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if files::is_gone(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
 }
 
 fn put_config(path: &Path, text: &str) -> Result<()> {

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     };
     let done = match &cli.verb {
         Verb::Run(args) => run::run(args, &cli.options),
-        Verb::Install(args) => install::run(args),
+        Verb::Install(args) => install::run(args, &cli.options),
     };
     let error = match done {
         Ok(code) => return code.into(),

@@ -142,7 +142,11 @@ impl DevicePlugin {
         let path = self.directory.join(endpoint(pool));
         let about = path.display().to_string();
         let healthy = devices.iter().filter(|device| device.health == HEALTHY);
-        let counts = format!("{} devices, {} healthy", devices.len(), healthy.count());
+        let counts = format!(
+            "devices {}, of them healthy {}",
+            devices.len(),
+            healthy.count()
+        );
         let asked = Asked {
             reader: self.reader.clone(),
             pool: pool.to_owned(),

@@ -287,6 +287,57 @@ async fn one_process_at_a_time_and_its_end_leaves_nothing() {
     );
 }
 
+#[test]
+fn what_it_understands() {
+    let run = |arguments: &[&str]| {
+        let program = std::process::Command::new(env!("CARGO_BIN_EXE_pinfold-node"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = [program.stdout, program.stderr].concat();
+        (program.status.code(), String::from_utf8(said).unwrap())
+    };
+    let captured = Machine::with(&DP);
+    std::fs::remove_file(captured.path("proc")).unwrap();
+    let captured = captured.dir.path().to_str().unwrap();
+    for (arguments, code, part) in [
+        (&["--help"][..], 0, "Example: pinfold-node run"),
+        (
+            &["run", "--help"],
+            0,
+            "pinfold-node run --metrics 127.0.0.1:9470",
+        ),
+        (
+            &["install", "--help"],
+            0,
+            "pinfold-node install --root /host",
+        ),
+        (&["--version"], 0, env!("CARGO_PKG_VERSION")),
+        (&[], 2, "Usage: pinfold-node"),
+        (&["run", "--metrics", "9470"], 2, "invalid value '9470'"),
+        (
+            &["install", "--root", "/x", "--engine", "docker"],
+            2,
+            "containerd or crio",
+        ),
+        (
+            &["install", "--root", "/x", "--bin-dir", "bin"],
+            2,
+            "write the whole path",
+        ),
+        (
+            &["run", "--host-root", captured],
+            2,
+            "looking at a captured",
+        ),
+        (&["run", "--config", "/nowhere"], 1, "/nowhere"),
+    ] {
+        let (ended, said) = run(arguments);
+        assert_eq!(ended, Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(part), "{arguments:?}: {said}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_understood_ends_nothing() {
     let machine = Machine::with(&DP);
