@@ -55,7 +55,7 @@ pub fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
         // An owner may be in the way of one pool: the others are served.
         log::warn!("{refusal}");
     }
-    have(&program, &["cdi"])?;
+    have(&program, &["cdi", "--lists"])?;
     for engine in &args.engine {
         have(&program, &["install", engine.word()])?;
     }

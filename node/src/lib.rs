@@ -4,6 +4,7 @@
 //! `docs/ARCHITECTURE.md` has a section on it.
 
 pub mod books;
+pub mod cdi;
 pub mod cli;
 pub mod device_plugin;
 pub mod install;

@@ -17,11 +17,13 @@ use anyhow::{Error, Result};
 use pinfold::placement::ListDevices;
 use pinfold::pools::Kind;
 use pinfold::refusal::Refusal;
+use pinfold::request::ExactList;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use crate::books::{Books, Reader};
+use crate::cdi;
 use crate::said::Said;
 use crate::status::Status;
 use api::{DIRECTORY, Device, HEALTHY, KUBELET_SOCKET};
@@ -32,6 +34,11 @@ use server::Socket;
 
 /// The time between two looks at the sockets, the kubelet's and ours.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two looks at the CDI file.
+const CDI_PAUSE: Duration = Duration::from_secs(10);
+
+/// What complaints of the CDI file are about: no path and no pool has this name.
+const CDI: &str = "/cdi devices";
 
 /// The resources of a node.
 #[derive(Debug)]
@@ -40,6 +47,8 @@ pub struct DevicePlugin {
     reader: Arc<Reader>,
     status: Arc<Status>,
     resources: BTreeMap<String, Resource>,
+    /// The lists of which the CDI file was kept, and when.
+    kept: Option<(Vec<ExactList>, Instant)>,
     said: Said,
 }
 
@@ -59,6 +68,7 @@ impl DevicePlugin {
             reader,
             status,
             resources: BTreeMap::new(),
+            kept: None,
             said: Said::default(),
         }
     }
@@ -68,6 +78,8 @@ impl DevicePlugin {
         loop {
             let known = books.borrow_and_update().clone();
             if let Some(known) = known {
+                // Before a container can be given a device.
+                self.keep_cdi(&known).await;
                 self.follow(&known).await;
             }
             self.keep_known().await;
@@ -82,6 +94,26 @@ impl DevicePlugin {
         for resource in self.resources.into_values() {
             resource.close().await;
         }
+    }
+
+    /// Has the CDI file tell of these lists.
+    async fn keep_cdi(&mut self, books: &ListDevices) {
+        let lists = books.pools.iter().flat_map(|pool| &pool.lists);
+        let lists: Vec<ExactList> = lists.map(|list| list.exact.clone()).collect();
+        let is_kept = self
+            .kept
+            .as_ref()
+            .is_some_and(|(kept, when)| *kept == lists && when.elapsed() < CDI_PAUSE);
+        if is_kept {
+            return;
+        }
+        let reader = self.reader.clone();
+        let kept = spawn_blocking(move || cdi::keep(reader.site())).await;
+        match kept.map_err(Error::new).and_then(|kept| kept) {
+            Ok(()) => self.said.warn(CDI, None),
+            Err(error) => self.complain(CDI, &error),
+        }
+        self.kept = Some((lists, Instant::now()));
     }
 
     /// Makes the resources those of these pools, with their devices.

@@ -198,6 +198,38 @@ async fn resources_follow_the_pools() {
 }
 
 #[tokio::test]
+async fn the_cdi_devices_are_those_of_the_lists_whoever_changes_the_pools() {
+    let machine = Machine::with(&DP);
+    let kubelet = Kubelet::start(&machine.kubelet());
+    let cdi = machine.path("etc/cdi/pinfold-lists.json");
+    let node = machine.start(&[]);
+    node.says("no CDI file has the devices of single lists")
+        .await;
+    node.says("on this node, `pinfold cdi --lists`").await;
+    assert!(!cdi.exists());
+    machine.write_cdi();
+    let names = || {
+        let text = std::fs::read_to_string(&cdi).unwrap();
+        let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let devices = file["devices"].as_array().unwrap().iter();
+        devices
+            .map(|one| one["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names().len(), 4);
+    // KCM's own tools change pools and write no CDI file.
+    machine.add("other!/3");
+    std::fs::remove_dir_all(machine.path("kcm/pools/dp/2-3")).unwrap();
+    let expected = ["dp.0-1", "dp.4_6", "dp.5_7", "other.3"];
+    eventually("the devices follow", || names() == expected).await;
+    machine.put("etc/cdi/pinfold-lists.json", "{}");
+    machine.add("third!/2");
+    node.says("pinfold-lists.json is there and is not of Pinfold")
+        .await;
+    drop(kubelet);
+}
+
+#[tokio::test]
 async fn what_is_no_resource_gets_a_sentence_and_the_others_go_on() {
     let machine = Machine::with(&["closed!/0", "dash-!/1", "dp!/2", "shared/3"]);
     machine.put("config.toml", "[pools.closed]\ndoors = [\"annotation\"]\n");

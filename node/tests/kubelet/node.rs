@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use pinfold::claims::{Claim, Ledger, OwnerKind, VERSION};
 use pinfold::host::Host;
+use pinfold::install::{DeviceKind, Place, apply, plan_cdi};
 use pinfold::names::Names;
+use pinfold::placement::Site;
 use pinfold::process::{Process, boot_id};
 
 use crate::fake::PATIENCE;
@@ -111,11 +113,34 @@ impl Machine {
             tuning: Default::default(),
             unit_settings: Vec::new(),
             is_slow: false,
+            is_exact: false,
             since: 1,
         };
         let ledger = Ledger::open(&self.path("run")).unwrap();
         ledger.write(&claim).unwrap();
         self.set_tasks(list, &[process]);
+    }
+
+    /// Writes the CDI file of its lists, as `pinfold cdi --lists` does.
+    pub(crate) fn write_cdi(&self) {
+        let host = Host::new(self.dir.path());
+        let conf_dir = self.path("kcm");
+        let site = Site {
+            conf_dir: conf_dir.clone(),
+            run_dir: self.path("run"),
+            patience: Duration::ZERO,
+            deadline: None,
+            usage: None,
+            last: None,
+            options: Default::default(),
+            host,
+        };
+        let place = Place {
+            hook_options: vec!["--conf-dir".to_owned(), conf_dir.display().to_string()],
+            ..Place::default_on(&site.host)
+        };
+        let program = "/usr/local/bin/pinfold";
+        apply(&plan_cdi(&site, &place, DeviceKind::Lists, program).unwrap()).unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
