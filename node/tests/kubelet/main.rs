@@ -319,6 +319,26 @@ async fn one_process_at_a_time_and_its_end_leaves_nothing() {
     );
 }
 
+#[tokio::test]
+async fn a_socket_of_somebody_else_is_left_alone() {
+    let machine = Machine::with(&["dp!/0", "other!/1"]);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let theirs = std::os::unix::net::UnixListener::bind(machine.socket("dp")).unwrap();
+    std::fs::write(machine.socket("other"), "").unwrap();
+    let node = machine.start(&[]);
+    node.says("pinfold-dp.sock: end that one").await;
+    node.says("pinfold-other.sock is there and is not a socket")
+        .await;
+    // Whoever ended without removing it needs it no more.
+    drop(theirs);
+    assert_eq!(kubelet.registration().await.resource_name, "pinfold.io/dp");
+    std::fs::remove_file(machine.socket("other")).unwrap();
+    assert_eq!(
+        kubelet.registration().await.resource_name,
+        "pinfold.io/other"
+    );
+}
+
 #[test]
 fn what_it_understands() {
     let run = |arguments: &[&str]| {
