@@ -57,9 +57,10 @@ impl Metrics {
             ticks.tick().await;
             let (metrics, to) = (self.clone(), path.clone());
             let written = spawn_blocking(move || metrics.write(&to)).await;
-            let written = written.map_err(anyhow::Error::new).and_then(|done| done);
-            let complaint = written.err().map(|error| format!("{error:#}"));
-            said.warn("textfile", complaint.as_deref());
+            match written.map_err(anyhow::Error::new).and_then(|done| done) {
+                Ok(()) => said.warn("textfile", None),
+                Err(error) => said.warn_of("textfile", &error),
+            }
         }
     }
 

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Error;
+use pinfold::refusal::Refusal;
+
 /// What was complained of, by what it is about.
 #[derive(Debug, Default)]
 pub struct Said(BTreeMap<String, String>);
@@ -24,6 +27,20 @@ impl Said {
         }
     }
 
+    /// Logs an error, if what to do about it is news: its own text can hold the name of a file that
+    /// is another each time.
+    pub fn warn_of(&mut self, about: &str, error: &Error) {
+        if let Some(refusal) = self.news_of(about, error) {
+            log::warn!("{refusal}");
+        }
+    }
+
+    fn news_of(&mut self, about: &str, error: &Error) -> Option<Refusal> {
+        let refusal = Refusal::of(error);
+        self.is_news(about, Some(&refusal.remedy))
+            .then_some(refusal)
+    }
+
     /// Forgets all about what `is_there` does not know any more.
     pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
         self.0.retain(|about, _| is_there(about));
@@ -33,6 +50,22 @@ impl Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_news_by_what_to_do_about_it() {
+        let mut said = Said::default();
+        let error = |code, path: &str| {
+            Error::new(std::io::Error::from_raw_os_error(code)).context(path.to_owned())
+        };
+        for (code, path, is_news) in [
+            (nix::libc::EROFS, "replace .x.abc-0", true),
+            (nix::libc::EROFS, "replace .x.def-0", false),
+            (nix::libc::ENOSPC, "replace .x.ghi-0", true),
+        ] {
+            let news = said.news_of("x", &error(code, path));
+            assert_eq!(news.is_some(), is_news, "{path}");
+        }
+    }
 
     #[test]
     fn a_complaint_is_news_once_and_again_after_it_was_gone() {

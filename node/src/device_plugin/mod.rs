@@ -111,7 +111,7 @@ impl DevicePlugin {
         let kept = spawn_blocking(move || cdi::keep(reader.site())).await;
         match kept.map_err(Error::new).and_then(|kept| kept) {
             Ok(()) => self.said.warn(CDI, None),
-            Err(error) => self.complain(CDI, &error),
+            Err(error) => self.said.warn_of(CDI, &error),
         }
         self.kept = Some((lists, Instant::now()));
     }
@@ -194,7 +194,7 @@ impl DevicePlugin {
                 };
                 self.resources.insert(pool.to_owned(), resource);
             }
-            Err(error) => self.complain(&about, &error),
+            Err(error) => self.said.warn_of(&about, &error),
         }
     }
 
@@ -216,7 +216,7 @@ impl DevicePlugin {
                 None
             }
             Err(error) => {
-                self.complain(&about, &error);
+                self.said.warn_of(&about, &error);
                 None
             }
         };
@@ -245,17 +245,12 @@ impl DevicePlugin {
         }
         for (about, error) in refused {
             match error {
-                Some(error) => self.complain(&about, &error),
+                Some(error) => self.said.warn_of(&about, &error),
                 None => self.said.warn(&about, None),
             }
         }
         self.status
             .keep_kubelet(|pool| self.resources.contains_key(pool));
-    }
-
-    fn complain(&mut self, about: &str, error: &Error) {
-        let complaint = Refusal::of(error).to_string();
-        self.said.warn(about, Some(&complaint));
     }
 }
 
