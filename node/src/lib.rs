@@ -10,6 +10,7 @@ pub mod device_plugin;
 pub mod install;
 pub mod metrics;
 pub mod node_lock;
+pub mod nri;
 pub mod run;
 pub mod said;
 pub mod status;

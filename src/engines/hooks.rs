@@ -29,20 +29,28 @@ pub enum Whom {
     Everybody,
 }
 
+/// The arguments of the hook for a stage; the first is the name by which it is called. `options`
+/// are further options for it.
+pub fn arguments(stage: &str, engine: Option<Engine>, options: &[String]) -> Vec<String> {
+    let engine = engine.iter().flat_map(|engine| ["--engine", engine.word()]);
+    let words = ["pinfold", "hook", stage].into_iter().chain(engine);
+    let words = words.chain(options.iter().map(String::as_str));
+    words.map(str::to_owned).collect()
+}
+
 /// The text of the hook file for a stage. `more` are further options of the hook.
 pub fn file(stage: &str, pinfold: &str, engine: Engine, whom: Whom, more: &[String]) -> String {
-    let args = ["pinfold", "hook", stage, "--engine", engine.word()];
     let (default_pool, when) = match whom {
         Whom::Annotated => (None, json!({"annotations": {"^pinfold\\.io/": ".*"}})),
         Whom::Everybody => (Some(DEFAULT_POOL), json!({"always": true})),
     };
-    let options = default_pool.into_iter();
-    let options = options.chain(more.iter().map(String::as_str));
+    let options = default_pool.map(str::to_owned).into_iter();
+    let options: Vec<String> = options.chain(more.iter().cloned()).collect();
     let file = json!({
         "version": "1.0.0",
         "hook": {
             "path": pinfold,
-            "args": args.into_iter().chain(options).collect::<Vec<_>>(),
+            "args": arguments(stage, Some(engine), &options),
             "timeout": TIMEOUT,
         },
         "when": when,

@@ -1,0 +1,312 @@
+//! What a container that asks for CPUs by annotations is to get: our hooks, and the annotations
+//! that they read. Pure.
+
+use std::collections::BTreeMap;
+
+use pinfold::engines::Engine;
+use pinfold::engines::hooks::{TIMEOUT, arguments};
+use pinfold::names::Names;
+use pinfold::oci::{Config, Id, STAGES};
+use pinfold::refusal::Refusal;
+use pinfold::request::{self, PREFIX, Request};
+use serde_json::{Map, Value, json};
+
+use super::api::{Container, ContainerAdjustment, Hook, Hooks, Int, PodSandbox};
+
+/// Options of a hook that asks by itself, as those of devices do.
+const ASKING: [&str; 2] = ["--device", "--list"];
+
+/// How a container's hooks are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookProgram {
+    /// The path of `pinfold`, as the container's runtime sees it.
+    pub path: String,
+    /// Options for it, which say where the pools are.
+    pub options: Vec<String>,
+}
+
+impl HookProgram {
+    fn hook(&self, stage: &str, engine: Option<Engine>) -> Hook {
+        Hook {
+            path: self.path.clone(),
+            args: arguments(stage, engine, &self.options),
+            timeout: Some(Int {
+                value: TIMEOUT.into(),
+            }),
+        }
+    }
+
+    fn hooks(&self, engine: Option<Engine>) -> Hooks {
+        let [create_runtime, poststop] = STAGES.map(|stage| vec![self.hook(stage, engine)]);
+        Hooks {
+            create_runtime,
+            poststop,
+            ..Hooks::default()
+        }
+    }
+}
+
+/// A container of a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// The pod; `None` where the engine tells nothing of it.
+    pub pod: Option<&'a PodSandbox>,
+    /// The container.
+    pub container: &'a Container,
+}
+
+impl Member<'_> {
+    /// The annotations of ours, of the pod and of the container; the container's win.
+    fn asking_annotations(&self) -> BTreeMap<String, String> {
+        let of_pod = self.pod.iter().flat_map(|pod| &pod.annotations);
+        let all = of_pod.chain(&self.container.annotations);
+        let ours = all.filter(|(key, _)| key.starts_with(PREFIX));
+        ours.map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// What it asks for, read as a hook would that sees the same annotations. The marks that an
+    /// engine makes of its name and kind are the container's alone: a pod's author could write
+    /// others.
+    ///
+    /// # Errors
+    /// It asks for what is refused whatever the pools are.
+    pub fn request(&self) -> Result<Option<Request>, Refusal> {
+        let mut annotations = self.asking_annotations();
+        if annotations.is_empty() {
+            return Ok(None);
+        }
+        let marks = self.container.annotations.iter();
+        let marks = marks.filter(|(key, _)| request::is_ours(key));
+        annotations.extend(marks.map(|(key, value)| (key.clone(), value.clone())));
+        request::from_annotations(&annotations)
+    }
+
+    /// What is to be added to it; `None` where it asks for nothing, or what asks is there already.
+    ///
+    /// # Errors
+    /// It asks for what is refused whatever the pools are.
+    pub fn adjustment(
+        &self,
+        program: &HookProgram,
+        engine: Option<Engine>,
+    ) -> Result<Option<ContainerAdjustment>, Refusal> {
+        if self.request()?.is_none() {
+            return Ok(None);
+        }
+        let config = Config::of(Map::new(), self.hooks_as_json());
+        let there = config.pinning_hooks();
+        let asks_itself = |options: &Vec<&str>| options.iter().any(|word| ASKING.contains(word));
+        if there.iter().any(asks_itself) {
+            return Ok(None);
+        }
+        // A handler's own hooks may not be shown the annotations.
+        Ok(Some(ContainerAdjustment {
+            annotations: self.asking_annotations(),
+            hooks: there.is_empty().then(|| program.hooks(engine)),
+        }))
+    }
+
+    /// Its hooks at which one of ours would pin it, in the form of OCI's `config.json`.
+    fn hooks_as_json(&self) -> Value {
+        let hooks = self.container.hooks.as_ref();
+        let stage = |of: fn(&Hooks) -> &Vec<Hook>| -> Vec<Value> {
+            let hooks = hooks.into_iter().flat_map(of);
+            hooks.map(|hook| json!({"args": hook.args})).collect()
+        };
+        json!({
+            "prestart": stage(|hooks| &hooks.prestart),
+            "createRuntime": stage(|hooks| &hooks.create_runtime),
+        })
+    }
+
+    /// Its names, where they are as Kubernetes makes them.
+    pub fn names(&self, engine: Option<Engine>) -> Names {
+        let plain = |name: &str| {
+            let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+            let is_name = (1..=253).contains(&name.len()) && name.bytes().all(is_plain);
+            is_name.then(|| name.to_owned())
+        };
+        Names {
+            engine: engine.map(|engine| engine.word().to_owned()),
+            name: plain(&self.container.name),
+            pod: self.pod.and_then(|pod| plain(&pod.name)),
+            namespace: self.pod.and_then(|pod| plain(&pod.namespace)),
+            unit: None,
+        }
+    }
+
+    /// The container as a sentence names it.
+    pub fn shown(&self) -> String {
+        self.names(None).with_id(&Id::shown(&self.container.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pairs `key=value`; a key without a domain gets ours.
+    fn annotations(words: &str) -> BTreeMap<String, String> {
+        let pair = |word: &str| {
+            let (key, value) = word.split_once('=').unwrap();
+            let prefix = if key.starts_with("io.") { "" } else { PREFIX };
+            (format!("{prefix}{key}"), value.to_owned())
+        };
+        words.split_whitespace().map(pair).collect()
+    }
+
+    fn program() -> HookProgram {
+        HookProgram {
+            path: "/opt/pinfold".into(),
+            options: vec!["--conf-dir".into(), "/k".into()],
+        }
+    }
+
+    /// What a container `web` gets, by the pod's and its own annotations and its hooks.
+    fn adjustment(
+        of_pod: &str,
+        own: &str,
+        hooks: Option<Hooks>,
+    ) -> Result<Option<ContainerAdjustment>, Refusal> {
+        let pod = PodSandbox {
+            annotations: annotations(of_pod),
+            ..PodSandbox::default()
+        };
+        let own = format!("{own} io.kubernetes.cri.container-name=web");
+        let container = Container {
+            annotations: annotations(&own),
+            hooks,
+            ..Container::default()
+        };
+        let member = Member {
+            pod: Some(&pod),
+            container: &container,
+        };
+        member.adjustment(&program(), Some(Engine::Containerd))
+    }
+
+    fn hook(words: &str) -> Hook {
+        Hook {
+            args: words.split(' ').map(str::to_owned).collect(),
+            ..Hook::default()
+        }
+    }
+
+    #[test]
+    fn who_asks_by_annotation_gets_hooks_and_annotations_and_nobody_else_anything() {
+        for (pod, own, expected) in [
+            ("", "", None),
+            ("pool.db=dp", "", None),
+            ("pool=none lists=2", "", None),
+            ("pool=dp pool.web=none", "", None),
+            ("pool=dp", "io.kubernetes.cri.container-type=sandbox", None),
+            ("pool=dp", "", Some("pool=dp")),
+            // Another's marks in the pod's annotations name nobody.
+            ("pool.db=dp io.kubernetes.cri.container-name=db", "", None),
+            (
+                "pool=dp pool.web=fast io.other=y",
+                "",
+                Some("pool=dp pool.web=fast"),
+            ),
+            ("pool=dp", "pool=fast", Some("pool=fast")),
+            ("", "pool=dp cpus=2", Some("pool=dp cpus=2")),
+        ] {
+            let adjusted = adjustment(pod, own, None).unwrap();
+            let seen = adjusted.as_ref().map(|one| one.annotations.clone());
+            assert_eq!(seen, expected.map(annotations), "{pod} {own}");
+            let hooks = adjusted.and_then(|one| one.hooks);
+            let Some(hooks) = hooks else {
+                assert_eq!(expected, None);
+                continue;
+            };
+            let words = |hooks: &[Hook]| hooks[0].args.join(" ");
+            let rest = "--engine containerd --conf-dir /k";
+            assert_eq!(
+                words(&hooks.create_runtime),
+                format!("pinfold hook createRuntime {rest}")
+            );
+            assert_eq!(
+                words(&hooks.poststop),
+                format!("pinfold hook poststop {rest}")
+            );
+            assert_eq!(hooks.create_runtime[0].path, "/opt/pinfold");
+            assert_eq!(hooks.poststop[0].timeout, Some(Int { value: 30 }));
+            assert!(hooks.prestart.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_asked_for_is_refused_with_the_key() {
+        for (words, part) in [
+            ("pool=../etc", "pinfold.io/pool"),
+            ("poool=dp", "pinfold.io/poool"),
+            ("pool=dp lists=1 cpus=1", "exclude"),
+            ("lists=2", "pinfold.io/lists"),
+        ] {
+            let refusal = adjustment(words, "", None).unwrap_err();
+            assert!(refusal.what.contains(part), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn hooks_that_are_there_are_not_added_again() {
+        let with = |words: &str| Hooks {
+            create_runtime: vec![hook("other x"), hook(words)],
+            ..Hooks::default()
+        };
+        for (hooks, has_annotations, has_hooks) in [
+            (
+                with("pinfold hook createRuntime --engine crio"),
+                true,
+                false,
+            ),
+            (with("pinfold hook createRuntime --device dp"), false, false),
+            (with("pinfold hook createRuntime --list dp"), false, false),
+            (with("nvidia hook createRuntime"), true, true),
+            (
+                Hooks {
+                    prestart: vec![hook("pinfold hook prestart")],
+                    ..Hooks::default()
+                },
+                true,
+                false,
+            ),
+            // A poststop alone pins nobody.
+            (
+                Hooks {
+                    poststop: vec![hook("pinfold hook poststop")],
+                    ..Hooks::default()
+                },
+                true,
+                true,
+            ),
+        ] {
+            let adjusted = adjustment("pool=dp", "", Some(hooks.clone())).unwrap();
+            let seen = adjusted.map(|one| (!one.annotations.is_empty(), one.hooks.is_some()));
+            let expected = (has_annotations || has_hooks).then_some((has_annotations, has_hooks));
+            assert_eq!(seen, expected, "{hooks:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_none_of_kubernetes_are_left_out() {
+        let pod = PodSandbox {
+            name: "web\u{202e}".into(),
+            namespace: "telco".into(),
+            ..PodSandbox::default()
+        };
+        let container = Container {
+            id: "a\nb".into(),
+            name: "c0".into(),
+            ..Container::default()
+        };
+        let member = Member {
+            pod: Some(&pod),
+            container: &container,
+        };
+        assert_eq!(member.shown(), "c0 (\"a\\nb\")");
+        let names = member.names(Some(Engine::Crio));
+        assert_eq!((names.pod, names.namespace), (None, Some("telco".into())));
+    }
+}
