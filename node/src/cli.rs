@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use pinfold::cli::Options;
 use pinfold::engines::Engine;
 
-/// Tells a Kubernetes node's kubelet of Pinfold's CPU lists
+/// Tells a Kubernetes node's kubelet and engine of Pinfold's CPU lists
 #[derive(Debug, Parser)]
 #[command(
     name = "pinfold-node",
@@ -27,10 +27,11 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Serve the kubelet of this machine, until SIGTERM or SIGINT
+    /// Serve this machine's kubelet, its engine by NRI, or both, until SIGTERM or SIGINT
     #[command(after_help = "Examples:\n  \
         pinfold-node run\n  \
         pinfold-node run --metrics 127.0.0.1:9470\n  \
+        pinfold-node run --device-plugin --nri --bin-dir /usr/local/bin\n  \
         pinfold-node run --textfile /var/lib/prometheus/node-exporter/pinfold-node.prom\n  \
         pinfold-node run --kubelet-dir /var/lib/k0s/kubelet --conf-dir /etc/kcm\n\n\
         Each exclusive pool is a resource of the node, pinfold.io/POOL, and each of its CPU lists \
@@ -54,9 +55,18 @@ pub enum Verb {
 /// `pinfold-node run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Be a device plugin
+    /// Be a device plugin, as without --nri
     #[arg(long)]
     pub device_plugin: bool,
+    /// Be an NRI plugin of the engine, for pods that ask by annotation
+    #[arg(long)]
+    pub nri: bool,
+    /// The engine's NRI socket [default: /var/run/nri/nri.sock]
+    #[arg(long, value_name = "FILE", requires = "nri")]
+    pub nri_socket: Option<PathBuf>,
+    /// The directory of pinfold, as the engine sees it, for hooks [default: that of pinfold-node]
+    #[arg(long, value_name = "DIR", requires = "nri")]
+    pub bin_dir: Option<PathBuf>,
     /// The kubelet's directory, as its --root-dir names it [default: /var/lib/kubelet]
     #[arg(long, value_name = "DIR")]
     pub kubelet_dir: Option<PathBuf>,

@@ -4,9 +4,11 @@
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pinfold::cli::Options;
 use pinfold::commands::metrics::Listener;
+use pinfold::engines::Programs;
+use pinfold::refusal::Refusal;
 use pinfold::settings::Settings;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +21,8 @@ use crate::cli::RunArgs;
 use crate::device_plugin::DevicePlugin;
 use crate::metrics::Metrics;
 use crate::node_lock::NodeLock;
+use crate::nri;
+use crate::nri::pin::HookProgram;
 use crate::status::Status;
 
 /// The kubelet's directory unless it is told another (kubelet: `--root-dir`).
@@ -34,24 +38,61 @@ const GRACE: Duration = Duration::from_secs(5);
 pub fn run(args: &RunArgs, options: &Options) -> Result<u8> {
     let settings = Settings::of_program("pinfold-node", options)?;
     let reader = Arc::new(Reader::of(&settings)?);
+    let engine = match args.nri {
+        true => Some(nri_options(args, options, &settings)?),
+        false => None,
+    };
     // Before anything is opened that the other process uses.
     let lock = NodeLock::take(reader.run_dir())?;
     let scrapes = args.metrics.map(Listener::bind).transpose()?;
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start")?;
-    runtime.block_on(serve(args, reader, scrapes))?;
+    runtime.block_on(serve(args, reader, scrapes, engine))?;
     // What still waits for a disk is not waited for.
     runtime.shutdown_background();
     drop(lock);
     Ok(0)
 }
 
-async fn serve(args: &RunArgs, reader: Arc<Reader>, scrapes: Option<Listener>) -> Result<()> {
+/// What the NRI plugin has to know.
+fn nri_options(args: &RunArgs, options: &Options, settings: &Settings) -> Result<nri::Options> {
+    let site = settings.site();
+    let path = match &args.bin_dir {
+        // It need not be there for us: this may be a container.
+        Some(dir) => {
+            ensure!(
+                dir.is_absolute(),
+                Refusal::usage("--bin-dir is relative", "write the whole path")
+            );
+            let path = dir.join("pinfold");
+            let text = path.to_str().map(str::to_owned);
+            text.with_context(|| format!("{} is not UTF-8", path.display()))?
+        }
+        None => Programs::find(&site.host, None)?.pinfold,
+    };
+    let socket = args.nri_socket.clone();
+    Ok(nri::Options {
+        socket: socket.unwrap_or_else(|| site.host.path(nri::SOCKET)),
+        program: HookProgram {
+            path,
+            options: settings.device_options(options)?,
+        },
+        run_dir: site.run_dir.clone(),
+    })
+}
+
+async fn serve(
+    args: &RunArgs,
+    reader: Arc<Reader>,
+    scrapes: Option<Listener>,
+    engine: Option<nri::Options>,
+) -> Result<()> {
     // First of all: a signal from now on ends it cleanly.
     let ended = ended()?;
     let (end, stop) = watch::channel(false);
     let (reading, stop_reading) = mpsc::channel();
-    let status = Arc::new(Status::default());
+    let of_nri = engine.is_some().then(Arc::<nri::Status>::default);
+    let status = Arc::new(Status::new(of_nri.clone()));
     let metrics = Metrics::new(reader.clone(), status.clone());
     if let Some(listener) = scrapes {
         metrics.clone().serve(listener)?;
@@ -63,11 +104,20 @@ async fn serve(args: &RunArgs, reader: Arc<Reader>, scrapes: Option<Listener>) -
         beside.spawn(metrics.keep_written(path.clone()));
     }
     let mut parts = JoinSet::new();
-    let books = books::watch(reader.clone(), stop_reading)?;
-    let default = || reader.site().host.path(KUBELET);
-    let kubelet = args.kubelet_dir.clone().unwrap_or_else(default);
-    let plugin = DevicePlugin::new(&kubelet, reader, status);
-    parts.spawn(plugin.run(books, stop));
+    if let (Some(engine), Some(of_nri)) = (engine, of_nri) {
+        let mut stop = stop.clone();
+        let stopped = async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        parts.spawn(nri::run(engine, of_nri, stopped));
+    }
+    if args.device_plugin || !args.nri {
+        let books = books::watch(reader.clone(), stop_reading)?;
+        let default = || reader.site().host.path(KUBELET);
+        let kubelet = args.kubelet_dir.clone().unwrap_or_else(default);
+        let plugin = DevicePlugin::new(&kubelet, reader, status);
+        parts.spawn(plugin.run(books, stop));
+    }
     let failed = tokio::select! {
         () = ended => None,
         part = parts.join_next() => part.and_then(Result::err),

@@ -22,7 +22,7 @@ use crate::install::{
 use crate::outside;
 use crate::placement::{Site, live_claims};
 use crate::refusal::Refusal;
-use crate::settings::Settings;
+use crate::settings::{Settings, hook_options};
 use crate::text::{Shown, lines, one_line, shell_word};
 
 pub(super) fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
@@ -61,7 +61,7 @@ fn planned(args: &InstallArgs, options: &Options, settings: &Settings) -> Result
             }
             let mut plan = plan(engine, &place, &programs)?;
             if !args.place.user {
-                let options = device_options(options, settings)?;
+                let options = settings.device_options(options)?;
                 let site = settings.site();
                 plan.and(plan_engine_devices(
                     site,
@@ -73,7 +73,7 @@ fn planned(args: &InstallArgs, options: &Options, settings: &Settings) -> Result
             plan
         }
         None => {
-            place.hook_options = device_options(options, settings)?;
+            place.hook_options = settings.device_options(options)?;
             let kind = device_kind(args.place.target);
             plan_cdi(settings.site(), &place, kind, &programs.pinfold)?
         }
@@ -300,36 +300,6 @@ fn missing_pools(place: &Place<'_>, site: &Site) -> Option<String> {
     looked.is_err_and(|error| files::is_gone(&error)).then(|| {
         format!("there are no pools yet: `pinfold init --conf-dir {conf} --run-dir {run}`")
     })
-}
-
-/// The options of this command that hooks need too: an engine gives hooks no environment.
-fn hook_options(options: &Options) -> Result<Vec<String>> {
-    let mut words = Vec::new();
-    for (option, path) in [
-        ("--conf-dir", &options.conf_dir),
-        ("--run-dir", &options.run_dir),
-        ("--config", &options.config),
-    ] {
-        if let Some(path) = path {
-            let path = std::path::absolute(path)?;
-            let path = path
-                .to_str()
-                .with_context(|| format!("{} is not UTF-8", path.display()))?;
-            words.extend([option.to_owned(), path.to_owned()]);
-        }
-    }
-    Ok(words)
-}
-
-/// The options of devices' hooks. They name the pools unless these are at the default place, so
-/// that other pools never replace them.
-fn device_options(options: &Options, settings: &Settings) -> Result<Vec<String>> {
-    let site = settings.site();
-    let mut words = hook_options(options)?;
-    if options.conf_dir.is_none() && site.conf_dir != site.host.default_conf_dir() {
-        words.extend(["--conf-dir".to_owned(), site.conf_dir.display().to_string()]);
-    }
-    Ok(words)
 }
 
 /// Prints the changes, or makes them and says what is left to do.

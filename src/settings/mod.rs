@@ -1,7 +1,10 @@
 //! The settings of every verb, each taken from an option, the environment, the file or a default.
 
+mod hooks;
 mod log_line;
 pub mod news;
+
+pub use hooks::hook_options;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -96,7 +96,11 @@ impl Member<'_> {
         }
         let config = Config::of(Map::new(), self.hooks_as_json());
         let there = config.pinning_hooks();
-        let asks_itself = |options: &Vec<&str>| options.iter().any(|word| ASKING.contains(word));
+        let is_asking = |word: &&str| {
+            let (option, _) = word.split_once('=').unwrap_or((word, ""));
+            ASKING.contains(&option)
+        };
+        let asks_itself = |options: &Vec<&str>| options.iter().any(is_asking);
         if there.iter().any(asks_itself) {
             return Ok(None);
         }
@@ -262,7 +266,7 @@ mod tests {
                 false,
             ),
             (with("pinfold hook createRuntime --device dp"), false, false),
-            (with("pinfold hook createRuntime --list dp"), false, false),
+            (with("pinfold hook createRuntime --list=dp:1"), false, false),
             (with("nvidia hook createRuntime"), true, true),
             (
                 Hooks {

@@ -367,6 +367,12 @@ fn what_it_understands() {
         (&["--version"], 0, env!("CARGO_PKG_VERSION")),
         (&[], 2, "Usage: pinfold-node"),
         (&["run", "--metrics", "9470"], 2, "invalid value '9470'"),
+        (&["run", "--nri-socket", "/x"], 2, "--nri"),
+        (
+            &["run", "--nri", "--bin-dir", "bin"],
+            2,
+            "write the whole path",
+        ),
         (
             &["install", "--root", "/x", "--engine", "docker"],
             2,
