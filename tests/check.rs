@@ -1627,3 +1627,65 @@ fn the_kubelets_cpu_manager() {
     let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
     assert!(text.contains("leaves CPUs alone"), "{text}");
 }
+
+/// Appends to containerd's configuration.
+fn containerd_says(machine: &Machine, more: &str) {
+    let path = "etc/containerd/config.toml";
+    let text = fs::read_to_string(machine.path(path)).unwrap();
+    machine.put(path, &format!("{text}\n{more}\n"));
+}
+
+#[test]
+fn nri_fails_open_unless_the_engine_requires_the_plugin() {
+    const SERVED: (&str, &str) = ("proc/77/cmdline", "/usr/bin/pinfold-node\0run\0--nri\0");
+    const NRI: &str = "[plugins.\"io.containerd.nri.v1.nri\"]\n";
+    const VALIDATOR: &str = "[plugins.\"io.containerd.nri.v1.nri\".default_validator]\n\
+                             enable = true\n";
+    let requires = |m: &Machine| {
+        containerd_says(m, &format!("{VALIDATOR}required_plugins = [\"pinfold\"]"));
+    };
+    broken_and_mended(
+        |m| m.put(SERVED.0, SERVED.1),
+        "warning nri",
+        "NRI fails open",
+        &[&requires],
+    );
+    broken_and_mended(
+        |m| {
+            m.put(SERVED.0, SERVED.1);
+            requires(m);
+            containerd_says(m, &format!("{NRI}disable = true"));
+        },
+        "fault nri",
+        "has NRI off",
+        &[&|m| {
+            m.edit(
+                "etc/containerd/config.toml",
+                "disable = true",
+                "disable = false",
+            )
+        }],
+    );
+    broken_and_mended(
+        |m| {
+            m.put(SERVED.0, SERVED.1);
+            requires(m);
+            let rejecting = "reject_oci_hook_adjustment = true\nrequired_plugins";
+            m.edit("etc/containerd/config.toml", "required_plugins", rejecting);
+        },
+        "fault nri",
+        "refuses each container",
+        &[&|m| {
+            let fine = "reject_oci_hook_adjustment = false";
+            let bad = "reject_oci_hook_adjustment = true";
+            m.edit("etc/containerd/config.toml", bad, fine);
+        }],
+    );
+    // Where nobody serves it, it is nobody's concern.
+    let machine = all_is_well();
+    machine.put(
+        "proc/77/cmdline",
+        "/usr/bin/pinfold-node\0run\0--device-plugin\0",
+    );
+    assert_eq!(machine.findings(&[]).0, [""; 0]);
+}

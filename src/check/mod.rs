@@ -10,6 +10,7 @@ mod hooks;
 mod isolation;
 mod kubelet;
 mod machine;
+mod nri;
 mod pools;
 mod rules;
 mod trial;
@@ -163,6 +164,7 @@ pub fn check(scope: &Scope<'_>) -> Vec<Finding> {
     pools::check(scope.site, &mut report);
     upkeep::check(scope, &mut report);
     let have_shim = engines::check(scope, &mut report);
+    nri::check(scope, &mut report);
     rules::check(scope, &have_shim, &mut report);
     default_pool::check(scope, &mut report);
     confine::check(scope, &mut report);

@@ -120,6 +120,11 @@ impl ContainerdFile {
         table(self) == table(other)
     }
 
+    /// What is at a path; `None` where the file does not say.
+    pub(super) fn setting(&self, path: &[&str]) -> Option<&Item> {
+        find(self.document.as_table(), path)
+    }
+
     /// The handler of this name.
     pub fn handler(&self, name: &str) -> Option<Handler> {
         let table = self.handler_table(name)?;
@@ -440,7 +445,7 @@ fn set(table: &mut dyn TableLike, key: &str, mut value: Value) -> bool {
     !is_same
 }
 
-fn strings(item: Option<&Item>) -> Vec<String> {
+pub(super) fn strings(item: Option<&Item>) -> Vec<String> {
     let array = item.and_then(Item::as_array);
     let texts = array.iter().flat_map(|array| array.iter());
     texts

@@ -6,6 +6,7 @@ pub mod containerd;
 pub mod crio;
 pub mod docker;
 pub mod hooks;
+pub mod nri;
 pub mod podman;
 mod toml_text;
 
