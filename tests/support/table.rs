@@ -7,7 +7,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-const DOORS: [&str; 3] = ["hooks", "shim", "cdi"];
+const DOORS: [&str; 4] = ["hooks", "shim", "cdi", "nri"];
 const PROGRAMS: [&str; 7] = [
     "systemd",
     "runc",

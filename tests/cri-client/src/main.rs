@@ -6,24 +6,25 @@
 //! cri-client SOCKET run-pod POD                  prints the pod sandbox's id
 //! cri-client SOCKET create SANDBOX POD CONTAINER prints the container's id
 //! cri-client SOCKET start|stop|remove CONTAINER  stop gives it no time
+//! cri-client SOCKET update CONTAINER RESOURCES   changes its CPUs or shares
 //! cri-client SOCKET status CONTAINER             prints what the engine knows of it, as JSON
 //! cri-client SOCKET exec CONTAINER COMMAND…      prints what the command printed
 //! cri-client SOCKET stop-pod|remove-pod SANDBOX
 //! ```
 //!
-//! POD and CONTAINER are JSON on the command line, in the form of [`Pod`] and [`Container`]. What
-//! the engine refuses goes to standard error, and the exit status is 1.
+//! POD, CONTAINER and RESOURCES are JSON on the command line, in the form of [`Pod`], [`Container`]
+//! and [`Resources`]. What the engine refuses goes to standard error, and the exit status is 1.
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest,
-    ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig,
+    CdiDevice, ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest,
+    ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
     NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest,
     RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    StopPodSandboxRequest, UpdateContainerResourcesRequest,
 };
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -55,6 +56,18 @@ struct Container {
     annotations: HashMap<String, String>,
     /// Directories of the host by the paths that they get in the container.
     mounts: HashMap<String, String>,
+    /// CDI devices.
+    devices: Vec<String>,
+}
+
+/// What is left out stays as it is.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Resources {
+    /// The CPUs, in the kernel's list format.
+    cpus: String,
+    /// The share of CPU time.
+    shares: i64,
 }
 
 fn main() -> ExitCode {
@@ -92,6 +105,7 @@ async fn ask(arguments: &[&str]) -> Answer {
             let (pod, container) = (serde_json::from_str(pod)?, serde_json::from_str(container)?);
             create(client, sandbox, pod, container).await
         }
+        ("update", [id, resources]) => update(client, id, serde_json::from_str(resources)?).await,
         ("exec", [id, command @ ..]) => exec(client, id, command).await,
         ("status", [id]) => status(client, id).await,
         (verb, [id]) => act(client, verb, id).await,
@@ -157,6 +171,20 @@ async fn status(mut client: Client, id: &str) -> Answer {
     let mut told = client.container_status(request).await?.into_inner().info;
     told.remove("info")
         .ok_or_else(|| "the engine tells nothing of it".into())
+}
+
+async fn update(mut client: Client, id: &str, resources: Resources) -> Answer {
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.into(),
+        linux: Some(LinuxContainerResources {
+            cpuset_cpus: resources.cpus,
+            cpu_shares: resources.shares,
+            ..LinuxContainerResources::default()
+        }),
+        ..UpdateContainerResourcesRequest::default()
+    };
+    client.update_container_resources(request).await?;
+    Ok(String::new())
 }
 
 async fn exec(mut client: Client, id: &str, command: &[&str]) -> Answer {
@@ -258,6 +286,7 @@ impl Container {
             command: self.command,
             annotations: self.annotations,
             mounts: self.mounts.into_iter().map(mount).collect(),
+            cdi_devices: self.devices.into_iter().map(|name| CdiDevice { name }).collect(),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
                     namespace_options: namespaces(),

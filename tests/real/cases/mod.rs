@@ -34,6 +34,7 @@ mod metrics;
 mod named;
 mod nearness;
 mod noise;
+mod nri;
 mod offenders;
 mod outputs;
 mod owners;
@@ -104,6 +105,7 @@ pub(crate) fn all() -> Vec<Case> {
         status::cases(),
         pods::cases(),
         default_pool::cases(),
+        nri::cases(),
         installed::cases(),
         dockerd_takes::cases(),
         shim::cases(),

@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let shim = Service::all(Client::Cri, Door::Shim);
     let systemd = |service: &Service| service.driver == Driver::Systemd;
     services.extend(shim.into_iter().filter(systemd));
+    services.extend(Service::all(Client::Cri, Door::Nri));
     let groups = Service::groups(services);
     let of = |services: Vec<Service>| {
         let name = "pods::each_container_as_its_annotations_say";

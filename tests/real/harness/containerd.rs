@@ -5,13 +5,21 @@ use crate::daemon::Daemon;
 use crate::engines::{Driver, Runtime, runtime_path};
 use crate::image;
 use crate::needs;
+use crate::node;
 use crate::process;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Its configuration's file name.
+const CONFIG: &str = "config.toml";
 /// What its log says when it is up.
 const READY: &str = "containerd successfully booted";
+
+/// The directory of its CDI files, below the daemon's directory.
+pub(crate) const CDI: &str = "cdi";
+/// The name of a handler with hooks in its base specification, beside those that NRI serves.
+pub(crate) const HOOKED: &str = "hooked";
 
 pub(crate) struct Containerd {
     pub(crate) daemon: Daemon,
@@ -21,27 +29,46 @@ impl Containerd {
     /// Starts it with a runtime handler for each runtime and driver, whose base specification
     /// carries the hooks.
     pub(crate) fn start() -> Containerd {
-        let mut daemon = Daemon::new();
+        let daemon = Daemon::new();
         let spec = daemon.path("base-spec.json");
         std::fs::write(&spec, base_spec(&daemon).to_string()).expect("write the base spec");
-        let file = daemon.path("config.toml");
-        let runtimes = [Runtime::Runc, Runtime::Crun].into_iter();
-        let runtimes = runtimes.filter(|runtime| needs::find(runtime.name()).is_some());
-        let with_drivers =
-            |runtime| [Driver::Cgroupfs, Driver::Systemd].map(|driver| (runtime, driver));
-        let handlers = runtimes
-            .flat_map(with_drivers)
-            .map(|(runtime, driver)| Handler {
-                name: handler(runtime, driver),
-                binary: runtime_path(&daemon.world, runtime),
-                driver,
-                with_hooks: Some(&spec),
-            });
-        let text = configuration(&daemon, &handlers.collect::<Vec<_>>());
-        std::fs::write(&file, text).expect("write config.toml");
-        let mut containerd = Command::new("containerd");
-        daemon.start(containerd.args(["--config", &file]), READY);
+        let handlers = handlers(&daemon, Some(&spec));
+        let text = configuration(&daemon, &handlers);
+        Containerd::configured(daemon, &text)
+    }
+
+    /// Starts it with NRI, and with a runtime handler for each runtime and driver that knows
+    /// nothing of pinfold; one more has hooks in its base specification, and CDI devices ask.
+    pub(crate) fn with_nri() -> Containerd {
+        let daemon = Daemon::new();
+        let spec = daemon.path("base-spec.json");
+        std::fs::write(&spec, base_spec(&daemon).to_string()).expect("write the base spec");
+        let mut handlers = handlers(&daemon, None);
+        handlers.push(Handler {
+            name: HOOKED.into(),
+            binary: runtime_path(&daemon.world, Runtime::Runc),
+            driver: Driver::Cgroupfs,
+            with_hooks: Some(&spec),
+        });
+        let text = configuration(&daemon, &handlers) + &nri(&daemon);
+        Containerd::configured(daemon, &text)
+    }
+
+    fn configured(mut daemon: Daemon, text: &str) -> Containerd {
+        std::fs::write(daemon.path(CONFIG), text).expect("write config.toml");
+        Containerd::launch(&mut daemon);
         Containerd { daemon }
+    }
+
+    fn launch(daemon: &mut Daemon) {
+        let mut containerd = Command::new("containerd");
+        daemon.start(containerd.args(["--config", &daemon.path(CONFIG)]), READY);
+    }
+
+    /// Ends it by this signal and starts it again; its containers run on.
+    pub(crate) fn restart(&mut self, signal: i32) {
+        self.daemon.end(signal);
+        Containerd::launch(&mut self.daemon);
     }
 
     /// Starts one with a handler as many a machine has it, which `pinfold install` has told of
@@ -89,6 +116,35 @@ pub(crate) fn handler(runtime: Runtime, driver: Driver) -> String {
     format!("{}-{}", runtime.name(), driver.name())
 }
 
+/// A handler for each runtime that is there and each driver.
+fn handlers<'a>(daemon: &Daemon, with_hooks: Option<&'a str>) -> Vec<Handler<'a>> {
+    let runtimes = [Runtime::Runc, Runtime::Crun].into_iter();
+    let runtimes = runtimes.filter(|runtime| needs::find(runtime.name()).is_some());
+    let with_drivers =
+        |runtime| [Driver::Cgroupfs, Driver::Systemd].map(|driver| (runtime, driver));
+    let handlers = runtimes
+        .flat_map(with_drivers)
+        .map(|(runtime, driver)| Handler {
+            name: handler(runtime, driver),
+            binary: runtime_path(&daemon.world, runtime),
+            driver,
+            with_hooks,
+        });
+    handlers.collect()
+}
+
+/// The table of NRI, which has its socket and looks for plugins in the daemon's own directory.
+fn nri(daemon: &Daemon) -> String {
+    let path = |name| json!(daemon.path(name));
+    format!(
+        "[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = false\nsocket_path = {}\n\
+         plugin_path = {}\nplugin_config_path = {}\n",
+        path(node::SOCKET),
+        path("nri-plugins"),
+        path("nri-conf")
+    )
+}
+
 /// The specification that containerd itself would begin with, and the hooks.
 fn base_spec(daemon: &Daemon) -> Value {
     let spec = process::run(Command::new("ctr").args(["oci", "spec"]))
@@ -114,13 +170,15 @@ fn configuration(daemon: &Daemon, handlers: &[Handler]) -> String {
     let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
     let mut text = format!(
         "version = 2\nroot = {}\nstate = {}\n[grpc]\naddress = {}\n[ttrpc]\naddress = {}\n\
-         [{cri}]\nsandbox_image = {}\ndisable_apparmor = true\n\
+         [{cri}]\nsandbox_image = {}\ndisable_apparmor = true\nrestrict_oom_score_adj = true\n\
+         enable_cdi = true\ncdi_spec_dirs = [{}]\n\
          [{cri}.containerd]\nsnapshotter = \"native\"\ndefault_runtime_name = {}\n",
         path("data"),
         path("state"),
         path("socket"),
         path("ttrpc"),
         json!(image::NAME),
+        path(CDI),
         json!(handlers.first().expect("a runtime is installed").name),
     );
     for handler in handlers {

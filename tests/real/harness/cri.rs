@@ -4,6 +4,7 @@ use crate::containerd::{Containerd, handler};
 use crate::daemon::Daemon;
 use crate::engines::Door;
 use crate::image;
+use crate::node::Node;
 use crate::plan::Plan;
 use crate::process::{self, Ran};
 use crate::service::{Served, Service};
@@ -26,6 +27,8 @@ pub(crate) struct Cri {
     pods: RefCell<Vec<Pod>>,
     /// The containers' ids by their names.
     containers: RefCell<BTreeMap<String, String>>,
+    /// The NRI plugin, for services by that door.
+    node: Option<Node>,
 }
 
 /// A pod sandbox that runs.
@@ -37,16 +40,18 @@ pub(crate) struct Pod {
 
 impl Cri {
     pub(crate) fn start(service: Service) -> Cri {
-        let containerd = if service.is_installed() {
-            Containerd::installed(service.driver)
-        } else {
-            Containerd::start()
+        let containerd = match service.door {
+            Door::Nri => Containerd::with_nri(),
+            _ if service.is_installed() => Containerd::installed(service.driver),
+            _ => Containerd::start(),
         };
         containerd.import(NAMESPACE);
+        let node = (service.door == Door::Nri).then(|| Node::start(&containerd.daemon));
         let cri = Cri {
             containerd,
             pods: RefCell::default(),
             containers: RefCell::default(),
+            node,
         };
         // Its CRI hears of an image by an event, some time after the import.
         process::eventually("its CRI knows the image", || {
@@ -73,11 +78,22 @@ impl Cri {
         name: &str,
         annotations: &[(String, String)],
     ) -> Pod {
-        let annotations: BTreeMap<_, _> = annotations.iter().cloned().collect();
         let handler = match service.door {
             Door::Shim => "pinfold".to_owned(),
             _ => handler(service.runtime, service.driver),
         };
+        self.run_pod_under(&handler, service, name, annotations)
+    }
+
+    /// The same under a runtime handler of another name.
+    pub(crate) fn run_pod_under(
+        &self,
+        handler: &str,
+        service: Service,
+        name: &str,
+        annotations: &[(String, String)],
+    ) -> Pod {
+        let annotations: BTreeMap<_, _> = annotations.iter().cloned().collect();
         let config = json!({
             "name": name,
             "namespace": "telco",
@@ -97,6 +113,19 @@ impl Cri {
 
     /// Creates and starts a container of a pod.
     pub(crate) fn launch_in(&self, pod: &Pod, plan: &Plan) -> Ran {
+        match self.create_in(pod, plan, &[]) {
+            created if created.code() == Some(0) => self.begin(&plan.name),
+            refused => refused,
+        }
+    }
+
+    /// Starts a container that was created.
+    pub(crate) fn begin(&self, name: &str) -> Ran {
+        self.ask("start", &[&self.id(name)])
+    }
+
+    /// Creates a container of a pod, with CDI devices.
+    pub(crate) fn create_in(&self, pod: &Pod, plan: &Plan, devices: &[&str]) -> Ran {
         let annotations: BTreeMap<_, _> = plan.annotations.iter().cloned().collect();
         let mut command = vec![
             plan.program.clone(),
@@ -110,18 +139,44 @@ impl Cri {
             "command": command,
             "annotations": annotations,
             "mounts": { "/out": self.daemon().out() },
+            "devices": devices,
         });
-        let created = self
-            .ask(
-                "create",
-                &[&pod.id, &pod.config.to_string(), &config.to_string()],
-            )
-            .ok();
-        let id = created.stdout.trim().to_owned();
-        self.containers
-            .borrow_mut()
-            .insert(plan.name.clone(), id.clone());
-        self.ask("start", &[&id])
+        let arguments = [&pod.id, &pod.config.to_string(), &config.to_string()];
+        let created = self.ask("create", &arguments.map(String::as_str));
+        if created.code() == Some(0) {
+            let id = created.stdout.trim().to_owned();
+            self.containers.borrow_mut().insert(plan.name.clone(), id);
+        }
+        created
+    }
+
+    /// Changes a container's resources, as a kubelet does it.
+    pub(crate) fn update(&self, name: &str, resources: &Value) -> Ran {
+        self.ask("update", &[&self.id(name), &resources.to_string()])
+    }
+
+    /// Ends containerd by this signal and starts it again; what runs runs on.
+    pub(crate) fn restart(&mut self, signal: i32) {
+        self.containerd.restart(signal);
+        if let Some(node) = &self.node {
+            node.wait_until_taken(&self.containerd.daemon, 0);
+        }
+    }
+
+    /// The NRI plugin.
+    pub(crate) fn node(&self) -> &Node {
+        self.node.as_ref().expect("the plugin runs")
+    }
+
+    /// Kills the NRI plugin.
+    pub(crate) fn kill_node(&mut self) {
+        let node = self.node.take().expect("the plugin runs");
+        node.kill();
+    }
+
+    /// Starts another NRI plugin in its place.
+    pub(crate) fn start_node(&mut self) {
+        self.node = Some(Node::start(&self.containerd.daemon));
     }
 
     /// Ends and removes a pod with all its containers.
@@ -138,6 +193,12 @@ impl Cri {
     fn status(&self, name: &str) -> Value {
         let told = self.ask("status", &[&self.id(name)]).ok().stdout;
         serde_json::from_str(&told).expect("the status is JSON")
+    }
+
+    /// How many hooks a container has at a stage.
+    pub(crate) fn hooks(&self, name: &str, stage: &str) -> usize {
+        let hooks = &self.status(name)["runtimeSpec"]["hooks"][stage];
+        hooks.as_array().map_or(0, Vec::len)
     }
 
     /// The annotations that the engine gave to a container.

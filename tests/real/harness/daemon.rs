@@ -81,13 +81,24 @@ impl Daemon {
         self.dir.join(name).display().to_string()
     }
 
-    /// The end of its log.
-    pub(crate) fn log(&self) -> String {
-        let log = self
-            .process
+    /// Ends it by this signal, and waits until it has ended.
+    pub(crate) fn end(&mut self, signal: i32) {
+        let process = self.process.take().expect("it was started");
+        process.signal(signal);
+        process.wait();
+    }
+
+    /// All that the process that runs has logged.
+    pub(crate) fn whole_log(&self) -> String {
+        self.process
             .as_ref()
             .map(Running::stderr)
-            .unwrap_or_default();
+            .unwrap_or_default()
+    }
+
+    /// The end of its log.
+    pub(crate) fn log(&self) -> String {
+        let log = self.whole_log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     }

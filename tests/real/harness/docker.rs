@@ -173,6 +173,7 @@ fn runtime_name(service: Service) -> String {
         Door::Hooks => with_hooks_name(service.runtime),
         Door::Shim => "pinfold".into(),
         Door::Cdi => service.runtime.name().into(),
+        Door::Nri => panic!("docker has no NRI that can set CPUs"),
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) enum Door {
     Shim,
     /// A CDI device.
     Cdi,
+    /// Hooks that our NRI plugin adds.
+    Nri,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,6 +109,7 @@ impl Door {
             Door::Hooks => "hooks",
             Door::Shim => "shim",
             Door::Cdi => "cdi",
+            Door::Nri => "nri",
         }
     }
 }

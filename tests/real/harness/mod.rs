@@ -12,6 +12,7 @@ pub(crate) mod docker;
 pub(crate) mod engines;
 pub(crate) mod image;
 pub(crate) mod needs;
+pub(crate) mod node;
 pub(crate) mod plan;
 pub(crate) mod podman;
 pub(crate) mod probe;

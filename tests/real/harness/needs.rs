@@ -27,6 +27,8 @@ pub(crate) enum Need {
     Containerd,
     /// What `tests/cri-client` builds.
     CriClient,
+    /// `pinfold-node`, and a containerd that it can serve: 1.7 or a later one.
+    Nri,
     Systemd,
     Irqbalance,
     Strace,
@@ -72,6 +74,10 @@ impl Need {
                 programs.iter().all(|program| find(program).is_some())
             }
             Need::CriClient => crate::cri::client().is_some(),
+            Need::Nri => {
+                crate::node::program().is_some()
+                    && containerd_version().is_some_and(|version| version >= (1, 7))
+            }
             Need::Systemd => Path::new("/run/systemd/system").is_dir(),
             Need::Irqbalance => find("irqbalance").is_some(),
             Need::Strace => find("strace").is_some(),
@@ -104,6 +110,18 @@ impl std::fmt::Display for Need {
             other => f.write_str(&format!("{other:?}").to_lowercase()),
         }
     }
+}
+
+/// The version of containerd, asked once.
+fn containerd_version() -> Option<(u32, u32)> {
+    static ASKED: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    *ASKED.get_or_init(|| {
+        let said = crate::process::run(Command::new(find("containerd")?).arg("--version")).stdout;
+        let mut words = said.split_whitespace();
+        let version = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+        let mut parts = version.split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    })
 }
 
 /// The major version of docker, asked once.

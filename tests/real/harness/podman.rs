@@ -57,6 +57,7 @@ impl Podman {
             Door::Hooks => self.command(&["--runtime", &runtime]),
             Door::Shim => self.command(&["--hooks-dir", &no_hooks, "--runtime", "pinfold"]),
             Door::Cdi => self.command(&["--hooks-dir", &no_hooks, "--runtime", &runtime]),
+            Door::Nri => panic!("podman has no NRI"),
         };
         podman.args(arguments);
         podman

@@ -66,19 +66,22 @@ impl Service {
         let for_both = self.client != Client::Docker && !self.is_installed();
         self.client == other.client
             && self.is_installed() == other.is_installed()
+            && (self.door == Door::Nri) == (other.door == Door::Nri)
             && (for_both || self.driver == other.driver)
     }
 
     /// Whether `pinfold install` sets it up, and not the test.
     pub(crate) fn is_installed(self) -> bool {
-        self.door != Door::Hooks || self.client == Client::Podman
+        ![Door::Hooks, Door::Nri].contains(&self.door) || self.client == Client::Podman
     }
 
     /// The options of docker and podman that ask for what a plan asks for.
     pub(crate) fn request(self, plan: &Plan) -> Vec<String> {
         let option = |(key, value): &(String, String)| match self.door {
             Door::Cdi => ["--device".to_owned(), format!("{key}={value}")],
-            Door::Hooks | Door::Shim => ["--annotation".to_owned(), format!("{key}={value}")],
+            Door::Hooks | Door::Shim | Door::Nri => {
+                ["--annotation".to_owned(), format!("{key}={value}")]
+            }
         };
         plan.annotations.iter().flat_map(option).collect()
     }
@@ -116,6 +119,7 @@ impl Means for Service {
             Client::Ctr => needs.push(Need::Containerd),
             Client::Cri => needs.extend([Need::Containerd, Need::CriClient]),
         }
+        needs.extend((self.door == Door::Nri).then_some(Need::Nri));
         needs
     }
 
@@ -219,6 +223,14 @@ impl Session {
 
     fn server(&self) -> &Server {
         &self.up.as_ref().expect("a session has a daemon").1
+    }
+
+    /// The same, to end what it stands on.
+    pub(crate) fn cri_mut(&mut self) -> &mut Cri {
+        match self.up.as_mut().map(|(_, server)| server) {
+            Some(Server::Cri(cri)) => cri,
+            _ => panic!("{} is not the CRI", self.service),
+        }
     }
 
     /// The CRI's client, for what it alone can do.
