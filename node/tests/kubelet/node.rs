@@ -108,6 +108,7 @@ impl Machine {
             lists: vec![cpus.to_owned()],
             cpus: cpus.parse().unwrap(),
             mems: None,
+            by_default: false,
             cgroup: None,
             isolation: None,
             tuning: Default::default(),
@@ -133,6 +134,7 @@ impl Machine {
             usage: None,
             last: None,
             options: Default::default(),
+            confines_host: false,
             host,
         };
         let place = Place {
