@@ -82,7 +82,7 @@ fn judge(settings: &Settings, named: &str, exclusive: &CpuSet, report: &mut Repo
     let text = match settings.is_strict {
         Some(true) => {
             "with strict-cpu-reservation its static CPU manager gives every container CPUs, and \
-             one that asks for a pool's is refused, unless pinfold-node's NRI plugin lifts that"
+             one that asks for a pool's is refused"
         }
         _ => {
             "its static CPU manager writes the CPUs of containers again and again: one that has a \

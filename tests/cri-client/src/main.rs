@@ -286,7 +286,11 @@ impl Container {
             command: self.command,
             annotations: self.annotations,
             mounts: self.mounts.into_iter().map(mount).collect(),
-            cdi_devices: self.devices.into_iter().map(|name| CdiDevice { name }).collect(),
+            cdi_devices: self
+                .devices
+                .into_iter()
+                .map(|name| CdiDevice { name })
+                .collect(),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
                     namespace_options: namespaces(),
