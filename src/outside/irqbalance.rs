@@ -17,7 +17,7 @@ use crate::files;
 use crate::host::Host;
 
 /// How long it may take to answer. It answers between two rounds, of milliseconds each.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The most bytes of an answer: its banned interrupts, about 50 bytes each, come before the CPUs.
 const MOST_ANSWER: u64 = 64 << 10;

@@ -104,11 +104,11 @@ impl Situation<'_> {
             return;
         }
         let value = wanted.unwrap_or_else(|| turned.found.clone());
-        if !knob.is_same(&value, now) {
-            if *knob != Knob::Banned {
-                turned.ours.retain(|ours| knob.is_same(ours, now));
-            }
-            if !puts_back {
+        // What was told last counts, whatever shows yet.
+        let is_told = turned.is_told_last(&value).unwrap_or(true);
+        if !knob.is_same(&value, now) || !is_told {
+            turned.forget_before(now);
+            if !puts_back || *knob == Knob::Banned {
                 turned.ours.push(value.clone());
             }
             plan.writes.push(Write {
@@ -130,8 +130,8 @@ impl Situation<'_> {
                 return self.is_offline(&turned.knob);
             };
             let is_wanted = self.is_wanted(&turned.knob);
-            // It is heeded some time after it was told.
-            if turned.knob == Knob::Banned && is_wanted {
+            // Something else was told last, and will show.
+            if turned.is_told_last(&turned.found) == Some(false) || is_wanted && turned.is_told() {
                 return true;
             }
             let is_left = self.is_foreign(turned, &now) && !is_wanted;
@@ -262,6 +262,31 @@ impl Turned {
             found: now.to_owned(),
             ours: Vec::new(),
         }
+    }
+
+    /// Is it told, and heeds that later, as irqbalance does?
+    fn is_told(&self) -> bool {
+        self.knob == Knob::Banned
+    }
+
+    /// Is this what it was told last? `None` where it was told nothing, or shows at once what was
+    /// written.
+    fn is_told_last(&self, value: &str) -> Option<bool> {
+        let last = self.ours.last().filter(|_| self.is_told())?;
+        Some(self.knob.is_same(last, value))
+    }
+
+    /// Of what we have written, forgets what cannot show any more.
+    fn forget_before(&mut self, now: &str) {
+        if !self.is_told() || self.is_told_last(now) == Some(true) {
+            let knob = self.knob.clone();
+            self.ours.retain(|ours| knob.is_same(ours, now));
+        }
+    }
+
+    /// The last of what was recorded was not told after all.
+    pub(super) fn was_not_told(&mut self) {
+        self.ours.pop();
     }
 
     fn holds_found(&self, now: &str) -> bool {
@@ -472,6 +497,32 @@ mod tests {
         let of_ban = |turned: &Turned| turned.knob == Knob::Banned;
         assert!(tree.records.turned.iter().any(of_ban));
         tree.converge();
+        assert_eq!(tree.get(&Knob::Banned), "00000001");
+        assert!(tree.records.turned.is_empty());
+
+        // An owner that has ended before the first was heeded, and one that comes right after.
+        tree.start(away(7, "4-5"));
+        heed(&mut tree, "00000001");
+        tree.records.tuned.clear();
+        let plan = tree.situation(|situation| situation.plan(&[(Knob::Banned, "00000001".into())]));
+        let told = |plan: &Plan| plan.writes.first().map(|write| write.value.clone());
+        assert_eq!(told(&plan).as_deref(), Some("00000001"));
+        tree.records.turned = plan.turned;
+        tree.records.tuned.push(away(8, "4-5"));
+        let plan = tree.situation(|situation| situation.plan(&[(Knob::Banned, "00000031".into())]));
+        assert_eq!(told(&plan).as_deref(), Some("31"));
+        tree.records.turned = plan.turned;
+        // It could not be told: then it has not been.
+        let ban = tree.records.turned.iter_mut();
+        ban.for_each(|turned| {
+            if turned.knob == Knob::Banned {
+                turned.was_not_told()
+            }
+        });
+        let again =
+            tree.situation(|situation| situation.plan(&[(Knob::Banned, "00000001".into())]));
+        assert_eq!(told(&again).as_deref(), Some("31"));
+        tree.end(8);
         assert_eq!(tree.get(&Knob::Banned), "00000001");
         assert!(tree.records.turned.is_empty());
 

@@ -1,5 +1,6 @@
 //! The machine's records: read as they are, or held under their lock and written.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -11,7 +12,7 @@ use super::Outside;
 use super::converge::{self, Write};
 use super::irqbalance;
 use super::irqs;
-use super::knobs::{self, Knob, Situation};
+use super::knobs::{self, Knob, Situation, Turned};
 use super::obstacle::{self, Obstacle};
 use super::power;
 use super::records::{LimitedGroup, Owner, Records, Target, Tuned};
@@ -34,6 +35,8 @@ pub(super) struct Machine<'a> {
     gone: Vec<Owner>,
     /// The text of the records' file; `None` where there is no file.
     written: Option<String>,
+    /// What irqbalance has said, once it was asked.
+    banned: OnceCell<Option<String>>,
     // Closing the file unlocks it.
     _lock: File,
 }
@@ -112,6 +115,7 @@ impl<'a> Machine<'a> {
             records,
             gone: Vec::new(),
             written,
+            banned: OnceCell::new(),
             _lock: lock,
         };
         let mut living = Vec::new();
@@ -249,7 +253,16 @@ impl<'a> Machine<'a> {
                 self.save()?;
             }
             for write in plan.writes {
-                failed.extend(self.turn(write, &online));
+                let unset = self.turn(write, &online);
+                if unset
+                    .as_ref()
+                    .is_some_and(|unset| unset.knob == Knob::Banned)
+                {
+                    let ban = |turned: &&mut Turned| turned.knob == Knob::Banned;
+                    let ban = self.records.turned.iter_mut().find(ban);
+                    ban.into_iter().for_each(Turned::was_not_told);
+                }
+                failed.extend(unset);
             }
         }
         let situation = Situation {
@@ -356,14 +369,18 @@ impl<'a> Machine<'a> {
         (!line.is_empty()).then_some(line)
     }
 
-    /// What irqbalance bans. Where it runs and does not answer, that is what it was last told.
+    /// What irqbalance bans, asked once: it shows later what it is told. Where it runs and does not
+    /// answer, that is what it was told last.
     fn banned(&self) -> Option<String> {
-        irqbalance::banned(self.host).unwrap_or_else(|error| {
-            log::warn!("{error:#}");
-            let mut turned = self.records.turned.iter();
-            let told = turned.find(|turned| turned.knob == Knob::Banned)?;
-            told.ours.last().cloned()
-        })
+        let asked = self.banned.get_or_init(|| {
+            irqbalance::banned(self.host).unwrap_or_else(|error| {
+                log::warn!("{error:#}");
+                let mut turned = self.records.turned.iter();
+                let told = turned.find(|turned| turned.knob == Knob::Banned)?;
+                told.ours.last().cloned()
+            })
+        });
+        asked.clone()
     }
 
     /// Writes in order, and returns the writes that failed. Below a group whose write failed only
