@@ -280,6 +280,8 @@ impl Container {
                 attempt: 0,
             }),
             image: Some(ImageSpec {
+                // CRI-O wants to know what was asked for.
+                user_specified_image: self.image.clone(),
                 image: self.image,
                 ..ImageSpec::default()
             }),
