@@ -1,6 +1,8 @@
 //! Keeping the host's own units off the CPUs of exclusive pools, where the configuration says so.
 
-use anyhow::Result;
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
 
 use super::{Site, View};
 use crate::cgroup::{Group, Version, cpuset, partition, systemd};
@@ -8,7 +10,7 @@ use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::outside::{self, UnitCpus};
-use crate::pools::{Kind, PoolDirectory};
+use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::refusal::Refusal;
 
 /// The units that hold the host's work (systemd.special(7)): services, sessions, systemd itself.
@@ -101,11 +103,11 @@ impl Site {
         path.unwrap_or_else(|_| self.conf_dir.clone())
     }
 
-    /// The CPUs that each unit is not to have: those of all exclusive pools, without those that a
-    /// live owner in the unit has by its mask alone.
+    /// The CPUs that each unit is not to have: those of all exclusive pools, without those of the
+    /// live owners in the unit for whom no partition keeps them, whoever gave them their CPUs.
     ///
     /// # Errors
-    /// The pools or the claims cannot be read.
+    /// The pools or the claims cannot be read, or an owner cannot be looked at.
     pub fn wanted_of_units(&self) -> Result<Vec<UnitCpus>> {
         if !self.confines_host {
             return Ok(Vec::new());
@@ -117,21 +119,27 @@ impl Site {
             return Ok(Vec::new());
         }
         let view = self.view(&directory)?;
-        let mut exclusive = CpuSet::new();
+        let mut pools = Vec::new();
         for name in directory.pool_names()? {
             let pool = directory.pool(&name)?;
             if pool.kind == Kind::Exclusive {
-                pool.lists
-                    .iter()
-                    .for_each(|list| exclusive.extend(&list.cpus));
+                pools.push(pool);
             }
         }
-        let masked = view.masked_owners()?;
+        let lists = pools.iter().flat_map(|pool| &pool.lists);
+        let exclusive: CpuSet = lists.map(|list| &list.cpus).collect();
+        // After `tasks`: whoever was in it by a claim is found there still.
+        let mut masked = Vec::new();
+        let claimed = view.claimed_and_masked(&mut masked)?;
+        for pool in &pools {
+            view.unclaimed_of(pool, &claimed, &mut masked)?;
+        }
         let mut units = Vec::new();
         for name in UNITS {
-            let in_it = format!("/{name}/");
-            let needed = masked.iter().filter(|(group, _)| group.starts_with(&in_it));
-            let needed: CpuSet = needed.map(|(_, cpus)| cpus).collect();
+            let (unit, below) = (format!("/{name}"), format!("/{name}/"));
+            let is_in = |group: &str| group == unit || group.starts_with(&below);
+            let needed = masked.iter().filter(|masked| is_in(&masked.group));
+            let needed: CpuSet = needed.map(|masked| &masked.cpus).collect();
             let cpus = exclusive.difference(&needed);
             if !cpus.is_empty() {
                 units.push(UnitCpus {
@@ -144,28 +152,82 @@ impl Site {
     }
 }
 
+/// The group of a live owner whose CPUs no partition keeps for it, with these CPUs.
+struct Masked {
+    group: String,
+    cpus: CpuSet,
+}
+
+/// A pid in `tasks`, by pool and list.
+type TasksEntry = (String, String, i32);
+
 impl View<'_> {
-    /// The groups of live owners whose CPUs no partition keeps for them, with these CPUs.
-    fn masked_owners(&self) -> Result<Vec<(String, CpuSet)>> {
-        let mut masked = Vec::new();
+    /// Adds the owners with a claim to `masked`. One that places itself, unconfined, has its CPUs
+    /// only while its group has them. Returns what `tasks` says of all claims.
+    fn claimed_and_masked(&self, masked: &mut Vec<Masked>) -> Result<BTreeSet<TasksEntry>> {
+        let mut in_tasks = BTreeSet::new();
         for entry in self.ledger.all()? {
             let claim: Box<Claim> = match entry {
                 Entry::Claim(claim) => claim,
                 // Where it runs is not known: nothing is changed before it is.
                 Entry::Unreadable(one) => return Err(one.refusal().into()),
             };
-            let Some(claimed) = claim.confining_group() else {
+            if claim.boot_id != self.boot_id {
+                continue;
+            }
+            for list in &claim.lists {
+                let pids = claim.pids().into_iter();
+                in_tasks.extend(pids.map(|pid| (claim.pool.clone(), list.clone(), pid)));
+            }
+            let Some(claimed) = &claim.cgroup else {
                 continue;
             };
             let group = self.hierarchy.group(&claimed.path)?;
-            if claim.boot_id == self.boot_id
-                && group.inode()? == Some(claimed.inode)
-                && !is_partition_of(&group, &claim)?
-            {
-                masked.push((claimed.path.clone(), claim.cpus.clone()));
+            if group.inode()? == Some(claimed.inode) && !is_partition_of(&group, &claim)? {
+                masked.push(Masked {
+                    group: claimed.path.clone(),
+                    cpus: claim.cpus.clone(),
+                });
             }
         }
-        Ok(masked)
+        Ok(in_tasks)
+    }
+
+    /// Adds the live owners of a pool that another tool, as KCM, gave their CPUs: they are in
+    /// `tasks` alone.
+    fn unclaimed_of(
+        &self,
+        pool: &Pool,
+        claimed: &BTreeSet<TasksEntry>,
+        masked: &mut Vec<Masked>,
+    ) -> Result<()> {
+        for list in &pool.lists {
+            for pid in &list.tasks {
+                let is_claimed = claimed.contains(&(pool.name.clone(), list.name.clone(), *pid));
+                if is_claimed || !self.is_pid_alive(*pid) {
+                    continue;
+                }
+                match self.hierarchy.group_of(self.host, *pid)? {
+                    Some(group) => masked.push(Masked {
+                        group: group.path().to_owned(),
+                        cpus: list.cpus.clone(),
+                    }),
+                    // It has ended meanwhile, unless `/proc` hides it.
+                    None => ensure!(
+                        !self.is_pid_alive(*pid),
+                        Refusal::new(
+                            format!(
+                                "process {pid} owns {} of pool {}, and /proc does not show where \
+                                 it runs",
+                                list.name, pool.name
+                            ),
+                            "mount /proc without hidepid=, or end that process"
+                        )
+                    ),
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where the host's own units may run, by a systemd that is a stand-in.
 
-use super::Machine;
+use super::{FIRST, Machine, group_of, said};
 use crate::cgroup::standin::Standin;
+use crate::claims::{ClaimedGroup, OwnerKind};
 use crate::outside::{self, UnitCpus};
 use crate::placement::Site;
 use crate::placement::confine::{Confinable, confinable};
@@ -145,6 +146,53 @@ fn an_owner_that_has_its_mask_alone_keeps_its_cpus() {
     machine.pool("dp", "1", &["7"]);
     assert!(site.confine_units().is_err());
     assert_eq!(standin.cpus("system.slice"), "0-3,6-7");
+}
+
+#[test]
+fn an_owner_that_places_itself_keeps_its_cpus() {
+    let (machine, standin, site) = machine();
+    let process = machine.start(1, "/system.slice/forwarder.service");
+    machine.group(&group_of("isolate-1"));
+    let mut itself = machine.claim("isolate-1", process, "dp", &["5"]);
+    itself.kind = OwnerKind::Process;
+    let group = machine.claimed("/system.slice/forwarder.service");
+    itself.cgroup = Some(ClaimedGroup {
+        confined: false,
+        ..group
+    });
+    machine.ledger().write(&itself).unwrap();
+    machine.set_tasks("dp", "5", &process.pid.to_string());
+    confine(&site);
+    assert_eq!(cpus(&standin), ["0-3,5-7", "0-3,6-7", "0-3,6-7"]);
+}
+
+#[test]
+fn an_owner_of_another_tool_keeps_its_cpus() {
+    let (machine, standin, site) = machine();
+    let theirs = machine.start(1, "/user.slice/session-1.scope");
+    let of_systemd = machine.start(2, "/init.scope");
+    // One with a claim counts by its group, wherever `isolate`, which is in `tasks` too, runs.
+    let mut claim = machine.pinned("web", 3, "dp", &["5"]);
+    let beside = machine.start(4, "/system.slice/isolate.service");
+    claim.processes.push(beside);
+    machine.ledger().write(&claim).unwrap();
+    machine.set_tasks("dp", "4", &format!("{},{}", theirs.pid, FIRST + 9));
+    machine.set_tasks("dp", "5", &format!("{},{}", claim.owner.pid, beside.pid));
+    confine(&site);
+    assert_eq!(cpus(&standin), ["0-3,6-7", "0-4,6-7", "0-3,6-7"]);
+    machine.set_tasks("dp", "4", &of_systemd.pid.to_string());
+    confine(&site);
+    assert_eq!(cpus(&standin), ["0-3,6-7", "0-3,6-7", "0-4,6-7"]);
+    // Where one cannot be looked at, nothing changes.
+    machine.put(&format!("proc/{}/cgroup", of_systemd.pid), "torn");
+    assert!(site.confine_units().is_err());
+    machine.remove(&format!("proc/{}/cgroup", of_systemd.pid));
+    let text = said(site.confine_units());
+    assert!(text.contains("does not show where it runs"), "{text}");
+    assert_eq!(standin.cpus("init.scope"), "0-4,6-7");
+    machine.end(of_systemd, "/init.scope");
+    confine(&site);
+    assert_eq!(standin.cpus("init.scope"), "0-3,6-7");
 }
 
 #[test]
