@@ -128,6 +128,32 @@ pub fn all(group: &Group) -> Result<Vec<(Group, CpuSet)>> {
     Ok(found)
 }
 
+/// The CPUs that the valid partitions right below a group have or name for themselves, offline ones
+/// too. Empty on version 1.
+///
+/// # Errors
+/// A group cannot be looked at.
+pub fn named_below(group: &Group) -> Result<CpuSet> {
+    let mut named = CpuSet::new();
+    if group.version() == Version::V1 {
+        return Ok(named);
+    }
+    for child in group.children()? {
+        if !cpuset::is_partition(&child)? {
+            continue;
+        }
+        named.extend(&effective_cpus(&child)?.unwrap_or_default());
+        // Its own `cpuset.cpus` may name more than `cpuset.cpus.exclusive`, which is what counts.
+        let exclusive = exclusive(&child)?.filter(|text| !text.is_empty());
+        let own = match exclusive {
+            Some(text) => text,
+            None => cpuset::masks(&child)?.unwrap_or_default().cpus,
+        };
+        named.extend(&own.parse().unwrap_or_default());
+    }
+    Ok(named)
+}
+
 /// The CPUs that the kernel has lost: they are online, and neither in the root group nor in any
 /// partition. Before Linux 7 the kernel loses a partition's CPUs when another group breaks the
 /// partition and its group is then removed; they are back after a reboot. `kept` are the CPUs of
@@ -377,6 +403,29 @@ mod tests {
         // In a container the topmost group is the container's own, and has `cpuset.cpus`.
         tree.put("cpuset.cpus", "0-1\n");
         assert_eq!(lost("0-7", ""), "");
+    }
+
+    #[test]
+    fn the_cpus_of_partitions_right_below_are_those_that_they_have_and_name() {
+        let tree = Tree::new(&[
+            ("fast.slice/cpuset.cpus.partition", "root\n"),
+            ("fast.slice/cpuset.cpus.effective", "4\n"),
+            // 5 is offline.
+            ("fast.slice/cpuset.cpus", "4-5\n"),
+            ("fast.slice/cpuset.mems", "\n"),
+            ("remote/cpuset.cpus.partition", "isolated\n"),
+            ("remote/cpuset.cpus.effective", "6\n"),
+            ("remote/cpuset.cpus", "0-7\n"),
+            ("remote/cpuset.cpus.exclusive", "6-7\n"),
+            ("remote/cpuset.mems", "\n"),
+            ("broken/cpuset.cpus.partition", "root invalid\n"),
+            ("broken/cpuset.cpus", "3\n"),
+            ("system.slice/cpuset.cpus.partition", "member\n"),
+            ("system.slice/x/cpuset.cpus.partition", "root\n"),
+            ("system.slice/x/cpuset.cpus.effective", "2\n"),
+        ]);
+        let named = named_below(&tree.group("/")).unwrap();
+        assert_eq!(named, cpus("4-7"));
     }
 
     #[test]

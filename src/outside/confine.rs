@@ -70,6 +70,15 @@ pub(super) struct SeenUnit {
     pub(super) is_set: bool,
 }
 
+/// The CPUs that there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MachineCpus {
+    /// All that the machine can have.
+    pub(super) all: CpuSet,
+    /// Those of partitions beside the units.
+    pub(super) partitioned: CpuSet,
+}
+
 /// The values to set for a unit, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Setting {
@@ -162,21 +171,20 @@ impl Confined {
         its.map(|one| &one.cpus).collect()
     }
 
-    /// Plans for units as they were seen. Of others everything stays as it is recorded. `all` are
-    /// all CPUs that the machine can have.
-    pub(super) fn plan(&self, seen: &[SeenUnit], all: &CpuSet) -> Plan {
+    /// Plans for units as they were seen. Of others everything stays as it is recorded.
+    pub(super) fn plan(&self, seen: &[SeenUnit], machine: &MachineCpus) -> Plan {
         let mut plan = Plan::default();
         let is_seen = |unit: &str| seen.iter().any(|seen| seen.unit == unit);
         let others = self.narrowed.iter();
         let others = others.filter(|narrowed| !is_seen(&narrowed.unit));
         plan.narrowed = others.cloned().collect();
         for unit in seen {
-            self.plan_one(unit, all, &mut plan);
+            self.plan_one(unit, machine, &mut plan);
         }
         plan
     }
 
-    fn plan_one(&self, seen: &SeenUnit, all: &CpuSet, plan: &mut Plan) {
+    fn plan_one(&self, seen: &SeenUnit, machine: &MachineCpus, plan: &mut Plan) {
         let away = self.away_from(&seen.unit);
         let known = self.known(&seen.unit).cloned();
         let mut narrowed = known.unwrap_or_else(|| Narrowed {
@@ -197,18 +205,24 @@ impl Confined {
             return;
         }
         let found = set(&narrowed.found);
-        let base = if found.is_empty() { all } else { &found };
-        let rest = base.difference(&away);
+        // A mask of our own names no CPU of a partition beside the unit: kernels before 7.0 break
+        // the partition then.
+        let widest = machine.all.difference(&machine.partitioned);
+        let (base, usable) = match found.is_empty() {
+            true => (&machine.all, &widest),
+            false => (&found, &found),
+        };
+        let rest = usable.difference(&away);
         let is_left_without = rest.is_empty();
         if is_left_without {
             plan.left_without.push(seen.unit.clone());
         }
-        let puts_back = is_left_without || rest == *base;
+        let puts_back = is_left_without || base.is_disjoint(&away);
         let values = match (puts_back, found.is_empty()) {
             (false, _) => vec![rest],
             // Kernels up to 6.12 refuse an empty mask for a group with processes, and the narrow
-            // one would stay: all CPUs come first.
-            (true, true) => vec![all.clone(), CpuSet::new()],
+            // one would stay: the widest comes first.
+            (true, true) => vec![widest, CpuSet::new()],
             (true, false) => vec![found.clone()],
         };
         let target = values.last().unwrap_or(&found);
@@ -262,21 +276,19 @@ mod tests {
     struct Machine {
         units: BTreeMap<String, String>,
         records: Confined,
+        partitioned: String,
         foreign: usize,
         left_without: usize,
     }
 
     const UNITS: [&str; 2] = ["system.slice", "user.slice"];
 
-    fn all() -> CpuSet {
-        set("0-7")
-    }
-
     impl Machine {
         fn new(found: &str) -> Machine {
             Machine {
                 units: UNITS.map(|unit| (unit.to_owned(), found.to_owned())).into(),
                 records: Confined::none("boot"),
+                partitioned: String::new(),
                 foreign: 0,
                 left_without: 0,
             }
@@ -293,7 +305,11 @@ mod tests {
 
         /// Killed before one of the values is set; at `usize::MAX` never.
         fn converge_until(&mut self, kill_at: usize) {
-            let plan = self.records.plan(&self.seen(), &all());
+            let cpus = MachineCpus {
+                all: set("0-7"),
+                partitioned: set(&self.partitioned),
+            };
+            let plan = self.records.plan(&self.seen(), &cpus);
             self.records.narrowed = plan.narrowed;
             (self.foreign, self.left_without) = (plan.foreign.len(), plan.left_without.len());
             let settings = plan.settings.into_iter();
@@ -349,6 +365,41 @@ mod tests {
             assert_eq!(machine, before, "{found}");
             assert!(machine.records.is_empty());
         }
+    }
+
+    #[test]
+    fn no_value_names_cpus_of_a_partition_beside_the_units() {
+        let mut machine = Machine::new("");
+        machine.partitioned = "4-7".to_owned();
+        // Also where the pools have none but its CPUs: it may be gone tomorrow.
+        for pools in ["3-5", "4-5"] {
+            machine.want("/a", pools);
+            machine.converge();
+            assert!(machine.cpus()[0].ends_with(['2', '3']), "{machine:?}");
+        }
+        let held = machine.clone();
+        machine.converge();
+        assert_eq!(machine, held, "nothing is done twice");
+        // The first value on the way back is the one that a kernel up to 6.12 keeps.
+        machine.want("/a", "");
+        let mut halfway = machine.clone();
+        halfway.converge_until(1);
+        machine.partitioned.clear();
+        machine.converge();
+        assert_eq!(machine.cpus(), ["", ""]);
+        assert_eq!(halfway.cpus(), ["0-3", "0-3"]);
+        halfway.converge();
+        assert!(halfway.records.is_empty(), "{halfway:?}");
+        // Once the partition is gone its other CPUs are the units' again.
+        let mut machine = held;
+        machine.partitioned.clear();
+        machine.converge();
+        assert_eq!(machine.cpus(), ["0-3,6-7", "0-3,6-7"]);
+        let mut whole = Machine::new("");
+        whole.partitioned = "4-7".to_owned();
+        whole.want("/a", "0-3");
+        whole.converge();
+        assert_eq!((whole.cpus()[0], whole.left_without), ("", 2));
     }
 
     #[test]

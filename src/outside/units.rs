@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 
-use super::confine::{Confined, SeenUnit, UnitCpus};
+use super::confine::{Confined, MachineCpus, SeenUnit, UnitCpus};
 use super::machine::{directory, ensure_directory};
 use crate::cgroup::systemd::{self, HostUnit};
+use crate::cgroup::{cpuset, partition};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Durability};
 use crate::host::Host;
@@ -60,7 +61,8 @@ pub fn kept_off(host: &Host) -> Vec<UnitCpus> {
 /// Returns what could not be done. On a machine without systemd nothing is.
 ///
 /// # Errors
-/// The records cannot be read or written: then nothing is changed.
+/// The records cannot be read or written, or the partitions beside the units cannot be looked at:
+/// then nothing is changed.
 pub fn confine(host: &Host, conf_dir: &Path, units: Vec<UnitCpus>) -> Result<Vec<Refusal>> {
     let mut problems = Vec::new();
     if !systemd::runs(host)? || (units.is_empty() && !are_confined(host)?) {
@@ -72,8 +74,12 @@ pub fn confine(host: &Host, conf_dir: &Path, units: Vec<UnitCpus>) -> Result<Vec
     let gone = |conf_dir: &Path| matches!(files::entry_if_there(&conf_dir.join("pools")), Ok(None));
     records.confined.away.retain(|away| !gone(&away.conf_dir));
     let seen = records.look(&mut problems);
-    let all = all_cpus(host)?;
-    let plan = records.confined.plan(&seen, &all);
+    let top = cpuset::hierarchy(host)?.group("/")?;
+    let cpus = MachineCpus {
+        all: all_cpus(host)?,
+        partitioned: partition::named_below(&top)?,
+    };
+    let plan = records.confined.plan(&seen, &cpus);
     for UnitCpus { unit, cpus } in &plan.foreign {
         log::warn!(
             "AllowedCPUs= of {} is {}, and not what it was given: it is left as it is",

@@ -79,6 +79,24 @@ fn units_leave_exclusive_cpus_and_have_them_back() {
 }
 
 #[test]
+fn a_partition_beside_the_units_is_named_by_none_of_them() {
+    let (machine, standin, mut site) = machine();
+    machine.group("/fast.slice");
+    machine.put("sys/fs/cgroup/fast.slice/cpuset.cpus.partition", "root\n");
+    machine.put("sys/fs/cgroup/fast.slice/cpuset.cpus", "5-7\n");
+    machine.put("sys/fs/cgroup/fast.slice/cpuset.cpus.effective", "5-7\n");
+    confine(&site);
+    assert_eq!(cpus(&standin), ["0-3"; 3].map(str::to_owned));
+    site.confines_host = false;
+    confine(&site);
+    let set = standin.units().set.clone();
+    let values = set.iter().filter(|(unit, _)| unit == "init.scope");
+    let values: Vec<&str> = values.map(|(_, cpus)| cpus.as_str()).collect();
+    assert_eq!(values, ["0-3", "0-4", ""]);
+    assert_as_before(&machine, &standin);
+}
+
+#[test]
 fn when_the_pools_go_and_at_an_uninstall_all_is_as_before() {
     let (machine, standin, site) = machine();
     confine(&site);
