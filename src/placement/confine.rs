@@ -12,6 +12,7 @@ use crate::files;
 use crate::outside::{self, UnitCpus};
 use crate::pools::{Kind, Pool, PoolDirectory};
 use crate::refusal::Refusal;
+use crate::topology;
 
 /// The units that hold the host's work (systemd.special(7)): services, sessions, systemd itself.
 /// Not `machine.slice`: a container below a slice has no CPU that the slice has not, and before its
@@ -183,7 +184,7 @@ impl View<'_> {
                 continue;
             };
             let group = self.hierarchy.group(&claimed.path)?;
-            if group.inode()? == Some(claimed.inode) && !is_partition_of(&group, &claim)? {
+            if group.inode()? == Some(claimed.inode) && !self.is_partition_of(&group, &claim)? {
                 masked.push(Masked {
                     group: claimed.path.clone(),
                     cpus: claim.cpus.clone(),
@@ -229,11 +230,13 @@ impl View<'_> {
         }
         Ok(())
     }
-}
 
-fn is_partition_of(group: &Group, claim: &Claim) -> Result<bool> {
-    match claim.isolation {
-        Some(wanted) => partition::stands(group, wanted.kind.word(), &claim.cpus),
-        None => Ok(false),
+    /// Does a partition keep a claim's CPUs for it? It has those that are online.
+    fn is_partition_of(&self, group: &Group, claim: &Claim) -> Result<bool> {
+        let Some(wanted) = claim.isolation else {
+            return Ok(false);
+        };
+        let cpus = claim.cpus.intersection(&topology::online(self.host)?);
+        partition::stands(group, wanted.kind.word(), &cpus)
     }
 }

@@ -3,6 +3,7 @@
 use super::{FIRST, Machine, group_of, said};
 use crate::cgroup::standin::Standin;
 use crate::claims::{ClaimedGroup, OwnerKind};
+use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, UnitCpus};
 use crate::placement::Site;
 use crate::placement::confine::{Confinable, confinable};
@@ -164,6 +165,36 @@ fn an_owner_that_has_its_mask_alone_keeps_its_cpus() {
     machine.pool("dp", "1", &["7"]);
     assert!(site.confine_units().is_err());
     assert_eq!(standin.cpus("system.slice"), "0-3,6-7");
+}
+
+#[test]
+fn an_owner_whose_partition_stands_needs_no_cpu_of_its_unit() {
+    let (machine, standin, site) = machine();
+    let process = machine.start(1, "/system.slice/docker-web.scope");
+    machine.group(&group_of("web"));
+    let mut claim = machine.claim("web", process, "dp", &["4", "5"]);
+    claim.cgroup = Some(machine.claimed("/system.slice/docker-web.scope"));
+    claim.isolation = Some(Wanted {
+        kind: Kind::Root,
+        is_needed: false,
+    });
+    machine.ledger().write(&claim).unwrap();
+    let put = |file: &str, text: &str| {
+        let path = format!("sys/fs/cgroup/system.slice/docker-web.scope/cpuset.cpus.{file}");
+        machine.put(&path, text);
+    };
+    put("partition", "root\n");
+    put("effective", "4-5\n");
+    confine(&site);
+    assert_eq!(standin.cpus("system.slice"), "0-3,6-7");
+    // It lacks what is offline.
+    machine.put("sys/devices/system/cpu/online", "0-4,6-7\n");
+    put("effective", "4\n");
+    confine(&site);
+    assert_eq!(standin.cpus("system.slice"), "0-3,6-7");
+    put("partition", "root invalid\n");
+    confine(&site);
+    assert_eq!(standin.cpus("system.slice"), "");
 }
 
 #[test]
