@@ -523,8 +523,13 @@ fn where_the_host_may_run() {
     machine.put("run/pinfold-machine/units", &records);
     let (found, _) = machine.findings(&[]);
     assert!(found.len() == 1 && found[0].contains(docker), "{found:#?}");
+    // pinfold.slice is trusted to hold pinned containers alone: it is no default of an engine.
+    let offered = found[0].split("\"cgroup-parent\": ").nth(1);
+    let slice = offered.and_then(|rest| rest.split('"').nth(1)).unwrap();
+    assert_eq!(slice, "containers.slice", "{found:#?}");
+    assert!(found[0].contains("`docker run --cgroup-parent pinfold.slice`"));
     let text = fs::read_to_string(machine.path("etc/docker/daemon.json")).unwrap();
-    let mended = text.replacen('{', "{\"cgroup-parent\": \"pinfold.slice\",", 1);
+    let mended = text.replacen('{', &format!("{{\"cgroup-parent\": \"{slice}\","), 1);
     machine.put("etc/docker/daemon.json", &mended);
     assert_eq!(machine.findings(&[]), (vec![], 0));
     let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();

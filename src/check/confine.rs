@@ -86,8 +86,9 @@ fn units(scope: &Scope<'_>, wanted: &[UnitCpus], report: &mut Report) {
                 "docker has its containers in {DOCKERS}, where none can have the CPUs {cpus} of \
                  exclusive pools: those that ask for them are refused"
             ),
-            "say \"cgroup-parent\": \"pinfold.slice\" in docker's daemon.json, or `docker run \
-             --cgroup-parent pinfold.slice`",
+            "`docker run --cgroup-parent pinfold.slice` for each of those; or a slice for all of \
+             docker's, \"cgroup-parent\": \"containers.slice\" in daemon.json, but not \
+             pinfold.slice",
         );
     }
 }
