@@ -12,6 +12,7 @@ pub use locality::{Locality, Numa};
 pub use near_miss::meant;
 
 use crate::cpulist::CpuSet;
+use crate::engines::Engine;
 use crate::refusal::{Reason, Refusal};
 use crate::text::Shown;
 
@@ -27,10 +28,9 @@ const CONTAINER_NAME: [&str; 2] = [
 ];
 
 /// The annotations in which they tell a pod's sandbox from a container.
-const CONTAINER_TYPE: [&str; 2] = [
-    "io.kubernetes.cri.container-type",
-    "io.kubernetes.cri-o.ContainerType",
-];
+const CONTAINER_TYPE: [&str; 2] = [CONTAINERD_TYPE, CRIO_TYPE];
+const CONTAINERD_TYPE: &str = "io.kubernetes.cri.container-type";
+const CRIO_TYPE: &str = "io.kubernetes.cri-o.ContainerType";
 
 /// The annotation in which containerd gives a pod's namespace. Where annotations are passed on, a
 /// pod's author can write another engine's: only the one of the engine that runs the hook counts.
@@ -283,9 +283,15 @@ pub fn from_annotations(
 }
 
 /// What these annotations say where they have no request. Where they cannot be understood, they say
-/// nothing: [`from_annotations`] refuses them.
-pub fn silence(annotations: &BTreeMap<String, String>) -> Silence {
-    if is_sandbox(annotations) {
+/// nothing: [`from_annotations`] refuses them. An image can carry any annotation, and podman copies
+/// it into the container: a sandbox has the mark of `engine`, which runs it, and sets that itself.
+pub fn silence(annotations: &BTreeMap<String, String>, engine: Option<Engine>) -> Silence {
+    let mark = match engine {
+        Some(Engine::Containerd) => annotations.get(CONTAINERD_TYPE),
+        Some(Engine::Crio) => annotations.get(CRIO_TYPE),
+        Some(Engine::Podman | Engine::Docker) | None => None,
+    };
+    if mark.is_some_and(|mark| mark == "sandbox") {
         return Silence::Sandbox;
     }
     let keys = Keys::of(annotations, name_in(annotations));
@@ -685,6 +691,27 @@ mod tests {
                 Ok(expected),
                 "{words}"
             );
+        }
+    }
+
+    #[test]
+    fn a_sandbox_has_the_mark_of_its_own_engine() {
+        let silence = |words: &str, engine| silence(&annotations(words), engine);
+        let marks = [CONTAINERD_TYPE, CRIO_TYPE].map(|key| format!("{key}=sandbox"));
+        let counts = [Some(Engine::Containerd), Some(Engine::Crio)];
+        for engine in Engine::ALL.map(Some).into_iter().chain([None]) {
+            for (mark, of) in marks.iter().zip(counts) {
+                let (plain, opted) = match engine == of {
+                    true => (Silence::Sandbox, Silence::Sandbox),
+                    false => (Silence::Plain, Silence::OptOut),
+                };
+                assert_eq!(silence(mark, engine), plain, "{mark} {engine:?}");
+                let with = format!("{mark} pool=none");
+                assert_eq!(silence(&with, engine), opted, "{with} {engine:?}");
+            }
+            assert_eq!(silence("", engine), Silence::Plain);
+            let container = marks.join(" ").replace("sandbox", "container");
+            assert_eq!(silence(&container, engine), Silence::Plain);
         }
     }
 

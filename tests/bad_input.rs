@@ -1109,6 +1109,41 @@ fn a_reservation_for_what_asks_for_nothing_is_refused() {
     site.refuses(1, &arguments, state.as_bytes(), &["start it anew"]);
 }
 
+/// An image can carry any annotation, and podman copies it: only the mark that the engine itself
+/// sets makes a sandbox.
+#[test]
+fn no_mark_of_another_engine_leaves_the_default_pool() {
+    let site = Site::new();
+    // An exclusive pool is refused: whoever is to be in it is told from whoever is not.
+    let table = "[host]\ndefault-pool = 'dp'\ndefault-pool-needed = true\n";
+    site.put("config.toml", table);
+    let config = site.path("config.toml").display().to_string();
+    let marks = [
+        ("containerd", "io.kubernetes.cri.container-type"),
+        ("crio", "io.kubernetes.cri-o.ContainerType"),
+    ];
+    for engine in ["podman", "docker", "containerd", "crio"] {
+        for (of, mark) in marks {
+            let state = site.state(&format!("\"{mark}\":\"sandbox\""));
+            let arguments = [
+                "hook",
+                "createRuntime",
+                "--default-pool",
+                "--config",
+                &config,
+            ];
+            let arguments = [&arguments[..], &["--engine", engine]].concat();
+            if engine == of {
+                let output = site.pinfold(&arguments, state.as_bytes());
+                assert!(output.status.success(), "{engine} {mark}: {output:?}");
+            } else {
+                let part = "into the default pool dp";
+                site.refuses(1, &arguments, state.as_bytes(), &[part]);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_device_and_annotations_that_disagree_and_devices_that_are_none() {
     let site = Site::new();

@@ -164,7 +164,7 @@ fn start_by_default(
     let Some(pool) = &host.default_pool else {
         return Ok(());
     };
-    match request::silence(&state.annotations(request::is_ours)?) {
+    match request::silence(&state.annotations(request::is_ours)?, args.engine) {
         Silence::Sandbox => return Ok(()),
         Silence::OptOut if host.default_pool_opt_out => return Ok(()),
         Silence::Plain | Silence::OptOut if names.is_infra() => return Ok(()),

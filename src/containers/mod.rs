@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::unistd::geteuid;
 
+use crate::engines::Engine;
 use crate::files;
 use crate::host::Host;
 use crate::names::{Ancestry, Names, is_name_key, short_id};
@@ -59,6 +60,17 @@ impl Starter {
             Starter::Cri => "Kubernetes",
             Starter::Containerd(_) => "containerd",
             Starter::Runtime(runtime) => runtime,
+        }
+    }
+
+    /// The engine; `None` where none that is known started it.
+    pub fn engine(&self) -> Option<Engine> {
+        match self {
+            Starter::Docker => Some(Engine::Docker),
+            Starter::Podman => Some(Engine::Podman),
+            Starter::Crio => Some(Engine::Crio),
+            Starter::Cri | Starter::Containerd(_) => Some(Engine::Containerd),
+            Starter::Runtime(_) => None,
         }
     }
 }

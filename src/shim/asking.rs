@@ -7,11 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 
-use super::behind;
+use super::behind::{self, Behind};
 use super::start::ShimStart;
 use crate::claims::Claim;
 use crate::cli::{Cli, Options, Verb};
-use crate::config::HostTable;
 use crate::files;
 use crate::host::Host;
 use crate::last_words;
@@ -54,17 +53,19 @@ impl Silent {
     /// container is not to have any: a pod's sandbox, one that opts out, one that was given CPUs.
     pub(super) fn by_default(
         &self,
-        table: &HostTable,
+        chosen: &Behind,
         line: &CommandLine,
         host: &Host,
     ) -> Option<Asking> {
+        let table = &chosen.host_table;
         let pool = table.default_pool.as_deref()?;
         // A user's runtime reads the machine's configuration, and cannot use its pools.
         let is_the_machines = line.in_doubt.is_none() && host.unknown_root().is_none();
         if !is_the_machines || line.verb.as_deref() == Some("restore") {
             return None;
         }
-        match request::silence(&self.config.annotations(request::is_ours).ok()?) {
+        let annotations = self.config.annotations(request::is_ours).ok()?;
+        match request::silence(&annotations, chosen.engine) {
             Silence::Sandbox => return None,
             Silence::OptOut if table.default_pool_opt_out => return None,
             Silence::Plain | Silence::OptOut => {}

@@ -24,6 +24,10 @@ pub(super) fn configured(host: &Host, table: &RuntimeTable) -> Result<Runtime> {
     })
 }
 
+fn named(table: &RuntimeTable) -> Option<Engine> {
+    Engine::by_word(table.engine.as_deref()?)
+}
+
 /// The runtime for a container without a request, which must not depend on our files. Of a broken
 /// configuration the readable parts count, and a runtime that cannot be used is ignored. The list
 /// of allowed runtimes (`runtime.allow`) counts even then.
@@ -31,6 +35,7 @@ pub(super) fn without_request(host: &Host) -> Result<Behind> {
     let whole = Plain::load(host).and_then(|config| {
         Ok(Behind {
             runtime: configured(host, &config.runtime)?,
+            engine: caller::engine(host).or_else(|| named(&config.runtime)),
             run_dir: config.run_dir,
             host_table: config.host,
         })
@@ -51,6 +56,7 @@ pub(super) fn without_request(host: &Host) -> Result<Behind> {
     system_log::send(host, Severity::Warning, &one_line(&message));
     Ok(Behind {
         runtime,
+        engine: None,
         run_dir: None,
         host_table: HostTable::default(),
     })
@@ -59,6 +65,8 @@ pub(super) fn without_request(host: &Host) -> Result<Behind> {
 /// The runtime for containers without a request.
 pub(super) struct Behind {
     pub(super) runtime: Runtime,
+    /// The engine that runs us, or else the one that the configuration names.
+    pub(super) engine: Option<Engine>,
     /// The run directory, if the configuration names one.
     pub(super) run_dir: Option<PathBuf>,
     /// Which pool containers without a request are in, if in any.

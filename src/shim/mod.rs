@@ -82,11 +82,10 @@ fn by_default(
     bound: &TimeBound,
 ) -> Result<Option<Pinned>> {
     let host = Host::new("/");
-    let table = &chosen.host_table;
-    if let Some(asking) = silent.by_default(table, line, &host) {
+    if let Some(asking) = silent.by_default(chosen, line, &host) {
         match asking.pin(line, &host, bound.deadline) {
             Ok(pinned) => return Ok(Some(pinned)),
-            Err(error) if table.default_pool_needed => return Err(error),
+            Err(error) if chosen.host_table.default_pool_needed => return Err(error),
             Err(error) => {
                 let Refusal { what, remedy, .. } = Refusal::of(&error);
                 let message = format!("{what}: it starts outside of it: {remedy}");

@@ -93,7 +93,7 @@ pub fn outside_of_default(site: &Site, all: &[Container], may_opt_out: bool) -> 
         let ours = ours_of(container);
         let is_silent = request::from_annotations(&ours) == Ok(None)
             && container.config.device_hooks().is_empty();
-        let is_meant = match request::silence(&ours) {
+        let is_meant = match request::silence(&ours, container.starter.engine()) {
             Silence::Sandbox => false,
             _ if container.names.is_infra() => false,
             Silence::OptOut => !may_opt_out,
