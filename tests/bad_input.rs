@@ -1109,6 +1109,38 @@ fn a_reservation_for_what_asks_for_nothing_is_refused() {
     site.refuses(1, &arguments, state.as_bytes(), &["start it anew"]);
 }
 
+/// The shim has written the CPUs into its configuration: without a claim it does not start, though
+/// nobody said that the default pool is needed.
+#[test]
+fn what_was_reserved_by_default_starts_with_a_claim_or_not_at_all() {
+    let site = Site::new();
+    site.put("kcm/pools/common/0/tasks", "");
+    let config = site.path("config.toml").display().to_string();
+    let stage = ["hook", "createRuntime", "--shim", "--default-pool"];
+    let arguments = [&stage[..], &["--reservation", "1-2", "--config", &config]].concat();
+    for (table, part) in [
+        ("[host]\ndefault-pool = 'common'\n", "its configuration: "),
+        ("[host]\ndefault-pool = 'gone'\n", "its configuration: "),
+        ("", "has no default-pool any more"),
+        ("= = =", "line 1"),
+    ] {
+        site.put("config.toml", table);
+        let state = site.state("");
+        let again = ["into the default pool", "start it again"];
+        site.refuses(
+            1,
+            &arguments,
+            state.as_bytes(),
+            &[&again[..], &[part]].concat(),
+        );
+        let output = site.pinfold(
+            &[&stage[..], &["--config", &config]].concat(),
+            state.as_bytes(),
+        );
+        assert!(output.status.success(), "without one: {output:?}");
+    }
+}
+
 /// An image can carry any annotation, and podman copies it: only the mark that the engine itself
 /// sets makes a sandbox.
 #[test]

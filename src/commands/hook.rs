@@ -101,6 +101,9 @@ fn start(
             )
         })?;
     let Some(request) = request else {
+        if args.default_pool && args.reservation.is_some() {
+            return start_on_reserved(state, &names, args, settings);
+        }
         if args.default_pool {
             return start_by_default(state, &names, args, settings);
         }
@@ -139,6 +142,43 @@ fn cannot_start(state: &State, names: &Names, request: &Request) -> String {
         true => format!("cannot put container {container} into the default pool {pool}"),
         false => format!("cannot start container {container} on CPUs of pool {pool}"),
     }
+}
+
+/// Starts a container that asks for nothing on what pinfold-runtime reserved for it, which has
+/// judged whether it is to be in the default pool.
+///
+/// # Errors
+/// It has no claim, whatever the configuration says of such starts: it would run on the CPUs that
+/// are in its own configuration, and others could be given them.
+fn start_on_reserved(
+    state: &State,
+    names: &LazyCell<Names, impl FnOnce() -> Names>,
+    args: &HookArgs,
+    settings: impl FnOnce() -> Result<Settings>,
+) -> Result<()> {
+    let start = || -> Result<()> {
+        prepare(state, names)?;
+        let settings = settings()?;
+        let pool = settings.host_table().default_pool.as_ref();
+        let pool = pool.context("the configuration has no default-pool any more")?;
+        pin(state, names, &Request::by_default(pool), args, &settings)
+    };
+    start().map_err(|error| {
+        let refusal = Refusal::of(&error);
+        let what = format!(
+            "cannot put container {} into the default pool, and what pinfold-runtime reserved for \
+             it is in its configuration: {}",
+            names.with_id(&state.shown_id()),
+            refusal.what
+        );
+        let remedy = "start it again".to_owned();
+        let refusal = Refusal {
+            what,
+            remedy,
+            ..refusal
+        };
+        refusal.into()
+    })
 }
 
 /// Starts a container that asks for nothing on CPUs of the default pool, if the configuration has

@@ -44,7 +44,7 @@ pub(super) struct Silent {
     path: PathBuf,
     text: Vec<u8>,
     config: Config,
-    /// Is `text` what an earlier start by default wrote, and `config` what that had found?
+    /// Is `text` what an earlier start wrote, whole or torn, and `config` what that had found?
     was_written: bool,
 }
 
@@ -149,20 +149,18 @@ impl Asking {
         }
         let text = text?.with_context(|| format!("there is no {}", path.display()))?;
         let parsed = files::text_of(&text).map_err(anyhow::Error::from);
-        let config = parsed.and_then(Config::parse).or_else(|error| {
-            // A power loss may have torn the text that we wrote: then the kept original counts.
-            let bundle = Bundle::new(path.clone(), text.clone())?;
-            match bundle.is_ours() {
-                true => Config::parse(bundle.found()),
-                false => Err(error),
-            }
-        });
-        let mut config = config.with_context(|| path.display().to_string())?;
-        let was_written = config.is_by_default();
-        if was_written {
-            // Whoever asked for nothing may ask by now: what was found then counts.
-            config = Config::parse(Bundle::new(path.clone(), text.clone())?.found())?;
-        }
+        let read = match parsed.and_then(Config::parse) {
+            Ok(config) if !config.is_by_default() => Ok((config, false)),
+            // A power loss may have torn the text that we wrote, and whoever asked for nothing may
+            // ask by now: what was found then counts, if it was kept.
+            parsed => Bundle::new(path.clone(), text.clone()).and_then(|bundle| {
+                Ok(match bundle.is_ours() {
+                    true => (Config::parse(bundle.found())?, true),
+                    false => (parsed?, false),
+                })
+            }),
+        };
+        let (config, was_written) = read.with_context(|| path.display().to_string())?;
         let names = LazyCell::new(|| names_in(&config, line, host));
         let cannot = || cannot_start(line, &names);
         let annotations = config.annotations(request::is_ours).with_context(cannot)?;
@@ -179,7 +177,7 @@ impl Asking {
         let Some(request) = request.with_context(cannot)? else {
             // The CPUs in the configuration may have another owner by now.
             ensure!(
-                was_written || !config.is_of_an_earlier_start(),
+                !config.is_of_an_earlier_start(),
                 Refusal::new(
                     format!(
                         "{}: its configuration has the CPUs of an earlier start, and no request \
@@ -276,4 +274,92 @@ pub(super) fn names_in(config: &Config, line: &CommandLine, host: &Host) -> Name
 fn cannot_start(line: &CommandLine, names: &Names) -> String {
     let id = line.id.as_deref().unwrap_or_default();
     format!("cannot start container {}", names.with_id(&Id::shown(id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::Durability;
+    use crate::oci::Pinning;
+
+    const FOUND: &str = r#"{"process":{"env":["A=1"]},"annotations":{}}"#;
+
+    /// What a start by default writes in place of `FOUND`.
+    fn written() -> String {
+        let mut config = Config::parse(FOUND).unwrap();
+        let pinning = Pinning {
+            program: "/p",
+            engine: None,
+            device: None,
+            options: &[],
+            nonce: "1-2",
+            lists: &["1".to_owned()],
+            cpus: &"1".parse().unwrap(),
+            mems: None,
+            by_default: true,
+            has_cgroup: true,
+        };
+        config.pin(&pinning).unwrap();
+        config.print().unwrap()
+    }
+
+    fn put(path: &std::path::Path, text: &str) {
+        files::replace(path, text.as_bytes(), 0o600, Durability::Crash).unwrap();
+    }
+
+    fn read(path: &std::path::Path) -> Result<Option<Box<Silent>>> {
+        let bundle = path.parent().unwrap();
+        let words = [
+            "create".as_ref(),
+            "-b".as_ref(),
+            bundle.as_os_str(),
+            "web".as_ref(),
+        ];
+        let line = CommandLine::parse(&words.map(std::ffi::OsStr::to_owned));
+        match Asking::read(&line, &Host::new("/"))? {
+            Read::Silent(silent) => Ok(silent),
+            Read::Asking(_) => bail!("it asks"),
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_start_by_default_found_counts_if_it_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        put(&path, FOUND);
+        let bundle = Bundle::new(path.clone(), FOUND.into()).unwrap();
+        let ours = written();
+        bundle.write(&ours).unwrap();
+        let silent = read(&path).unwrap().unwrap();
+        assert_eq!(silent.config, Config::parse(FOUND).unwrap());
+        silent.put_back().unwrap();
+        assert_eq!(files::read(&path).unwrap(), FOUND);
+
+        // A torn one of ours is not left to the runtime either.
+        let bundle = Bundle::new(path.clone(), FOUND.into()).unwrap();
+        bundle.write(&ours).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let changed = file.metadata().unwrap().modified().unwrap();
+        file.set_len(9).unwrap();
+        file.set_modified(changed).unwrap();
+        read(&path).unwrap().unwrap().put_back().unwrap();
+        assert_eq!(files::read(&path).unwrap(), FOUND);
+
+        // An edited one, whose original is there, and a copied one, whose original is not.
+        let bundle = Bundle::new(path.clone(), FOUND.into()).unwrap();
+        bundle.write(&ours).unwrap();
+        put(&path, &ours.replace("A=1", "A=2"));
+        let copied = dir.path().join("copy/config.json");
+        std::fs::create_dir(copied.parent().unwrap()).unwrap();
+        put(&copied, &ours);
+        for path in [path, copied] {
+            let before = files::read(&path).unwrap();
+            let refused = read(&path).err().unwrap().to_string();
+            assert!(
+                refused.contains("has the CPUs of an earlier start"),
+                "{refused}"
+            );
+            assert_eq!(files::read(&path).unwrap(), before);
+        }
+    }
 }

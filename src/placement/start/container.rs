@@ -117,7 +117,8 @@ fn pin(
             books.evict(claim)?;
             pinned = None;
         }
-        None if request.by_default && reserved.is_none() => {
+        // What was reserved for it is gone, and the CPUs that it has are those.
+        None if request.by_default && reserved.is_none() && start.reservation.is_none() => {
             let masks = cpuset::masks(group)?.unwrap_or_default();
             if cpuset::chosen_cpus(group, &masks)?.is_some() {
                 return Ok(None);

@@ -15,6 +15,17 @@ fn start(
     process: Process,
     request: &Request,
 ) -> anyhow::Result<Option<Claim>> {
+    start_on(machine, id, process, request, None)
+}
+
+/// The same for one for which the shim has made a reservation.
+fn start_on(
+    machine: &Machine,
+    id: &str,
+    process: Process,
+    request: &Request,
+    reservation: Option<&str>,
+) -> anyhow::Result<Option<Claim>> {
     machine.put(
         &format!("proc/{}/cgroup", std::process::id()),
         "0::/user.slice\n",
@@ -23,7 +34,7 @@ fn start(
         id,
         pid: process.pid,
         names: Names::default(),
-        reservation: None,
+        reservation,
     };
     pin_container(&machine.site(), start, request)
 }
@@ -55,6 +66,19 @@ fn what_somebody_chose_for_it_stays() {
     // Of one that asks, it is a second request.
     let refused = said(start(&machine, "web", process, &asking("dp")));
     assert!(refused.contains("6-7"), "{refused}");
+}
+
+/// The runtime has confined it to what the shim reserved: others can be given those CPUs.
+#[test]
+fn what_was_reserved_and_is_gone_is_nobodys_choice() {
+    let machine = machine();
+    let process = machine.start(1, &group_of("web"));
+    machine.put("sys/fs/cgroup/machine.slice/web/cpuset.cpus", "0\n");
+    machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-7\n");
+    let common = Request::by_default("common");
+    let refused = said(start_on(&machine, "web", process, &common, Some("gone")));
+    assert!(refused.contains("reserved for it is gone"), "{refused}");
+    assert!(!machine.knows("web"));
 }
 
 #[test]
