@@ -11,6 +11,8 @@ use std::time::Duration;
 use clap::CommandFactory;
 use nix::fcntl::{Flock, FlockArg};
 
+const PINFOLD: &str = env!("CARGO_BIN_EXE_pinfold");
+
 /// A pool directory with an exclusive pool of the CPUs 0 and 1 and a shared one, and a process that
 /// waits.
 struct Site {
@@ -54,7 +56,12 @@ impl Site {
     }
 
     fn pinfold(&self, arguments: &[&str], input: &[u8]) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pinfold"))
+        self.run(Command::new(PINFOLD), arguments, input)
+    }
+
+    /// Runs `program`, which becomes pinfold, on the site.
+    fn run(&self, mut program: Command, arguments: &[&str], input: &[u8]) -> Output {
+        let mut child = program
             .arg("--conf-dir")
             .arg(self.path("kcm"))
             .arg("--run-dir")
@@ -214,6 +221,37 @@ fn a_broken_configuration_fails_the_end_only_of_what_asked() {
             !annotations.contains("other"),
             "{said}"
         );
+    }
+}
+
+/// podman without root reads the machine's hook files, and cannot use the machine's books.
+#[test]
+fn the_default_pools_hook_leaves_the_end_of_a_users_container_alone() {
+    let site = Site::new();
+    site.put("run/claims", "no directory");
+    let arguments = ["hook", "poststop", "--engine", "podman", "--default-pool"];
+    let libpod = r#"{"io.container.manager":"libpod"}"#;
+    for (is_a_users, annotations, code, is_told) in [
+        (false, libpod, 1, true),
+        (true, libpod, 0, false),
+        // Whether it asked cannot be known.
+        (true, "null", 0, true),
+        (true, r#"{"pinfold.io/pool":"dp"}"#, 1, true),
+    ] {
+        let state = format!(
+            r#"{{"ociVersion":"1.0.2","id":"web","status":"stopped","annotations":{annotations}}}"#
+        );
+        let mut command = Command::new(PINFOLD);
+        if is_a_users {
+            // A user namespace that does not map root.
+            command = Command::new("unshare");
+            command.args(["--user", "--", PINFOLD]);
+        }
+        let output = site.run(command, &arguments, state.as_bytes());
+        let said = String::from_utf8_lossy(&output.stderr);
+        let case = format!("{is_a_users} {annotations}: {said}");
+        assert_eq!(output.status.code(), Some(code), "{case}");
+        assert_eq!(said.contains("run/claims"), is_told, "{case}");
     }
 }
 

@@ -77,7 +77,7 @@ fn serve(args: &HookArgs, options: &Options, deadline: Instant, known: &mut Whos
     let settings = || Settings::of_hook(options, deadline);
     match args.stage {
         Stage::Prestart | Stage::CreateRuntime => start(state, args, settings),
-        Stage::Poststop => end(state, args, settings),
+        Stage::Poststop => end(state, args, &host_of(options), settings),
     }
 }
 
@@ -298,25 +298,35 @@ fn door(state: &State, args: &HookArgs) -> Door {
 
 /// Frees a container's CPUs by its id alone: some engines give no annotations at this stage. If
 /// there are annotations and none is ours, there was no request, unless there is a device.
-fn end(state: &State, args: &HookArgs, settings: impl FnOnce() -> Result<Settings>) -> Result<()> {
-    let may_have = has_device(args) || args.default_pool;
+fn end(
+    state: &State,
+    args: &HookArgs,
+    host: &Host,
+    settings: impl FnOnce() -> Result<Settings>,
+) -> Result<()> {
+    // A user's podman reads the machine's hook files, too, and has nothing of its default pool.
+    let is_a_users = args.default_pool && host.unknown_root().is_some();
+    let may_have = has_device(args) || (args.default_pool && !is_a_users);
     if !may_have && state.surely_lacks(request::PREFIX) {
         return Ok(());
     }
-    let settings = match settings() {
-        Ok(settings) => settings,
-        // A container without a request must not depend on our files. The claim of one that did ask
-        // outlives this failure, and is freed later.
-        Err(error) if !asked(state, args) => {
-            let id = state.shown_id();
-            tell(&format!(
-                "look whether container {id} holds CPUs: {error:#}"
-            ));
-            return Ok(());
-        }
-        Err(error) => return Err(error).with_context(|| cannot_give_back(state)),
+    // A container without a request must not depend on our files, nor a user's on the machine's.
+    // The claim of one that did ask outlives this failure, and is freed later.
+    let (error, is_fatal) = match settings() {
+        Ok(settings) => match give_back(state, &settings) {
+            Ok(()) => return Ok(()),
+            Err(error) => (error, !is_a_users || asked(state, args)),
+        },
+        Err(error) => (error, asked(state, args)),
     };
-    give_back(state, &settings).with_context(|| cannot_give_back(state))
+    if is_fatal {
+        return Err(error).with_context(|| cannot_give_back(state));
+    }
+    let id = state.shown_id();
+    tell(&format!(
+        "look whether container {id} holds CPUs: {error:#}"
+    ));
+    Ok(())
 }
 
 /// Says something without the settings, which say where the log goes.
