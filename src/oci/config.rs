@@ -22,6 +22,8 @@ pub(super) const PINNING_STAGES: [&str; 2] = ["prestart", STAGES[0]];
 pub(super) const DEFAULT_POOL: &str = "--default-pool";
 /// The option that names a CDI device.
 pub(super) const DEVICE: &str = "--device";
+/// The option that names a CDI device that is one CPU list.
+const LIST: &str = "--list";
 
 /// KCM's variables, which tell a container its CPUs.
 pub(super) const VARIABLES: [&str; 2] = ["KCM_CPUS_ASSIGNED", "KCM_CPUS_ASSIGNED_MASK"];
@@ -151,6 +153,16 @@ impl Config {
     /// The arguments of the hooks by which a CDI device asks for CPUs; hooks that the shim added
     /// are left out.
     pub fn device_hooks(&self) -> Vec<Vec<String>> {
+        self.hooks_with(DEVICE).collect()
+    }
+
+    /// Does a CDI device that is one CPU list ask? Only its hook gives it that.
+    pub fn has_list_hook(&self) -> bool {
+        self.hooks_with(LIST).next().is_some()
+    }
+
+    /// The arguments of the hooks of ours, but the shim's, that pin by this option.
+    fn hooks_with(&self, option: &str) -> impl Iterator<Item = Vec<String>> {
         let at = |stage: &&str| self.at(&["hooks", stage]).and_then(Value::as_array);
         let hooks = PINNING_STAGES.iter().filter_map(at).flatten();
         let theirs = hooks.filter(|hook| !is_the_shims(hook));
@@ -160,9 +172,7 @@ impl Config {
             let words = args.iter().filter_map(Value::as_str);
             words.map(str::to_owned).collect::<Vec<_>>()
         });
-        words
-            .filter(|words| words.iter().any(|word| word == DEVICE))
-            .collect()
+        words.filter(move |words| words.iter().any(|word| word == option))
     }
 
     /// The path of the container's cgroup (`linux.cgroupsPath`); empty where none is given.
@@ -298,7 +308,48 @@ mod tests {
             "/k",
         ];
         assert_eq!(config.device_hooks(), [words.map(str::to_owned).to_vec()]);
+        assert!(!config.has_list_hook());
         assert!(Config::parse("{}").unwrap().device_hooks().is_empty());
+    }
+
+    #[test]
+    fn a_device_that_is_a_list_is_known_by_its_hook() {
+        for (stage, args, is_one) in [
+            (
+                "createRuntime",
+                r#""pinfold","hook","createRuntime","--list","dp:1""#,
+                true,
+            ),
+            (
+                "prestart",
+                r#""pinfold","hook","prestart","--list","dp:1""#,
+                true,
+            ),
+            (
+                "createRuntime",
+                r#""pinfold","hook","createRuntime","--shim","--list","dp:1""#,
+                false,
+            ),
+            (
+                "createRuntime",
+                r#""other","hook","createRuntime","--list","dp:1""#,
+                false,
+            ),
+            (
+                "createRuntime",
+                r#""pinfold","hook","createRuntime","--device","dp""#,
+                false,
+            ),
+            (
+                "poststop",
+                r#""pinfold","hook","poststop","--list","dp:1""#,
+                false,
+            ),
+        ] {
+            let text = format!(r#"{{"hooks":{{"{stage}":[{{"path":"/p","args":[{args}]}}]}}}}"#);
+            let config = Config::parse(&text).unwrap();
+            assert_eq!(config.has_list_hook(), is_one, "{text}");
+        }
     }
 
     #[test]

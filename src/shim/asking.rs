@@ -35,11 +35,13 @@ pub(super) struct Asking {
 pub(super) enum Read {
     /// CPUs.
     Asking(Box<Asking>),
+    /// CPU lists, by devices whose hooks give just those: nothing is left for the shim to give.
+    ByHooks(Box<Silent>),
     /// Nothing; `None` where there is no configuration of a container.
     Silent(Option<Box<Silent>>),
 }
 
-/// A container without a request, and its parsed configuration.
+/// A container without a request that the shim is to meet, and its parsed configuration.
 pub(super) struct Silent {
     path: PathBuf,
     text: Vec<u8>,
@@ -84,7 +86,7 @@ impl Silent {
         })
     }
 
-    /// Puts back what an earlier start by default found: its CPUs may have another owner by now.
+    /// Puts back what an earlier start found: its CPUs may have another owner by now.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -149,10 +151,13 @@ impl Asking {
         }
         let text = text?.with_context(|| format!("there is no {}", path.display()))?;
         let parsed = files::text_of(&text).map_err(anyhow::Error::from);
+        let is_to_be_undone = |config: &Config| {
+            config.is_by_default() || (config.has_list_hook() && config.is_of_an_earlier_start())
+        };
         let read = match parsed.and_then(Config::parse) {
-            Ok(config) if !config.is_by_default() => Ok((config, false)),
-            // A power loss may have torn the text that we wrote, and whoever asked for nothing may
-            // ask by now: what was found then counts, if it was kept.
+            Ok(config) if !is_to_be_undone(&config) => Ok((config, false)),
+            // A power loss may have torn the text that we wrote, and whoever asked for nothing, or
+            // not by a list, may do so by now: what was found then counts, if it was kept.
             parsed => Bundle::new(path.clone(), text.clone()).and_then(|bundle| {
                 Ok(match bundle.is_ours() {
                     true => (Config::parse(bundle.found())?, true),
@@ -163,6 +168,25 @@ impl Asking {
         let (config, was_written) = read.with_context(|| path.display().to_string())?;
         let names = LazyCell::new(|| names_in(&config, line, host));
         let cannot = || cannot_start(line, &names);
+        // The CPUs in the configuration may have another owner by now.
+        let has_old_cpus = || {
+            let what = format!(
+                "{}: its configuration has the CPUs of an earlier start, and no request for them \
+                 any more",
+                cannot()
+            );
+            Refusal::new(what, format!("write {} anew", path.display()))
+        };
+        if config.has_list_hook() {
+            ensure!(!config.is_of_an_earlier_start(), has_old_cpus());
+            drop(names);
+            return Ok(Read::ByHooks(Box::new(Silent {
+                path,
+                text,
+                config,
+                was_written,
+            })));
+        }
         let annotations = config.annotations(request::is_ours).with_context(cannot)?;
         let annotated = request::from_annotations(&annotations).with_context(cannot)?;
         let is_annotated = annotated.is_some();
@@ -175,17 +199,9 @@ impl Asking {
             request::with_device(request, Some(&device.name))
         });
         let Some(request) = request.with_context(cannot)? else {
-            // The CPUs in the configuration may have another owner by now.
             ensure!(
                 !config.is_of_an_earlier_start(),
-                Refusal::new(
-                    format!(
-                        "{}: its configuration has the CPUs of an earlier start, and no request \
-                         any more",
-                        cannot()
-                    ),
-                    format!("write {} anew", path.display())
-                )
+                has_old_cpus()
             );
             drop(names);
             return Ok(Read::Silent(Some(Box::new(Silent {

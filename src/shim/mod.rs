@@ -54,6 +54,12 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let bound = TimeBound::start()?;
     let pinned = match Asking::read(&line, &host)? {
         Read::Asking(asking) => asking.pin(&line, &host, bound.deadline)?,
+        Read::ByHooks(silent) => {
+            let runtime = behind::without_request(&host)?.runtime;
+            silent.put_back()?;
+            bound.end()?;
+            return become_runtime(&runtime, arguments);
+        }
         Read::Silent(silent) => {
             let chosen = behind::without_request(&host)?;
             let by_default = silent.map(|silent| by_default(*silent, &chosen, &line, &bound));

@@ -53,6 +53,12 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         each(
             shim(),
+            "shim::leaves_devices_that_are_lists_to_their_hooks",
+            needs,
+            leaves_lists_to_hooks,
+        ),
+        each(
+            shim(),
             "shim::keeps_to_the_rules_of_pools",
             needs,
             rules_of_pools,
@@ -447,6 +453,59 @@ fn several_doors(world: &World, engine: Engine) {
         assert_eq!(process::affinity(pid), "1", "{device:?}");
         scene.delete();
     }
+}
+
+/// The very list of the device, whatever else would have the shim give CPUs: a default pool, an
+/// annotation of the same pool, and what an earlier start wrote.
+fn leaves_lists_to_hooks(world: &World, engine: Engine) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    world.pool("common", Kind::Shared, &["0"]);
+    let scene = Scene::new(world, engine);
+    // The runtime's table is before that of the host.
+    scene.configure("[host]\ndefault-pool = 'common'");
+    let found = scene.text();
+    let silent = |config: &mut Value| {
+        let annotations = config["annotations"].as_object_mut().expect("it has some");
+        annotations.retain(|key, _| !key.starts_with("pinfold.io/"));
+    };
+    let device = |config: &mut Value| {
+        for stage in ["createRuntime", "poststop"] {
+            let args = ["pinfold", "hook", stage, "--list", "dp:1"];
+            let hook = json!({ "path": "/usr/local/bin/pinfold", "args": args, "timeout": 30 });
+            let hooks = config["hooks"][stage].as_array_mut();
+            match hooks {
+                Some(hooks) => hooks.push(hook),
+                None => config["hooks"][stage] = json!([hook]),
+            }
+        }
+    };
+    let with_the_device = || {
+        scene.create().ok();
+        assert_eq!(process::affinity(scene.first_process()), "1");
+        assert_eq!(world.claim_of("a")["pool"], "dp");
+        assert!(!scene.text().contains("KCM_CPUS_ASSIGNED"));
+        scene.delete();
+    };
+    scene.edited(&found, device);
+    with_the_device();
+    scene.edited(&found, |config| {
+        silent(config);
+        device(config);
+    });
+    with_the_device();
+    // What an earlier start wrote is not the file's any more once somebody edits it.
+    scene.edited(&found, silent);
+    scene.create().ok();
+    assert_eq!(world.claim_of("a")["pool"], "common");
+    scene.delete();
+    let written = scene.text();
+    scene.edited(&written, device);
+    let ran = scene.create().exits(1);
+    assert!(
+        ran.stderr.contains("has the CPUs of an earlier start"),
+        "{ran}"
+    );
+    world.assert_all_free("after a refusal");
 }
 
 /// By which doors, and for pods of which namespaces: the mark of the engine that the configuration
