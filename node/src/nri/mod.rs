@@ -59,12 +59,12 @@ async fn keep_serving(options: &Options, status: &Arc<Status>) -> Infallible {
     let (shortest, longest) = PAUSES;
     let (mut pause, mut said) = (shortest, None);
     loop {
-        let mut is_taken = false;
-        let ended = serve_once(options, status, &mut is_taken).await;
-        status.connected(false);
-        if is_taken {
+        let ended = serve_once(options, status).await;
+        // An engine that takes us and then fails does so each time.
+        if status.is_connected() {
             (pause, said) = (shortest, None);
         }
+        status.connected(false);
         if let Some(news) = news(ended, &mut said) {
             log::warn!("{news}; containers that ask for CPUs go unpinned until it is there again");
         }
@@ -84,14 +84,14 @@ fn news(ended: Result<()>, said: &mut Option<String>) -> Option<String> {
     is_news.then_some(text)
 }
 
-async fn serve_once(options: &Options, status: &Arc<Status>, is_taken: &mut bool) -> Result<()> {
+async fn serve_once(options: &Options, status: &Arc<Status>) -> Result<()> {
     let stream = connect(&options.socket).await?;
     let plugin = Plugin::new(
         options.program.clone(),
         options.run_dir.clone(),
         Arc::clone(status),
     );
-    session::serve(stream, Arc::new(plugin), is_taken).await
+    session::serve(stream, Arc::new(plugin)).await
 }
 
 async fn connect(socket: &Path) -> Result<UnixStream> {

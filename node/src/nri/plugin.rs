@@ -29,6 +29,9 @@ use super::ttrpc::{Code, Request, Response};
 /// The most pods, and the most containers, that are kept of what an engine has. No node has as many.
 const MOST_THERE: usize = 100_000;
 
+/// The one method whose answer depends on the claims.
+const UPDATE: &str = "UpdateContainer";
+
 /// What to do about a container that runs unpinned.
 const REMEDY: &str = "it was made while nothing added Pinfold's hooks: delete its pod, and what \
                       is made in its place is pinned";
@@ -114,6 +117,11 @@ impl Plugin {
         }
     }
 
+    /// Does the answer to this call depend on a disk?
+    pub fn reads_claims(request: &Request) -> bool {
+        request.method == UPDATE
+    }
+
     /// Answers a call. It takes no lock of a pool directory, and reads claims only for an update
     /// of CPUs or memory nodes.
     pub fn answer(&self, request: &Request) -> Answer {
@@ -137,9 +145,7 @@ impl Plugin {
                 }
                 decoded => decoded.map(|asked| self.create(&asked)),
             },
-            "UpdateContainer" => {
-                UpdateContainerRequest::decode(payload).map(|asked| self.update(&asked))
-            }
+            UPDATE => UpdateContainerRequest::decode(payload).map(|asked| self.update(&asked)),
             "PostStartContainer" => ContainerRequest::decode(payload)
                 .map(|asked| self.event(Event::PostStartContainer, &asked)),
             "StopContainer" => ContainerRequest::decode(payload)

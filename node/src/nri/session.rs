@@ -22,7 +22,7 @@ pub const NAME: &str = "pinfold";
 /// Plugins are called in the order of their indices, `00` to `99`: what others add is seen.
 pub const INDEX: &str = "90";
 
-/// The longest that an answer may take. The engine asks one plugin after another, and under a lock.
+/// The longest that an answer that needs a disk may take. The engine asks one plugin after another, and under a lock.
 pub const ANSWERED_WITHIN: Duration = Duration::from_millis(200);
 /// The longest that a registration may take; engines give it as much.
 pub const REGISTERED_WITHIN: Duration = Duration::from_secs(5);
@@ -36,13 +36,14 @@ const READ: usize = 64 << 10;
 /// The stream of our registration. We make no other call.
 const REGISTRATION: u32 = 1;
 
-/// Registers, and answers until the engine closes the connection. Returns whether it took us.
+/// Registers, and answers until the engine closes the connection.
 ///
 /// # Errors
 /// The engine does not want us, sends what cannot be understood, or does not read.
-pub async fn serve(mut stream: UnixStream, plugin: Arc<Plugin>, is_taken: &mut bool) -> Result<()> {
+pub async fn serve(mut stream: UnixStream, plugin: Arc<Plugin>) -> Result<()> {
     write(&mut stream, RUNTIME, &registration()).await?;
     let (mut wire, mut buffer) = (Wire::default(), vec![0; READ]);
+    let mut is_taken = false;
     let mut limit = Some(Instant::now() + REGISTERED_WITHIN);
     loop {
         let read = stream.read(&mut buffer);
@@ -67,12 +68,12 @@ pub async fn serve(mut stream: UnixStream, plugin: Arc<Plugin>, is_taken: &mut b
                 Arrived::ToPlugin(message) => answer(&mut stream, &plugin, message).await?,
                 Arrived::ToCaller(message) if message.stream == REGISTRATION => {
                     accepted(&message)?;
-                    *is_taken = true;
+                    is_taken = true;
                 }
                 Arrived::ToCaller(_) => {}
             }
         }
-        limit = match (&is_taken, wire.is_within()) {
+        limit = match (is_taken, wire.is_within()) {
             (false, _) => limit,
             (true, false) => None,
             (true, true) if has_arrived => Some(Instant::now() + REST_WITHIN),
@@ -127,16 +128,24 @@ async fn answer(stream: &mut UnixStream, plugin: &Arc<Plugin>, message: Message)
     Ok(())
 }
 
-/// The plugin's answer, or that it takes too long: then nothing is made or changed.
+/// The plugin's answer. What needs a disk is answered on a thread that may wait for one; if that
+/// takes too long nothing is changed. All else is answered at once, however busy the node is: who
+/// asks for nothing depends on nothing of ours.
 async fn found(plugin: &Arc<Plugin>, content: Vec<u8>) -> Answer {
+    let request = match Request::decode(content.as_slice()) {
+        Ok(request) => request,
+        Err(error) => {
+            return failed(
+                Code::InvalidArgument,
+                format!("pinfold: the request cannot be read: {error}"),
+            );
+        }
+    };
+    if !Plugin::reads_claims(&request) {
+        return plugin.answer(&request);
+    }
     let plugin = Arc::clone(plugin);
-    let found = spawn_blocking(move || match Request::decode(content.as_slice()) {
-        Ok(request) => plugin.answer(&request),
-        Err(error) => failed(
-            Code::InvalidArgument,
-            format!("pinfold: the request cannot be read: {error}"),
-        ),
-    });
+    let found = spawn_blocking(move || plugin.answer(&request));
     match timeout(ANSWERED_WITHIN, found).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => failed(Code::DeadlineExceeded, format!("pinfold: {error}")),

@@ -335,6 +335,53 @@ async fn an_engine_that_refuses_is_asked_again() {
     world.end().await;
 }
 
+/// However busy the node is, who asks for nothing is made, and who asks gets its hooks. An update
+/// needs the claims, and is refused.
+#[test]
+fn only_what_needs_the_claims_waits_for_a_thread() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(1);
+    runtime.build().unwrap().block_on(async {
+        let world = World::new();
+        let mut engine = world.engine().await;
+        world.unpinned(0).await;
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || waits.recv());
+        let none = create(&mut engine, &made("a", &[])).await.unwrap();
+        assert_eq!(none.adjust, None);
+        let some = create(&mut engine, &made("b", &[POOL])).await.unwrap();
+        assert!(some.adjust.is_some());
+        let refused = engine
+            .call::<UpdateContainerResponse>("UpdateContainer", &update("a", "0"))
+            .await
+            .unwrap_err();
+        // DEADLINE_EXCEEDED of google.rpc.Code.
+        assert_eq!(refused.code, 4, "{refused:?}");
+        drop(go_on);
+        busy.await.unwrap().unwrap_err();
+        world.end().await;
+    });
+}
+
+/// One that takes the plugin and then closes the connection does so again: it is asked less and
+/// less often.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_takes_the_plugin_and_goes_is_not_asked_all_the_time() {
+    let world = World::new();
+    drop(Engine::accept(world.listener()).await);
+    let began = tokio::time::Instant::now();
+    for _ in 0..4 {
+        drop(Engine::accept(world.listener()).await);
+    }
+    // 0.1, 0.2, 0.4 and 0.8 s.
+    assert!(began.elapsed() >= Duration::from_millis(1500));
+    drop(world.engine().await);
+    let began = tokio::time::Instant::now();
+    drop(Engine::accept(world.listener()).await);
+    assert!(began.elapsed() < Duration::from_millis(200));
+    world.end().await;
+}
+
 fn update(id: &str, cpus: &str) -> UpdateContainerRequest {
     let made = made(id, &[]);
     UpdateContainerRequest {
