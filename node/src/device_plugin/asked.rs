@@ -48,7 +48,12 @@ impl Asked {
             .await;
         if let Err(refusal) = &answered {
             log::warn!("refuse the kubelet a container's devices: {refusal}");
-            reader.count(refusal.reason);
+            let reason = refusal.reason;
+            // The counters' lock may have to be waited for.
+            let counted = spawn_blocking(move || reader.count(reason)).await;
+            if let Err(error) = counted {
+                log::info!("count a refusal: {error}");
+            }
         }
         answered
     }

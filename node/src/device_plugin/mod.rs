@@ -183,7 +183,7 @@ impl DevicePlugin {
             reader: self.reader.clone(),
             pool: pool.to_owned(),
         };
-        match Socket::open(&path, devices, asked) {
+        match Socket::open(&path, devices, asked).await {
             Ok(socket) => {
                 log::info!("{about}: {counts}");
                 self.said.warn(&about, None);

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +14,7 @@ use pinfold::files;
 use pinfold::refusal::Refusal;
 use pinfold::text::one_line;
 use prost::Message;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -65,8 +64,8 @@ impl Socket {
     ///
     /// # Errors
     /// Another process serves it; it cannot be made.
-    pub fn open(path: &Path, devices: Vec<Device>, asked: Asked) -> Result<Socket> {
-        remove_left_behind(path)?;
+    pub async fn open(path: &Path, devices: Vec<Device>, asked: Asked) -> Result<Socket> {
+        remove_left_behind(path).await?;
         let bound = UnixListener::bind(path);
         let listener = bound.with_context(|| format!("make the socket {}", path.display()))?;
         let entry = files::entry_if_there(path)?;
@@ -142,7 +141,7 @@ impl Socket {
 }
 
 /// Removes the socket of a process that ended without doing so.
-fn remove_left_behind(path: &Path) -> Result<()> {
+async fn remove_left_behind(path: &Path) -> Result<()> {
     let Some(entry) = files::entry_if_there(path)? else {
         return Ok(());
     };
@@ -152,11 +151,16 @@ fn remove_left_behind(path: &Path) -> Result<()> {
             "move it away"
         ));
     }
-    match BlockingStream::connect(path) {
-        Ok(_) => bail!(Refusal::new(
+    let served = || {
+        Refusal::new(
             format!("another process serves {}", path.display()),
-            "end that one: two cannot serve one resource"
-        )),
+            "end that one: two cannot serve one resource",
+        )
+    };
+    // Nobody is waited for who does not accept.
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!(served()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!(served()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => files::remove(path),
         Err(error) if files::is_gone(&error) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("look at {}", path.display())),
@@ -280,4 +284,30 @@ where
 /// A refusal as the kubelet shows it in the pod's events.
 fn status(refusal: Refusal) -> Status {
     Status::failed_precondition(one_line(&refusal.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::listen;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_accepts_nobody_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // Room for one who waits (listen(2)).
+        listen(&listener, 0).unwrap();
+        let _waits = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let refused = timeout(GRACE, remove_left_behind(&path)).await;
+        let refused = refused.expect("it does not wait").unwrap_err();
+        assert!(
+            refused.to_string().contains("another process serves"),
+            "{refused}"
+        );
+        drop(listener);
+        remove_left_behind(&path).await.unwrap();
+        assert!(files::entry_if_there(&path).unwrap().is_none());
+    }
 }
