@@ -9,12 +9,12 @@ use pinfold::cli::Options;
 use pinfold::commands::metrics::Listener;
 use pinfold::engines::Programs;
 use pinfold::refusal::Refusal;
-use pinfold::settings::Settings;
+use pinfold::settings::{Settings, news};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 use crate::books::{self, Reader};
 use crate::cli::RunArgs;
@@ -27,6 +27,9 @@ use crate::status::Status;
 
 /// The kubelet's directory unless it is told another (kubelet: `--root-dir`).
 const KUBELET: &str = "/var/lib/kubelet";
+/// How long a message is no news while it is repeated, where nothing else makes rounds. Longer than
+/// the time between two writings of the metrics.
+const ROUND: Duration = Duration::from_secs(60);
 /// How long the parts may take to end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -117,6 +120,9 @@ async fn serve(
         let kubelet = args.kubelet_dir.clone().unwrap_or_else(default);
         let plugin = DevicePlugin::new(&kubelet, reader, status);
         parts.spawn(plugin.run(books, stop));
+    } else {
+        // Whoever watches the books begins one with each look.
+        beside.spawn(begin_rounds());
     }
     let failed = tokio::select! {
         () = ended => None,
@@ -131,6 +137,15 @@ async fn serve(
     match failed {
         Some(error) => Err(error).context("a part of pinfold-node failed"),
         None => Ok(()),
+    }
+}
+
+/// Begins rounds of the log: what was said is forgotten once it has not been said for a round.
+async fn begin_rounds() {
+    let mut ticks = interval(ROUND);
+    loop {
+        ticks.tick().await;
+        news::begin_round();
     }
 }
 
@@ -150,4 +165,24 @@ fn ended() -> Result<impl Future<Output = ()>> {
             _ = hangup.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_is_news_again_after_a_while() {
+        let rounds = tokio::spawn(begin_rounds());
+        sleep(Duration::from_secs(1)).await;
+        let is_news = || news::is_news("said by the test of rounds");
+        assert!(is_news() && !is_news());
+        sleep(ROUND).await;
+        assert!(!is_news());
+        sleep(2 * ROUND).await;
+        assert!(is_news());
+        rounds.abort();
+    }
 }
