@@ -115,6 +115,22 @@ pub fn name(host: &Host, pid: i32) -> Option<String> {
     Some(name.trim_end().to_owned())
 }
 
+/// Is it one of root's (proc_pid_status(5), `Uid`), in the pid namespace that we have, where both
+/// can be seen (namespaces(7))? What is not can have any name and say anything: a user's process,
+/// or a container's.
+pub fn is_the_machines(host: &Host, pid: i32) -> bool {
+    let status = files::read_if_there(&host.proc_pid(pid, "status"));
+    let status = status.ok().flatten().unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let is_roots = |uids: &str| uids.split_ascii_whitespace().all(|uid| uid == "0");
+    let namespace = |pid| std::fs::read_link(host.proc_pid(pid, "ns/pid"));
+    let is_elsewhere = || match (namespace(std::process::id() as i32), namespace(pid)) {
+        (Ok(ours), Ok(its)) => ours != its,
+        _ => false,
+    };
+    uids.is_some_and(is_roots) && !is_elsewhere()
+}
+
 /// The CPUs that a process's first thread may use, read from `/proc` (proc_pid_status(5),
 /// `Cpus_allowed_list`), so that it works on a captured machine too. `None` where the process is
 /// gone or `status` cannot be read.

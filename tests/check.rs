@@ -1586,6 +1586,9 @@ fn pools_that_are_not_as_declared_are_told() {
     );
 }
 
+/// The `status` of a process of root's.
+const OF_ROOT: &str = "Name:\tx\nUid:\t0\t0\t0\t0\n";
+
 /// A kubelet that gives CPUs of exclusive pools to its pods, or writes those of pinned containers.
 #[test]
 fn the_kubelets_cpu_manager() {
@@ -1611,6 +1614,7 @@ fn the_kubelets_cpu_manager() {
     let json = "etc/kubelet.json";
     let runs = |m: &Machine, more: &str| {
         m.put("proc/4711/comm", "kubelet\n");
+        m.put("proc/4711/status", OF_ROOT);
         let line = format!("/usr/bin/kubelet\0--config=/{json}\0{more}");
         m.put("proc/4711/cmdline", &line);
         m.put(json, r#"{"cpuManagerPolicy": "static"}"#);
@@ -1627,6 +1631,37 @@ fn the_kubelets_cpu_manager() {
         "again and again",
         &[&|m| runs(m, "--cpu-manager-policy\0none\0")],
     );
+    // What it names may be a device.
+    broken_and_mended(
+        |m| {
+            runs(m, "");
+            fs::remove_file(m.path(json)).unwrap();
+            fs::create_dir(m.path(json)).unwrap();
+        },
+        "fault kubelet",
+        "\"/etc/kubelet.json\" is not a regular file",
+        &[&|m| {
+            fs::remove_dir(m.path(json)).unwrap();
+            m.put(json, "{}");
+        }],
+    );
+    // The worst of several counts, and none of a user's or a container's.
+    let others = |m: &Machine| {
+        runs(m, "--cpu-manager-policy\0none\0");
+        m.put("proc/99/comm", "kubelet\n");
+        m.put("proc/99/cmdline", "kubelet\0--cpu-manager-policy=static\0");
+    };
+    for uids in ["0\t0\t0\t1000", "1000\t0\t0\t0", "1000\t1000\t1000\t1000"] {
+        broken_and_mended(
+            |m| {
+                others(m);
+                m.put("proc/99/status", OF_ROOT);
+            },
+            "fault kubelet",
+            "can give pods 2-3",
+            &[&|m| m.put("proc/99/status", &format!("Name:\tkubelet\nUid:\t{uids}\n"))],
+        );
+    }
     let machine = all_is_well();
     none(&machine);
     let text = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
@@ -1649,15 +1684,20 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
     let requires = |m: &Machine| {
         containerd_says(m, &format!("{VALIDATOR}required_plugins = [\"pinfold\"]"));
     };
+    let served = |m: &Machine| {
+        m.put(SERVED.0, SERVED.1);
+        m.put("proc/77/status", OF_ROOT);
+    };
+    let by_a_user = |m: &Machine| m.put("proc/77/status", "Uid:\t1000\t1000\t1000\t1000\n");
     broken_and_mended(
-        |m| m.put(SERVED.0, SERVED.1),
+        served,
         "warning nri",
         "NRI fails open",
-        &[&requires],
+        &[&requires, &by_a_user],
     );
     broken_and_mended(
         |m| {
-            m.put(SERVED.0, SERVED.1);
+            served(m);
             requires(m);
             containerd_says(m, &format!("{NRI}disable = true"));
         },
@@ -1673,7 +1713,7 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
     );
     broken_and_mended(
         |m| {
-            m.put(SERVED.0, SERVED.1);
+            served(m);
             requires(m);
             let rejecting = "reject_oci_hook_adjustment = true\nrequired_plugins";
             m.edit("etc/containerd/config.toml", "required_plugins", rejecting);
@@ -1688,6 +1728,7 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
     );
     // Where nobody serves it, it is nobody's concern.
     let machine = all_is_well();
+    served(&machine);
     machine.put(
         "proc/77/cmdline",
         "/usr/bin/pinfold-node\0run\0--device-plugin\0",

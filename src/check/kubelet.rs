@@ -1,19 +1,17 @@
 //! The kubelet's CPU manager: whether it can give CPUs of exclusive pools to pods, and whether it
 //! writes the CPUs of containers that have a pool's.
 
-use std::os::unix::fs::MetadataExt;
-
-use anyhow::{Context, Result};
-use nix::unistd::geteuid;
+use anyhow::{Context, Result, bail};
 use saphyr::{LoadableYamlNode, Yaml};
 
-use super::Report;
+use super::{Finding, Outcome, Report};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
 use crate::pools::{Kind, PoolDirectory};
 use crate::process;
+use crate::refusal::Refusal;
 use crate::text::Shown;
 
 /// Where the kubelet's configuration is if its command line names no other place (kubeadm).
@@ -35,11 +33,30 @@ struct Settings {
 }
 
 pub(super) fn check(site: &Site, report: &mut Report) {
-    let line = command_line(&site.host);
-    let named = option(&line, "--config").unwrap_or(CONFIG);
+    let mut lines = command_lines(&site.host);
+    if lines.is_empty() {
+        // One that does not run now has a configuration all the same.
+        lines.push(Vec::new());
+    }
+    let mut of_each = Report::default();
+    for line in lines {
+        check_one(site, &line, &mut of_each);
+    }
+    let badness = |finding: &Finding| match finding.outcome {
+        Outcome::Ok => 0,
+        Outcome::Warning(_) => 1,
+        Outcome::Fault(_) => 2,
+    };
+    let worst = of_each.findings.into_iter().max_by_key(badness);
+    report.findings.extend(worst);
+}
+
+/// Checks a kubelet with this command line; it is empty where none runs.
+fn check_one(site: &Site, line: &[String], report: &mut Report) {
+    let named = option(line, "--config").unwrap_or(CONFIG);
     let settings = match of_file(&site.host, named) {
         Ok(None) if line.is_empty() => return,
-        Ok(settings) => Settings::of_line(&line).or(settings.unwrap_or_default()),
+        Ok(settings) => Settings::of_line(line).or(settings.unwrap_or_default()),
         Err(error) if files::is_denied_to_us(&error) => {
             let text = format!("its configuration {} cannot be read", Shown(named));
             return report.warn("kubelet", text, "run this as root");
@@ -147,6 +164,13 @@ fn of_file(host: &Host, path: &str) -> Result<Option<Settings>> {
         Err(error) if files::is_gone(&error) => return Ok(None),
         real => real.with_context(|| format!("look at {}", Shown(path)))?,
     };
+    // Opening a device can do anything.
+    if files::metadata_if_there(&real)?.is_some_and(|named| !named.is_file()) {
+        bail!(Refusal::new(
+            format!("{} is not a regular file", Shown(path)),
+            "name the kubelet's configuration in its --config"
+        ));
+    }
     let Some(text) = files::read_text_if_there(&real)? else {
         return Ok(None);
     };
@@ -156,21 +180,20 @@ fn of_file(host: &Host, path: &str) -> Result<Option<Settings>> {
         .map(Some)
 }
 
-/// The command line of the kubelet that runs; empty where none does. Only root's counts: anybody
-/// can call a process so.
-fn command_line(host: &Host) -> Vec<String> {
+/// The command lines of the kubelets that run. Only the machine's count: anybody can call a process
+/// so.
+fn command_lines(host: &Host) -> Vec<Vec<String>> {
     let names = files::directories_in(&host.processes()).unwrap_or_default();
     let pids = names.iter().filter_map(|name| name.parse::<i32>().ok());
     let is_kubelet = |pid: &i32| {
-        let comm = files::entry_if_there(&host.proc_pid(*pid, "comm"));
-        let owner = comm.ok().flatten().map(|comm| comm.uid());
-        let is_roots = owner.is_some_and(|owner| [0, geteuid().as_raw()].contains(&owner));
-        is_roots && process::name(host, *pid).as_deref() == Some("kubelet")
+        process::name(host, *pid).as_deref() == Some("kubelet")
+            && process::is_the_machines(host, *pid)
     };
-    let mut found = pids.filter(is_kubelet);
-    let line = found.next().map(|pid| process::command_line(host, pid));
-    let words = line.unwrap_or_default().into_iter();
-    words.filter_map(|word| word.into_string().ok()).collect()
+    let lines = pids.filter(is_kubelet).map(|pid| {
+        let words = process::command_line(host, pid).into_iter();
+        words.filter_map(|word| word.into_string().ok()).collect()
+    });
+    lines.collect()
 }
 
 /// The value of the last option of this name: `--name=value` or `--name value`.

@@ -62,13 +62,13 @@ fn look(scope: &Scope<'_>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Does a process serve as our plugin?
+/// Does a process of the machine's serve as our plugin?
 fn is_served(host: &Host) -> Result<bool> {
     let names = files::directories_in(&host.processes())?;
-    let pids = names.iter().filter_map(|name| name.parse().ok());
-    Ok(pids
-        .map(|pid| process::command_line(host, pid))
-        .any(|line| is_plugin(&line)))
+    let mut pids = names.iter().filter_map(|name| name.parse().ok());
+    let serves =
+        |pid| is_plugin(&process::command_line(host, pid)) && process::is_the_machines(host, pid);
+    Ok(pids.any(serves))
 }
 
 fn is_plugin(line: &[OsString]) -> bool {
