@@ -29,7 +29,7 @@ impl Books<'_> {
     /// The pool has no such list, somebody who lives holds it, or it cannot be used here.
     pub(crate) fn pick_exact(
         &self,
-        pool: OfferedPool,
+        mut pool: OfferedPool,
         cpus: &CpuSet,
         demand: &Demand<'_>,
         bound: &Bound,
@@ -71,6 +71,9 @@ impl Books<'_> {
             let what = format!("its CPU list {cpus} is owned by {holder}");
             let remedy = "wait until that has ended, or ask for another list";
             bail!(Refusal::new(what, remedy).because(Reason::Exhausted));
+        }
+        if pool.kind == Kind::Shared {
+            self.reap_shared(&mut pool)?;
         }
         Ok(Picked {
             isolation,

@@ -325,7 +325,7 @@ impl Books<'_> {
 
     /// Frees some dead owners of a shared pool at each start: such a pool is never exhausted, and
     /// would fill with them.
-    fn reap_shared(&self, pool: &mut OfferedPool) -> Result<()> {
+    pub(crate) fn reap_shared(&self, pool: &mut OfferedPool) -> Result<()> {
         let mut freed = 0;
         for list in &mut pool.lists {
             let mut pids = list.tasks.iter().flatten();

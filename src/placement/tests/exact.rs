@@ -145,3 +145,15 @@ fn a_shared_pool_gives_one_list() {
     assert!(refused.contains("gives one CPU list"), "{refused}");
     assert_has_two(&machine, &claim, "");
 }
+
+/// Such a pool is never exhausted, and would fill with dead owners.
+#[test]
+fn a_list_of_a_shared_pool_is_freed_of_dead_owners() {
+    let machine = Machine::new();
+    machine.pool("dp", "0", &["1", "2"]);
+    machine.dead("old", 2, "dp", &["1"]);
+    let process = machine.start(1, &group_of("web"));
+    pin(&machine, process, &asked("dp:1")).unwrap_err();
+    assert_eq!(machine.ledger().of_id("old").unwrap().len(), 0);
+    assert_eq!(machine.tasks("dp", "1"), "");
+}
