@@ -41,9 +41,6 @@ impl Kind {
 /// allows no unknown keys, and nothing else reads this variable.
 const BY_INSTALL: &str = "PINFOLD_DEVICES=by-install";
 
-/// The beginning of the variable that tells a container its pool.
-const POOL: &str = "PINFOLD_POOL=";
-
 /// A device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
@@ -122,7 +119,7 @@ fn entry(kind: Kind, device: &Device, hooks: &Hooks) -> Value {
     json!({
         "name": device.name,
         "containerEdits": {
-            "env": [format!("{POOL}{}", device.pool)],
+            "env": [format!("PINFOLD_POOL={}", device.pool)],
             "hooks": [hook("createRuntime"), hook("poststop")],
         },
     })
@@ -153,22 +150,6 @@ pub fn hooks_of(kind: Kind, text: &str) -> Result<Option<Hooks>> {
         options: options.collect(),
         by_install: hook["env"] == json!([BY_INSTALL]),
     }))
-}
-
-/// The devices in a file of ours; what is none of ours is left out.
-pub fn devices_of(text: &str) -> Vec<Device> {
-    let file: Value = serde_json::from_str(text).unwrap_or_default();
-    let device = |device: &Value| {
-        let edits = &device["containerEdits"];
-        let pool = edits["env"][0].as_str()?.strip_prefix(POOL)?;
-        Some(Device {
-            name: device["name"].as_str()?.to_owned(),
-            pool: pool.to_owned(),
-            asks: edits["hooks"][0]["args"][4].as_str()?.to_owned(),
-        })
-    };
-    let devices = file["devices"].as_array();
-    devices.into_iter().flatten().filter_map(device).collect()
 }
 
 #[cfg(test)]
@@ -207,8 +188,6 @@ mod tests {
             ])
         );
         assert_eq!(hooks_of(Kind::Pools, &text).unwrap(), Some(hooks.clone()));
-        assert_eq!(devices_of(&text), devices);
-        assert_eq!(devices_of("{"), []);
         let hooks = Hooks {
             by_install: true,
             ..hooks

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::ConfigFile;
 use crate::engines::Engine;
-use crate::engines::cdi::{Device, Hooks, Kind, devices_of, file, hooks_of};
+use crate::engines::cdi::{Device, Hooks, Kind, file, hooks_of};
 use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
@@ -121,7 +121,7 @@ pub fn plan_cdi(site: &Site, place: &Place<'_>, kind: Kind, pinfold: &str) -> Re
         }
     }
     let mut remarks = Vec::new();
-    let devices = devices(site, &files, &mut remarks)?;
+    let devices = devices(site, kind, &mut remarks)?;
     let mut plan = Plan {
         changes: files.become_devices(&devices, &hooks),
         remarks,
@@ -199,7 +199,7 @@ pub fn plan_engine_devices(
             by_install: true,
         },
     };
-    let devices = devices(site, &files, &mut plan.remarks)?;
+    let devices = devices(site, Kind::Pools, &mut Vec::new())?;
     if !devices.is_empty() && is_wanted_by(engine, &place) {
         plan.changes = files.become_devices(&devices, &hooks);
     }
@@ -266,7 +266,7 @@ pub fn plan_refresh(site: &Site, place: &Place<'_>, kind: Kind) -> Result<Plan> 
         None => wanted(site).filter(|_| place.engine_config.is_none()),
     };
     if let Some(hooks) = hooks.filter(|hooks| is_of(site, hooks)) {
-        let devices = devices(site, &files, &mut plan.remarks)?;
+        let devices = devices(site, kind, &mut plan.remarks)?;
         if !devices.is_empty() || files.live.text.is_some() {
             plan.changes = files.become_devices(&devices, &hooks);
         }
@@ -341,8 +341,8 @@ fn wanted(site: &Site) -> Option<Hooks> {
 }
 
 /// The devices of all pools; none if there is no pool directory yet. A list without a device is a
-/// remark; so is a pool that cannot be read, which keeps the devices that the file has.
-fn devices(site: &Site, there: &CdiFiles, remarks: &mut Vec<String>) -> Result<Vec<Device>> {
+/// remark.
+fn devices(site: &Site, kind: Kind, remarks: &mut Vec<String>) -> Result<Vec<Device>> {
     if files::entry_if_there(&site.conf_dir)?.is_none() {
         return Ok(Vec::new());
     }
@@ -353,20 +353,8 @@ fn devices(site: &Site, there: &CdiFiles, remarks: &mut Vec<String>) -> Result<V
         .into_iter()
         .filter(|name| is_pool_name(name))
     {
-        let pool = match directory.pool(&name) {
-            Ok(pool) => pool,
-            Err(error) => {
-                let Refusal { what, remedy, .. } = Refusal::of(&error);
-                remarks.push(format!(
-                    "the devices of pool {name} stay as they are: {what}: {remedy}"
-                ));
-                let text = there.live.text.as_deref().unwrap_or_default();
-                let all = devices_of(text).into_iter();
-                devices.extend(all.filter(|device| device.pool == name));
-                continue;
-            }
-        };
-        match there.kind {
+        let pool = directory.pool(&name)?;
+        match kind {
             Kind::Pools => {
                 let lists = match pool.kind {
                     pools::Kind::Exclusive => pool.lists.len(),
