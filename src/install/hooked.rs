@@ -306,6 +306,7 @@ fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) 
             if plan.has(&found) {
                 continue;
             }
+            plan.changes.extend(leftovers_of(host, dir, name)?);
             if is_by_install(&found) {
                 plan.changes.extend(found.become_text(found.backup_text()?));
                 plan.changes.extend(found.drop_backup()?);
@@ -323,6 +324,18 @@ fn plan_hooked_removal<S>(host: &Host, dirs: &[String], files: &EngineFiles<S>) 
     }
     plan.changes.extend(files.changes(None)?);
     Ok(plan)
+}
+
+/// The changes that remove the temporary files that a killed program left of a file. Where the file
+/// itself is gone already, nothing else would.
+fn leftovers_of(host: &Host, dir: &str, name: &str) -> Result<Vec<FileChange>> {
+    let entries = files::names_in(&host.resolve(dir)?)?.into_iter();
+    let left = entries.filter(|entry| files::is_leftover(entry, name));
+    let removed = left.map(|entry| {
+        let found = FileNow::at(host, &format!("{dir}/{entry}"))?;
+        Ok(found.become_text(None))
+    });
+    removed.filter_map(Result::transpose).collect()
 }
 
 fn is_hook_of_ours(found: &FileNow) -> bool {

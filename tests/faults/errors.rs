@@ -96,6 +96,9 @@ const CALLS: &[Row] = &[
         &[ESRCH, ENOMEM, EPERM],
     ),
     (libc::SYS_kill, "kill", &[EPERM]),
+    // A program that gets no memory says where it was, and ends itself.
+    (libc::SYS_getcwd, "getcwd", &[ENOMEM, EACCES]),
+    (libc::SYS_tgkill, "tgkill", &[EAGAIN]),
     (libc::SYS_getrandom, "getrandom", &[EINTR, ENOSYS]),
     (
         libc::SYS_inotify_init1,
