@@ -28,6 +28,7 @@ fuzz_target!(|text: &str| {
         cpus: &cpus,
         mems: None,
         has_cgroup: true,
+        by_default: false,
     };
     if config.pin(&pinning).is_err() {
         return;
