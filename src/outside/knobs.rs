@@ -104,8 +104,12 @@ impl Situation<'_> {
             return;
         }
         let value = wanted.unwrap_or_else(|| turned.found.clone());
-        // What was told last counts, whatever shows yet.
-        let is_told = turned.is_told_last(&value).unwrap_or(true);
+        // What was told last counts, whatever shows yet. A kill may have come between the record
+        // and the telling: nothing is forgotten that was not told again.
+        let is_told = match puts_back {
+            true => turned.was_told_nothing_but(&value),
+            false => turned.is_told_last(&value).unwrap_or(true),
+        };
         if !knob.is_same(&value, now) || !is_told {
             turned.forget_before(now);
             if !puts_back || *knob == Knob::Banned {
@@ -274,6 +278,10 @@ impl Turned {
     fn is_told_last(&self, value: &str) -> Option<bool> {
         let last = self.ours.last().filter(|_| self.is_told())?;
         Some(self.knob.is_same(last, value))
+    }
+
+    fn was_told_nothing_but(&self, value: &str) -> bool {
+        !self.is_told() || self.ours.iter().all(|ours| self.knob.is_same(ours, value))
     }
 
     /// Of what we have written, forgets what cannot show any more.
@@ -508,6 +516,9 @@ mod tests {
         let told = |plan: &Plan| plan.writes.first().map(|write| write.value.clone());
         assert_eq!(told(&plan).as_deref(), Some("00000001"));
         tree.records.turned = plan.turned;
+        // Killed before that was told.
+        let plan = tree.situation(|situation| situation.plan(&[(Knob::Banned, "00000001".into())]));
+        assert_eq!(told(&plan).as_deref(), Some("00000001"));
         tree.records.tuned.push(away(8, "4-5"));
         let plan = tree.situation(|situation| situation.plan(&[(Knob::Banned, "00000031".into())]));
         assert_eq!(told(&plan).as_deref(), Some("31"));
