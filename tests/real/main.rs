@@ -6,7 +6,8 @@
 //! - `PINFOLD_BIN`: another binary to test
 //! - `PINFOLD_TEST_PROBE`: a probe that is already built
 //! - `PINFOLD_TEST_CRI_CLIENT`: the client that `tests/cri-client` builds; without it no test of the CRI can run
-//! - `PINFOLD_TEST_NODE`: `pinfold-node`; without it no test of NRI can run; `tests/nri/run` sets it
+//! - `PINFOLD_TEST_NODE`: `pinfold-node`; without it no test of NRI can run; `tests/nri/run` sets
+//!   it
 //! - `PINFOLD_TEST_HOOKS`: the directory of the shipped hook files
 //! - `PINFOLD_TEST_PATIENCE`: the seconds that a wait may take
 //! - `PINFOLD_TEST_KILL_EVERY`: of so many kill points one is tried

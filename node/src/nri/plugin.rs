@@ -26,7 +26,8 @@ use super::pin::{HookProgram, Member};
 use super::status::Status;
 use super::ttrpc::{Code, Request, Response};
 
-/// The most pods, and the most containers, that are kept of what an engine has. No node has as many.
+/// The most pods, and the most containers, that are kept of what an engine has. No node has as
+/// many.
 const MOST_THERE: usize = 100_000;
 
 /// The one method whose answer depends on the claims.

@@ -22,7 +22,8 @@ pub const NAME: &str = "pinfold";
 /// Plugins are called in the order of their indices, `00` to `99`: what others add is seen.
 pub const INDEX: &str = "90";
 
-/// The longest that an answer that needs a disk may take. The engine asks one plugin after another, and under a lock.
+/// The longest that an answer that needs a disk may take. The engine asks one plugin after another,
+/// and under a lock.
 pub const ANSWERED_WITHIN: Duration = Duration::from_millis(200);
 /// The longest that a registration may take; engines give it as much.
 pub const REGISTERED_WITHIN: Duration = Duration::from_secs(5);

@@ -1,5 +1,5 @@
-//! A default pool: who asks for nothing is in it, unless it was given CPUs, opts out where it may, or
-//! is a pod's sandbox.
+//! A default pool: who asks for nothing is in it, unless it was given CPUs, opts out where it may,
+//! or is a pod's sandbox.
 
 use crate::case::{Case, each};
 use crate::cgroups::hierarchy;

@@ -1,5 +1,5 @@
-//! Devices that are CPU lists: each has hooks of its own, and together they make one claim. Whatever
-//! is killed in between, no list has two owners, and everything comes back.
+//! Devices that are CPU lists: each has hooks of its own, and together they make one claim.
+//! Whatever is killed in between, no list has two owners, and everything comes back.
 
 use crate::case::{Case, plain};
 use crate::cases::killpoints::each_point;

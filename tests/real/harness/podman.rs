@@ -24,7 +24,8 @@ impl Podman {
         // podman asks for higher limits than a machine may allow.
         let limits = "default_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]";
         let conf = format!(
-            "[containers]\n{limits}\n[engine]\nlock_type = \"file\"\nhooks_dir = [\"/etc/{HOOKS_DIR}\"]\n"
+            "[containers]\n{limits}\n[engine]\nlock_type = \"file\"\n\
+             hooks_dir = [\"/etc/{HOOKS_DIR}\"]\n"
         );
         site.write("containers/containers.conf", &conf);
         std::fs::create_dir_all(site.path(HOOKS_DIR)).expect("make the hooks directory");
