@@ -189,14 +189,26 @@ fn keep(had: CapabilitySet) -> rustix::io::Result<()> {
 /// The capabilities cannot be changed, or what is done fails.
 pub fn as_admin<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
     let admin = Capability::CAP_SYS_ADMIN;
-    let has = |set| caps::has_cap(None, set, admin).context("look at the capabilities");
-    if has(CapSet::Effective)? || !has(CapSet::Permitted)? {
+    if has_admin(CapSet::Effective)? || !may_be_admin()? {
         return act();
     }
     caps::raise(None, CapSet::Effective, admin).context("raise a capability")?;
     let done = act();
     caps::drop(None, CapSet::Effective, admin).context("lower a capability")?;
     done
+}
+
+/// Can [`as_admin`] do something with `CAP_SYS_ADMIN`?
+///
+/// # Errors
+/// The kernel does not show the capabilities.
+pub fn may_be_admin() -> Result<bool> {
+    has_admin(CapSet::Permitted)
+}
+
+fn has_admin(set: CapSet) -> Result<bool> {
+    let has = caps::has_cap(None, set, Capability::CAP_SYS_ADMIN);
+    has.context("look at the capabilities")
 }
 
 #[cfg(test)]

@@ -176,10 +176,11 @@ impl<'a> Machine<'a> {
         obstacle::before(self.host, &asked)
     }
 
-    /// Is the owner's partition broken, and can it be made again because nothing is in its way?
+    /// Is the owner's partition broken, and can it be made again because nothing is in its way? Who
+    /// lacks the capability would only write [`partition::MEMBER`], and leave it so.
     pub(super) fn may_heal(&self, owner: &Owner) -> Result<bool> {
         let group = self.hierarchy.group(&owner.group)?;
-        if self.keeps_off(owner)? {
+        if self.keeps_off(owner)? || !limits::may_be_admin()? {
             return Ok(false);
         }
         Ok(self.obstacle(&group, owner)?.is_none()

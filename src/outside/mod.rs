@@ -38,6 +38,7 @@ use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
+use crate::limits;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 use knobs::Knob;
@@ -192,7 +193,10 @@ impl Outside<'_> {
         for owner in &machine.records.owners {
             if !machine.keeps_off(owner)? {
                 let group = self.hierarchy.group(&owner.group)?;
-                let what = obstacle::of_kernel(&group, owner, &[])?;
+                let what = match limits::may_be_admin()? {
+                    true => obstacle::of_kernel(&group, owner, &[])?,
+                    false => obstacle::not_permitted(),
+                };
                 problems.push(Refusal::new(
                     format!(
                         "others can run on {} of {} again: {}",

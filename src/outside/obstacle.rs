@@ -249,6 +249,15 @@ pub(super) fn denied(error: &Error) -> Obstacle {
     )
 }
 
+/// The obstacle that we lack the capability (kernel/cgroup/cpuset.c, `remote_partition_enable`).
+pub(super) fn not_permitted() -> Obstacle {
+    Obstacle::of_machine(
+        "denied",
+        "the kernel lets nobody without CAP_SYS_ADMIN keep others off",
+        "run it as root, outside of containers; a service needs that in CapabilityBoundingSet=",
+    )
+}
+
 /// Why the kernel refused or broke a partition. The first group that names its CPUs is the
 /// likeliest reason, then the first failed write, then what the partition file says.
 pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Result<Obstacle> {
@@ -266,11 +275,7 @@ pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Res
     let state = partition::state(group)?.unwrap_or_default();
     // The kernel's text where CAP_SYS_ADMIN is missing (kernel/cgroup/cpuset.c, `perr_strings`).
     if state.ends_with("(Enable partition not permitted)") {
-        return Ok(Obstacle::of_machine(
-            "denied",
-            "the kernel lets nobody without CAP_SYS_ADMIN keep others off",
-            "run the engine as root, outside of containers",
-        ));
+        return Ok(not_permitted());
     }
     let cpus = effective_cpus(group)?.unwrap_or_default();
     Ok(Obstacle::of_owner(

@@ -155,3 +155,38 @@ fn an_owner_that_something_came_in_the_way_of_leaves_no_record() {
     assert_eq!(machine.value(&group, "cpuset.cpus.exclusive"), "");
     assert_eq!(outside::kept(&site.host), cpus(""));
 }
+
+/// The kernel lets nobody without `CAP_SYS_ADMIN` make a partition.
+#[test]
+fn who_may_not_make_a_broken_partition_again_leaves_it_as_it_is() {
+    let (machine, claim) = machine();
+    keeps_off(&machine, &claim, "2");
+    machine.put("sys/fs/cgroup/cpuset.cpus.effective", "0-7\n");
+    let file = format!("sys/fs/cgroup{}/cpuset.cpus.partition", group_of("web"));
+    let broken = "root invalid (Parent is not a partition root)";
+    // Capabilities belong to a thread: the other tests keep theirs.
+    let converge = |has_admin: bool| {
+        std::thread::scope(|scope| {
+            let done = scope.spawn(|| {
+                let admin = caps::Capability::CAP_SYS_ADMIN;
+                if !has_admin {
+                    caps::drop(None, caps::CapSet::Effective, admin).unwrap();
+                    caps::drop(None, caps::CapSet::Permitted, admin).unwrap();
+                }
+                let may = caps::has_cap(None, caps::CapSet::Permitted, admin).unwrap();
+                machine.put(&file, broken);
+                let problems = open(&machine.site()).converge_machine().unwrap();
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                (may, problems)
+            });
+            done.join().unwrap()
+        })
+    };
+    for has_admin in [false, true] {
+        let (may, problems) = converge(has_admin);
+        let text = machine.get(&file);
+        assert_eq!(text.starts_with("root invalid"), !may, "{text}");
+        let is_told = problems.iter().any(|one| one.contains("CAP_SYS_ADMIN"));
+        assert_eq!(is_told, !may, "{problems:?}");
+    }
+}
