@@ -15,13 +15,15 @@ use crate::host::Host;
 pub(crate) struct Units {
     /// The CPUs of each unit.
     pub(crate) cpus: BTreeMap<String, CpuSet>,
+    /// The limits of CPU time of units, in microseconds a second.
+    pub(crate) limits: BTreeMap<String, u64>,
     /// What was set, in order.
     pub(crate) set: Vec<(String, String)>,
     /// After so many changes it hangs up on everybody who asks for another.
     pub(crate) most_changes: Option<usize>,
 }
 
-/// A systemd without properties but CPUs.
+/// A systemd without properties but CPUs and limits of CPU time.
 pub(crate) struct Standin {
     units: Arc<Mutex<Units>>,
 }
@@ -110,6 +112,15 @@ fn answer(call: &[u8], units: &mut Units, host: &Host) -> anyhow::Result<Vec<u8>
     if has("SetUnitProperties") {
         let most = units.most_changes.unwrap_or(usize::MAX);
         anyhow::ensure!(units.set.len() < most, "it is dead by now");
+        let name = "CPUQuotaPerSecUSec";
+        if let Some(place) = place_of(call, name) {
+            let value = place + name.len() + 1 + b"\x01t\0".len();
+            let value = value.next_multiple_of(8);
+            let limit = u64::from_ne_bytes(call[value..value + 8].try_into()?);
+            units.set.push((unit.clone(), limit.to_string()));
+            units.limits.insert(unit, limit);
+            return Ok(returned(serial, "o", &text_of("/job")));
+        }
         let name = "AllowedCPUs";
         let value = place_of(call, name).unwrap() + name.len() + 1 + b"\x02ay\0".len();
         let value = value.next_multiple_of(4);
@@ -129,10 +140,19 @@ fn answer(call: &[u8], units: &mut Units, host: &Host) -> anyhow::Result<Vec<u8>
         let mask = cpus.to_byte_mask();
         let length = u32::try_from(mask.len())?.to_ne_bytes();
         [&b"\x02ay\0"[..], &length, &mask].concat()
+    } else if has("CPUQuotaPerSecUSec") {
+        let limit = units.limits.get(&unit).copied().unwrap_or(u64::MAX);
+        [&b"\x01t\0\0\0\0\0\0"[..], &limit.to_ne_bytes()].concat()
     } else if has("Delegate") {
         b"\x01b\0\0\0\0\0\0".to_vec()
     } else {
-        [b"\x01s\0\0".to_vec(), text_of(&format!("/{unit}"))].concat()
+        let slice = if unit.ends_with(".scope") && unit != "init.scope" {
+            "/machine.slice"
+        } else {
+            ""
+        };
+        let group = text_of(&format!("{slice}/{unit}"));
+        [b"\x01s\0\0".to_vec(), group].concat()
     };
     Ok(returned(serial, "v", &value))
 }

@@ -58,22 +58,65 @@ pub fn tell(
     Ok(true)
 }
 
-/// Tells systemd that a group has no limit of CPU time, if it is the own group of a scope or
-/// service: whenever systemd writes anything of a unit, it writes the limit that it knows.
+/// No limit: `infinity` (systemd.resource-control(5), `CPUQuota=`).
+pub const NO_LIMIT: u64 = u64::MAX;
+
+/// The property of a unit's limit of CPU time, in microseconds a second.
+const LIMIT: &str = "CPUQuotaPerSecUSec";
+
+/// The limit of CPU time that systemd knows of a scope or service. Whenever it writes anything of
+/// the unit, it writes that limit.
+pub struct Limit<'a> {
+    unit: Unit<'a>,
+    /// In microseconds a second, or [`NO_LIMIT`].
+    pub known: u64,
+}
+
+impl<'a> Limit<'a> {
+    /// That of the unit whose own group this is; `None` where there is no such unit.
+    ///
+    /// # Errors
+    /// systemd refuses, or has not answered within `patience`, in which it has to be told too.
+    pub fn of(host: &Host, group: &'a Group, patience: Duration) -> Result<Option<Limit<'a>>> {
+        let deadline = Instant::now() + patience;
+        let Some(name) = limited_unit(host, group)? else {
+            return Ok(None);
+        };
+        let mut unit = Unit::connected(host, name, deadline)?;
+        if unit.known()?.group != group.path() {
+            return Ok(None);
+        }
+        let path = object_path(name);
+        let asked = unit.manager.ask([unit.get(&path, LIMIT)]);
+        let known = asked.and_then(|[limit]| limit.number());
+        let known = known.with_context(|| format!("ask systemd for the limit of {name}"))?;
+        Ok(Some(Limit { unit, known }))
+    }
+
+    /// Tells systemd another, which it writes to the group. A scope's drop-in file of it is removed
+    /// with the scope.
+    ///
+    /// # Errors
+    /// systemd refuses, or has not answered in time.
+    pub fn set(&mut self, limit: u64) -> Result<()> {
+        let set = self
+            .unit
+            .set_properties(&[(LIMIT, Property::Number(limit))]);
+        set.with_context(|| format!("tell systemd the limit of CPU time of {}", self.unit.name))?;
+        self.known = limit;
+        Ok(())
+    }
+}
+
+/// The name of the unit whose own group this may be, and whose limit systemd may know.
 ///
 /// # Errors
-/// systemd refuses, or has not answered within `patience`.
-pub fn lift_quota(host: &Host, group: &Group, patience: Duration) -> Result<()> {
-    let deadline = Instant::now() + patience;
-    let Some(mut unit) = Unit::of(host, group, deadline)? else {
-        return Ok(());
+/// Whether systemd runs cannot be looked at.
+pub fn limited_unit<'a>(host: &Host, group: &'a Group) -> Result<Option<&'a str>> {
+    let Some(name) = unit_of(group) else {
+        return Ok(None);
     };
-    if unit.known()?.group != group.path() {
-        return Ok(());
-    }
-    // `infinity` (systemd.resource-control(5), `CPUQuota=`).
-    unit.set_properties(&[("CPUQuotaPerSecUSec", Property::Number(u64::MAX))])
-        .with_context(|| format!("tell systemd that {} has no limit of CPU time", unit.name))
+    Ok(runs(host)?.then_some(name))
 }
 
 /// What a unit had before somebody owned CPUs there.
@@ -276,22 +319,27 @@ impl<'a> Unit<'a> {
 
     fn ask(&mut self) -> Result<Known> {
         let path = object_path(self.name);
+        let names = ["ControlGroup", "AllowedCPUs", "Delegate"];
+        let properties = names.map(|name| self.get(&path, name));
+        let answers = self.manager.ask(properties);
+        let known = answers.and_then(|answers| Known::of(&answers));
+        known.with_context(|| format!("ask systemd for the CPUs of {}", self.name))
+    }
+
+    /// The call for a property of the unit, which is the object at `path`.
+    fn get<'p>(&self, path: &'p str, property: &str) -> Call<'p> {
         let interface = match self.name.rsplit('.').next() {
             Some("scope") => "org.freedesktop.systemd1.Scope",
             Some("slice") => "org.freedesktop.systemd1.Slice",
             _ => "org.freedesktop.systemd1.Service",
         };
-        let get = |property: &str| Call {
+        Call {
             to: MANAGER,
-            path: &path,
+            path,
             interface: "org.freedesktop.DBus.Properties",
             member: "Get",
             values: Values::default().text(interface).text(property),
-        };
-        let properties = [get("ControlGroup"), get("AllowedCPUs"), get("Delegate")];
-        let answers = self.manager.ask(properties);
-        let known = answers.and_then(|answers| Known::of(&answers));
-        known.with_context(|| format!("ask systemd for the CPUs of {}", self.name))
+        }
     }
 
     /// Is this the unit's group? A service that does not run has no group, and counts.

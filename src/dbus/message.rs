@@ -207,6 +207,14 @@ impl Answer {
         Ok(self.value("b")?.number()? != 0)
     }
 
+    /// The number of 64 bits that the call returned, by itself or in a variant.
+    ///
+    /// # Errors
+    /// It returned something else.
+    pub fn number(&self) -> Result<u64> {
+        self.value("t")?.long_number()
+    }
+
     /// The array of bytes that the call returned, by itself or in a variant.
     ///
     /// # Errors
@@ -344,6 +352,13 @@ impl<'a> Reader<'a> {
         let mut number = [0; 4];
         number.copy_from_slice(self.take(4)?);
         Ok(u32::from_ne_bytes(number))
+    }
+
+    fn long_number(&mut self) -> Result<u64> {
+        self.align(8)?;
+        let mut number = [0; 8];
+        number.copy_from_slice(self.take(8)?);
+        Ok(u64::from_ne_bytes(number))
     }
 
     fn length(&mut self) -> Result<usize> {
@@ -506,6 +521,7 @@ pub(super) mod tests {
                 bytes[at] = byte;
                 if let Ok(message) = Message::parse(&bytes) {
                     let _ = (message.answer.bytes(), message.answer.boolean());
+                    let _ = message.answer.number();
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 
@@ -15,7 +16,8 @@ use super::irqs;
 use super::knobs::{self, Knob, Situation, Turned};
 use super::obstacle::{self, Obstacle};
 use super::power;
-use super::records::{LimitedGroup, Owner, Records, Target, Tuned};
+use super::records::{Lifted, LimitedGroup, Owner, Records, Target, Tuned};
+use crate::cgroup::systemd::{Limit, NO_LIMIT};
 use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Durability};
@@ -30,6 +32,8 @@ use crate::topology;
 pub(super) struct Machine<'a> {
     host: &'a Host,
     hierarchy: &'a Hierarchy,
+    /// How long systemd may take.
+    patience: Duration,
     pub(super) records: Records,
     /// Recorded owners whose group was gone when the records were read.
     gone: Vec<Owner>,
@@ -112,6 +116,7 @@ impl<'a> Machine<'a> {
         let mut machine = Machine {
             host,
             hierarchy,
+            patience,
             records,
             gone: Vec::new(),
             written,
@@ -216,7 +221,13 @@ impl<'a> Machine<'a> {
     /// The records cannot be written: then nothing is changed.
     pub(super) fn tune(&mut self, is_new: impl Fn(&Tuned) -> bool) -> Result<Vec<Unset>> {
         let mut failed = Vec::new();
-        if self.records.tuned.is_empty() && self.records.turned.is_empty() {
+        let Records {
+            tuned,
+            turned,
+            lifted,
+            ..
+        } = &self.records;
+        if tuned.is_empty() && turned.is_empty() && lifted.is_empty() {
             return Ok(failed);
         }
         let online = topology::online(self.host)?;
@@ -274,8 +285,60 @@ impl<'a> Machine<'a> {
         };
         self.records.turned = situation.still_turned(&|knob| self.value(knob, &online));
         self.records.note_irqs(self.irqs_that_matter()?);
+        failed.extend(self.limit_again());
         self.save()?;
         Ok(failed)
+    }
+
+    /// Tells systemd the limits of CPU time again of units that nobody wants without one any more;
+    /// returns those of which it could not be told, and still has to be.
+    fn limit_again(&mut self) -> Vec<Unset> {
+        let lifted = std::mem::take(&mut self.records.lifted).into_iter();
+        let (mut kept, over): (Vec<_>, Vec<_>) =
+            lifted.partition(|lifted| self.records.lifts(&lifted.group));
+        let mut failed = Vec::new();
+        for one in over {
+            if let Err(error) = self.tell_limit(&one) {
+                failed.push(Unset {
+                    knob: Knob::Quota(one.group.clone()),
+                    puts_back: true,
+                    error,
+                });
+                kept.push(one);
+            }
+        }
+        self.records.lifted = kept;
+        failed
+    }
+
+    /// Tells systemd what it knew of a unit's limit. A unit that is gone needs none, and what
+    /// somebody else has told it since stays.
+    fn tell_limit(&self, lifted: &Lifted) -> Result<()> {
+        let Some(group) = self.limited(&lifted.group)? else {
+            return Ok(());
+        };
+        if lifted.found == NO_LIMIT {
+            return Ok(());
+        }
+        match Limit::of(self.host, &group, self.patience)? {
+            Some(mut limit) if limit.known == NO_LIMIT => limit.set(lifted.found),
+            _ => Ok(()),
+        }
+    }
+
+    /// Records what systemd knows of the limits of groups, before it is told that they have none.
+    /// Of those that nobody wants without a limit any more, nothing is recorded.
+    ///
+    /// # Errors
+    /// The records cannot be written.
+    pub(super) fn note_limits(&mut self, found: Vec<Lifted>) -> Result<()> {
+        for one in found {
+            let is_known = self.records.lifted_of(&one.group).is_some();
+            if !is_known && self.records.lifts(&one.group) {
+                self.records.lifted.push(one);
+            }
+        }
+        self.save()
     }
 
     /// None where interrupts are nobody's matter.
@@ -351,9 +414,7 @@ impl<'a> Machine<'a> {
     /// A group of the CPU controller, if it is still the same.
     fn limited(&self, limited: &LimitedGroup) -> Result<Option<Group>> {
         let hierarchy = cpu::hierarchy(&Mounts::read(self.host)?)?;
-        let group = hierarchy.group(&limited.path)?;
-        let is_same = group.inode()? == Some(limited.inode);
-        Ok(is_same.then_some(group))
+        limited.group_in(&hierarchy)
     }
 
     /// What one holds; `None` where it is gone, or cannot be read, and so is not to be written.

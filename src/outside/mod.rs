@@ -21,7 +21,7 @@ mod watch;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -34,6 +34,7 @@ pub use records::{LimitedGroup, Owner, Tuned};
 pub use units::{are_confined, confine, kept_off};
 pub use watch::wait;
 
+use crate::cgroup::systemd::{self, Limit, NO_LIMIT};
 use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
 use crate::cpulist::CpuSet;
 use crate::files;
@@ -43,6 +44,7 @@ use crate::refusal::Refusal;
 use crate::text::Shown;
 use knobs::Knob;
 use machine::{Failure, Machine, Unset};
+use records::Lifted;
 
 /// The machine, and how long to wait for others who change it.
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +130,72 @@ impl Outside<'_> {
             obstacles.push(obstacle::irqs_stay(&irqs, &tuned.cpus));
         }
         Ok(obstacles)
+    }
+
+    /// Has systemd know that the limits of CPU time are lifted of the owner whose group has this
+    /// inode: it would write them again. What it knew is recorded before. systemd can be slow, so
+    /// that no lock is held meanwhile.
+    ///
+    /// # Errors
+    /// systemd does not do it in time, or the records cannot be read or written.
+    pub fn lift_in_systemd(&self, inode: u64, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        let left = || until.saturating_duration_since(Instant::now());
+        let records = machine::read(self.host)?;
+        let Some(tuned) = records.tuned.iter().find(|tuned| tuned.inode == inode) else {
+            return Ok(());
+        };
+        let hierarchy = cpu::hierarchy(&Mounts::read(self.host)?)?;
+        let groups = tuned.limited.iter().filter_map(|limited| {
+            let group = limited.group_in(&hierarchy).transpose()?;
+            Some(group.map(|group| (limited, group)))
+        });
+        let groups = groups.collect::<Result<Vec<_>>>()?;
+        let mut limits = Vec::new();
+        for (limited, group) in &groups {
+            if let Some(limit) = Limit::of(self.host, group, left())? {
+                limits.push((*limited, limit));
+            }
+        }
+        if limits.is_empty() {
+            return Ok(());
+        }
+        let found = limits.iter().map(|(group, limit)| Lifted {
+            group: (*group).clone(),
+            found: limit.known,
+        });
+        Machine::open(self)?.note_limits(found.collect())?;
+        for (group, limit) in &mut limits {
+            let found = limit.known;
+            if found == NO_LIMIT {
+                continue;
+            }
+            limit.set(NO_LIMIT)?;
+            // It may have been released meanwhile: who did saw the limit still there.
+            if machine::read(self.host)?.lifted_of(group).is_none() {
+                limit.set(found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does systemd have to be told of the limits of the owner whose group has this inode? A start
+    /// that was killed may not have done it.
+    pub fn is_lift_untold(&self, inode: u64) -> bool {
+        let untold = || -> Result<bool> {
+            let records = machine::read(self.host)?;
+            let hierarchy = cpu::hierarchy(&Mounts::read(self.host)?)?;
+            let tuned = records.tuned.iter().filter(|tuned| tuned.inode == inode);
+            for group in tuned.flat_map(|tuned| &tuned.limited) {
+                let is_told = records.lifted_of(group).is_some();
+                let unit = hierarchy.group(&group.path)?;
+                if !is_told && systemd::limited_unit(self.host, &unit)?.is_some() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        untold().unwrap_or(false)
     }
 
     /// The limit of a group above an owner's own, which is not ours to lift.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::knobs::{Knob, Turned};
+use crate::cgroup::{Group, Hierarchy};
 use crate::cpulist::{self, CpuSet};
 use crate::isolation::Kind;
 use crate::isolation::tuning::Tuning;
@@ -34,6 +35,9 @@ pub(super) struct Records {
     /// What of that may not be as it was found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) turned: Vec<Turned>,
+    /// The units of which systemd was told that they have no limit of CPU time, or is about to be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) lifted: Vec<Lifted>,
     /// The interrupts that were there before new ones had to keep away from some CPUs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) irqs: Vec<u32>,
@@ -47,6 +51,25 @@ pub struct LimitedGroup {
     pub path: String,
     /// Its inode: a later group of the same path has another.
     pub inode: u64,
+}
+
+impl LimitedGroup {
+    /// The group, if it is still the same.
+    pub(super) fn group_in(&self, hierarchy: &Hierarchy) -> Result<Option<Group>> {
+        let group = hierarchy.group(&self.path)?;
+        let is_same = group.inode()? == Some(self.inode);
+        Ok(is_same.then_some(group))
+    }
+}
+
+/// A unit's limit of CPU time, before systemd was told that there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Lifted {
+    /// The unit's group.
+    pub(super) group: LimitedGroup,
+    /// What systemd knew, in microseconds a second; the largest number where there was no limit.
+    pub(super) found: u64,
 }
 
 /// An owner for whom something of the machine's own is set. It lives while its group is there.
@@ -138,6 +161,7 @@ impl Records {
             changes: Vec::new(),
             tuned: Vec::new(),
             turned: Vec::new(),
+            lifted: Vec::new(),
             irqs: Vec::new(),
         }
     }
@@ -183,6 +207,17 @@ impl Records {
             (false, true) => self.irqs = there,
             (false, false) => self.irqs.clear(),
         }
+    }
+
+    /// What systemd knew of a group's limit, if that was asked.
+    pub(super) fn lifted_of(&self, group: &LimitedGroup) -> Option<&Lifted> {
+        self.lifted.iter().find(|lifted| lifted.group == *group)
+    }
+
+    /// Does an owner want this group to have no limit?
+    pub(super) fn lifts(&self, group: &LimitedGroup) -> bool {
+        let mut tuned = self.tuned.iter();
+        tuned.any(|tuned| tuned.tuning.quota_lifted && tuned.limited.contains(group))
     }
 
     /// All CPUs that owners keep others off.

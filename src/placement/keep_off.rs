@@ -279,9 +279,21 @@ impl Books<'_> {
         };
         let tuned = outside::tuned(self.host);
         if tuned.iter().any(|tuned| tuned.inode == group.inode) {
-            return Ok(());
+            return self.lift_still(group.inode);
         }
-        self.tuned(&mut claim.clone(), &claim.tuning).map(drop)
+        self.tuned(&mut claim.clone(), &claim.tuning)?;
+        self.lift_still(group.inode)
+    }
+
+    /// Has systemd know of the lifted limits of the owner whose group has this inode, if that was
+    /// not done.
+    fn lift_still(&self, inode: u64) -> Result<()> {
+        match self.outside().is_lift_untold(inode) {
+            true => self
+                .outside()
+                .lift_in_systemd(inode, self.systemd_patience()),
+            false => Ok(()),
+        }
     }
 
     /// No longer keeps others off a claim's CPUs, and sets nothing for it any more.

@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cgroup::cpuset::{self, Masks};
-use crate::cgroup::{Group, cpu, systemd};
+use crate::cgroup::{Group, Hierarchy, systemd};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::names::Names;
+use crate::outside::Outside;
 use crate::placement::again::Recalled;
 use crate::placement::end::{Settled, warn_held};
 use crate::placement::life::Life;
@@ -159,7 +160,7 @@ fn pin(
     // systemd can be slow: others get the lock meanwhile.
     drop(books);
     if claim.tuning.quota_lifted {
-        lift_quota_in_systemd(site, group);
+        lift_quota_in_systemd(site, &hierarchy, &claim);
     }
     // The runtime has confined the container and told systemd, as the configuration asks.
     if start.reservation.is_some() && found.has_cpus(&claim.cpus) {
@@ -179,15 +180,18 @@ fn pin(
 
 /// Has systemd know that the limits of CPU time of an owner's own groups are lifted: it would write
 /// them again when it is told of CPUs.
-fn lift_quota_in_systemd(site: &Site, group: &Group) {
-    let lift = || -> Result<()> {
-        for group in cpu::own_groups(group)? {
-            systemd::lift_quota(&site.host, &group, at_most(TOLD, site.deadline))?;
-        }
-        Ok(())
+fn lift_quota_in_systemd(site: &Site, hierarchy: &Hierarchy, claim: &Claim) {
+    let Some(group) = &claim.cgroup else {
+        return;
+    };
+    let patience = at_most(TOLD, site.deadline);
+    let outside = Outside {
+        host: &site.host,
+        hierarchy,
+        patience,
     };
     // The start does without, as it does where nothing can be lifted.
-    if let Err(error) = lift() {
+    if let Err(error) = outside.lift_in_systemd(group.inode, patience) {
         log::warn!("{error:#}");
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Machine, group_of, open, said};
+use crate::cgroup::standin::Standin;
 use crate::claims::Claim;
 use crate::cpulist::CpuSet;
 use crate::isolation::tuning::{Key, Tuning};
@@ -368,4 +369,74 @@ fn a_container_chooses_itself_what_its_pool_allows() {
     let refused = said(tuning("dp", Key::Governor, "performance"));
     assert!(refused.contains("allow=irqs,quota,governor`"), "{refused}");
     assert!(said(tuning("common", Key::Irqs, "away")).contains("drop the annotation"));
+}
+
+/// A container in a scope whose limit systemd knows, and which is lifted.
+fn in_scope() -> (Machine, Claim, Standin) {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["2", "3"]);
+    let mut claim = machine.pinned("web.scope", 1, "dp", &["2"]);
+    machine.put(
+        "sys/fs/cgroup/machine.slice/web.scope/cpu.max",
+        "150000 100000\n",
+    );
+    let site = machine.site();
+    let standin = Standin::on(&site.host, &[("web.scope", "")]);
+    let limits = [("web.scope".to_owned(), 1_500_000)];
+    standin.units().limits = limits.into();
+    let lifted = Tuning {
+        quota_lifted: true,
+        ..Tuning::default()
+    };
+    open(&site).tune(&mut claim, &lifted);
+    (machine, claim, standin)
+}
+
+fn limit(standin: &Standin) -> u64 {
+    standin.units().limits["web.scope"]
+}
+
+#[test]
+fn systemd_knows_the_limit_again_once_its_owner_was_released() {
+    let (machine, claim, standin) = in_scope();
+    let site = machine.site();
+    // The start was killed before it told systemd.
+    assert_eq!(limit(&standin), 1_500_000);
+    open(&site).keep_off_again(&claim).unwrap();
+    assert_eq!(limit(&standin), u64::MAX);
+    // It knows, and is not asked again.
+    open(&site).keep_off_again(&claim).unwrap();
+    assert_eq!(standin.units().set.len(), 1);
+    open(&site).let_in(&claim).unwrap();
+    assert_eq!(limit(&standin), 1_500_000);
+    assert_eq!(
+        machine.value("/machine.slice/web.scope", "cpu.max"),
+        "150000 100000"
+    );
+    let records = machine.get("run/pinfold-machine/changes");
+    assert!(!records.contains("lifted"), "{records}");
+}
+
+#[test]
+fn a_limit_that_somebody_has_told_systemd_since_stays() {
+    let (machine, claim, standin) = in_scope();
+    let site = machine.site();
+    open(&site).keep_off_again(&claim).unwrap();
+    let limits = [("web.scope".to_owned(), 700_000)];
+    standin.units().limits = limits.into();
+    open(&site).let_in(&claim).unwrap();
+    assert_eq!(limit(&standin), 700_000);
+}
+
+#[test]
+fn a_limit_that_systemd_could_not_be_told_is_told_later() {
+    let (machine, claim, standin) = in_scope();
+    let site = machine.site();
+    open(&site).keep_off_again(&claim).unwrap();
+    standin.units().most_changes = Some(1);
+    open(&site).let_in(&claim).unwrap();
+    assert_eq!(limit(&standin), u64::MAX);
+    standin.units().most_changes = None;
+    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert_eq!(limit(&standin), 1_500_000);
 }
