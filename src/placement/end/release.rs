@@ -236,12 +236,25 @@ impl Books<'_> {
     }
 
     /// The CPUs that restored groups must not name: those of all exclusive pools while any owner
-    /// keeps others off its CPUs, or may do so, otherwise none.
+    /// keeps others off its CPUs, or may do so, or the next one may, because a pool says so;
+    /// otherwise none. Those of other pool directories' owners are among them.
     pub(crate) fn exclusive_where_isolated(&self) -> Result<CpuSet> {
-        if !outside::may_keep_off(self.host) {
+        if !outside::may_keep_off(self.host) && !self.may_isolate()? {
             return Ok(CpuSet::new());
         }
-        self.exclusive_cpus().map(|(all, _)| all)
+        let (mut all, _) = self.exclusive_cpus()?;
+        all.extend(&outside::kept(self.host));
+        Ok(all)
+    }
+
+    /// Does any pool want others kept off its CPUs? One whose options cannot be read, or are not
+    /// understood, may.
+    fn may_isolate(&self) -> Result<bool> {
+        let names = self.directory.pool_names()?;
+        Ok(names.iter().any(|name| {
+            let wanted = self.isolation_now(name);
+            wanted.map_or(true, |wanted| wanted.is_some())
+        }))
     }
 
     /// All CPUs of exclusive pools, and those of them that are owned. A pool that cannot be read

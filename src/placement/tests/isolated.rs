@@ -103,6 +103,26 @@ fn whatever_the_records_do_not_rule_out_is_spared() {
     assert_eq!(spared(), "2-3");
 }
 
+/// The last owner's end must not leave a group that keeps the next one from its partition.
+#[test]
+fn what_a_pool_wants_isolated_is_spared_with_and_without_owners() {
+    let (machine, claim) = machine();
+    machine.pool("common", "0", &["4-5"]);
+    machine.put("etc/kcm/pools/common/isolation", "root\n");
+    let spared = || {
+        let spared = open(&machine.site()).exclusive_where_isolated();
+        spared.unwrap().to_string()
+    };
+    assert_eq!(spared(), "");
+    for (isolation, expected) in [("root\n", "2-3"), ("none\n", "")] {
+        machine.put("etc/kcm/pools/dp/isolation", isolation);
+        assert_eq!(spared(), expected, "{isolation}");
+    }
+    // An owner of another pool directory.
+    keeps_off(&machine, &claim, "2,7");
+    assert_eq!(spared(), "2-3,7");
+}
+
 #[test]
 fn nobody_is_kept_off_the_cpus_of_a_shared_pool() {
     let (machine, _) = machine();
