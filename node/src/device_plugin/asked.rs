@@ -58,22 +58,37 @@ impl Asked {
         answered
     }
 
-    /// Says which devices go together best.
-    ///
-    /// # Errors
-    /// There are too few; the books cannot be read. The kubelet then chooses by itself.
+    /// Says which devices go together best. Where that cannot be told the answer has those that
+    /// must be chosen alone: the kubelet then chooses the others by itself, while it takes an error
+    /// for the end of the pod (`pkg/kubelet/cm/devicemanager/manager.go`, `devicesToAllocate`).
     pub async fn preferred(
         self,
         request: PreferredAllocationRequest,
-    ) -> Result<PreferredAllocationResponse, Refusal> {
-        self.with_books(move |_, pool| {
+    ) -> PreferredAllocationResponse {
+        let must = request.container_requests.iter();
+        let must: Vec<Vec<String>> = must.map(|one| one.must_include.clone()).collect();
+        let answered = self.with_books(move |_, pool| {
             let containers = request.container_requests.iter();
-            let containers = containers.map(|container| preferred(pool, container));
-            Ok(PreferredAllocationResponse {
-                container_responses: containers.collect::<Result<_, _>>()?,
+            Ok(containers
+                .map(|container| preferred(pool, container))
+                .collect())
+        });
+        let answers: Vec<Result<Vec<String>, Refusal>> = match answered.await {
+            Ok(answers) => answers,
+            Err(refusal) => must.iter().map(|_| Err(refusal.clone())).collect(),
+        };
+        let answers = answers.into_iter().zip(must);
+        let devices = answers.map(|(answer, must)| {
+            answer.unwrap_or_else(|refusal| {
+                log::warn!("the kubelet chooses a container's devices by itself: {refusal}");
+                must
             })
-        })
-        .await
+        });
+        PreferredAllocationResponse {
+            container_responses: devices
+                .map(|devices| ContainerPreferredAllocationResponse { devices })
+                .collect(),
+        }
     }
 
     /// Answers from the books as they are now, on a thread that may wait for a disk.
@@ -146,7 +161,7 @@ fn of_pool<'a>(
 fn preferred(
     pool: &DevicePool,
     container: &ContainerPreferredAllocationRequest,
-) -> Result<ContainerPreferredAllocationResponse, Refusal> {
+) -> Result<Vec<String>, Refusal> {
     ensure_few(container.available.len() + container.must_include.len())?;
     let size = usize::try_from(container.size).unwrap_or_default();
     let choose = |available: &[String]| pool.preferred(available, &container.must_include, size);
@@ -158,8 +173,7 @@ fn preferred(
     };
     let all = container.available.iter();
     let unowned: Vec<String> = all.filter(|id| !is_owned(id)).cloned().collect();
-    let devices = choose(&unowned).or_else(|_| choose(&container.available))?;
-    Ok(ContainerPreferredAllocationResponse { devices })
+    choose(&unowned).or_else(|_| choose(&container.available))
 }
 
 fn ensure_few(ids: usize) -> Result<(), Refusal> {

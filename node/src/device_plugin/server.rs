@@ -199,7 +199,7 @@ impl Plugin {
             PREFERRED => {
                 unary(request, move |message| {
                     let asked = asked.clone();
-                    async move { asked.preferred(message).await.map_err(status) }
+                    async move { Ok(asked.preferred(message).await) }
                 })
                 .await
             }

@@ -122,7 +122,7 @@ async fn which_devices_go_together_best() {
     let machine = Machine::with(&DP);
     let mut kubelet = Kubelet::start(&machine.kubelet());
     let pod = Sleeper::new();
-    let _node = machine.start(&[]);
+    let node = machine.start(&[]);
     let plugin = kubelet.next_plugin().await;
     let all = ["0-1", "2-3", "4_6", "5_7"];
     for (available, must, size, expected) in [
@@ -135,10 +135,20 @@ async fn which_devices_go_together_best() {
         let preferred = plugin.preferred(available, must, size).await.unwrap();
         assert_eq!(preferred, expected, "{available:?} {must:?} {size}");
     }
-    for (available, must, size) in [(&all[..1], &[][..], 2), (&all, &["gone"], 2)] {
-        let refused = plugin.preferred(available, must, size).await;
-        assert!(refused.is_err(), "{available:?} {must:?} {size}");
+    // Where nothing can be told the kubelet chooses: it takes an error for the end of the pod.
+    let many: Vec<String> = (0..8193).map(|id| id.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for (available, must, size) in [
+        (&all[..1], &[][..], 2),
+        (&all, &["gone"], 2),
+        (&all[..2], &["0-1"], 3),
+        (&many, &["0-1"], 2),
+    ] {
+        let left = plugin.preferred(available, must, size).await.unwrap();
+        assert_eq!(left, must, "{must:?} {size}");
     }
+    node.says("the kubelet chooses a container's devices by itself: 2 of the lists of pool dp")
+        .await;
     assert_eq!(plugin.preferred(&all, &[], -1).await.unwrap(), [""; 0]);
     // A pod by annotation has a list of which the kubelet does not know.
     machine.claim("dp/0-1", pod.pid(), Some("shop"));
@@ -147,6 +157,10 @@ async fn which_devices_go_together_best() {
         ["4_6", "5_7"]
     );
     assert_eq!(plugin.preferred(&all, &[], 4).await.unwrap(), all);
+    // Nor is there an error where the pool has gone meanwhile.
+    std::fs::rename(machine.path("kcm/pools/dp"), machine.path("kcm/dp")).unwrap();
+    let left = plugin.preferred(&all, &["4_6"], 2).await.unwrap();
+    assert_eq!(left, ["4_6"]);
 }
 
 #[tokio::test]
