@@ -50,7 +50,8 @@ pub fn guarded(run_dir: &Path, id: &str, asked: &LinuxResources) -> Result<Optio
     instead(first, asked)
 }
 
-fn is_of_cpuset(asked: &LinuxResources) -> bool {
+/// Is an update about CPUs or memory nodes?
+pub fn is_of_cpuset(asked: &LinuxResources) -> bool {
     let cpu = asked.cpu.as_ref();
     cpu.is_some_and(|cpu| !cpu.cpus.is_empty() || !cpu.mems.is_empty())
         || asked.unified.keys().any(|key| key.starts_with(CPUSET))

@@ -118,9 +118,14 @@ impl Plugin {
         }
     }
 
-    /// Does the answer to this call depend on a disk?
+    /// Does the answer to this call depend on a disk? An update does that is about CPUs or memory
+    /// nodes.
     pub fn reads_claims(request: &Request) -> bool {
-        request.method == UPDATE
+        let resources = || {
+            let asked = UpdateContainerRequest::decode(request.payload.as_slice());
+            asked.ok()?.linux_resources
+        };
+        request.method == UPDATE && resources().is_some_and(|asked| guard::is_of_cpuset(&asked))
     }
 
     /// Answers a call. It takes no lock of a pool directory, and reads claims only for an update

@@ -336,7 +336,7 @@ async fn an_engine_that_refuses_is_asked_again() {
 }
 
 /// However busy the node is, who asks for nothing is made, and who asks gets its hooks. An update
-/// needs the claims, and is refused.
+/// of CPUs needs the claims, and is refused; one of shares alone passes.
 #[test]
 fn only_what_needs_the_claims_waits_for_a_thread() {
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -351,6 +351,12 @@ fn only_what_needs_the_claims_waits_for_a_thread() {
         assert_eq!(none.adjust, None);
         let some = create(&mut engine, &made("b", &[POOL])).await.unwrap();
         assert!(some.adjust.is_some());
+        // Shares, of which the plugin reads nothing, come without CPUs.
+        let shares: UpdateContainerResponse = engine
+            .call("UpdateContainer", &update("a", ""))
+            .await
+            .unwrap();
+        assert_eq!(shares.update, []);
         let refused = engine
             .call::<UpdateContainerResponse>("UpdateContainer", &update("a", "0"))
             .await
