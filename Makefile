@@ -120,8 +120,9 @@ support:
 completions:
 	cargo run --quiet --locked --example generate -- target/dist/completions
 
-# A .deb, an .rpm, a tarball and an SBOM of each target, below target/packages.
-TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+# A .deb, an .rpm, a tarball and an SBOM of each target, below target/packages. A release names both architectures; Debian's own
+# cargo has the library of this machine's alone.
+TARGETS ?= $(TARGET)
 packages: completions
 	packaging/install-packages $(if $(findstring aarch64,$(TARGETS)), \
 		"aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
