@@ -1602,7 +1602,7 @@ fn the_kubelets_cpu_manager() {
         ("0-3", "warning kubelet", "again and again"),
         (
             "0-3\ncpuManagerPolicyOptions:\n  strict-cpu-reservation: \"true\"",
-            "warning kubelet",
+            "fault kubelet",
             "with strict-cpu-reservation",
         ),
         ("[", "fault kubelet", "is not YAML"),

@@ -96,21 +96,15 @@ fn judge(settings: &Settings, named: &str, exclusive: &CpuSet, report: &mut Repo
             ),
         );
     }
-    let text = match settings.is_strict {
-        Some(true) => {
-            "with strict-cpu-reservation its static CPU manager gives every container CPUs, and \
-             one that asks for a pool's is refused"
-        }
-        _ => {
-            "its static CPU manager writes the CPUs of containers again and again: one that has a \
-             pool's keeps them only where the NRI plugin of pinfold-node guards them"
-        }
-    };
-    report.warn(
-        "kubelet",
-        text,
-        format!("have cpuManagerPolicy none in {}; {again}", Shown(named)),
-    );
+    let remedy = format!("have cpuManagerPolicy none in {}; {again}", Shown(named));
+    if settings.is_strict == Some(true) {
+        let text = "with strict-cpu-reservation its static CPU manager gives every container CPUs, \
+                    and one that asks for a pool's is refused";
+        return report.fault("kubelet", text, remedy);
+    }
+    let text = "its static CPU manager writes the CPUs of containers again and again: one that has \
+                a pool's keeps them only where the NRI plugin of pinfold-node guards them";
+    report.warn("kubelet", text, remedy);
 }
 
 impl Settings {
