@@ -237,6 +237,24 @@ fn pools_without_their_lock_stay_and_the_rest_is_undone() {
     assert_eq!(files(&machine.path("etc/docker")), before);
 }
 
+/// A setup that was killed before it noted the mark of its pools does not know them again.
+#[test]
+fn pools_whose_mark_was_not_noted_outlive_the_undoing() {
+    let machine = Machine::without_pools();
+    let output = set_up(&machine, &["--yes", "--engine", "docker"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let record = "var/lib/pinfold/setup.json";
+    let text = fs::read_to_string(machine.path(record)).unwrap();
+    let mut noted: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(noted.as_object_mut().unwrap().remove("lock").is_some());
+    fs::write(machine.path(record), noted.to_string()).unwrap();
+    let pools = files(&machine.path("etc/kcm"));
+    let back = machine.pinfold(&["setup", "--undo", "--yes"]);
+    assert_eq!(back.status.code(), Some(0), "{}", said(&back));
+    assert!(said(&back).contains("setup was cut off"), "{}", said(&back));
+    assert_eq!(files(&machine.path("etc/kcm")), pools);
+}
+
 /// What is declared is made, in place of what would fit.
 #[test]
 fn pools_that_are_declared_are_those_that_setup_makes() {

@@ -137,6 +137,10 @@ fn undo(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8> 
             Ok(now) => (now != *lock).then(|| "were made by others, and stay".to_owned()),
             Err(error) => Some(format!("stay: {}", one_line(&format!("{error:#}")))),
         },
+        // It was killed before it knew which pools were its own: others can have made these since.
+        None if is_there && record.pools.as_ref() == Some(&site.conf_dir) => {
+            Some("stay: setup was cut off, and they can be others' by now".to_owned())
+        }
         _ => None,
     };
     let has_made = record.pools.as_ref() == Some(&site.conf_dir) && not_ours.is_none();
