@@ -21,6 +21,8 @@ pub(crate) struct Units {
     pub(crate) set: Vec<(String, String)>,
     /// After so many changes it hangs up on everybody who asks for another.
     pub(crate) most_changes: Option<usize>,
+    /// How many have connected.
+    pub(crate) connections: usize,
 }
 
 /// A systemd without properties but CPUs and limits of CPU time.
@@ -45,6 +47,7 @@ impl Standin {
         let (shared, host) = (Arc::clone(&units), host.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                shared.lock().unwrap().connections += 1;
                 // A client that has got enough hangs up.
                 let _ = serve(&mut stream.unwrap(), &shared, &host);
             }

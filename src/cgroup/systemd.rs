@@ -82,12 +82,13 @@ impl<'a> Limit<'a> {
         let Some(name) = limited_unit(host, group)? else {
             return Ok(None);
         };
-        let mut unit = Unit::connected(host, name, deadline)?;
+        let manager = Manager::connected(host, name, deadline)?;
+        let mut unit = Unit { name, manager };
         if unit.known()?.group != group.path() {
             return Ok(None);
         }
         let path = object_path(name);
-        let asked = unit.manager.ask([unit.get(&path, LIMIT)]);
+        let asked = unit.manager.connection.ask([property(name, &path, LIMIT)]);
         let known = asked.and_then(|[limit]| limit.number());
         let known = known.with_context(|| format!("ask systemd for the limit of {name}"))?;
         Ok(Some(Limit { unit, known }))
@@ -99,10 +100,9 @@ impl<'a> Limit<'a> {
     /// # Errors
     /// systemd refuses, or has not answered in time.
     pub fn set(&mut self, limit: u64) -> Result<()> {
-        let set = self
-            .unit
-            .set_properties(&[(LIMIT, Property::Number(limit))]);
-        set.with_context(|| format!("tell systemd the limit of CPU time of {}", self.unit.name))?;
+        let Unit { name, manager } = &mut self.unit;
+        let set = manager.set_properties(name, &[(LIMIT, Property::Number(limit))]);
+        set.with_context(|| format!("tell systemd the limit of CPU time of {name}"))?;
         self.known = limit;
         Ok(())
     }
@@ -207,40 +207,45 @@ pub fn is_delegated(host: &Host, group: &Group, patience: Duration) -> Result<bo
     Ok(known.group == group.path() && known.is_delegated)
 }
 
-/// A unit of the host's own: one of systemd's slices, or its own scope. Its CPUs are those of its
-/// `AllowedCPUs=`, where none means all (systemd.resource-control(5)).
-pub struct HostUnit<'a> {
+/// The host's own units: systemd's slices, and its own scope. The CPUs of one are those of its
+/// `AllowedCPUs=`, where none means all (systemd.resource-control(5)). All are asked over one
+/// connection; another is made after an error, in what is left of the time.
+pub struct HostUnits<'a> {
     host: &'a Host,
-    unit: Unit<'a>,
+    deadline: Instant,
+    manager: Option<Manager>,
 }
 
-impl<'a> HostUnit<'a> {
-    /// The unit of this name; `None` where systemd is not the machine's init.
-    ///
-    /// # Errors
-    /// It cannot be reached within `patience`, in which all that is asked of it has to be done.
-    pub fn open(host: &'a Host, name: &'a str, patience: Duration) -> Result<Option<HostUnit<'a>>> {
-        if !runs(host)? {
-            return Ok(None);
+impl<'a> HostUnits<'a> {
+    /// The units of a machine whose init is systemd. All that is asked of them has to be done by
+    /// the deadline.
+    pub fn until(host: &'a Host, deadline: Instant) -> HostUnits<'a> {
+        HostUnits {
+            host,
+            deadline,
+            manager: None,
         }
-        let unit = Unit::connected(host, name, Instant::now() + patience)?;
-        Ok(Some(HostUnit { host, unit }))
     }
 
-    /// Its CPUs.
+    /// Is the deadline over?
+    pub fn is_late(&self) -> bool {
+        dbus::is_late(self.deadline)
+    }
+
+    /// The CPUs of one.
     ///
     /// # Errors
     /// systemd has not answered in time, or knows no such unit.
-    pub fn cpus(&mut self) -> Result<CpuSet> {
-        Ok(self.unit.known()?.cpus)
+    pub fn cpus(&mut self, unit: &str) -> Result<CpuSet> {
+        self.ask(unit, |manager| Ok(manager.known(unit)?.cpus))
     }
 
     /// Were its CPUs set at run time (systemctl(1), `set-property --runtime`)?
     ///
     /// # Errors
     /// The drop-in file cannot be looked at.
-    pub fn is_set(&self) -> Result<bool> {
-        let setting = drop_in(self.host, self.unit.name, SETTINGS[0]);
+    pub fn is_set(&self, unit: &str) -> Result<bool> {
+        let setting = drop_in(self.host, unit, SETTINGS[0]);
         Ok(files::entry_if_there(&setting)?.is_some())
     }
 
@@ -248,8 +253,8 @@ impl<'a> HostUnit<'a> {
     ///
     /// # Errors
     /// systemd refuses, or has not answered in time.
-    pub fn set(&mut self, cpus: &CpuSet) -> Result<()> {
-        self.unit.set(cpus, None)
+    pub fn set(&mut self, unit: &str, cpus: &CpuSet) -> Result<()> {
+        self.ask(unit, |manager| manager.set(unit, cpus, None))
     }
 
     /// Forgets that its CPUs were set at run time: what an operator writes into the unit counts
@@ -257,8 +262,18 @@ impl<'a> HostUnit<'a> {
     ///
     /// # Errors
     /// A file cannot be removed.
-    pub fn forget(&self) -> Result<()> {
-        remove_settings(self.host, self.unit.name, &[SETTINGS[1].to_owned()])
+    pub fn forget(&self, unit: &str) -> Result<()> {
+        remove_settings(self.host, unit, &[SETTINGS[1].to_owned()])
+    }
+
+    fn ask<T>(&mut self, unit: &str, ask: impl FnOnce(&mut Manager) -> Result<T>) -> Result<T> {
+        let mut manager = match self.manager.take() {
+            Some(manager) => manager,
+            None => Manager::connected(self.host, unit, self.deadline)?,
+        };
+        let answer = ask(&mut manager)?;
+        self.manager = Some(manager);
+        Ok(answer)
     }
 }
 
@@ -273,10 +288,7 @@ pub fn runs(host: &Host) -> Result<bool> {
 /// A unit of the system's manager, and the connection to that manager.
 struct Unit<'a> {
     name: &'a str,
-    manager: Connection,
-    /// systemd's own socket, while the connection goes over the bus.
-    own_socket: Option<PathBuf>,
-    deadline: Instant,
+    manager: Manager,
 }
 
 impl<'a> Unit<'a> {
@@ -286,60 +298,12 @@ impl<'a> Unit<'a> {
         let Some(name) = unit_on(host, group)? else {
             return Ok(None);
         };
-        Unit::connected(host, name, deadline).map(Some)
+        let manager = Manager::connected(host, name, deadline)?;
+        Ok(Some(Unit { name, manager }))
     }
 
-    fn connected(host: &Host, name: &'a str, deadline: Instant) -> Result<Unit<'a>> {
-        let connected = manager(host, deadline).map_err(dbus::late);
-        let (manager, own_socket) =
-            connected.with_context(|| format!("ask systemd for the unit {name}"))?;
-        Ok(Unit {
-            name,
-            manager,
-            own_socket,
-            deadline,
-        })
-    }
-
-    /// Asks for the unit's properties. If that fails over the bus, systemd's own socket is tried in
-    /// the time that is left: the bus may be full, or systemd not on it.
     fn known(&mut self) -> Result<Known> {
-        let known = self.ask();
-        match (&known, self.own_socket.take()) {
-            (Err(_), Some(socket)) => match Connection::to_program(&socket, self.deadline) {
-                Ok(manager) => {
-                    self.manager = manager;
-                    self.ask().or(known)
-                }
-                Err(_) => known,
-            },
-            _ => known,
-        }
-    }
-
-    fn ask(&mut self) -> Result<Known> {
-        let path = object_path(self.name);
-        let names = ["ControlGroup", "AllowedCPUs", "Delegate"];
-        let properties = names.map(|name| self.get(&path, name));
-        let answers = self.manager.ask(properties);
-        let known = answers.and_then(|answers| Known::of(&answers));
-        known.with_context(|| format!("ask systemd for the CPUs of {}", self.name))
-    }
-
-    /// The call for a property of the unit, which is the object at `path`.
-    fn get<'p>(&self, path: &'p str, property: &str) -> Call<'p> {
-        let interface = match self.name.rsplit('.').next() {
-            Some("scope") => "org.freedesktop.systemd1.Scope",
-            Some("slice") => "org.freedesktop.systemd1.Slice",
-            _ => "org.freedesktop.systemd1.Service",
-        };
-        Call {
-            to: MANAGER,
-            path,
-            interface: "org.freedesktop.DBus.Properties",
-            member: "Get",
-            values: Values::default().text(interface).text(property),
-        }
+        self.manager.known(self.name)
     }
 
     /// Is this the unit's group? A service that does not run has no group, and counts.
@@ -348,18 +312,69 @@ impl<'a> Unit<'a> {
         is_at_rest || known.group == group.path()
     }
 
-    /// Sets the unit's CPUs and memory nodes, until the machine is shut down or the unit ends
-    /// (systemctl(1), `set-property --runtime`).
     fn set(&mut self, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
+        self.manager.set(self.name, cpus, mems)
+    }
+}
+
+/// A connection to the system's manager.
+struct Manager {
+    connection: Connection,
+    /// systemd's own socket, while the connection goes over the bus.
+    own_socket: Option<PathBuf>,
+    deadline: Instant,
+}
+
+impl Manager {
+    /// Connects to it; the name of the unit that it will be asked for is for messages.
+    fn connected(host: &Host, unit: &str, deadline: Instant) -> Result<Manager> {
+        let connected = manager(host, deadline).map_err(dbus::late);
+        let (connection, own_socket) =
+            connected.with_context(|| format!("ask systemd for the unit {unit}"))?;
+        Ok(Manager {
+            connection,
+            own_socket,
+            deadline,
+        })
+    }
+
+    /// Asks for a unit's properties. If that fails over the bus, systemd's own socket is tried in
+    /// the time that is left: the bus may be full, or systemd not on it.
+    fn known(&mut self, unit: &str) -> Result<Known> {
+        let known = self.ask(unit);
+        match (&known, self.own_socket.take()) {
+            (Err(_), Some(socket)) => match Connection::to_program(&socket, self.deadline) {
+                Ok(connection) => {
+                    self.connection = connection;
+                    self.ask(unit).or(known)
+                }
+                Err(_) => known,
+            },
+            _ => known,
+        }
+    }
+
+    fn ask(&mut self, unit: &str) -> Result<Known> {
+        let path = object_path(unit);
+        let names = ["ControlGroup", "AllowedCPUs", "Delegate"];
+        let properties = names.map(|name| property(unit, &path, name));
+        let answers = self.connection.ask(properties);
+        let known = answers.and_then(|answers| Known::of(&answers));
+        known.with_context(|| format!("ask systemd for the CPUs of {unit}"))
+    }
+
+    /// Sets a unit's CPUs and memory nodes, until the machine is shut down or the unit ends
+    /// (systemctl(1), `set-property --runtime`).
+    fn set(&mut self, unit: &str, cpus: &CpuSet, mems: Option<&CpuSet>) -> Result<()> {
         let sets = SETTINGS.into_iter().zip([Some(cpus), mems]);
         let properties: Vec<(&str, Property)> = sets
             .filter_map(|(name, set)| Some((name, Property::Bytes(set?.to_byte_mask()))))
             .collect();
-        self.set_properties(&properties)
-            .with_context(|| format!("tell systemd of the CPUs {cpus} of {}", self.name))
+        self.set_properties(unit, &properties)
+            .with_context(|| format!("tell systemd of the CPUs {cpus} of {unit}"))
     }
 
-    fn set_properties(&mut self, properties: &[(&str, Property)]) -> Result<()> {
+    fn set_properties(&mut self, unit: &str, properties: &[(&str, Property)]) -> Result<()> {
         let is_at_run_time = true;
         let set = Call {
             to: MANAGER,
@@ -367,11 +382,27 @@ impl<'a> Unit<'a> {
             interface: "org.freedesktop.systemd1.Manager",
             member: "SetUnitProperties",
             values: Values::default()
-                .text(self.name)
+                .text(unit)
                 .boolean(is_at_run_time)
                 .properties(properties),
         };
-        self.manager.ask([set]).map(drop)
+        self.connection.ask([set]).map(drop)
+    }
+}
+
+/// The call for a property of a unit, which is the object at `path`.
+fn property<'p>(unit: &str, path: &'p str, name: &str) -> Call<'p> {
+    let interface = match unit.rsplit('.').next() {
+        Some("scope") => "org.freedesktop.systemd1.Scope",
+        Some("slice") => "org.freedesktop.systemd1.Slice",
+        _ => "org.freedesktop.systemd1.Service",
+    };
+    Call {
+        to: MANAGER,
+        path,
+        interface: "org.freedesktop.DBus.Properties",
+        member: "Get",
+        values: Values::default().text(interface).text(name),
     }
 }
 
@@ -497,15 +528,9 @@ mod tests {
         };
         let (bus, itself) = (hang_up(host.system_bus()), hang_up(host.systemd_socket()));
         let deadline = Instant::now() + Duration::from_secs(20);
-        let (manager, other) = manager(&host, deadline).unwrap();
-        assert_eq!(other, Some(host.systemd_socket()));
-        let mut unit = Unit {
-            name: "x.service",
-            manager,
-            own_socket: other,
-            deadline,
-        };
-        unit.known().unwrap_err();
+        let mut manager = Manager::connected(&host, "x.service", deadline).unwrap();
+        assert_eq!(manager.own_socket, Some(host.systemd_socket()));
+        manager.known("x.service").unwrap_err();
         bus.join().unwrap().unwrap();
         itself.join().unwrap().unwrap();
     }

@@ -29,25 +29,19 @@ pub(super) fn check(scope: &Scope<'_>, report: &mut Report) {
         }
         return;
     }
-    match confinable(scope.site) {
-        Ok(Confinable::Yes) => match scope.site.wanted_of_units() {
-            Ok(wanted) => units(scope, &wanted, report),
+    match confinable(scope.site).map(Confinable::obstacle) {
+        Ok(None) => match scope.site.wanted_of_units() {
+            Ok(wanted) => {
+                for problem in &wanted.problems {
+                    report.warn(WHAT, problem.what.clone(), problem.remedy.clone());
+                }
+                units(scope, &wanted.units, report);
+            }
             // The check of the pools says that only root can read the claims.
             Err(_) if !geteuid().is_root() => {}
             Err(error) => report.error(WHAT, &error),
         },
-        Ok(Confinable::NoVersion1) => report.warn(
-            WHAT,
-            "the host cannot be kept off exclusive CPUs: systemd does not do that on cgroup \
-             version 1, and nobody is moved",
-            "boot with cgroup version 2, or with isolcpus=",
-        ),
-        Ok(Confinable::NoSystemd) => report.warn(
-            WHAT,
-            "the host cannot be kept off exclusive CPUs: systemd is not the init, and nobody is \
-             moved",
-            "boot with isolcpus=, or say isolation=root of the pools",
-        ),
+        Ok(Some(obstacle)) => report.warn(WHAT, obstacle.what, obstacle.remedy),
         Err(error) => report.error(WHAT, &error),
     }
 }

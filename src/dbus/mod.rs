@@ -181,6 +181,11 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
+/// Is there no time left until the deadline, in which anything could be asked?
+pub fn is_late(deadline: Instant) -> bool {
+    left(deadline).is_err()
+}
+
 /// Turns an error into one that explains a timeout.
 pub fn late(error: io::Error) -> anyhow::Error {
     match error.kind() {

@@ -31,7 +31,7 @@ pub use irqs::on as irqs_on;
 pub use obstacle::{Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit, obstacle};
 pub use power::{astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
-pub use units::{are_confined, confine, kept_off};
+pub use units::{are_confined, away_of, confine, kept_off};
 pub use watch::wait;
 
 use crate::cgroup::systemd::{self, Limit, NO_LIMIT};

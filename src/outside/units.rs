@@ -4,13 +4,13 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
 
-use super::confine::{Confined, MachineCpus, SeenUnit, UnitCpus};
+use super::confine::{Confined, MachineCpus, SeenUnit, Setting, UnitCpus};
 use super::machine::{directory, ensure_directory};
-use crate::cgroup::systemd::{self, HostUnit};
+use crate::cgroup::systemd::{self, HostUnits};
 use crate::cgroup::{cpuset, partition};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Durability};
@@ -19,9 +19,6 @@ use crate::process;
 use crate::refusal::Refusal;
 use crate::text::Shown;
 use crate::topology;
-
-/// How long systemd may take for one unit, and how long others who change them are waited for.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 fn records_path(host: &Host) -> PathBuf {
     directory(host).join("units")
@@ -38,14 +35,7 @@ pub fn are_confined(host: &Host) -> Result<bool> {
 /// The CPUs that each unit of the host is kept off, as was recorded last; none where that cannot be
 /// read. Takes no lock.
 pub fn kept_off(host: &Host) -> Vec<UnitCpus> {
-    let read = || -> Result<Confined> {
-        let boot_id = process::boot_id(host)?;
-        match files::read_text_if_there(&records_path(host))? {
-            Some(text) => Confined::parse(&text, &boot_id),
-            None => Ok(Confined::none(&boot_id)),
-        }
-    };
-    let records = read().unwrap_or_else(|error| {
+    let records = read(host).unwrap_or_else(|error| {
         log::debug!("{error:#}");
         Confined::none("")
     });
@@ -56,24 +46,49 @@ pub fn kept_off(host: &Host) -> Vec<UnitCpus> {
     units.filter(|unit| !unit.cpus.is_empty()).collect()
 }
 
-/// Keeps the host's units off the CPUs of the exclusive pools of this pool directory, and of all
-/// others that are recorded; puts a unit back as it was found where nobody keeps it off any.
-/// Returns what could not be done. On a machine without systemd nothing is.
+/// The CPUs that a pool directory keeps each unit off, as was recorded last. Takes no lock.
 ///
 /// # Errors
-/// The records cannot be read or written, or the partitions beside the units cannot be looked at:
-/// then nothing is changed.
-pub fn confine(host: &Host, conf_dir: &Path, units: Vec<UnitCpus>) -> Result<Vec<Refusal>> {
+/// The records cannot be read.
+pub fn away_of(host: &Host, conf_dir: &Path) -> Result<Vec<UnitCpus>> {
+    let away = read(host)?.away.into_iter();
+    let its = away.filter(|away| away.conf_dir == conf_dir);
+    Ok(its.flat_map(|away| away.units).collect())
+}
+
+fn read(host: &Host) -> Result<Confined> {
+    let boot_id = process::boot_id(host)?;
+    match files::read_text_if_there(&records_path(host))? {
+        Some(text) => Confined::parse(&text, &boot_id),
+        None => Ok(Confined::none(&boot_id)),
+    }
+}
+
+/// Keeps the host's units off the CPUs of the exclusive pools of this pool directory, and of all
+/// others that are recorded; puts a unit back as it was found where nobody keeps it off any.
+/// Returns what could not be done, also because systemd did not answer by the deadline. On a
+/// machine without systemd nothing is done.
+///
+/// # Errors
+/// Others who change them have the lock until the deadline, the records cannot be read or written,
+/// or the partitions beside the units cannot be looked at: then nothing is changed.
+pub fn confine(
+    host: &Host,
+    conf_dir: &Path,
+    units: Vec<UnitCpus>,
+    deadline: Instant,
+) -> Result<Vec<Refusal>> {
     let mut problems = Vec::new();
     if !systemd::runs(host)? || (units.is_empty() && !are_confined(host)?) {
         return Ok(problems);
     }
-    let mut records = Held::open(host)?;
+    let mut records = Held::open(host, deadline)?;
+    let mut systemd = HostUnits::until(host, deadline);
     records.confined.want(conf_dir.to_owned(), units);
     // A pool directory that is gone wants nothing any more.
     let gone = |conf_dir: &Path| matches!(files::entry_if_there(&conf_dir.join("pools")), Ok(None));
     records.confined.away.retain(|away| !gone(&away.conf_dir));
-    let seen = records.look(&mut problems);
+    let seen = records.look(&mut systemd, &mut problems);
     let top = cpuset::hierarchy(host)?.group("/")?;
     let cpus = MachineCpus {
         all: all_cpus(host)?,
@@ -99,19 +114,20 @@ pub fn confine(host: &Host, conf_dir: &Path, units: Vec<UnitCpus>) -> Result<Vec
     records.confined.narrowed = plan.narrowed;
     records.save()?;
     for setting in plan.settings {
-        let set = || -> Result<()> {
-            let mut unit = open(host, &setting.unit)?;
-            setting.values.iter().try_for_each(|cpus| unit.set(cpus))
-        };
-        if let Err(error) = set() {
-            problems.push(told(&error, &setting.unit));
+        if systemd.is_late() {
+            break;
+        }
+        let Setting { unit, values } = setting;
+        let set = values.iter().try_for_each(|cpus| systemd.set(&unit, cpus));
+        if let Err(error) = set {
+            problems.push(told(&error, &unit));
         }
     }
-    let seen = records.look(&mut Vec::new());
+    let seen = records.look(&mut systemd, &mut Vec::new());
     for back in records.confined.back(&seen) {
         let forgotten = match back.was_set {
             true => Ok(()),
-            false => open(host, &back.unit).and_then(|unit| unit.forget()),
+            false => systemd.forget(&back.unit),
         };
         match forgotten {
             Ok(()) => records.confined.narrowed.retain(|other| *other != back),
@@ -120,11 +136,6 @@ pub fn confine(host: &Host, conf_dir: &Path, units: Vec<UnitCpus>) -> Result<Vec
     }
     records.save()?;
     Ok(problems)
-}
-
-fn open<'a>(host: &'a Host, unit: &'a str) -> Result<HostUnit<'a>> {
-    let opened = HostUnit::open(host, unit, PATIENCE)?;
-    opened.context("systemd is not the init any more")
 }
 
 fn told(error: &Error, unit: &str) -> Refusal {
@@ -157,11 +168,12 @@ struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    fn open(host: &'a Host) -> Result<Held<'a>> {
+    fn open(host: &'a Host, deadline: Instant) -> Result<Held<'a>> {
         ensure_directory(host)?;
         let path = directory(host).join("units-lock");
         let lock = files::open_or_make_regular(&path, 0o600)?;
-        files::lock_within(&lock, PATIENCE).map_err(|error| {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        files::lock_within(&lock, patience).map_err(|error| {
             Error::new(error).context(Refusal::new(
                 format!("lock {}", path.display()),
                 "another `pinfold reconcile` takes long: do it again",
@@ -184,21 +196,23 @@ impl<'a> Held<'a> {
     }
 
     /// The units that somebody wants changed, or that are, as systemd has them. One that cannot be
-    /// looked at is left out.
-    fn look(&self, problems: &mut Vec<Refusal>) -> Vec<SeenUnit> {
+    /// looked at is left out; after the deadline no other is asked for.
+    fn look(&self, systemd: &mut HostUnits<'_>, problems: &mut Vec<Refusal>) -> Vec<SeenUnit> {
         let mut seen = Vec::new();
         for name in self.confined.units() {
-            let look = || -> Result<SeenUnit> {
-                let mut unit = open(self.host, &name)?;
+            let mut look = || -> Result<SeenUnit> {
                 Ok(SeenUnit {
-                    cpus: unit.cpus()?,
-                    is_set: unit.is_set()?,
+                    cpus: systemd.cpus(&name)?,
+                    is_set: systemd.is_set(&name)?,
                     unit: name.clone(),
                 })
             };
             match look() {
                 Ok(unit) => seen.push(unit),
                 Err(error) => problems.push(told(&error, &name)),
+            }
+            if systemd.is_late() {
+                break;
             }
         }
         seen

@@ -30,7 +30,7 @@ pub use change::apply::{Applied, apply, try_apply};
 pub use change::init::{Existing, Made, init, try_init, unmake};
 pub use change::steps::{Change, Changed, change, set_options, try_change};
 pub use change::stock::stock;
-pub use confine::{Confinable, confinable};
+pub use confine::{Confinable, WantedOfUnits, confinable};
 pub use end::reap::Reclaimed;
 pub use end::reconcile::{Reconciled, reconcile};
 pub use end::release::{Release, force_release, release};

@@ -1,6 +1,9 @@
 //! Where the host's own units may run, by a systemd that is a stand-in.
 
-use super::{FIRST, Machine, group_of, said};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use super::{FIRST, Machine, group_of};
 use crate::cgroup::standin::Standin;
 use crate::claims::{ClaimedGroup, OwnerKind};
 use crate::isolation::{Kind, Wanted};
@@ -108,7 +111,8 @@ fn when_the_pools_go_and_at_an_uninstall_all_is_as_before() {
     confine(&site);
     assert_eq!(standin.cpus("init.scope"), "0-3,5-7");
     let path = site.conf_dir.canonicalize().unwrap();
-    outside::confine(&site.host, &path, Vec::new()).unwrap();
+    let soon = Instant::now() + Duration::from_secs(20);
+    outside::confine(&site.host, &path, Vec::new(), soon).unwrap();
     assert_as_before(&machine, &standin);
 }
 
@@ -156,15 +160,83 @@ fn an_owner_that_has_its_mask_alone_keeps_its_cpus() {
     machine.ledger().remove(&docker).unwrap();
     confine(&site);
     assert_eq!(standin.cpus("system.slice"), "0-3,6-7");
-    // Where it is not known who runs where, nothing changes.
+    // Where it is not known who runs where, no unit loses any, but for what the pools have no more
+    // it has back.
     let path = format!(
         "run/pinfold/claims/web/{}-{}.json",
         claim.owner.pid, claim.owner.start
     );
     machine.put(&path, "{torn");
+    let problems = site.confine_units().unwrap();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(cpus(&standin), ["0-3,6-7"; 3]);
     machine.pool("dp", "1", &["7"]);
-    assert!(site.confine_units().is_err());
-    assert_eq!(standin.cpus("system.slice"), "0-3,6-7");
+    std::fs::remove_dir_all(machine.path("etc/kcm/pools/dp/4")).unwrap();
+    assert_eq!(site.confine_units().unwrap(), problems);
+    assert_eq!(cpus(&standin), ["0-4,6-7"; 3]);
+    std::fs::remove_dir_all(machine.path("etc/kcm/pools/dp")).unwrap();
+    assert_eq!(site.confine_units().unwrap(), problems);
+    assert_as_before(&machine, &standin);
+}
+
+#[test]
+fn a_pool_that_cannot_be_read_changes_nothing_for_its_cpus_alone() {
+    let (machine, standin, site) = machine();
+    confine(&site);
+    machine.pool("other", "1", &["6"]);
+    machine.put("etc/kcm/pools/dp/exclusive", "torn");
+    let problems = site.confine_units().unwrap();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(cpus(&standin), ["0-3,7"; 3]);
+    machine.pool("dp", "1", &[]);
+    std::fs::remove_dir_all(machine.path("etc/kcm/pools/dp/5")).unwrap();
+    confine(&site);
+    assert_eq!(cpus(&standin), ["0-3,5,7"; 3]);
+    // One that nobody could read yet takes nothing.
+    machine.pool("late", "torn", &["0"]);
+    assert_eq!(site.confine_units().unwrap().len(), 1);
+    assert_eq!(cpus(&standin), ["0-3,5,7"; 3]);
+}
+
+/// A systemd that does not answer costs the time that is given for all of it, and the lock is free
+/// again.
+#[test]
+fn a_stuck_systemd_is_waited_for_once() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["4", "5"]);
+    let site = machine.site();
+    let socket = site.host.systemd_socket();
+    for directory in [socket.parent().unwrap(), &site.host.systemd_mark()] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    let _stuck = UnixListener::bind(&socket).unwrap();
+    let all = UNITS.map(|unit| UnitCpus {
+        unit: unit.to_owned(),
+        cpus: "4-5".parse().unwrap(),
+    });
+    let patience = Duration::from_secs(2);
+    for _ in 0..2 {
+        let began = Instant::now();
+        let problems = outside::confine(
+            &site.host,
+            &site.conf_dir,
+            all.to_vec(),
+            Instant::now() + patience,
+        );
+        let problems = problems.unwrap();
+        assert!(began.elapsed() < patience * 2, "{:?}", began.elapsed());
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].what.contains("in time"), "{problems:?}");
+    }
+}
+
+#[test]
+fn all_units_are_asked_over_one_connection() {
+    let (_machine, standin, site) = machine();
+    confine(&site);
+    let connections = standin.units().connections;
+    confine(&site);
+    assert_eq!(standin.units().connections, connections + 1);
 }
 
 #[test]
@@ -234,9 +306,10 @@ fn an_owner_of_another_tool_keeps_its_cpus() {
     assert_eq!(cpus(&standin), ["0-3,6-7", "0-3,6-7", "0-4,6-7"]);
     // Where one cannot be looked at, nothing changes.
     machine.put(&format!("proc/{}/cgroup", of_systemd.pid), "torn");
-    assert!(site.confine_units().is_err());
+    assert_eq!(site.confine_units().unwrap().len(), 1);
     machine.remove(&format!("proc/{}/cgroup", of_systemd.pid));
-    let text = said(site.confine_units());
+    let problems = site.confine_units().unwrap();
+    let text = problems[0].to_string();
     assert!(text.contains("does not show where it runs"), "{text}");
     assert_eq!(standin.cpus("init.scope"), "0-4,6-7");
     machine.end(of_systemd, "/init.scope");
@@ -292,13 +365,20 @@ fn where_it_cannot_be_nobody_is_moved() {
         "40 30 0:28 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n",
     );
     assert_eq!(confinable(&site).unwrap(), Confinable::NoVersion1);
+    let told = "run/pinfold-machine/told-no-units-on-version-1";
+    let mut unasked = site.clone();
+    unasked.confines_host = false;
+    confine(&unasked);
+    assert!(!machine.is_there(told));
     confine(&site);
+    assert!(machine.is_there(told), "it is told once in a boot");
     let machine = Machine::new();
     machine.pool("dp", "1", &["4"]);
     let mut bare = machine.site();
     bare.confines_host = true;
     assert_eq!(confinable(&bare).unwrap(), Confinable::NoSystemd);
     confine(&bare);
+    assert!(machine.is_there("run/pinfold-machine/told-no-units-without-systemd"));
     assert!(!machine.is_there("run/pinfold-machine/units"));
     assert!(standin.units().set.is_empty());
 }
