@@ -704,6 +704,9 @@ pub struct ReconcileArgs {
     /// Do it again every so many seconds, 1 to 86400
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub interval: Option<u64>,
+    /// Instead: give the host's units the CPUs back that confine keeps them off
+    #[arg(long, conflicts_with_all = ["json", "interval"])]
+    pub let_host_in: bool,
 }
 
 /// What `isolate` asks for and `explain` asks about: the same as a container's annotations.

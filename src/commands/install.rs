@@ -10,7 +10,6 @@ use similar::TextDiff;
 use super::output::Output;
 use crate::claims::{Claim, OwnerKind};
 use crate::cli::{CdiArgs, InstallArgs, InstallPlaceArgs, Options, TargetArg, UninstallArgs};
-use crate::config::Confine;
 use crate::engines::hooks::Whom;
 use crate::engines::{Engine, Programs};
 use crate::files;
@@ -19,7 +18,6 @@ use crate::install::{
     DeviceKind, FileChange, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal,
     plan_engine_devices, plan_engine_devices_removal, plan_removal,
 };
-use crate::outside;
 use crate::placement::{Site, live_claims};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, hook_options};
@@ -121,9 +119,6 @@ pub(super) fn remove(at: &InstallPlaceArgs, options: &Options) -> Result<u8> {
         None => plan_cdi_removal(&place, device_kind(at.target))?,
     };
     carry_out(&plan, at.target, at.dry_run)?;
-    if !at.dry_run && !at.user {
-        let_host_in(settings)?;
-    }
     if !at.dry_run && plan.changes.is_empty() {
         writeln!(
             Output::account(),
@@ -135,23 +130,6 @@ pub(super) fn remove(at: &InstallPlaceArgs, options: &Options) -> Result<u8> {
         log::warn!("{remark}");
     }
     Ok(0)
-}
-
-/// Gives the host's own units back the CPUs that they were kept off.
-fn let_host_in(settings: &Settings) -> Result<()> {
-    let site = settings.site();
-    if !outside::are_confined(&site.host)? {
-        return Ok(());
-    }
-    let problems = site.let_host_in()?;
-    ensure!(problems.is_empty(), Refusal::all(&problems));
-    if settings.host_table().confine == Confine::Pools {
-        log::warn!(
-            "the host's units have the CPUs of exclusive pools again: the next `pinfold reconcile` \
-             keeps them off, unless confine in the configuration is none"
-        );
-    }
-    Ok(())
 }
 
 /// The most owners that a refusal names.

@@ -47,7 +47,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Verb::Stats(args) => stats::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Status(args) => status::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Describe(args) => describe::run(args, &Settings::of_command_line(&cli.options)?),
-        Verb::Reconcile(args) => reconcile::run(args, &Settings::of_command_line(&cli.options)?),
+        Verb::Reconcile(args) => reconcile::run(args, &cli.options),
         Verb::Pool(args) => pool::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Explain(args) => explain::run(args, &Settings::of_command_line(&cli.options)?),
         Verb::Topology(args) => topology::run(args, &Settings::of_command_line(&cli.options)?),

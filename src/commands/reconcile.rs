@@ -7,21 +7,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 use super::output::Output;
-use crate::cli::ReconcileArgs;
+use crate::cli::{Options, ReconcileArgs};
+use crate::config::Confine;
 use crate::host::Host;
 use crate::last_words;
 use crate::outside;
-use crate::placement::{Reclaimed, Reconciled, Site, reconcile};
+use crate::placement::{Reclaimed, Reconciled, reconcile};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, news};
 use crate::text::one_line;
 
-pub(super) fn run(args: &ReconcileArgs, settings: &Settings) -> Result<u8> {
+pub(super) fn run(args: &ReconcileArgs, options: &Options) -> Result<u8> {
+    let settings = Settings::of_command_line(options)?;
     let site = settings.site_with_processes()?;
+    if args.let_host_in {
+        return let_host_in(&settings);
+    }
     match args.interval {
         None => {
             last_words::arrange_for_command(&Host::new("/"), "reconcile")?;
@@ -34,17 +39,53 @@ pub(super) fn run(args: &ReconcileArgs, settings: &Settings) -> Result<u8> {
         }
         Some(seconds) => {
             last_words::arrange_for_service(&Host::new("/"), "reconcile")?;
-            for_ever(args, site, Duration::from_secs(seconds))
+            for_ever(args, options, settings, Duration::from_secs(seconds))
         }
     }
 }
 
-/// Reconciles again and again. Prints only news: what was freed, and each problem once until it is
+/// Gives the host's own units back the CPUs that they were kept off, whatever the configuration
+/// says, and does nothing else.
+fn let_host_in(settings: &Settings) -> Result<u8> {
+    let site = settings.site();
+    let were_confined = outside::are_confined(&site.host)?;
+    let problems = site.let_host_in()?;
+    ensure!(problems.is_empty(), Refusal::all(&problems));
+    let said = match were_confined {
+        true => "the host's units have the CPUs of exclusive pools again",
+        false => "the host's units are not kept off any CPUs",
+    };
+    writeln!(Output::account(), "{said}")?;
+    if settings.host_table().confine == Confine::Pools {
+        log::warn!(
+            "the next `pinfold reconcile`, and each change of the pools, keeps them off, unless \
+             confine in the configuration is none"
+        );
+    }
+    Ok(0)
+}
+
+/// Reconciles again and again, each time with the settings as they are by then; while they cannot
+/// be read, with the last ones. Prints only news: what was freed, and each problem once until it is
 /// another.
-fn for_ever(args: &ReconcileArgs, site: &Site, interval: Duration) -> Result<u8> {
+fn for_ever(
+    args: &ReconcileArgs,
+    options: &Options,
+    mut settings: Settings,
+    interval: Duration,
+) -> Result<u8> {
     let mut binary = Binary::running();
     loop {
         news::begin_round();
+        let renewed = Settings::again(options).and_then(|renewed| {
+            renewed.site_with_processes()?;
+            Ok(renewed)
+        });
+        match renewed {
+            Ok(renewed) => settings = renewed,
+            Err(error) => log::error!("{error:#}; until then the settings are the former ones"),
+        }
+        let site = settings.site();
         let mut out = Output::account();
         match reconcile(site) {
             Ok(report) => {

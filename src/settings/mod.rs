@@ -85,14 +85,21 @@ impl Settings {
     /// The same for the command line of another program of ours, with whose name its log's lines
     /// begin.
     pub fn of_program(program: &'static str, options: &Options) -> Result<Settings> {
-        let environment: Environment =
-            |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let (settings, log) = Settings::resolve(options, environment, PATIENCE)?;
+        let (settings, log) = Settings::resolve(options, of_environment, PATIENCE)?;
         log_line::start(program, options, log, Target::Stderr);
         // A problem that is seen twice is logged once.
         news::begin_round();
         last_words::survive_file_limit()?;
         Ok(settings)
+    }
+
+    /// The settings of a command line as they are by now; what is logged stays as it was at the
+    /// start.
+    ///
+    /// # Errors
+    /// The configuration file cannot be read, or makes no sense.
+    pub fn again(options: &Options) -> Result<Settings> {
+        Ok(Settings::resolve(options, of_environment, PATIENCE)?.0)
     }
 
     /// The settings of a hook. Only its arguments and the file count: engines give hooks any
@@ -276,6 +283,10 @@ impl Settings {
         };
         Ok((settings, log.or(config.log)))
     }
+}
+
+fn of_environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// The options in the configuration, which override those in the pools' own files.

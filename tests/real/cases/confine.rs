@@ -175,6 +175,20 @@ fn leaves_and_comes_back(world: &World) {
     run(Command::new("systemctl").arg("daemon-reload")).ok();
     pinfold(&["reconcile"]).ok();
     assert_eq!(busy.may_run_on("0-3,6-7"), Some(()));
+    // An engine that forgets Pinfold is no reason to let the host in: another may know it still.
+    std::fs::create_dir_all(world.dir.join("engine/hooks")).expect("make directories");
+    let of_engine = |name: &str| world.dir.join("engine").join(name).display().to_string();
+    let (conf, hooks) = (of_engine("containers.conf"), of_engine("hooks"));
+    let at = ["--engine-config", &conf, "--hooks-dir", &hooks, "--force"];
+    pinfold(&[&["uninstall", "podman"], &at[..]].concat()).ok();
+    assert_eq!(busy.may_run_on("0-3,6-7"), Some(()));
+    let said = pinfold(&["reconcile", "--let-host-in"]).ok();
+    assert!(said.stderr.contains("keeps them off, unless"), "{said}");
+    come_back(&busy, &before, &all);
+    pinfold(&["reconcile"]).ok();
+    eventually("the service is off them again", || {
+        busy.may_run_on("0-3,6-7")
+    });
     confine("none");
     pinfold(&["reconcile"]).ok();
     come_back(&busy, &before, &all);

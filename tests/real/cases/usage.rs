@@ -35,6 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("usage::of_an_earlier_boot", earlier_boot),
         ("usage::is_never_in_the_way", never_in_the_way),
         ("usage::can_be_switched_off", switched_off),
+        ("usage::is_switched_on_for_a_service", switched_on),
     ] {
         cases.push(plain(name, root, test));
     }
@@ -447,4 +448,54 @@ fn switched_off(world: &World) {
     for name in ["ended", "samples", "usage.jsonl"] {
         assert!(!world.run.join(name).exists(), "{name}");
     }
+}
+
+/// A service that runs on goes by the configuration as it is by now, and by the former one while it
+/// makes no sense.
+fn switched_on(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    world.pool("other", Kind::Exclusive, &["0"]);
+    let config = world.dir.join("config.toml");
+    let put = |text: &str| {
+        let beside = world.dir.join("config.new");
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(&beside, &config).unwrap();
+    };
+    put("[usage]\nenabled = false\n");
+    let with_config = |arguments: &[&str], input: &str| {
+        let mut command = world.pinfold(arguments);
+        command.arg("--config").arg(&config);
+        Running::start(&mut command, input.as_bytes())
+    };
+    let standin = Standin::new(world, "a");
+    let given = state("a", standin.pid, request()).to_string();
+    with_config(&["hook", "prestart"], &given).wait().ok();
+    let service = with_config(&["reconcile", "--interval", "1"], "");
+    // A dead owner that is freed shows that a round has begun since.
+    let mut freed = 0;
+    let mut goes_round = || {
+        freed += 1;
+        std::fs::write(world.tasks_file("other", "0"), "4194303").unwrap();
+        process::eventually("a dead owner is freed", || {
+            (service.stdout().lines().count() == freed).then_some(())
+        });
+    };
+    goes_round();
+    put("torn [");
+    let complaint = "until then the settings are the former ones";
+    let complaints = || service.stderr().matches(complaint).count();
+    process::eventually("it complains", || (complaints() == 1).then_some(()));
+    goes_round();
+    goes_round();
+    assert_eq!(complaints(), 1, "{}", service.stderr());
+    assert!(!world.run.join("samples").exists());
+    put("");
+    process::eventually("it reads what the owner uses", || {
+        world.run.join("samples").exists().then_some(())
+    });
+    service.signal(libc::SIGTERM);
+    standin.die();
+    let ended = stopped("a", request()).to_string();
+    with_config(&["hook", "poststop"], &ended).wait().ok();
+    world.assert_all_free("it has ended");
 }
