@@ -251,12 +251,13 @@ fn killed(world: &World) {
     owner.die();
 }
 
-/// The one child of a process.
+/// The one child of a process, whatever it does just now: `pid (name) state ppid`, proc_pid_stat(5).
 fn child_of(parent: i32) -> i32 {
-    let mark = format!(") S {parent} ");
+    let parent = parent.to_string();
     let is_child = |pid: &i32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.contains(&mark)
+        let behind_name = stat.rsplit_once(") ").map(|(_, fields)| fields);
+        behind_name.is_some_and(|fields| fields.split(' ').nth(1) == Some(&parent))
     };
     let all = std::fs::read_dir("/proc").expect("read /proc").flatten();
     let mut pids = all.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
