@@ -341,6 +341,20 @@ impl<'a> Machine<'a> {
         self.save()
     }
 
+    /// Records that systemd knows a group to have no limit. Is the group on record still?
+    ///
+    /// # Errors
+    /// The records cannot be written.
+    pub(super) fn note_told(&mut self, group: &LimitedGroup) -> Result<bool> {
+        let mut lifted = self.records.lifted.iter_mut();
+        let Some(lifted) = lifted.find(|lifted| lifted.group == *group) else {
+            return Ok(false);
+        };
+        lifted.is_told = true;
+        self.save()?;
+        Ok(true)
+    }
+
     /// None where interrupts are nobody's matter.
     fn irqs_that_matter(&self) -> Result<Vec<u32>> {
         let is_irq = |knob: &Knob| matches!(knob, Knob::NewIrqs | Knob::Banned | Knob::Irq(_));

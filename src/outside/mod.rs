@@ -163,16 +163,16 @@ impl Outside<'_> {
         let found = limits.iter().map(|(group, limit)| Lifted {
             group: (*group).clone(),
             found: limit.known,
+            is_told: false,
         });
         Machine::open(self)?.note_limits(found.collect())?;
         for (group, limit) in &mut limits {
             let found = limit.known;
-            if found == NO_LIMIT {
-                continue;
+            if found != NO_LIMIT {
+                limit.set(NO_LIMIT)?;
             }
-            limit.set(NO_LIMIT)?;
             // It may have been released meanwhile: who did saw the limit still there.
-            if machine::read(self.host)?.lifted_of(group).is_none() {
+            if !Machine::open(self)?.note_told(group)? && found != NO_LIMIT {
                 limit.set(found)?;
             }
         }
@@ -187,7 +187,7 @@ impl Outside<'_> {
             let hierarchy = cpu::hierarchy(&Mounts::read(self.host)?)?;
             let tuned = records.tuned.iter().filter(|tuned| tuned.inode == inode);
             for group in tuned.flat_map(|tuned| &tuned.limited) {
-                let is_told = records.lifted_of(group).is_some();
+                let is_told = records.lifted_of(group).is_some_and(|one| one.is_told);
                 let unit = hierarchy.group(&group.path)?;
                 if !is_told && systemd::limited_unit(self.host, &unit)?.is_some() {
                     return Ok(true);

@@ -70,6 +70,9 @@ pub(super) struct Lifted {
     pub(super) group: LimitedGroup,
     /// What systemd knew, in microseconds a second; the largest number where there was no limit.
     pub(super) found: u64,
+    /// Does systemd know that there is none? Until then whoever looks has to tell it.
+    #[serde(default)]
+    pub(super) is_told: bool,
 }
 
 /// An owner for whom something of the machine's own is set. It lives while its group is there.

@@ -417,6 +417,23 @@ fn systemd_knows_the_limit_again_once_its_owner_was_released() {
     assert!(!records.contains("lifted"), "{records}");
 }
 
+/// What is recorded is not done yet: a start can be killed in between.
+#[test]
+fn systemd_is_told_what_was_recorded_and_not_told() {
+    let (machine, claim, standin) = in_scope();
+    let site = machine.site();
+    standin.units().most_changes = Some(0);
+    open(&site).keep_off_again(&claim).unwrap_err();
+    let records = machine.get("run/pinfold-machine/changes");
+    assert!(records.contains("\"found\":1500000"), "{records}");
+    assert_eq!(limit(&standin), 1_500_000);
+    standin.units().most_changes = None;
+    open(&site).keep_off_again(&claim).unwrap();
+    assert_eq!(limit(&standin), u64::MAX);
+    open(&site).let_in(&claim).unwrap();
+    assert_eq!(limit(&standin), 1_500_000);
+}
+
 #[test]
 fn a_limit_that_somebody_has_told_systemd_since_stays() {
     let (machine, claim, standin) = in_scope();
