@@ -254,7 +254,8 @@ pub(super) fn not_permitted() -> Obstacle {
     Obstacle::of_machine(
         "denied",
         "the kernel lets nobody without CAP_SYS_ADMIN keep others off",
-        "run it as root, outside of containers; a service needs that in CapabilityBoundingSet=",
+        "run Pinfold and the engine as root, outside of containers, and give a service of systemd \
+         CAP_SYS_ADMIN in its CapabilityBoundingSet=",
     )
 }
 

@@ -251,7 +251,8 @@ fn killed(world: &World) {
     owner.die();
 }
 
-/// The one child of a process, whatever it does just now: `pid (name) state ppid`, proc_pid_stat(5).
+/// The one child of a process, in whatever state it is: `pid (name) state ppid`
+/// (proc_pid_stat(5)).
 fn child_of(parent: i32) -> i32 {
     let parent = parent.to_string();
     let is_child = |pid: &i32| {
