@@ -127,7 +127,12 @@ fn irqs(site: &Site, away: &CpuSet, report: &mut Report) {
         Ok(Some(banned)) if !has_all(&banned, &owned) => report.warn(
             WHAT,
             format!("irqbalance runs, and can move interrupts back to {owned}"),
-            format!("say IRQBALANCE_BANNED_CPULIST={away} in /etc/default/irqbalance"),
+            match topology::online(host) {
+                Ok(online) if leaves_few(&online, &[away, &set(&banned)]) => {
+                    outside::FEW_FOR_IRQBALANCE.to_owned()
+                }
+                _ => format!("say IRQBALANCE_BANNED_CPULIST={away} in /etc/default/irqbalance"),
+            },
         ),
         Ok(_) => {}
         Err(error) => report.error(WHAT, &error),
@@ -136,5 +141,13 @@ fn irqs(site: &Site, away: &CpuSet, report: &mut Report) {
 
 /// Does the mask have all of these?
 fn has_all(mask: &str, cpus: &CpuSet) -> bool {
-    CpuSet::from_hex_mask(mask).is_some_and(|mask| cpus.is_subset(&mask))
+    cpus.is_subset(&set(mask))
+}
+
+fn leaves_few(online: &CpuSet, banned: &[&CpuSet]) -> bool {
+    outside::leaves_few(online, &banned.iter().copied().collect())
+}
+
+fn set(mask: &str) -> CpuSet {
+    CpuSet::from_hex_mask(mask).unwrap_or_default()
 }

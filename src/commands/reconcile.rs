@@ -15,7 +15,7 @@ use crate::cli::{Options, ReconcileArgs};
 use crate::config::Confine;
 use crate::host::Host;
 use crate::last_words;
-use crate::outside;
+use crate::outside::{self, PartitionWatch};
 use crate::placement::{Reclaimed, Reconciled, reconcile};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, news};
@@ -75,6 +75,9 @@ fn for_ever(
     interval: Duration,
 ) -> Result<u8> {
     let mut binary = Binary::running();
+    // The roots of the machine are options of the command line: no configuration changes them.
+    let host = settings.site().host.clone();
+    let mut watch = PartitionWatch::new(&host);
     loop {
         news::begin_round();
         let renewed = Settings::again(options).and_then(|renewed| {
@@ -103,7 +106,7 @@ fn for_ever(
             return Ok(0);
         }
         binary.switch_to_update();
-        outside::wait(&site.host, interval);
+        watch.wait(interval);
     }
 }
 

@@ -121,7 +121,10 @@ impl Confined {
         let records = read.or_refuse(|| {
             Refusal::new(
                 "what CPUs the host's units were given cannot be read",
-                "remove the file, and `systemctl revert system.slice user.slice init.scope`",
+                "of each of system.slice, user.slice and init.scope, `systemctl set-property \
+                 --runtime UNIT AllowedCPUs=0-N`, where N is the last CPU, and then `systemctl \
+                 revert UNIT`, which alone leaves the CPUs of units that run as they are up to \
+                 Linux 6.12; remove /run/pinfold-machine/units",
             )
         })?;
         Ok(match records.boot_id == boot_id {
@@ -488,7 +491,10 @@ mod tests {
         assert!(Confined::parse(&text, "other").unwrap().is_empty());
         for broken in ["{torn", &text.replace("\"version\":1", "\"version\":2")] {
             let error = Confined::parse(broken, "boot").unwrap_err();
-            assert!(Refusal::of(&error).remedy.contains("systemctl revert"));
+            let Refusal { remedy, .. } = Refusal::of(&error);
+            let set = remedy.find("AllowedCPUs=0-N").unwrap();
+            assert!(set < remedy.find("systemctl revert").unwrap(), "{remedy}");
+            assert!(remedy.contains("/run/pinfold-machine/units"), "{remedy}");
         }
     }
 }

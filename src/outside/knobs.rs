@@ -246,9 +246,7 @@ impl Situation<'_> {
                 let there = knob.cpus(value)?;
                 let owned = owners.iter().map(|tuned| &tuned.cpus);
                 let banned = owned.chain([&there]).collect();
-                // With fewer than two to choose from it ends itself (irqbalance.c: `main`).
-                let is_left_two = self.online.difference(&banned).len() >= 2;
-                is_left_two.then(|| knob.print(&banned))
+                (!leaves_few(self.online, &banned)).then(|| knob.print(&banned))
             }
             // Who came first, where two of them share it.
             Knob::Governor(_) => owners[0].tuning.governor.clone(),
@@ -346,6 +344,12 @@ impl Knob {
             _ => cpus.to_string(),
         }
     }
+}
+
+/// Does banning these leave irqbalance too few CPUs? With fewer than two to choose from it ends
+/// itself (irqbalance.c: `main`).
+pub fn leaves_few(online: &CpuSet, banned: &CpuSet) -> bool {
+    online.difference(banned).len() < 2
 }
 
 /// A mask as the kernel takes it: in groups of 32 bits.

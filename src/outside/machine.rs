@@ -459,6 +459,23 @@ impl<'a> Machine<'a> {
         asked.clone()
     }
 
+    /// Would irqbalance, where it runs, be left too few CPUs to be told of those that are owned?
+    ///
+    /// # Errors
+    /// Which CPUs are online cannot be read.
+    pub(super) fn leaves_irqbalance_few(&self) -> Result<bool> {
+        let Some(there) = self.banned() else {
+            return Ok(false);
+        };
+        let there = CpuSet::from_hex_mask(&there).unwrap_or_default();
+        let tuned = self.records.tuned.iter();
+        let tuned = tuned.filter(|tuned| tuned.tuning.irqs_away);
+        let owned: CpuSet = tuned.map(|tuned| &tuned.cpus).collect();
+        let online = topology::online(self.host)?;
+        let banned = [&owned, &there].into_iter().collect();
+        Ok(!owned.is_subset(&there) && knobs::leaves_few(&online, &banned))
+    }
+
     /// Writes in order, and returns the writes that failed. Below a group whose write failed only
     /// `member` is still written: a partition made there would be invalid at once.
     fn carry_out(&self, writes: &[Write]) -> Vec<Failure> {

@@ -28,11 +28,14 @@ use anyhow::{Context, Result};
 pub use confine::UnitCpus;
 pub use irqbalance::banned as irqs_banned;
 pub use irqs::on as irqs_on;
-pub use obstacle::{Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit, obstacle};
+pub use knobs::leaves_few;
+pub use obstacle::{
+    FEW_FOR_IRQBALANCE, Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit, obstacle,
+};
 pub use power::{astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
 pub use units::{are_confined, away_of, confine, kept_off};
-pub use watch::wait;
+pub use watch::PartitionWatch;
 
 use crate::cgroup::systemd::{self, Limit, NO_LIMIT};
 use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
@@ -114,6 +117,9 @@ impl Outside<'_> {
         machine.records.tuned.push(tuned.clone());
         let unset = machine.tune(|other| other == tuned)?;
         warn_of_old(&unset);
+        if tuned.tuning.irqs_away && machine.leaves_irqbalance_few()? {
+            obstacles.push(obstacle::few_cpus_for_irqbalance());
+        }
         let mut staying = Vec::new();
         for one in unset.iter().filter(|one| !one.puts_back) {
             match one.knob {

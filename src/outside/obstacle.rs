@@ -72,6 +72,20 @@ pub fn no_own_limit() -> Obstacle {
     )
 }
 
+/// irqbalance would end itself if it was told of all CPUs that are owned.
+pub(super) fn few_cpus_for_irqbalance() -> Obstacle {
+    Obstacle::of_machine(
+        "irqbalance-few-cpus",
+        "irqbalance can move interrupts back to owned CPUs: it is not told of them, for it ends \
+         itself where it is left fewer than two CPUs",
+        FEW_FOR_IRQBALANCE,
+    )
+}
+
+/// What to do where irqbalance would be left too few CPUs.
+pub const FEW_FOR_IRQBALANCE: &str = "stop it (`systemctl disable --now irqbalance`), or leave \
+                                      two CPUs out of the pools that say irqs=away";
+
 /// The partition that is asked for.
 pub(super) struct Asked<'a> {
     pub(super) group: &'a Group,

@@ -1,9 +1,11 @@
 //! Owners whose CPUs others are kept off, and what can prevent that.
 
+use std::time::{Duration, Instant};
+
 use super::{Machine, cpus, group_of, open, said};
 use crate::claims::Claim;
 use crate::isolation::{Kind, Wanted};
-use crate::outside;
+use crate::outside::{self, PartitionWatch};
 
 const ROOT: Wanted = Wanted {
     kind: Kind::Root,
@@ -208,5 +210,54 @@ fn who_may_not_make_a_broken_partition_again_leaves_it_as_it_is() {
         assert_eq!(text.starts_with("root invalid"), !may, "{text}");
         let is_told = problems.iter().any(|one| one.contains("CAP_SYS_ADMIN"));
         assert_eq!(is_told, !may, "{problems:?}");
+    }
+}
+
+#[test]
+fn a_partition_that_does_not_stand_ends_the_wait_once() {
+    let (machine, claim) = machine();
+    keeps_off(&machine, &claim, "2");
+    let state = "sys/fs/cgroup/machine.slice/web/cpuset.cpus.partition";
+    let (soon, late) = (Duration::from_millis(700), Duration::from_secs(60));
+    let host = machine.site().host;
+    let mut watch = PartitionWatch::new(&host);
+    let took = |watch: &mut PartitionWatch<'_>, interval| {
+        let began = Instant::now();
+        watch.wait(interval);
+        began.elapsed()
+    };
+    assert!(took(&mut watch, soon) >= soon);
+    // It broke after the last look.
+    machine.put(state, "root invalid (x)\n");
+    assert!(took(&mut watch, late) < late / 2);
+    // A round could not make it again.
+    assert!(took(&mut watch, soon) >= soon);
+    machine.put(state, "root\n");
+    assert!(took(&mut watch, soon) >= soon);
+    machine.put(state, "member\n");
+    assert!(took(&mut watch, late) < late / 2);
+}
+
+#[test]
+fn an_owner_that_starts_during_a_wait_is_watched() {
+    for has_directory in [false, true] {
+        let (machine, claim) = machine();
+        machine.put("run/other", "");
+        if has_directory {
+            machine.put("run/pinfold-machine/lock", "");
+        }
+        let host = machine.site().host;
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(300));
+                keeps_off(&machine, &claim, "2");
+                let state = "sys/fs/cgroup/machine.slice/web/cpuset.cpus.partition";
+                machine.put(state, "root invalid (x)\n");
+            });
+            PartitionWatch::new(&host).wait(Duration::from_secs(60));
+        });
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(30), "{has_directory}: {took:?}");
     }
 }

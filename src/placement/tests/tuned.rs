@@ -135,6 +135,23 @@ fn irqbalance_keeps_off_what_is_owned_and_what_it_kept_off_before() {
     }
 }
 
+/// With one CPU left it would end itself.
+#[test]
+fn an_irqbalance_that_would_be_left_one_cpu_is_not_told_and_that_is_said() {
+    let (machine, mut one, mut other) = machine();
+    let told = balance(&machine, "0-1,4-6");
+    let site = machine.site();
+    let said = "run/pinfold-machine/told-irqbalance-few-cpus";
+    open(&site).tune(&mut one, &AWAY);
+    assert_eq!(told.lock().unwrap().last().unwrap(), "0-2,4-6");
+    assert!(!machine.is_there(said));
+    // It is told none of those that are owned any more.
+    open(&site).tune(&mut other, &AWAY);
+    assert_eq!(told.lock().unwrap().last().unwrap(), "0-1,4-6");
+    assert!(machine.is_there(said));
+    assert_eq!(machine.irq(24), "0-1,4-7");
+}
+
 /// One that was killed leaves its socket; one that answers nothing keeps nobody waiting for long.
 #[test]
 fn an_irqbalance_that_does_not_answer_keeps_no_container_from_its_start() {
