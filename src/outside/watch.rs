@@ -62,8 +62,10 @@ impl<'a> PartitionWatch<'a> {
             let records = records.map(|records| PollFd::new(records, PollFlags::POLLIN));
             let mut polled: Vec<PollFd<'_>> = files.chain(records).collect();
             let timeout = PollTimeout::try_from(left()).unwrap_or(PollTimeout::MAX);
-            if let Err(error) = poll(&mut polled, timeout) {
-                log::debug!("watch the partitions: {error}");
+            match poll(&mut polled, timeout) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => log::debug!("watch the partitions: {error}"),
             }
             let mut files = polled.iter().take(watched.len());
             let has_changed = files.any(|file| file.any().unwrap_or(false));

@@ -243,6 +243,11 @@ impl Call {
         }
     }
 
+    /// Does it wait for a time to pass, or for something to happen until then?
+    pub(crate) fn is_pause(self) -> bool {
+        matches!(&*self.to_string(), "clock_nanosleep" | "poll" | "ppoll")
+    }
+
     /// Does it change what a file system has, so that it is another one right before than right
     /// after it?
     pub(crate) fn changes_files(self) -> bool {

@@ -57,8 +57,11 @@ fn for_ever(world: &World) {
     let scene = arrange(world);
     let calls = run(world, None, ENOUGH).calls;
     end(world, scene);
-    let pauses = calls.iter().enumerate();
-    let pauses = pauses.filter(|(_, call)| call.to_string() == "clock_nanosleep");
+    // Before them the program is begun.
+    let begun = calls.iter().position(|call| call.to_string() == "flock");
+    let begun = begun.expect("it takes the lock");
+    let pauses = calls.iter().enumerate().skip(begun);
+    let pauses = pauses.filter(|(_, call)| call.is_pause());
     let pauses: Vec<usize> = pauses.map(|(nth, _)| nth).collect();
     let [first, second, ..] = pauses[..] else {
         panic!("no two rounds in {ENOUGH} calls: {pauses:?}");
@@ -71,10 +74,7 @@ fn for_ever(world: &World) {
             deed: Deed::Fail(*errno),
         })
     };
-    // Before them the program is begun.
-    let begun = calls.iter().position(|call| call.to_string() == "flock");
-    let in_first = calls.iter().enumerate().take(first + 1);
-    let in_first = in_first.skip(begun.expect("it takes the lock"));
+    let in_first = calls.iter().enumerate().take(first + 1).skip(begun);
     let mut trials: Vec<Injection> = in_first.flat_map(faults).collect();
     let mut dice = Dice(seed());
     for last in (1..trials.len()).rev() {

@@ -31,7 +31,7 @@ pub(crate) enum Deed {
     Halve,
     /// The process is killed, and the call not carried out.
     Kill,
-    /// From here on no pause lasts: clock_nanosleep(2) returns at once.
+    /// From here on no pause lasts: clock_nanosleep(2) returns at once, poll(2) as after its time.
     Hurry,
 }
 
@@ -329,7 +329,7 @@ fn decide(asked: &libc::seccomp_notif, injections: &[Injection], seen: &mut Seen
     let is_possible = |deed: &Deed| match deed {
         Deed::Fail(errno) | Deed::FailAll(errno) => call.can_give(*errno),
         Deed::Halve | Deed::Kill => true,
-        Deed::Hurry => number == libc::SYS_clock_nanosleep,
+        Deed::Hurry => call.is_pause(),
     };
     let of_before = seen.fail_all.map(Deed::Fail).filter(is_possible);
     let pause = seen.hurries.then_some(Deed::Hurry).filter(is_possible);
