@@ -30,7 +30,7 @@ const UNITS: [&str; 3] = ["system.slice", "user.slice", "init.scope"];
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::V2, Need::Systemd, Need::Cpus(8), Need::Disposable];
-    let services = [Client::Podman, Client::Docker].map(|client| {
+    let services = [Client::Podman, Client::Docker, Client::Cri].map(|client| {
         let all = Service::all(client, Door::Hooks).into_iter();
         let systemd = all.filter(|service| service.driver == Driver::Systemd);
         systemd.collect::<Vec<Service>>()
@@ -42,7 +42,10 @@ pub(crate) fn cases() -> Vec<Case> {
             beside_an_owner(world, service, &[]);
         }));
         let slice = "offenders::beside_an_owner_in_our_slice";
-        cases.extend(each(services.clone(), slice, needs, |world, service| {
+        // The kubelet, not the container, says where a pod goes.
+        let mut with_options = services.clone();
+        with_options.retain(|service| service.client != Client::Cri);
+        cases.extend(each(with_options, slice, needs, |world, service| {
             beside_an_owner(world, service, &["--cgroup-parent=pinfold.slice"]);
         }));
         let out = "offenders::every_way_out";
@@ -54,7 +57,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// What can be changed outside of owners' groups, each file with its text. Scopes come and go.
-fn machine() -> BTreeMap<PathBuf, String> {
+pub(crate) fn machine() -> BTreeMap<PathBuf, String> {
     let groups = below(&hierarchy().root).into_iter();
     let lasting = groups.filter(|group| !group.to_string_lossy().contains(".scope"));
     let of_group = |group: PathBuf| {
@@ -89,7 +92,7 @@ fn machine() -> BTreeMap<PathBuf, String> {
 
 /// Files that are there no more, and others that are new, are of groups that came and went.
 #[track_caller]
-fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
+pub(crate) fn assert_as_before(before: &BTreeMap<PathBuf, String>, when: &str) {
     assert_same(before, when, |_| true);
 }
 
@@ -126,7 +129,7 @@ fn text(file: &Path) -> String {
     text.trim().to_owned()
 }
 
-fn everything(world: &World, pool: &str) {
+pub(crate) fn everything(world: &World, pool: &str) {
     let words = [&["pool", "set", pool], EVERYTHING.as_slice()].concat();
     run(&mut world.pinfold(&words)).ok();
 }
@@ -176,8 +179,12 @@ impl Web<'_> {
 fn sibling(session: &Session) {
     let plan = Plan::plain("sibling").option("--cpuset-cpus=4-5");
     session.launch(session.service, &plan);
-    for cpus in ["3-4", "4", "0-7"] {
-        run(&mut session.command(&["update", "--cpuset-cpus", cpus, "sibling"]));
+    for cpus in ["4-5", "3-4", "4", "0-7"] {
+        if session.service.client == Client::Cri {
+            session.cri().update("sibling", &json!({ "cpus": cpus }));
+        } else {
+            run(&mut session.command(&["update", "--cpuset-cpus", cpus, "sibling"]));
+        }
     }
     session.remove_by_force("sibling");
 }
@@ -253,32 +260,21 @@ fn beside_an_owner(_: &World, service: Service, options: &[&str]) {
     });
 }
 
-fn every_way_out(_: &World, service: Service) {
-    let session = Session::with(service);
-    let world = session.world();
-    world.pool("dp", Kind::Exclusive, &["4", "5"]);
-    everything(world, "dp");
-    session.up(&Plan::plain("plain"));
-    allowed_cpus();
-    let before = machine();
-    let ways: [(&str, &dyn Fn()); 5] = [
-        ("stop", &|| {
+type WayOut = (&'static str, fn(&mut Session));
+
+/// How a container ends under this client; those of its daemon come last.
+fn ways_out(client: Client) -> Vec<WayOut> {
+    let mut ways: Vec<WayOut> = vec![
+        ("stop", |session| {
             session.stop("web").ok();
         }),
-        ("kill", &|| {
+        ("kill", |session| {
             session.kill("web").ok();
         }),
-        ("rm -f", &|| {
+        ("rm -f", |session| {
             session.remove_by_force("web").ok();
         }),
-        ("restart", &|| {
-            run(&mut session.command(&["restart", "-t", "0", "web"])).ok();
-            eventually("it is pinned again", || {
-                (affinity(session.pid("web")) == "4").then_some(())
-            });
-            session.remove_by_force("web").ok();
-        }),
-        ("a crash of the engine's monitor", &|| {
+        ("a crash of the engine's monitor", |session| {
             let pid = session.pid("web");
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
@@ -286,9 +282,49 @@ fn every_way_out(_: &World, service: Service) {
             send(pid, libc::SIGKILL);
         }),
     ];
-    for (name, leave) in ways {
+    if client != Client::Cri {
+        ways.push(("restart", |session| {
+            run(&mut session.command(&["restart", "-t", "0", "web"])).ok();
+            eventually("it is pinned again", || {
+                (affinity(session.pid("web")) == "4").then_some(())
+            });
+            session.remove_by_force("web").ok();
+        }));
+    }
+    if client != Client::Podman {
+        ways.push(("the engine's restart", |session| {
+            restarted(session, libc::SIGTERM)
+        }));
+        ways.push(("the engine's crash", |session| {
+            restarted(session, libc::SIGKILL)
+        }));
+    }
+    ways
+}
+
+/// Restarts the daemon. What outlives that keeps what it has, and is removed then.
+fn restarted(session: &mut Session, signal: i32) {
+    let pid = session.pid("web");
+    session.restart_daemon(signal);
+    if session.service.client == Client::Cri {
+        session.world().reconcile();
+        assert_eq!(session.pid("web"), pid, "it runs on");
+        session.assert_pinned("web", "dp", "4");
+    }
+    session.remove_by_force("web").ok();
+}
+
+fn every_way_out(_: &World, service: Service) {
+    let mut session = Session::with(service);
+    session.world().pool("dp", Kind::Exclusive, &["4", "5"]);
+    everything(session.world(), "dp");
+    session.up(&Plan::plain("plain"));
+    allowed_cpus();
+    let before = machine();
+    for (name, leave) in ways_out(service.client) {
         Web::start(&session, &[]);
-        leave();
+        leave(&mut session);
+        let world = session.world();
         eventually(&format!("everything is back after {name}"), || {
             world.reconcile();
             let all_back = machine()

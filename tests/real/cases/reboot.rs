@@ -5,19 +5,24 @@
 //! `PINFOLD_VM_BOOT` set.
 
 use crate::case::{Case, each, plain};
+use crate::cases::offenders::{assert_as_before, everything, machine};
 use crate::container::Container;
-use crate::engines::{Driver, Engine, Front, Runtime};
+use crate::engines::{Door, Driver, Engine, Front, Runtime};
 use crate::needs::Need;
 use crate::plan::Plan;
 use crate::process;
-use crate::world::{Kind, Standin, World, state};
+use crate::world::{Kind, Standin, World, claimed_cgroup, state};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::mem::forget;
+use std::path::PathBuf;
 
 const LISTS: [&str; 4] = ["0", "1", "2", "3"];
 
-/// On the disk; the claims are in /run, which a boot empties.
-const HOME: &str = "/var/lib/pinfold-test-reboot";
+/// The world that is on the disk; its claims are in /run, which a boot empties.
+const WORLD: &str = "reboot";
+/// That of an owner who has everything.
+const KEPT: &str = "rebootkept";
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::Root, Need::Boots, Need::Cpus(4)];
@@ -31,12 +36,70 @@ pub(crate) fn cases() -> Vec<Case> {
     });
     let mut cases = each(engines, "reboot::begin", needs, begin);
     cases.push(plain("reboot::afterwards", needs, afterwards));
+    let needs = &[
+        Need::Root,
+        Need::Boots,
+        Need::V2,
+        Need::Systemd,
+        Need::Cpus(8),
+        Need::Disposable,
+    ];
+    cases.push(plain("reboot::begin_kept", needs, begin_kept));
+    cases.push(plain("reboot::afterwards_kept", needs, afterwards_kept));
     cases
+}
+
+/// An owner with CPUs that the kernel keeps, no interrupts, no limit and no sleep, left running
+/// into the reboot, and what the machine was like before it.
+fn begin_kept(_: &World) {
+    let world = World::lasting(KEPT);
+    world.pool("dp", Kind::Exclusive, &["4"]);
+    everything(&world, "dp");
+    let before = serde_json::to_string(&machine()).expect("paths are text");
+    std::fs::write(world.dir.join("before"), before).expect("keep it on the disk");
+    forget(start_kept(&world, "left"));
+    forget(world);
+}
+
+fn start_kept<'w>(world: &'w World, name: &str) -> Container<'w> {
+    let engine = Engine {
+        front: Front::Podman,
+        runtime: Runtime::Crun,
+        driver: Driver::Systemd,
+        door: Door::Hooks,
+    };
+    let container = Container::up(world, engine, Plan::pinned(name, "dp"));
+    assert_eq!(container.affinity(), "4");
+    let claim = world.claim_of(&container.id());
+    let group = claimed_cgroup(claim["cgroup"]["path"].as_str().unwrap());
+    let partition = std::fs::read_to_string(group.join("cpuset.cpus.partition"));
+    assert_eq!(partition.expect("the kernel has partitions").trim(), "root");
+    container
+}
+
+/// Nothing of it is left by the boot, and the next owner has everything again and gives it back.
+fn afterwards_kept(_: &World) {
+    let world = World::lasting(KEPT);
+    let before = std::fs::read_to_string(world.dir.join("before")).expect("it was kept");
+    let before: BTreeMap<PathBuf, String> = serde_json::from_str(&before).expect("it is JSON");
+    assert_as_before(&before, "after the boot");
+    world.reconcile();
+    assert_as_before(&before, "after the boot and reconcile");
+    world.assert_all_free("after the boot and reconcile");
+    let next = start_kept(&world, "next");
+    assert_ne!(machine(), before);
+    drop(next);
+    world.wait_until_free();
+    world.reconcile();
+    assert_as_before(&before, "after the next owner");
+    std::fs::remove_dir_all(&world.dir).expect("the next boot begins anew");
+    std::fs::remove_dir_all(&world.run).expect("the next boot begins anew");
+    forget(world);
 }
 
 /// One container an engine, left running into the reboot.
 fn begin(_: &World, engine: Engine) {
-    let world = World::lasting(HOME);
+    let world = World::lasting(WORLD);
     if !world.conf.join("pools/dp").exists() {
         world.pool("dp", Kind::Exclusive, &LISTS);
     }
@@ -52,7 +115,7 @@ fn begin(_: &World, engine: Engine) {
 }
 
 fn afterwards(_: &World) {
-    let world = World::lasting(HOME);
+    let world = World::lasting(WORLD);
     assert_eq!(world.claims().len(), 0, "/run is empty after a boot");
     let old = LISTS.map(|list| world.tasks("dp", list)).concat();
     // In an orderly reboot podman may have seen its container end.
@@ -94,7 +157,7 @@ fn afterwards(_: &World) {
     world.reconcile();
     world.assert_all_free("after everybody is gone");
     // The next boot finds its containers in the same directory.
-    std::fs::remove_dir_all(HOME).unwrap();
+    std::fs::remove_dir_all(&world.dir).unwrap();
     std::fs::remove_dir_all(&world.run).unwrap();
     forget(world);
 }

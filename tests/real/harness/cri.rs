@@ -264,9 +264,15 @@ impl Served for Cri {
         self.ask("remove", &[&self.id(name)])
     }
 
-    /// The CRI removes a container that runs without being told twice.
+    /// The CRI removes a container that runs without being told twice; its own pod, as `launch`
+    /// makes it, goes with it.
     fn remove_by_force(&self, name: &str) -> Ran {
-        self.remove(name)
+        let mut pods = self.pods.borrow_mut();
+        let own = pods.iter().position(|pod| pod.config["name"] == name);
+        match own.map(|nth| pods.remove(nth)) {
+            Some(pod) => self.remove_pod(&pod),
+            None => self.remove(name),
+        }
     }
 
     fn remove_all(&self) {

@@ -11,6 +11,9 @@ use crate::with_hooks;
 use serde_json::{Map, Value, json};
 use std::process::Command;
 
+/// Its configuration's file name, where it is not on a site of its own.
+const CONFIG: &str = "daemon.json";
+
 pub(crate) struct Docker {
     daemon: Daemon,
 }
@@ -25,22 +28,34 @@ impl Docker {
             Daemon::new()
         };
         let settings = settings(&daemon, service).to_string();
-        let mut dockerd = if let Some(site) = &mut daemon.site {
+        if let Some(site) = &mut daemon.site {
             site.write("docker/daemon.json", &settings);
             site.install("docker");
-            site.command("dockerd")
         } else {
-            let file = daemon.path("daemon.json");
-            std::fs::write(&file, settings).expect("write daemon.json");
-            let mut dockerd = Command::new("dockerd");
-            dockerd.args(["--config-file", &file]);
-            dockerd
-        };
-        daemon.start(&mut dockerd, "API listen on");
+            std::fs::write(daemon.path(CONFIG), settings).expect("write daemon.json");
+        }
+        Docker::launch_daemon(&mut daemon);
         let docker = Docker { daemon };
         let archive = image::archive(&docker.daemon);
         process::run(docker.command(&["load", "-q", "-i"]).arg(archive)).ok();
         docker
+    }
+
+    fn launch_daemon(daemon: &mut Daemon) {
+        let mut dockerd = daemon.command("dockerd");
+        if daemon.site.is_none() {
+            dockerd.args(["--config-file", &daemon.path(CONFIG)]);
+        }
+        daemon.start(&mut dockerd, "API listen on");
+    }
+
+    /// Ends the daemon by this signal and starts it again: with the first, or at the latest when it
+    /// is back, it ends its containers.
+    pub(crate) fn restart(&mut self, signal: i32) {
+        self.daemon.end(signal);
+        // One that was killed leaves it.
+        let _ = std::fs::remove_file(self.daemon.path("pid"));
+        Docker::launch_daemon(&mut self.daemon);
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {

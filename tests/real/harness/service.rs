@@ -233,6 +233,15 @@ impl Session {
         }
     }
 
+    /// Ends the engine's daemon by this signal and starts it again.
+    pub(crate) fn restart_daemon(&mut self, signal: i32) {
+        match self.up.as_mut().map(|(_, server)| server) {
+            Some(Server::Cri(cri)) => cri.restart(signal),
+            Some(Server::Docker(docker)) => docker.restart(signal),
+            _ => panic!("{} has no daemon of its own", self.service),
+        }
+    }
+
     /// The CRI's client, for what it alone can do.
     pub(crate) fn cri(&self) -> &Cri {
         match self.server() {

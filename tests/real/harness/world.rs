@@ -67,12 +67,12 @@ impl World {
 
     /// One that is found again after a reboot, with its claims in /run as a user's are; whoever
     /// drops it ends it.
-    pub(crate) fn lasting(home: &str) -> World {
-        let dir = PathBuf::from(home);
+    pub(crate) fn lasting(name: &str) -> World {
+        let dir = PathBuf::from(format!("/var/lib/pinfold-test-{name}"));
         let world = World {
-            tag: "pinfoldtestreboot".into(),
+            tag: format!("pinfoldtest{name}"),
             conf: dir.join("conf"),
-            run: "/run/pinfold-test-reboot".into(),
+            run: format!("/run/pinfold-test-{name}").into(),
             host: OnceLock::new(),
             dir,
         };
