@@ -13,7 +13,7 @@ use crate::site::{OwnGroup, Site, Sleeper};
 pub(crate) fn starts(site: &Site, at_once: usize) -> Value {
     let owners: Vec<(OwnGroup, Sleeper)> = (0..at_once)
         .map(|number| {
-            let group = OwnGroup::new(&format!("c{number}"));
+            let group = OwnGroup::new("", &format!("c{number}"));
             let owner = Sleeper::new();
             group.adopt(owner.pid());
             (group, owner)
@@ -64,6 +64,14 @@ fn finish(hook: Child) -> f64 {
         .unwrap_or_default()
 }
 
+/// The seconds that a call took, which `strace -T` says at the line's end.
+pub(crate) fn took(line: &str) -> f64 {
+    let took = line
+        .rsplit_once('<')
+        .and_then(|(_, rest)| rest.strip_suffix('>'));
+    took.and_then(|took| took.parse().ok()).unwrap_or_default()
+}
+
 /// How long a start has the lock, and how long it waited for it, in milliseconds: strace tells when
 /// flock(2) came back.
 pub(crate) fn lock_held(hook: &Program) -> (f64, f64) {
@@ -94,13 +102,6 @@ pub(crate) fn lock_held(hook: &Program) -> (f64, f64) {
         line.split_whitespace()
             .nth(1)
             .and_then(|time| time.parse::<f64>().ok())
-    };
-    let took = |line: &str| {
-        let took = line
-            .rsplit_once('<')
-            .and_then(|(_, rest)| rest.strip_suffix('>'));
-        took.and_then(|took| took.parse::<f64>().ok())
-            .unwrap_or_default()
     };
     let mut locks = told
         .lines()

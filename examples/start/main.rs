@@ -11,6 +11,7 @@ mod chart;
 mod crowd;
 mod growth;
 mod measure;
+mod partitions;
 mod report;
 mod runtimes;
 mod site;
@@ -40,11 +41,12 @@ const LARGE: Size = Size {
 const HELP: &str = "\
 Measures what Pinfold costs a container's start and its end.
 
-Usage: start [--counts FILE [--update]] [--rounds N] [--out DIR] PINFOLD
+Usage: start [--counts FILE [--update] | --partitions] [--rounds N] [--out DIR] PINFOLD
 
   --counts FILE  only count instructions and system calls, and compare them with FILE;
                  exit 1 where one is over by 5 %
   --update       write FILE instead
+  --partitions   only measure what it costs that the kernel keeps others off
   --rounds N     how often each is run (default 200; runtimes a tenth of that)
   --out DIR      where bench.json and the charts go (default target/bench)
 
@@ -55,6 +57,7 @@ struct Arguments {
     pinfold: PathBuf,
     counts: Option<PathBuf>,
     updates: bool,
+    only_partitions: bool,
     rounds: usize,
     out: PathBuf,
 }
@@ -63,11 +66,13 @@ impl Arguments {
     fn parse() -> Option<Arguments> {
         let mut words = std::env::args().skip(1);
         let (mut pinfold, mut counts, mut updates) = (None, None, false);
+        let mut only_partitions = false;
         let (mut rounds, mut out) = (200, PathBuf::from("target/bench"));
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--counts" => counts = Some(words.next()?.into()),
                 "--update" => updates = true,
+                "--partitions" => only_partitions = true,
                 "--rounds" => rounds = words.next()?.parse().ok()?,
                 "--out" => out = words.next()?.into(),
                 _ if !word.starts_with('-') => pinfold = Some(PathBuf::from(word)),
@@ -78,6 +83,7 @@ impl Arguments {
             pinfold: pinfold?.canonicalize().ok()?,
             counts,
             updates,
+            only_partitions,
             rounds,
             out,
         })
@@ -89,6 +95,11 @@ fn main() -> ExitCode {
         eprint!("{HELP}");
         return ExitCode::from(2);
     };
+    if arguments.only_partitions {
+        let result = partitions::measure(&arguments.pinfold, arguments.rounds);
+        print!("{}", report::of_partitions(&result));
+        return ExitCode::SUCCESS;
+    }
     let dir = tempfile::tempdir_in("/dev/shm").expect("make a directory in memory");
     let tools = Tools::build(dir.path());
     let site = Site::new(&arguments.pinfold, USUAL);
@@ -161,6 +172,7 @@ fn all(arguments: &Arguments, dir: &Path, tools: &Tools, site: &Site) -> Value {
         .map(|at_once| crowd::starts(site, at_once))
         .into();
     let (held, _) = site.cycle_with(|hook| crowd::lock_held(hook).0);
+    let partitions = partitions::measure(&arguments.pinfold, arguments.rounds / 10);
     runtimes::enter_own_mounts(dir);
     let mut starts = Measured::new();
     for name in ["crun", "runc"] {
@@ -185,6 +197,7 @@ fn all(arguments: &Arguments, dir: &Path, tools: &Tools, site: &Site) -> Value {
         "growth": growth,
         "crowd": crowd,
         "lock_held_milliseconds": held,
+        "partitions": partitions,
         "runtimes": report::of(&starts, empty, &BTreeMap::new()),
     })
 }

@@ -93,7 +93,8 @@ impl Program {
         count.parse().expect("strace counts")
     }
 
-    fn under(&self, watcher: &mut Command) -> Output {
+    /// Runs it under another program, to its end, which has to be success.
+    pub(crate) fn under(&self, watcher: &mut Command) -> Output {
         let input = std::fs::File::open(&self.input).expect("open the input");
         let done = watcher.args(&self.words).stdin(input).output();
         let done = done.unwrap_or_else(|error| panic!("execute {watcher:?}: {error}"));
@@ -113,6 +114,15 @@ impl Runs {
             let at = values.partition_point(|before| *before <= value);
             values.insert(at, value);
         }
+    }
+
+    /// Adds a run of which only the time is known, in milliseconds.
+    pub(crate) fn add_time(&mut self, milliseconds: f64) {
+        self.add(Run {
+            milliseconds,
+            faults: 0.0,
+            peak_kib: 0.0,
+        });
     }
 
     /// The time that half of the runs took at most.

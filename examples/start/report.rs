@@ -34,6 +34,29 @@ pub(crate) fn table(result: &Value) -> String {
     out
 }
 
+/// What it costs that the kernel keeps others off, as text.
+pub(crate) fn of_partitions(result: &Value) -> String {
+    let Some(kinds) = result.as_array() else {
+        return "isolation: not measured: it needs cgroup version 2 and Linux 6.7\n".to_owned();
+    };
+    let mut out = format!(
+        "{:<10} {:>9} {:>20} {:>9} {:>20}\n",
+        "isolation", "start ms", "of it the kernel's", "end ms", "of it the kernel's"
+    );
+    for one in kinds {
+        let number = |key: &str| one[key].as_f64().unwrap_or(f64::NAN);
+        out += &format!(
+            "{:<10} {:>9.2} {:>20.2} {:>9.2} {:>20.2}\n",
+            one["isolation"].as_str().unwrap_or_default(),
+            number("start_milliseconds"),
+            number("start_kernel_milliseconds"),
+            number("end_milliseconds"),
+            number("end_kernel_milliseconds"),
+        );
+    }
+    out
+}
+
 fn write_tables(out: &mut String, result: &Value) -> std::fmt::Result {
     writeln!(
         out,
@@ -93,6 +116,7 @@ fn write_tables(out: &mut String, result: &Value) -> std::fmt::Result {
         )?;
     }
     writeln!(out)?;
+    writeln!(out, "{}", of_partitions(&result["partitions"]))?;
     for (what, most, found) in targets(result) {
         let (verdict, found) = match found {
             Some(found) if found <= most => ("reached", format!("{found:.2}")),

@@ -77,10 +77,15 @@ pub(crate) struct OwnGroup {
 }
 
 impl OwnGroup {
-    pub(crate) fn new(name: &str) -> OwnGroup {
+    /// In this parent, which is "" for the root.
+    pub(crate) fn new(parent: &str, name: &str) -> OwnGroup {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = format!("/pinfoldbench{}n{number}{name}", std::process::id());
+        let path = format!("{parent}/pinfoldbench{}n{number}{name}", std::process::id());
+        if !parent.is_empty() {
+            let parent = hierarchy().group(parent).expect("a path of a group");
+            parent.make().expect("make the parent");
+        }
         let group = hierarchy().group(&path).expect("a path of a group");
         group.make().expect("make a group");
         cpuset::enable(&group).expect("enable the cpuset controller");
@@ -112,6 +117,11 @@ fn hierarchy() -> Hierarchy {
 
 impl Site {
     pub(crate) fn new(pinfold: &Path, size: Size) -> Site {
+        Site::inside("", pinfold, size)
+    }
+
+    /// One whose container's group is in this one.
+    pub(crate) fn inside(parent: &str, pinfold: &Path, size: Size) -> Site {
         let dir = tempfile::Builder::new()
             .prefix("pinfold-bench-")
             .tempdir_in("/dev/shm");
@@ -119,7 +129,7 @@ impl Site {
             dir: dir.expect("make a directory in memory"),
             pinfold: pinfold.display().to_string(),
             size,
-            group: OwnGroup::new("s"),
+            group: OwnGroup::new(parent, "s"),
             owner: Sleeper::new(),
         };
         site.make();
@@ -185,6 +195,19 @@ impl Site {
         for (path, pids) in tasks {
             put(&path, &pids.join(","), 0o644);
         }
+    }
+
+    /// Does the kernel make partitions of groups that are not the root's children?
+    pub(crate) fn has_partitions(&self) -> bool {
+        self.group
+            .group
+            .dir()
+            .join("cpuset.cpus.exclusive")
+            .exists()
+    }
+
+    pub(crate) fn pinfold(&self) -> &str {
+        &self.pinfold
     }
 
     fn conf(&self) -> PathBuf {
