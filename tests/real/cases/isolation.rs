@@ -14,7 +14,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn cases() -> Vec<Case> {
-    let needs = &[Need::V2, Need::Systemd, Need::Cpus(8), Need::Disposable];
+    let needs = &[
+        Need::Partitions,
+        Need::Systemd,
+        Need::Cpus(8),
+        Need::Disposable,
+    ];
     let doors = [
         (Client::Podman, Door::Hooks),
         (Client::Podman, Door::Shim),

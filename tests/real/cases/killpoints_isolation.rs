@@ -16,7 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let needs = &[
         Need::Root,
         Need::Strace,
-        Need::V2,
+        Need::Partitions,
         Need::Cpus(8),
         Need::Disposable,
     ];

@@ -25,7 +25,12 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("noise::nothing_to_measure", root, nothing_to_measure),
         plain("noise::killed_leaves_nothing", root, killed),
     ];
-    let needs = &[Need::V2, Need::Systemd, Need::Cpus(8), Need::Disposable];
+    let needs = &[
+        Need::Partitions,
+        Need::Systemd,
+        Need::Cpus(8),
+        Need::Disposable,
+    ];
     let services = Service::all(Client::Podman, Door::Hooks).into_iter();
     let services = services
         .filter(|service| service.driver == Driver::Systemd && service.runtime == Runtime::Crun);

@@ -52,6 +52,7 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.extend(each(services, out, needs, every_way_out));
     }
     let directories = "offenders::two_pool_directories";
+    let needs = &[Need::Partitions, Need::Cpus(8), Need::Disposable];
     cases.push(plain(directories, needs, two_pool_directories));
     cases
 }
@@ -110,13 +111,13 @@ fn assert_same(before: &BTreeMap<PathBuf, String>, when: &str, meant: fn(&Path) 
     assert!(compared >= 30, "{compared} files {when}");
 }
 
-fn systemctl(arguments: &[&str]) {
+pub(crate) fn systemctl(arguments: &[&str]) {
     run(Command::new("systemctl").args(arguments)).ok();
 }
 
 /// Narrows the units and widens them again. The kernel of Debian 13 keeps what an empty value
 /// leaves: the CPUs have to be said.
-fn allowed_cpus() {
+pub(crate) fn allowed_cpus() {
     for cpus in ["AllowedCPUs=0-3", "AllowedCPUs=0-7"] {
         for unit in UNITS {
             systemctl(&["set-property", "--runtime", unit, cpus]);
@@ -124,7 +125,7 @@ fn allowed_cpus() {
     }
 }
 
-fn text(file: &Path) -> String {
+pub(crate) fn text(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.trim().to_owned()
 }
@@ -201,7 +202,7 @@ fn unit(session: &Session) {
 }
 
 /// Switches a CPU off and on; a kernel may refuse to take the last one of a partition.
-fn switch(cpu: u32) {
+pub(crate) fn switch(cpu: u32) {
     let file = format!("/sys/devices/system/cpu/cpu{cpu}/online");
     let _ = std::fs::write(&file, "0");
     std::fs::write(&file, "1").unwrap();

@@ -1,6 +1,7 @@
 //! Containers, and a command, in a slice that its operator has made a cpuset partition.
 
 use crate::case::{Case, each};
+use crate::cases::offenders::{allowed_cpus, switch, systemctl, text};
 use crate::cgroups::hierarchy;
 use crate::engines::{Door, Driver};
 use crate::needs::Need;
@@ -50,11 +51,15 @@ impl Partition {
         hierarchy().root.join(&self.slice)
     }
 
+    fn state(&self) -> String {
+        text(&self.group().join("cpuset.cpus.partition"))
+    }
+
     /// Writes the kind, which always succeeds, and reads what it is.
     fn set(&self, kind: &str) -> String {
         let file = self.group().join("cpuset.cpus.partition");
         std::fs::write(&file, kind).unwrap();
-        std::fs::read_to_string(&file).unwrap().trim().to_owned()
+        self.state()
     }
 }
 
@@ -71,8 +76,39 @@ impl Drop for Partition {
     }
 }
 
-fn systemctl(arguments: &[&str]) {
-    run(Command::new("systemctl").args(arguments)).ok();
+/// What others do beside an owner in such a slice: it keeps its CPU, and nobody outside has one of
+/// the slice's.
+fn beside_it(session: &Session, partition: &Partition) {
+    let offenders: [(&str, &dyn Fn()); 6] = [
+        ("a unit on its CPU", &|| unit_outside(partition)),
+        ("AllowedCPUs of slices", &allowed_cpus),
+        ("daemon-reload", &|| systemctl(&["daemon-reload"])),
+        ("daemon-reexec", &|| systemctl(&["daemon-reexec"])),
+        ("another CPU's absence", &|| switch(5)),
+        ("its CPU's absence", &|| switch(4)),
+    ];
+    for (name, offend) in offenders {
+        offend();
+        session.up(&Plan::pinned("api", "dp"));
+        session.remove_by_force("api").ok();
+        session.world().reconcile();
+        session.assert_pinned("web", "dp", "4");
+        assert_eq!(partition.state(), "root", "{name}");
+        let outside = text(&hierarchy().root.join("cpuset.cpus.effective"));
+        assert_eq!(outside, "0-3", "{name}");
+    }
+}
+
+/// A unit elsewhere on the owner's CPU: the kernel gives it others.
+fn unit_outside(partition: &Partition) {
+    let unit = "pinfoldtest-offender.service";
+    let mut command = Command::new("systemd-run");
+    command.args(["--collect", "--unit", unit, "-p", "AllowedCPUs=4"]);
+    run(command.args(["--", "/bin/sleep", "60"]));
+    let group = hierarchy().root.join("system.slice").join(unit);
+    let has = text(&group.join("cpuset.cpus.effective"));
+    assert!(!has.contains('4'), "{has} beside {}", partition.slice);
+    run(Command::new("systemctl").args(["stop", unit]));
 }
 
 fn in_its_slice(_: &World, service: Service) {
@@ -94,6 +130,8 @@ fn in_its_slice(_: &World, service: Service) {
     assert!(!told.contains("does not allow the CPUs"), "{told}");
     assert!(!told.contains("in the books alone"), "{told}");
     assert!(!told.contains("neighbours"), "{told}");
+
+    beside_it(&session, &partition);
 
     // A command there gets the other list; one elsewhere is told where to go.
     let isolate = world.pinfold(&["isolate", "--pool", "dp", "--", "/bin/sleep", "600"]);

@@ -39,7 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let needs = &[
         Need::Root,
         Need::Boots,
-        Need::V2,
+        Need::Partitions,
         Need::Systemd,
         Need::Cpus(8),
         Need::Disposable,

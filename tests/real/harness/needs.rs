@@ -11,6 +11,8 @@ pub(crate) enum Need {
     Root,
     V1,
     V2,
+    /// Partitions of groups that are not the root's children: Linux 6.7 or later, version 2.
+    Partitions,
     Cpus(usize),
     /// So many NUMA nodes.
     Nodes(usize),
@@ -59,6 +61,7 @@ impl Need {
             Need::Root => nix::unistd::geteuid().is_root(),
             Need::V1 => hierarchy().version == 1,
             Need::V2 => hierarchy().version == 2,
+            Need::Partitions => hierarchy().version == 2 && kernel_version() >= Some((6, 7)),
             Need::Cpus(count) => (0..count).all(may_use),
             Need::Nodes(count) => (0..count)
                 .all(|node| Path::new(&format!("/sys/devices/system/node/node{node}")).exists()),
@@ -110,6 +113,13 @@ impl std::fmt::Display for Need {
             other => f.write_str(&format!("{other:?}").to_lowercase()),
         }
     }
+}
+
+/// The kernel's major and minor version.
+fn kernel_version() -> Option<(u32, u32)> {
+    let told = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = told.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// The version of containerd, asked once.
