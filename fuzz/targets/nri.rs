@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use pinfold_node::nri::Status;
-use pinfold_node::nri::pin::HookProgram;
+use pinfold_node::nri::{Options, Status};
 use pinfold_node::nri::plugin::Plugin;
 use pinfold_node::nri::ttrpc::{Kind, Request};
 use pinfold_node::nri::wire::{Arrived, Wire};
@@ -25,12 +24,8 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(arrived, pieces.concat());
     assert_eq!(whole.pending(), singly.pending());
     assert!(whole.pending() <= bytes.len());
-    let program = HookProgram {
-        path: "/usr/bin/pinfold".into(),
-        options: Vec::new(),
-    };
-    let run_dir = PathBuf::from("/nonexistent/pinfold");
-    let plugin = Plugin::new(program, run_dir, Arc::new(Status::default()));
+    let options = Options::of_program("/usr/bin/pinfold", PathBuf::from("/nonexistent/pinfold"));
+    let plugin = Plugin::new(&options, Arc::new(Status::default()));
     for message in arrived {
         let Arrived::ToPlugin(message) = message else {
             continue;

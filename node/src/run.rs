@@ -74,12 +74,15 @@ fn nri_options(args: &RunArgs, options: &Options, settings: &Settings) -> Result
         None => Programs::find(&site.host, None)?.pinfold,
     };
     let socket = args.nri_socket.clone();
+    let host = settings.host_table();
     Ok(nri::Options {
         socket: socket.unwrap_or_else(|| site.host.path(nri::SOCKET)),
         program: HookProgram {
             path,
             options: settings.device_options(options)?,
+            whom: settings.whom(),
         },
+        is_needed: host.default_pool.is_some() && host.default_pool_needed,
         run_dir: site.run_dir.clone(),
     })
 }

@@ -10,7 +10,6 @@ use similar::TextDiff;
 use super::output::Output;
 use crate::claims::{Claim, OwnerKind};
 use crate::cli::{CdiArgs, InstallArgs, InstallPlaceArgs, Options, TargetArg, UninstallArgs};
-use crate::engines::hooks::Whom;
 use crate::engines::{Engine, Programs};
 use crate::files;
 use crate::host::Host;
@@ -54,9 +53,7 @@ fn planned(args: &InstallArgs, options: &Options, settings: &Settings) -> Result
     let mut plan = match args.place.target.engine() {
         Some(engine) => {
             place.hook_options = hook_options(options)?;
-            if settings.host_table().default_pool.is_some() {
-                place.whom = Whom::Everybody;
-            }
+            place.whom = settings.whom();
             let mut plan = plan(engine, &place, &programs)?;
             if !args.place.user {
                 let options = settings.device_options(options)?;

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use super::Settings;
 use crate::cli::Options;
+use crate::engines::hooks::Whom;
 
 /// The options of a command that hooks need too: an engine gives hooks no environment.
 ///
@@ -28,6 +29,14 @@ pub fn hook_options(options: &Options) -> Result<Vec<String>> {
 }
 
 impl Settings {
+    /// Which containers hooks are to be run for.
+    pub fn whom(&self) -> Whom {
+        match self.host_table.default_pool {
+            Some(_) => Whom::Everybody,
+            None => Whom::Annotated,
+        }
+    }
+
     /// The options of devices' hooks. They name the pools unless these are at the default place, so
     /// that other pools never replace them.
     ///

@@ -1,5 +1,5 @@
-//! The NRI plugin: it adds our hooks to containers that ask for CPUs by annotations, under
-//! whichever runtime handler they run, and keeps an update of resources from taking a container's
+//! The NRI plugin: it adds our hooks to containers that ask for CPUs by annotations, and to all where
+//! there is a default pool, under whichever runtime handler they run, and keeps an update of resources from taking a container's
 //! CPUs. It keeps no state: who owns what is in the claims alone.
 //!
 //! NRI lets a container go on as it is when its plugin is not there, or does not answer in time.
@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pinfold::engines::hooks::Whom;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
@@ -43,8 +44,26 @@ pub struct Options {
     pub socket: PathBuf,
     /// How hooks are run.
     pub program: HookProgram,
+    /// Does no container start that asks for nothing and cannot be given the default pool?
+    pub is_needed: bool,
     /// The run directory, which holds the claims.
     pub run_dir: PathBuf,
+}
+
+impl Options {
+    /// For whoever asks alone, by hooks of this program, and with all else as it is by default.
+    pub fn of_program(pinfold: &str, run_dir: PathBuf) -> Options {
+        Options {
+            socket: SOCKET.into(),
+            program: HookProgram {
+                path: pinfold.to_owned(),
+                options: Vec::new(),
+                whom: Whom::Annotated,
+            },
+            is_needed: false,
+            run_dir,
+        }
+    }
 }
 
 /// Serves the engine, connecting again whenever it goes, until `stop` comes.
@@ -86,11 +105,7 @@ fn news(ended: Result<()>, said: &mut Option<String>) -> Option<String> {
 
 async fn serve_once(options: &Options, status: &Arc<Status>) -> Result<()> {
     let stream = connect(&options.socket).await?;
-    let plugin = Plugin::new(
-        options.program.clone(),
-        options.run_dir.clone(),
-        Arc::clone(status),
-    );
+    let plugin = Plugin::new(options, Arc::clone(status));
     session::serve(stream, Arc::new(plugin)).await
 }
 

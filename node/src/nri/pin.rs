@@ -1,10 +1,10 @@
-//! What a container that asks for CPUs by annotations is to get: our hooks, and the annotations
-//! that they read. Pure.
+//! What a container is to get that asks for CPUs by annotations, or for nothing where there is a
+//! default pool: our hooks, and the annotations that they read. Pure.
 
 use std::collections::BTreeMap;
 
 use pinfold::engines::Engine;
-use pinfold::engines::hooks::{TIMEOUT, arguments};
+use pinfold::engines::hooks::{DEFAULT_POOL, TIMEOUT, Whom, arguments};
 use pinfold::names::Names;
 use pinfold::oci::{Config, Id, STAGES};
 use pinfold::refusal::Refusal;
@@ -23,21 +23,27 @@ pub struct HookProgram {
     pub path: String,
     /// Options for it, which say where the pools are.
     pub options: Vec<String>,
+    /// Which containers it is run for.
+    pub whom: Whom,
 }
 
 impl HookProgram {
-    fn hook(&self, stage: &str, engine: Option<Engine>) -> Hook {
+    fn hook(&self, stage: &str, engine: Option<Engine>, default_pool: Option<&str>) -> Hook {
+        let options = default_pool.map(str::to_owned).into_iter();
+        let options: Vec<String> = options.chain(self.options.iter().cloned()).collect();
         Hook {
             path: self.path.clone(),
-            args: arguments(stage, engine, &self.options),
+            args: arguments(stage, engine, &options),
             timeout: Some(Int {
                 value: TIMEOUT.into(),
             }),
         }
     }
 
-    fn hooks(&self, engine: Option<Engine>) -> Hooks {
-        let [create_runtime, poststop] = STAGES.map(|stage| vec![self.hook(stage, engine)]);
+    /// The hooks of a container that asks, or by the option `default_pool` of one that does not.
+    fn hooks(&self, engine: Option<Engine>, default_pool: Option<&str>) -> Hooks {
+        let hook = |stage| vec![self.hook(stage, engine, default_pool)];
+        let [create_runtime, poststop] = STAGES.map(hook);
         Hooks {
             create_runtime,
             poststop,
@@ -82,7 +88,9 @@ impl Member<'_> {
         request::from_annotations(&annotations)
     }
 
-    /// What is to be added to it; `None` where it asks for nothing, or what asks is there already.
+    /// What is to be added to it; `None` where nothing is. Of a container that asks for nothing the
+    /// hook decides whether it is to be in the default pool, as it does under any engine: all that
+    /// it reads comes along.
     ///
     /// # Errors
     /// It asks for what is refused whatever the pools are.
@@ -91,23 +99,32 @@ impl Member<'_> {
         program: &HookProgram,
         engine: Option<Engine>,
     ) -> Result<Option<ContainerAdjustment>, Refusal> {
-        if self.request()?.is_none() {
-            return Ok(None);
-        }
+        let asks = self.request()?.is_some();
+        let default_pool = match (asks, program.whom) {
+            (true, _) => None,
+            (false, Whom::Everybody) => Some(DEFAULT_POOL),
+            (false, Whom::Annotated) => return Ok(None),
+        };
         let config = Config::of(Map::new(), self.hooks_as_json());
         let there = config.pinning_hooks();
-        let is_asking = |word: &&str| {
-            let (option, _) = word.split_once('=').unwrap_or((word, ""));
-            ASKING.contains(&option)
+        let has = |option: &str| {
+            let is_it = |word: &&str| word.split('=').next() == Some(option);
+            there.iter().any(|words| words.iter().any(is_it))
         };
-        let asks_itself = |options: &Vec<&str>| options.iter().any(is_asking);
-        if there.iter().any(asks_itself) {
+        if ASKING.iter().any(|option| has(option)) {
+            return Ok(None);
+        }
+        let is_there = match default_pool {
+            Some(option) => has(option),
+            None => !there.is_empty(),
+        };
+        if default_pool.is_some() && is_there {
             return Ok(None);
         }
         // A handler's own hooks may not be shown the annotations.
         Ok(Some(ContainerAdjustment {
             annotations: self.asking_annotations(),
-            hooks: there.is_empty().then(|| program.hooks(engine)),
+            hooks: (!is_there).then(|| program.hooks(engine, default_pool)),
         }))
     }
 
@@ -164,11 +181,21 @@ mod tests {
         HookProgram {
             path: "/opt/pinfold".into(),
             options: vec!["--conf-dir".into(), "/k".into()],
+            whom: Whom::Annotated,
         }
     }
 
     /// What a container `web` gets, by the pod's and its own annotations and its hooks.
     fn adjustment(
+        of_pod: &str,
+        own: &str,
+        hooks: Option<Hooks>,
+    ) -> Result<Option<ContainerAdjustment>, Refusal> {
+        adjusted_by(&program(), of_pod, own, hooks)
+    }
+
+    fn adjusted_by(
+        program: &HookProgram,
         of_pod: &str,
         own: &str,
         hooks: Option<Hooks>,
@@ -187,7 +214,7 @@ mod tests {
             pod: Some(&pod),
             container: &container,
         };
-        member.adjustment(&program(), Some(Engine::Containerd))
+        member.adjustment(program, Some(Engine::Containerd))
     }
 
     fn hook(words: &str) -> Hook {
@@ -291,6 +318,43 @@ mod tests {
             let expected = (has_annotations || has_hooks).then_some((has_annotations, has_hooks));
             assert_eq!(seen, expected, "{hooks:?}");
         }
+    }
+
+    #[test]
+    fn where_there_is_a_default_pool_who_asks_for_nothing_gets_its_hooks() {
+        let everybody = HookProgram {
+            whom: Whom::Everybody,
+            ..program()
+        };
+        let there = |words: &str| Hooks {
+            create_runtime: vec![hook(words)],
+            ..Hooks::default()
+        };
+        let by_default = Some("--default-pool --conf-dir /k");
+        for (pod, hooks, expected) in [
+            ("", Hooks::default(), by_default),
+            ("pool=none", Hooks::default(), by_default),
+            ("pool.db=dp", Hooks::default(), by_default),
+            ("pool=dp", Hooks::default(), Some("--conf-dir /k")),
+            // This one is for whoever asks, and sees nothing to do.
+            ("", there("pinfold hook createRuntime"), by_default),
+            ("", there("pinfold hook createRuntime --default-pool"), None),
+            ("", there("pinfold hook createRuntime --device dp"), None),
+            ("", there("pinfold hook createRuntime --list=dp:1"), None),
+        ] {
+            let adjusted = adjusted_by(&everybody, pod, "", Some(hooks.clone())).unwrap();
+            let words = adjusted.as_ref().map(|one| {
+                assert_eq!(one.annotations, annotations(pod), "{pod}");
+                let hooks = one.hooks.as_ref().unwrap();
+                [&hooks.create_runtime, &hooks.poststop].map(|hooks| hooks[0].args.join(" "))
+            });
+            let expected = expected.map(|options| {
+                ["createRuntime", "poststop"]
+                    .map(|stage| format!("pinfold hook {stage} --engine containerd {options}"))
+            });
+            assert_eq!(words, expected, "{pod} {hooks:?}");
+        }
+        assert!(adjusted_by(&everybody, "lists=2", "", None).is_err());
     }
 
     #[test]

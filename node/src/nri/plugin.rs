@@ -16,6 +16,7 @@ use pinfold::request::{DOMAIN, PREFIX, is_ours};
 use pinfold::text::{Shown, one_line};
 use prost::Message;
 
+use super::Options;
 use super::api::{
     ConfigureRequest, ConfigureResponse, Container, ContainerRequest, ContainerState,
     CreateContainerResponse, EVENTS, Empty, Event, PLUGIN_SERVICE, PodSandbox, StateChangeEvent,
@@ -41,6 +42,8 @@ const REMEDY: &str = "it was made while nothing added Pinfold's hooks: delete it
 #[derive(Debug)]
 pub struct Plugin {
     program: HookProgram,
+    /// Does no container start that cannot be given the default pool?
+    is_needed: bool,
     run_dir: PathBuf,
     status: Arc<Status>,
     told: Mutex<Told>,
@@ -109,10 +112,11 @@ impl Answer {
 
 impl Plugin {
     /// A plugin for a new connection.
-    pub fn new(program: HookProgram, run_dir: PathBuf, status: Arc<Status>) -> Plugin {
+    pub fn new(options: &Options, status: Arc<Status>) -> Plugin {
         Plugin {
-            program,
-            run_dir,
+            program: options.program.clone(),
+            is_needed: options.is_needed,
+            run_dir: options.run_dir.clone(),
             status,
             told: Mutex::default(),
         }
@@ -145,8 +149,8 @@ impl Plugin {
             "Configure" => ConfigureRequest::decode(payload).map(|asked| self.configure(&asked)),
             "Synchronize" => SynchronizeRequest::decode(payload).map(|part| self.synchronize(part)),
             "CreateContainer" => match ContainerRequest::decode(payload) {
-                // It may have asked for CPUs, or not, and then depends on nothing of ours.
-                Err(_) if !contains(payload, DOMAIN.as_bytes()) => {
+                // It asks for no CPUs, and depends on nothing of ours.
+                Err(_) if !self.is_needed && !contains(payload, DOMAIN.as_bytes()) => {
                     Ok(Answer::of(&CreateContainerResponse::default()))
                 }
                 decoded => decoded.map(|asked| self.create(&asked)),
@@ -421,11 +425,8 @@ mod tests {
     ];
 
     fn plugin() -> Plugin {
-        let program = HookProgram {
-            path: "/usr/bin/pinfold".into(),
-            options: Vec::new(),
-        };
-        Plugin::new(program, "/nonexistent/pinfold".into(), Arc::default())
+        let options = Options::of_program("/usr/bin/pinfold", "/nonexistent/pinfold".into());
+        Plugin::new(&options, Arc::default())
     }
 
     /// How many requests of these bytes get an answer, and how many of those tell a failure.

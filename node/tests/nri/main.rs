@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Engine, create, frame, made, message, raw_request, request};
+use pinfold::engines::hooks::Whom;
 use pinfold_node::nri::api::{
     ConfigureRequest, ConfigureResponse, Container, ContainerRequest, ContainerState,
     CreateContainerResponse, Empty, Event, LinuxCpu, LinuxResources, StateChangeEvent,
     SynchronizeRequest, SynchronizeResponse, UpdateContainerRequest, UpdateContainerResponse,
 };
-use pinfold_node::nri::pin::HookProgram;
 use pinfold_node::nri::session::ANSWERED_WITHIN;
 use pinfold_node::nri::{self, Options, Status};
 use tempfile::TempDir;
@@ -34,17 +34,20 @@ struct World {
 
 impl World {
     fn new() -> World {
+        World::with(|_| {})
+    }
+
+    /// With other options than those that pin whoever asks.
+    fn with(change: impl FnOnce(&mut Options)) -> World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("run")).unwrap();
         let listener = UnixListener::bind(dir.path().join("nri.sock")).unwrap();
-        let options = Options {
+        let mut options = Options {
             socket: dir.path().join("nri.sock"),
-            program: HookProgram {
-                path: "/usr/bin/pinfold".into(),
-                options: vec!["--run-dir".into(), "/r".into()],
-            },
-            run_dir: dir.path().join("run"),
+            ..Options::of_program("/usr/bin/pinfold", dir.path().join("run"))
         };
+        options.program.options = vec!["--run-dir".into(), "/r".into()];
+        change(&mut options);
         let status = Arc::new(Status::default());
         let (stop, stopped) = oneshot::channel();
         let run = nri::run(options, Arc::clone(&status), async {
@@ -169,6 +172,44 @@ async fn a_container_that_asks_gets_hooks_and_others_nothing() {
     );
     assert_eq!(hooks.poststop.len(), 1);
     world.end().await;
+}
+
+/// The hook decides, as under any engine: who may stay out of the default pool, and whether a start
+/// fails that cannot be given it.
+#[tokio::test]
+async fn where_there_is_a_default_pool_all_get_hooks() {
+    for is_needed in [false, true] {
+        let world = World::with(|options| {
+            options.program.whom = Whom::Everybody;
+            options.is_needed = is_needed;
+        });
+        let mut engine = world.engine().await;
+        for (annotations, option) in [
+            (&[][..], " --default-pool"),
+            (&[("pinfold.io/pool", "none")], " --default-pool"),
+            (&[POOL], ""),
+        ] {
+            let made = create(&mut engine, &made("a", annotations)).await.unwrap();
+            let adjust = made.adjust.unwrap();
+            assert_eq!(adjust.annotations.len(), annotations.len());
+            let hooks = adjust.hooks.unwrap();
+            let [start, end] =
+                [hooks.create_runtime, hooks.poststop].map(|all| all[0].args.join(" "));
+            let rest = format!("--engine containerd{option} --run-dir /r");
+            assert_eq!(start, format!("pinfold hook createRuntime {rest}"));
+            assert_eq!(end, format!("pinfold hook poststop {rest}"));
+        }
+        // Whether it asks cannot be told: it goes on as it is, where it may.
+        let unread = engine.call_raw::<CreateContainerResponse>("CreateContainer", b"\xff\xff");
+        assert_eq!(unread.await.is_err(), is_needed);
+        // None of them has asked: none is missed.
+        let _: Empty = engine
+            .call("PostStartContainer", &made("b", &[]))
+            .await
+            .unwrap();
+        assert_eq!(world.status.unpinned(), 0);
+        world.end().await;
+    }
 }
 
 #[tokio::test]

@@ -53,6 +53,12 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         each(
             services(),
+            "nri::who_asks_for_nothing_is_in_the_default_pool",
+            two,
+            in_the_default_pool,
+        ),
+        each(
+            services(),
             "nri::what_started_without_the_plugin_is_reported",
             two,
             started_without_the_plugin,
@@ -197,6 +203,58 @@ fn a_device_is_guarded(_: &World, service: Service) {
         session.world().wait_until_free();
         std::fs::remove_file(file).unwrap();
     }
+}
+
+/// The same as under an engine whose hook files say it: who may stay out, and what cannot be given.
+fn in_the_default_pool(_: &World, service: Service) {
+    let mut session = Session::with(service);
+    let config = session.world().dir.join("default-pool.toml");
+    let configured = |session: &mut Session, table: &str| {
+        std::fs::write(&config, format!("[host]\n{table}\n")).unwrap();
+        session.cri_mut().kill_node();
+        let more = ["--config", config.to_str().unwrap()];
+        session.cri_mut().start_node_with(&more);
+    };
+    session.world().pool("common", Kind::Shared, &["1"]);
+    session.world().pool("dp", Kind::Exclusive, &["0"]);
+    configured(&mut session, "default-pool = 'common'");
+    session.up(&Plan::plain("web"));
+    session.assert_pinned("web", "common", "1");
+    let web = session.id("web");
+    assert_eq!(session.world().claim_of(&web)["by_default"], true);
+    session.cri().update("web", &json!({"cpus": "0"})).ok();
+    session.assert_pinned("web", "common", "1");
+    session.up(&Plan::plain("stays").asking("pinfold.io/pool", "none"));
+    session.assert_pinned("stays", "common", "1");
+    session.up(&Plan::pinned("asks", "dp"));
+    session.assert_pinned("asks", "dp", "0");
+    assert_eq!(session.cri().hooks("asks", "createRuntime"), 1);
+    assert_eq!(session.world().tasks("common", "1").len(), 2);
+    for name in ["web", "stays", "asks"] {
+        session.stop(name).ok();
+    }
+    session.world().wait_until_free();
+
+    configured(
+        &mut session,
+        "default-pool = 'common'\ndefault-pool-opt-out = true",
+    );
+    session.up(&Plan::plain("out").asking("pinfold.io/pool", "none"));
+    assert_eq!(session.affinity("out"), hierarchy().all_cpus());
+    session.stop("out").ok();
+
+    for (needed, starts) in [("false", true), ("true", false)] {
+        let table = format!("default-pool = 'dp'\ndefault-pool-needed = {needed}");
+        configured(&mut session, &table);
+        let name = format!("needed-{needed}");
+        let launched = session.launch(service, &Plan::plain(&name));
+        assert_eq!(launched.code() == Some(0), starts, "{launched}");
+        let part = "is the configuration's default-pool, and is exclusive";
+        assert_eq!(launched.stderr.contains(part), !starts, "{launched}");
+    }
+    assert_eq!(session.world().claims().len(), 0);
+    session.cri_mut().kill_node();
+    session.cri_mut().start_node();
 }
 
 /// NRI fails open: that is how it is, and it is said.

@@ -46,7 +46,7 @@ impl Cri {
             _ => Containerd::start(),
         };
         containerd.import(NAMESPACE);
-        let node = (service.door == Door::Nri).then(|| Node::start(&containerd.daemon));
+        let node = (service.door == Door::Nri).then(|| Node::start(&containerd.daemon, &[]));
         let cri = Cri {
             containerd,
             pods: RefCell::default(),
@@ -176,7 +176,12 @@ impl Cri {
 
     /// Starts another NRI plugin in its place.
     pub(crate) fn start_node(&mut self) {
-        self.node = Some(Node::start(&self.containerd.daemon));
+        self.start_node_with(&[]);
+    }
+
+    /// The same with more options.
+    pub(crate) fn start_node_with(&mut self, more: &[&str]) {
+        self.node = Some(Node::start(&self.containerd.daemon, more));
     }
 
     /// Ends and removes a pod with all its containers.

@@ -24,15 +24,16 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts it, and waits until the engine has taken it.
-    pub(crate) fn start(daemon: &Daemon) -> Node {
+    /// Starts it with more options, and waits until the engine has taken it.
+    pub(crate) fn start(daemon: &Daemon, more: &[&str]) -> Node {
         let before = taken(daemon);
         let mut command = Command::new(program().expect("the test needs the program"));
         command
             .args(["run", "--nri", "--nri-socket", &daemon.path(SOCKET)])
             .arg("--bin-dir")
             .arg(binary().parent().expect("it is in a directory"))
-            .args(daemon.world.options());
+            .args(daemon.world.options())
+            .args(more);
         let node = Node {
             process: Running::start(&mut command, b""),
         };
