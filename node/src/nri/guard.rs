@@ -1,5 +1,5 @@
 //! A pinned container keeps its CPUs and the memory nodes that it was given, whatever an update
-//! says of them; the rest of the update passes.
+//! says of them; the rest of the update passes. One that a hook is still to pin gets none before.
 
 use std::path::Path;
 
@@ -18,11 +18,20 @@ const CPUS: &str = "cpuset.cpus";
 const MEMS: &str = "cpuset.mems";
 
 /// What an update is to say instead; `None` where it can stay as it is. Claims are read without the
-/// lock, and only where the update is about CPUs or memory nodes.
+/// lock, and only where the update is about CPUs or memory nodes. `awaits` says whether a container
+/// without a claim is still to get one: engines keep such an update for the start, at which the hook
+/// refuses a container that somebody else has given CPUs. An answer can change a value, and not take
+/// it away.
 ///
 /// # Errors
-/// Who owns what cannot be told, or the update asks for what no other value can take the place of.
-pub fn guarded(run_dir: &Path, id: &str, asked: &LinuxResources) -> Result<Option<LinuxResources>> {
+/// Who owns what cannot be told; the update asks for what no other value can take the place of, or
+/// comes before the container has its CPUs.
+pub fn guarded(
+    run_dir: &Path,
+    id: &str,
+    awaits: bool,
+    asked: &LinuxResources,
+) -> Result<Option<LinuxResources>> {
     if !is_of_cpuset(asked) {
         return Ok(None);
     }
@@ -36,6 +45,13 @@ pub fn guarded(run_dir: &Path, id: &str, asked: &LinuxResources) -> Result<Optio
         }
     }
     let [first, others @ ..] = claims.as_slice() else {
+        ensure!(
+            !awaits,
+            Refusal::new(
+                "it asks for CPUs of a pool, and gets them when it starts",
+                "leave its CPUs and memory nodes as they are"
+            )
+        );
         return Ok(None);
     };
     ensure!(
@@ -149,7 +165,8 @@ mod tests {
     #[test]
     fn a_pinned_container_keeps_its_cpus_and_the_rest_passes() {
         let dir = run_dir(&[("5-7.json", claim(5, "1,5", "0"))]);
-        let guard = |id: &str, asked: &LinuxResources| guarded(dir.path(), id, asked).unwrap();
+        let guard =
+            |id: &str, asked: &LinuxResources| guarded(dir.path(), id, false, asked).unwrap();
         for (asked, expected) in [
             (resources("", "", &[]), None),
             (resources("", "", &[("memory.max", "1")]), None),
@@ -174,15 +191,35 @@ mod tests {
             assert_eq!(guard("other", &asked), None);
         }
         let partition = resources("", "", &[("cpuset.cpus.partition", "root")]);
-        assert!(guarded(dir.path(), "web", &partition).is_err());
+        assert!(guarded(dir.path(), "web", false, &partition).is_err());
         assert_eq!(guard("other", &partition), None);
+    }
+
+    #[test]
+    fn who_is_still_to_get_its_cpus_gets_none_before() {
+        let dir = run_dir(&[("5-7.json", claim(5, "1,5", "0"))]);
+        let guard = |id: &str, asked: &LinuxResources| guarded(dir.path(), id, true, asked);
+        for asked in [
+            resources("0", "", &[]),
+            resources("", "0", &[]),
+            resources("", "", &[("cpuset.cpus", "0-7")]),
+            resources("", "", &[("cpuset.cpus.partition", "root")]),
+        ] {
+            let refused = guard("other", &asked).unwrap_err().to_string();
+            assert!(refused.contains("when it starts"), "{refused}");
+        }
+        let rest = resources("", "", &[("memory.max", "1")]);
+        assert_eq!(guard("other", &rest).unwrap(), None);
+        // Its hook has been there.
+        let said = guard("web", &resources("0", "", &[])).unwrap();
+        assert_eq!(said, Some(resources("1,5", "", &[])));
     }
 
     #[test]
     fn memory_nodes_that_were_never_ours_can_be_changed() {
         let dir = run_dir(&[("5-7.json", claim(5, "1", ""))]);
         let asked = resources("2", "1", &[]);
-        let said = guarded(dir.path(), "web", &asked).unwrap();
+        let said = guarded(dir.path(), "web", false, &asked).unwrap();
         assert_eq!(said, Some(resources("1", "", &[])));
     }
 
@@ -197,17 +234,17 @@ mod tests {
         ];
         for claims in lists {
             let dir = run_dir(&claims);
-            assert!(guarded(dir.path(), "web", &resources("0", "", &[])).is_err());
+            assert!(guarded(dir.path(), "web", false, &resources("0", "", &[])).is_err());
             assert_eq!(
-                guarded(dir.path(), "web", &resources("", "", &[])).unwrap(),
+                guarded(dir.path(), "web", false, &resources("", "", &[])).unwrap(),
                 None
             );
         }
         let dir = run_dir(&[]);
         let asked = resources("0", "", &[]);
-        assert!(guarded(dir.path(), "../web", &asked).is_err());
+        assert!(guarded(dir.path(), "../web", false, &asked).is_err());
         assert_eq!(
-            guarded(&dir.path().join("none"), "web", &asked).unwrap(),
+            guarded(&dir.path().join("none"), "web", false, &asked).unwrap(),
             None
         );
     }

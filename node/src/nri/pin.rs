@@ -11,7 +11,7 @@ use pinfold::refusal::Refusal;
 use pinfold::request::{self, PREFIX, Request};
 use serde_json::{Map, Value, json};
 
-use super::api::{Container, ContainerAdjustment, Hook, Hooks, Int, PodSandbox};
+use super::api::{Container, ContainerAdjustment, ContainerState, Hook, Hooks, Int, PodSandbox};
 
 /// Options of a hook that asks by itself, as those of devices do.
 const ASKING: [&str; 2] = ["--device", "--list"];
@@ -105,17 +105,13 @@ impl Member<'_> {
             (false, Whom::Everybody) => Some(DEFAULT_POOL),
             (false, Whom::Annotated) => return Ok(None),
         };
-        let config = Config::of(Map::new(), self.hooks_as_json());
-        let there = config.pinning_hooks();
-        let has = |option: &str| {
-            let is_it = |word: &&str| word.split('=').next() == Some(option);
-            there.iter().any(|words| words.iter().any(is_it))
-        };
-        if ASKING.iter().any(|option| has(option)) {
+        if self.asks_by_device() {
             return Ok(None);
         }
+        let config = self.hooks();
+        let there = config.pinning_hooks();
         let is_there = match default_pool {
-            Some(option) => has(option),
+            Some(option) => there.iter().any(|words| words.contains(&option)),
             None => !there.is_empty(),
         };
         if default_pool.is_some() && is_there {
@@ -128,17 +124,37 @@ impl Member<'_> {
         }))
     }
 
-    /// Its hooks at which one of ours would pin it, in the form of OCI's `config.json`.
-    fn hooks_as_json(&self) -> Value {
+    /// Is a hook still to give it the CPUs that it asks for, unless it has them already?
+    pub fn awaits_its_cpus(&self) -> bool {
+        let asks = matches!(self.request(), Ok(Some(_))) || self.asks_by_device();
+        let has_been_started = [
+            ContainerState::Paused,
+            ContainerState::Running,
+            ContainerState::Stopped,
+        ];
+        asks && !has_been_started.contains(&self.container.state())
+    }
+
+    /// Is there a device's hook, which asks by itself?
+    fn asks_by_device(&self) -> bool {
+        let config = self.hooks();
+        let words = config.pinning_hooks().concat();
+        let mut options = words.iter().filter_map(|word| word.split('=').next());
+        options.any(|option| ASKING.contains(&option))
+    }
+
+    /// Its hooks at which one of ours would pin it, as OCI's `config.json` has them.
+    fn hooks(&self) -> Config {
         let hooks = self.container.hooks.as_ref();
         let stage = |of: fn(&Hooks) -> &Vec<Hook>| -> Vec<Value> {
             let hooks = hooks.into_iter().flat_map(of);
             hooks.map(|hook| json!({"args": hook.args})).collect()
         };
-        json!({
+        let hooks = json!({
             "prestart": stage(|hooks| &hooks.prestart),
             "createRuntime": stage(|hooks| &hooks.create_runtime),
-        })
+        });
+        Config::of(Map::new(), hooks)
     }
 
     /// Its names, where they are as Kubernetes makes them.
@@ -355,6 +371,44 @@ mod tests {
             assert_eq!(words, expected, "{pod} {hooks:?}");
         }
         assert!(adjusted_by(&everybody, "lists=2", "", None).is_err());
+    }
+
+    #[test]
+    fn who_asks_awaits_its_cpus_until_it_has_been_started() {
+        let states = [
+            (ContainerState::Unknown, true),
+            (ContainerState::Created, true),
+            (ContainerState::Paused, false),
+            (ContainerState::Running, false),
+            (ContainerState::Stopped, false),
+        ];
+        for (words, device, asks) in [
+            ("pool=dp", "", true),
+            ("", "pinfold hook createRuntime --list dp:1", true),
+            ("", "pinfold hook createRuntime --device=dp", true),
+            ("", "pinfold hook createRuntime --default-pool", false),
+            ("", "", false),
+            ("pool=none", "", false),
+            ("lists=2", "", false),
+        ] {
+            for (state, is_before) in states {
+                let container = Container {
+                    state: state.into(),
+                    annotations: annotations(words),
+                    hooks: Some(Hooks {
+                        create_runtime: vec![hook(device)],
+                        ..Hooks::default()
+                    }),
+                    ..Container::default()
+                };
+                let member = Member {
+                    pod: None,
+                    container: &container,
+                };
+                let expected = asks && is_before;
+                assert_eq!(member.awaits_its_cpus(), expected, "{words} {state:?}");
+            }
+        }
     }
 
     #[test]

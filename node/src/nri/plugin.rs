@@ -275,8 +275,9 @@ impl Plugin {
         };
         let id = &container.id;
         let pod = asked.pod.as_ref();
-        let shown = || Member { pod, container }.shown();
-        match guard::guarded(&self.run_dir, id, resources) {
+        let member = Member { pod, container };
+        let shown = || member.shown();
+        match guard::guarded(&self.run_dir, id, member.awaits_its_cpus(), resources) {
             Ok(instead) => {
                 if let Some(instead) = &instead {
                     let cpus = instead.cpu.iter().map(|cpu| cpu.cpus.as_str());

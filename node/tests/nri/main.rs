@@ -480,6 +480,44 @@ async fn an_update_does_not_take_a_pinned_containers_cpus() {
     world.end().await;
 }
 
+/// What comes between the creation and the hook's claim would be in the way of the hook.
+#[tokio::test]
+async fn an_update_before_the_start_does_not_choose_cpus() {
+    let world = World::new();
+    let mut engine = world.engine().await;
+    for (state, cpus, passes) in [
+        (ContainerState::Created, "0", false),
+        (ContainerState::Created, "", true),
+        // It runs, and went by the hook.
+        (ContainerState::Running, "0", true),
+    ] {
+        let asking = made("a", &[POOL]);
+        let asked = UpdateContainerRequest {
+            pod: asking.pod,
+            container: asking.container.map(|one| Container {
+                state: state.into(),
+                ..one
+            }),
+            ..update("a", cpus)
+        };
+        let said = engine.call::<UpdateContainerResponse>("UpdateContainer", &asked);
+        match said.await {
+            Ok(said) => assert!(passes && said.update.is_empty(), "{state:?} {cpus}"),
+            Err(refused) => assert!(
+                !passes && refused.message.contains("gets them when it starts"),
+                "{refused:?}"
+            ),
+        }
+    }
+    claim(&world.run_dir(), "a", "1");
+    let said: UpdateContainerResponse = engine
+        .call("UpdateContainer", &update("a", "0"))
+        .await
+        .unwrap();
+    assert_eq!(said.update.len(), 1);
+    world.end().await;
+}
+
 #[tokio::test]
 async fn who_runs_unpinned_is_counted_until_it_ends() {
     let world = World::new();

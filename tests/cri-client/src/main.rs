@@ -66,6 +66,8 @@ struct Container {
 struct Resources {
     /// The CPUs, in the kernel's list format.
     cpus: String,
+    /// The memory nodes, likewise.
+    mems: String,
     /// The share of CPU time.
     shares: i64,
 }
@@ -178,6 +180,7 @@ async fn update(mut client: Client, id: &str, resources: Resources) -> Answer {
         container_id: id.into(),
         linux: Some(LinuxContainerResources {
             cpuset_cpus: resources.cpus,
+            cpuset_mems: resources.mems,
             cpu_shares: resources.shares,
             ..LinuxContainerResources::default()
         }),

@@ -35,6 +35,12 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         each(
             services(),
+            "nri::an_update_before_the_start_is_refused",
+            two,
+            an_update_before_the_start,
+        ),
+        each(
+            services(),
             "nri::a_request_that_cannot_be_met_is_refused_at_the_creation",
             two,
             refused_at_the_creation,
@@ -113,6 +119,27 @@ fn an_update_leaves_the_pin(_: &World, service: Service) {
     }
     assert_eq!(shares(&session, "pinned"), shares(&session, "plain"));
     session.stop("pinned").ok();
+    session.world().wait_until_free();
+}
+
+/// What it says would be in the container's specification at the start, and the hook refuses who has
+/// been given CPUs already.
+fn an_update_before_the_start(_: &World, service: Service) {
+    let session = Session::with(service);
+    let (cri, world) = (session.cri(), session.world());
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let pod = asking(&session, "pod");
+    cri.create_in(&pod, &Plan::plain("early"), &[]).ok();
+    for resources in [json!({"cpus": "0"}), json!({"mems": "0"})] {
+        let refused = cri.update("early", &resources);
+        let part = "it asks for CPUs of a pool, and gets them when it starts";
+        assert_ne!(refused.code(), Some(0), "{refused}");
+        assert!(refused.stderr.contains(part), "{refused}");
+    }
+    cri.update("early", &json!({"shares": 512})).ok();
+    cri.begin("early").ok();
+    session.assert_pinned("early", "dp", "1");
+    cri.remove_pod(&pod).ok();
     session.world().wait_until_free();
 }
 
