@@ -35,6 +35,11 @@ impl Said {
         }
     }
 
+    /// Is there a complaint about this?
+    pub fn has(&self, about: &str) -> bool {
+        self.0.contains_key(about)
+    }
+
     fn news_of(&mut self, about: &str, error: &Error) -> Option<Refusal> {
         let refusal = Refusal::of(error);
         self.is_news(about, Some(&refusal.remedy))

@@ -14,10 +14,11 @@ pub(super) fn check(site: &Site, report: &mut Report) {
 }
 
 fn check_kind(site: &Site, kind: DeviceKind, report: &mut Report) {
-    let (of_what, remedy) = match kind {
-        DeviceKind::Pools => ("pools", "`pinfold cdi`"),
-        DeviceKind::Lists => ("CPU lists", "`pinfold cdi --lists`"),
+    let of_what = match kind {
+        DeviceKind::Pools => "pools",
+        DeviceKind::Lists => "CPU lists",
     };
+    let remedy = kind.remedy();
     let place = Place::default_on(&site.host);
     let state = match cdi_state(&place, kind) {
         Ok(state) => state,

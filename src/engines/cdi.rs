@@ -2,6 +2,8 @@
 //! any other set-up (CDI: SPEC.md; version 0.5.0 is the first that allows our names). A file has
 //! devices of one kind: a pool each, or a CPU list each.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
@@ -25,6 +27,14 @@ impl Kind {
         match self {
             Kind::Pools => "pinfold.io/pool",
             Kind::Lists => "pinfold.io/list",
+        }
+    }
+
+    /// What writes the devices.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Kind::Pools => "`pinfold cdi`",
+            Kind::Lists => "`pinfold cdi --lists`",
         }
     }
 
@@ -152,6 +162,17 @@ pub fn hooks_of(kind: Kind, text: &str) -> Result<Option<Hooks>> {
     }))
 }
 
+/// The names of the devices of a file, without their kind.
+///
+/// # Errors
+/// It is not JSON.
+pub fn names_of(text: &str) -> Result<BTreeSet<String>> {
+    let file: Value = serde_json::from_str(text).context("it is not JSON")?;
+    let devices = file["devices"].as_array().into_iter().flatten();
+    let names = devices.filter_map(|device| device["name"].as_str());
+    Ok(names.map(str::to_owned).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +187,8 @@ mod tests {
         let devices = Device::of_pool("dp", 2).chain(Device::of_pool("cp", 1));
         let devices: Vec<Device> = devices.collect();
         let text = file(Kind::Pools, &devices, &hooks).unwrap();
+        let named = names_of(&text).unwrap();
+        assert_eq!(Vec::from_iter(named), ["cp", "dp", "dp.2"]);
         let value: Value = serde_json::from_str(&text).unwrap();
         let names: Vec<&Value> = value["devices"]
             .as_array()

@@ -2,7 +2,8 @@
 //! list; they are rewritten whenever the pools change. CDI refuses a file without devices, so while
 //! there are no pools a stand-in that engines do not read keeps the file's settings.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::config::ConfigFile;
 use crate::engines::Engine;
-use crate::engines::cdi::{Device, Hooks, Kind, file, hooks_of};
+use crate::engines::cdi::{Device, Hooks, Kind, file, hooks_of, names_of};
 use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
@@ -292,6 +293,38 @@ pub fn cdi_state(place: &Place<'_>, kind: Kind) -> Result<CdiState> {
     })
 }
 
+/// The file of a kind of devices, as engines read it.
+///
+/// # Errors
+/// What is above it cannot be looked at.
+pub fn cdi_file(place: &Place<'_>, kind: Kind) -> Result<PathBuf> {
+    let path = place.engine_config(default_file(kind));
+    let file = place.host.resolve(path);
+    file.with_context(|| format!("look at {path}"))
+}
+
+/// The names of the devices that engines find in the file of a kind for these pools.
+///
+/// # Errors
+/// There is no file, it cannot be read, or it is not for these pools.
+pub fn cdi_devices(site: &Site, place: &Place<'_>, kind: Kind) -> Result<BTreeSet<String>> {
+    let files = CdiFiles::at(place, kind)?;
+    let path = files.live.path.display();
+    let (Some(hooks), Some(text)) = (files.hooks()?, &files.live.text) else {
+        bail!(Refusal::new(
+            format!("there is no {path}, so that engines know no device"),
+            kind.remedy()
+        ));
+    };
+    if !is_of(site, &hooks) {
+        bail!(Refusal::new(
+            format!("{path} has the devices of another pool directory"),
+            "remove it, and write that of these pools"
+        ));
+    }
+    names_of(text).with_context(|| path.to_string())
+}
+
 /// The engines that know Pinfold and use CDI devices, and the `pinfold` that each runs. An engine
 /// whose files cannot be read is left out: `check` reports it.
 fn users(host: &Host) -> Vec<(Engine, String)> {
@@ -394,6 +427,6 @@ fn is_of(site: &Site, hooks: &Hooks) -> bool {
     real(named.map_or(&default, Path::new)) == real(&site.conf_dir)
 }
 
-fn real(path: &Path) -> std::path::PathBuf {
+fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

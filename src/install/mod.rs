@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 pub use crate::engines::cdi::Kind as DeviceKind;
 pub use apply::apply;
 pub use cdi::{
-    CdiState, cdi_state, plan_cdi, plan_cdi_removal, plan_engine_devices,
+    CdiState, cdi_devices, cdi_file, cdi_state, plan_cdi, plan_cdi_removal, plan_engine_devices,
     plan_engine_devices_removal, plan_refresh, refresh_cdi,
 };
 pub use containerd::configuration as containerd_configuration;

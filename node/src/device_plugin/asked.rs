@@ -16,6 +16,7 @@ use super::api::{
 };
 use super::devices::allocation;
 use crate::books::Reader;
+use crate::cdi::Known;
 
 /// The most ids that are looked at in one question: more than a machine has CPUs.
 const MOST_IDS: usize = 8192;
@@ -33,14 +34,16 @@ impl Asked {
     /// Says what containers with these devices get.
     ///
     /// # Errors
-    /// A device is not known, or its list has an owner whom the kubelet did not start; the books
-    /// cannot be read. It is counted, and logged.
+    /// A device is not known to us or, by its CDI file, to engines; its list has an owner whom the
+    /// kubelet did not start; the books cannot be read. It is counted, and logged.
     pub async fn allocate(self, request: AllocateRequest) -> Result<AllocateResponse, Refusal> {
         let reader = self.reader.clone();
+        let site = reader.clone();
         let answered = self
             .with_books(move |books, pool| {
+                let cdi = Known::of(site.site());
                 let containers = request.container_requests.iter();
-                let containers = containers.map(|container| allocate(books, pool, container));
+                let containers = containers.map(|container| allocate(books, pool, &cdi, container));
                 Ok(AllocateResponse {
                     container_responses: containers.collect::<Result<_, _>>()?,
                 })
@@ -119,12 +122,15 @@ fn no_pool(pool: &str) -> Refusal {
 fn allocate(
     books: &ListDevices,
     pool: &DevicePool,
+    cdi: &Known,
     container: &ContainerAllocateRequest,
 ) -> Result<ContainerAllocateResponse, Refusal> {
     ensure_few(container.devices.len())?;
     let lists = container.devices.iter();
     let lists = lists.map(|id| of_pool(books, pool, id));
     let mut lists: Vec<&ListDevice> = lists.collect::<Result<_, _>>()?;
+    // The engine would refuse the container, without a word of whose device it lacks.
+    lists.iter().try_for_each(|list| cdi.ensure_has(list))?;
     lists.sort_by_key(|list| list.exact.cpus.first());
     lists.dedup_by_key(|list| &list.exact);
     allocation(&lists)

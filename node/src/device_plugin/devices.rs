@@ -6,6 +6,8 @@ use pinfold::cpulist::CpuSet;
 use pinfold::placement::{DevicePool, ListDevice, ListDevices};
 use pinfold::refusal::Refusal;
 
+use crate::cdi::Known;
+
 use super::api::{
     CdiDevice, ContainerAllocateResponse, Device, HEALTHY, NumaNode, TopologyInfo, UNHEALTHY,
 };
@@ -33,13 +35,16 @@ pub fn resource_name(pool: &str) -> Option<String> {
     is_name.then(|| format!("{DOMAIN}/{pool}"))
 }
 
-/// The devices of a pool, and why some of its lists are none.
-pub fn devices(books: &ListDevices, pool: &DevicePool) -> (Vec<Device>, Vec<Refusal>) {
+/// The devices of a pool, and why some of its lists are none. `cdi` are those that engines find.
+pub fn devices(books: &ListDevices, pool: &DevicePool, cdi: &Known) -> (Vec<Device>, Vec<Refusal>) {
     let mut devices = Vec::new();
     let mut left_out = Vec::new();
     for list in &pool.lists {
+        let can_be_given = list.offline.is_empty()
+            && cdi.ensure_has(list).is_ok()
+            && books.stranger_on(list).is_none();
         match list.exact.device_id() {
-            Ok(id) => devices.push(device(id, list, books.stranger_on(list).is_some())),
+            Ok(id) => devices.push(device(id, list, can_be_given)),
             Err(refusal) => left_out.push(refusal),
         }
     }
@@ -57,10 +62,9 @@ pub fn not_a_resource(pool: &str) -> Option<Refusal> {
     resource_name(pool).is_none().then(no)
 }
 
-fn device(id: String, list: &ListDevice, has_stranger: bool) -> Device {
+fn device(id: String, list: &ListDevice, can_be_given: bool) -> Device {
     let nodes = list.nodes.iter();
     let nodes: Vec<NumaNode> = nodes.map(|node| NumaNode { id: node.into() }).collect();
-    let can_be_given = !has_stranger && list.offline.is_empty();
     Device {
         id,
         health: if can_be_given { HEALTHY } else { UNHEALTHY }.to_owned(),
@@ -132,15 +136,12 @@ mod tests {
 
     #[test]
     fn a_device_says_where_it_lies_and_whether_it_can_be_given() {
-        let near = device("4_12".to_owned(), &list("4,12", "1"), false);
+        let near = device("4_12".to_owned(), &list("4,12", "1"), true);
         let nodes = vec![NumaNode { id: 1 }];
         assert_eq!(near.topology, Some(TopologyInfo { nodes }));
         assert_eq!(near.health, HEALTHY);
-        let untold = device("4_12".to_owned(), &list("4,12", ""), true);
+        let untold = device("4_12".to_owned(), &list("4,12", ""), false);
         assert_eq!((untold.topology, untold.health.as_str()), (None, UNHEALTHY));
-        let mut offline = list("4,12", "0");
-        offline.offline = "12".parse().unwrap();
-        assert_eq!(device(String::new(), &offline, false).health, UNHEALTHY);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use crate::books::{Books, Reader};
-use crate::cdi;
+use crate::cdi::{self, Known, Looked};
 use crate::said::Said;
 use crate::status::Status;
 use api::{DIRECTORY, Device, HEALTHY, KUBELET_SOCKET};
@@ -39,6 +39,8 @@ const CDI_PAUSE: Duration = Duration::from_secs(10);
 
 /// What complaints of the CDI file are about: no path and no pool has this name.
 const CDI: &str = "/cdi devices";
+/// What complaints are about that engines find no devices, likewise.
+const FOUND: &str = "/cdi file";
 
 /// The resources of a node.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub struct DevicePlugin {
     resources: BTreeMap<String, Resource>,
     /// The lists of which the CDI file was kept, and when.
     kept: Option<(Vec<ExactList>, Instant)>,
+    /// The CDI file as it was looked at last.
+    cdi: Option<Looked>,
     said: Said,
 }
 
@@ -69,6 +73,7 @@ impl DevicePlugin {
             status,
             resources: BTreeMap::new(),
             kept: None,
+            cdi: None,
             said: Said::default(),
         }
     }
@@ -80,7 +85,9 @@ impl DevicePlugin {
             if let Some(known) = known {
                 // Before a container can be given a device.
                 self.keep_cdi(&known).await;
-                self.follow(&known).await;
+                if let Some(cdi) = self.look_at_cdi().await {
+                    self.follow(&known, &cdi).await;
+                }
             }
             self.keep_known().await;
             tokio::select! {
@@ -114,10 +121,35 @@ impl DevicePlugin {
             Err(error) => self.said.warn_of(CDI, &error),
         }
         self.kept = Some((lists, Instant::now()));
+        // What a look at the file's stamp alone does not tell is found now.
+        self.cdi = None;
+    }
+
+    /// Which devices engines find now; `None` if that cannot be looked at.
+    async fn look_at_cdi(&mut self) -> Option<Known> {
+        let (reader, last) = (self.reader.clone(), self.cdi.take());
+        let looked = spawn_blocking(move || Looked::again(reader.site(), last)).await;
+        match looked {
+            Ok(looked) => {
+                // What keeps the file from being written is said already.
+                let failure = looked.known.failure().filter(|_| !self.said.has(CDI));
+                let about = failure.map(|refusal| {
+                    let Refusal { what, remedy, .. } = refusal;
+                    format!("no list can be given by device: {what}: {remedy}")
+                });
+                self.said.warn(FOUND, about.as_deref());
+                self.cdi = Some(looked.clone());
+                Some(looked.known)
+            }
+            Err(error) => {
+                self.said.warn_of(FOUND, &Error::new(error));
+                None
+            }
+        }
     }
 
     /// Makes the resources those of these pools, with their devices.
-    async fn follow(&mut self, books: &ListDevices) {
+    async fn follow(&mut self, books: &ListDevices, cdi: &Known) {
         let mut wanted: BTreeMap<&str, Vec<Device>> = BTreeMap::new();
         for pool in &books.pools {
             let name = &pool.name;
@@ -132,7 +164,7 @@ impl DevicePlugin {
             } else if let Some(no) = not_a_resource(name) {
                 self.said.warn(name, Some(&no.to_string()));
             } else {
-                let (devices, left_out) = devices(books, pool);
+                let (devices, left_out) = devices(books, pool, cdi);
                 let left_out = left_out.first().map(Refusal::to_string);
                 self.said.warn(name, left_out.as_deref());
                 wanted.insert(name, devices);

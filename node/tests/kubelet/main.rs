@@ -213,13 +213,14 @@ async fn resources_follow_the_pools() {
 
 #[tokio::test]
 async fn the_cdi_devices_are_those_of_the_lists_whoever_changes_the_pools() {
-    let machine = Machine::with(&DP);
+    let machine = Machine::without_cdi(&DP);
     let kubelet = Kubelet::start(&machine.kubelet());
     let cdi = machine.path("etc/cdi/pinfold-lists.json");
     let node = machine.start(&[]);
-    node.says("no CDI file has the devices of single lists")
+    let log = node
+        .says("no list can be given by device: there is no ")
         .await;
-    node.says("on this node, `pinfold cdi --lists`").await;
+    assert!(log.contains(": `pinfold cdi --lists`"), "{log}");
     assert!(!cdi.exists());
     machine.write_cdi();
     let names = || {
@@ -241,6 +242,48 @@ async fn the_cdi_devices_are_those_of_the_lists_whoever_changes_the_pools() {
     node.says("pinfold-lists.json is there and is not of Pinfold")
         .await;
     drop(kubelet);
+}
+
+/// A container that is given a device which its engine does not know never starts.
+#[tokio::test]
+async fn a_list_is_ill_while_engines_do_not_find_its_device() {
+    let machine = Machine::with(&DP);
+    let file = "etc/cdi/pinfold-lists.json";
+    let whole = std::fs::read_to_string(machine.path(file)).unwrap();
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let node = machine.start(&[]);
+    let plugin = kubelet.next_plugin().await;
+    let mut watch = plugin.list_and_watch().await;
+    assert_eq!(watch.unhealthy().await, [""; 0], "{}", node.log());
+    let all = ["0-1", "2-3", "4_6", "5_7"];
+    let other_pools = whole.replace(machine.path("kcm").to_str().unwrap(), "/elsewhere");
+    for (text, part) in [
+        (None, "there is no "),
+        (Some("{"), "it is not JSON"),
+        (Some("{}"), "is not of Pinfold"),
+        (Some(&other_pools), "devices of another pool directory"),
+    ] {
+        match text {
+            Some(text) => machine.put(file, text),
+            None => std::fs::remove_file(machine.path(file)).unwrap(),
+        }
+        assert_eq!(watch.unhealthy().await, all, "{text:?}: {}", node.log());
+        let refused = plugin.allocate(&["0-1"]).await.unwrap_err();
+        assert!(refused.message().contains(part), "{refused}");
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        machine.put(file, &whole);
+        assert_eq!(watch.unhealthy().await, [""; 0], "{}", node.log());
+    }
+    // One device is missing; whoever keeps the file brings it back.
+    machine.put(file, &whole.replace("dp.2-3", "dp.other"));
+    assert_eq!(watch.unhealthy().await, ["2-3"]);
+    plugin.allocate(&["0-1"]).await.unwrap();
+    let refused = plugin.allocate(&["0-1", "2-3"]).await;
+    if let Err(refused) = refused {
+        let part = "no CDI file has the device of CPU list 2-3 of pool dp: `pinfold cdi --lists`";
+        assert!(refused.message().contains(part), "{refused}");
+    }
+    assert_eq!(watch.unhealthy().await, [""; 0]);
 }
 
 #[tokio::test]

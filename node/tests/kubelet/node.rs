@@ -22,8 +22,15 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// With these lists in its pools: `dp/0-1`, a `!` for an exclusive pool.
+    /// With these lists in its pools: `dp/0-1`, a `!` for an exclusive pool; and their CDI devices.
     pub(crate) fn with(lists: &[&str]) -> Machine {
+        let machine = Machine::without_cdi(lists);
+        machine.write_cdi();
+        machine
+    }
+
+    /// The same without a CDI file.
+    pub(crate) fn without_cdi(lists: &[&str]) -> Machine {
         let machine = Machine {
             dir: tempfile::tempdir().unwrap(),
         };
