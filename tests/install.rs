@@ -662,6 +662,62 @@ fn devices_of_single_lists_are_in_a_file_of_their_own() {
     refused(&cdi(&["--lists"]), "is there and is not of Pinfold\nmv ");
 }
 
+/// A device that vanishes fails the pods that have it, so that of a pool that cannot be read all is
+/// kept, and the others are written; the exit status tells.
+#[test]
+fn a_pool_that_cannot_be_read_keeps_its_devices_and_stops_no_other() {
+    for (option, file) in [
+        (&[][..], "etc/cdi/pinfold.json"),
+        (&["--lists"], "etc/cdi/pinfold-lists.json"),
+    ] {
+        let machine = Machine::new();
+        machine.put("etc/kcm/lock", "");
+        let add = |list: &str| {
+            let (pool, _) = list.split_once('/').unwrap();
+            machine.put(&format!("etc/kcm/pools/{pool}/exclusive"), "1");
+            machine.put(&format!("etc/kcm/pools/{list}/tasks"), "");
+        };
+        ["cp/5", "dp/0-2", "dp/4", "ep/6"].into_iter().for_each(add);
+        let cdi = || {
+            let arguments = [&["cdi", "--bin-dir", "/usr/local/bin"], option].concat();
+            machine.pinfold(&arguments)
+        };
+        let spoil = |pool: &str| machine.put(&format!("etc/kcm/pools/{pool}/exclusive"), "?");
+        let live = || machine.files().get(file).cloned();
+        // Nothing is known of any pool: there is no file, not even one without devices.
+        ["cp", "dp", "ep"].into_iter().for_each(spoil);
+        refused(&cdi(), "pool cp: \npool dp: \npool ep: ");
+        let made = machine.files();
+        assert!(made.keys().all(|name| !name.contains("cdi")), "{made:?}");
+        // The others are written.
+        ["cp/5", "ep/6"].into_iter().for_each(add);
+        refused(&cdi(), "pool dp: \nits CDI devices stay as they were");
+        let text = live().unwrap();
+        assert!(text.contains("PINFOLD_POOL=cp") && !text.contains("PINFOLD_POOL=dp"));
+        // What is known of one stays, to the last byte, also where all cannot be read.
+        add("dp/0-2");
+        fine(cdi());
+        let whole = live().unwrap();
+        spoil("dp");
+        refused(&cdi(), "pool dp: ");
+        assert_eq!(live().unwrap(), whole);
+        ["cp", "ep"].into_iter().for_each(spoil);
+        refused(&cdi(), "pool cp: \npool dp: \npool ep: ");
+        assert_eq!(live().unwrap(), whole);
+        // The others follow the pools meanwhile.
+        ["cp/5", "ep/6", "ep/7"].into_iter().for_each(add);
+        refused(&cdi(), "pool dp: ");
+        let text = live().unwrap();
+        assert!(
+            text.len() > whole.len() && text.contains("PINFOLD_POOL=dp"),
+            "{text}"
+        );
+        fs::remove_dir_all(machine.path("etc/kcm/pools/dp")).unwrap();
+        fine(cdi());
+        assert!(!live().unwrap().contains("PINFOLD_POOL=dp"));
+    }
+}
+
 /// Stops an install, as a kill would, before its last changes: what it would have written is
 /// written but for those.
 #[test]

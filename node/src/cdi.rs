@@ -14,7 +14,7 @@ use pinfold::refusal::Refusal;
 /// is none nobody knows how the hooks are run.
 ///
 /// # Errors
-/// It cannot be read or written.
+/// It cannot be read or written; a pool cannot be read, whose devices stay as they are.
 pub fn keep(site: &Site) -> Result<()> {
     let place = Place::default_on(&site.host);
     let plan = plan_refresh(site, &place, DeviceKind::Lists)?;
@@ -22,7 +22,7 @@ pub fn keep(site: &Site) -> Result<()> {
         apply(&plan)?;
         log::info!("the CDI devices of the lists have changed");
     }
-    Ok(())
+    plan.ensure_whole()
 }
 
 /// The devices that engines find, by their names; or why they find none.

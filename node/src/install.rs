@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use pinfold::cli::Options;
 use pinfold::engines::SHIM;
 use pinfold::files::{self, Durability};
+use pinfold::host::Host;
+use pinfold::install::{DeviceKind, Place, cdi_file};
 use pinfold::refusal::Refusal;
 use pinfold::settings::Settings;
 
@@ -55,11 +57,31 @@ pub fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
         // An owner may be in the way of one pool: the others are served.
         log::warn!("{refusal}");
     }
-    have(&program, &["cdi", "--lists"])?;
+    let place = Host::new("/");
+    have_devices(
+        &program,
+        &cdi_file(&Place::default_on(&place), DeviceKind::Lists)?,
+    )?;
     for engine in &args.engine {
         have(&program, &["install", engine.word()])?;
     }
     Ok(0)
+}
+
+/// Has the program write the devices of the lists. Where that fails, those of before are served: one
+/// pool that cannot be read keeps the node from no other.
+///
+/// # Errors
+/// It failed, and there is no file of before.
+fn have_devices(program: &Path, file: &Path) -> Result<()> {
+    let was_there = files::entry_if_there(file)?.is_some();
+    match have(program, &["cdi", "--lists"]) {
+        Err(refusal) if was_there => {
+            log::warn!("{refusal}; {} is kept", file.display());
+            Ok(())
+        }
+        done => Ok(done?),
+    }
 }
 
 /// Runs the program, whose output is ours.
@@ -159,6 +181,17 @@ mod tests {
             let refusal = have(Path::new(program), &["cdi"]).unwrap_err();
             assert!(refusal.what.contains(part), "{refusal}");
         }
+    }
+
+    #[test]
+    fn without_devices_it_goes_on_with_those_of_before() {
+        let host = tempfile::tempdir().unwrap();
+        let file = host.path().join("lists.json");
+        let [well, ill] = ["/bin/true", "/bin/false"].map(Path::new);
+        assert!(have_devices(ill, &file).is_err());
+        have_devices(well, &file).unwrap();
+        put(&file, "{}");
+        have_devices(ill, &file).unwrap();
     }
 
     #[test]

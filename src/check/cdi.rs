@@ -34,8 +34,12 @@ fn check_kind(site: &Site, kind: DeviceKind, report: &mut Report) {
     if PoolDirectory::open(&site.host, &site.conf_dir).is_err() {
         return;
     }
-    let is_so = match plan_refresh(site, &place, kind) {
-        Ok(plan) => plan.changes.is_empty(),
+    let planned = plan_refresh(site, &place, kind).and_then(|plan| {
+        plan.ensure_whole()?;
+        Ok(plan.changes.is_empty())
+    });
+    let is_so = match planned {
+        Ok(is_so) => is_so,
         Err(error) => return report.error("cdi", &error),
     };
     match (state, is_so) {

@@ -27,7 +27,7 @@ pub(super) fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
     let settings = &Settings::of_command_line(options)?;
     let plan = planned(args, options, settings)?;
     carry_out(&plan, args.place.target, args.place.dry_run)?;
-    if !args.place.dry_run && plan.changes.is_empty() {
+    if !args.place.dry_run && plan.changes.is_empty() && plan.shortfalls.is_empty() {
         writeln!(
             Output::account(),
             "{} knows Pinfold already",
@@ -37,6 +37,7 @@ pub(super) fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
     for remark in &plan.remarks {
         log::warn!("{remark}");
     }
+    plan.ensure_whole()?;
     Ok(0)
 }
 

@@ -2,8 +2,6 @@
 //! any other set-up (CDI: SPEC.md; version 0.5.0 is the first that allows our names). A file has
 //! devices of one kind: a pool each, or a CPU list each.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
@@ -50,6 +48,9 @@ impl Kind {
 /// The environment variable that marks the hooks of a file that an engine's install has made. CDI
 /// allows no unknown keys, and nothing else reads this variable.
 const BY_INSTALL: &str = "PINFOLD_DEVICES=by-install";
+
+/// Begins the variable that tells a container its pool.
+const POOL: &str = "PINFOLD_POOL=";
 
 /// A device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +130,7 @@ fn entry(kind: Kind, device: &Device, hooks: &Hooks) -> Value {
     json!({
         "name": device.name,
         "containerEdits": {
-            "env": [format!("PINFOLD_POOL={}", device.pool)],
+            "env": [format!("{POOL}{}", device.pool)],
             "hooks": [hook("createRuntime"), hook("poststop")],
         },
     })
@@ -162,15 +163,27 @@ pub fn hooks_of(kind: Kind, text: &str) -> Result<Option<Hooks>> {
     }))
 }
 
-/// The names of the devices of a file, without their kind.
+/// The devices of a file. What is no device of ours in it is left out.
 ///
 /// # Errors
 /// It is not JSON.
-pub fn names_of(text: &str) -> Result<BTreeSet<String>> {
+pub fn devices_of(kind: Kind, text: &str) -> Result<Vec<Device>> {
     let file: Value = serde_json::from_str(text).context("it is not JSON")?;
-    let devices = file["devices"].as_array().into_iter().flatten();
-    let names = devices.filter_map(|device| device["name"].as_str());
-    Ok(names.map(str::to_owned).collect())
+    let entries = file["devices"].as_array().into_iter().flatten();
+    let devices = entries.filter_map(|entry| {
+        let edits = &entry["containerEdits"];
+        let args = edits["hooks"][0]["args"].as_array()?;
+        let pool = edits["env"][0].as_str()?.strip_prefix(POOL)?;
+        let [option, asks] = args.get(3..5)? else {
+            return None;
+        };
+        (*option == kind.option()).then_some(Device {
+            name: entry["name"].as_str()?.to_owned(),
+            pool: pool.to_owned(),
+            asks: asks.as_str()?.to_owned(),
+        })
+    });
+    Ok(devices.collect())
 }
 
 #[cfg(test)]
@@ -187,8 +200,12 @@ mod tests {
         let devices = Device::of_pool("dp", 2).chain(Device::of_pool("cp", 1));
         let devices: Vec<Device> = devices.collect();
         let text = file(Kind::Pools, &devices, &hooks).unwrap();
-        let named = names_of(&text).unwrap();
-        assert_eq!(Vec::from_iter(named), ["cp", "dp", "dp.2"]);
+        assert_eq!(devices_of(Kind::Pools, &text).unwrap(), devices);
+        assert_eq!(devices_of(Kind::Lists, &text).unwrap(), []);
+        let odd =
+            r#"{"devices":[{"name":"x"},7,{"containerEdits":{"hooks":[{"args":["--device"]}]}}]}"#;
+        assert_eq!(devices_of(Kind::Pools, odd).unwrap(), []);
+        assert!(devices_of(Kind::Pools, "{").is_err());
         let value: Value = serde_json::from_str(&text).unwrap();
         let names: Vec<&Value> = value["devices"]
             .as_array()

@@ -12,12 +12,12 @@ use super::{
 };
 use crate::config::ConfigFile;
 use crate::engines::Engine;
-use crate::engines::cdi::{Device, Hooks, Kind, file, hooks_of, names_of};
+use crate::engines::cdi::{Device, Hooks, Kind, devices_of, file, hooks_of};
 use crate::files;
 use crate::host::Host;
 use crate::placement::Site;
-use crate::pools::{self, PoolDirectory};
-use crate::refusal::Refusal;
+use crate::pools::{self, Pool, PoolDirectory};
+use crate::refusal::{Reason, Refusal};
 use crate::request::{ExactList, is_pool_name};
 
 /// Suffix of the stand-in. Engines read only `.json` and `.yaml` (CDI's SPEC.md).
@@ -69,6 +69,24 @@ impl CdiFiles {
         Ok(None)
     }
 
+    /// The devices of a pool in the live file; none if there is no such file.
+    fn known_of(&self, pool: &str) -> Result<Vec<Device>> {
+        let Some(text) = &self.live.text else {
+            return Ok(Vec::new());
+        };
+        let all = devices_of(self.kind, text);
+        let all = all.with_context(|| self.live.path.display().to_string())?;
+        Ok(all.into_iter().filter(|one| one.pool == pool).collect())
+    }
+
+    /// The same for devices that may lack some: where nothing is known, nothing is changed.
+    fn become_those(&self, devices: &Devices, hooks: &Hooks) -> Vec<FileChange> {
+        match devices.all.is_empty() && !devices.shortfalls.is_empty() {
+            true => Vec::new(),
+            false => self.become_devices(&devices.all, hooks),
+        }
+    }
+
     /// The changes that make the file hold these devices.
     fn become_devices(&self, devices: &[Device], hooks: &Hooks) -> Vec<FileChange> {
         let live = file(self.kind, devices, hooks);
@@ -102,7 +120,7 @@ pub enum CdiState {
 /// containers sees it, and `place.hook_options` are its options.
 ///
 /// # Errors
-/// The pools cannot be read; the file is not ours, or serves another pool directory.
+/// The pool directory cannot be read; the file is not ours, or serves another pool directory.
 pub fn plan_cdi(site: &Site, place: &Place<'_>, kind: Kind, pinfold: &str) -> Result<Plan> {
     let files = CdiFiles::at(place, kind)?;
     let hooks = Hooks {
@@ -121,14 +139,15 @@ pub fn plan_cdi(site: &Site, place: &Place<'_>, kind: Kind, pinfold: &str) -> Re
             ));
         }
     }
-    let mut remarks = Vec::new();
-    let devices = devices(site, kind, &mut remarks)?;
+    let devices = Devices::of(site, &files)?;
+    let has_no_pools = devices.all.is_empty() && devices.shortfalls.is_empty();
     let mut plan = Plan {
-        changes: files.become_devices(&devices, &hooks),
-        remarks,
+        changes: files.become_those(&devices, &hooks),
+        remarks: devices.remarks,
+        shortfalls: devices.shortfalls,
         ..Plan::default()
     };
-    if devices.is_empty() {
+    if has_no_pools {
         plan.remarks
             .push("there are no pools, and so no devices: the first brings them".to_owned());
     }
@@ -200,9 +219,12 @@ pub fn plan_engine_devices(
             by_install: true,
         },
     };
-    let devices = devices(site, Kind::Pools, &mut Vec::new())?;
-    if !devices.is_empty() && is_wanted_by(engine, &place) {
-        plan.changes = files.become_devices(&devices, &hooks);
+    let devices = Devices::of(site, &files)?;
+    if is_wanted_by(engine, &place) {
+        if !devices.all.is_empty() {
+            plan.changes = files.become_those(&devices, &hooks);
+        }
+        plan.shortfalls = devices.shortfalls;
     }
     Ok(plan)
 }
@@ -236,7 +258,8 @@ pub fn plan_engine_devices_removal(host: &Host, engine: Engine) -> Result<Plan> 
 /// also if an engine could use it.
 ///
 /// # Errors
-/// A file cannot be read or written; the other one is written all the same.
+/// A file cannot be read or written; the other one is written all the same. A pool cannot be read;
+/// the others' devices are written.
 pub fn refresh_cdi(site: &Site) -> Result<()> {
     let place = Place::default_on(&site.host);
     let mut first_error = Ok(());
@@ -245,11 +268,13 @@ pub fn refresh_cdi(site: &Site) -> Result<()> {
             plan.remarks
                 .iter()
                 .for_each(|remark| log::warn!("{remark}"));
-            apply(&plan)
+            apply(&plan)?;
+            plan.ensure_whole()
         });
         first_error = first_error.and(done);
     }
-    first_error.context("the pools have changed, and their CDI devices have not")
+    first_error
+        .context("the pools have changed, and their CDI devices have not, or not all of them")
 }
 
 /// What [`refresh_cdi`] would change: nothing if no file serves these pools and no engine could use
@@ -267,10 +292,12 @@ pub fn plan_refresh(site: &Site, place: &Place<'_>, kind: Kind) -> Result<Plan> 
         None => wanted(site).filter(|_| place.engine_config.is_none()),
     };
     if let Some(hooks) = hooks.filter(|hooks| is_of(site, hooks)) {
-        let devices = devices(site, kind, &mut plan.remarks)?;
-        if !devices.is_empty() || files.live.text.is_some() {
-            plan.changes = files.become_devices(&devices, &hooks);
+        let devices = Devices::of(site, &files)?;
+        if !devices.all.is_empty() || files.live.text.is_some() {
+            plan.changes = files.become_those(&devices, &hooks);
         }
+        plan.remarks = devices.remarks;
+        plan.shortfalls = devices.shortfalls;
     }
     Ok(plan)
 }
@@ -322,7 +349,8 @@ pub fn cdi_devices(site: &Site, place: &Place<'_>, kind: Kind) -> Result<BTreeSe
             "remove it, and write that of these pools"
         ));
     }
-    names_of(text).with_context(|| path.to_string())
+    let devices = devices_of(kind, text).with_context(|| path.to_string())?;
+    Ok(devices.into_iter().map(|device| device.name).collect())
 }
 
 /// The engines that know Pinfold and use CDI devices, and the `pinfold` that each runs. An engine
@@ -373,47 +401,77 @@ fn wanted(site: &Site) -> Option<Hooks> {
     })
 }
 
-/// The devices of all pools; none if there is no pool directory yet. A list without a device is a
-/// remark.
-fn devices(site: &Site, kind: Kind, remarks: &mut Vec<String>) -> Result<Vec<Device>> {
-    if files::entry_if_there(&site.conf_dir)?.is_none() {
-        return Ok(Vec::new());
-    }
-    let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
-    let mut devices = Vec::new();
-    for name in directory
-        .pool_names()?
-        .into_iter()
-        .filter(|name| is_pool_name(name))
-    {
-        let pool = directory.pool(&name)?;
-        match kind {
-            Kind::Pools => {
-                let lists = match pool.kind {
-                    pools::Kind::Exclusive => pool.lists.len(),
-                    pools::Kind::Shared => pool.lists.len().min(1),
-                };
-                devices.extend(Device::of_pool(&name, lists));
+/// The devices that a file should have.
+#[derive(Default)]
+struct Devices {
+    all: Vec<Device>,
+    /// The lists that have none.
+    remarks: Vec<String>,
+    /// The pools that cannot be read. What the file has of them stays as it is: a device that
+    /// vanished would fail pods that have it.
+    shortfalls: Vec<Refusal>,
+}
+
+impl Devices {
+    /// Those of all pools; none if there is no pool directory yet.
+    fn of(site: &Site, files: &CdiFiles) -> Result<Devices> {
+        let mut devices = Devices::default();
+        if files::entry_if_there(&site.conf_dir)?.is_none() {
+            return Ok(devices);
+        }
+        let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
+        let names = directory.pool_names()?.into_iter();
+        for name in names.filter(|name| is_pool_name(name)) {
+            match directory.pool(&name) {
+                Ok(pool) => devices.add(files.kind, &name, pool),
+                Err(error) => {
+                    let Refusal {
+                        what,
+                        remedy,
+                        reason,
+                        ..
+                    } = Refusal::of(&error);
+                    // It has been removed meanwhile.
+                    if reason == Reason::Pool {
+                        continue;
+                    }
+                    let what = format!("pool {name}: {what}: its CDI devices stay as they were");
+                    devices.shortfalls.push(Refusal::new(what, remedy));
+                    devices.all.extend(files.known_of(&name)?);
+                }
             }
-            Kind::Lists => {
+        }
+        Ok(devices)
+    }
+
+    /// Adds those of a pool.
+    fn add(&mut self, kind: Kind, name: &str, pool: Pool) {
+        match (kind, pool.kind) {
+            (Kind::Pools, pools::Kind::Exclusive) => {
+                self.all.extend(Device::of_pool(name, pool.lists.len()));
+            }
+            (Kind::Pools, pools::Kind::Shared) => {
+                self.all
+                    .extend(Device::of_pool(name, pool.lists.len().min(1)));
+            }
+            (Kind::Lists, _) => {
                 for list in pool.lists {
                     let exact = ExactList {
-                        pool: name.clone(),
+                        pool: name.to_owned(),
                         cpus: list.cpus,
                     };
                     match exact.device_name() {
-                        Ok(device) => devices.push(Device {
+                        Ok(device) => self.all.push(Device {
                             name: device,
-                            pool: name.clone(),
+                            pool: name.to_owned(),
                             asks: exact.to_string(),
                         }),
-                        Err(refusal) => remarks.push(refusal.to_string()),
+                        Err(refusal) => self.remarks.push(refusal.to_string()),
                     }
                 }
             }
         }
     }
-    Ok(devices)
 }
 
 /// Does a CDI file serve these pools? Its hooks' `--conf-dir` tells; without the option they are

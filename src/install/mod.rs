@@ -65,6 +65,8 @@ pub struct Plan {
     pub directories: Vec<PathBuf>,
     /// What whoever installs has to know, one sentence each.
     pub remarks: Vec<String>,
+    /// What cannot be as it should, although the changes can be made: whoever makes them fails.
+    pub shortfalls: Vec<Refusal>,
 }
 
 /// The change of one file.
@@ -86,6 +88,16 @@ impl Plan {
         self.changes.extend(other.changes);
         self.directories.extend(other.directories);
         self.remarks.extend(other.remarks);
+        self.shortfalls.extend(other.shortfalls);
+    }
+
+    /// Fails where the plan's changes do not make all as it should be.
+    ///
+    /// # Errors
+    /// What is not so, and why.
+    pub fn ensure_whole(&self) -> Result<()> {
+        ensure!(self.shortfalls.is_empty(), Refusal::all(&self.shortfalls));
+        Ok(())
     }
 
     fn has(&self, found: &FileNow) -> bool {
