@@ -1,9 +1,9 @@
 //! What the plugin answers to each call of the engine, and what it sees to after an answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use pinfold::claims::Ledger;
@@ -33,6 +33,10 @@ const MOST_THERE: usize = 100_000;
 
 /// The one method whose answer depends on the claims.
 const UPDATE: &str = "UpdateContainer";
+
+/// The time between two looks whether a container has a claim: one that ends at once has given it
+/// back already, and its end is told a little later.
+pub const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 /// What to do about a container that runs unpinned.
 const REMEDY: &str = "it was made while nothing added Pinfold's hooks: delete its pod, and what \
@@ -82,10 +86,10 @@ pub struct Answer {
 pub enum Then {
     /// Nothing.
     Nothing,
-    /// These asking containers run, and no others.
-    Known(Vec<Asking>),
-    /// This one has been started.
-    Started(Asking),
+    /// A look whether these, which run and ask, have claims.
+    Look(Vec<Asking>),
+    /// A second look at those that had none.
+    LookAgain(Vec<Asking>),
     /// A container was refused.
     Refused(Box<Refused>, &'static str),
 }
@@ -182,17 +186,22 @@ impl Plugin {
         })
     }
 
-    /// Does what an answer has left to be done.
-    pub fn follow(&self, then: Then) {
+    /// Does what an answer has left to be done, and returns what is to be done [`SECOND_LOOK`]
+    /// later.
+    pub fn follow(&self, then: Then) -> Then {
         let done = match then {
-            Then::Nothing => Ok(()),
-            Then::Known(all) => self.look_at_all(&all),
-            Then::Started(one) => self.look_at(&one),
-            Then::Refused(refused, reason) => self.keep(&refused, reason),
+            Then::Nothing => Ok(Then::Nothing),
+            Then::Look(asking) => self.without_claim(asking).map(|lacking| match lacking {
+                none if none.is_empty() => Then::Nothing,
+                some => Then::LookAgain(some),
+            }),
+            Then::LookAgain(asking) => self.complain(asking).map(|()| Then::Nothing),
+            Then::Refused(refused, reason) => self.keep(&refused, reason).map(|()| Then::Nothing),
         };
-        if let Err(error) = done {
+        done.unwrap_or_else(|error| {
             log::warn!("{error:#}");
-        }
+            Then::Nothing
+        })
     }
 
     fn configure(&self, asked: &ConfigureRequest) -> Answer {
@@ -238,9 +247,11 @@ impl Plugin {
             pod: pods.get(&container.pod_sandbox_id),
             container,
         });
-        let all = members.filter_map(asking).collect();
+        let all: Vec<Asking> = members.filter_map(asking).collect();
+        let ids = all.iter().map(|one| one.id.clone());
+        self.status.suspect_only(ids.collect());
         self.status.connected(true);
-        answer.and(Then::Known(all))
+        answer.and(Then::Look(all))
     }
 
     fn create(&self, asked: &ContainerRequest) -> Answer {
@@ -309,37 +320,41 @@ impl Plugin {
         let pod = of.pod.as_ref();
         match event {
             Event::StopContainer | Event::RemoveContainer => {
-                self.status.ended(&container.id);
+                self.status.clear(&container.id);
                 answer
             }
             Event::PostStartContainer => match asking(Member { pod, container }) {
-                Some(asking) => answer.and(Then::Started(asking)),
+                // At once: its end can be the next event.
+                Some(asking) => {
+                    self.status.suspect(&asking.id);
+                    answer.and(Then::Look(vec![asking]))
+                }
                 None => answer,
             },
             _ => answer,
         }
     }
 
-    /// Says which of the containers have no claim, if it was not said before.
-    fn look_at_all(&self, all: &[Asking]) -> Result<()> {
+    /// Those of the containers that have no claim, and have not ended meanwhile.
+    fn without_claim(&self, asking: Vec<Asking>) -> Result<Vec<Asking>> {
         let ledger = Ledger::open_to_read(&self.run_dir)?;
-        let mut unpinned = BTreeSet::new();
-        for one in all {
-            if !has_claim(&ledger, &one.id)? {
-                unpinned.insert(one.id.clone());
+        let mut lacking = Vec::new();
+        for one in asking {
+            if has_claim(&ledger, &one.id)? {
+                self.status.clear(&one.id);
+            } else if self.status.is_suspected(&one.id) {
+                lacking.push(one);
             }
         }
-        let new = self.status.set_unpinned(unpinned);
-        for one in all.iter().filter(|one| new.contains(&one.id)) {
-            one.complain();
-        }
-        Ok(())
+        Ok(lacking)
     }
 
-    fn look_at(&self, one: &Asking) -> Result<()> {
-        let ledger = Ledger::open_to_read(&self.run_dir)?;
-        if !has_claim(&ledger, &one.id)? && self.status.add_unpinned(&one.id) {
-            one.complain();
+    /// Says which of them are without a claim still, if it was not said before.
+    fn complain(&self, asking: Vec<Asking>) -> Result<()> {
+        for one in self.without_claim(asking)? {
+            if self.status.confirm(&one.id) {
+                one.complain();
+            }
         }
         Ok(())
     }

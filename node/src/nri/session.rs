@@ -9,11 +9,11 @@ use prost::Message as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::api::{RUNTIME_SERVICE, RegisterPluginRequest};
 use super::frames::{PLUGIN, RUNTIME};
-use super::plugin::{Answer, Plugin, Then};
+use super::plugin::{Answer, Plugin, SECOND_LOOK, Then};
 use super::ttrpc::{Code, Kind, Message, Request, Response};
 use super::wire::{Arrived, Wire, sent};
 
@@ -122,11 +122,23 @@ async fn answer(stream: &mut UnixStream, plugin: &Arc<Plugin>, message: Message)
     };
     write(stream, PLUGIN, &answer).await?;
     if then != Then::Nothing {
-        let plugin = Arc::clone(plugin);
         // Nobody waits for it.
-        drop(spawn_blocking(move || plugin.follow(then)));
+        tokio::spawn(follow(Arc::clone(plugin), then));
     }
     Ok(())
+}
+
+/// Does what an answer has left to be done, and what that leaves.
+async fn follow(plugin: Arc<Plugin>, mut then: Then) {
+    loop {
+        let here = Arc::clone(&plugin);
+        let done = spawn_blocking(move || here.follow(then)).await;
+        then = match done {
+            Ok(Then::Nothing) | Err(_) => return,
+            Ok(later) => later,
+        };
+        sleep(SECOND_LOOK).await;
+    }
 }
 
 /// The plugin's answer. What needs a disk is answered on a thread that may wait for one; if that

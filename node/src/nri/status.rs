@@ -8,8 +8,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Default)]
 pub struct Status {
     is_connected: AtomicBool,
-    /// The ids of running containers that asked for CPUs and have none.
-    unpinned: Mutex<BTreeSet<String>>,
+    asking: Mutex<Asking>,
+}
+
+/// The ids of running containers that asked for CPUs, and are not known to have any.
+#[derive(Debug, Default)]
+struct Asking {
+    /// They are to be looked at, once more where one look found no claim.
+    suspected: BTreeSet<String>,
+    /// Two looks found no claim.
+    unpinned: BTreeSet<String>,
 }
 
 impl Status {
@@ -21,32 +29,45 @@ impl Status {
     /// How many running containers asked for CPUs and have none. While there is no connection, as
     /// many as there were.
     pub fn unpinned(&self) -> usize {
-        self.ids().len()
+        self.asking().unpinned.len()
     }
 
     pub(super) fn connected(&self, is_connected: bool) {
         self.is_connected.store(is_connected, Ordering::Relaxed);
     }
 
-    /// These and no others are unpinned. Returns those that were not before.
-    pub(super) fn set_unpinned(&self, ids: BTreeSet<String>) -> BTreeSet<String> {
-        let mut known = self.ids();
-        let new = ids.difference(&known).cloned().collect();
-        *known = ids;
-        new
+    /// These and no others run that ask; of those that were unpinned before that stays so.
+    pub(super) fn suspect_only(&self, ids: BTreeSet<String>) {
+        let mut asking = self.asking();
+        asking.unpinned.retain(|id| ids.contains(id));
+        asking.suspected = ids;
     }
 
-    /// This one is unpinned too. Returns whether it was not before.
-    pub(super) fn add_unpinned(&self, id: &str) -> bool {
-        self.ids().insert(id.to_owned())
+    /// This one asks, and has been started.
+    pub(super) fn suspect(&self, id: &str) {
+        self.asking().suspected.insert(id.to_owned());
     }
 
-    /// This container has ended.
-    pub(super) fn ended(&self, id: &str) {
-        self.ids().remove(id);
+    /// It has a claim, or has ended.
+    pub(super) fn clear(&self, id: &str) {
+        let mut asking = self.asking();
+        asking.suspected.remove(id);
+        asking.unpinned.remove(id);
     }
 
-    fn ids(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.unpinned.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Is it still to be looked at? It is not once it has ended.
+    pub(super) fn is_suspected(&self, id: &str) -> bool {
+        self.asking().suspected.contains(id)
+    }
+
+    /// The second look at one that is suspected found no claim either. Returns whether that is
+    /// news.
+    pub(super) fn confirm(&self, id: &str) -> bool {
+        let mut asking = self.asking();
+        asking.suspected.remove(id) && asking.unpinned.insert(id.to_owned())
+    }
+
+    fn asking(&self) -> MutexGuard<'_, Asking> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,6 +14,7 @@ use pinfold_node::nri::api::{
     CreateContainerResponse, Empty, Event, LinuxCpu, LinuxResources, StateChangeEvent,
     SynchronizeRequest, SynchronizeResponse, UpdateContainerRequest, UpdateContainerResponse,
 };
+use pinfold_node::nri::plugin::SECOND_LOOK;
 use pinfold_node::nri::session::ANSWERED_WITHIN;
 use pinfold_node::nri::{self, Options, Status};
 use tempfile::TempDir;
@@ -565,5 +566,49 @@ async fn who_runs_unpinned_is_counted_until_it_ends() {
     };
     let _engine = Engine::ready(world.listener(), there).await;
     world.unpinned(0).await;
+    world.end().await;
+}
+
+/// What a first look finds can be about to change, or be over.
+#[tokio::test]
+async fn who_ends_at_once_is_pinned_late_or_opts_out_is_no_alarm() {
+    let world = World::new();
+    let mut engine = world.engine().await;
+    let none = ("pinfold.io/pool", "none");
+    let quiet = [
+        made("ends", &[POOL]),
+        made("late", &[POOL]),
+        made("out", &[none]),
+        made("own", &[POOL, ("pinfold.io/pool.web", "none")]),
+    ];
+    for mut of in quiet.clone() {
+        // As containerd names a container.
+        let mark = ("io.kubernetes.cri.container-name", "web");
+        let container = of.container.as_mut().unwrap();
+        container.annotations = [mark].map(|(key, value)| (key.into(), value.into())).into();
+        let _: Empty = engine.call("PostStartContainer", &of).await.unwrap();
+    }
+    let _: Empty = engine.call("StopContainer", &quiet[0]).await.unwrap();
+    tokio::time::sleep(SECOND_LOOK / 4).await;
+    claim(&world.run_dir(), "late", "1");
+    // This one is told after all others have been looked at twice.
+    let _: Empty = engine
+        .call("PostStartContainer", &made("alarm", &[POOL]))
+        .await
+        .unwrap();
+    assert_eq!(world.status.unpinned(), 0);
+    world.unpinned(1).await;
+    // Of what is there, as another connection tells, too.
+    drop(engine);
+    let there = SynchronizeRequest {
+        pods: quiet.iter().filter_map(|of| of.pod.clone()).collect(),
+        containers: quiet[..2].iter().cloned().map(running).collect(),
+        more: false,
+    };
+    let mut engine = Engine::ready(world.listener(), there).await;
+    assert_eq!(world.status.unpinned(), 0);
+    let _: Empty = engine.call("StopContainer", &quiet[0]).await.unwrap();
+    tokio::time::sleep(SECOND_LOOK * 2).await;
+    assert_eq!(world.status.unpinned(), 0);
     world.end().await;
 }
