@@ -203,7 +203,7 @@ impl DevicePlugin {
         if let Some(wiped) = self.resources.remove(pool) {
             wiped.close().await;
         }
-        let path = self.directory.join(endpoint(pool));
+        let path = self.directory.join(endpoint(&self.directory, pool));
         let about = path.display().to_string();
         let healthy = devices.iter().filter(|device| device.health == HEALTHY);
         let counts = format!(
@@ -271,7 +271,8 @@ impl DevicePlugin {
                 continue;
             };
             if resource.registration.is_due(kubelet, is_watched, now) {
-                let registered = register(path.clone(), endpoint(pool), name);
+                let endpoint = endpoint(&self.directory, pool);
+                let registered = register(path.clone(), endpoint, name);
                 resource.attempt = Some(tokio::spawn(registered));
             }
         }
@@ -304,7 +305,59 @@ impl Resource {
     }
 }
 
-/// The file name of a pool's socket.
-fn endpoint(pool: &str) -> String {
-    format!("pinfold-{pool}.sock")
+/// The most bytes of a socket's path (unix(7): `sun_path` has 108, of which the kubelet's Go keeps one
+/// for the end).
+const MOST_PATH: usize = 107;
+
+/// The file name of a pool's socket in this directory. One that would be too long has the beginning
+/// of the pool's name and a hash of the whole: behind a dot, which no pool's name has, so that it is
+/// no other pool's.
+fn endpoint(directory: &Path, pool: &str) -> String {
+    let whole = format!("pinfold-{pool}.sock");
+    let room = MOST_PATH.saturating_sub(directory.as_os_str().len() + 1);
+    if whole.len() <= room {
+        return whole;
+    }
+    let end = format!(".{:016x}.sock", hash(pool));
+    let length = room.saturating_sub("pinfold-".len() + end.len());
+    let beginning = pool.get(..length).unwrap_or_default();
+    format!("pinfold-{beginning}{end}")
+}
+
+/// The 64 bits of FNV-1a: the same in each version of this program.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_has_its_pools_name_as_far_as_there_is_room() {
+        let kubelets = Path::new("/var/lib/kubelet/device-plugins");
+        let [long, longest] = [62, 63].map(|length| "x".repeat(length));
+        assert_eq!(endpoint(kubelets, "dp"), "pinfold-dp.sock");
+        let whole = format!("pinfold-{long}.sock");
+        assert_eq!(endpoint(kubelets, &long), whole);
+        assert_eq!(kubelets.join(whole).as_os_str().len(), MOST_PATH);
+        let short = endpoint(kubelets, &longest);
+        assert_eq!(kubelets.join(&short).as_os_str().len(), MOST_PATH);
+        assert!(short.starts_with("pinfold-xxx"), "{short}");
+        // FNV's own value (draft-eastlake-fnv: "foobar").
+        assert_eq!(hash("foobar"), 0x8594_4171_f739_67e8);
+        let far = format!("/{}", "d".repeat(90));
+        for directory in [
+            kubelets,
+            Path::new("/var/lib/k0s/kubelet/device-plugins"),
+            Path::new(&far),
+        ] {
+            let names: std::collections::BTreeSet<String> = (0..500)
+                .map(|number| endpoint(directory, &format!("{}{number:03}", "x".repeat(60))))
+                .collect();
+            assert_eq!(names.len(), 500, "{names:?}");
+        }
+    }
 }

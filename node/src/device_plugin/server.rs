@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,8 +64,14 @@ impl Socket {
     /// Opens the socket, in place of one that a process left behind.
     ///
     /// # Errors
-    /// Another process serves it; it cannot be made.
+    /// Another process serves it; it cannot be made, or no socket can have such a path.
     pub async fn open(path: &Path, devices: Vec<Device>, asked: Asked) -> Result<Socket> {
+        if SocketAddr::from_pathname(path).is_err() {
+            bail!(Refusal::new(
+                format!("the path of the socket {} is too long", path.display()),
+                "give the kubelet's directory a shorter path: --kubelet-dir"
+            ));
+        }
         remove_left_behind(path).await?;
         let bound = UnixListener::bind(path);
         let listener = bound.with_context(|| format!("make the socket {}", path.display()))?;

@@ -286,6 +286,37 @@ async fn a_list_is_ill_while_engines_do_not_find_its_device() {
     assert_eq!(watch.unhealthy().await, [""; 0]);
 }
 
+/// The kernel takes 108 bytes of a socket's path, fewer than a directory and such a name have.
+#[tokio::test]
+async fn pools_of_the_longest_names_are_served() {
+    let pools = ["a", "b"].map(|end| format!("{}{end}", "x".repeat(62)));
+    let lists: Vec<String> = pools
+        .iter()
+        .map(|pool| format!("{pool}!/{}", pool.ends_with('b') as u8))
+        .collect();
+    let lists: Vec<&str> = lists.iter().map(String::as_str).collect();
+    let machine = Machine::with(&lists);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let mut node = machine.start(&[]);
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let registered = kubelet.registration().await;
+        let plugin = kubelet.plugin(&registered.endpoint).await;
+        let devices = plugin.list_and_watch().await.next().await.unwrap();
+        seen.push((registered.resource_name, devices[0].id.clone()));
+    }
+    seen.sort();
+    let expected = [0, 1].map(|at| (format!("pinfold.io/{}", pools[at]), at.to_string()));
+    assert_eq!(seen, expected);
+    node.signal("TERM");
+    assert!(node.ended().success());
+    let left = std::fs::read_dir(machine.path("kubelet/device-plugins")).unwrap();
+    assert!(
+        left.flatten()
+            .all(|entry| !entry.file_name().to_string_lossy().starts_with("pinfold"))
+    );
+}
+
 #[tokio::test]
 async fn what_is_no_resource_gets_a_sentence_and_the_others_go_on() {
     let machine = Machine::with(&["closed!/0", "dash-!/1", "dp!/2", "shared/3"]);
