@@ -12,9 +12,11 @@ use anyhow::{Context, Result};
 use pinfold::config::Door;
 use pinfold::files;
 use pinfold::placement::{ListDevices, Seen, Site, survey_to_watch};
-use pinfold::refusal::{Reason, Refusal};
+use pinfold::refusal::Reason;
 use pinfold::settings::{Settings, count_refusal, news};
 use tokio::sync::watch;
+
+use crate::said::Said;
 
 /// The time between two looks whether the books may have changed: reading what the kernel has
 /// reported since, which is one or two system calls.
@@ -22,6 +24,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The longest time between two surveys: an owner's death, and a CPU that goes offline, change no
 /// file.
 const LONGEST: Duration = Duration::from_secs(10);
+/// The longest time until a survey is tried again that failed.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the books are.
 #[derive(Debug)]
@@ -31,7 +35,8 @@ pub struct Reader {
     closed: BTreeSet<String>,
 }
 
-/// The books as they were when they were read last; `None` before that.
+/// The books as they were when they could be read last; `None` before that. A pool that cannot be
+/// read is in them as it was.
 pub type Books = watch::Receiver<Option<Arc<ListDevices>>>;
 
 impl Reader {
@@ -66,12 +71,23 @@ impl Reader {
         !self.closed.contains(pool)
     }
 
-    /// Reads the books.
+    /// Reads the books anew; where they cannot be read, or who owns what is in doubt, they are as
+    /// they were: half of a change is never shown.
     ///
     /// # Errors
-    /// They cannot be read at all. Without a pool directory there are no pools.
-    pub fn read(&self) -> Result<ListDevices> {
-        Ok(self.read_to_watch()?.0)
+    /// They have never been read.
+    pub fn read(&self, last: Option<Arc<ListDevices>>) -> Result<Arc<ListDevices>> {
+        let read = self
+            .read_to_watch()
+            .and_then(|(now, _)| Ok(now.completed(last.as_deref())?));
+        match (read, last) {
+            (Ok(books), _) => Ok(Arc::new(books)),
+            (Err(error), Some(last)) => {
+                log::debug!("the books are as they were last: {error:#}");
+                Ok(last)
+            }
+            (Err(error), None) => Err(error),
+        }
     }
 
     /// Counts a refusal among those of starts.
@@ -85,6 +101,8 @@ impl Reader {
                 pools: Vec::new(),
                 owners: Vec::new(),
                 is_whole: true,
+                unread: Vec::new(),
+                doubt: None,
                 remarks: Vec::new(),
             };
             return Ok((nothing, None));
@@ -102,16 +120,13 @@ impl Reader {
 pub fn watch(reader: Arc<Reader>, stop: Receiver<()>) -> Result<Books> {
     let (sender, books) = watch::channel(None);
     let look = move || {
-        let mut seen = None;
+        let mut looked = Looked::default();
         let mut last: Option<Instant> = None;
-        let mut is_changing = false;
         loop {
-            let has_changed = seen.as_mut().is_none_or(Seen::may_have_changed);
-            let is_old = last.is_none_or(|last| last.elapsed() >= LONGEST);
-            if has_changed || is_changing || is_old {
+            if last.is_none_or(|last| looked.is_due(last.elapsed())) {
                 last = Some(Instant::now());
                 news::begin_round();
-                (is_changing, seen) = look_once(&reader, &sender);
+                looked = look_once(&reader, &sender, looked);
             }
             match stop.recv_timeout(PAUSE) {
                 Err(RecvTimeoutError::Timeout) => {}
@@ -126,28 +141,71 @@ pub fn watch(reader: Arc<Reader>, stop: Receiver<()>) -> Result<Books> {
     Ok(books)
 }
 
-/// Reads the books and hands them on; returns whether they have to be read again soon, and by what
-/// a change is seen.
+/// When to look again, by what a look came to.
+#[derive(Debug, Default)]
+struct Looked {
+    /// How long to wait, whatever changes: a look failed, or could not see all.
+    pause: Option<Duration>,
+    /// Is to be looked again soon, although no file will have changed?
+    is_changing: bool,
+    /// By what a change is seen.
+    seen: Option<Seen>,
+    said: Said,
+}
+
+impl Looked {
+    fn is_due(&mut self, since: Duration) -> bool {
+        if let Some(pause) = self.pause {
+            return since >= pause;
+        }
+        let has_changed = self.seen.as_mut().is_none_or(Seen::may_have_changed);
+        has_changed || self.is_changing || since >= LONGEST
+    }
+
+    /// Twice as long as the last time.
+    fn back_off(last: Option<Duration>) -> Duration {
+        last.map_or(PAUSE, |last| MOST_PATIENCE.min(last * 2))
+    }
+}
+
+/// What complaints are about that the books cannot be read.
+const BOOKS: &str = "books";
+
+/// Reads the books, and hands them on where they could be read.
 fn look_once(
     reader: &Reader,
     sender: &watch::Sender<Option<Arc<ListDevices>>>,
-) -> (bool, Option<Seen>) {
-    let (books, seen) = match reader.read_to_watch() {
+    before: Looked,
+) -> Looked {
+    let Looked {
+        pause, mut said, ..
+    } = before;
+    let last = sender.borrow().clone();
+    let read = reader.read_to_watch().and_then(|(now, seen)| {
+        for remark in now.remarks.iter().filter(|_| now.doubt.is_none()) {
+            log::warn!("{remark}");
+        }
+        Ok((now.completed(last.as_deref())?, seen))
+    });
+    let (books, seen) = match read {
         Ok(read) => read,
         Err(error) => {
             // What was known stays: the hook decides in any case.
-            log::warn!("{}", Refusal::of(&error));
-            return (false, None);
+            said.warn_of(BOOKS, &error);
+            return Looked {
+                pause: Some(Looked::back_off(pause)),
+                said,
+                ..Looked::default()
+            };
         }
     };
-    for remark in &books.remarks {
-        log::warn!("{remark}");
-    }
+    said.warn(BOOKS, None);
     // Their death frees a list, and nothing reports it.
     let has_strangers = books.pools.iter().any(|pool| {
         let mut lists = pool.lists.iter();
         lists.any(|list| books.stranger_on(list).is_some())
     });
+    let is_read = books.unread.is_empty();
     sender.send_if_modified(|known| {
         let is_news = known.as_deref() != Some(&books);
         if is_news {
@@ -155,5 +213,34 @@ fn look_once(
         }
         is_news
     });
-    (has_strangers, seen)
+    Looked {
+        // The others are followed meanwhile.
+        pause: (!is_read).then(|| LONGEST.min(Looked::back_off(pause))),
+        is_changing: has_strangers,
+        seen,
+        said,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_tried_less_and_less_often_whatever_changes() {
+        let mut pause = None;
+        let mut waited = Vec::new();
+        for _ in 0..7 {
+            pause = Some(Looked::back_off(pause));
+            let mut looked = Looked {
+                pause,
+                is_changing: true,
+                ..Looked::default()
+            };
+            let due = (0..60).find(|seconds| looked.is_due(Duration::from_secs(*seconds)));
+            waited.push(due.unwrap());
+        }
+        assert_eq!(waited, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(Looked::default().is_due(Duration::ZERO));
+    }
 }

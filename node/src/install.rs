@@ -68,8 +68,8 @@ pub fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
     Ok(0)
 }
 
-/// Has the program write the devices of the lists. Where that fails, those of before are served: one
-/// pool that cannot be read keeps the node from no other.
+/// Has the program write the devices of the lists. Where that fails, those of before are served:
+/// one pool that cannot be read keeps the node from no other.
 ///
 /// # Errors
 /// It failed, and there is no file of before.

@@ -121,8 +121,8 @@ async fn serve(
         let books = books::watch(reader.clone(), stop_reading)?;
         let default = || reader.site().host.path(KUBELET);
         let kubelet = args.kubelet_dir.clone().unwrap_or_else(default);
-        let plugin = DevicePlugin::new(&kubelet, reader, status);
-        parts.spawn(plugin.run(books, stop));
+        let plugin = DevicePlugin::new(&kubelet, reader, books, status);
+        parts.spawn(plugin.run(stop));
     } else {
         // Whoever watches the books begins one with each look.
         beside.spawn(begin_rounds());

@@ -1,5 +1,6 @@
 //! Answers what the kubelet asks of a resource's devices. Each answer looks at the books anew:
-//! between two looks of the [`crate::books`] somebody can have taken a list.
+//! between two looks of the [`crate::books`] somebody can have taken a list. While they cannot be
+//! read they count as they were: the hook decides in any case.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::api::{
     PreferredAllocationRequest, PreferredAllocationResponse,
 };
 use super::devices::allocation;
-use crate::books::Reader;
+use crate::books::{Books, Reader};
 use crate::cdi::Known;
 
 /// The most ids that are looked at in one question: more than a machine has CPUs.
@@ -24,8 +25,10 @@ const MOST_IDS: usize = 8192;
 /// What answers for one pool.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// The books.
+    /// Reads the books.
     pub reader: Arc<Reader>,
+    /// The books as they were when they could be read last.
+    pub books: Books,
     /// The pool's name.
     pub pool: String,
 }
@@ -100,7 +103,8 @@ impl Asked {
         answer: impl FnOnce(&ListDevices, &DevicePool) -> Result<A, Refusal> + Send + 'static,
     ) -> Result<A, Refusal> {
         let answered = spawn_blocking(move || {
-            let books = self.reader.read();
+            let last = self.books.borrow().clone();
+            let books = self.reader.read(last);
             let books = books.map_err(|error| Refusal::of(&error))?;
             let pool = books.pools.iter().find(|pool| pool.name == self.pool);
             let pool = pool.ok_or_else(|| no_pool(&self.pool))?;

@@ -47,6 +47,7 @@ const FOUND: &str = "/cdi file";
 pub struct DevicePlugin {
     directory: PathBuf,
     reader: Arc<Reader>,
+    books: Books,
     status: Arc<Status>,
     resources: BTreeMap<String, Resource>,
     /// The lists of which the CDI file was kept, and when.
@@ -66,10 +67,16 @@ struct Resource {
 
 impl DevicePlugin {
     /// The plugin for a kubelet of this directory (`kubelet --root-dir`).
-    pub fn new(kubelet: &Path, reader: Arc<Reader>, status: Arc<Status>) -> DevicePlugin {
+    pub fn new(
+        kubelet: &Path,
+        reader: Arc<Reader>,
+        books: Books,
+        status: Arc<Status>,
+    ) -> DevicePlugin {
         DevicePlugin {
             directory: kubelet.join(DIRECTORY),
             reader,
+            books,
             status,
             resources: BTreeMap::new(),
             kept: None,
@@ -79,7 +86,8 @@ impl DevicePlugin {
     }
 
     /// Serves until `stop` says so, or is dropped; then no socket is left.
-    pub async fn run(mut self, mut books: Books, mut stop: watch::Receiver<bool>) {
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut books = self.books.clone();
         loop {
             let known = books.borrow_and_update().clone();
             if let Some(known) = known {
@@ -213,6 +221,7 @@ impl DevicePlugin {
         );
         let asked = Asked {
             reader: self.reader.clone(),
+            books: self.books.clone(),
             pool: pool.to_owned(),
         };
         match Socket::open(&path, devices, asked).await {
@@ -305,13 +314,13 @@ impl Resource {
     }
 }
 
-/// The most bytes of a socket's path (unix(7): `sun_path` has 108, of which the kubelet's Go keeps one
-/// for the end).
+/// The most bytes of a socket's path (unix(7): `sun_path` has 108, of which the kubelet's Go keeps
+/// one for the end).
 const MOST_PATH: usize = 107;
 
 /// The file name of a pool's socket in this directory. One that would be too long has the beginning
-/// of the pool's name and a hash of the whole: behind a dot, which no pool's name has, so that it is
-/// no other pool's.
+/// of the pool's name and a hash of the whole: behind a dot, which no pool's name has, so that it
+/// is no other pool's.
 fn endpoint(directory: &Path, pool: &str) -> String {
     let whole = format!("pinfold-{pool}.sock");
     let room = MOST_PATH.saturating_sub(directory.as_os_str().len() + 1);

@@ -19,9 +19,9 @@ const MEMS: &str = "cpuset.mems";
 
 /// What an update is to say instead; `None` where it can stay as it is. Claims are read without the
 /// lock, and only where the update is about CPUs or memory nodes. `awaits` says whether a container
-/// without a claim is still to get one: engines keep such an update for the start, at which the hook
-/// refuses a container that somebody else has given CPUs. An answer can change a value, and not take
-/// it away.
+/// without a claim is still to get one: engines keep such an update for the start, at which the
+/// hook refuses a container that somebody else has given CPUs. An answer can change a value, and
+/// not take it away.
 ///
 /// # Errors
 /// Who owns what cannot be told; the update asks for what no other value can take the place of, or

@@ -1,6 +1,7 @@
-//! The NRI plugin: it adds our hooks to containers that ask for CPUs by annotations, and to all where
-//! there is a default pool, under whichever runtime handler they run, and keeps an update of resources from taking a container's
-//! CPUs. It keeps no state: who owns what is in the claims alone.
+//! The NRI plugin: it adds our hooks to containers that ask for CPUs by annotations, and to all
+//! where there is a default pool, under whichever runtime handler they run, and keeps an update of
+//! resources from taking a container's CPUs. It keeps no state: who owns what is in the claims
+//! alone.
 //!
 //! NRI lets a container go on as it is when its plugin is not there, or does not answer in time.
 //! What went on so is found afterwards, and said.

@@ -317,6 +317,59 @@ async fn pools_of_the_longest_names_are_served() {
     );
 }
 
+/// Half of the books would have a pod's own list be a stranger's, or gone.
+#[tokio::test]
+async fn what_cannot_be_read_whole_is_as_it_was() {
+    let machine = Machine::with(&["cp!/2-3", "dp!/0-1", "dp!/4,6", "dp!/5,7"]);
+    let mut kubelet = Kubelet::start(&machine.kubelet());
+    let pod = Sleeper::new();
+    machine.claim("dp/0-1", pod.pid(), Some("shop"));
+    let node = machine.start(&[]);
+    let mut plugins = Vec::new();
+    for _ in 0..2 {
+        let registered = kubelet.registration().await;
+        let plugin = kubelet.plugin(&registered.endpoint).await;
+        let mut watch = plugin.list_and_watch().await;
+        assert_eq!(watch.unhealthy().await, [""; 0], "{}", node.log());
+        plugins.push((registered.resource_name, plugin, watch));
+    }
+    plugins.sort_by(|one, other| one.0.cmp(&other.0));
+    let (_, cp, mut of_cp) = plugins.remove(0);
+    let (_, dp, mut of_dp) = plugins.remove(0);
+    let rename = |from: &str, to: &str| {
+        std::fs::rename(machine.path(from), machine.path(to)).unwrap();
+    };
+    // Neither the owners of any list are known then, nor whether they are the kubelet's.
+    rename("run/claims", "run/aside");
+    machine.put("run/claims", "");
+    node.says("claims").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    dp.allocate(&["0-1"]).await.unwrap();
+    let log = node.log();
+    assert_eq!(log.matches("the claims cannot be read").count(), 1, "{log}");
+    std::fs::remove_file(machine.path("run/claims")).unwrap();
+    rename("run/aside", "run/claims");
+    // It is read again: here is news, of a pool, and only of that.
+    let stranger = Sleeper::new();
+    machine.set_tasks("cp/2-3", &[stranger.pid()]);
+    assert_eq!(of_cp.unhealthy().await, ["2-3"]);
+    // One pool, and one list of it, cannot be read; the other pool is followed.
+    machine.put("kcm/pools/dp/exclusive", "?");
+    machine.set_tasks("cp/2-3", &[]);
+    assert_eq!(of_cp.unhealthy().await, [""; 0]);
+    dp.allocate(&["4_6"]).await.unwrap();
+    machine.put("kcm/pools/dp/exclusive", "1");
+    machine.put("kcm/pools/dp/4,6/tasks", "x");
+    machine.set_tasks("cp/2-3", &[stranger.pid()]);
+    assert_eq!(of_cp.unhealthy().await, ["2-3"]);
+    dp.allocate(&["4_6", "5_7"]).await.unwrap();
+    assert!(cp.allocate(&["2-3"]).await.is_err());
+    machine.put("kcm/pools/dp/4,6/tasks", "");
+    // All the while nobody was told anything else of the pool, not even for a moment.
+    machine.set_tasks("dp/5,7", &[stranger.pid()]);
+    assert_eq!(of_dp.unhealthy().await, ["5_7"], "{}", node.log());
+}
+
 #[tokio::test]
 async fn what_is_no_resource_gets_a_sentence_and_the_others_go_on() {
     let machine = Machine::with(&["closed!/0", "dash-!/1", "dp!/2", "shared/3"]);

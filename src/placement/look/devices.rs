@@ -24,15 +24,19 @@ pub struct ListDevices {
     pub pools: Vec<DevicePool>,
     /// All owners, of other pools too.
     pub owners: Vec<Owner>,
-    /// Were all pools and claims read? If not, lists can be missing here, and counted as free while
-    /// they are owned: the hook refuses those.
+    /// Were all pools read? If not, lists can be missing here.
     pub is_whole: bool,
+    /// The pools that were not read whole.
+    pub unread: Vec<String>,
+    /// Why who owns what may not be so: the books were changing all the time, or the claims could
+    /// not be read.
+    pub doubt: Option<Refusal>,
     /// What looks wrong, or could not be looked at.
     pub remarks: Vec<Refusal>,
 }
 
 /// A pool with its lists as devices.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DevicePool {
     /// Its name, as [`is_pool_name`] allows.
     pub name: String,
@@ -46,7 +50,7 @@ pub struct DevicePool {
 }
 
 /// A CPU list as a device.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ListDevice {
     /// The list, which knows the names of its device.
     pub exact: ExactList,
@@ -96,8 +100,30 @@ impl ListDevices {
             pools: pools.collect(),
             owners: survey.owners,
             is_whole: survey.is_whole,
+            unread: survey.unread,
+            doubt: survey.doubt.or(survey.claims_unread),
             remarks: survey.remarks,
         })
+    }
+
+    /// These lists, with those that could not be read as they were in an earlier look.
+    ///
+    /// # Errors
+    /// Who owns what is in doubt.
+    pub fn completed(mut self, earlier: Option<&ListDevices>) -> Result<ListDevices, Refusal> {
+        if let Some(doubt) = self.doubt {
+            return Err(doubt);
+        }
+        let known = earlier.into_iter().flat_map(|earlier| &earlier.pools);
+        for known in known.filter(|known| self.unread.contains(&known.name)) {
+            let place = self.pools.iter().position(|pool| pool.name == known.name);
+            match place {
+                Some(place) => self.pools[place].complete(known),
+                None => self.pools.push(known.clone()),
+            }
+        }
+        self.pools.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(self)
     }
 
     /// The owners of a list, dead ones too. Some can be missing: a claim that cannot be read holds
@@ -124,6 +150,20 @@ impl ListDevices {
 }
 
 impl DevicePool {
+    /// Adds the lists that an earlier look found and this one did not.
+    fn complete(&mut self, earlier: &DevicePool) {
+        let cpus: CpuSet = self.lists.iter().map(|list| &list.exact.cpus).collect();
+        let is_missing = |list: &&ListDevice| list.exact.cpus.intersection(&cpus).is_empty();
+        let missing: Vec<ListDevice> = earlier.lists.iter().filter(is_missing).cloned().collect();
+        if missing.is_empty() {
+            return;
+        }
+        self.lists.extend(missing);
+        self.lists.sort_by_key(|list| list.exact.cpus.first());
+        // Of those lists, too.
+        self.levels = earlier.levels.clone();
+    }
+
     /// The list whose device has this id.
     pub fn by_id(&self, id: &str) -> Option<&ListDevice> {
         let exact = ExactList::of_device_id(&self.name, id)?;

@@ -35,8 +35,13 @@ pub struct Survey {
     pub owners: Vec<Owner>,
     /// Were all pools read whole, and the claims, unless only root may read them?
     pub is_whole: bool,
+    /// The pools that could not be read whole; some are not among `pools` at all.
+    pub unread: Vec<String>,
     /// Why the claims cannot be read although we may: nobody gets CPUs then.
     pub claims_unread: Option<Refusal>,
+    /// Why all of it may be half of a change; `None` if two looks saw the same, and nobody kept the
+    /// lock.
+    pub doubt: Option<Refusal>,
     /// What looks wrong, or could not be looked at.
     pub remarks: Vec<Refusal>,
     /// The same about single owners. [`crate::placement::audit`] looks at those more closely.
@@ -218,8 +223,13 @@ pub fn survey(site: &Site) -> Result<Survey> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let Steady { seen, is_steady } = steadily(|| look(site, &directory))?;
     let mut survey = seen;
-    let doubt = doubt(site, &directory, is_steady);
-    survey.remarks.splice(0..0, doubt);
+    let (is_denied, doubt) = match doubt(site, &directory, is_steady) {
+        Some((doubt, is_denied)) => (is_denied, Some(doubt)),
+        None => (false, None),
+    };
+    survey.remarks.splice(0..0, doubt.clone());
+    // Who may not take the lock sees no sign of a change.
+    survey.doubt = doubt.filter(|_| !is_denied);
     Ok(survey)
 }
 
@@ -237,32 +247,39 @@ pub(crate) fn trial<T: PartialEq>(
     let Steady { seen, is_steady } = steadily(|| Ok(look().map_err(|error| Refusal::of(&error))))?;
     // Without a lock file nobody can be changing the directory.
     if files::entry_if_there(&directory.lock_path())?.is_some() {
-        if let Some(doubt) = doubt(site, directory, is_steady) {
+        if let Some((doubt, _)) = doubt(site, directory, is_steady) {
             log::warn!("{doubt}");
         }
     }
     Ok(seen?)
 }
 
-/// Why what was seen without the lock is in doubt; `None` if it is not.
-fn doubt(site: &Site, directory: &PoolDirectory, is_steady: bool) -> Option<Refusal> {
+/// Why what was seen without the lock is in doubt, and is it only that we may not take it? `None`
+/// if there is no doubt.
+fn doubt(site: &Site, directory: &PoolDirectory, is_steady: bool) -> Option<(Refusal, bool)> {
     match directory.ensure_let_go(&site.host, BRIEF) {
         Ok(()) if is_steady => None,
-        Ok(()) => Some(Refusal::new(
-            "read without the lock, and owners changed all the time",
-            "look again when fewer of them start and end",
-        )),
-        Err(LockError::Denied(_)) => Some(Refusal::new(
-            "read without the lock, which only its owner may take: owners may be changing",
-            "run this as root",
-        )),
+        Ok(()) => {
+            let unsteady = Refusal::new(
+                "read without the lock, and owners changed all the time",
+                "look again when fewer of them start and end",
+            );
+            Some((unsteady, false))
+        }
+        Err(LockError::Denied(_)) => {
+            let denied = Refusal::new(
+                "read without the lock, which only its owner may take: owners may be changing",
+                "run this as root",
+            );
+            Some((denied, true))
+        }
         Err(LockError::Held(error) | LockError::Unusable(error)) => {
             let refusal = Refusal::of(&error);
             let what = format!(
                 "read without the lock, so that owners may be changing: {}",
                 refusal.what
             );
-            Some(Refusal::new(what, refusal.remedy))
+            Some((Refusal::new(what, refusal.remedy), false))
         }
     }
 }
@@ -345,7 +362,9 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
             .map(|entry| look.at_entry(entry))
             .collect(),
         is_whole: claims_unread.is_none(),
+        unread: Vec::new(),
         claims_unread,
+        doubt: None,
         remarks,
         about_owners: Vec::new(),
     };
@@ -385,12 +404,16 @@ impl Surveyor<'_> {
             Ok(read) => read,
             Err(error) => {
                 survey.is_whole = false;
+                survey.unread.push(name.to_owned());
                 survey.remarks.push(Refusal::of(&error));
                 return;
             }
         };
-        survey.is_whole &= problems.is_empty();
         let is_sound = problems.is_empty();
+        survey.is_whole &= is_sound;
+        if !is_sound {
+            survey.unread.push(name.to_owned());
+        }
         survey.remarks.extend(problems.iter().map(Refusal::of));
         if let (true, Err(error)) = (is_sound, self.directory.sound_pool(name)) {
             survey.remarks.push(Refusal::of(&error));
