@@ -1,11 +1,14 @@
 //! Brings `pinfold` from a container's image to the host, where engines run its hooks, and has it
 //! make there what the node serves.
 
-use std::os::unix::fs::{chroot, symlink};
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chroot, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::libc;
+use pinfold::claims::Ledger;
 use pinfold::cli::Options;
 use pinfold::engines::SHIM;
 use pinfold::files::{self, Durability};
@@ -18,8 +21,10 @@ use crate::cli::InstallArgs;
 
 /// The program's name, here and there.
 const PROGRAM: &str = "pinfold";
-/// The directory of the configuration, below the host's root, and the file in it.
-const CONFIG: (&str, &str) = ("etc/pinfold", "config.toml");
+/// The directory of the configuration on the host, and the file in it.
+const CONFIG: (&str, &str) = ("/etc/pinfold", "config.toml");
+/// The mode of the run directory, whoever made it: a kubelet makes a missing `hostPath` with 0755.
+const RUN_DIR_MODE: u32 = 0o700;
 /// Begins a configuration file that came from here: nobody else's is replaced.
 const MARK: &str = "# Written by pinfold-node install; what is changed here is lost.\n";
 
@@ -33,34 +38,34 @@ pub fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
     // Starts the log.
     Settings::of_program("pinfold-node", options)?;
     let own = std::env::current_exe().context("find this program")?;
-    let root = &args.root;
-    let in_root = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     ensure!(
         args.bin_dir.is_absolute(),
         Refusal::usage("--bin-dir is relative", "write the whole path")
     );
-    if let Some(config) = &args.config_file {
-        let directory = root.join(CONFIG.0);
-        let made = std::fs::create_dir_all(&directory);
-        made.with_context(|| format!("make {}", directory.display()))?;
-        put_config(&directory.join(CONFIG.1), &files::read(config)?)?;
-    }
-    let directory = in_root(&args.bin_dir);
-    let made = std::fs::create_dir_all(&directory);
-    made.with_context(|| format!("make {}", directory.display()))?;
-    put_program(&own.with_file_name(PROGRAM), &directory)?;
-    // So that it sees the host's paths, and writes them into the engines' files.
+    let brought = brought(&own.with_file_name(PROGRAM))?;
+    let config = args.config_file.as_deref().map(files::read).transpose()?;
+    // All that is written is written from there: a link of the host's leads where it leads the host,
+    // and the program sees the host's paths, which it writes into the engines' files.
+    let root = &args.root;
     let entered = chroot(root).and_then(|()| std::env::set_current_dir("/"));
     entered.with_context(|| format!("enter {}", root.display()))?;
+    let host = Host::new("/");
+    if let Some(config) = config {
+        let directory = Path::new(CONFIG.0);
+        make_directory(directory)?;
+        put_config(&directory.join(CONFIG.1), &config)?;
+    }
+    make_directory(&args.bin_dir)?;
+    put_program(&brought, &args.bin_dir)?;
+    close_run_dir(&host.default_run_dir())?;
     let program = args.bin_dir.join(PROGRAM);
     if let Err(refusal) = have(&program, &["apply"]) {
         // An owner may be in the way of one pool: the others are served.
         log::warn!("{refusal}");
     }
-    let place = Host::new("/");
     have_devices(
         &program,
-        &cdi_file(&Place::default_on(&place), DeviceKind::Lists)?,
+        &cdi_file(&Place::default_on(&host), DeviceKind::Lists)?,
     )?;
     for engine in &args.engine {
         have(&program, &["install", engine.word()])?;
@@ -98,16 +103,44 @@ fn have(program: &Path, arguments: &[&str]) -> Result<(), Refusal> {
     ))
 }
 
-fn put_program(program: &Path, directory: &Path) -> Result<()> {
+fn make_directory(directory: &Path) -> Result<()> {
+    let made = std::fs::create_dir_all(directory);
+    made.with_context(|| format!("make {}", directory.display()))
+}
+
+/// Has the run directory closed to others, as Pinfold makes it.
+fn close_run_dir(run_dir: &Path) -> Result<()> {
+    // Makes it where it is missing, and looks who else can change it.
+    Ledger::open(run_dir)?;
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(run_dir);
+    let closed = opened.and_then(|directory| {
+        let mode = directory.metadata()?.permissions().mode() & 0o7777;
+        if mode == RUN_DIR_MODE {
+            return Ok(());
+        }
+        directory.set_permissions(Permissions::from_mode(RUN_DIR_MODE))
+    });
+    closed.with_context(|| format!("close {} to others", run_dir.display()))
+}
+
+/// The program that is brought.
+fn brought(program: &Path) -> Result<Vec<u8>> {
     let bytes = bytes_if_there(program)?.ok_or_else(|| {
         Refusal::new(
             format!("there is no {}", program.display()),
             "put pinfold beside pinfold-node, as packaging/kubernetes/Containerfile does",
         )
     })?;
+    Ok(bytes)
+}
+
+fn put_program(bytes: &Vec<u8>, directory: &Path) -> Result<()> {
     let target = directory.join(PROGRAM);
-    if bytes_if_there(&target)?.as_ref() != Some(&bytes) {
-        files::replace(&target, &bytes, 0o755, Durability::PowerLoss)?;
+    if bytes_if_there(&target)?.as_ref() != Some(bytes) {
+        files::replace(&target, bytes, 0o755, Durability::PowerLoss)?;
         log::info!("{} is another now", target.display());
     }
     let shim = directory.join(SHIM);
@@ -145,7 +178,7 @@ fn put_config(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::MetadataExt;
 
     fn put(path: &Path, text: &str) {
         files::replace(path, text.as_bytes(), 0o755, Durability::Crash).unwrap();
@@ -156,18 +189,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = tempfile::tempdir().unwrap();
         let program = dir.path().join(PROGRAM);
-        let error = put_program(&program, host.path()).unwrap_err();
+        let error = brought(&program).unwrap_err();
         assert!(format!("{error:#}").contains("Containerfile"), "{error:#}");
         put(&program, "one");
         let there = host.path().join(PROGRAM);
-        put_program(&program, host.path()).unwrap();
+        put_program(&brought(&program).unwrap(), host.path()).unwrap();
         let metadata = there.metadata().unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o755);
         assert_eq!(files::read(&host.path().join(SHIM)).unwrap(), "one");
-        put_program(&program, host.path()).unwrap();
+        put_program(&brought(&program).unwrap(), host.path()).unwrap();
         assert_eq!(there.metadata().unwrap().ino(), metadata.ino());
         put(&program, "two");
-        put_program(&program, host.path()).unwrap();
+        put_program(&brought(&program).unwrap(), host.path()).unwrap();
         assert_eq!(files::read(&there).unwrap(), "two");
     }
 
@@ -192,6 +225,23 @@ mod tests {
         have_devices(well, &file).unwrap();
         put(&file, "{}");
         have_devices(ill, &file).unwrap();
+    }
+
+    #[test]
+    fn the_run_directory_is_closed_whoever_made_it() {
+        let host = tempfile::tempdir().unwrap();
+        let run_dir = host.path().join("run");
+        for made in [None, Some(0o755), Some(0o700), Some(0o750)] {
+            if let Some(mode) = made {
+                std::fs::set_permissions(&run_dir, Permissions::from_mode(mode)).unwrap();
+            }
+            close_run_dir(&run_dir).unwrap();
+            let mode = run_dir.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o700, "{made:?}");
+        }
+        let link = host.path().join("link");
+        symlink(&run_dir, &link).unwrap();
+        assert!(close_run_dir(&link).is_err());
     }
 
     #[test]

@@ -5,8 +5,12 @@
 mod fake;
 mod node;
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use fake::Kubelet;
@@ -535,6 +539,77 @@ fn what_it_understands() {
         assert_eq!(ended, Some(code), "{arguments:?}: {said}");
         assert!(said.contains(part), "{arguments:?}: {said}");
     }
+}
+
+/// Links of the host's lead where they lead the host, not in the container that mounts it.
+#[test]
+fn what_is_brought_to_a_host_is_below_its_root() {
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !is_root {
+        eprintln!("only root changes its root directory");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let put = |from: &Path, to: &str| {
+        std::fs::create_dir_all(path(to).parent().unwrap()).unwrap();
+        std::fs::copy(from, path(to)).unwrap();
+    };
+    put(
+        Path::new(env!("CARGO_BIN_EXE_pinfold-node")),
+        "image/pinfold-node",
+    );
+    // It does whatever it is asked, and has to find its libraries there.
+    put(Path::new("/bin/true"), "image/pinfold");
+    let libraries = Command::new("ldd").arg("/bin/true").output().unwrap();
+    let libraries = String::from_utf8(libraries.stdout).unwrap();
+    for library in libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        put(Path::new(library), &format!("host{library}"));
+    }
+    std::fs::write(path("config.toml"), "[pools]\n").unwrap();
+    // There are no such directories in this root.
+    let unique = dir.path().file_name().unwrap().to_str().unwrap();
+    for (link, to) in [
+        ("etc/pinfold", "config"),
+        ("usr/local/bin", "programs"),
+        ("run/pinfold", ""),
+    ] {
+        let link = path(&format!("host/{link}"));
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        if to.is_empty() {
+            std::fs::create_dir(&link).unwrap();
+            std::fs::set_permissions(&link, Permissions::from_mode(0o755)).unwrap();
+            continue;
+        }
+        let to = format!("/{unique}/{to}");
+        std::fs::create_dir_all(path(&format!("host{to}"))).unwrap();
+        symlink(to, link).unwrap();
+    }
+    let installed = Command::new(path("image/pinfold-node"))
+        .args(["install", "--config-file"])
+        .arg(path("config.toml"))
+        .arg("--root")
+        .arg(path("host"))
+        .env_remove("PINFOLD_LOG")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&installed.stderr);
+    assert!(installed.status.success(), "{said}");
+    let programs = path(&format!("host/{unique}/programs"));
+    let brought = std::fs::read(programs.join("pinfold")).unwrap();
+    assert!(brought == std::fs::read("/bin/true").unwrap());
+    assert!(programs.join("pinfold-runtime").is_symlink());
+    let config = std::fs::read_to_string(path(&format!("host/{unique}/config/config.toml")));
+    assert!(config.unwrap().ends_with("[pools]\n"));
+    assert!(!Path::new("/").join(unique).exists());
+    let mode = std::fs::metadata(path("host/run/pinfold"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o700);
 }
 
 #[tokio::test]
