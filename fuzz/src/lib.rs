@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
+use pinfold::host::Host;
+use pinfold::placement::Site;
 use tempfile::TempDir;
 
 /// A directory in memory for inputs that are read from files; it goes with the process.
@@ -29,5 +32,20 @@ impl Scratch {
         let parent = path.parent().expect("it is below the directory");
         fs::create_dir_all(parent).expect("the directory can be made");
         fs::write(path, content).expect("the file can be written");
+    }
+}
+
+/// The site of a machine below this directory: its pools in `kcm`, its claims in `run`.
+pub fn site(root: &Path) -> Site {
+    Site {
+        host: Host::new(root),
+        conf_dir: root.join("kcm"),
+        run_dir: root.join("run"),
+        patience: Duration::ZERO,
+        deadline: None,
+        usage: None,
+        last: None,
+        options: Default::default(),
+        confines_host: false,
     }
 }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use pinfold_node::nri::{Options, Status};
 use pinfold_node::nri::plugin::Plugin;
 use pinfold_node::nri::ttrpc::{Kind, Request};
 use pinfold_node::nri::wire::{Arrived, Wire};
+use pinfold_node::nri::{Options, Status};
 use prost::Message;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -35,7 +35,12 @@ fuzz_target!(|bytes: &[u8]| {
         }
         if let Ok(request) = Request::decode(message.content.as_slice()) {
             let answer = plugin.answer(&request);
-            assert!(answer.response.failure().is_none_or(|status| !status.message.is_empty()));
+            assert!(
+                answer
+                    .response
+                    .failure()
+                    .is_none_or(|status| !status.message.is_empty())
+            );
         }
     }
 });

@@ -2,6 +2,7 @@
 //! device. The kubelet counts and hands out; the hook gives, and it alone decides. Nothing is kept
 //! here that the books, the kubelet or the sockets do not know.
 
+pub mod answers;
 pub mod api;
 mod asked;
 mod devices;
