@@ -1684,15 +1684,28 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
     let requires = |m: &Machine| {
         containerd_says(m, &format!("{VALIDATOR}required_plugins = [\"pinfold\"]"));
     };
+    let has_socket = |m: &Machine| {
+        m.put("var/run/nri/other", "");
+        let path = m.path("var/run/nri/nri.sock");
+        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    };
     let served = |m: &Machine| {
         m.put(SERVED.0, SERVED.1);
         m.put("proc/77/status", OF_ROOT);
+        has_socket(m);
+    };
+    let no_socket = |m: &Machine| m.remove("var/run/nri/nri.sock");
+    let elsewhere = |m: &Machine| {
+        m.put(
+            SERVED.0,
+            "pinfold-node\0run\0--nri\0--nri-socket\0/var/run/nri/nri.sock\0",
+        );
     };
     let by_a_user = |m: &Machine| m.put("proc/77/status", "Uid:\t1000\t1000\t1000\t1000\n");
     broken_and_mended(
         served,
         "warning nri",
-        "NRI fails open",
+        "containerd has NRI on, which fails open",
         &[&requires, &by_a_user],
     );
     broken_and_mended(
@@ -1725,6 +1738,85 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
             let bad = "reject_oci_hook_adjustment = true";
             m.edit("etc/containerd/config.toml", bad, fine);
         }],
+    );
+    // No file tells which containerd it is; its socket does.
+    broken_and_mended(
+        |m| {
+            served(m);
+            requires(m);
+            no_socket(m);
+        },
+        "fault nri",
+        "containerd 1.7 has NRI off by default, 2.x has it on: set disable = false",
+        &[&has_socket],
+    );
+    broken_and_mended(
+        |m| {
+            served(m);
+            requires(m);
+            m.put(
+                SERVED.0,
+                "pinfold-node\0run\0--nri\0--nri-socket=/run/other.sock\0",
+            );
+            containerd_says(
+                m,
+                &format!("{NRI}disable = false\nsocket_path = '/var/run/nri/nri.sock'"),
+            );
+        },
+        "fault nri",
+        "no NRI socket at \"/run/other.sock\"",
+        &[&elsewhere],
+    );
+    broken_and_mended(
+        |m| {
+            served(m);
+            requires(m);
+            no_socket(m);
+            containerd_says(m, &format!("{NRI}disable = false"));
+        },
+        "fault nri",
+        "restart containerd",
+        &[&has_socket],
+    );
+    // CRI-O runs pods wherever it runs, and has words of its own.
+    let crio = |m: &Machine| {
+        served(m);
+        m.put("proc/78/cmdline", "/usr/bin/crio\0");
+        m.put("proc/78/status", OF_ROOT);
+    };
+    let crio_says = |m: &Machine, text: &str| m.put("etc/crio/crio.conf.d/50-nri.conf", text);
+    let crio_requires = |m: &Machine| {
+        let validator = "[crio.nri.default_validator]\nnri_enable_default_validator = true\n\
+                         nri_validator_required_plugins = ['pinfold']\n";
+        crio_says(m, validator);
+    };
+    broken_and_mended(
+        |m| {
+            crio(m);
+            requires(m);
+        },
+        "warning nri",
+        "nri_validator_required_plugins",
+        &[&crio_requires],
+    );
+    broken_and_mended(
+        |m| {
+            crio(m);
+            crio_says(m, "[crio.nri]\nenable_nri = false\n");
+        },
+        "fault nri",
+        "CRI-O has NRI off",
+        &[&crio_requires],
+    );
+    broken_and_mended(
+        |m| {
+            crio(m);
+            crio_requires(m);
+            no_socket(m);
+        },
+        "fault nri",
+        "CRI-O has NRI on by default from 1.30 on: set enable_nri = true",
+        &[&has_socket],
     );
     // Where nobody serves it, it is nobody's concern.
     let machine = all_is_well();

@@ -6,6 +6,7 @@ use anyhow::Result;
 use toml::{Table, Value};
 
 use super::RUNTIME;
+use super::nri::NriSettings;
 use super::podman::DEFAULT_HOOKS_DIR;
 
 /// CRI-O's default state directory of a runtime.
@@ -27,6 +28,8 @@ pub struct CrioSettings {
     pub hooks_dirs: Vec<String>,
     /// The handler of pods that name none; `None` if no file says.
     pub default_runtime: Option<String>,
+    /// What the files say of NRI.
+    pub nri: NriSettings,
     handlers: Table,
 }
 
@@ -35,6 +38,7 @@ impl Default for CrioSettings {
         CrioSettings {
             hooks_dirs: vec![DEFAULT_HOOKS_DIR.to_owned()],
             default_runtime: None,
+            nri: NriSettings::default(),
             handlers: Table::new(),
         }
     }
@@ -48,10 +52,11 @@ impl CrioSettings {
     pub fn read(&mut self, text: &str) -> Result<()> {
         let table: Table = toml::from_str(text)
             .map_err(|error| anyhow::anyhow!("it is not TOML: {}", error.message()))?;
-        let Some(runtime) = table
-            .get("crio")
-            .and_then(|crio| crio.get("runtime")?.as_table())
-        else {
+        let Some(crio) = table.get("crio").and_then(Value::as_table) else {
+            return Ok(());
+        };
+        self.nri.add_crio(crio);
+        let Some(runtime) = crio.get("runtime").and_then(Value::as_table) else {
             return Ok(());
         };
         if let Some(dirs) = runtime.get("hooks_dir").and_then(Value::as_array) {

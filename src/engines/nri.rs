@@ -1,7 +1,13 @@
-//! What containerd's configuration says of NRI (containerd: docs/NRI.md; its validator:
-//! containerd/nri, plugins/default-validator).
+//! What engines' configuration says of NRI (containerd: docs/NRI.md; its validator: containerd/nri,
+//! plugins/default-validator; crio.conf(5), "crio.nri").
+
+use toml::{Table, Value};
 
 use super::containerd::{ContainerdFile, strings};
+
+/// Where engines have NRI's socket by default (containerd/nri: pkg/api/plugin.go,
+/// `DefaultSocketPath`).
+pub const SOCKET: &str = "/var/run/nri/nri.sock";
 
 /// The name of our plugin in an engine's configuration.
 pub const PLUGIN: &str = "pinfold";
@@ -13,8 +19,10 @@ const VALIDATOR: &str = "default_validator";
 /// What the files say of NRI; `None` where they do not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NriSettings {
-    /// Is it off? By default containerd 1.7 has it off, and 2.x on.
+    /// Is it off? By default containerd 1.7 has it off; 2.x, and CRI-O from 1.30 on, have it on.
     pub is_off: Option<bool>,
+    /// The path of the socket.
+    pub socket: Option<String>,
     /// Does the validator look at containers?
     pub validates: Option<bool>,
     /// Does the validator refuse a container to which a plugin adds hooks?
@@ -31,6 +39,8 @@ impl NriSettings {
             let at = |path: &[&str]| file.setting(&[&NRI[..], path].concat());
             let is = |path: &[&str]| at(path)?.as_bool();
             all.is_off = is(&["disable"]).or(all.is_off);
+            let socket = at(&["socket_path"]).and_then(|item| item.as_str());
+            all.socket = socket.map(str::to_owned).or(all.socket);
             all.validates = is(&[VALIDATOR, "enable"]).or(all.validates);
             all.rejects_hooks =
                 is(&[VALIDATOR, "reject_oci_hook_adjustment"]).or(all.rejects_hooks);
@@ -38,6 +48,28 @@ impl NriSettings {
             all.required = required.map(|item| strings(Some(item))).or(all.required);
         }
         all
+    }
+
+    /// Adds what the next file of CRI-O's says: its table `crio`.
+    pub fn add_crio(&mut self, crio: &Table) {
+        let at = |path: &[&str]| -> Option<&Value> {
+            let first = crio.get("nri")?;
+            path.iter().try_fold(first, |table, key| table.get(*key))
+        };
+        let is = |path: &[&str]| at(path)?.as_bool();
+        let is_on = is(&["enable_nri"]);
+        self.is_off = is_on.map(|is_on| !is_on).or(self.is_off);
+        let socket = at(&["nri_listen"]).and_then(Value::as_str);
+        self.socket = socket.map(str::to_owned).or(self.socket.take());
+        let enable = is(&[VALIDATOR, "nri_enable_default_validator"]);
+        self.validates = enable.or(self.validates);
+        let rejects = is(&[VALIDATOR, "nri_validator_reject_oci_hook_adjustment"]);
+        self.rejects_hooks = rejects.or(self.rejects_hooks);
+        let required = at(&[VALIDATOR, "nri_validator_required_plugins"]);
+        if let Some(required) = required.and_then(Value::as_array) {
+            let names = required.iter().filter_map(Value::as_str);
+            self.required = Some(names.map(str::to_owned).collect());
+        }
     }
 
     /// Is no container made while our plugin is not there?
@@ -56,6 +88,27 @@ impl NriSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crio_says_the_same_in_other_words() {
+        let mut read = NriSettings::default();
+        for text in [
+            "[nri]\nenable_nri = false\nnri_listen = '/x'",
+            "[nri]\nenable_nri = true\n[nri.default_validator]\n\
+             nri_enable_default_validator = true\n\
+             nri_validator_reject_oci_hook_adjustment = true\n\
+             nri_validator_required_plugins = ['pinfold', 1]",
+            "nri = 7",
+            "",
+        ] {
+            read.add_crio(&toml::from_str(text).unwrap());
+        }
+        assert_eq!(
+            (read.is_off, read.socket.as_deref()),
+            (Some(false), Some("/x"))
+        );
+        assert!(read.requires_us() && read.refuses_us());
+    }
 
     #[test]
     fn later_files_win_where_they_say_something() {

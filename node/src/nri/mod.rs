@@ -23,16 +23,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pinfold::engines::hooks::Whom;
+pub use pinfold::engines::nri::SOCKET;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
 use pin::HookProgram;
 use plugin::Plugin;
 pub use status::Status;
-
-/// Where engines have NRI's socket by default (containerd/nri: pkg/api/plugin.go,
-/// `DefaultSocketPath`).
-pub const SOCKET: &str = "/var/run/nri/nri.sock";
 
 /// The first wait before connecting again, and the longest: an engine that was restarted has
 /// containers to make at once.
