@@ -57,10 +57,11 @@ soak:
 	PINFOLD_TEST_SOAK_SECONDS=$(SOAK) cargo test --locked --test faults -- soak::
 
 # Changes the code in one small way after another, and lists the changes that no quick test sees. SHARD=1/8 for a part of
-# them; what only tests on real processes see is listed as well: docs/MUTANTS.md. cargo-mutants is installed below target/tools.
+# them; what only tests on real processes see is listed as well: docs/MUTANTS.md. cargo-mutants is installed below target/tools, in
+# the version that packaging/tools names.
 SHARD ?= 0/1
 mutants:
-	[ -x target/tools/bin/cargo-mutants ] || cargo install --locked --root target/tools cargo-mutants
+	packaging/install-tools target/tools cargo-mutants
 	target/tools/bin/cargo-mutants mutants --jobs 1 --timeout 120 --shard $(SHARD) --output target/mutants \
 		--file 'src/placement/*.rs' --file 'src/claims/*.rs' --file 'src/pools/**/*.rs' -- --lib
 
