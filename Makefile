@@ -21,12 +21,16 @@ node-image: build
 	install target/dist/pinfold target/dist/image/pinfold
 	podman build --file packaging/kubernetes/Containerfile --tag pinfold-node:$(VERSION) target/dist/image
 
+# A Python of its own in $(2), with what the file $(1) names, whose every file has to have a hash that is written down there. Made
+# anew where that file is another one.
+python-tools = cmp -s $(1) $(2)/requirements.txt || { \
+	/usr/bin/python3 -m venv --clear $(2) && $(2)/bin/pip install --quiet --require-hashes --requirement $(1) && \
+	cp $(1) $(2)/requirements.txt; }
+
 # Do the manifests in packaging/kubernetes follow Kubernetes' schemas, and agree with each other and with the program?
 lint-kubernetes:
 	packaging/install-packages python:ensurepip=python3-venv
-	[ -d target/tools/kubernetes-validate/lib/python3*/site-packages/kubernetes_validate ] || { \
-		/usr/bin/python3 -m venv --clear target/tools/kubernetes-validate && \
-		target/tools/kubernetes-validate/bin/pip install --quiet kubernetes-validate==1.37.0; }
+	$(call python-tools,packaging/kubernetes/requirements.txt,target/tools/kubernetes-validate)
 	cargo test --quiet --locked --workspace --test kubelet --no-run
 	target/tools/kubernetes-validate/bin/python packaging/kubernetes/validate target/debug/pinfold-node
 
@@ -121,7 +125,7 @@ support:
 completions:
 	cargo run --quiet --locked --example generate -- target/dist/completions
 
-# A .deb, an .rpm, a tarball and an SBOM of each target, below target/packages. A release names both architectures; Debian's own
+# For each target a .deb and an .rpm of each program, and a tarball of both, and SBOMs, below target/packages. A release names both architectures; Debian's own
 # cargo has the library of this machine's alone.
 TARGETS ?= $(TARGET)
 packages: completions
@@ -136,7 +140,7 @@ lint-packages:
 	lintian --fail-on error,warning target/packages/*.deb
 	rpmlint --config packaging/rpmlint.toml target/packages/*.rpm
 
-# The .deb in the test machine: installed, set up, used, upgraded under a container, downgraded, removed, purged.
+# The .deb files in the test machine: installed, set up, used, upgraded under a container, downgraded, removed, purged.
 test-packages: completions
 	tests/packages/run
 
