@@ -103,3 +103,42 @@ fn engine(word: &str) -> Result<Engine, String> {
         _ => Err("it must be containerd or crio".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    const MANUAL: &str = include_str!("../../docs/pinfold-node.8");
+
+    #[test]
+    fn the_manual_page_has_each_option_where_its_verb_is() {
+        let (_, commands) = MANUAL.split_once(".SH COMMANDS\n").unwrap();
+        let (commands, options) = commands.split_once(".SH OPTIONS\n").unwrap();
+        let named = |text: &str, option: &str| {
+            let option = format!("\\-\\-{}", option.replace('-', "\\-"));
+            let is_end = |rest: &str| rest.starts_with([' ', ',', '\n', '"']);
+            text.match_indices(&option)
+                .any(|(at, _)| is_end(&text[at + option.len()..]))
+        };
+        let sections: Vec<&str> = commands.split(".SS ").skip(1).collect();
+        let cli = Cli::command();
+        assert_eq!(sections.len(), cli.get_subcommands().count());
+        for (verb, section) in cli.get_subcommands().zip(&sections) {
+            assert!(section.starts_with(&format!("{}\n", verb.get_name())));
+            let longs: Vec<&str> = verb
+                .get_arguments()
+                .filter_map(|arg| arg.get_long())
+                .collect();
+            for long in &longs {
+                assert!(named(section, long), "{}: --{long}", verb.get_name());
+            }
+            let told = |how: &str| section.matches(&format!(".TP\n.{how} \\-\\-")).count();
+            assert_eq!(told("B") + told("BI"), longs.len(), "{}", verb.get_name());
+        }
+        for arg in cli.get_arguments().filter_map(|arg| arg.get_long()) {
+            assert!(named(options, arg), "--{arg}");
+        }
+    }
+}
