@@ -239,3 +239,70 @@ fn a_pool_that_cannot_be_as_declared_is_not_lost() {
     assert_eq!(code, 0, "{said}");
     assert_eq!(site.lists("dp"), ["1"]);
 }
+
+/// As `apply --dry-run` tells: a machine of 8 NUMA nodes stands for all that are large enough.
+#[test]
+fn each_configuration_that_is_handed_out_would_make_its_pools() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let machine = tempfile::tempdir().unwrap();
+    let archive = here.join("tests/topologies/emulated-8-nodes-128-threads.tar.gz");
+    let mut tar = Command::new("tar");
+    tar.arg("-xzf").arg(archive).arg("-C").arg(machine.path());
+    assert!(tar.status().unwrap().success());
+    let root = machine.path().to_str().unwrap();
+    let overlay = [("dataplane", 8), ("latency", 2)];
+    let cases = [
+        (
+            "examples/config.toml",
+            &[("common", 1), ("dataplane", 2)][..],
+        ),
+        (
+            "packaging/kubernetes/base/config.toml",
+            &[("dataplane", 4), ("latency", 1)],
+        ),
+        (
+            "packaging/kubernetes/examples/overlay/config.toml",
+            &overlay,
+        ),
+        // Whoever installs the package has no pool declared.
+        ("packaging/config.toml", &[]),
+    ];
+    for (file, pools) in cases {
+        let site = Site::new(&fs::read_to_string(here.join(file)).unwrap());
+        let (code, said) = site.apply(&["--dry-run", "--host-root", root]);
+        assert_eq!(code, 0, "{file}: {said}");
+        let made: Vec<&str> = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("+ "))
+            .collect();
+        for (pool, count) in pools {
+            let of_it = |line: &&&str| line.split_whitespace().next() == Some(*pool);
+            assert_eq!(
+                made.iter().filter(of_it).count(),
+                *count,
+                "{file}: {pool}: {said}"
+            );
+        }
+        let lists: usize = pools.iter().map(|(_, count)| count).sum();
+        assert_eq!(made.len(), lists, "{file}: {said}");
+    }
+    let mut written: Vec<_> = ["examples", "packaging"]
+        .map(|dir| configurations(&here.join(dir)))
+        .concat();
+    written.retain(|path| !cases.iter().any(|(file, _)| here.join(file) == *path));
+    assert!(written.is_empty(), "these are tried by nobody: {written:?}");
+}
+
+/// Every config.toml below a directory.
+fn configurations(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(configurations(&path));
+        } else if path.ends_with("config.toml") {
+            found.push(path);
+        }
+    }
+    found
+}

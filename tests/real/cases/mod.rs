@@ -9,6 +9,7 @@ mod crowd;
 mod default_pool;
 mod dockerd_takes;
 mod endings;
+mod examples;
 mod hook_process;
 pub(crate) mod hookfiles;
 mod hotplug;
@@ -97,6 +98,7 @@ pub(crate) fn all() -> Vec<Case> {
         hookfiles::cases(),
         served::cases(),
         compose::cases(),
+        examples::cases(),
         named::cases(),
         stats::cases(),
         metrics::cases(),

@@ -22,6 +22,8 @@ pub(crate) enum Need {
     Crun,
     Podman,
     PodmanCompose,
+    /// podman's generator of units, from 4.4 on.
+    Quadlet,
     /// A static program that is many, for images.
     Busybox,
     /// Docker of this major version or a later one, its client and its daemon.
@@ -70,6 +72,7 @@ impl Need {
             Need::Crun => find("crun").is_some(),
             Need::Podman => find("podman").is_some() && find("conmon").is_some(),
             Need::PodmanCompose => find("podman-compose").is_some(),
+            Need::Quadlet => find("quadlet").is_some(),
             Need::Busybox => Path::new("/bin/busybox").exists(),
             Need::Docker(least) => docker_version().is_some_and(|version| version >= least),
             Need::Containerd => {
@@ -166,8 +169,15 @@ pub(crate) fn prometheus_python() -> Option<PathBuf> {
 /// The absolute path of a program, as found on PATH or where the system's own programs lie.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/usr/bin", "/usr/lib/podman"].map(PathBuf::from));
+    let dirs = std::env::split_paths(&path).chain(
+        [
+            "/usr/sbin",
+            "/usr/bin",
+            "/usr/lib/podman",
+            "/usr/libexec/podman",
+        ]
+        .map(PathBuf::from),
+    );
     dirs.map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }
