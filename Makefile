@@ -4,7 +4,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX ?= /usr/local
 HOOKS_DIR ?= /usr/share/containers/oci/hooks.d
 
-.PHONY: build node-image lint-kubernetes demo test test-faults soak mutants fuzz test-suites bench bench-counts budget test-vm vm-shell support completions packages lint-packages test-packages release-check install uninstall clean
+.PHONY: build node-image lint-kubernetes demo test test-faults soak mutants fuzz test-suites bench bench-counts budget test-vm vm-shell support completions packages lint-packages test-package-scripts test-packages lint-workflows lint-scripts release-check install uninstall clean
 
 # The static release binary. An explicit target keeps the flag away from procedural macros.
 build:
@@ -108,13 +108,13 @@ budget: build
 # another number of seconds.
 SUITE ?= trixie
 is_set = $(filter-out 0 no,$(1))
-MACHINE = --suite $(SUITE) $(if $(call is_set,$(LEGACY)),--legacy)
+IN_MACHINE = --suite $(SUITE) $(if $(call is_set,$(LEGACY)),--legacy)
 test-vm:
-	tests/vm/test $(MACHINE) $(if $(call is_set,$(BRIEF)),--brief) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+	tests/vm/test $(IN_MACHINE) $(if $(call is_set,$(BRIEF)),--brief) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 # A root shell in that machine, with what `make build` made in /share.
 vm-shell:
-	tests/vm/shell $(MACHINE)
+	tests/vm/shell $(IN_MACHINE)
 
 # docs/SUPPORT.md, from the reports that `make test` and `make test-vm` left in target/reports.
 support:
@@ -140,13 +140,32 @@ lint-packages:
 	lintian --fail-on error,warning target/packages/*.deb
 	rpmlint --config packaging/rpmlint.toml target/packages/*.rpm
 
+# What the scripts in those packages do: installed, upgraded, removed and purged, by dpkg and by rpm, in a root that is thrown away,
+# with dash and with bash, with systemd and without. As root.
+test-package-scripts:
+	packaging/install-packages rpm dash deb-systemd-invoke=init-system-helpers systemctl=systemd
+	tests/packages/scripts
+
 # The .deb files in the test machine: installed, set up, used, upgraded under a container, downgraded, removed, purged.
 test-packages: completions
 	tests/packages/run
 
-# What has to hold before a release; TAG=v1.2.3 for the tag that it is to be of.
+# Do the workflows follow their schema? actionlint, which knows more, looks at them where it is installed.
+lint-workflows:
+	packaging/install-packages python:ensurepip=python3-venv
+	$(call python-tools,packaging/workflows.txt,target/tools/check-jsonschema)
+	target/tools/check-jsonschema/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	if command -v actionlint >/dev/null; then actionlint; else echo "there is no actionlint here: the schema alone"; fi
+
+# What shellcheck says of every script.
+lint-scripts:
+	packaging/install-packages shellcheck
+	shellcheck --external-sources --severity warning $$(git grep -lE '^#!(/usr)?/bin/(env )?(ba)?sh')
+
+# What has to hold before a release; as root. TAG=v1.2.3 for the tag that it is to be of, MACHINE=1 for `make test-packages` as
+# well, which is slow.
 release-check:
-	packaging/release-check $(TAG)
+	packaging/release-check $(if $(call is_set,$(MACHINE)),--machine) $(TAG)
 
 # The binary, the manual page, completions, and the hooks for podman and CRI-O with the binary's real path.
 install: build completions
