@@ -2,9 +2,9 @@
 //! Each value is computed anew, as the value found before the first change plus what all owners
 //! want. It is never the current value plus or minus something.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::records::{Change, Owner, Records, Target};
+use super::records::{Change, Owner, Reading, Records, Target};
 use crate::cgroup::partition::{MEMBER, kind_in};
 use crate::cpulist::CpuSet;
 
@@ -25,8 +25,8 @@ pub(super) struct Plan {
     pub(super) foreign: Vec<Write>,
 }
 
-/// Reads the current value of a target; `None` where its group is gone.
-pub(super) type Read<'a> = &'a dyn Fn(&Target) -> Option<String>;
+/// What each of the [`targets`] holds now.
+pub(super) type Seen = BTreeMap<Target, Reading>;
 
 /// A target with its current value, its recorded change and the owners that need it.
 struct Look<'a> {
@@ -37,14 +37,26 @@ struct Look<'a> {
 
 /// Plans for `records`, whose owners are all alive. A partition is made or healed only for the
 /// owners that `makes` accepts; it is taken down whatever `makes` says.
-pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> bool) -> Plan {
+///
+/// What could not be read stays as it is recorded. Below it nothing is made, which would be invalid
+/// at once, and above it nothing shrinks, which would break what may stand there.
+pub(super) fn plan(records: &Records, seen: &Seen, makes: &dyn Fn(&Owner) -> bool) -> Plan {
     let mut plan = Plan::default();
     let (mut down, mut shrink, mut grow, mut up) = (vec![], vec![], vec![], vec![]);
-    for target in targets(records) {
-        let Some(now) = read(&target) else {
-            continue;
+    let unread = seen.iter().filter(|(_, now)| **now == Reading::Unread);
+    let unread: Vec<&str> = unread.map(|(target, _)| target.group()).collect();
+    for (target, now) in seen {
+        let now = match now {
+            Reading::Gone => continue,
+            Reading::Unread => {
+                plan.changes.extend(known(records, target).cloned());
+                continue;
+            }
+            Reading::Holds(now) => now.clone(),
         };
-        let look = Look::at(records, target, now);
+        let may_grow = !unread.iter().any(|above| is_within(target.group(), above));
+        let may_shrink = !unread.iter().any(|below| is_within(below, target.group()));
+        let look = Look::at(records, target.clone(), now);
         if look.is_foreign() {
             plan.foreign.push(look.write(look.now.clone()));
             // While an owner needs it the change stays recorded; afterwards the target is somebody
@@ -57,7 +69,7 @@ pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> 
         let mut change = look.change.clone();
         match &look.change.target {
             Target::Partition(_) => {
-                let (lowered, raised) = look.kinds(makes);
+                let (lowered, raised) = look.kinds(&|owner| may_grow && makes(owner));
                 for (kind, writes) in [(lowered, &mut down), (raised, &mut up)] {
                     writes.extend(kind.map(|kind| look.noted(&mut change, kind)));
                 }
@@ -65,11 +77,15 @@ pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> 
             Target::Exclusive(_) => {
                 let (now, wanted) = (set(&look.now), look.wanted());
                 let fewer = now.intersection(&wanted);
-                if fewer != now {
+                if fewer != now && may_shrink {
                     shrink.push(look.noted(&mut change, fewer.to_string()));
                 }
-                if fewer != wanted {
-                    grow.push(look.noted(&mut change, wanted.to_string()));
+                if fewer != wanted && may_grow {
+                    let grown = match may_shrink {
+                        true => wanted,
+                        false => [&now, &wanted].into_iter().collect(),
+                    };
+                    grow.push(look.noted(&mut change, grown.to_string()));
                 }
             }
         }
@@ -86,19 +102,21 @@ pub(super) fn plan(records: &Records, read: Read<'_>, makes: &dyn Fn(&Owner) -> 
 }
 
 /// The recorded changes that are still needed after a plan was carried out: those of a live owner,
-/// and those that could not be undone.
-pub(super) fn still_changed(records: &Records, read: Read<'_>) -> Vec<Change> {
-    let is_changed = |change: &&Change| {
-        let Some(now) = read(&change.target) else {
-            return false;
-        };
-        let look = Look::at(records, change.target.clone(), now);
-        !look.owners.is_empty() || !look.is_as_found()
+/// those that could not be undone, and those of which that is not known.
+pub(super) fn still_changed(records: &Records, seen: &Seen) -> Vec<Change> {
+    let is_changed = |change: &&Change| match seen.get(&change.target) {
+        Some(Reading::Gone) => false,
+        None | Some(Reading::Unread) => true,
+        Some(Reading::Holds(now)) => {
+            let look = Look::at(records, change.target.clone(), now.clone());
+            !look.owners.is_empty() || !look.is_as_found()
+        }
     };
     records.changes.iter().filter(is_changed).cloned().collect()
 }
 
-fn targets(records: &Records) -> BTreeSet<Target> {
+/// What has to be looked at: all that is recorded as changed, and all that owners need.
+pub(super) fn targets(records: &Records) -> BTreeSet<Target> {
     let changed = records.changes.iter().map(|change| change.target.clone());
     let mut all: BTreeSet<Target> = changed.collect();
     for owner in &records.owners {
@@ -107,6 +125,17 @@ fn targets(records: &Records) -> BTreeSet<Target> {
         all.insert(Target::Partition(owner.group.clone()));
     }
     all
+}
+
+fn known<'r>(records: &'r Records, target: &Target) -> Option<&'r Change> {
+    let mut changes = records.changes.iter();
+    changes.find(|change| change.target == *target)
+}
+
+/// Is this the group `above`, or below it?
+fn is_within(group: &str, above: &str) -> bool {
+    let rest = group.strip_prefix(above);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn depth(write: &Write) -> usize {
@@ -123,13 +152,9 @@ impl<'a> Look<'a> {
             Target::Exclusive(group) => owner.is_at_or_below(group),
             Target::Partition(group) => owner.group == *group,
         });
-        let known = records
-            .changes
-            .iter()
-            .find(|change| change.target == target);
         Look {
             owners: owners.collect(),
-            change: known.cloned().unwrap_or_else(|| Change {
+            change: known(records, &target).cloned().unwrap_or_else(|| Change {
                 target,
                 found: now.clone(),
                 ours: Vec::new(),
@@ -257,11 +282,40 @@ mod tests {
             self.files[target].clone()
         }
 
+        /// What the targets hold, of which those of `unread` cannot be read.
+        fn seen_without(&self, unread: &[Target]) -> Seen {
+            let read = |target: &Target| match self.files.get(target) {
+                _ if unread.contains(target) => Reading::Unread,
+                Some(text) => Reading::Holds(text.clone()),
+                None => Reading::Gone,
+            };
+            let all = targets(&self.records).into_iter();
+            all.map(|target| (target.clone(), read(&target))).collect()
+        }
+
+        fn seen(&self) -> Seen {
+            self.seen_without(&[])
+        }
+
+        fn plan(&self) -> Plan {
+            plan(&self.records, &self.seen(), &|_| true)
+        }
+
+        /// Converges while some targets cannot be read: before the writes, or after them.
+        fn converge_without(&mut self, before: &[Target], after: &[Target]) {
+            let plan = plan(&self.records, &self.seen_without(before), &|_| true);
+            self.records.changes = plan.changes;
+            for write in plan.writes {
+                assert!(!before.contains(&write.target), "{write:?}");
+                self.files.insert(write.target, write.value);
+            }
+            self.records.changes = still_changed(&self.records, &self.seen_without(after));
+        }
+
         /// Converges, and is killed before write number `kill_at`; returns whether it got to the
         /// end.
         fn converge_until(&mut self, kill_at: usize) -> bool {
-            let read = |target: &Target| self.files.get(target).cloned();
-            let plan = plan(&self.records, &read, &|_| true);
+            let plan = self.plan();
             self.records.changes = plan.changes;
             for (index, write) in plan.writes.iter().enumerate() {
                 if index == kill_at {
@@ -269,8 +323,7 @@ mod tests {
                 }
                 self.files.insert(write.target.clone(), write.value.clone());
             }
-            let read = |target: &Target| self.files.get(target).cloned();
-            self.records.changes = still_changed(&self.records, &read);
+            self.records.changes = still_changed(&self.records, &self.seen());
             true
         }
 
@@ -279,8 +332,7 @@ mod tests {
         }
 
         fn writes(&self) -> Vec<String> {
-            let read = |target: &Target| self.files.get(target).cloned();
-            let plan = plan(&self.records, &read, &|_| true);
+            let plan = self.plan();
             let shown = |write: &Write| {
                 let what = match write.target {
                     Target::Exclusive(_) => "exclusive",
@@ -370,9 +422,7 @@ mod tests {
         tree.records.owners.push(owner("/m/a", "4"));
         tree.converge();
         tree.files.insert(exclusive("/m"), "4,6".to_owned());
-        let read = |target: &Target| tree.files.get(target).cloned();
-        let planned = plan(&tree.records, &read, &|_| true);
-        assert_eq!(planned.foreign.len(), 1);
+        assert_eq!(tree.plan().foreign.len(), 1);
         assert!(tree.writes().is_empty());
         tree.records.owners.clear();
         tree.converge();
@@ -400,8 +450,7 @@ mod tests {
                 tree.writes(),
                 ["/m/a partition=member", "/m/a partition=root"]
             );
-            let read = |target: &Target| tree.files.get(target).cloned();
-            let left = plan(&tree.records, &read, &|_| false);
+            let left = plan(&tree.records, &tree.seen(), &|_| false);
             assert!(left.writes.is_empty(), "{left:?}");
             // When the owner ends, it is taken down although `makes` refuses.
             let mut ended = tree.clone();
@@ -411,5 +460,62 @@ mod tests {
         // The container itself wrote `member`.
         tree.files.insert(partition("/m/a"), MEMBER.to_owned());
         assert_eq!(tree.writes(), ["/m/a partition=root"]);
+    }
+
+    /// A file can be unreadable for a moment: too many files are open, or a signal came.
+    #[test]
+    fn what_cannot_be_read_once_is_neither_forgotten_nor_taken_for_found() {
+        let none = Tree::new(&GROUPS);
+        let mut both = none.clone();
+        both.records.owners = vec![owner("/m/a", "4"), owner("/m/b", "5")];
+        both.converge();
+        for unread in targets(&both.records) {
+            let unread = &[unread];
+            for (before, after) in [(&unread[..], &[][..]), (&[], unread), (unread, unread)] {
+                // While all live.
+                let mut tree = both.clone();
+                tree.converge_without(before, after);
+                assert_eq!(tree, both, "{before:?} {after:?}");
+                // When one ends, and when the last does.
+                tree.records.owners.remove(0);
+                tree.converge_without(before, after);
+                tree.converge();
+                assert_eq!(tree.get(&partition("/m/a")), MEMBER);
+                assert_eq!(tree.get(&partition("/m/b")), "root");
+                assert_eq!(tree.get(&exclusive("/m")), "5");
+                tree.records.owners.clear();
+                tree.converge_without(before, after);
+                tree.converge();
+                assert_eq!(tree, none, "{before:?} {after:?}");
+                // When one starts.
+                tree.records.owners = both.records.owners.clone();
+                tree.converge_without(before, after);
+                tree.converge();
+                assert_eq!(tree, both, "{before:?} {after:?}");
+            }
+        }
+    }
+
+    /// A partition whose groups above do not name its CPUs would be invalid at once, and so would
+    /// one that stands below a group that gives them up.
+    #[test]
+    fn nothing_is_made_below_what_cannot_be_read_and_nothing_shrinks_above_it() {
+        let planned = |tree: &Tree, unread: Target| {
+            let plan = plan(&tree.records, &tree.seen_without(&[unread]), &|_| true);
+            let writes = plan.writes.into_iter();
+            let writes = writes.map(|write| format!("{:?}={}", write.target, write.value));
+            writes.collect::<Vec<_>>()
+        };
+        let mut tree = Tree::new(&GROUPS);
+        tree.records.owners.push(owner("/m/a", "4"));
+        assert_eq!(planned(&tree, exclusive("/m")), [""; 0]);
+        tree.converge();
+        tree.records.owners = vec![owner("/m/b", "5")];
+        let made = [
+            "Exclusive(\"/m\")=4-5",
+            "Exclusive(\"/m/b\")=5",
+            "Partition(\"/m/b\")=root",
+        ];
+        assert_eq!(planned(&tree, partition("/m/a")), made);
     }
 }

@@ -32,11 +32,11 @@ struct Connection {
 /// Connects to it. Of one that was killed the socket stays, without a listener.
 ///
 /// # Errors
-/// It does not take the connection in time.
+/// It does not take the connection in time, or whether it runs cannot be looked at.
 fn connected(host: &Host) -> Result<Option<Connection>> {
     let deadline = Instant::now() + PATIENCE;
     let directory = host.irqbalance();
-    let names = files::names_in(&directory).unwrap_or_default();
+    let names = files::names_in(&directory)?;
     for name in names.iter().filter(|name| is_socket(name)) {
         let path = directory.join(name);
         match open(&path, deadline) {

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::records::{LimitedGroup, Records, Tuned};
+use super::records::{LimitedGroup, Reading, Records, Tuned};
 use crate::cgroup::cpu;
 use crate::cpulist::CpuSet;
 
@@ -126,12 +126,14 @@ impl Situation<'_> {
         }
     }
 
-    /// What is still to be remembered, of what these hold now; `None` of one that is gone. A CPU
-    /// that comes back has the governor that it had.
-    pub(super) fn still_turned(&self, now: &dyn Fn(&Knob) -> Option<String>) -> Vec<Turned> {
+    /// What is still to be remembered, of what these hold now. A CPU that comes back has the
+    /// governor that it had.
+    pub(super) fn still_turned(&self, now: &dyn Fn(&Knob) -> Reading) -> Vec<Turned> {
         let is_turned = |turned: &&Turned| {
-            let Some(now) = now(&turned.knob) else {
-                return self.is_offline(&turned.knob);
+            let now = match now(&turned.knob) {
+                Reading::Gone => return self.is_offline(&turned.knob),
+                Reading::Unread => return true,
+                Reading::Holds(now) => now,
             };
             let is_wanted = self.is_wanted(&turned.knob);
             // Something else was told last, and will show.
@@ -219,7 +221,8 @@ impl Situation<'_> {
         !ours.any(|ours| Some(ours.intersection(self.online)) == now_set)
     }
 
-    fn is_wanted(&self, knob: &Knob) -> bool {
+    /// Does any owner want it to be in some way?
+    pub(super) fn is_wanted(&self, knob: &Knob) -> bool {
         self.records.tuned.iter().any(|tuned| knob.is_for(tuned))
     }
 
@@ -425,14 +428,32 @@ mod tests {
             })
         }
 
+        fn read(&self, knob: &Knob) -> Reading {
+            match self.files.get(knob) {
+                Some(text) => Reading::Holds(text.clone()),
+                None => Reading::Gone,
+            }
+        }
+
         /// As the machine does it: what is for new ones first. Killed before one of the writes.
         fn converge_until(&mut self, kill_at: usize) -> Vec<(Knob, String)> {
+            self.converge_without(&[], &[], kill_at)
+        }
+
+        /// The same while some cannot be read: before the writes, or after them.
+        fn converge_without(
+            &mut self,
+            before: &[Knob],
+            after: &[Knob],
+            kill_at: usize,
+        ) -> Vec<(Knob, String)> {
             let mut left = kill_at;
             let mut foreign = Vec::new();
             for first in [true, false] {
                 let seen = self.files.clone().into_iter();
                 let seen: Vec<_> = seen
                     .filter(|(knob, _)| (*knob == Knob::NewIrqs) == first)
+                    .filter(|(knob, _)| !before.contains(knob))
                     .collect();
                 self.records.note_irqs(self.numbers());
                 let plan = self.situation(|situation| situation.plan(&seen));
@@ -446,7 +467,10 @@ mod tests {
                     self.files.insert(write.knob, write.value);
                 }
             }
-            let now = |knob: &Knob| self.files.get(knob).cloned();
+            let now = |knob: &Knob| match after.contains(knob) {
+                true => Reading::Unread,
+                false => self.read(knob),
+            };
             self.records.turned = self.situation(|situation| situation.still_turned(&now));
             self.records.note_irqs(self.numbers());
             foreign
@@ -702,7 +726,7 @@ mod tests {
         tree.records.tuned.push(away(7, "4-5"));
         let seen: Vec<_> = tree.files.clone().into_iter().collect();
         tree.records.turned = tree.situation(|situation| situation.plan(&seen)).turned;
-        let now = |knob: &Knob| tree.files.get(knob).cloned();
+        let now = |knob: &Knob| tree.read(knob);
         assert_eq!(tree.situation(|situation| situation.still_turned(&now)), []);
     }
 
@@ -790,6 +814,68 @@ mod tests {
         tree.converge();
         assert_eq!(tree.get(&governor), "powersave");
         assert!(tree.records.turned.is_empty());
+    }
+
+    /// A file can be unreadable for a moment: too many files are open, or a signal came.
+    #[test]
+    fn what_cannot_be_read_once_is_neither_forgotten_nor_taken_for_found() {
+        let limit = LimitedGroup {
+            path: "/m/7".to_owned(),
+            inode: 7,
+        };
+        let mut none = Tree::new(&IRQS);
+        let others = [
+            (Knob::Governor("4-5".to_owned()), "powersave"),
+            (Knob::Latency(4), "0"),
+            (Knob::Quota(limit.clone()), "150000 100000"),
+            (Knob::Banned, "1"),
+        ];
+        for (knob, found) in others {
+            none.files.insert(knob, found.to_owned());
+        }
+        let mut everything = away(7, "4");
+        everything.tuning = Tuning {
+            irqs_away: true,
+            quota_lifted: true,
+            governor: Some("performance".to_owned()),
+            resume_latency: Some("n/a".to_owned()),
+        };
+        everything.limited = vec![limit];
+        // The order of what is recorded tells nothing.
+        let sorted = |tree: &Tree| {
+            let mut tree = tree.clone();
+            let turned = &mut tree.records.turned;
+            turned.sort_by(|one, other| one.knob.cmp(&other.knob));
+            tree
+        };
+        let mut whole = none.clone();
+        whole.start(everything.clone());
+        let whole = sorted(&whole);
+        let mut compared = 0;
+        for knob in none
+            .files
+            .keys()
+            .filter(|knob| none.get(knob) != whole.get(knob))
+        {
+            let (unread, none_of_it): (&[Knob], &[Knob]) = (std::slice::from_ref(knob), &[]);
+            for (before, after) in [(unread, none_of_it), (none_of_it, unread), (unread, unread)] {
+                let mut tree = whole.clone();
+                // While it lives, and when it ends.
+                tree.converge_without(before, after, usize::MAX);
+                assert_eq!(sorted(&tree), whole, "{before:?} {after:?}");
+                tree.records.tuned.clear();
+                tree.converge_without(before, after, usize::MAX);
+                tree.converge();
+                assert_eq!(tree, none, "{before:?} {after:?}");
+                // When it starts.
+                tree.records.tuned.push(everything.clone());
+                tree.converge_without(before, after, usize::MAX);
+                tree.converge();
+                assert_eq!(sorted(&tree), whole, "{before:?} {after:?}");
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 3 * 8);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The machine's records: read as they are, or held under their lock and written.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -10,13 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result};
 
 use super::Outside;
-use super::converge::{self, Write};
+use super::converge::{self, Seen, Write};
 use super::irqbalance;
 use super::irqs;
 use super::knobs::{self, Knob, Situation, Turned};
 use super::obstacle::{self, Obstacle};
 use super::power;
-use super::records::{Lifted, LimitedGroup, Owner, Records, Target, Tuned};
+use super::records::{Lifted, LimitedGroup, Owner, Reading, Records, Target, Tuned};
 use crate::cgroup::systemd::{Limit, NO_LIMIT};
 use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
 use crate::cpulist::CpuSet;
@@ -40,7 +40,7 @@ pub(super) struct Machine<'a> {
     /// The text of the records' file; `None` where there is no file.
     written: Option<String>,
     /// What irqbalance has said, once it was asked.
-    banned: OnceCell<Option<String>>,
+    banned: OnceCell<Reading>,
     // Closing the file unlocks it.
     _lock: File,
 }
@@ -73,9 +73,9 @@ pub(super) fn read(host: &Host) -> Result<Records> {
     }
 }
 
-/// A write that failed.
+/// A write that failed, or a file that could not be read and so was not written.
 pub(super) struct Failure {
-    /// The path of the group that was written to.
+    /// The path of the file's group.
     pub(super) group: String,
     pub(super) error: Error,
 }
@@ -142,13 +142,24 @@ impl<'a> Machine<'a> {
     }
 
     /// The paths of the groups that were changed for the owner with this group inode, including an
-    /// owner whose group is gone.
-    pub(super) fn groups_of(&self, inode: u64) -> Vec<String> {
+    /// owner whose group is gone, and one that was forgotten while a change could not be undone.
+    ///
+    /// # Errors
+    /// A group cannot be looked at.
+    pub(super) fn groups_of(&self, inode: u64) -> Result<Vec<String>> {
         let owners = self.records.owners.iter().chain(&self.gone);
         let owners = owners.filter(|owner| owner.inode == inode);
-        owners
-            .flat_map(|owner| owner.above.iter().chain([&owner.group]).cloned())
-            .collect()
+        let groups = owners.flat_map(|owner| owner.above.iter().chain([&owner.group]).cloned());
+        let mut groups: Vec<String> = groups.collect();
+        for change in &self.records.changes {
+            let group = self.hierarchy.group(change.target.group())?;
+            if group.inode()? == Some(inode) {
+                let above = partition::ancestors(&group);
+                let all = above.iter().chain([&group]);
+                groups.extend(all.map(|group| group.path().to_owned()));
+            }
+        }
+        Ok(groups)
     }
 
     /// Is everybody else kept off the owner's CPUs? CPUs of it that are offline do not count: its
@@ -192,13 +203,14 @@ impl<'a> Machine<'a> {
             && partition::in_the_way(&group, &owner.cpus)?.is_empty())
     }
 
-    /// Writes what the live owners want; returns the writes that failed. A partition is made or
-    /// healed only for the owners that `makes` accepts.
+    /// Writes what the live owners want; returns what failed. A partition is made or healed only
+    /// for the owners that `makes` accepts.
     ///
     /// # Errors
     /// The records cannot be written. If that happens before the first write, nothing is changed.
     pub(super) fn converge(&mut self, makes: impl Fn(&Owner) -> bool) -> Result<Vec<Failure>> {
-        let plan = converge::plan(&self.records, &|target| self.now(target), &makes);
+        let mut failed = Vec::new();
+        let plan = converge::plan(&self.records, &self.look(&mut failed), &makes);
         for Write { target, value } in &plan.foreign {
             log::warn!(
                 "{target:?} holds {} and not what it was given: it is left as it is",
@@ -207,10 +219,27 @@ impl<'a> Machine<'a> {
         }
         self.records.changes = plan.changes;
         self.save()?;
-        let failed = self.carry_out(&plan.writes);
-        self.records.changes = converge::still_changed(&self.records, &|target| self.now(target));
+        failed.extend(self.carry_out(&plan.writes));
+        self.records.changes = converge::still_changed(&self.records, &self.look(&mut failed));
         self.save()?;
         Ok(failed)
+    }
+
+    /// Reads all that is changed or has to be. What cannot be read is added to `failed`, once for
+    /// each group.
+    fn look(&self, failed: &mut Vec<Failure>) -> Seen {
+        let mut seen = Seen::new();
+        for target in converge::targets(&self.records) {
+            let now = self.now(&target).unwrap_or_else(|error| {
+                let group = target.group().to_owned();
+                if !failed.iter().any(|known| known.group == group) {
+                    failed.push(Failure { group, error });
+                }
+                Reading::Unread
+            });
+            seen.insert(target, now);
+        }
+        seen
     }
 
     /// Sets what the machine's live owners want, and puts back what none of them wants any more;
@@ -239,10 +268,14 @@ impl<'a> Machine<'a> {
                 true => BTreeSet::from([Knob::NewIrqs]),
                 false => self.knobs(&there)?,
             };
-            let seen: Vec<_> = knobs
-                .into_iter()
-                .filter_map(|knob| Some((knob.clone(), self.value(&knob, &online)?)))
-                .collect();
+            let mut seen = Vec::new();
+            for knob in knobs {
+                match self.value(&knob, &online) {
+                    Ok(Reading::Holds(now)) => seen.push((knob, now)),
+                    Ok(Reading::Gone | Reading::Unread) => {}
+                    Err(error) => log::warn!("{error:#}"),
+                }
+            }
             self.records.note_irqs(there);
             let situation = Situation {
                 records: &self.records,
@@ -252,7 +285,7 @@ impl<'a> Machine<'a> {
             };
             let plan = situation.plan(&seen);
             for (knob, value) in &plan.foreign {
-                if let Some(path) = self.path(knob, &online) {
+                if let Ok(Some(path)) = self.path(knob, &online) {
                     log::warn!(
                         "{} holds {} and not what it was given: it is left as it is",
                         path.display(),
@@ -283,7 +316,22 @@ impl<'a> Machine<'a> {
             nodes: &nodes,
             is_new: &is_new,
         };
-        self.records.turned = situation.still_turned(&|knob| self.value(knob, &online));
+        let mut now = BTreeMap::new();
+        for Turned { knob, .. } in &self.records.turned {
+            let value = self.value(knob, &online).unwrap_or_else(|error| {
+                // It may not be as it was found, and nobody else would tell.
+                if !situation.is_wanted(knob) && !failed.iter().any(|one| one.knob == *knob) {
+                    failed.push(Unset {
+                        knob: knob.clone(),
+                        puts_back: true,
+                        error,
+                    });
+                }
+                Reading::Unread
+            });
+            now.insert(knob.clone(), value);
+        }
+        self.records.turned = situation.still_turned(&|knob| now[knob].clone());
         self.records.note_irqs(self.irqs_that_matter()?);
         failed.extend(self.limit_again());
         self.save()?;
@@ -394,15 +442,21 @@ impl<'a> Machine<'a> {
                 puts_back: write.puts_back,
             });
         }
-        let path = self.path(&write.knob, online)?;
-        let error = files::write_kernel(&path, &format!("{}\n", write.value)).err()?;
-        // A device went, and its interrupt.
-        (!files::is_gone(&error)).then(|| Unset {
-            error: Error::new(error).context(format!(
-                "write {} to {}",
-                write.value,
-                path.display()
-            )),
+        let put = || -> Result<()> {
+            let Some(path) = self.path(&write.knob, online)? else {
+                return Ok(());
+            };
+            match files::write_kernel(&path, &format!("{}\n", write.value)) {
+                // A device went, and its interrupt.
+                Err(error) if files::is_gone(&error) => Ok(()),
+                written => {
+                    written.with_context(|| format!("write {} to {}", write.value, path.display()))
+                }
+            }
+        };
+        let error = put().err()?;
+        Some(Unset {
+            error,
             knob: write.knob,
             puts_back: write.puts_back,
         })
@@ -410,10 +464,16 @@ impl<'a> Machine<'a> {
 
     /// The file of one; `None` where it is of a group that is gone. Another of the same path is
     /// another container's.
-    fn path(&self, knob: &Knob, online: &CpuSet) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    /// The group cannot be looked at.
+    fn path(&self, knob: &Knob, online: &CpuSet) -> Result<Option<PathBuf>> {
         let irqs = self.host.irqs();
-        Some(match knob {
-            Knob::Quota(group) => cpu::quota_file(&self.limited(group).ok()??),
+        Ok(Some(match knob {
+            Knob::Quota(group) => match self.limited(group)? {
+                Some(group) => cpu::quota_file(&group),
+                None => return Ok(None),
+            },
             Knob::NewIrqs => irqs.join("default_smp_affinity"),
             Knob::Banned => self.host.irqbalance(),
             Knob::Irq(number) => irqs.join(number.to_string()).join(irqs::CPUS),
@@ -422,7 +482,7 @@ impl<'a> Machine<'a> {
                 power::governor_file(self.host, &cpus, online)
             }
             Knob::Latency(cpu) => power::latency_file(self.host, *cpu),
-        })
+        }))
     }
 
     /// A group of the CPU controller, if it is still the same.
@@ -431,30 +491,43 @@ impl<'a> Machine<'a> {
         limited.group_in(&hierarchy)
     }
 
-    /// What one holds; `None` where it is gone, or cannot be read, and so is not to be written.
-    fn value(&self, knob: &Knob, online: &CpuSet) -> Option<String> {
+    /// What one holds. One without a text is not to be written, and nothing tells that it is as it
+    /// was found.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn value(&self, knob: &Knob, online: &CpuSet) -> Result<Reading> {
         if *knob == Knob::Banned {
-            return self.banned();
+            return Ok(self.banned());
         }
-        let text = files::read_record_if_there(&self.path(knob, online)?);
-        let text = text.unwrap_or_else(|error| {
-            log::warn!("{error:#}");
-            None
-        });
-        let line = text?.lines().next()?.trim().to_owned();
-        (!line.is_empty()).then_some(line)
+        let Some(path) = self.path(knob, online)? else {
+            return Ok(Reading::Gone);
+        };
+        let Some(text) = files::read_record_if_there(&path)? else {
+            return Ok(Reading::Gone);
+        };
+        let line = text.lines().next().unwrap_or_default().trim();
+        Ok(match line.is_empty() {
+            true => Reading::Unread,
+            false => Reading::Holds(line.to_owned()),
+        })
     }
 
     /// What irqbalance bans, asked once: it shows later what it is told. Where it runs and does not
     /// answer, that is what it was told last.
-    fn banned(&self) -> Option<String> {
+    fn banned(&self) -> Reading {
         let asked = self.banned.get_or_init(|| {
-            irqbalance::banned(self.host).unwrap_or_else(|error| {
-                log::warn!("{error:#}");
-                let mut turned = self.records.turned.iter();
-                let told = turned.find(|turned| turned.knob == Knob::Banned)?;
-                told.ours.last().cloned()
-            })
+            let asked = irqbalance::banned(self.host).map_err(|error| log::warn!("{error:#}"));
+            match asked {
+                Ok(Some(mask)) => Reading::Holds(mask),
+                Ok(None) => Reading::Gone,
+                Err(()) => {
+                    let mut turned = self.records.turned.iter();
+                    let told = turned.find(|turned| turned.knob == Knob::Banned);
+                    let last = told.and_then(|told| told.ours.last());
+                    last.map_or(Reading::Unread, |last| Reading::Holds(last.clone()))
+                }
+            }
         });
         asked.clone()
     }
@@ -464,7 +537,7 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// Which CPUs are online cannot be read.
     pub(super) fn leaves_irqbalance_few(&self) -> Result<bool> {
-        let Some(there) = self.banned() else {
+        let Reading::Holds(there) = self.banned() else {
             return Ok(false);
         };
         let there = CpuSet::from_hex_mask(&there).unwrap_or_default();
@@ -508,18 +581,17 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The current value of a target; `None` where its group is gone, and where it cannot be read,
-    /// so that it is not written either.
-    fn now(&self, target: &Target) -> Option<String> {
-        let group = self.hierarchy.group(target.group()).ok()?;
+    /// What a target holds.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn now(&self, target: &Target) -> Result<Reading> {
+        let group = self.hierarchy.group(target.group())?;
         let now = match target {
             Target::Exclusive(_) => partition::exclusive(&group),
             Target::Partition(_) => partition::state(&group),
         };
-        now.unwrap_or_else(|error| {
-            log::warn!("{error:#}");
-            None
-        })
+        Ok(now?.map_or(Reading::Gone, Reading::Holds))
     }
 
     fn save(&mut self) -> Result<()> {

@@ -218,13 +218,14 @@ impl Outside<'_> {
     /// can use its CPUs again, and what killed programs left.
     ///
     /// # Errors
-    /// The records, or one of this owner's groups, cannot be read or written.
+    /// The records, or one of this owner's groups, cannot be read or written: what is changed there
+    /// is still recorded.
     pub fn let_in(&self, inode: u64) -> Result<()> {
         if !is_in_use(self.host)? {
             return Ok(());
         }
         let mut machine = Machine::open(self)?;
-        let own = machine.groups_of(inode);
+        let own = machine.groups_of(inode)?;
         machine.forget(|owner| owner.inode == inode);
         machine.forget_tuned(|tuned| tuned.inode == inode);
         let undone = own_failure(machine.converge(|_| false)?, &own);
@@ -301,7 +302,7 @@ fn warn_of_old(unset: &[Unset]) {
 
 /// Forgets the owner, undoes what was changed for it, and returns the obstacle.
 fn give_up(mut machine: Machine<'_>, owner: &Owner, obstacle: Obstacle) -> Result<Obstacle> {
-    let own = machine.groups_of(owner.inode);
+    let own = machine.groups_of(owner.inode)?;
     machine.forget(|other| other.group == owner.group);
     own_failure(machine.converge(|_| false)?, &own).map(|()| obstacle)
 }

@@ -135,6 +135,18 @@ pub(super) struct Change {
     pub(super) ours: Vec<String>,
 }
 
+/// What a file that is changed for owners holds now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// The file is gone, and with it what was changed: the kernel said so.
+    Gone,
+    /// It could not be read, for whatever other reason. It may be as we left it: what is recorded
+    /// of it stays as it is, and nothing is written.
+    Unread,
+    /// Its text.
+    Holds(String),
+}
+
 /// A file that is changed, given by the path of its group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]

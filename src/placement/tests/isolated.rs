@@ -125,6 +125,44 @@ fn what_a_pool_wants_isolated_is_spared_with_and_without_owners() {
     assert_eq!(spared(), "2-3,7");
 }
 
+/// A file can be unreadable for a moment, as where too many are open.
+#[test]
+fn what_cannot_be_read_for_a_moment_is_undone_later_and_until_then_that_is_said() {
+    let group = group_of("web");
+    for (group, file, is_own) in [
+        ("/machine.slice", "cpuset.cpus.exclusive", false),
+        (&*group, "cpuset.cpus.exclusive", true),
+        (&*group, "cpuset.cpus.partition", true),
+    ] {
+        let (machine, mut claim) = machine();
+        keeps_off(&machine, &claim, "2");
+        claim.isolation = Some(ROOT);
+        let path = format!("sys/fs/cgroup{group}/{file}");
+        let site = machine.site();
+        // While it lives.
+        let text = machine.spoil(&path);
+        let converged = open(&site).converge_machine();
+        let is_told = converged.map_or(true, |problems| !problems.is_empty());
+        assert!(is_told, "{path}");
+        assert_eq!(outside::owners(&site.host).len(), 1);
+        // When it ends, and again.
+        for _ in 0..if is_own { 2 } else { 1 } {
+            let told = said(open(&site).let_in(&claim));
+            assert!(told.contains(file), "{told}");
+        }
+        machine.heal(&path, &text);
+        open(&site).let_in(&claim).unwrap();
+        for group in ["/machine.slice", &group_of("web")] {
+            let exclusive = machine.value(group, "cpuset.cpus.exclusive");
+            assert_eq!(exclusive, "", "{path} {group}");
+        }
+        let partition = machine.value(&group_of("web"), "cpuset.cpus.partition");
+        assert_eq!(partition, "member", "{path}");
+        let records = machine.get("run/pinfold-machine/changes");
+        assert!(records.contains(r#""changes":[]"#), "{records}");
+    }
+}
+
 #[test]
 fn nobody_is_kept_off_the_cpus_of_a_shared_pool() {
     let (machine, _) = machine();

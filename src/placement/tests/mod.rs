@@ -93,6 +93,19 @@ impl Machine {
         std::fs::remove_file(self.path(path)).unwrap();
     }
 
+    /// Has reading a file fail, which is there; returns its text, for [`Machine::heal`].
+    fn spoil(&self, path: &str) -> String {
+        let text = self.get(path);
+        self.remove(path);
+        std::fs::create_dir(self.path(path)).unwrap();
+        text
+    }
+
+    fn heal(&self, path: &str, text: &str) {
+        std::fs::remove_dir(self.path(path)).unwrap();
+        self.put(path, text);
+    }
+
     /// Makes a pool of these lists. `exclusive` is the text of its file.
     fn pool(&self, name: &str, exclusive: &str, lists: &[&str]) {
         self.put(&format!("etc/kcm/pools/{name}/exclusive"), exclusive);

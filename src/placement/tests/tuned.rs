@@ -323,6 +323,52 @@ fn what_somebody_has_set_since_stays_at_the_end() {
     assert_eq!((machine.irq(24), machine.irq(25)), ("6".into(), "2".into()));
 }
 
+/// A file can be unreadable for a moment, as where too many are open.
+#[test]
+fn what_cannot_be_read_for_a_moment_is_put_back_later() {
+    let (machine, mut one, _) = machine();
+    let limit = "sys/fs/cgroup/machine.slice/one/cpu.max";
+    machine.put(limit, "150000 100000\n");
+    let before = machine.set();
+    let site = machine.site();
+    let tuning = Tuning {
+        quota_lifted: true,
+        ..AWAY
+    };
+    open(&site).tune(&mut one, &tuning);
+    let of_limit = || machine.value(&group_of("one"), "cpu.max");
+    assert_eq!(of_limit(), "max 100000");
+    let unread = [FILES[0].0, FILES[1].0, limit];
+    let texts = unread.map(|path| machine.spoil(path));
+    open(&site).let_in(&one).unwrap();
+    let problems = open(&site).converge_machine().unwrap();
+    assert_eq!(problems.len(), unread.len(), "{problems:?}");
+    for (path, text) in unread.iter().zip(&texts) {
+        machine.heal(path, text);
+    }
+    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert_eq!(machine.set(), before);
+    assert_eq!(of_limit(), "150000 100000");
+}
+
+/// With its directory unreadable nobody knows whether it runs.
+#[test]
+fn a_ban_is_not_forgotten_where_irqbalance_cannot_be_found_for_a_moment() {
+    let (machine, mut one, _) = machine();
+    let told = balance(&machine, "5");
+    let site = machine.site();
+    open(&site).tune(&mut one, &AWAY);
+    assert_eq!(*told.lock().unwrap(), ["5", "2,5"]);
+    let (directory, aside) = ("run/irqbalance", "run/aside");
+    std::fs::rename(machine.path(directory), machine.path(aside)).unwrap();
+    machine.put(directory, "");
+    open(&site).let_in(&one).unwrap();
+    machine.remove(directory);
+    std::fs::rename(machine.path(aside), machine.path(directory)).unwrap();
+    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert_eq!(*told.lock().unwrap(), ["5", "2,5", "5"]);
+}
+
 #[test]
 fn damaged_records_keep_no_container_from_its_start_or_its_end() {
     let (machine, mut one, _) = machine();
