@@ -238,18 +238,16 @@ impl Situation<'_> {
         let wanted = match knob {
             Knob::NewIrqs | Knob::Irq(_) => {
                 let cpus = knob.cpus(value)?;
-                let owned = owners.iter().map(|tuned| &tuned.cpus).collect();
-                let mut away = cpus.difference(&owned);
+                let left = spared(&owners, self.online);
+                let mut away = cpus.difference(&left);
                 if away.is_disjoint(self.online) {
-                    away = self.online.difference(&owned);
+                    away = self.online.difference(&left);
                 }
                 (!cpus.is_disjoint(&in_question) && !away.is_empty()).then(|| knob.print(&away))
             }
             Knob::Banned => {
                 let there = knob.cpus(value)?;
-                let owned = owners.iter().map(|tuned| &tuned.cpus);
-                let banned = owned.chain([&there]).collect();
-                (!leaves_few(self.online, &banned)).then(|| knob.print(&banned))
+                Some(knob.print(&banned(&owners, self.online, &there)))
             }
             // Who came first, where two of them share it.
             Knob::Governor(_) => owners[0].tuning.governor.clone(),
@@ -257,6 +255,53 @@ impl Situation<'_> {
             Knob::Quota(_) => cpu::without_quota(value),
         };
         wanted.filter(|wanted| !knob.is_same(wanted, value))
+    }
+}
+
+/// The CPUs of `first`, and of each owner in the order in which they came that leaves enough: none
+/// loses what it has because of one that comes later.
+fn joined(first: &CpuSet, owners: &[&Tuned], leaves_enough: impl Fn(&CpuSet) -> bool) -> CpuSet {
+    let mut joined = first.clone();
+    for tuned in owners {
+        let more = [&joined, &tuned.cpus].into_iter().collect();
+        if leaves_enough(&more) {
+            joined = more;
+        }
+    }
+    joined
+}
+
+/// The owned CPUs that interrupts are kept off. They need one that is online.
+fn spared(owners: &[&Tuned], online: &CpuSet) -> CpuSet {
+    let has_other = |cpus: &CpuSet| !online.is_subset(cpus);
+    joined(&CpuSet::new(), owners, has_other)
+}
+
+/// What irqbalance bans, of what it bans by itself.
+fn banned(owners: &[&Tuned], online: &CpuSet, there: &CpuSet) -> CpuSet {
+    joined(there, owners, |cpus| !leaves_few(online, cpus))
+}
+
+/// The CPUs of owners that want interrupts away, and that cannot be kept off them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct LeftToIrqs {
+    /// No other CPU would be left for interrupts.
+    pub(super) by_all: CpuSet,
+    /// irqbalance, where it runs, would be left too few.
+    pub(super) by_irqbalance: CpuSet,
+}
+
+impl LeftToIrqs {
+    /// Those of the recorded owners. `there` is what irqbalance bans by itself.
+    pub(super) fn of(records: &Records, online: &CpuSet, there: Option<&CpuSet>) -> LeftToIrqs {
+        let owners = records.tuned.iter();
+        let owners: Vec<&Tuned> = owners.filter(|tuned| Knob::NewIrqs.is_for(tuned)).collect();
+        let owned: CpuSet = owners.iter().map(|tuned| &tuned.cpus).collect();
+        let by_irqbalance = there.map(|there| owned.difference(&banned(&owners, online, there)));
+        LeftToIrqs {
+            by_all: owned.difference(&spared(&owners, online)),
+            by_irqbalance: by_irqbalance.unwrap_or_default(),
+        }
     }
 }
 
@@ -583,6 +628,52 @@ mod tests {
         tree.end(7);
         assert_eq!(tree.get(&Knob::Banned), "00000000");
         assert!(tree.records.turned.is_empty());
+    }
+
+    #[test]
+    fn an_owner_that_comes_later_takes_no_ban_from_one_that_was_there() {
+        let mut tree = Tree::new(&[]);
+        tree.files.insert(Knob::Banned, "1".to_owned());
+        let left = |tree: &Tree| {
+            let there = "0".parse().unwrap();
+            let left = LeftToIrqs::of(&tree.records, &tree.online, Some(&there));
+            assert!(left.by_all.is_empty());
+            left.by_irqbalance.to_string()
+        };
+        for (inode, cpus, banned, left_out) in [
+            (7, "1-4", "1F", ""),
+            // Two CPUs have to be left, and then there are two.
+            (8, "5-6", "1F", "5-6"),
+            (9, "7", "9F", "5-6"),
+        ] {
+            tree.start(away(inode, cpus));
+            assert_eq!(tree.get(&Knob::Banned), banned, "{inode}");
+            assert_eq!(left(&tree), left_out, "{inode}");
+        }
+        tree.end(7);
+        assert_eq!((tree.get(&Knob::Banned), &*left(&tree)), ("E1", ""));
+        tree.end(8);
+        tree.end(9);
+        assert_eq!(tree.get(&Knob::Banned), "1");
+        assert!(tree.records.turned.is_empty());
+    }
+
+    #[test]
+    fn the_owner_of_the_last_cpus_brings_no_interrupts_back_to_the_others() {
+        let mut tree = Tree::new(&IRQS);
+        let before = tree.clone();
+        tree.start(away(7, "0-4"));
+        let one = tree.clone();
+        assert_eq!((tree.irq(1), tree.irq(3)), ("5-7", "5-7"));
+        tree.start(away(8, "5-7"));
+        let left = LeftToIrqs::of(&tree.records, &tree.online, None);
+        assert_eq!(left.by_all.to_string(), "5-7");
+        assert_eq!(tree.files, one.files);
+        // Now the other has them away.
+        tree.end(7);
+        assert_eq!((tree.irq(1), tree.irq(3)), ("0-4", "0-3"));
+        tree.end(8);
+        assert_eq!(tree, before);
     }
 
     /// The kernel sets an interrupt up on the CPUs of a mask that are online, and of those on the

@@ -13,7 +13,7 @@ use super::Outside;
 use super::converge::{self, Seen, Write};
 use super::irqbalance;
 use super::irqs;
-use super::knobs::{self, Knob, Situation, Turned};
+use super::knobs::{self, Knob, LeftToIrqs, Situation, Turned};
 use super::obstacle::{self, Obstacle};
 use super::power;
 use super::records::{Lifted, LimitedGroup, Owner, Reading, Records, Target, Tuned};
@@ -176,6 +176,15 @@ impl<'a> Machine<'a> {
 
     pub(super) fn forget_tuned(&mut self, is_over: impl Fn(&Tuned) -> bool) {
         self.records.tuned.retain(|tuned| !is_over(tuned));
+    }
+
+    /// Records what an owner wants. One that is known keeps its place: who came first counts.
+    pub(super) fn note_tuned(&mut self, tuned: Tuned) {
+        let mut known = self.records.tuned.iter_mut();
+        match known.find(|known| known.group == tuned.group) {
+            Some(known) => *known = tuned,
+            None => self.records.tuned.push(tuned),
+        }
     }
 
     /// What is in the way of a partition for `owner`, as far as it can be told before a write.
@@ -532,21 +541,22 @@ impl<'a> Machine<'a> {
         asked.clone()
     }
 
-    /// Would irqbalance, where it runs, be left too few CPUs to be told of those that are owned?
+    /// The owned CPUs that interrupts can still come to, though their owners want them away.
     ///
     /// # Errors
     /// Which CPUs are online cannot be read.
-    pub(super) fn leaves_irqbalance_few(&self) -> Result<bool> {
-        let Reading::Holds(there) = self.banned() else {
-            return Ok(false);
+    pub(super) fn left_to_irqs(&self) -> Result<LeftToIrqs> {
+        let mut turned = self.records.turned.iter();
+        let found = match turned.find(|turned| turned.knob == Knob::Banned) {
+            Some(turned) => Some(turned.found.clone()),
+            None => match self.banned() {
+                Reading::Holds(there) => Some(there),
+                Reading::Gone | Reading::Unread => None,
+            },
         };
-        let there = CpuSet::from_hex_mask(&there).unwrap_or_default();
-        let tuned = self.records.tuned.iter();
-        let tuned = tuned.filter(|tuned| tuned.tuning.irqs_away);
-        let owned: CpuSet = tuned.map(|tuned| &tuned.cpus).collect();
+        let there = found.and_then(|mask| CpuSet::from_hex_mask(&mask));
         let online = topology::online(self.host)?;
-        let banned = [&owned, &there].into_iter().collect();
-        Ok(!owned.is_subset(&there) && knobs::leaves_few(&online, &banned))
+        Ok(LeftToIrqs::of(&self.records, &online, there.as_ref()))
     }
 
     /// Writes in order, and returns the writes that failed. Below a group whose write failed only

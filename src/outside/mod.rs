@@ -113,12 +113,11 @@ impl Outside<'_> {
             }
             opened => opened?,
         };
-        machine.forget_tuned(|other| other.group == tuned.group);
-        machine.records.tuned.push(tuned.clone());
+        machine.note_tuned(tuned.clone());
         let unset = machine.tune(|other| other == tuned)?;
         warn_of_old(&unset);
-        if tuned.tuning.irqs_away && machine.leaves_irqbalance_few()? {
-            obstacles.push(obstacle::few_cpus_for_irqbalance());
+        if tuned.tuning.irqs_away {
+            obstacles.extend(obstacle::left_to_irqs(&machine.left_to_irqs()?));
         }
         let mut staying = Vec::new();
         for one in unset.iter().filter(|one| !one.puts_back) {

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Error, Result};
 
 use super::irqs::Irq;
+use super::knobs::LeftToIrqs;
 use super::machine::Failure;
 use super::records::Owner;
 use crate::cgroup::cpuset::{self, effective_cpus};
@@ -72,14 +73,31 @@ pub fn no_own_limit() -> Obstacle {
     )
 }
 
-/// irqbalance would end itself if it was told of all CPUs that are owned.
-pub(super) fn few_cpus_for_irqbalance() -> Obstacle {
-    Obstacle::of_machine(
-        "irqbalance-few-cpus",
-        "irqbalance can move interrupts back to owned CPUs: it is not told of them, for it ends \
-         itself where it is left fewer than two CPUs",
-        FEW_FOR_IRQBALANCE,
-    )
+/// Interrupts can come to CPUs whose owners want them away, or irqbalance can move them there.
+pub(super) fn left_to_irqs(left: &LeftToIrqs) -> Vec<Obstacle> {
+    let LeftToIrqs {
+        by_all,
+        by_irqbalance,
+    } = left;
+    let mut obstacles = Vec::new();
+    if !by_all.is_empty() {
+        obstacles.push(Obstacle::of_machine(
+            "no-cpu-for-irqs",
+            format!("interrupts are not kept away from {by_all}: no other CPU is left for them"),
+            "leave a CPU out of the pools that say irqs=away (`pinfold pool resize --help`)",
+        ));
+    }
+    if !by_irqbalance.is_empty() {
+        obstacles.push(Obstacle::of_machine(
+            "irqbalance-few-cpus",
+            format!(
+                "irqbalance can move interrupts back to {by_irqbalance}: it is not told of them, \
+                 for it ends itself where it is left fewer than two CPUs"
+            ),
+            FEW_FOR_IRQBALANCE,
+        ));
+    }
+    obstacles
 }
 
 /// What to do where irqbalance would be left too few CPUs.

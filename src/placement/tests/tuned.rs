@@ -135,21 +135,41 @@ fn irqbalance_keeps_off_what_is_owned_and_what_it_kept_off_before() {
     }
 }
 
-/// With one CPU left it would end itself.
+/// With one CPU left it would end itself. It is told of those who came before.
 #[test]
-fn an_irqbalance_that_would_be_left_one_cpu_is_not_told_and_that_is_said() {
+fn an_irqbalance_that_would_be_left_one_cpu_is_not_told_of_who_comes_and_that_is_said() {
     let (machine, mut one, mut other) = machine();
     let told = balance(&machine, "0-1,4-6");
+    let last = || told.lock().unwrap().last().unwrap().clone();
     let site = machine.site();
     let said = "run/pinfold-machine/told-irqbalance-few-cpus";
     open(&site).tune(&mut one, &AWAY);
-    assert_eq!(told.lock().unwrap().last().unwrap(), "0-2,4-6");
+    assert_eq!(last(), "0-2,4-6");
     assert!(!machine.is_there(said));
-    // It is told none of those that are owned any more.
     open(&site).tune(&mut other, &AWAY);
-    assert_eq!(told.lock().unwrap().last().unwrap(), "0-1,4-6");
+    assert_eq!(last(), "0-2,4-6");
     assert!(machine.is_there(said));
     assert_eq!(machine.irq(24), "0-1,4-7");
+    // It came first, however often it is set.
+    open(&site).tune(&mut one, &AWAY);
+    assert_eq!(last(), "0-2,4-6");
+    assert_eq!(told.lock().unwrap().len(), 2);
+    open(&site).let_in(&one).unwrap();
+    assert_eq!(last(), "0-1,3-6");
+}
+
+#[test]
+fn that_no_cpu_is_left_for_interrupts_is_said() {
+    let (machine, mut one, mut other) = machine();
+    machine.put("sys/devices/system/cpu/online", "2-3\n");
+    let site = machine.site();
+    let said = "run/pinfold-machine/told-no-cpu-for-irqs";
+    open(&site).tune(&mut one, &AWAY);
+    let set = machine.set();
+    assert!(!machine.is_there(said));
+    open(&site).tune(&mut other, &AWAY);
+    assert_eq!(machine.set(), set);
+    assert!(machine.is_there(said));
 }
 
 /// One that was killed leaves its socket; one that answers nothing keeps nobody waiting for long.
