@@ -1,7 +1,7 @@
 //! Keeping everybody else off an owner's CPUs, and interrupts away from them, where its pool says
 //! so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -324,18 +324,15 @@ impl Books<'_> {
     }
 
     /// Brings what is changed on the machine in line with its owners, of all pool directories.
-    /// Returns problems.
+    /// Returns problems. Whoever has no claim any more is forgotten, unless some claim lacks its
+    /// links: it may be that one's.
     ///
     /// # Errors
     /// What keeps it from beginning.
     pub(crate) fn converge_machine(&self) -> Result<Vec<Refusal>> {
-        let owners = outside::owners(self.host).into_iter();
-        let owners = owners.map(|owner| owner.inode);
-        let tuned = outside::tuned(self.host).into_iter();
-        let mut claimed: BTreeSet<u64> = owners.chain(tuned.map(|tuned| tuned.inode)).collect();
-        claimed.retain(|inode| self.ledger.on_cgroup(*inode).is_some());
-        self.outside()
-            .converge(self.run_dir, |inode| claimed.contains(&inode))
+        let are_linked = self.are_linked()?;
+        let is_claimed = |inode| !are_linked || self.ledger.on_cgroup(inode).is_some();
+        self.outside().converge(self.run_dir, is_claimed)
     }
 
     fn outside(&self) -> Outside<'_> {

@@ -169,12 +169,17 @@ impl Books<'_> {
         if unclaimed.is_empty() {
             return Ok(true);
         }
-        if let Some(are_whole) = self.links.get() {
-            return Ok(are_whole);
+        self.are_linked()
+    }
+
+    /// Has every claim its links? Those that are missing are made, once.
+    pub(crate) fn are_linked(&self) -> Result<bool> {
+        if let Some(are_linked) = self.links.get() {
+            return Ok(are_linked);
         }
-        let are_whole = self.relink()?;
-        self.links.set(Some(are_whole));
-        Ok(are_whole)
+        let are_linked = self.relink()?;
+        self.links.set(Some(are_linked));
+        Ok(are_linked)
     }
 
     /// Makes the links to a claim that are missing.

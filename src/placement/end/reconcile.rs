@@ -135,11 +135,8 @@ pub fn reconcile(site: &Site) -> Result<Reconciled> {
 }
 
 fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> {
-    match turns.books()?.converge_machine() {
-        Ok(problems) => report.problems.extend(problems),
-        Err(error) => report.note(Err(error)),
-    }
-    // Links first, because they tell which lists are free. A claim that is made meanwhile has them.
+    // Links first, because they tell which lists are free, and whose CPUs others are kept off. A
+    // claim that is made meanwhile has them.
     let mut are_linked = true;
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
@@ -151,6 +148,10 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> 
     }
     turns.links = Some(are_linked);
     turns.books()?.links.set(Some(are_linked));
+    match turns.books()?.converge_machine() {
+        Ok(problems) => report.problems.extend(problems),
+        Err(error) => report.note(Err(error)),
+    }
     for id in turns.books()?.ledger.ids()? {
         let books = turns.books()?;
         for entry in books.ledger.of_id(&id)? {

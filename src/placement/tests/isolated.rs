@@ -6,6 +6,7 @@ use super::{Machine, cpus, group_of, open, said};
 use crate::claims::Claim;
 use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, PartitionWatch};
+use crate::placement::reconcile;
 
 const ROOT: Wanted = Wanted {
     kind: Kind::Root,
@@ -161,6 +162,36 @@ fn what_cannot_be_read_for_a_moment_is_undone_later_and_until_then_that_is_said(
         let records = machine.get("run/pinfold-machine/changes");
         assert!(records.contains(r#""changes":[]"#), "{records}");
     }
+}
+
+/// The link from its cgroup says that it has a claim.
+#[test]
+fn an_owner_whose_link_was_lost_keeps_its_cpus_for_itself() {
+    let (machine, claim) = machine();
+    keeps_off(&machine, &claim, "2");
+    let effective = format!("sys/fs/cgroup{}/cpuset.cpus.effective", group_of("web"));
+    machine.put(&effective, "2\n");
+    let inode = claim.cgroup.as_ref().unwrap().inode;
+    let link = format!("run/pinfold/cgroups/{inode}");
+    machine.remove(&link);
+    let partition = || machine.value(&group_of("web"), "cpuset.cpus.partition");
+    let owners = || outside::owners(&machine.site().host).len();
+    let report = reconcile(&machine.site()).unwrap();
+    assert_eq!(report.problems, []);
+    assert!(machine.is_there(&link));
+    assert_eq!((owners(), partition()), (1, "root".to_owned()));
+    // Of one without a claim this may be said only where each claim has its links: this one names a
+    // list that was renamed, and gets none.
+    let old = machine.start(2, &group_of("old"));
+    let old = machine.claim("old", old, "dp", &["6"]);
+    machine.ledger().write(&old).unwrap();
+    machine.ledger().remove(&claim).unwrap();
+    let report = reconcile(&machine.site()).unwrap();
+    assert!(!report.problems.is_empty());
+    assert_eq!((owners(), partition()), (1, "root".to_owned()));
+    machine.ledger().remove(&old).unwrap();
+    reconcile(&machine.site()).unwrap();
+    assert_eq!((owners(), partition()), (0, "member".to_owned()));
 }
 
 #[test]
