@@ -447,9 +447,10 @@ pub fn inherit(group: &Group) -> Result<()> {
 /// that is gone is success.
 ///
 /// The kernel can refuse a former value: version 2 does not empty the CPUs of a group with
-/// processes; a parent was narrowed; a CPU went offline. Then the group gets what its parents
-/// allow. In place of an empty value it gets that without the CPUs of `spared`, unless none are
-/// left: a group that names those would keep others from having them for their own.
+/// processes; a parent was narrowed; a CPU went offline; a group beside it has some for its own.
+/// Then the group gets those of its former CPUs that its parents allow, or all that these allow,
+/// without the CPUs of `spared` unless none are left: a group that names those would keep others
+/// from having them for their own.
 ///
 /// # Errors
 /// The group, or one above it, cannot be read or written.
@@ -479,15 +480,31 @@ pub fn restore(
         }
     }
     if put(CPUS, cpus).is_err() {
-        let bound = bound(group)?.cpus;
-        let rest = match cpus.is_empty() {
-            true => bound.difference(&spared()?),
-            false => bound.clone(),
-        };
-        let allowed = if rest.is_empty() { bound } else { rest };
-        put(CPUS, &allowed.to_string()).with_context(context)?;
+        let former = cpus.parse().unwrap_or_default();
+        let mut done = Ok(());
+        for cpus in instead(&former, &bound(group)?.cpus, &spared()?) {
+            done = put(CPUS, &cpus.to_string());
+            if done.is_ok() {
+                break;
+            }
+        }
+        done.with_context(context)?;
     }
     Ok(())
+}
+
+/// What a group gets in place of its former CPUs, the best first.
+fn instead(former: &CpuSet, bound: &CpuSet, spared: &CpuSet) -> Vec<CpuSet> {
+    let rest = bound.difference(spared);
+    let mut all = vec![
+        former.intersection(&rest),
+        rest,
+        former.intersection(bound),
+        bound.clone(),
+    ];
+    all.retain(|cpus| !cpus.is_empty());
+    all.dedup();
+    all
 }
 
 /// Enables the controller for a group, in each group above where it is missing.
@@ -596,6 +613,23 @@ mod tests {
 
     fn set(text: &str) -> CpuSet {
         text.parse().unwrap()
+    }
+
+    /// CPUs 2-5 are of exclusive pools.
+    #[test]
+    fn what_the_kernel_refuses_is_not_replaced_by_what_others_may_want_for_their_own() {
+        for (former, bound, tried) in [
+            ("", "0-7", "0-1,6-7 0-7"),
+            ("", "2-3", "2-3"),
+            // A partition beside it has 4-5: the kernel refuses what was there before.
+            ("0-7", "0-3,6-7", "0-1,6-7 0-3,6-7"),
+            ("3-6", "0-3,6-7", "6 0-1,6-7 3,6 0-3,6-7"),
+            ("3", "0-3", "0-1 3 0-3"),
+        ] {
+            let all = instead(&set(former), &set(bound), &set("2-5"));
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            assert_eq!(all.join(" "), tried, "{former:?} {bound}");
+        }
     }
 
     #[test]
