@@ -98,6 +98,9 @@ fn for_ever(
                 if !report.reclaimed.is_empty() {
                     tell(&report, args.json, &mut out)?;
                 }
+                if let Some(broken) = report.broken {
+                    watch.round_is_over(broken);
+                }
             }
             Err(error) => log::error!("{error:#}"),
         }

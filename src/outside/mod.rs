@@ -35,7 +35,7 @@ pub use obstacle::{
 pub use power::{astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
 pub use units::{are_confined, away_of, confine, kept_off};
-pub use watch::PartitionWatch;
+pub use watch::{BrokenPartition, PartitionWatch};
 
 use crate::cgroup::systemd::{self, Limit, NO_LIMIT};
 use crate::cgroup::{Group, Hierarchy, Mounts, cpu, partition};
@@ -48,6 +48,15 @@ use crate::text::Shown;
 use knobs::Knob;
 use machine::{Failure, Machine, Unset};
 use records::Lifted;
+
+/// What [`Outside::converge`] could not do.
+#[derive(Debug, Default)]
+pub struct Converged {
+    /// The problems that remain.
+    pub problems: Vec<Refusal>,
+    /// The partitions among them that do not stand.
+    pub broken: Vec<BrokenPartition>,
+}
 
 /// The machine, and how long to wait for others who change it.
 #[derive(Debug, Clone, Copy)]
@@ -238,7 +247,7 @@ impl Outside<'_> {
 
     /// Undoes what killed programs left, and makes broken partitions again once nothing is in their
     /// way. Owners recorded with `run_dir` that have no claim there any more (`is_claimed`, asked
-    /// with the inode of their group) are forgotten. Returns the problems that remain.
+    /// with the inode of their group) are forgotten.
     ///
     /// # Errors
     /// The records cannot be read or written.
@@ -246,14 +255,14 @@ impl Outside<'_> {
         &self,
         run_dir: &std::path::Path,
         is_claimed: impl Fn(u64) -> bool,
-    ) -> Result<Vec<Refusal>> {
+    ) -> Result<Converged> {
         if !is_in_use(self.host)? {
-            return Ok(Vec::new());
+            return Ok(Converged::default());
         }
         let mut machine = Machine::open(self)?;
         machine.forget(|owner| owner.run_dir == run_dir && !is_claimed(owner.inode));
         machine.forget_tuned(|tuned| tuned.run_dir == run_dir && !is_claimed(tuned.inode));
-        let mut problems = Vec::new();
+        let (mut problems, mut broken) = (Vec::new(), Vec::new());
         let mut healed = Vec::new();
         for owner in machine.records.owners.clone() {
             match machine.may_heal(&owner) {
@@ -267,6 +276,10 @@ impl Outside<'_> {
         for owner in &machine.records.owners {
             if !machine.keeps_off(owner)? {
                 let group = self.hierarchy.group(&owner.group)?;
+                broken.push(BrokenPartition {
+                    group: owner.group.clone(),
+                    state: partition::state(&group)?.unwrap_or_default(),
+                });
                 let what = match limits::may_be_admin()? {
                     true => obstacle::of_kernel(&group, owner, &[])?,
                     false => obstacle::not_permitted(),
@@ -289,7 +302,7 @@ impl Outside<'_> {
             }
             Err(error) => problems.push(Refusal::of(&error)),
         }
-        Ok(problems)
+        Ok(Converged { problems, broken })
     }
 }
 

@@ -22,9 +22,17 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Tells when a partition breaks, of whatever owner: also of one that starts meanwhile.
 pub struct PartitionWatch<'a> {
     host: &'a Host,
-    /// Those that did not stand when they were last looked at, by group and state: a round that
-    /// could not make them again is not repeated at once.
-    broken: Vec<(String, String)>,
+    /// Those that did not stand at the end of the last round, or when they were last looked at: a
+    /// round that could not make them again is not repeated at once.
+    broken: Vec<BrokenPartition>,
+}
+
+/// A partition that does not stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokenPartition {
+    pub(super) group: String,
+    /// What its file says.
+    pub(super) state: String,
 }
 
 /// An owner's partition file, which stays open, and what was read of it.
@@ -41,6 +49,12 @@ impl<'a> PartitionWatch<'a> {
             host,
             broken: Vec::new(),
         }
+    }
+
+    /// Notes which partitions a round could not make again. One that stood at its end, and has
+    /// broken since, is news, even if it says what it said before the round.
+    pub fn round_is_over(&mut self, broken: Vec<BrokenPartition>) {
+        self.broken = broken;
     }
 
     /// Waits for `interval`, or until a partition is found not to stand that was not found so
@@ -81,7 +95,10 @@ impl<'a> PartitionWatch<'a> {
     /// Does one not stand that was not found so before?
     fn is_news(&mut self, watched: &[Watched]) -> bool {
         let broken = watched.iter().filter(|one| !one.stands());
-        let broken = broken.map(|one| (one.owner.group.clone(), one.state.clone()));
+        let broken = broken.map(|one| BrokenPartition {
+            group: one.owner.group.clone(),
+            state: one.state.clone(),
+        });
         let broken: Vec<_> = broken.collect();
         let is_news = broken.iter().any(|one| !self.broken.contains(one));
         self.broken = broken;

@@ -11,7 +11,7 @@ use crate::cgroup::{Mounts, cpu};
 use crate::claims::{Claim, OwnerKind};
 use crate::isolation::tuning::{Key, Tuning, Words};
 use crate::isolation::{ISOLATION, NEEDED, Options, Wanted};
-use crate::outside::{self, LimitedGroup, Obstacle, Outside, Tuned};
+use crate::outside::{self, Converged, LimitedGroup, Obstacle, Outside, Tuned};
 use crate::pools::{Kind, OfferedPool};
 use crate::refusal::{Reason, Refusal};
 use crate::text::Shown;
@@ -324,12 +324,12 @@ impl Books<'_> {
     }
 
     /// Brings what is changed on the machine in line with its owners, of all pool directories.
-    /// Returns problems. Whoever has no claim any more is forgotten, unless some claim lacks its
+    /// Whoever has no claim any more is forgotten, unless some claim lacks its
     /// links: it may be that one's.
     ///
     /// # Errors
     /// What keeps it from beginning.
-    pub(crate) fn converge_machine(&self) -> Result<Vec<Refusal>> {
+    pub(crate) fn converge_machine(&self) -> Result<Converged> {
         let are_linked = self.are_linked()?;
         let is_claimed = |inode| !are_linked || self.ledger.on_cgroup(inode).is_some();
         self.outside().converge(self.run_dir, is_claimed)

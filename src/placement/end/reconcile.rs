@@ -9,6 +9,7 @@ use crate::account::noise;
 use crate::cgroup::{self, Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry};
 use crate::files;
+use crate::outside::BrokenPartition;
 use crate::placement::end::reap::{Reaped, Reclaimed, reclaimed};
 use crate::placement::end::{Fate, Settled};
 use crate::placement::{Books, Site};
@@ -26,6 +27,8 @@ pub struct Reconciled {
     pub reclaimed: Vec<Reclaimed>,
     /// What could not be done.
     pub problems: Vec<Refusal>,
+    /// The partitions that could not be made again; `None` where that is not known.
+    pub broken: Option<Vec<BrokenPartition>>,
 }
 
 impl Reconciled {
@@ -149,7 +152,10 @@ fn bring_in_order(turns: &mut Turns<'_>, report: &mut Reconciled) -> Result<()> 
     turns.links = Some(are_linked);
     turns.books()?.links.set(Some(are_linked));
     match turns.books()?.converge_machine() {
-        Ok(problems) => report.problems.extend(problems),
+        Ok(converged) => {
+            report.problems.extend(converged.problems);
+            report.broken = Some(converged.broken);
+        }
         Err(error) => report.note(Err(error)),
     }
     for id in turns.books()?.ledger.ids()? {

@@ -143,7 +143,7 @@ fn what_cannot_be_read_for_a_moment_is_undone_later_and_until_then_that_is_said(
         // While it lives.
         let text = machine.spoil(&path);
         let converged = open(&site).converge_machine();
-        let is_told = converged.map_or(true, |problems| !problems.is_empty());
+        let is_told = converged.map_or(true, |converged| !converged.problems.is_empty());
         assert!(is_told, "{path}");
         assert_eq!(outside::owners(&site.host).len(), 1);
         // When it ends, and again.
@@ -220,7 +220,7 @@ fn a_partition_that_lacks_what_is_offline_stands() {
         // A sibling names the CPUs, so nothing can be mended here.
         machine.group("/machine.slice/other");
         machine.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "3\n");
-        let found = open(&machine.site()).converge_machine().unwrap();
+        let found = open(&machine.site()).converge_machine().unwrap().problems;
         assert_eq!(found.len(), problems, "{online} {now}: {found:?}");
     }
 }
@@ -266,7 +266,7 @@ fn who_may_not_make_a_broken_partition_again_leaves_it_as_it_is() {
                 }
                 let may = caps::has_cap(None, caps::CapSet::Permitted, admin).unwrap();
                 machine.put(&file, broken);
-                let problems = open(&machine.site()).converge_machine().unwrap();
+                let problems = open(&machine.site()).converge_machine().unwrap().problems;
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 (may, problems)
             });
@@ -305,6 +305,36 @@ fn a_partition_that_does_not_stand_ends_the_wait_once() {
     assert!(took(&mut watch, soon) >= soon);
     machine.put(state, "member\n");
     assert!(took(&mut watch, late) < late / 2);
+}
+
+/// A round takes a while: what it has made again can be broken when the wait begins.
+#[test]
+fn what_breaks_again_in_the_same_round_ends_the_wait_and_what_cannot_be_mended_does_not() {
+    let (machine, claim) = machine();
+    keeps_off(&machine, &claim, "2");
+    let state = "sys/fs/cgroup/machine.slice/web/cpuset.cpus.partition";
+    let (soon, late) = (Duration::from_millis(700), Duration::from_secs(60));
+    let host = machine.site().host;
+    let mut watch = PartitionWatch::new(&host);
+    let took = |watch: &mut PartitionWatch<'_>, interval| {
+        let began = Instant::now();
+        watch.wait(interval);
+        began.elapsed()
+    };
+    machine.put(state, "root invalid (x)\n");
+    assert!(took(&mut watch, late) < late / 2);
+    // The round made it again, and it broke.
+    watch.round_is_over(Vec::new());
+    assert!(took(&mut watch, late) < late / 2);
+    // The next one cannot, for somebody is in the way.
+    machine.group("/machine.slice/other");
+    machine.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "2-3\n");
+    for _ in 0..2 {
+        let report = reconcile(&machine.site()).unwrap();
+        assert_eq!(report.broken.as_ref().map(Vec::len), Some(1));
+        watch.round_is_over(report.broken.unwrap());
+        assert!(took(&mut watch, soon) >= soon);
+    }
 }
 
 #[test]

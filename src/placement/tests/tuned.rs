@@ -272,7 +272,7 @@ fn a_policy_that_cannot_be_read_keeps_nobody_from_its_end() {
     open(&site).tune(&mut other, &AWAY);
     machine.remove(&format!("{policy}/related_cpus"));
     machine.put(&format!("{policy}/related_cpus/x"), "");
-    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert!(open(&site).converge_machine().unwrap().problems.is_empty());
     open(&site).let_in(&other).unwrap();
     assert_eq!(machine.set(), before);
     open(&site).let_in(&one).unwrap();
@@ -322,7 +322,7 @@ fn reconcile_puts_back_what_a_killed_start_left_and_sets_again_what_is_not_recor
     open(&site).tune(&mut other, &AWAY);
     // Of one the claim is gone, and of the other the records.
     open(&site).ledger.remove(&one).unwrap();
-    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert!(open(&site).converge_machine().unwrap().problems.is_empty());
     assert_eq!(machine.irq(24), "0-2,4-7");
     machine.remove("run/pinfold-machine/changes");
     open(&site).keep_off_again(&other).unwrap();
@@ -361,12 +361,12 @@ fn what_cannot_be_read_for_a_moment_is_put_back_later() {
     let unread = [FILES[0].0, FILES[1].0, limit];
     let texts = unread.map(|path| machine.spoil(path));
     open(&site).let_in(&one).unwrap();
-    let problems = open(&site).converge_machine().unwrap();
+    let problems = open(&site).converge_machine().unwrap().problems;
     assert_eq!(problems.len(), unread.len(), "{problems:?}");
     for (path, text) in unread.iter().zip(&texts) {
         machine.heal(path, text);
     }
-    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert!(open(&site).converge_machine().unwrap().problems.is_empty());
     assert_eq!(machine.set(), before);
     assert_eq!(of_limit(), "150000 100000");
 }
@@ -385,7 +385,7 @@ fn a_ban_is_not_forgotten_where_irqbalance_cannot_be_found_for_a_moment() {
     open(&site).let_in(&one).unwrap();
     machine.remove(directory);
     std::fs::rename(machine.path(aside), machine.path(directory)).unwrap();
-    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert!(open(&site).converge_machine().unwrap().problems.is_empty());
     assert_eq!(*told.lock().unwrap(), ["5", "2,5", "5"]);
 }
 
@@ -537,6 +537,6 @@ fn a_limit_that_systemd_could_not_be_told_is_told_later() {
     open(&site).let_in(&claim).unwrap();
     assert_eq!(limit(&standin), u64::MAX);
     standin.units().most_changes = None;
-    assert!(open(&site).converge_machine().unwrap().is_empty());
+    assert!(open(&site).converge_machine().unwrap().problems.is_empty());
     assert_eq!(limit(&standin), 1_500_000);
 }
