@@ -42,14 +42,21 @@ pub(crate) fn cases() -> Vec<Case> {
             beside_an_owner(world, service, &[]);
         }));
         let slice = "offenders::beside_an_owner_in_our_slice";
-        // The kubelet, not the container, says where a pod goes.
+        // The kubelet, not the container, says where a pod goes, and what its limits are.
         let mut with_options = services.clone();
         with_options.retain(|service| service.client != Client::Cri);
-        cases.extend(each(with_options, slice, needs, |world, service| {
-            beside_an_owner(world, service, &["--cgroup-parent=pinfold.slice"]);
-        }));
+        cases.extend(each(
+            with_options.clone(),
+            slice,
+            needs,
+            |world, service| {
+                beside_an_owner(world, service, &["--cgroup-parent=pinfold.slice"]);
+            },
+        ));
         let out = "offenders::every_way_out";
         cases.extend(each(services, out, needs, every_way_out));
+        let limit = "offenders::released_by_force_it_has_its_limit";
+        cases.extend(each(with_options, limit, needs, limited_again));
     }
     let directories = "offenders::two_pool_directories";
     let needs = &[Need::Partitions, Need::Cpus(8), Need::Disposable];
@@ -336,6 +343,55 @@ fn every_way_out(_: &World, service: Service) {
         assert_as_before(&before, name);
         session.remove_by_force("web");
     }
+}
+
+/// The scope that a group is, or is in.
+fn scope_of(group: &Path) -> String {
+    let names = group.iter().filter_map(|name| name.to_str());
+    let mut scopes = names.filter(|name| name.ends_with(".scope"));
+    scopes.next().expect("it is in a scope").to_owned()
+}
+
+/// What systemd knows of a scope's limit of CPU time.
+fn known_limit(scope: &str) -> String {
+    let show = ["show", "--value", "--property=CPUQuotaPerSecUSec", scope];
+    let shown = run(Command::new("systemctl").args(show)).ok();
+    shown.stdout.trim().to_owned()
+}
+
+/// A container with the same limit that asks for nothing tells what was asked for.
+fn limited_again(_: &World, service: Service) {
+    let session = Session::with(service);
+    let world = session.world();
+    world.pool("dp", Kind::Exclusive, &["4", "5"]);
+    everything(world, "dp");
+    session.up(&Plan::plain("plain").option("--cpus=1.5"));
+    let plain = hierarchy().of(session.pid("plain"));
+    let (asked, known) = (text(&plain.join("cpu.max")), known_limit(&scope_of(&plain)));
+    assert!(!asked.starts_with("max"), "{asked}");
+    assert_ne!(known, "infinity");
+
+    let web = Web::start(&session, &[]);
+    let scope = scope_of(&web.group);
+    assert_eq!(known_limit(&scope), "infinity");
+    let release = ["release", "--force", &session.id("web")];
+    run(&mut world.pinfold(&release)).ok();
+    world.assert_all_free("after a forced release");
+    let assert_limited = |when: &str| {
+        assert_eq!(known_limit(&scope), known, "{when}");
+        assert_eq!(text(&web.group.join("cpu.max")), asked, "{when}");
+        // crun gives its scope the same.
+        if let Some(above) = web.group.parent().filter(|above| above.ends_with(&scope)) {
+            assert_eq!(text(&above.join("cpu.max")), asked, "{when}");
+        }
+    };
+    assert_limited("right after the release");
+    // Each of these has systemd write what it knows.
+    systemctl(&["daemon-reload"]);
+    assert_limited("after daemon-reload");
+    systemctl(&["set-property", "--runtime", &scope, "CPUWeight=200"]);
+    assert_limited("after set-property");
+    session.remove_by_force("web").ok();
 }
 
 /// Two pool directories share the machine: each end puts back what the other does not want.
