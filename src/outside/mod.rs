@@ -274,25 +274,14 @@ impl Outside<'_> {
         let failed = machine.converge(|owner| healed.contains(&owner.group))?;
         problems.extend(failed.iter().map(|failed| Refusal::of(&failed.error)));
         for owner in &machine.records.owners {
-            if !machine.keeps_off(owner)? {
-                let group = self.hierarchy.group(&owner.group)?;
-                broken.push(BrokenPartition {
-                    group: owner.group.clone(),
-                    state: partition::state(&group)?.unwrap_or_default(),
-                });
-                let what = match limits::may_be_admin()? {
-                    true => obstacle::of_kernel(&group, owner, &[])?,
-                    false => obstacle::not_permitted(),
-                };
-                problems.push(Refusal::new(
-                    format!(
-                        "others can run on {} of {} again: {}",
-                        owner.cpus,
-                        Shown(&owner.group),
-                        what.what
-                    ),
-                    what.remedy,
-                ));
+            match self.broken(&machine, owner) {
+                Ok(None) => {}
+                Ok(Some((partition, problem))) => {
+                    broken.push(partition);
+                    problems.push(problem);
+                }
+                // The rest is seen to all the same.
+                Err(error) => problems.push(Refusal::of(&error)),
             }
         }
         match machine.tune(|_| false) {
@@ -303,6 +292,36 @@ impl Outside<'_> {
             Err(error) => problems.push(Refusal::of(&error)),
         }
         Ok(Converged { problems, broken })
+    }
+
+    /// An owner's partition that does not stand, and why.
+    fn broken(
+        &self,
+        machine: &Machine<'_>,
+        owner: &Owner,
+    ) -> Result<Option<(BrokenPartition, Refusal)>> {
+        if machine.keeps_off(owner)? {
+            return Ok(None);
+        }
+        let group = self.hierarchy.group(&owner.group)?;
+        let what = match limits::may_be_admin()? {
+            true => obstacle::of_kernel(&group, owner, &[])?,
+            false => obstacle::not_permitted(),
+        };
+        let problem = Refusal::new(
+            format!(
+                "others can run on {} of {} again: {}",
+                owner.cpus,
+                Shown(&owner.group),
+                what.what
+            ),
+            what.remedy,
+        );
+        let broken = BrokenPartition {
+            group: owner.group.clone(),
+            state: partition::state(&group)?.unwrap_or_default(),
+        };
+        Ok(Some((broken, problem)))
     }
 }
 
