@@ -393,6 +393,184 @@ fn the_machine() {
     );
 }
 
+/// The owner of list 2 in a pool with `isolation=root`, on a kernel that makes partitions. Its
+/// group's partition file has this text.
+fn isolated_owner(machine: &Machine, state: &str) {
+    machine.put("proc/cmdline", "quiet\n");
+    machine.put("proc/sys/kernel/osrelease", "7.2.0\n");
+    machine.put("etc/kcm/pools/dp/isolation", "root");
+    for file in ["cpuset.cpus", "cpuset.mems", "cpuset.cpus.exclusive"] {
+        machine.put(&format!("sys/fs/cgroup/machine.slice/{file}"), "\n");
+    }
+    claim(machine, "this-boot", "2");
+    machine.put(
+        "sys/fs/cgroup/machine.slice/web/cpuset.cpus.exclusive",
+        "\n",
+    );
+    machine.put(PARTITION, state);
+}
+
+const PARTITION: &str = "sys/fs/cgroup/machine.slice/web/cpuset.cpus.partition";
+
+#[test]
+fn a_live_owner_whose_partition_does_not_stand() {
+    let alone = "others can run on 2 of pool \"dp\", which \"web\" has by its mask alone: ";
+    let stands = |m: &Machine| m.put(PARTITION, "root\n");
+    for state in ["root invalid\n", "member\n", "root invalid (x)\n"] {
+        broken_and_mended(
+            |m| isolated_owner(m, state),
+            "warning isolation",
+            &format!("{alone}it started before"),
+            &[&stands],
+        );
+    }
+    broken_and_mended(
+        |m| {
+            isolated_owner(m, "root invalid\n");
+            m.put("etc/kcm/pools/dp/isolation-needed", "yes");
+        },
+        "fault isolation",
+        alone,
+        &[&stands],
+    );
+    // A kernel on which another container could break it, as runc's are.
+    broken_and_mended(
+        |m| {
+            isolated_owner(m, "member\n");
+            m.put("proc/sys/kernel/osrelease", "6.12.1\n");
+        },
+        "warning isolation",
+        &format!("{alone}on Linux 6.12.1 another container of \"/machine.slice\" could break"),
+        &[&stands],
+    );
+    broken_and_mended(
+        |m| {
+            isolated_owner(m, "root invalid (x)\n");
+            m.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "2\n");
+            m.put("sys/fs/cgroup/machine.slice/other/cpuset.mems", "\n");
+        },
+        "warning isolation",
+        "machine.slice/other/cpuset.cpus names 2: give those CPUs",
+        &[&stands],
+    );
+    let recorded = |m: &Machine| {
+        isolated_owner(m, "root invalid (x)\n");
+        let owner = json!({
+            "group": "/machine.slice/web", "inode": 7, "above": ["/machine.slice"], "cpus": "2",
+            "kind": "root", "run_dir": "/run/pinfold",
+        });
+        let records = json!({
+            "version": 1, "boot_id": "this-boot", "owners": [owner], "changes": [],
+        });
+        m.put("run/pinfold-machine/changes", &records.to_string());
+    };
+    broken_and_mended(
+        recorded,
+        "warning isolation",
+        "says \"root invalid (x)\": `pinfold reconcile` makes it again",
+        &[&stands],
+    );
+    // What others are kept off is told of the other list alone.
+    let machine = all_is_well();
+    isolated_owner(&machine, "root invalid\n");
+    let said = |machine: &Machine| String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
+    assert!(said(&machine).contains("the kernel keeps others off 3 while"));
+    stands(&machine);
+    assert!(said(&machine).contains("the kernel keeps others off 2-3 while"));
+    // What was isolated at boot is kept for its owner all the same.
+    machine.put(PARTITION, "member\n");
+    machine.put("proc/cmdline", "isolcpus=2\n");
+    machine.put("etc/kcm/pools/dp/isolation", "isolated");
+    assert_eq!(machine.findings(&[]).0, [""; 0]);
+    let document =
+        |verb: &[&str]| -> Value { serde_json::from_slice(&machine.pinfold(verb).stdout).unwrap() };
+    let owner = &document(&["status", "--json"])["owners"][0];
+    assert_eq!(owner["isolation"], "isolcpus");
+    let lists = &document(&["describe", "--json"])["pools"]["dp"]["cpuLists"];
+    let said = |list: &str| lists[list]["isolation"].as_str().map(str::to_owned);
+    assert_eq!(
+        (said("2").as_deref(), said("3").as_deref()),
+        (Some("isolcpus"), Some("none"))
+    );
+    machine.put("proc/cmdline", "quiet\n");
+    machine.put("etc/kcm/pools/dp/isolation", "root");
+    // A machine that cannot do it for anybody says so once.
+    machine.put(PARTITION, "member\n");
+    machine.remove("sys/fs/cgroup/machine.slice/cpuset.cpus.exclusive");
+    machine.remove("sys/fs/cgroup/machine.slice/web/cpuset.cpus.exclusive");
+    let (found, _) = machine.findings(&[]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].contains("the owners of 2-3 have them by their masks alone: Linux 7.2.0"));
+    machine.put("etc/kcm/pools/dp/isolation-needed", "yes");
+    assert!(machine.findings(&[]).0[0].starts_with("fault isolation: the owners of 2-3"));
+}
+
+#[test]
+fn owners_that_nothing_confines() {
+    let confined = r#""confined":true"#;
+    broken_and_mended(
+        |m| {
+            isolated_owner(m, "member\n");
+            let path = format!("run/pinfold/claims/web/{}", claim_file(m));
+            m.edit(&path, confined, r#""confined":false"#);
+        },
+        "warning isolation",
+        "which \"web\" has in the books alone: it runs with --no-affinity",
+        &[&|m| {
+            let path = format!("run/pinfold/claims/web/{}", claim_file(m));
+            m.edit(&path, r#""confined":false"#, confined);
+            m.put(PARTITION, "root\n");
+        }],
+    );
+    broken_and_mended(
+        |m| {
+            isolated_owner(m, "root\n");
+            m.put("etc/kcm/pools/dp/3/tasks", "1");
+            m.put(
+                "proc/1/stat",
+                &format!("1 (x) S 1 {}1 0 5 0\n", "0 ".repeat(15)),
+            );
+        },
+        "warning isolation",
+        "in the books alone: another tool gave it these CPUs",
+        &[&|m| m.put("etc/kcm/pools/dp/3/tasks", "")],
+    );
+}
+
+#[test]
+fn a_slice_that_is_the_partition() {
+    let slice = "sys/fs/cgroup/fast.slice/cpuset.cpus.partition";
+    // A kernel that makes no partition of ours.
+    let in_a_slice = |m: &Machine| {
+        m.put("proc/cmdline", "quiet\n");
+        m.put("proc/sys/kernel/osrelease", "6.1.0\n");
+        m.put("etc/kcm/pools/dp/isolation", "root");
+        m.put("etc/kcm/pools/dp/isolation-needed", "yes");
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            m.put(&format!("sys/fs/cgroup/machine.slice/{file}"), "\n");
+        }
+        m.put("sys/fs/cgroup/fast.slice/cpuset.cpus.effective", "2-3\n");
+        m.put(slice, "root\n");
+        m.put("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-1\n");
+        m.put("sys/fs/cgroup/cpuset.cpus.effective", "0-1\n");
+    };
+    let machine = all_is_well();
+    in_a_slice(&machine);
+    let (found, _) = machine.findings(&[]);
+    assert_eq!(found, [""; 0]);
+    broken_and_mended(
+        |m| {
+            in_a_slice(m);
+            m.put("etc/kcm/pools/dp/isolation", "isolated");
+        },
+        "fault isolation",
+        "the slice \"/fast.slice\" balances load on its CPUs 2-3",
+        &[&|m| m.put(slice, "isolated\n"), &|m| {
+            m.put("etc/kcm/pools/dp/isolation", "root");
+        }],
+    );
+}
+
 #[test]
 fn the_interrupts() {
     let irq = "proc/irq/24/smp_affinity_list";

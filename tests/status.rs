@@ -263,6 +263,28 @@ fn who_is_in_a_pool_by_default_is_marked() {
 }
 
 #[test]
+fn who_shares_its_cpus_against_its_pools_wish_is_marked() {
+    let site = Site::new();
+    site.own("plain", names("nginx", None), &["4,12"]);
+    for (isolation, is_marked) in [("root", true), ("none", false)] {
+        site.put("kcm/pools/dataplane/isolation", isolation);
+        for verb in ["status", "describe"] {
+            let shown = text(&site.run(&[verb]));
+            assert_eq!(shown.contains("running*"), is_marked, "{shown}");
+            let remarks = shown
+                .lines()
+                .filter(|line| line.starts_with("* others can run on its CPUs"));
+            assert_eq!(remarks.count(), usize::from(is_marked), "{shown}");
+            assert!(shown.lines().all(|line| line.len() <= 80), "{shown}");
+        }
+        let lists = &site.json(&["describe", "--json"])["pools"]["dataplane"]["cpuLists"];
+        let said = is_marked.then_some("none");
+        assert_eq!(lists["4,12"]["isolation"].as_str(), said);
+        assert_eq!(lists["7,15"]["isolation"].as_str(), said);
+    }
+}
+
+#[test]
 fn kcms_document_is_kcms_byte_for_byte() {
     let mut site = Site::new();
     fs::remove_dir_all(site.path("kcm/pools/common")).unwrap();

@@ -1,12 +1,16 @@
 //! Who else can run on the CPUs of exclusive pools, that is, what "exclusive" means on this
 //! machine.
 
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
 use super::{Report, machine};
-use crate::cgroup::{Version, cpuset, partition};
+use crate::cgroup::{Group, Version, cpuset, partition};
 use crate::cpulist::CpuSet;
 use crate::isolation::{Kind, Wanted};
-use crate::outside;
-use crate::placement::{Site, Survey, SurveyedPool};
+use crate::outside::{self, Keeping, Obstacle};
+use crate::placement::{Owner, OwnerState, Site, Survey, SurveyedPool};
 use crate::pools;
 use crate::text::Shown;
 use crate::topology;
@@ -19,26 +23,214 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
         Ok(isolated) => isolated,
         Err(error) => return report.error(WHAT, &error),
     };
+    let slices = slices(site);
     let mut kept = isolated.clone();
-    for (_, partition) in machine::partitions(site) {
-        kept.extend(&partition);
-    }
+    slices.iter().for_each(|slice| kept.extend(&slice.cpus));
     lost(site, report);
     let exclusive = |pool: &&SurveyedPool| pool.kind == pools::Kind::Exclusive;
-    let mut wanting = CpuSet::new();
+    let mut wanting = Wanting::default();
     let mut all = CpuSet::new();
     for pool in survey.pools.iter().filter(exclusive) {
         let cpus = pool.cpus();
         all.extend(&cpus);
         if let Some(wanted) = wanted(pool, report) {
             at_boot(pool, wanted, &cpus.intersection(&isolated), report);
-            wanting.extend(&cpus);
+            wanting.add(pool, wanted, &slices, report);
         }
     }
-    if !wanting.is_empty() && keeps_off(site, &wanting, report) {
-        kept.extend(&wanting);
+    let obstacle = match wanting.obstacle(site) {
+        Ok(obstacle) => obstacle,
+        Err(error) => return report.error(WHAT, &error),
+    };
+    let told = wanting.owners(site, survey, obstacle.as_ref(), report);
+    match obstacle {
+        Some(obstacle) => wanting.by_masks(&isolated, &obstacle, report),
+        None => {
+            let others = wanting.cpus.difference(&told);
+            keeps_off(site, &wanting.cpus, &others, report);
+            kept.extend(&others);
+        }
     }
-    in_the_books(&all, &all.difference(&kept), report);
+    in_the_books(&all, &all.difference(&kept), &told, report);
+}
+
+/// A slice that the operator made a partition.
+struct Slice {
+    path: String,
+    cpus: CpuSet,
+    kind: Kind,
+}
+
+fn slices(site: &Site) -> Vec<Slice> {
+    let top = cpuset::hierarchy(&site.host).and_then(|hierarchy| hierarchy.top());
+    let found = top.and_then(|top| cpuset::partitions(&top));
+    let found = found.unwrap_or_default().into_iter();
+    let slice = |(group, cpus): (Group, CpuSet)| {
+        let state = partition::state(&group).ok()??;
+        Some(Slice {
+            path: group.path().to_owned(),
+            cpus,
+            kind: Kind::by_word(&state).ok()??,
+        })
+    };
+    found.filter_map(slice).collect()
+}
+
+/// What the pools that want others kept off their owners' CPUs come to.
+#[derive(Default)]
+struct Wanting<'a> {
+    pools: BTreeMap<&'a str, Wanted>,
+    /// The CPUs that no slice keeps others off.
+    cpus: CpuSet,
+    /// Those of them whose pools refuse a start otherwise.
+    needed: CpuSet,
+}
+
+impl<'a> Wanting<'a> {
+    /// Adds a pool. What a slice keeps others off needs no partition of ours.
+    fn add(
+        &mut self,
+        pool: &'a SurveyedPool,
+        wanted: Wanted,
+        slices: &[Slice],
+        report: &mut Report,
+    ) {
+        self.pools.insert(&pool.name, wanted);
+        let mut balanced = BTreeMap::<&str, CpuSet>::new();
+        for list in &pool.lists {
+            let cpus = list.cpus.difference(&list.offline);
+            let slice = slices.iter().find(|slice| cpus.is_subset(&slice.cpus));
+            match slice.filter(|_| !cpus.is_empty()) {
+                Some(slice) if outside::suits(slice.kind, wanted.kind) => {}
+                Some(slice) => balanced.entry(&slice.path).or_default().extend(&cpus),
+                None => {
+                    self.cpus.extend(&list.cpus);
+                    if wanted.is_needed {
+                        self.needed.extend(&list.cpus);
+                    }
+                }
+            }
+        }
+        for (path, cpus) in balanced {
+            tell(
+                report,
+                wanted.is_needed,
+                format!(
+                    "pool {} says isolation=isolated, and the slice {} balances load on its CPUs \
+                     {cpus}",
+                    Shown(&pool.name),
+                    Shown(path)
+                ),
+                format!(
+                    "`pinfold pool set {} isolation=root`, or write isolated to the slice's \
+                     cpuset.cpus.partition",
+                    Shown(&pool.name)
+                ),
+            );
+        }
+    }
+
+    /// What on this machine keeps every owner from a partition.
+    fn obstacle(&self, site: &Site) -> Result<Option<Obstacle>> {
+        let Ok(hierarchy) = cpuset::hierarchy(&site.host) else {
+            return Ok(None);
+        };
+        let group = match hierarchy.version {
+            Version::V1 => hierarchy.top().ok(),
+            Version::V2 => machine::group_with_cpusets(&hierarchy),
+        };
+        // While no group has the controller, nothing is known.
+        match group.filter(|_| !self.cpus.is_empty()) {
+            Some(group) => outside::obstacle(&site.host, &group),
+            None => Ok(None),
+        }
+    }
+
+    /// Reports what keeps every owner from a partition. Where none is needed, CPUs of `isolcpus=`
+    /// do without.
+    fn by_masks(&self, isolated: &CpuSet, obstacle: &Obstacle, report: &mut Report) {
+        let others = self.cpus.difference(&self.needed).difference(isolated);
+        for (cpus, is_needed) in [(&self.needed, true), (&others, false)] {
+            if !cpus.is_empty() {
+                let what = &obstacle.what;
+                let text = format!("the owners of {cpus} have them by their masks alone: {what}");
+                tell(report, is_needed, text, obstacle.remedy.clone());
+            }
+        }
+    }
+
+    /// Reports the live owners whose CPUs others can run on although their pool wants them kept
+    /// off, and returns those CPUs. What holds for every owner is said elsewhere.
+    fn owners(
+        &self,
+        site: &Site,
+        survey: &Survey,
+        of_all: Option<&Obstacle>,
+        report: &mut Report,
+    ) -> CpuSet {
+        let mut told = CpuSet::new();
+        for owner in &survey.owners {
+            let Some(wanted) = self.pools.get(owner.pool.as_str()) else {
+                continue;
+            };
+            let is_there = !matches!(
+                owner.state,
+                OwnerState::Gone | OwnerState::Starting | OwnerState::Unknown
+            );
+            let is_as_wanted = match &owner.keeping {
+                // No start was given that where it is refused otherwise.
+                Keeping::Isolcpus => !wanted.is_needed,
+                keeping => !keeping.lets_others_in(),
+            };
+            if !is_there || is_as_wanted {
+                continue;
+            }
+            let why = match why(site, owner, *wanted) {
+                Ok(why) => why,
+                Err(error) => {
+                    report.error(WHAT, &error);
+                    continue;
+                }
+            };
+            if of_all.is_some_and(|of_all| of_all.what == why.what) {
+                continue;
+            }
+            told.extend(&owner.cpus);
+            let by = match owner.keeping {
+                Keeping::Books => "in the books alone",
+                _ => "by its mask alone",
+            };
+            let text = format!(
+                "others can run on {} of pool {}, which {} has {by}: {}",
+                owner.cpus,
+                Shown(&owner.pool),
+                Shown(&owner.shown()),
+                why.what
+            );
+            tell(report, wanted.is_needed, text, why.remedy);
+        }
+        told
+    }
+}
+
+/// Why others can run on an owner's CPUs.
+fn why(site: &Site, owner: &Owner, wanted: Wanted) -> Result<Obstacle> {
+    match (&owner.group, &owner.keeping) {
+        (Some(group), Keeping::Mask | Keeping::Isolcpus) => {
+            let group = cpuset::hierarchy(&site.host)?.group(group)?;
+            outside::why_by_mask(&site.host, &group, &owner.cpus, wanted.kind)
+        }
+        (Some(_), _) => Ok(outside::not_confined()),
+        (None, _) => Ok(outside::of_another_tool()),
+    }
+}
+
+/// Reports a warning, or a fault where a start is refused otherwise.
+fn tell(report: &mut Report, is_needed: bool, text: String, remedy: String) {
+    match is_needed {
+        true => report.fault(WHAT, text, remedy),
+        false => report.warn(WHAT, text, remedy),
+    }
 }
 
 /// What a pool's options ask for. Invalid options are reported.
@@ -74,32 +266,11 @@ fn at_boot(pool: &SurveyedPool, wanted: Wanted, isolated: &CpuSet, report: &mut 
     }
 }
 
-/// Reports whether the kernel can keep others off these CPUs while they are owned, and returns
-/// that.
-fn keeps_off(site: &Site, cpus: &CpuSet, report: &mut Report) -> bool {
-    let Ok(hierarchy) = cpuset::hierarchy(&site.host) else {
-        return false;
-    };
-    let group = match hierarchy.version {
-        Version::V1 => hierarchy.top().ok(),
-        Version::V2 => machine::group_with_cpusets(&hierarchy),
-    };
-    // While no group has the controller, nothing is known.
-    let obstacle = group.map(|group| outside::obstacle(&site.host, &group));
-    match obstacle.transpose() {
-        Ok(Some(Some(obstacle))) => {
-            let text = format!(
-                "the owners of {cpus} have them by their masks alone: {}",
-                obstacle.what
-            );
-            report.warn(WHAT, text, obstacle.remedy);
-            return false;
-        }
-        Ok(_) => {}
-        Err(error) => {
-            report.error(WHAT, &error);
-            return false;
-        }
+/// Reports that the kernel can keep others off CPUs while they are owned: off `others`, for what
+/// the owners of the rest have was told. `cpus` are all of them.
+fn keeps_off(site: &Site, cpus: &CpuSet, others: &CpuSet, report: &mut Report) {
+    if cpus.is_empty() {
+        return;
     }
     if topology::online(&site.host).is_ok_and(|online| online.is_subset(cpus)) {
         report.warn(
@@ -110,12 +281,15 @@ fn keeps_off(site: &Site, cpus: &CpuSet, report: &mut Report) -> bool {
             "leave CPUs out of them for the host: `pinfold pool resize --help`",
         );
     }
+    if others.is_empty() {
+        return;
+    }
     let release = crate::files::read(&site.host.kernel_release()).unwrap_or_default();
     if partition::is_broken_by_siblings(&release) {
         report.ok(
             WHAT,
             format!(
-                "Linux {} keeps others off {cpus} while they are owned, where no other container \
+                "Linux {} keeps others off {others} while they are owned, where no other container \
                  is beside the owner: by crun, or below pinfold.slice",
                 crate::text::one_line(release.trim())
             ),
@@ -123,10 +297,9 @@ fn keeps_off(site: &Site, cpus: &CpuSet, report: &mut Report) -> bool {
     } else {
         report.ok(
             WHAT,
-            format!("the kernel keeps others off {cpus} while they are owned"),
+            format!("the kernel keeps others off {others} while they are owned"),
         );
     }
-    true
 }
 
 fn lost(site: &Site, report: &mut Report) {
@@ -144,22 +317,24 @@ fn lost(site: &Site, report: &mut Report) {
     }
 }
 
-/// Reports whether processes that were not pinned can run on the CPUs of exclusive pools.
-fn in_the_books(cpus: &CpuSet, open: &CpuSet, report: &mut Report) {
+/// Reports whether processes that were not pinned can run on the CPUs of exclusive pools: the open
+/// ones. The owners of those `told` were reported.
+fn in_the_books(cpus: &CpuSet, open: &CpuSet, told: &CpuSet, report: &mut Report) {
+    let others = open.difference(told);
     if cpus.is_empty() || open.is_empty() {
         report.ok(
             WHAT,
             "the kernel can keep others off the CPUs of exclusive pools (isolcpus=, or a partition \
              while they are owned)",
         );
-    } else {
+    } else if !others.is_empty() {
         report.warn(
             WHAT,
             format!(
-                "processes that nobody pinned can run on the CPUs {open} of exclusive pools, which \
-                 have one owner in the books alone"
+                "processes that nobody pinned can run on the CPUs {others} of exclusive pools, \
+                 which have one owner in the books alone"
             ),
-            format!("boot with isolcpus={open}, or keep others off by a cpuset partition"),
+            format!("boot with isolcpus={others}, or keep others off by a cpuset partition"),
         );
     }
 }

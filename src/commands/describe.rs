@@ -53,18 +53,33 @@ struct PoolEntry<'a> {
 struct ListEntry<'a> {
     /// The CPUs, as a list such as `4,12` or `0-2`.
     cpus: &'a str,
+    /// How the kernel keeps everybody but its owner off the CPUs now: `root` or `isolated`, the
+    /// kind of the cpuset partition that does; `isolcpus`, if they were isolated at boot; `none`
+    /// where it does not, and where nobody owns them. Only in a pool that says `isolation`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isolation: Option<&'static str>,
     /// The pids of its owners.
     tasks: &'a [i32],
 }
 
 fn document<'a>(survey: &'a Survey) -> Document<'a> {
-    let list = |list: &'a SurveyedList| {
+    let list = |pool: &'a SurveyedPool, list: &'a SurveyedList| {
         let (cpus, tasks) = (list.name.as_str(), list.tasks.as_slice());
-        (cpus, ListEntry { cpus, tasks })
+        let holder = survey
+            .owners
+            .iter()
+            .find(|owner| owner.is_alive() && owner.holds(&pool.name, cpus));
+        let isolation = holder.map_or("none", |owner| owner.keeping.word());
+        let entry = ListEntry {
+            cpus,
+            isolation: pool.wants_isolation().then_some(isolation),
+            tasks,
+        };
+        (cpus, entry)
     };
     let pool = |pool: &'a SurveyedPool| {
         let entry = PoolEntry {
-            cpu_lists: pool.lists.iter().map(list).collect(),
+            cpu_lists: pool.lists.iter().map(|one| list(pool, one)).collect(),
             exclusive: pool.kind == Kind::Exclusive,
             name: &pool.name,
         };

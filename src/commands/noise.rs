@@ -482,7 +482,7 @@ fn document<'a>(noise: &'a Noise, owners: &[&'a Owner], why: Option<&'a str>) ->
         name: one.names.title(),
         pool: &one.pool,
         cpus: one.cpus.to_string(),
-        isolation: one.isolation,
+        isolation: one.keeping.partition(),
     };
     Document {
         means: noise.means.word(),

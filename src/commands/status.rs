@@ -16,9 +16,9 @@ use super::warn_of;
 use crate::check::{Scope, check_requests};
 use crate::cli::{LookArgs, OutputFormat, StatusArgs};
 use crate::cpulist::CpuSet;
-use crate::isolation;
 use crate::isolation::tuning::listed;
 use crate::names::short_id;
+use crate::outside::Keeping;
 use crate::placement::{
     ListState, Owner, OwnerState, Survey, SurveyedList, SurveyedPool, pid_id, survey,
 };
@@ -102,7 +102,11 @@ impl TableStyle {
         if survey.owners.is_empty() {
             return writeln!(out, "Nobody owns any CPUs.");
         }
-        self.owners(survey).write(out, most)
+        self.owners(survey).write(out, most)?;
+        if survey.owners.iter().any(|owner| is_shared(survey, owner)) {
+            writeln!(out, "\n{SHARED}")?;
+        }
+        Ok(())
     }
 
     fn pools(&self, survey: &Survey) -> Table {
@@ -154,16 +158,25 @@ impl TableStyle {
             ];
             if self.is_wide {
                 let runs_on = owner.runs_on.as_ref().map(CpuSet::to_string);
-                let isolation = owner.isolation.map_or("none", isolation::Kind::word);
                 row.extend([
                     runs_on.unwrap_or_default(),
-                    isolation.to_owned(),
+                    match &owner.keeping {
+                        Keeping::Above { path, kind } => format!("{} ({path})", kind.word()),
+                        keeping => keeping.word().to_owned(),
+                    },
                     listed(owner.tuning.said()),
                     owner.pid.to_string(),
                 ]);
             }
             let mut row: Vec<_> = row.into_iter().map(|text| (text, PLAIN)).collect();
-            row.push((owner.state.word().to_owned(), colour(owner.state)));
+            // In a column that is never cut.
+            row.push(match is_shared(survey, owner) {
+                true if colour(owner.state) == GOOD => {
+                    (format!("{}{MARK}", owner.state.word()), ODD)
+                }
+                true => (format!("{}{MARK}", owner.state.word()), colour(owner.state)),
+                false => (owner.state.word().to_owned(), colour(owner.state)),
+            });
             row.push((self.since(owner), PLAIN));
             table.row(row);
         }
@@ -187,6 +200,20 @@ impl TableStyle {
             (Some(since), false) => age(self.now.saturating_sub(since)),
         }
     }
+}
+
+/// What marks an owner on whose CPUs others can run although its pool wants them kept off, and what
+/// is said of all those.
+const MARK: &str = "*";
+const SHARED: &str =
+    "* others can run on its CPUs, against isolation= of its pool: `pinfold check`";
+
+/// Can others run on an owner's CPUs although its pool wants them kept off?
+fn is_shared(survey: &Survey, owner: &Owner) -> bool {
+    let settles = !matches!(owner.state, OwnerState::Gone | OwnerState::Starting);
+    let mut pools = survey.pools.iter();
+    let pool = pools.find(|pool| pool.name == owner.pool);
+    settles && owner.keeping.lets_others_in() && pool.is_some_and(SurveyedPool::wants_isolation)
 }
 
 /// The names of the lists that the next owner can get. A shared list is never taken.
@@ -289,7 +316,8 @@ struct OwnerEntry<'a> {
     /// The id that `pinfold release` takes; null for a process that another tool recorded.
     id: Option<&'a str>,
     /// How the kernel keeps everybody else off its CPUs now: `root` or `isolated`, the kind of its
-    /// cpuset partition; `none` where it does not.
+    /// cpuset partition, or of the one that a group above its own is; `isolcpus`, if these were
+    /// isolated at boot; `none` where it does not.
     isolation: &'static str,
     /// Its CPU lists, a directory name each.
     lists: &'a [String],
@@ -347,7 +375,7 @@ fn owner_entry(owner: &Owner) -> OwnerEntry<'_> {
         cpus: owner.cpus.to_string(),
         engine: names.engine.as_deref(),
         id: owner.id.as_deref(),
-        isolation: owner.isolation.map_or("none", isolation::Kind::word),
+        isolation: owner.keeping.word(),
         lists: &owner.lists,
         name: names.name.as_deref(),
         namespace: names.namespace.as_deref(),

@@ -11,6 +11,7 @@ mod confine;
 mod converge;
 mod irqbalance;
 mod irqs;
+mod keeping;
 mod knobs;
 mod machine;
 mod obstacle;
@@ -28,9 +29,11 @@ use anyhow::{Context, Result};
 pub use confine::UnitCpus;
 pub use irqbalance::banned as irqs_banned;
 pub use irqs::on as irqs_on;
+pub use keeping::{CpusOfMachine, Keeping, is_kept_above, suits, why_by_mask};
 pub use knobs::leaves_few;
 pub use obstacle::{
-    FEW_FOR_IRQBALANCE, Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit, obstacle,
+    FEW_FOR_IRQBALANCE, Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit,
+    not_confined, obstacle, obstacle_here, of_another_tool,
 };
 pub use power::{astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
@@ -70,13 +73,17 @@ pub struct Outside<'a> {
 }
 
 impl Outside<'_> {
-    /// Keeps everybody else off the owner's CPUs; nothing is done where they are kept off already.
+    /// Keeps everybody else off the owner's CPUs; nothing is done where they are kept off already,
+    /// be it by a partition above its group.
     /// Returns the obstacle if that is impossible; then nothing stays changed.
     ///
     /// # Errors
     /// The records or a group cannot be read or written.
     pub fn keep_off(&self, owner: &Owner) -> Result<Option<Obstacle>> {
         let group = self.hierarchy.group(&owner.group)?;
+        if is_kept_above(self.host, &group, &owner.cpus, owner.kind)? {
+            return Ok(None);
+        }
         let mut machine = match Machine::open(self) {
             Err(error) if is_denied(&error) => {
                 return Ok(Some(obstacle::denied(&error)));

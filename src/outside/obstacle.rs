@@ -6,10 +6,11 @@ use std::path::Path;
 use anyhow::{Error, Result};
 
 use super::irqs::Irq;
+use super::keeping;
 use super::knobs::LeftToIrqs;
 use super::machine::Failure;
 use super::records::Owner;
-use crate::cgroup::cpuset::{self, effective_cpus};
+use crate::cgroup::cpuset::effective_cpus;
 use crate::cgroup::{Group, Version, partition};
 use crate::cpulist::CpuSet;
 use crate::files;
@@ -43,7 +44,7 @@ impl Obstacle {
         Obstacle::of_owner(what, remedy)
     }
 
-    fn of_owner(what: impl Into<String>, remedy: impl Into<String>) -> Obstacle {
+    pub(super) fn of_owner(what: impl Into<String>, remedy: impl Into<String>) -> Obstacle {
         Obstacle {
             what: what.into(),
             remedy: remedy.into(),
@@ -61,6 +62,22 @@ impl Obstacle {
             ..Obstacle::of_owner(what, remedy)
         }
     }
+}
+
+/// No mask keeps a command on its CPUs, so that it needs no partition, and can have none.
+pub fn not_confined() -> Obstacle {
+    Obstacle::of_owner(
+        "it runs with --no-affinity, and so on any CPU",
+        "run it without --no-affinity",
+    )
+}
+
+/// Nothing confines a process that another tool wrote into `tasks`.
+pub fn of_another_tool() -> Obstacle {
+    Obstacle::of_owner(
+        "another tool gave it these CPUs, and confines it as it likes",
+        "run it by `pinfold isolate`, or in a container that asks for CPUs",
+    )
 }
 
 /// There is no limit that is an owner's own, where one was to be lifted.
@@ -142,10 +159,14 @@ pub fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
 
 /// The first obstacle to the partition that is asked for, as far as it can be told before a write.
 pub(super) fn before(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
-    if let Some(obstacle) = obstacle(host, asked.group)? {
-        return Ok(Some(obstacle));
-    }
-    let found = [within_another, too_many, at_boot, beside, lost];
+    let found = [
+        within_another,
+        of_the_machine,
+        too_many,
+        at_boot,
+        beside,
+        lost,
+    ];
     for find in found {
         if let Some(obstacle) = find(host, asked)? {
             return Ok(Some(obstacle));
@@ -154,15 +175,54 @@ pub(super) fn before(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>>
     Ok(None)
 }
 
+/// What prevents this partition whatever its owner's CPUs are: one above its group, or what
+/// [`obstacle`] says of the machine.
+///
+/// # Errors
+/// A file of a group, or the kernel's release, cannot be read.
+pub fn obstacle_here(
+    host: &Host,
+    group: &Group,
+    cpus: &CpuSet,
+    kind: Kind,
+) -> Result<Option<Obstacle>> {
+    let asked = Asked {
+        group,
+        cpus,
+        kind,
+        kept: &CpuSet::new(),
+    };
+    match within_another(host, &asked)? {
+        None => of_the_machine(host, &asked),
+        found => Ok(found),
+    }
+}
+
+fn of_the_machine(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
+    obstacle(host, asked.group)
+}
+
+/// A partition above the group, which is known not to keep others off as is asked.
 fn within_another(_: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
-    for above in partition::ancestors(asked.group) {
-        if cpuset::is_partition(&above)? {
-            let path = Shown(above.path());
-            return Ok(Some(Obstacle::of_owner(
+    for above in partition::ancestors(asked.group).into_iter().rev() {
+        let Some(kind) = keeping::kind_of(&above)? else {
+            continue;
+        };
+        let path = Shown(above.path());
+        let has_them = effective_cpus(&above)?.is_some_and(|all| asked.cpus.is_subset(&all));
+        return Ok(Some(match has_them && kind == Kind::Root {
+            true => Obstacle::of_owner(
+                format!(
+                    "its cgroup is in the partition {path}, which keeps others off as \
+                     isolation=root does and balances load"
+                ),
+                "say isolation=root for its pool, or have that partition be `isolated`",
+            ),
+            false => Obstacle::of_owner(
                 format!("its cgroup is in the partition {path} of somebody else"),
                 "that keeps off whoever is outside: say isolation=none for its pool",
-            )));
-        }
+            ),
+        }));
     }
     Ok(None)
 }
@@ -294,20 +354,15 @@ pub(super) fn not_permitted() -> Obstacle {
 /// Why the kernel refused or broke a partition. The first group that names its CPUs is the
 /// likeliest reason, then the first failed write, then what the partition file says.
 pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Result<Obstacle> {
-    let others = partition::in_the_way(group, &owner.cpus)?;
-    if let Some((file, cpus)) = others.first() {
-        return Ok(Obstacle::of_owner(
-            format!("{file} names {cpus}"),
-            "give those CPUs to one of the two, by one tool",
-        ));
+    if let Some(obstacle) = in_the_way(group, &owner.cpus)? {
+        return Ok(obstacle);
     }
     if let Some(failed) = failed.first() {
         return Ok(Obstacle::of(&failed.error));
     }
     let path = partition::file(group);
     let state = partition::state(group)?.unwrap_or_default();
-    // The kernel's text where CAP_SYS_ADMIN is missing (kernel/cgroup/cpuset.c, `perr_strings`).
-    if state.ends_with("(Enable partition not permitted)") {
+    if is_not_permitted(&state) {
         return Ok(not_permitted());
     }
     let cpus = effective_cpus(group)?.unwrap_or_default();
@@ -315,6 +370,23 @@ pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Res
         format!("{} says {} of {cpus}", path.display(), Shown(&state)),
         "look who else sets cpuset.cpus or cpuset.cpus.exclusive of the groups above it",
     ))
+}
+
+/// The first group that names some of these CPUs, which the kernel does not give to two.
+pub(super) fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Option<Obstacle>> {
+    let others = partition::in_the_way(group, cpus)?;
+    Ok(others.first().map(|(file, cpus)| {
+        Obstacle::of_owner(
+            format!("{file} names {cpus}"),
+            "give those CPUs to one of the two, by one tool",
+        )
+    }))
+}
+
+/// Is this the kernel's text where CAP_SYS_ADMIN is missing (kernel/cgroup/cpuset.c,
+/// `perr_strings`)?
+pub(super) fn is_not_permitted(state: &str) -> bool {
+    state.ends_with("(Enable partition not permitted)")
 }
 
 fn release(host: &Host) -> Result<String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Books, at_most};
-use crate::cgroup::{Mounts, cpu};
+use crate::cgroup::{Group, Mounts, cpu};
 use crate::claims::{Claim, OwnerKind};
 use crate::isolation::tuning::{Key, Tuning, Words};
 use crate::isolation::{ISOLATION, NEEDED, Options, Wanted};
@@ -183,9 +183,12 @@ impl Books<'_> {
         let (Some(wanted), true) = (wanted, claim.confining_group().is_some()) else {
             return Ok(());
         };
+        if self.is_kept_above(claim, wanted)? {
+            return self.forget_unless_changed(claim);
+        }
         // If something stays changed, the claim keeps saying so, and the owner's end undoes it.
         let mut is_as_before = true;
-        let obstacle = match self.obstacle_of(claim)? {
+        let obstacle = match self.obstacle_of(claim, wanted)? {
             Some(obstacle) => Some(obstacle),
             None => match self.try_to_keep_off(claim, wanted) {
                 // The owner can do without.
@@ -222,12 +225,36 @@ impl Books<'_> {
         Ok(())
     }
 
-    /// What on this machine keeps it from being done for any owner.
-    fn obstacle_of(&self, claim: &Claim) -> Result<Option<Obstacle>> {
-        let Some((group, _)) = self.group_of(claim)? else {
-            bail!("the cgroup of {} is gone", claim.shown());
-        };
-        outside::obstacle(self.host, &group)
+    /// Is its group in a partition that keeps others off already? Then the kernel need not be able
+    /// to make another.
+    fn is_kept_above(&self, claim: &Claim, wanted: Wanted) -> Result<bool> {
+        let group = self.living_group(claim)?;
+        outside::is_kept_above(self.host, &group, &claim.cpus, wanted.kind)
+    }
+
+    /// A claim whose owner others are kept off without us says nothing of it, so that nothing is
+    /// undone later; unless it was we before.
+    fn forget_unless_changed(&self, claim: &mut Claim) -> Result<()> {
+        let inode = claim.confining_group().map(|group| group.inode);
+        let owners = outside::owners(self.host);
+        let is_changed = owners.iter().any(|owner| Some(owner.inode) == inode);
+        if !is_changed && claim.isolation.take().is_some() {
+            self.ledger.write(claim)?;
+        }
+        Ok(())
+    }
+
+    /// What keeps it from being done here, as far as it is known without the machine's lock.
+    fn obstacle_of(&self, claim: &Claim, wanted: Wanted) -> Result<Option<Obstacle>> {
+        let group = self.living_group(claim)?;
+        outside::obstacle_here(self.host, &group, &claim.cpus, wanted.kind)
+    }
+
+    fn living_group(&self, claim: &Claim) -> Result<Group> {
+        match self.group_of(claim)? {
+            Some((group, _)) => Ok(group),
+            None => bail!("the cgroup of {} is gone", claim.shown()),
+        }
     }
 
     fn try_to_keep_off(&self, claim: &mut Claim, wanted: Wanted) -> Result<Option<Obstacle>> {

@@ -79,7 +79,7 @@ impl Drawn {
             group: None,
             state: OwnerState::Running,
             since: None,
-            isolation: None,
+            keeping: Default::default(),
             tuning: Default::default(),
             by_default: false,
         };

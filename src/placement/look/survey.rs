@@ -8,21 +8,20 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::cgroup::{Hierarchy, cpuset, partition};
+use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::files;
+use crate::isolation::Options;
 use crate::isolation::tuning::Tuning;
-use crate::isolation::{self, Options};
 use crate::names::Names;
-use crate::outside;
+use crate::outside::{self, CpusOfMachine, Keeping};
 use crate::placement::Site;
 use crate::placement::boot::Clock;
 use crate::placement::life::{Life, life_of};
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
-use crate::topology;
 
 /// A site as it was seen.
 #[derive(Debug, PartialEq)]
@@ -65,6 +64,12 @@ impl SurveyedPool {
     /// The CPUs of all its lists.
     pub fn cpus(&self) -> CpuSet {
         self.lists.iter().map(|list| &list.cpus).collect()
+    }
+
+    /// Does it say that others are to be kept off its owners' CPUs?
+    pub fn wants_isolation(&self) -> bool {
+        let wanted = self.options.wanted(&self.name);
+        self.kind == Kind::Exclusive && wanted.is_ok_and(|wanted| wanted.is_some())
     }
 }
 
@@ -135,8 +140,8 @@ pub struct Owner {
     pub state: OwnerState,
     /// When it started, in seconds since the epoch.
     pub since: Option<i64>,
-    /// How the kernel keeps others off its CPUs now; `None` if it does not.
-    pub isolation: Option<isolation::Kind>,
+    /// How others are kept off its CPUs now.
+    pub keeping: Keeping,
     /// What of the machine is set for it.
     pub tuning: Tuning,
     /// Did it ask for nothing, and is in the default pool?
@@ -343,7 +348,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
         site,
         entries,
         ledger,
-        online: topology::online(&site.host).ok(),
+        cpus: CpusOfMachine::read(&site.host),
         hierarchy: cpuset::hierarchy(&site.host).ok(),
         boot_id,
         boot_time: process::boot_time(&site.host).ok(),
@@ -388,7 +393,7 @@ struct Surveyor<'a> {
     site: &'a Site,
     entries: Vec<Entry>,
     ledger: Option<Ledger>,
-    online: Option<CpuSet>,
+    cpus: CpusOfMachine,
     hierarchy: Option<Hierarchy>,
     boot_id: String,
     boot_time: Option<i64>,
@@ -481,7 +486,7 @@ impl Surveyor<'_> {
     }
 
     fn offline(&self, cpus: &CpuSet) -> CpuSet {
-        let online = self.online.as_ref();
+        let online = self.cpus.online.as_ref();
         online.map_or_else(CpuSet::new, |online| cpus.difference(online))
     }
 
@@ -549,7 +554,7 @@ impl Surveyor<'_> {
             group: claim.cgroup.as_ref().map(|group| group.path.clone()),
             state: OwnerState::Running,
             since: i64::try_from(claim.since).ok(),
-            isolation: self.isolation(claim),
+            keeping: self.keeping(claim),
             tuning: self.tuning(claim),
             by_default: claim.by_default,
         };
@@ -581,12 +586,23 @@ impl Surveyor<'_> {
 
     /// How others are kept off a claim's CPUs now: a partition counts only while the kernel calls
     /// it valid.
-    fn isolation(&self, claim: &Claim) -> Option<isolation::Kind> {
-        let kind = claim.isolation?.kind;
-        let claimed = claim.confining_group()?;
-        let group = self.hierarchy.as_ref()?.group(&claimed.path).ok()?;
-        let stands = partition::stands(&group, kind.word(), &claim.cpus);
-        stands.unwrap_or(false).then_some(kind)
+    fn keeping(&self, claim: &Claim) -> Keeping {
+        let Some(claimed) = claim.confining_group() else {
+            return self.by_boot(&claim.cpus);
+        };
+        let group = self.hierarchy.as_ref();
+        let group = group.and_then(|hierarchy| hierarchy.group(&claimed.path).ok());
+        let is_same = |group: &Group| group.inode().is_ok_and(|now| now == Some(claimed.inode));
+        let Some(group) = group.filter(is_same) else {
+            return Keeping::default();
+        };
+        let keeping = self.cpus.keeping(Some(&group), &claim.cpus);
+        keeping.unwrap_or_default()
+    }
+
+    /// The same of who is in no group of its own.
+    fn by_boot(&self, cpus: &CpuSet) -> Keeping {
+        self.cpus.keeping(None, cpus).unwrap_or_default()
     }
 
     /// What the machine's records say that is set for a claim.
@@ -668,7 +684,7 @@ impl Surveyor<'_> {
                 false => OwnerState::Gone,
             },
             since: since.filter(|_| !is_void),
-            isolation: None,
+            keeping: self.by_boot(&list.cpus),
             tuning: Tuning::default(),
             by_default: false,
         });
@@ -694,7 +710,7 @@ fn unreadable(path: &Path) -> Owner {
         group: None,
         state: OwnerState::Unreadable,
         since: None,
-        isolation: None,
+        keeping: Keeping::default(),
         tuning: Tuning::default(),
         by_default: false,
     }

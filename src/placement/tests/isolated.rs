@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::{Machine, cpus, group_of, open, said};
 use crate::claims::Claim;
 use crate::isolation::{Kind, Wanted};
-use crate::outside::{self, PartitionWatch};
-use crate::placement::reconcile;
+use crate::outside::{self, Keeping, PartitionWatch};
+use crate::placement::{reconcile, survey};
 
 const ROOT: Wanted = Wanted {
     kind: Kind::Root,
@@ -357,5 +357,80 @@ fn an_owner_that_starts_during_a_wait_is_watched() {
         });
         let took = began.elapsed();
         assert!(took < Duration::from_secs(30), "{has_directory}: {took:?}");
+    }
+}
+
+/// On a kernel that makes no partition of ours, too, and where isolation is needed.
+#[test]
+fn a_slice_that_is_the_partition_needs_none_of_ours() {
+    let needed = |kind| Wanted {
+        kind,
+        is_needed: true,
+    };
+    let isolated = needed(Kind::Isolated);
+    for (slice, effective, wanted, refused) in [
+        ("root", "2-3", needed(Kind::Root), None),
+        ("isolated", "2-3", needed(Kind::Root), None),
+        ("isolated", "2-3", isolated, None),
+        // 3 is offline.
+        ("root", "2", needed(Kind::Root), None),
+        (
+            "root",
+            "2-3",
+            isolated,
+            Some("in the partition \"/machine.slice\", which keeps others off as isolation=root"),
+        ),
+        (
+            "root",
+            "3",
+            needed(Kind::Root),
+            Some("in the partition \"/machine.slice\" of somebody else"),
+        ),
+        (
+            "root invalid (x)",
+            "2-3",
+            needed(Kind::Root),
+            Some("Linux 6.1.0 cannot keep others off a container's CPUs"),
+        ),
+    ] {
+        for has_exclusive in [false, true] {
+            let (machine, mut claim) = machine();
+            machine.put("proc/sys/kernel/osrelease", "6.1.0\n");
+            let exclusive = format!("sys/fs/cgroup{}/cpuset.cpus.exclusive", group_of("web"));
+            if !has_exclusive {
+                machine.remove(&exclusive);
+            } else if refused.is_some_and(|refused| refused.contains("Linux")) {
+                continue;
+            }
+            if effective == "2" {
+                claim.cpus = cpus("2-3");
+                machine.put("sys/devices/system/cpu/online", "0-2,4-7\n");
+            }
+            for (file, text) in [("partition", slice), ("effective", effective)] {
+                let path = format!("sys/fs/cgroup/machine.slice/cpuset.cpus.{file}");
+                machine.put(&path, &format!("{text}\n"));
+            }
+            // As a reservation that is adopted.
+            claim.isolation = Some(wanted);
+            machine.ledger().write(&claim).unwrap();
+            let site = machine.site();
+            let done = open(&site).keep_off(&mut claim, Some(wanted));
+            match refused {
+                None => {
+                    done.unwrap();
+                    assert_eq!(claim.isolation, None, "{slice} {wanted:?}");
+                    assert_eq!(outside::owners(&site.host), []);
+                    assert!(!machine.is_there("run/pinfold-machine/changes"));
+                    let owner = survey(&site).unwrap().owners.remove(0);
+                    let kind = Kind::by_word(slice).unwrap().unwrap();
+                    let path = "/machine.slice".to_owned();
+                    assert_eq!(owner.keeping, Keeping::Above { path, kind });
+                }
+                Some(refused) => {
+                    let said = said(done);
+                    assert!(said.contains(refused), "{slice} {wanted:?}: {said}");
+                }
+            }
+        }
     }
 }
