@@ -66,7 +66,8 @@ impl Obstacle {
 
 /// No mask keeps a command on its CPUs, so that it needs no partition, and can have none.
 pub fn not_confined() -> Obstacle {
-    Obstacle::of_owner(
+    Obstacle::of_machine(
+        "no-affinity",
         "it runs with --no-affinity, and so on any CPU",
         "run it without --no-affinity",
     )

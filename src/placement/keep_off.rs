@@ -180,9 +180,12 @@ impl Books<'_> {
     /// # Errors
     /// It cannot be done, and is needed.
     pub(crate) fn keep_off(&self, claim: &mut Claim, wanted: Option<Wanted>) -> Result<()> {
-        let (Some(wanted), true) = (wanted, claim.confining_group().is_some()) else {
+        let Some(wanted) = wanted else {
             return Ok(());
         };
+        if claim.confining_group().is_none() {
+            return self.do_without(claim, wanted, &outside::not_confined());
+        }
         if self.is_kept_above(claim, wanted)? {
             return self.forget_unless_changed(claim);
         }
@@ -205,8 +208,17 @@ impl Books<'_> {
         if is_as_before && claim.isolation.take().is_some() {
             self.ledger.write(claim)?;
         }
+        self.do_without(claim, wanted, &obstacle)
+    }
+
+    /// Says why others can run on an owner's CPUs; refuses that where it must not be.
+    fn do_without(&self, claim: &Claim, wanted: Wanted, obstacle: &Obstacle) -> Result<()> {
+        let by = match claim.confining_group() {
+            Some(_) => "by its mask alone",
+            None => "in the books alone",
+        };
         let what = format!(
-            "others can run on {} of pool {}, which {} has by its mask alone: {}",
+            "others can run on {} of pool {}, which {} has {by}: {}",
             claim.cpus,
             claim.pool,
             claim.shown(),
@@ -219,7 +231,7 @@ impl Books<'_> {
             );
             bail!(Refusal::new(what, remedy));
         }
-        if outside::is_news(self.host, &obstacle) {
+        if outside::is_news(self.host, obstacle) {
             log::warn!("{what}: {}", obstacle.remedy);
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Machine, cpus, group_of, open, said};
-use crate::claims::Claim;
+use crate::claims::{Claim, OwnerKind};
 use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, Keeping, PartitionWatch};
 use crate::placement::{reconcile, survey};
@@ -433,4 +433,30 @@ fn a_slice_that_is_the_partition_needs_none_of_ours() {
             }
         }
     }
+}
+
+/// A command of `isolate --no-affinity` runs on any CPU.
+#[test]
+fn who_is_not_confined_is_refused_where_isolation_is_needed() {
+    let (machine, mut claim) = machine();
+    claim.kind = OwnerKind::Process;
+    claim.cgroup.as_mut().unwrap().confined = false;
+    let site = machine.site();
+    for (is_needed, is_refused) in [(true, true), (false, false)] {
+        let wanted = Wanted { is_needed, ..ROOT };
+        let done = open(&site).keep_off(&mut claim, Some(wanted));
+        assert_eq!(claim.isolation, None);
+        if is_refused {
+            let said = said(done);
+            assert_eq!(
+                said,
+                "others can run on 2 of pool dp, which web has in the books alone: it runs with \
+                 --no-affinity, and so on any CPU: run it without --no-affinity; or `pinfold pool \
+                 set dp isolation-needed=no`"
+            );
+        } else {
+            done.unwrap();
+        }
+    }
+    open(&site).keep_off(&mut claim, None).unwrap();
 }
