@@ -592,18 +592,10 @@ fn the_interrupts() {
     );
     // It was started anew since, or told something else by somebody.
     let socket = "run/irqbalance/irqbalance7.sock";
-    let records = "run/pinfold-machine/changes";
     broken_and_mended(
         |m| {
             are_away(m);
-            let owner = json!({
-                "group": "/machine.slice/web", "inode": 7, "cpus": "2", "run_dir": "/run/pinfold",
-                "tuning": {"irqs_away": true},
-            });
-            let text = json!({
-                "version": 1, "boot_id": "this-boot", "owners": [], "changes": [], "tuned": [owner],
-            });
-            m.put(records, &text.to_string());
+            tuned(m, &json!({"irqs_away": true}), &json!([]));
             m.put(irq, "0-1,3\n");
             m.put("proc/irq/25/smp_affinity_list", "0-1,3\n");
             m.put("run/irqbalance/x", "");
@@ -620,6 +612,32 @@ fn the_interrupts() {
         "irqbalance runs, and can move interrupts back to 2",
         &[&|m| m.remove(socket)],
     );
+    // What an annotation asked for, in a pool that says nothing, with and without the record of it.
+    for has_record in [true, false] {
+        broken_and_mended(
+            |m| {
+                are_away(m);
+                m.remove("etc/kcm/pools/dp/irqs");
+                m.put(irq, "0-3\n");
+                m.mode(irq, 0o444);
+                m.put("proc/irq/25/smp_affinity_list", "0-1,3\n");
+                if has_record {
+                    tuned(m, &json!({"irqs_away": true}), &json!([]));
+                } else {
+                    claim(m, "this-boot", "2");
+                    let path = format!("run/pinfold/claims/web/{}", claim_file(m));
+                    m.edit(
+                        &path,
+                        r#""since":1"#,
+                        r#""tuning":{"irqs_away":true},"since":1"#,
+                    );
+                }
+            },
+            "warning irqs",
+            "of 2 interrupt 24 (nic-rx0) cannot be moved",
+            &[&|m| m.put(irq, "0-1\n")],
+        );
+    }
     broken_and_mended(
         |m| m.put("etc/kcm/pools/dp/irqs", "away"),
         "warning irqs",
@@ -631,6 +649,37 @@ fn the_interrupts() {
         "warning pools",
         "irqs of pool",
         &[&|m| m.put("etc/kcm/pools/dp/irqs", "keep")],
+    );
+}
+
+/// Records what is set for an owner of CPU 2.
+fn tuned(machine: &Machine, tuning: &Value, limited: &Value) {
+    let owner = json!({
+        "group": "/machine.slice/web", "inode": 7, "cpus": "2", "run_dir": "/run/pinfold",
+        "tuning": tuning, "limited": limited,
+    });
+    let text = json!({
+        "version": 1, "boot_id": "this-boot", "owners": [], "changes": [], "tuned": [owner],
+    });
+    machine.put("run/pinfold-machine/changes", &text.to_string());
+}
+
+#[test]
+fn a_limit_that_was_lifted_and_is_back() {
+    let file = "sys/fs/cgroup/machine.slice/web/cpu.max";
+    broken_and_mended(
+        |m| {
+            m.put(file, "150000 100000\n");
+            let group = m
+                .path("sys/fs/cgroup/machine.slice/web")
+                .metadata()
+                .unwrap();
+            let limited = json!([{"path": "/machine.slice/web", "inode": group.ino()}]);
+            tuned(m, &json!({"quota_lifted": true}), &limited);
+        },
+        "warning quota",
+        "machine.slice/web/cpu.max to 150000 100000 since",
+        &[&|m| m.put(file, "max 100000\n")],
     );
 }
 

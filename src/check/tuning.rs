@@ -3,9 +3,9 @@
 use super::Report;
 use crate::cpulist::CpuSet;
 use crate::files;
-use crate::isolation::tuning::{Tuning, listed};
-use crate::outside;
-use crate::placement::{Site, Survey, SurveyedPool};
+use crate::isolation::tuning::{Key, Tuning, listed};
+use crate::outside::{self, Astray};
+use crate::placement::{Site, Survey, SurveyedPool, live_claims};
 use crate::pools;
 use crate::text::Shown;
 use crate::topology;
@@ -13,6 +13,11 @@ use crate::topology;
 /// What this is called in the report.
 const WHAT: &str = "irqs";
 const POWER: &str = "power";
+const QUOTA: &str = "quota";
+
+/// What to do about what somebody else has set.
+const ELSEWHERE: &str = "have that tool leave the CPUs of exclusive pools alone";
+const UNLIMITED: &str = "start it again, which lifts the limit, or say quota=keep of its pool";
 
 pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
     let exclusive = |pool: &&SurveyedPool| pool.kind == pools::Kind::Exclusive;
@@ -26,10 +31,22 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
         }
         power(site, pool, &wanted, &cpus.intersection(&online), report);
     }
+    away.extend(&away_of_owners(site));
     if !away.is_empty() {
         irqs(site, &away, report);
     }
     astray(site, &online, report);
+}
+
+/// The CPUs of live owners whose interrupts are to go elsewhere: their own annotations can say so.
+fn away_of_owners(site: &Site) -> CpuSet {
+    let claims = live_claims(site).unwrap_or_default();
+    let claims = claims.iter().filter(|claim| claim.tuning.irqs_away);
+    let mut cpus: CpuSet = claims.map(|claim| &claim.cpus).collect();
+    let tuned = outside::tuned(&site.host);
+    let tuned = tuned.iter().filter(|tuned| tuned.tuning.irqs_away);
+    tuned.for_each(|tuned| cpus.extend(&tuned.cpus));
+    cpus
 }
 
 /// What is said of a pool, told where it makes no sense.
@@ -68,12 +85,12 @@ fn astray(site: &Site, online: &CpuSet, report: &mut Report) {
     for tuned in outside::tuned(&site.host) {
         match outside::astray(&site.host, &tuned, online) {
             Ok(astray) => {
-                for (path, now) in astray {
-                    report.warn(
-                        POWER,
-                        format!("somebody has set {} to {now} since", path.display()),
-                        "have that tool leave the CPUs of exclusive pools alone",
-                    );
+                for Astray { key, path, now } in astray {
+                    let text = format!("somebody has set {} to {now} since", path.display());
+                    match key {
+                        Key::Quota => report.warn(QUOTA, text, UNLIMITED),
+                        _ => report.warn(POWER, text, ELSEWHERE),
+                    }
                 }
             }
             Err(error) => report.error(POWER, &error),

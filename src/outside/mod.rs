@@ -35,7 +35,7 @@ pub use obstacle::{
     FEW_FOR_IRQBALANCE, Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit,
     not_confined, obstacle, obstacle_here, of_another_tool,
 };
-pub use power::{astray, possible};
+pub use power::{Astray, astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
 pub use units::{are_confined, away_of, confine, kept_off};
 pub use watch::{BrokenPartition, PartitionWatch};
@@ -433,23 +433,69 @@ fn is_denied(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Shall this obstacle be logged? One that holds for the whole machine is news once in a boot (a
-/// file `told-<name>` marks it), any other each time.
+/// How many sentences about one obstacle of the machine are remembered.
+const REMEMBERED: usize = 64;
+
+/// Shall this obstacle be logged? One that holds for the whole machine is news once in a boot, any
+/// other each time. A file `told-<name>` has the check sums of the sentences that were logged: of
+/// another pool it can be another sentence.
 pub fn is_news(host: &Host, obstacle: &Obstacle) -> bool {
     let Some(name) = obstacle.of_machine else {
         return true;
     };
     let mark = machine::directory(host).join(format!("told-{name}"));
-    match files::entry_if_there(&mark) {
-        Ok(Some(_)) => false,
-        // An obstacle whose mark cannot be written is logged again.
-        _ => {
-            let noted = machine::ensure_directory(host)
-                .and_then(|()| files::replace(&mark, b"", 0o600, files::Durability::Crash));
-            if let Err(error) = noted {
-                log::debug!("{error:#}");
-            }
-            true
+    let told = files::read_text_if_there(&mark).unwrap_or_else(|error| {
+        log::debug!("{error:#}");
+        None
+    });
+    let told = told.unwrap_or_default();
+    let sum = format!("{:08x}", crc32fast::hash(obstacle.to_string().as_bytes()));
+    if told.lines().any(|line| line == sum) {
+        return false;
+    }
+    let mut sums: Vec<&str> = told.lines().collect();
+    sums.push(&sum);
+    let latest = sums.len().saturating_sub(REMEMBERED);
+    let text = sums[latest..].join("\n");
+    // An obstacle whose mark cannot be written is logged again.
+    let noted = machine::ensure_directory(host)
+        .and_then(|()| files::replace(&mark, text.as_bytes(), 0o600, files::Durability::Crash));
+    if let Err(error) = noted {
+        log::debug!("{error:#}");
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_sentence_about_the_machine_is_news_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path());
+        let of = |governor: &str| {
+            let what = format!("CPU 2 has no governor {governor}, but schedutil");
+            Obstacle::of_machine("no-such-governor", what, "say one of these")
+        };
+        for (obstacle, is_new) in [
+            (of("performance"), true),
+            (of("performance"), false),
+            // Of another pool.
+            (of("powersave"), true),
+            (of("performance"), false),
+            (of("powersave"), false),
+        ] {
+            assert_eq!(is_news(&host, &obstacle), is_new, "{obstacle}");
         }
+        let each_time = Obstacle::of_owner("x", "y");
+        assert!(is_news(&host, &each_time) && is_news(&host, &each_time));
+        // What differs each time fills no disk.
+        for number in 0..200 {
+            assert!(is_news(&host, &of(&number.to_string())));
+        }
+        let text = files::read(&machine::directory(&host).join("told-no-such-governor")).unwrap();
+        assert_eq!(text.lines().count(), REMEMBERED);
+        assert!(!is_news(&host, &of("199")) && is_news(&host, &of("powersave")));
     }
 }

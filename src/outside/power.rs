@@ -10,10 +10,11 @@ use anyhow::Result;
 use super::Obstacle;
 use super::knobs::Knob;
 use super::records::Tuned;
+use crate::cgroup::{Mounts, cpu};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
-use crate::isolation::tuning::Tuning;
+use crate::isolation::tuning::{Key, Tuning};
 use crate::text::{Shown, one_line};
 
 pub(super) fn latency_file(host: &Host, cpu: u32) -> PathBuf {
@@ -112,19 +113,35 @@ pub fn possible(host: &Host, cpus: &CpuSet, wanted: &Tuning) -> Result<(Tuning, 
     Ok((tuning, obstacles))
 }
 
-/// What does not hold any more what it was given for a live owner: the file, and what is in it.
+/// A file that does not hold any more what it was given for a live owner.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Astray {
+    /// What of the owner's tuning that is.
+    pub key: Key,
+    /// The file.
+    pub path: PathBuf,
+    /// What is in it, on one line.
+    pub now: String,
+}
+
+/// What does not hold any more what it was given for a live owner.
 ///
 /// # Errors
 /// It cannot be looked at.
-pub fn astray(host: &Host, tuned: &Tuned, online: &CpuSet) -> Result<Vec<(PathBuf, String)>> {
+pub fn astray(host: &Host, tuned: &Tuned, online: &CpuSet) -> Result<Vec<Astray>> {
     let mut astray = Vec::new();
     for knob in knobs_of(host, tuned)? {
-        let (path, wanted) = match &knob {
+        let (key, path, wanted) = match &knob {
             Knob::Governor(cpus) => (
+                Key::Governor,
                 governor_file(host, &cpus.parse()?, online),
                 &tuned.tuning.governor,
             ),
-            Knob::Latency(cpu) => (latency_file(host, *cpu), &tuned.tuning.resume_latency),
+            Knob::Latency(cpu) => (
+                Key::ResumeLatency,
+                latency_file(host, *cpu),
+                &tuned.tuning.resume_latency,
+            ),
             _ => continue,
         };
         let Some(text) = files::read_record_if_there(&path)? else {
@@ -132,7 +149,30 @@ pub fn astray(host: &Host, tuned: &Tuned, online: &CpuSet) -> Result<Vec<(PathBu
         };
         let now = text.lines().next().unwrap_or_default().trim();
         if wanted.as_deref() != Some(now) {
-            astray.push((path, one_line(now)));
+            let now = one_line(now);
+            astray.push(Astray { key, path, now });
+        }
+    }
+    if tuned.tuning.quota_lifted {
+        astray.extend(limited_again(host, tuned)?);
+    }
+    Ok(astray)
+}
+
+/// The limits of CPU time that a lifted owner has again.
+fn limited_again(host: &Host, tuned: &Tuned) -> Result<Vec<Astray>> {
+    let hierarchy = cpu::hierarchy(&Mounts::read(host)?)?;
+    let mut astray = Vec::new();
+    for limited in &tuned.limited {
+        let Some(group) = limited.group_in(&hierarchy)? else {
+            continue;
+        };
+        let path = cpu::quota_file(&group);
+        let text = files::read_record_if_there(&path)?.unwrap_or_default();
+        let now = text.lines().next().unwrap_or_default().trim();
+        if cpu::without_quota(now).is_some() {
+            let (key, now) = (Key::Quota, one_line(now));
+            astray.push(Astray { key, path, now });
         }
     }
     Ok(astray)
