@@ -506,6 +506,60 @@ fn a_live_owner_whose_partition_does_not_stand() {
 }
 
 #[test]
+fn pools_that_no_partition_can_be_made_for() {
+    let isolation = "etc/kcm/pools/dp/isolation";
+    broken_and_mended(
+        |m| m.put(isolation, "root"),
+        "warning isolation",
+        "pool \"dp\" says isolation=root, and isolcpus= has its CPUs 2-3 already, without balancing \
+         load there: `pinfold pool set \"dp\" isolation=isolated`",
+        &[&|m| {
+            let set = m.pinfold(&["pool", "set", "dp", "isolation=isolated"]);
+            assert!(set.status.success(), "{set:?}");
+        }],
+    );
+    broken_and_mended(
+        |m| {
+            m.put("sys/fs/cgroup/cpuset.cpus.effective", "0-2\n");
+        },
+        "fault isolation",
+        "the kernel has lost the CPUs 3: no group has them: reboot",
+        &[&|m| m.put("sys/fs/cgroup/cpuset.cpus.effective", "0-3\n")],
+    );
+    broken_and_mended(
+        |m| {
+            m.put("proc/cmdline", "quiet\n");
+            m.put("etc/kcm/pools/cp/exclusive", "1");
+            m.put("etc/kcm/pools/cp/isolation", "root");
+            m.put(isolation, "root");
+        },
+        "warning isolation",
+        "pools that keep others off have all CPUs, 0-3: the last of them cannot be kept: leave",
+        &[&|m| m.put("etc/kcm/pools/cp/exclusive", "0")],
+    );
+}
+
+/// It is said when the pool is told, and not only by `check` and each start.
+#[test]
+fn a_pool_is_told_where_the_kernel_makes_isolated_partitions_alone() {
+    let machine = all_is_well();
+    let said = |arguments: &[&str]| {
+        let output = machine.pinfold(arguments);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let told =
+        "isolcpus= has its CPUs 2-3 already, without balancing load there: `pinfold pool set";
+    for (word, is_told) in [("root", true), ("isolated", false), ("none", false)] {
+        let said = said(&["pool", "set", "dp", &format!("isolation={word}")]);
+        assert_eq!(said.contains(told), is_told, "{word}: {said}");
+    }
+    machine.put("proc/cmdline", "isolcpus=1\n");
+    let said = said(&["pool", "set", "dp", "isolation=root"]);
+    assert!(!said.contains("isolcpus"), "{said}");
+}
+
+#[test]
 fn owners_that_nothing_confines() {
     let confined = r#""confined":true"#;
     broken_and_mended(

@@ -12,6 +12,7 @@ use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, Keeping, Obstacle};
 use crate::placement::{Owner, OwnerState, Site, Survey, SurveyedPool};
 use crate::pools;
+use crate::refusal::Refusal;
 use crate::text::Shown;
 use crate::topology;
 
@@ -251,18 +252,8 @@ fn wanted(pool: &SurveyedPool, report: &mut Report) -> Option<Wanted> {
 /// isolated partitions.
 fn at_boot(pool: &SurveyedPool, wanted: Wanted, isolated: &CpuSet, report: &mut Report) {
     if wanted.kind == Kind::Root && !isolated.is_empty() {
-        report.warn(
-            WHAT,
-            format!(
-                "pool {} says isolation=root, and isolcpus= has its CPUs {isolated} already, \
-                 without balancing load there",
-                Shown(&pool.name)
-            ),
-            format!(
-                "`pinfold pool set {} isolation=isolated`, or take them out of isolcpus=",
-                Shown(&pool.name)
-            ),
-        );
+        let Refusal { what, remedy, .. } = outside::pool_at_boot(&pool.name, isolated);
+        report.warn(WHAT, what, remedy);
     }
 }
 

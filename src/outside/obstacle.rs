@@ -253,6 +253,21 @@ fn at_boot(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
     }))
 }
 
+/// The same, said of a pool: its owners' partitions cannot be made.
+pub fn pool_at_boot(pool: &str, isolated: &CpuSet) -> Refusal {
+    Refusal::new(
+        format!(
+            "pool {} says isolation=root, and isolcpus= has its CPUs {isolated} already, without \
+             balancing load there",
+            Shown(pool)
+        ),
+        format!(
+            "`pinfold pool set {} isolation=isolated`, or take them out of isolcpus=",
+            Shown(pool)
+        ),
+    )
+}
+
 fn beside(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
     let release = release(host)?;
     if !partition::is_broken_by_siblings(&release) || partition::is_alone(asked.group)? {
@@ -400,4 +415,140 @@ fn top_of(group: &Group) -> Group {
         top = above;
     }
     top
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Mounts;
+    use crate::files::{Durability, replace};
+
+    const WEB: &str = "sys/fs/cgroup/machine.slice/web";
+
+    /// A container without an obstacle, on CPUs 4-5 of eight, but for these files.
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let usual = [
+            (
+                "proc/1/mountinfo",
+                "40 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+            ),
+            ("proc/sys/kernel/osrelease", "7.2.0"),
+            ("sys/devices/system/cpu/online", "0-7"),
+            ("sys/devices/system/cpu/isolated", ""),
+            ("sys/fs/cgroup/cpuset.cpus.effective", "0-7"),
+            (
+                "sys/fs/cgroup/machine.slice/cpuset.cpus.partition",
+                "member",
+            ),
+            ("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "0-7"),
+            (&format!("{WEB}/cpuset.cpus.exclusive"), ""),
+        ];
+        for (path, text) in usual.iter().chain(files) {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let text = format!("{text}\n");
+            replace(&path, text.as_bytes(), 0o644, Durability::Crash).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn each_obstacle_is_found_before_a_write_and_says_what_to_do() {
+        use Kind::{Isolated, Root};
+        let slice = "sys/fs/cgroup/machine.slice/cpuset.cpus.partition";
+        let beside = "sys/fs/cgroup/machine.slice/other/cgroup.procs";
+        let release = "proc/sys/kernel/osrelease";
+        let top = "sys/fs/cgroup/cpuset.cpus.effective";
+        let boot = "proc/cmdline";
+        let mounts = "proc/1/mountinfo";
+        let v1 = "40 30 0:28 / /sys/fs/cgroup rw - cgroup cgroup rw,cpuset";
+        let cases: [(&[(&str, &str)], Kind, &str); 13] = [
+            (&[], Root, ""),
+            (&[(beside, "")], Root, ""),
+            (&[(boot, "isolcpus=4-5")], Isolated, ""),
+            (
+                &[(mounts, v1)],
+                Root,
+                "cgroup version 1 keeps nobody else off: boot with version 2, or keep the host off \
+                 with isolcpus=",
+            ),
+            (
+                &[(slice, "isolated")],
+                Root,
+                "its cgroup is in the partition \"/machine.slice\" of somebody else: that keeps off \
+                 whoever is outside: say isolation=none for its pool",
+            ),
+            (
+                &[(slice, "root")],
+                Isolated,
+                "its cgroup is in the partition \"/machine.slice\", which keeps others off as \
+                 isolation=root does and balances load: say isolation=root for its pool, or have \
+                 that partition be `isolated`",
+            ),
+            (&[(slice, "root invalid (x)")], Root, ""),
+            (
+                &[(top, "4-5")],
+                Root,
+                "no CPU would be left for anybody else: leave CPUs out of exclusive pools \
+                 (`pinfold pool resize --help`)",
+            ),
+            (
+                &[(boot, "isolcpus=5-6")],
+                Root,
+                "isolcpus= keeps others off 5 already, without balancing load there: say \
+                 isolation=isolated for its pool, or take those CPUs out of isolcpus=",
+            ),
+            (
+                &[(release, "6.19.3"), (beside, "")],
+                Root,
+                "on Linux 6.19.3 another container of \"/machine.slice\" could break that, and the \
+                 CPUs be lost: run it by crun, or with `--cgroup-parent pinfold.slice`, or on Linux \
+                 7.0 or later",
+            ),
+            (
+                &[(top, "0-1,4-7")],
+                Root,
+                "the kernel has lost the CPUs 2-3: no group has them: reboot: nothing else brings \
+                 them back",
+            ),
+            // CPUs that are offline are not lost.
+            (
+                &[(top, "0-5"), ("sys/devices/system/cpu/online", "0-5")],
+                Root,
+                "",
+            ),
+            // Some of its CPUs are another partition's.
+            (
+                &[
+                    (top, "0-5"),
+                    ("sys/fs/cgroup/fast.slice/cpuset.cpus.partition", "root"),
+                    ("sys/fs/cgroup/fast.slice/cpuset.cpus.effective", "6-7"),
+                ],
+                Root,
+                "",
+            ),
+        ];
+        for (files, kind, expected) in cases {
+            // A partition above keeps others off as it is; where it lacks the CPUs it does not.
+            let lacks = [("sys/fs/cgroup/machine.slice/cpuset.cpus.effective", "6-7")];
+            let more = match expected.contains("somebody else") {
+                true => lacks.as_slice(),
+                false => &[],
+            };
+            let dir = machine(&[files, more].concat());
+            let host = Host::new(dir.path());
+            let hierarchy = Mounts::read(&host).unwrap().hierarchy("cpuset").unwrap();
+            let asked = Asked {
+                group: &hierarchy.group("/machine.slice/web").unwrap(),
+                cpus: &"4-5".parse().unwrap(),
+                kind,
+                kept: &CpuSet::new(),
+            };
+            let found = before(&host, &asked).unwrap();
+            let said = found.map(|found| found.to_string()).unwrap_or_default();
+            assert!(said.starts_with(expected), "{files:?}: {said}");
+            assert_eq!(said.is_empty(), expected.is_empty(), "{files:?}: {said}");
+        }
+    }
 }

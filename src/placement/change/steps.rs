@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cgroup::cpuset;
 use crate::claims::{Claim, Entry};
 use crate::cpulist::CpuSet;
-use crate::isolation::Options;
+use crate::isolation::{self, Options};
+use crate::outside;
 use crate::placement::change::stock::givable;
 use crate::placement::life::Life;
 use crate::placement::look::survey::trial;
@@ -78,6 +79,15 @@ pub fn change(site: &Site, stock: Stock, change: &Change) -> Result<Changed> {
     let steps = books.steps(change, &stock)?;
     books.carry_out(change, &steps)?;
     drop(books);
+    let options = match change {
+        Change::Add(spec) => Some(&spec.options),
+        Change::AddLists(pool) => Some(&pool.options),
+        _ => None,
+    };
+    if let Some(options) = options {
+        let cpus = steps.added.iter().collect();
+        warn_of_isolcpus(site, change.name(), &cpus, options);
+    }
     site.confine_host_or_warn();
     Ok(steps)
 }
@@ -114,6 +124,7 @@ pub fn set_options(site: &Site, name: &str, options: &Options) -> Result<bool> {
         )
     );
     let there = directory.options(name)?;
+    warn_of_isolcpus(site, name, &cpus_of(&pool.lists), options);
     if options.or(there.clone()) == there {
         return Ok(false);
     }
@@ -123,6 +134,20 @@ pub fn set_options(site: &Site, name: &str, options: &Options) -> Result<bool> {
     drop(lock);
     site.confine_host_or_warn();
     Ok(true)
+}
+
+/// Says of what is asked for now where the kernel will refuse it each time: with CPUs of
+/// `isolcpus=` it makes only isolated partitions.
+fn warn_of_isolcpus(site: &Site, name: &str, cpus: &CpuSet, options: &Options) {
+    let wanted = options.wanted(name).ok().flatten();
+    if wanted.is_none_or(|wanted| wanted.kind != isolation::Kind::Root) {
+        return;
+    }
+    let isolated = topology::isolated(&site.host).unwrap_or_default();
+    let isolated = isolated.intersection(cpus);
+    if !isolated.is_empty() {
+        log::warn!("{}", outside::pool_at_boot(name, &isolated));
+    }
 }
 
 impl Change {

@@ -460,3 +460,33 @@ fn who_is_not_confined_is_refused_where_isolation_is_needed() {
     }
     open(&site).keep_off(&mut claim, None).unwrap();
 }
+
+#[test]
+fn a_start_on_version_1_says_that_it_keeps_nobody_else_off() {
+    let (machine, mut claim) = machine();
+    machine.put(
+        "proc/1/mountinfo",
+        "40 30 0:28 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n",
+    );
+    for (file, text) in [("cpuset.cpus", "2\n"), ("cpuset.effective_cpus", "2\n")] {
+        machine.put(
+            &format!("sys/fs/cgroup/cpuset/machine.slice/web/{file}"),
+            text,
+        );
+    }
+    claim.cgroup = Some(machine.claimed_at("sys/fs/cgroup/cpuset", "/machine.slice/web"));
+    let needed = Wanted {
+        is_needed: true,
+        ..ROOT
+    };
+    let site = machine.site();
+    let said = said(open(&site).keep_off(&mut claim, Some(needed)));
+    assert_eq!(
+        said,
+        "others can run on 2 of pool dp, which web has by its mask alone: cgroup version 1 keeps \
+         nobody else off: boot with version 2, or keep the host off with isolcpus=; or `pinfold \
+         pool set dp isolation-needed=no`"
+    );
+    open(&site).keep_off(&mut claim, Some(ROOT)).unwrap();
+    assert_eq!(claim.isolation, None);
+}

@@ -252,8 +252,13 @@ impl Machine {
 
     /// What a claim records of a group that we did not make.
     fn claimed(&self, path: &str) -> ClaimedGroup {
+        self.claimed_at("sys/fs/cgroup", path)
+    }
+
+    /// The same of a hierarchy that is mounted there.
+    fn claimed_at(&self, mount: &str, path: &str) -> ClaimedGroup {
         use std::os::unix::fs::MetadataExt;
-        let dir = self.path(&format!("sys/fs/cgroup{path}"));
+        let dir = self.path(&format!("{mount}{path}"));
         ClaimedGroup {
             path: path.to_owned(),
             inode: dir.metadata().unwrap().ino(),
