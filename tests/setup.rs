@@ -111,6 +111,81 @@ fn others_are_kept_off_what_root_makes_exclusive() {
     }
 }
 
+/// On kernels where another container beside an owner's can break its partition.
+#[test]
+fn where_the_kernel_can_keep_others_off_is_said_of_the_engine() {
+    let slice = "add --cgroup-parent pinfold.slice to each that asks for CPUs (docs/recipes.md)";
+    let pods = "the cgroup parent of a pod is the kubelet's (docs/recipes.md)";
+    let exclusive = "sys/fs/cgroup/machine.slice/cpuset.cpus.exclusive";
+    for (release, makes, more, pool, engine, expected) in [
+        ("6.12.1", true, "", "root", "docker", Some(slice)),
+        (
+            "6.12.1",
+            true,
+            "usr/bin/runc",
+            "root",
+            "podman",
+            Some(slice),
+        ),
+        ("6.12.1", true, "", "root", "containerd", Some(pods)),
+        ("6.12.1", true, "", "root", "crio", Some(pods)),
+        ("6.12.1", true, "usr/bin/crun", "root", "podman", None),
+        ("6.12.1", true, "usr/bin/crun", "root", "docker", None),
+        ("6.12.1", true, "", "none", "docker", None),
+        // Kernels that make none, and those that siblings do not break.
+        ("6.1.0", false, "", "root", "docker", None),
+        ("7.0.2", true, "", "root", "docker", None),
+    ] {
+        let machine = Machine::without_pools();
+        machine.put("proc/cmdline", "quiet\n");
+        machine.put("proc/sys/kernel/osrelease", &format!("{release}\n"));
+        if makes {
+            machine.put(exclusive, "\n");
+        }
+        if !more.is_empty() {
+            machine.put(more, "");
+            machine.mode(more, 0o755);
+        }
+        let pool = format!("mine=1:exclusive,isolation={pool}");
+        assert!(machine.pinfold(&["init", "--pool", &pool]).status.success());
+        let install = ["install", engine, "--bin-dir", "/usr/local/bin"];
+        let case = format!("{release} {more} {pool} {engine}");
+        let said = |output: &Output| {
+            assert!(output.status.success(), "{case}: {output:?}");
+            let said = said(output);
+            let lines = said
+                .lines()
+                .filter(|line| line.contains("others are kept off"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let lines = said(&machine.pinfold(&install));
+        match expected {
+            Some(expected) => {
+                assert_eq!(lines.len(), 1, "{case}: {lines:?}");
+                let begin = format!("on Linux {release} others are kept off a container's CPUs ");
+                assert!(lines[0].starts_with(&begin), "{case}: {lines:?}");
+                assert!(lines[0].ends_with(expected), "{case}: {lines:?}");
+            }
+            None => assert_eq!(lines, [""; 0], "{case}"),
+        }
+        // Once it knows Pinfold, nothing is left to say.
+        assert_eq!(said(&machine.pinfold(&install)), [""; 0], "{case}");
+    }
+    let machine = Machine::without_pools();
+    machine.put(exclusive, "\n");
+    let pool = ["--pool", "mine=1:exclusive,isolation=root"];
+    let set = set_up(
+        &machine,
+        &[&["--yes", "--engine", "docker"], &pool[..]].concat(),
+    );
+    assert_eq!(
+        said(&set).matches("others are kept off").count(),
+        1,
+        "{}",
+        said(&set)
+    );
+}
+
 /// KCM's form reserves nothing, unless somebody says so.
 #[test]
 fn what_the_configuration_reserves_is_so_for_kcms_form_too() {

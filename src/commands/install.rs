@@ -14,10 +14,11 @@ use crate::engines::{Engine, Programs};
 use crate::files;
 use crate::host::Host;
 use crate::install::{
-    DeviceKind, FileChange, Place, Plan, User, apply, plan, plan_cdi, plan_cdi_removal,
-    plan_engine_devices, plan_engine_devices_removal, plan_removal,
+    DeviceKind, FileChange, Place, Plan, User, apply, default_runtime, plan, plan_cdi,
+    plan_cdi_removal, plan_engine_devices, plan_engine_devices_removal, plan_removal,
 };
-use crate::placement::{Site, live_claims};
+use crate::outside;
+use crate::placement::{Site, SurveyedPool, live_claims, survey};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, hook_options};
 use crate::text::{Shown, lines, one_line, shell_word};
@@ -34,11 +35,66 @@ pub(super) fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
             word(args.place.target)
         )?;
     }
+    if let (false, false, Some(line)) = (
+        args.place.dry_run,
+        plan.changes.is_empty(),
+        where_others_are_kept_off(args, settings)?,
+    ) {
+        writeln!(Output::account(), "{line}")?;
+    }
     for remark in &plan.remarks {
         log::warn!("{remark}");
     }
     plan.ensure_whole()?;
     Ok(0)
+}
+
+/// Where an engine's containers have to be so that the kernel keeps others off their CPUs: on Linux
+/// 6.7 to 6.19 it does for crun's, and in a slice of their own. `None` where that is no matter.
+fn where_others_are_kept_off(args: &InstallArgs, settings: &Settings) -> Result<Option<String>> {
+    let site = settings.site();
+    let Some(engine) = args.place.target.engine().filter(|_| !args.place.user) else {
+        return Ok(None);
+    };
+    let Some(release) = outside::broken_by_siblings(&site.host) else {
+        return Ok(None);
+    };
+    // Where there are no pools yet, `init` makes some that ask for it.
+    let pools = survey(site).map(|survey| survey.pools).unwrap_or_default();
+    let is_asked = pools.is_empty() || pools.iter().any(SurveyedPool::wants_isolation);
+    let place = place(&args.place, "install", settings)?;
+    if !is_asked || runs_crun(engine, &place, settings) {
+        return Ok(None);
+    }
+    let how = match engine {
+        Engine::Podman | Engine::Docker => {
+            "without crun only in pinfold.slice: add --cgroup-parent pinfold.slice to each that \
+             asks for CPUs"
+        }
+        Engine::Containerd | Engine::Crio => {
+            "only where crun runs it: the cgroup parent of a pod is the kubelet's"
+        }
+    };
+    Ok(Some(format!(
+        "on Linux {release} others are kept off a container's CPUs {how} (docs/recipes.md)"
+    )))
+}
+
+/// Is crun the runtime that makes an engine's containers?
+fn runs_crun(engine: Engine, place: &Place<'_>, settings: &Settings) -> bool {
+    let (own, preferred) = match engine {
+        // podman runs no shim of ours, and takes crun where it is.
+        Engine::Podman => (None, "crun"),
+        Engine::Crio => (settings.runtime().path.clone(), "crun"),
+        Engine::Containerd | Engine::Docker => (settings.runtime().path.clone(), "runc"),
+    };
+    let others = ["runc", "crun"];
+    let there = [preferred].into_iter().chain(others);
+    let mut there = there.filter_map(|name| place.host.program(name));
+    let runtime = own
+        .or_else(|| default_runtime(place, engine).ok()?)
+        .or_else(|| there.next());
+    runtime.is_some_and(|path| path.file_name().is_some_and(|name| name == "crun"))
 }
 
 /// Would an install change any file?

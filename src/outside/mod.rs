@@ -32,8 +32,8 @@ pub use irqs::on as irqs_on;
 pub use keeping::{CpusOfMachine, Keeping, is_kept_above, suits, why_by_mask};
 pub use knobs::leaves_few;
 pub use obstacle::{
-    FEW_FOR_IRQBALANCE, Obstacle, STAYING, lost_cpus, named as irqs_named, no_own_limit,
-    not_confined, obstacle, obstacle_here, of_another_tool, pool_at_boot,
+    FEW_FOR_IRQBALANCE, Obstacle, STAYING, broken_by_siblings, lost_cpus, named as irqs_named,
+    no_own_limit, not_confined, obstacle, obstacle_here, of_another_tool, pool_at_boot,
 };
 pub use power::{Astray, astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};

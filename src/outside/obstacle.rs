@@ -10,7 +10,7 @@ use super::keeping;
 use super::knobs::LeftToIrqs;
 use super::machine::Failure;
 use super::records::Owner;
-use crate::cgroup::cpuset::effective_cpus;
+use crate::cgroup::cpuset::{self, effective_cpus};
 use crate::cgroup::{Group, Version, partition};
 use crate::cpulist::CpuSet;
 use crate::files;
@@ -156,6 +156,17 @@ pub fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
         )));
     }
     Ok(None)
+}
+
+/// The kernel's release, if it is one that makes partitions, and on which another container beside
+/// an owner's can break one.
+pub fn broken_by_siblings(host: &Host) -> Option<String> {
+    let top = cpuset::hierarchy(host).and_then(|hierarchy| hierarchy.top());
+    let groups = top.ok()?.children().ok()?;
+    let makes = |group: &Group| partition::exclusive(group).is_ok_and(|text| text.is_some());
+    let release = one_line(&release(host).ok()?);
+    let is_broken = partition::is_broken_by_siblings(&release);
+    (is_broken && groups.iter().any(makes)).then_some(release)
 }
 
 /// The first obstacle to the partition that is asked for, as far as it can be told before a write.
@@ -425,8 +436,11 @@ mod tests {
 
     const WEB: &str = "sys/fs/cgroup/machine.slice/web";
 
+    /// Files of a machine, with their texts.
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
     /// A container without an obstacle, on CPUs 4-5 of eight, but for these files.
-    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+    fn machine(files: Files<'_>) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let usual = [
             (
@@ -463,7 +477,7 @@ mod tests {
         let boot = "proc/cmdline";
         let mounts = "proc/1/mountinfo";
         let v1 = "40 30 0:28 / /sys/fs/cgroup rw - cgroup cgroup rw,cpuset";
-        let cases: [(&[(&str, &str)], Kind, &str); 13] = [
+        let cases: [(Files<'_>, Kind, &str); 13] = [
             (&[], Root, ""),
             (&[(beside, "")], Root, ""),
             (&[(boot, "isolcpus=4-5")], Isolated, ""),
@@ -476,8 +490,8 @@ mod tests {
             (
                 &[(slice, "isolated")],
                 Root,
-                "its cgroup is in the partition \"/machine.slice\" of somebody else: that keeps off \
-                 whoever is outside: say isolation=none for its pool",
+                "its cgroup is in the partition \"/machine.slice\" of somebody else: that keeps \
+                 off whoever is outside: say isolation=none for its pool",
             ),
             (
                 &[(slice, "root")],
@@ -502,9 +516,9 @@ mod tests {
             (
                 &[(release, "6.19.3"), (beside, "")],
                 Root,
-                "on Linux 6.19.3 another container of \"/machine.slice\" could break that, and the \
-                 CPUs be lost: run it by crun, or with `--cgroup-parent pinfold.slice`, or on Linux \
-                 7.0 or later",
+                "on Linux 6.19.3 another container of \"/machine.slice\" could break that, and \
+                 the CPUs be lost: run it by crun, or with `--cgroup-parent pinfold.slice`, or on \
+                 Linux 7.0 or later",
             ),
             (
                 &[(top, "0-1,4-7")],
