@@ -276,8 +276,11 @@ fn in_the_default_pool(_: &World, service: Service) {
         let name = format!("needed-{needed}");
         let launched = session.launch(service, &Plan::plain(&name));
         assert_eq!(launched.code() == Some(0), starts, "{launched}");
-        let part = "is the configuration's default-pool, and is exclusive";
-        assert_eq!(launched.stderr.contains(part), !starts, "{launched}");
+        // crun leaves it to the log what a hook says.
+        if service.runtime == Runtime::Runc {
+            let part = "is the configuration's default-pool, and is exclusive";
+            assert_eq!(launched.stderr.contains(part), !starts, "{launched}");
+        }
     }
     assert_eq!(session.world().claims().len(), 0);
     session.cri_mut().kill_node();
