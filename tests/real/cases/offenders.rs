@@ -26,7 +26,7 @@ const EVERYTHING: [&str; 4] = [
 ];
 
 /// systemd's units whose CPUs others narrow.
-const UNITS: [&str; 3] = ["system.slice", "user.slice", "init.scope"];
+pub(crate) const UNITS: [&str; 3] = ["system.slice", "user.slice", "init.scope"];
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::V2, Need::Systemd, Need::Cpus(8), Need::Disposable];

@@ -1,7 +1,7 @@
 //! Containers, and a command, in a slice that its operator has made a cpuset partition.
 
 use crate::case::{Case, each};
-use crate::cases::offenders::{allowed_cpus, switch, systemctl, text};
+use crate::cases::offenders::{UNITS, switch, systemctl, text};
 use crate::cgroups::hierarchy;
 use crate::engines::{Door, Driver};
 use crate::needs::Need;
@@ -67,9 +67,11 @@ impl Drop for Partition {
     fn drop(&mut self) {
         let file = self.group().join("cpuset.cpus.partition");
         let _ = std::fs::write(file, "member");
-        let mut all = Command::new("systemctl");
-        let all = all.args(["set-property", "--runtime", &self.slice, "AllowedCPUs=0-7"]);
-        let _ = all.status();
+        for unit in [&*self.slice].into_iter().chain(UNITS) {
+            let mut all = Command::new("systemctl");
+            let all = all.args(["set-property", "--runtime", unit, "AllowedCPUs=0-7"]);
+            let _ = all.status();
+        }
         let _ = Command::new("systemctl")
             .args(["stop", &self.slice])
             .status();
@@ -81,7 +83,7 @@ impl Drop for Partition {
 fn beside_it(session: &Session, partition: &Partition) {
     let offenders: [(&str, &dyn Fn()); 6] = [
         ("a unit on its CPU", &|| unit_outside(partition)),
-        ("AllowedCPUs of slices", &allowed_cpus),
+        ("other CPUs of the machine's slices", &|| allow("0-3")),
         ("daemon-reload", &|| systemctl(&["daemon-reload"])),
         ("daemon-reexec", &|| systemctl(&["daemon-reexec"])),
         ("another CPU's absence", &|| switch(5)),
@@ -97,6 +99,43 @@ fn beside_it(session: &Session, partition: &Partition) {
         let outside = text(&hierarchy().root.join("cpuset.cpus.effective"));
         assert_eq!(outside, "0-3", "{name}");
     }
+}
+
+/// Gives the units beside the slice these CPUs.
+fn allow(cpus: &str) {
+    for unit in UNITS {
+        let allowed = format!("AllowedCPUs={cpus}");
+        systemctl(&["set-property", "--runtime", unit, &allowed]);
+    }
+}
+
+/// Slices that name its CPUs break it on most kernels, and systemd would say them again at each
+/// reload. The owner has its mask, and `check` names the slice's partition no more.
+fn broken(session: &Session, partition: &Partition) {
+    allow("0-7");
+    session.assert_pinned("web", "dp", "4");
+    let told = check(session.world());
+    let stands = partition.state() == "root";
+    assert_eq!(told.contains(&is_kept(partition)), stands, "{told}");
+    // Of this owner, or of all where the kernel makes no other partitions.
+    let by_mask = ["by its mask alone", "by their masks alone"];
+    let is_told = by_mask.iter().any(|words| told.contains(words));
+    assert_eq!(is_told, !stands, "{told}");
+    allow("0-3");
+    assert_eq!(partition.set("root"), "root", "nobody names its CPUs");
+    assert!(check(session.world()).contains(&is_kept(partition)));
+}
+
+fn check(world: &World) -> String {
+    run(&mut world.pinfold(&["check"])).stdout
+}
+
+/// What check says while it stands.
+fn is_kept(partition: &Partition) -> String {
+    format!(
+        "the CPUs 4-5 of pools are a partition of /{}",
+        partition.slice
+    )
 }
 
 /// A unit elsewhere on the owner's CPU: the kernel gives it others.
@@ -116,22 +155,28 @@ fn in_its_slice(_: &World, service: Service) {
     let world = session.world();
     world.pool("dp", Kind::Exclusive, &["4", "5"]);
     let partition = Partition::make(service.driver.parent(world));
+    // The slice is what keeps others off, also where the kernel makes no partition in it.
+    let set = [
+        "pool",
+        "set",
+        "dp",
+        "isolation=root",
+        "isolation-needed=yes",
+    ];
+    run(&mut world.pinfold(&set)).ok();
     session.up(&Plan::pinned("web", "dp"));
     session.assert_pinned("web", "dp", "4");
 
     // What check says of them agrees: nobody outside has these CPUs, and nobody is to widen
     // anything.
-    let told = run(&mut world.pinfold(&["check"])).stdout;
-    let says = format!(
-        "the CPUs 4-5 of pools are a partition of /{}",
-        partition.slice
-    );
-    assert!(told.contains(&says), "{told}");
+    let told = check(world);
+    assert!(told.contains(&is_kept(&partition)), "{told}");
     assert!(!told.contains("does not allow the CPUs"), "{told}");
     assert!(!told.contains("in the books alone"), "{told}");
     assert!(!told.contains("neighbours"), "{told}");
 
     beside_it(&session, &partition);
+    broken(&session, &partition);
 
     // A command there gets the other list; one elsewhere is told where to go.
     let isolate = world.pinfold(&["isolate", "--pool", "dp", "--", "/bin/sleep", "600"]);
