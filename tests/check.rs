@@ -1962,20 +1962,43 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
     const NRI: &str = "[plugins.\"io.containerd.nri.v1.nri\"]\n";
     const VALIDATOR: &str = "[plugins.\"io.containerd.nri.v1.nri\".default_validator]\n\
                              enable = true\n";
-    let requires = |m: &Machine| {
+    let asks = |m: &Machine| {
         containerd_says(m, &format!("{VALIDATOR}required_plugins = [\"pinfold\"]"));
     };
+    // No containerd before 2.3 takes version 4 of its file.
+    let is_new = |m: &Machine| {
+        let file = "etc/containerd/config.toml";
+        m.edit(file, "version = 2", "version = 4");
+        m.edit(
+            file,
+            "io.containerd.grpc.v1.cri",
+            "io.containerd.cri.v1.runtime",
+        );
+    };
+    let requires = |m: &Machine| {
+        asks(m);
+        is_new(m);
+    };
+    let table = |m: &Machine, flags: &str| {
+        let head = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+        let line = format!("0000: 00000002 00000000 {flags} 0001 01 4711 /run/nri/nri.sock\n");
+        m.put("proc/1/net/unix", &format!("{head}{line}"));
+    };
     let has_socket = |m: &Machine| {
-        m.put("var/run/nri/other", "");
-        let path = m.path("var/run/nri/nri.sock");
-        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        m.put("run/nri/other", "");
+        drop(UnixListener::bind(m.path("run/nri/nri.sock")).unwrap());
+        m.put("var/other", "");
+        if !m.path("var/run").is_symlink() {
+            symlink("/run", m.path("var/run")).unwrap();
+        }
+        table(m, "00010000");
     };
     let served = |m: &Machine| {
         m.put(SERVED.0, SERVED.1);
         m.put("proc/77/status", OF_ROOT);
         has_socket(m);
     };
-    let no_socket = |m: &Machine| m.remove("var/run/nri/nri.sock");
+    let no_socket = |m: &Machine| m.remove("run/nri/nri.sock");
     let elsewhere = |m: &Machine| {
         m.put(
             SERVED.0,
@@ -1989,6 +2012,32 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
         "containerd has NRI on, which fails open",
         &[&requires, &by_a_user],
     );
+    // An older one has no validator, and takes no notice of what is asked of it.
+    broken_and_mended(
+        |m| {
+            served(m);
+            asks(m);
+        },
+        "warning nri",
+        "requires pinfold if it is 2.2 or later, and which it is could not be found out",
+        &[&is_new],
+    );
+    // An engine that was killed leaves its socket; a name in the table is not yet a listener.
+    for line in ["00000000", ""] {
+        broken_and_mended(
+            |m| {
+                served(m);
+                requires(m);
+                match line {
+                    "" => m.put("proc/1/net/unix", "Num       RefCount Protocol\n"),
+                    flags => table(m, flags),
+                }
+            },
+            "fault nri",
+            "nobody listens at \"/var/run/nri/nri.sock\"",
+            &[&|m| table(m, "00010000"), &|m| m.remove("proc/1/net/unix")],
+        );
+    }
     broken_and_mended(
         |m| {
             served(m);
@@ -2066,11 +2115,66 @@ fn nri_fails_open_unless_the_engine_requires_the_plugin() {
         m.put("proc/78/status", OF_ROOT);
     };
     let crio_says = |m: &Machine, text: &str| m.put("etc/crio/crio.conf.d/50-nri.conf", text);
-    let crio_requires = |m: &Machine| {
+    let crio_is = |m: &Machine, version: &str| m.put("run/crio/version", version);
+    let crio_asks = |m: &Machine| {
         let validator = "[crio.nri.default_validator]\nnri_enable_default_validator = true\n\
                          nri_validator_required_plugins = ['pinfold']\n";
         crio_says(m, validator);
     };
+    let crio_requires = |m: &Machine| {
+        crio_asks(m);
+        crio_is(m, "\"1.34.1\"");
+    };
+    for (version, part) in [
+        (
+            "\"1.33.9\"",
+            "CRI-O 1.33 has no validator, so its configuration requires pinfold in vain",
+        ),
+        ("\"x\"", "requires pinfold if it is 1.34 or later"),
+    ] {
+        broken_and_mended(
+            |m| {
+                crio(m);
+                crio_asks(m);
+                crio_is(m, version);
+            },
+            "warning nri",
+            part,
+            &[&crio_requires],
+        );
+    }
+    // Nor does it refuse any hooks.
+    broken_and_mended(
+        |m| {
+            crio(m);
+            crio_requires(m);
+            let reject = "true\nnri_validator_reject_oci_hook_adjustment = true";
+            m.edit(
+                "etc/crio/crio.conf.d/50-nri.conf",
+                "= true",
+                &format!("= {reject}"),
+            );
+        },
+        "fault nri",
+        "CRI-O's validator refuses",
+        &[&crio_requires],
+    );
+    let old_and_rejecting = |m: &Machine| {
+        crio(m);
+        let reject = "nri_validator_reject_oci_hook_adjustment = true";
+        let enable = "nri_enable_default_validator = true";
+        crio_says(
+            m,
+            &format!("[crio.nri.default_validator]\n{enable}\n{reject}\n"),
+        );
+        crio_is(m, "\"1.33.9\"");
+    };
+    broken_and_mended(
+        old_and_rejecting,
+        "warning nri",
+        "fails open",
+        &[&crio_requires],
+    );
     broken_and_mended(
         |m| {
             crio(m);

@@ -193,8 +193,8 @@ fn systemd(host: &Host, report: &mut Report) {
     }
 }
 
-/// The first two numbers of a kernel's release.
-fn numbers(release: &str) -> Option<(u32, u32)> {
+/// The first two numbers of a kernel's release, or of another version.
+pub(super) fn numbers(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
