@@ -52,6 +52,7 @@ fn said(output: &Output) -> String {
 #[test]
 fn from_nothing_to_where_all_is_well_and_back() {
     let machine = Machine::without_pools();
+    machine.put("proc/1/cmdline", "/sbin/init\0");
     let before = changeable(&machine);
     let output = set_up(&machine, &["--yes"]);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
@@ -67,6 +68,13 @@ fn from_nothing_to_where_all_is_well_and_back() {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains("fault"), "{text}");
+    // Processes can be seen, and none of them frees what dead owners hold.
+    if nix::unistd::geteuid().is_root() {
+        assert!(
+            text.contains("systemctl enable --now pinfold-reconcile"),
+            "{text}"
+        );
+    }
 
     let once = changeable(&machine);
     let again = set_up(&machine, &["--yes"]);

@@ -13,13 +13,14 @@ use serde::Serialize;
 use super::output::Output;
 use crate::cli::{Options, ReconcileArgs};
 use crate::config::Confine;
+use crate::files;
 use crate::host::Host;
 use crate::last_words;
 use crate::outside::{self, PartitionWatch};
-use crate::placement::{Reclaimed, Reconciled, reconcile};
+use crate::placement::{Reclaimed, Reconciled, Site, reconcile};
 use crate::refusal::Refusal;
 use crate::settings::{Settings, news};
-use crate::text::one_line;
+use crate::text::{Shown, one_line};
 
 pub(super) fn run(args: &ReconcileArgs, options: &Options) -> Result<u8> {
     let settings = Settings::of_command_line(options)?;
@@ -102,6 +103,11 @@ fn for_ever(
                     watch.round_is_over(broken);
                 }
             }
+            // They are made later, as after a package's installation, or were taken back.
+            Err(_) if !has_pools(site).unwrap_or(true) => log::warn!(
+                "there are no pools in {}: once they are there, what dead owners hold is freed",
+                Shown(&site.conf_dir.display().to_string())
+            ),
             Err(error) => log::error!("{error:#}"),
         }
         // Nobody reads the output any more.
@@ -111,6 +117,11 @@ fn for_ever(
         binary.switch_to_update();
         watch.wait(interval);
     }
+}
+
+/// Is there anything at the place of the pools?
+fn has_pools(site: &Site) -> Result<bool> {
+    Ok(files::entry_if_there(&site.conf_dir.join("pools"))?.is_some())
 }
 
 /// The program that runs: its path, and the device and inode that were there at the start.

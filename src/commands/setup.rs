@@ -102,10 +102,6 @@ fn set_up(args: &SetupArgs, settings: &Settings, options: &Options) -> Result<u8
         let isolate = options.repeated_in(&isolate).replace('`', "");
         writeln!(out, "  {isolate} -- {COMMAND}")?;
     }
-    writeln!(
-        out,
-        "what died without its hook is freed soon with: systemctl start pinfold-reconcile"
-    )?;
     writeln!(out, "back to what it was: pinfold setup --undo")?;
     Ok(code)
 }

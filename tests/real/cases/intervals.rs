@@ -1,15 +1,17 @@
-//! `pinfold reconcile --interval`: it says what changed alone, and goes on as the binary that takes
-//! its place.
+//! `pinfold reconcile --interval`: it waits for pools, says what changed alone, and goes on as the
+//! binary that takes its place.
 
 use crate::case::{Case, plain};
 use crate::needs::Need;
 use crate::process::{Running, eventually};
 use crate::world::{Kind, World, binary};
 use nix::libc;
+use std::time::Duration;
 
 pub(crate) fn cases() -> Vec<Case> {
     let root = &[Need::Root, Need::Cpus(2)];
     vec![
+        plain("intervals::it_waits_for_pools", root, it_waits_for_pools),
         plain(
             "intervals::a_problem_is_said_once_until_it_changes",
             root,
@@ -26,6 +28,31 @@ pub(crate) fn cases() -> Vec<Case> {
             a_swung_link_is_a_new_binary,
         ),
     ]
+}
+
+/// The packages start it when they are installed, and pools are made later.
+fn it_waits_for_pools(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    std::fs::write(world.tasks_file("dp", "1"), "4194303").unwrap();
+    let away = world.dir.join("away");
+    std::fs::rename(&world.conf, &away).unwrap();
+    let mut reconcile = world.pinfold(&["reconcile", "--interval", "1"]);
+    let running = Running::start(&mut reconcile, b"");
+    let waits = || running.stderr().matches("there are no pools").count();
+    eventually("it says what is missing", || (waits() == 1).then_some(()));
+    // Some rounds more.
+    std::thread::sleep(Duration::from_secs(3));
+    std::fs::rename(&away, &world.conf).unwrap();
+    eventually("the dead owner is freed", || {
+        (running.stdout().lines().count() == 1).then_some(())
+    });
+    assert_eq!(waits(), 1, "{}", running.stderr());
+    assert!(!running.stderr().contains("error"), "{}", running.stderr());
+    // They are taken back: it is not in the way, and waits again.
+    std::fs::remove_dir_all(&world.conf).unwrap();
+    eventually("it waits again", || (waits() == 2).then_some(()));
+    assert!(!world.conf.exists(), "it made a pool directory");
+    running.signal(libc::SIGTERM);
 }
 
 fn a_problem_is_said_once_until_it_changes(world: &World) {
