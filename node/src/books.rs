@@ -100,7 +100,6 @@ impl Reader {
             let nothing = ListDevices {
                 pools: Vec::new(),
                 owners: Vec::new(),
-                is_whole: true,
                 unread: Vec::new(),
                 doubt: None,
                 remarks: Vec::new(),

@@ -181,8 +181,9 @@ impl DevicePlugin {
         }
         let known = self.resources.keys();
         let gone: Vec<String> = known
-            // A pool that cannot be read now has not been removed.
-            .filter(|pool| books.is_whole && !wanted.contains_key(pool.as_str()))
+            // A pool that cannot be read now has not been removed. What else cannot be read says
+            // nothing of it.
+            .filter(|pool| !wanted.contains_key(pool.as_str()) && !books.unread.contains(pool))
             .cloned()
             .collect();
         for pool in gone {

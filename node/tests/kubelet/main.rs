@@ -215,6 +215,45 @@ async fn resources_follow_the_pools() {
     assert!(machine.socket("other").exists());
 }
 
+/// Neither an entry that is no pool nor another pool that cannot be read says anything of the one
+/// that is removed.
+#[tokio::test]
+async fn a_removed_pool_is_withdrawn_whatever_else_cannot_be_read() {
+    for is_link in [true, false] {
+        let machine = Machine::with(&["dp!/0-1", "kept!/4,6", "other!/2-3"]);
+        let mut kubelet = Kubelet::start(&machine.kubelet());
+        let node = machine.start(&[]);
+        let mut watches = Vec::new();
+        for _ in 0..3 {
+            let registered = kubelet.registration().await;
+            let plugin = kubelet.plugin(&registered.endpoint).await;
+            let mut watch = plugin.list_and_watch().await;
+            assert_eq!(watch.next().await.unwrap().len(), 1);
+            watches.push((registered.resource_name, watch));
+        }
+        watches.sort_by(|one, other| one.0.cmp(&other.0));
+        let (_, mut of_dp) = watches.remove(0);
+        match is_link {
+            true => {
+                symlink(machine.path("kcm"), machine.path("kcm/pools/link")).unwrap();
+                node.says("pools/link").await;
+            }
+            false => {
+                machine.put("kcm/pools/kept/exclusive", "?");
+                node.says("pools/kept").await;
+            }
+        }
+        std::fs::rename(machine.path("kcm/pools/dp"), machine.path("kcm/dp")).unwrap();
+        assert_eq!(of_dp.next().await, Some(Vec::new()), "{}", node.log());
+        assert_eq!(of_dp.next().await, None);
+        eventually("the socket is gone", || !machine.socket("dp").exists()).await;
+        // The one that cannot be read has not been removed.
+        for pool in ["kept", "other"] {
+            assert!(machine.socket(pool).exists(), "{pool}: {}", node.log());
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_cdi_devices_are_those_of_the_lists_whoever_changes_the_pools() {
     let machine = Machine::without_cdi(&DP);

@@ -24,9 +24,7 @@ pub struct ListDevices {
     pub pools: Vec<DevicePool>,
     /// All owners, of other pools too.
     pub owners: Vec<Owner>,
-    /// Were all pools read? If not, lists can be missing here.
-    pub is_whole: bool,
-    /// The pools that were not read whole.
+    /// The pools that were not read whole: lists of theirs can be missing here.
     pub unread: Vec<String>,
     /// Why who owns what may not be so: the books were changing all the time, or the claims could
     /// not be read.
@@ -99,7 +97,6 @@ impl ListDevices {
         Ok(ListDevices {
             pools: pools.collect(),
             owners: survey.owners,
-            is_whole: survey.is_whole,
             unread: survey.unread,
             doubt: survey.doubt.or(survey.claims_unread),
             remarks: survey.remarks,
