@@ -154,6 +154,14 @@ impl ConfigFile {
         }
         Ok(config.unwrap_or_default())
     }
+
+    /// Reads a file's text; `path` is what a refusal calls it.
+    ///
+    /// # Errors
+    /// It is not in this form.
+    pub fn of_text(text: &str, path: &Path) -> Result<ConfigFile> {
+        of_text(text, path)
+    }
 }
 
 /// What `pinfold-runtime` needs to know for containers that ask for nothing.
@@ -207,11 +215,12 @@ impl RuntimeTable {
 
 /// A configuration file; `None` where there is none.
 fn load<T: DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
-    let Some(text) = trusted_text(host, path)? else {
-        return Ok(None);
-    };
-    let read = parse(&text);
-    read.map(Some).or_refuse(|| {
+    let text = trusted_text(host, path)?;
+    text.map(|text| of_text(&text, path)).transpose()
+}
+
+fn of_text<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
+    parse(text).or_refuse(|| {
         Refusal::new(
             format!("the configuration file {}", path.display()),
             "mend it there: pinfold(8) has its keys under FILES",

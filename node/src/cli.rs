@@ -46,9 +46,11 @@ pub enum Verb {
         pinfold-node install --root /host\n  \
         pinfold-node install --root /host --config-file /config/config.toml\n  \
         pinfold-node install --root /host --bin-dir /opt/pinfold/bin --engine containerd\n\n\
-        The program is the one beside pinfold-node. A config.toml on the host that this has not \
-        written stays\n\
-        as it is: exit status 1. Engines that have to be restarted are named, never restarted.")]
+        The program is the one beside pinfold-node, and gets the options below, which name what is \
+        on the host.\n\
+        A config.toml on the host that this has not written stays as it is, and one that makes no \
+        sense is\n\
+        not written: exit status 1. Engines that have to be restarted are named, never restarted.")]
     Install(InstallArgs),
 }
 

@@ -102,6 +102,16 @@ impl Settings {
         Ok(Settings::resolve(options, of_environment, PATIENCE)?.0)
     }
 
+    /// The settings of a command line on a machine whose configuration file is to have this text;
+    /// `path` is where the text comes from.
+    ///
+    /// # Errors
+    /// The text makes no sense.
+    pub fn of_text(options: &Options, text: &str, path: &Path) -> Result<Settings> {
+        let config = |_: &Host, _: Option<&Path>| ConfigFile::of_text(text, path);
+        Ok(Settings::resolve_with(config, options, of_environment, PATIENCE)?.0)
+    }
+
     /// The settings of a hook. Only its arguments and the file count: engines give hooks any
     /// environment or none.
     pub fn of_hook(options: &Options, deadline: Instant) -> Result<Settings> {
@@ -208,6 +218,15 @@ impl Settings {
         environment: Environment,
         patience: f64,
     ) -> Result<(Settings, Option<String>)> {
+        Settings::resolve_with(ConfigFile::load, options, environment, patience)
+    }
+
+    fn resolve_with(
+        load: impl Fn(&Host, Option<&Path>) -> Result<ConfigFile>,
+        options: &Options,
+        environment: Environment,
+        patience: f64,
+    ) -> Result<(Settings, Option<String>)> {
         let path = |option: &Option<PathBuf>, name: &str| {
             option
                 .clone()
@@ -216,7 +235,7 @@ impl Settings {
         let root = path(&options.host_root, "PINFOLD_HOST_ROOT");
         let named = path(&options.config, "PINFOLD_CONFIG");
         let outer = Host::new(root.clone().unwrap_or_else(|| "/".into()));
-        let config = ConfigFile::load(&outer, named.as_deref())?;
+        let config = load(&outer, named.as_deref())?;
         let host = match root.or(config.host_root) {
             Some(root) => Host::new(root),
             None => outer,

@@ -9,7 +9,7 @@ use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -580,75 +580,233 @@ fn what_it_understands() {
     }
 }
 
+/// A container's image, and a host's root directory that it mounts.
+struct Mounted {
+    dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// With a shell on the host; `None` without the right to change one's root directory.
+    fn new() -> Option<Mounted> {
+        if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+            eprintln!("only root changes its root directory");
+            return None;
+        }
+        let mounted = Mounted {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let own = Path::new(env!("CARGO_BIN_EXE_pinfold-node"));
+        mounted.copy(own, "image/pinfold-node");
+        mounted.copy(Path::new("/bin/sh"), "host/bin/sh");
+        let libraries = Command::new("ldd").arg("/bin/sh").output().unwrap();
+        let libraries = String::from_utf8(libraries.stdout).unwrap();
+        let words = libraries.split_whitespace();
+        for library in words.filter(|word| word.starts_with('/')) {
+            mounted.copy(Path::new(library), &format!("host{library}"));
+        }
+        mounted.bring("exit 0");
+        Some(mounted)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn copy(&self, from: &Path, to: &str) {
+        std::fs::create_dir_all(self.path(to).parent().unwrap()).unwrap();
+        std::fs::copy(from, self.path(to)).unwrap();
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        std::fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Makes the program that is brought one that writes down how it is run, and does this.
+    fn bring(&self, does: &str) {
+        let text = format!("#!/bin/sh\necho \"$*\" >>/ran\n{does}\n");
+        self.put("image/pinfold", &text);
+        let mode = Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.path("image/pinfold"), mode).unwrap();
+    }
+
+    /// The exit status of an `install` with these words, and what it said.
+    fn install(&self, words: &[&str]) -> (Option<i32>, String) {
+        let installed = Command::new(self.path("image/pinfold-node"))
+            .args(["install", "--root"])
+            .arg(self.path("host"))
+            .args(words)
+            .env_remove("PINFOLD_LOG")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(installed.stderr).unwrap();
+        (installed.status.code(), said)
+    }
+
+    /// The same with a configuration of this text.
+    fn install_config(&self, text: &str) -> (Option<i32>, String) {
+        self.put("config.toml", text);
+        self.install(&["--config-file", self.path("config.toml").to_str().unwrap()])
+    }
+
+    /// A file of the host's; nothing where there is none.
+    fn on_host(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("host/{name}"))).unwrap_or_default()
+    }
+
+    fn mode(&self, name: &str) -> u32 {
+        let metadata = std::fs::metadata(self.path(&format!("host/{name}")));
+        metadata.unwrap().permissions().mode() & 0o7777
+    }
+}
+
 /// Links of the host's lead where they lead the host, not in the container that mounts it.
 #[test]
 fn what_is_brought_to_a_host_is_below_its_root() {
-    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
-    if !is_root {
-        eprintln!("only root changes its root directory");
+    let Some(mounted) = Mounted::new() else {
         return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let put = |from: &Path, to: &str| {
-        std::fs::create_dir_all(path(to).parent().unwrap()).unwrap();
-        std::fs::copy(from, path(to)).unwrap();
     };
-    put(
-        Path::new(env!("CARGO_BIN_EXE_pinfold-node")),
-        "image/pinfold-node",
-    );
-    // It does whatever it is asked, and has to find its libraries there.
-    put(Path::new("/bin/true"), "image/pinfold");
-    let libraries = Command::new("ldd").arg("/bin/true").output().unwrap();
-    let libraries = String::from_utf8(libraries.stdout).unwrap();
-    for library in libraries
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'))
-    {
-        put(Path::new(library), &format!("host{library}"));
-    }
-    std::fs::write(path("config.toml"), "[pools]\n").unwrap();
     // There are no such directories in this root.
-    let unique = dir.path().file_name().unwrap().to_str().unwrap();
-    for (link, to) in [
-        ("etc/pinfold", "config"),
-        ("usr/local/bin", "programs"),
-        ("run/pinfold", ""),
-    ] {
-        let link = path(&format!("host/{link}"));
+    let unique = mounted.dir.path().file_name().unwrap().to_str().unwrap();
+    for (link, to) in [("etc/pinfold", "config"), ("usr/local/bin", "programs")] {
+        let link = mounted.path(&format!("host/{link}"));
         std::fs::create_dir_all(link.parent().unwrap()).unwrap();
-        if to.is_empty() {
-            std::fs::create_dir(&link).unwrap();
-            std::fs::set_permissions(&link, Permissions::from_mode(0o755)).unwrap();
-            continue;
-        }
         let to = format!("/{unique}/{to}");
-        std::fs::create_dir_all(path(&format!("host{to}"))).unwrap();
+        std::fs::create_dir_all(mounted.path(&format!("host{to}"))).unwrap();
         symlink(to, link).unwrap();
     }
-    let installed = Command::new(path("image/pinfold-node"))
-        .args(["install", "--config-file"])
-        .arg(path("config.toml"))
-        .arg("--root")
-        .arg(path("host"))
-        .env_remove("PINFOLD_LOG")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&installed.stderr);
-    assert!(installed.status.success(), "{said}");
-    let programs = path(&format!("host/{unique}/programs"));
+    let run_dir = mounted.path("host/run/pinfold");
+    std::fs::create_dir_all(&run_dir).unwrap();
+    std::fs::set_permissions(&run_dir, Permissions::from_mode(0o755)).unwrap();
+    let (status, said) = mounted.install_config("[pools]\n");
+    assert_eq!(status, Some(0), "{said}");
+    let programs = mounted.path(&format!("host/{unique}/programs"));
     let brought = std::fs::read(programs.join("pinfold")).unwrap();
-    assert!(brought == std::fs::read("/bin/true").unwrap());
+    assert!(brought == std::fs::read(mounted.path("image/pinfold")).unwrap());
     assert!(programs.join("pinfold-runtime").is_symlink());
-    let config = std::fs::read_to_string(path(&format!("host/{unique}/config/config.toml")));
-    assert!(config.unwrap().ends_with("[pools]\n"));
+    let config = mounted.on_host(&format!("{unique}/config/config.toml"));
+    assert!(config.ends_with("[pools]\n"), "{config}");
     assert!(!Path::new("/").join(unique).exists());
-    let mode = std::fs::metadata(path("host/run/pinfold"))
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o7777, 0o700);
+    assert_eq!(mounted.mode("run/pinfold"), 0o700);
+    assert_eq!(mounted.on_host("ran"), "--version\napply\ncdi --lists\n");
+}
+
+/// All hooks on the host read that file: with a wrong one in its place no container would start.
+#[test]
+fn a_configuration_that_makes_no_sense_is_not_brought() {
+    let Some(mounted) = Mounted::new() else {
+        return;
+    };
+    let (status, said) = mounted.install_config("[pools]\n");
+    assert_eq!(status, Some(0), "{said}");
+    let before = mounted.on_host("etc/pinfold/config.toml");
+    let ran = mounted.on_host("ran");
+    for (text, part) in [
+        (
+            "[pools.dp]\nkind = 'exclusiv'\n",
+            "config.toml: line 2: kind is",
+        ),
+        (
+            "[host]\n\nconfin = 'pools'\n",
+            "line 3: unknown field `confin`",
+        ),
+        ("[pools.dp\n", "line 1"),
+        (
+            "[pools.dp]\nkind = 'shared'\n",
+            "pools.dp.kind is there without",
+        ),
+        (
+            "run-dir = 'run'\n",
+            "run-dir in the configuration file is relative",
+        ),
+        ("lock-timeout = -1\n", "lock-timeout is -1"),
+    ] {
+        let (status, said) = mounted.install_config(text);
+        assert_eq!(status, Some(1), "{text}: {said}");
+        assert!(said.contains(part), "{text}: {said}");
+        assert_eq!(mounted.on_host("etc/pinfold/config.toml"), before, "{text}");
+        assert_eq!(mounted.on_host("ran"), ran, "{text}");
+    }
+    // One that is there is read as well.
+    mounted.put("host/etc/pinfold/config.toml", "[pool]\n");
+    let (status, said) = mounted.install(&[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("/etc/pinfold/config.toml: line 1"), "{said}");
+}
+
+#[test]
+fn only_the_pools_are_a_reason_to_go_on() {
+    let Some(mounted) = Mounted::new() else {
+        return;
+    };
+    // A pool is kept as it was.
+    mounted.bring("[ \"$1\" != apply ]");
+    let (status, said) = mounted.install_config("[pools]\n");
+    assert_eq!(status, Some(0), "{said}");
+    assert!(
+        said.contains("`pinfold apply` on the host: exit status: 1"),
+        "{said}"
+    );
+    assert_eq!(mounted.on_host("ran"), "--version\napply\ncdi --lists\n");
+    // A program that does not run serves nobody.
+    let before = mounted.on_host("etc/pinfold/config.toml");
+    for does in ["exit 1", "kill -9 $$", "exit 127"] {
+        mounted.bring(does);
+        let (status, said) = mounted.install_config("[pools.dp]\n");
+        assert_eq!(status, Some(1), "{does}: {said}");
+        assert!(
+            said.contains("`pinfold --version` on the host"),
+            "{does}: {said}"
+        );
+        assert_eq!(mounted.on_host("etc/pinfold/config.toml"), before, "{does}");
+    }
+    std::fs::write(mounted.path("image/pinfold"), "no program").unwrap();
+    let (status, said) = mounted.install(&[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("Exec format error"), "{said}");
+}
+
+#[test]
+fn the_host_is_served_where_the_options_and_the_configuration_say() {
+    let Some(mounted) = Mounted::new() else {
+        return;
+    };
+    let (status, said) = mounted.install_config("run-dir = '/run/of-file'\n");
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(mounted.mode("run/of-file"), 0o700);
+    assert!(!mounted.path("host/run/pinfold").exists());
+    std::fs::remove_file(mounted.path("host/ran")).unwrap();
+    let options = "--conf-dir /etc/kcm2 --run-dir /run/of-option --config /etc/other.toml \
+                   --lock-timeout 2.5 --verbose --verbose";
+    mounted.put("host/etc/other.toml", "run-dir = '/run/of-other'\n");
+    let words: Vec<&str> = options.split_whitespace().collect();
+    let (status, said) = mounted.install(&[&words[..], &["--engine", "containerd"]].concat());
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(mounted.mode("run/of-option"), 0o700);
+    assert!(!mounted.path("host/run/of-other").exists());
+    let ran = ["--version", "apply", "cdi --lists", "install containerd"];
+    let ran = ran
+        .map(|verb| format!("{verb} {}\n", words.join(" ")))
+        .concat();
+    assert_eq!(mounted.on_host("ran"), ran);
+    for (words, part) in [
+        (
+            &["--host-root", "/x"][..],
+            "--host-root is not for install: name",
+        ),
+        (
+            &["--config", "/c", "--config-file", "/c"],
+            "--config-file does not write: leave",
+        ),
+        (
+            &["--run-dir", "run"],
+            "--run-dir is relative: write the whole path",
+        ),
+    ] {
+        let (status, said) = mounted.install(words);
+        assert_eq!(status, Some(2), "{said}");
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 #[tokio::test]
