@@ -37,6 +37,8 @@ const UPDATE: &str = "UpdateContainer";
 /// The time between two looks whether a container has a claim: one that ends at once has given it
 /// back already, and its end is told a little later.
 pub const SECOND_LOOK: Duration = Duration::from_secs(2);
+/// The longest time until it is looked again where the claims could not be read.
+const MOST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to do about a container that runs unpinned.
 const REMEDY: &str = "it was made while nothing added Pinfold's hooks: delete its pod, and what \
@@ -87,11 +89,40 @@ pub enum Then {
     /// Nothing.
     Nothing,
     /// A look whether these, which run and ask, have claims.
-    Look(Vec<Asking>),
-    /// A second look at those that had none.
-    LookAgain(Vec<Asking>),
+    Look(Looks),
     /// A container was refused.
     Refused(Box<Refused>, &'static str),
+}
+
+/// Whom to look at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Looks {
+    /// Those that no look has found without a claim.
+    first: Vec<Asking>,
+    /// Those that one look has.
+    second: Vec<Asking>,
+    /// How many looks before could not see all.
+    failures: u32,
+}
+
+impl Then {
+    fn look(first: Vec<Asking>) -> Then {
+        Then::Look(Looks {
+            first,
+            ..Looks::default()
+        })
+    }
+
+    /// How long to wait before it is done, after something that came before it.
+    pub fn pause(&self) -> Duration {
+        match self {
+            Then::Look(looks) => {
+                let twice_each = SECOND_LOOK * (1 << looks.failures.min(16));
+                twice_each.min(MOST_PATIENCE)
+            }
+            Then::Nothing | Then::Refused(..) => SECOND_LOOK,
+        }
+    }
 }
 
 impl Answer {
@@ -186,22 +217,19 @@ impl Plugin {
         })
     }
 
-    /// Does what an answer has left to be done, and returns what is to be done [`SECOND_LOOK`]
-    /// later.
+    /// Does what an answer has left to be done, and returns what is to be done after its
+    /// [`Then::pause`].
     pub fn follow(&self, then: Then) -> Then {
-        let done = match then {
-            Then::Nothing => Ok(Then::Nothing),
-            Then::Look(asking) => self.without_claim(asking).map(|lacking| match lacking {
-                none if none.is_empty() => Then::Nothing,
-                some => Then::LookAgain(some),
-            }),
-            Then::LookAgain(asking) => self.complain(asking).map(|()| Then::Nothing),
-            Then::Refused(refused, reason) => self.keep(&refused, reason).map(|()| Then::Nothing),
-        };
-        done.unwrap_or_else(|error| {
-            log::warn!("{error:#}");
-            Then::Nothing
-        })
+        match then {
+            Then::Nothing => {}
+            Then::Look(looks) => return self.look(looks),
+            Then::Refused(refused, reason) => {
+                if let Err(error) = self.keep(&refused, reason) {
+                    log::warn!("{error:#}");
+                }
+            }
+        }
+        Then::Nothing
     }
 
     fn configure(&self, asked: &ConfigureRequest) -> Answer {
@@ -251,7 +279,7 @@ impl Plugin {
         let ids = all.iter().map(|one| one.id.clone());
         self.status.suspect_only(ids.collect());
         self.status.connected(true);
-        answer.and(Then::Look(all))
+        answer.and(Then::look(all))
     }
 
     fn create(&self, asked: &ContainerRequest) -> Answer {
@@ -327,7 +355,7 @@ impl Plugin {
                 // At once: its end can be the next event.
                 Some(asking) => {
                     self.status.suspect(&asking.id);
-                    answer.and(Then::Look(vec![asking]))
+                    answer.and(Then::look(vec![asking]))
                 }
                 None => answer,
             },
@@ -335,28 +363,56 @@ impl Plugin {
         }
     }
 
-    /// Those of the containers that have no claim, and have not ended meanwhile.
-    fn without_claim(&self, asking: Vec<Asking>) -> Result<Vec<Asking>> {
-        let ledger = Ledger::open_to_read(&self.run_dir)?;
-        let mut lacking = Vec::new();
-        for one in asking {
-            if has_claim(&ledger, &one.id)? {
-                self.status.clear(&one.id);
-            } else if self.status.is_suspected(&one.id) {
-                lacking.push(one);
+    /// Says who is without a claim at a second look, if it was not said before, and returns whom to
+    /// look at again: those that a first look finds without one, and those whose claims cannot be
+    /// read.
+    fn look(&self, looks: Looks) -> Then {
+        let ledger = Ledger::open_to_read(&self.run_dir);
+        let Looks {
+            first,
+            second,
+            failures,
+        } = looks;
+        let mut later = Looks::default();
+        let mut failure = None;
+        let first = first.into_iter().map(|one| (one, false));
+        let second = second.into_iter().map(|one| (one, true));
+        for (one, is_second) in first.chain(second) {
+            // It has ended meanwhile, or was said to be without one.
+            if !self.status.is_suspected(&one.id) {
+                continue;
+            }
+            let claim = match &ledger {
+                Ok(ledger) => has_claim(ledger, &one.id).map_err(|error| format!("{error:#}")),
+                Err(error) => Err(format!("{error:#}")),
+            };
+            match claim {
+                Ok(true) => self.status.clear(&one.id),
+                Ok(false) if !is_second => later.second.push(one),
+                Ok(false) => {
+                    if self.status.confirm(&one.id) {
+                        one.complain();
+                    }
+                }
+                Err(error) => {
+                    failure.get_or_insert(error);
+                    match is_second {
+                        true => later.second.push(one),
+                        false => later.first.push(one),
+                    }
+                }
             }
         }
-        Ok(lacking)
-    }
-
-    /// Says which of them are without a claim still, if it was not said before.
-    fn complain(&self, asking: Vec<Asking>) -> Result<()> {
-        for one in self.without_claim(asking)? {
-            if self.status.confirm(&one.id) {
-                one.complain();
+        if let Some(error) = failure {
+            if failures == 0 {
+                log::warn!("who runs without CPUs cannot be told yet: {error}");
             }
+            later.failures = failures.saturating_add(1);
         }
-        Ok(())
+        match later.first.is_empty() && later.second.is_empty() {
+            true => Then::Nothing,
+            false => Then::Look(later),
+        }
     }
 
     /// Keeps a refusal for `pinfold why`, and counts it.
@@ -407,7 +463,11 @@ fn asking(member: Member<'_>) -> Option<Asking> {
 }
 
 fn has_claim(ledger: &Ledger, id: &str) -> Result<bool> {
-    Ok(!ledger.of_id(Id::parse(id)?.as_str())?.is_empty())
+    // None has an id that a hook would refuse.
+    let Ok(id) = Id::parse(id) else {
+        return Ok(false);
+    };
+    Ok(!ledger.of_id(id.as_str())?.is_empty())
 }
 
 fn refused(member: &Member<'_>, engine: Option<Engine>, message: &str) -> Refused {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::api::{RUNTIME_SERVICE, RegisterPluginRequest};
 use super::frames::{PLUGIN, RUNTIME};
-use super::plugin::{Answer, Plugin, SECOND_LOOK, Then};
+use super::plugin::{Answer, Plugin, Then};
 use super::ttrpc::{Code, Kind, Message, Request, Response};
 use super::wire::{Arrived, Wire, sent};
 
@@ -128,16 +128,19 @@ async fn answer(stream: &mut UnixStream, plugin: &Arc<Plugin>, message: Message)
     Ok(())
 }
 
-/// Does what an answer has left to be done, and what that leaves.
+/// Does what an answer has left to be done, and what that leaves, until the connection ends: the
+/// next one begins with all that is there.
 async fn follow(plugin: Arc<Plugin>, mut then: Then) {
-    loop {
-        let here = Arc::clone(&plugin);
+    let connected = Arc::downgrade(&plugin);
+    let mut plugin = Some(plugin);
+    while let Some(here) = plugin.take() {
         let done = spawn_blocking(move || here.follow(then)).await;
         then = match done {
             Ok(Then::Nothing) | Err(_) => return,
             Ok(later) => later,
         };
-        sleep(SECOND_LOOK).await;
+        sleep(then.pause()).await;
+        plugin = connected.upgrade();
     }
 }
 

@@ -612,3 +612,42 @@ async fn who_ends_at_once_is_pinned_late_or_opts_out_is_no_alarm() {
     assert_eq!(world.status.unpinned(), 0);
     world.end().await;
 }
+
+/// Whom a look could not see is looked at again: no event will tell of a container that runs.
+#[tokio::test]
+async fn claims_that_cannot_be_read_for_a_while_hide_nobody() {
+    let world = World::new();
+    claim(&world.run_dir(), "pinned", "1");
+    // This one's cannot be read. The first one's id is none that a claim can have.
+    let one = world.run_dir().join("claims/one");
+    std::fs::write(&one, "").unwrap();
+    let asked = ["!", "one", "pinned", "unpinned"].map(|id| made(id, &[POOL]));
+    let there = SynchronizeRequest {
+        pods: asked.iter().filter_map(|of| of.pod.clone()).collect(),
+        containers: asked.map(running).into(),
+        more: false,
+    };
+    let engine = Engine::ready(world.listener(), there.clone()).await;
+    world.unpinned(2).await;
+    std::fs::remove_file(one).unwrap();
+    world.unpinned(3).await;
+    drop(engine);
+    let again = World::new();
+    let (claims, aside) = (
+        again.run_dir().join("claims"),
+        again.dir.path().join("aside"),
+    );
+    claim(&again.run_dir(), "pinned", "1");
+    std::fs::rename(&claims, &aside).unwrap();
+    std::fs::write(&claims, "").unwrap();
+    let _engine = Engine::ready(again.listener(), there).await;
+    tokio::time::sleep(SECOND_LOOK * 2).await;
+    assert_eq!(again.status.unpinned(), 0);
+    std::fs::remove_file(&claims).unwrap();
+    std::fs::rename(&aside, &claims).unwrap();
+    again.unpinned(3).await;
+    tokio::time::sleep(SECOND_LOOK).await;
+    assert_eq!(again.status.unpinned(), 3);
+    world.end().await;
+    again.end().await;
+}
