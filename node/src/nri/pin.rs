@@ -16,6 +16,9 @@ use super::api::{Container, ContainerAdjustment, ContainerState, Hook, Hooks, In
 /// Options of a hook that asks by itself, as those of devices do.
 const ASKING: [&str; 2] = ["--device", "--list"];
 
+/// The annotation that each container of a kubelet has (kubelet: `newContainerAnnotations`).
+const KUBELETS_MARK: &str = "io.kubernetes.container.hash";
+
 /// How a container's hooks are run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookProgram {
@@ -71,6 +74,22 @@ impl Member<'_> {
             .collect()
     }
 
+    /// Those of them that its runtime may not be shown yet. An engine tells of a container's own
+    /// annotations whether its runtime is shown them or not (containerd: `criContainer`,
+    /// `GetAnnotations`), and refuses the container where we set one that another plugin has set
+    /// (NRI: `claimAnnotation`). To remove and set one in an answer is no way out: the specification
+    /// is changed by both in any order (NRI: `AdjustAnnotations`). The kubelet itself gives no
+    /// container an annotation of ours: what is there has been passed on by the engine or set by a
+    /// plugin, and is shown. (Another device plugin could give it one by `Allocate`: the look at those
+    /// that run without CPUs tells then.) Of any other client's container all are set.
+    fn missing_annotations(&self) -> BTreeMap<String, String> {
+        let own = &self.container.annotations;
+        let is_of_kubelet = own.contains_key(KUBELETS_MARK);
+        let mut annotations = self.asking_annotations();
+        annotations.retain(|key, _| !(is_of_kubelet && own.contains_key(key)));
+        annotations
+    }
+
     /// What it asks for, read as a hook would that sees the same annotations. The marks that an
     /// engine makes of its name and kind are the container's alone: a pod's author could write
     /// others.
@@ -118,10 +137,10 @@ impl Member<'_> {
             return Ok(None);
         }
         // A handler's own hooks may not be shown the annotations.
-        Ok(Some(ContainerAdjustment {
-            annotations: self.asking_annotations(),
-            hooks: (!is_there).then(|| program.hooks(engine, default_pool)),
-        }))
+        let annotations = self.missing_annotations();
+        let hooks = (!is_there).then(|| program.hooks(engine, default_pool));
+        let is_anything = !annotations.is_empty() || hooks.is_some();
+        Ok(is_anything.then_some(ContainerAdjustment { annotations, hooks }))
     }
 
     /// Is a hook still to give it the CPUs that it asks for, unless it has them already?
@@ -280,6 +299,37 @@ mod tests {
             assert_eq!(hooks.create_runtime[0].path, "/opt/pinfold");
             assert_eq!(hooks.poststop[0].timeout, Some(Int { value: 30 }));
             assert!(hooks.prestart.is_empty());
+        }
+    }
+
+    /// An engine refuses a container two of whose plugins set the same annotation.
+    #[test]
+    fn what_another_plugin_has_set_is_not_set_again() {
+        let there = |words: &str| Hooks {
+            create_runtime: vec![hook(words)],
+            ..Hooks::default()
+        };
+        let ours = || there("pinfold hook createRuntime");
+        let of_kubelet = "io.kubernetes.container.hash=1";
+        for (pod, own, hooks, expected) in [
+            ("", "pool=dp", None, Some("")),
+            ("pool=dp", "pool=dp", None, Some("")),
+            ("pool=dp lists=2", "pool=fast", None, Some("lists=2")),
+            ("pool=dp", "lists=2", None, Some("pool=dp")),
+            ("pool=dp", "", None, Some("pool=dp")),
+            ("pool=dp", "pool=dp", Some(ours()), None),
+            ("pool=dp", "", Some(ours()), Some("pool=dp")),
+        ] {
+            let marked = format!("{own} {of_kubelet}");
+            let adjusted = adjustment(pod, &marked, hooks.clone()).unwrap();
+            let seen = adjusted.as_ref().map(|one| one.annotations.clone());
+            assert_eq!(seen, expected.map(annotations), "{pod} {own}");
+            let adds_hooks = adjusted.is_some_and(|one| one.hooks.is_some());
+            assert_eq!(adds_hooks, hooks.is_none(), "{pod} {own}");
+            // Another client's annotations can be such as the runtime is not shown.
+            let all = adjustment(pod, own, hooks).unwrap().unwrap().annotations;
+            let both = annotations(pod).into_iter().chain(annotations(own));
+            assert_eq!(all, both.collect(), "{pod} {own}");
         }
     }
 
