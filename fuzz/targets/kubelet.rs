@@ -122,12 +122,15 @@ fn chosen(pool: &DevicePool, request: &PreferredAllocationRequest) {
         if got.devices == container.must_include {
             continue;
         }
+        let must: BTreeSet<&String> = container.must_include.iter().collect();
+        // Those that must be chosen are, also where fewer are asked for.
         let size = usize::try_from(container.size).unwrap_or_default();
+        let size = size.max(must.len());
         let chosen: BTreeSet<&String> = got.devices.iter().collect();
         assert_eq!((got.devices.len(), chosen.len()), (size, size));
-        let must = &container.must_include;
-        assert!(must.iter().all(|id| chosen.contains(id)));
-        let all: BTreeSet<&String> = container.available.iter().chain(must).collect();
+        assert!(must.is_subset(&chosen));
+        let available: BTreeSet<&String> = container.available.iter().collect();
+        let all = available.union(&must).copied().collect();
         assert!(chosen.is_subset(&all));
     }
 }
