@@ -77,11 +77,11 @@ impl Member<'_> {
     /// Those of them that its runtime may not be shown yet. An engine tells of a container's own
     /// annotations whether its runtime is shown them or not (containerd: `criContainer`,
     /// `GetAnnotations`), and refuses the container where we set one that another plugin has set
-    /// (NRI: `claimAnnotation`). To remove and set one in an answer is no way out: the specification
-    /// is changed by both in any order (NRI: `AdjustAnnotations`). The kubelet itself gives no
+    /// (NRI: `claimAnnotation`). To remove and set one in an answer is no way out: both change the
+    /// specification, in any order (NRI: `AdjustAnnotations`). The kubelet itself gives no
     /// container an annotation of ours: what is there has been passed on by the engine or set by a
-    /// plugin, and is shown. (Another device plugin could give it one by `Allocate`: the look at those
-    /// that run without CPUs tells then.) Of any other client's container all are set.
+    /// plugin, and is shown. Another device plugin could give it one by `Allocate`: the look at
+    /// those that run without CPUs tells then. Of any other client's container all are set.
     fn missing_annotations(&self) -> BTreeMap<String, String> {
         let own = &self.container.annotations;
         let is_of_kubelet = own.contains_key(KUBELETS_MARK);
