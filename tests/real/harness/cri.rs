@@ -150,9 +150,14 @@ impl Cri {
         created
     }
 
-    /// Changes a container's resources, as a kubelet does it.
+    /// Changes a container's resources, as a kubelet does it: it tries again where it was refused
+    /// because the plugin found no time, as in an emulated machine.
     pub(crate) fn update(&self, name: &str, resources: &Value) -> Ran {
-        self.ask("update", &[&self.id(name), &resources.to_string()])
+        let id = self.id(name);
+        let once = || self.ask("update", &[&id, &resources.to_string()]);
+        let mut tries = (0..5).map(|_| once());
+        let answered = tries.find(|ran| !ran.stderr.contains(" within 200 ms"));
+        answered.unwrap_or_else(once)
     }
 
     /// Ends containerd by this signal and starts it again; what runs runs on.
