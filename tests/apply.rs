@@ -256,13 +256,14 @@ fn each_configuration_that_is_handed_out_would_make_its_pools() {
             "examples/config.toml",
             &[("common", 1), ("dataplane", 2)][..],
         ),
-        (
-            "packaging/kubernetes/base/config.toml",
-            &[("dataplane", 4), ("latency", 1)],
-        ),
+        ("packaging/kubernetes/base/config.toml", &[("dataplane", 4)]),
         (
             "packaging/kubernetes/examples/overlay/config.toml",
             &overlay,
+        ),
+        (
+            "packaging/kubernetes/examples/overlay-runtimeclass/config.toml",
+            &[("dataplane", 4), ("latency", 2)],
         ),
         // Whoever installs the package has no pool declared.
         ("packaging/config.toml", &[]),
