@@ -79,5 +79,6 @@ fn of_the_kernel(hook: &Program) -> f64 {
     let writes = told
         .lines()
         .filter(|line| FILES.iter().any(|file| line.contains(file)));
-    writes.map(took).sum::<f64>() * 1e3
+    // A sum of none is -0.
+    writes.map(took).fold(0.0, |sum, one| sum + one) * 1e3
 }
