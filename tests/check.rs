@@ -511,8 +511,8 @@ fn pools_that_no_partition_can_be_made_for() {
     broken_and_mended(
         |m| m.put(isolation, "root"),
         "warning isolation",
-        "pool \"dp\" says isolation=root, and isolcpus= has its CPUs 2-3 already, without balancing \
-         load there: `pinfold pool set \"dp\" isolation=isolated`",
+        "pool \"dp\" says isolation=root, and isolcpus= has its CPUs 2-3 already, without \
+         balancing load there: `pinfold pool set \"dp\" isolation=isolated`",
         &[&|m| {
             let set = m.pinfold(&["pool", "set", "dp", "isolation=isolated"]);
             assert!(set.status.success(), "{set:?}");

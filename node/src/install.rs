@@ -53,8 +53,8 @@ pub fn run(args: &InstallArgs, options: &Options) -> Result<u8> {
     let config = config
         .map(|path| anyhow::Ok((path, files::read(path)?)))
         .transpose()?;
-    // All that is written is written from there: a link of the host's leads where it leads the host,
-    // and the program sees the host's paths, which it writes into the engines' files.
+    // All that is written is written from there: a link of the host's leads where it leads the
+    // host, and the program sees the host's paths, which it writes into the engines' files.
     let root = &args.root;
     let entered = chroot(root).and_then(|()| std::env::set_current_dir("/"));
     entered.with_context(|| format!("enter {}", root.display()))?;

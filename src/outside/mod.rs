@@ -73,17 +73,14 @@ pub struct Outside<'a> {
 }
 
 impl Outside<'_> {
-    /// Keeps everybody else off the owner's CPUs; nothing is done where they are kept off already,
-    /// be it by a partition above its group.
+    /// Keeps everybody else off the owner's CPUs; nothing is done where they are kept off already.
+    /// Whether a partition above its group does that ([`is_kept_above`]) was looked at before.
     /// Returns the obstacle if that is impossible; then nothing stays changed.
     ///
     /// # Errors
     /// The records or a group cannot be read or written.
     pub fn keep_off(&self, owner: &Owner) -> Result<Option<Obstacle>> {
         let group = self.hierarchy.group(&owner.group)?;
-        if is_kept_above(self.host, &group, &owner.cpus, owner.kind)? {
-            return Ok(None);
-        }
         let mut machine = match Machine::open(self) {
             Err(error) if is_denied(&error) => {
                 return Ok(Some(obstacle::denied(&error)));
@@ -394,6 +391,15 @@ pub fn tuned(host: &Host) -> Vec<Tuned> {
 pub fn owners(host: &Host) -> Vec<Owner> {
     let owners = machine::read(host).map(|records| records.owners);
     owners.unwrap_or_default()
+}
+
+/// Is an owner recorded whose group has this inode? Where the records cannot be read one may be.
+/// Whoever may not look at them keeps nobody off, as [`is_in_use`] says. Takes no lock.
+pub fn may_be_owner(host: &Host, inode: u64) -> bool {
+    match machine::read(host) {
+        Ok(records) => records.owners.iter().any(|owner| owner.inode == inode),
+        Err(error) => !is_denied(&error),
+    }
 }
 
 /// Does any owner keep others off its CPUs? Where the records cannot be read one may. Whoever may

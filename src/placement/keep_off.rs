@@ -245,11 +245,10 @@ impl Books<'_> {
     }
 
     /// A claim whose owner others are kept off without us says nothing of it, so that nothing is
-    /// undone later; unless it was we before.
+    /// undone later; unless it was we before, or may have been.
     fn forget_unless_changed(&self, claim: &mut Claim) -> Result<()> {
-        let inode = claim.confining_group().map(|group| group.inode);
-        let owners = outside::owners(self.host);
-        let is_changed = owners.iter().any(|owner| Some(owner.inode) == inode);
+        let group = claim.confining_group();
+        let is_changed = group.is_some_and(|group| outside::may_be_owner(self.host, group.inode));
         if !is_changed && claim.isolation.take().is_some() {
             self.ledger.write(claim)?;
         }
@@ -294,7 +293,8 @@ impl Books<'_> {
         };
         let owners = outside::owners(self.host);
         let is_known = owners.iter().any(|owner| owner.inode == group.inode);
-        if is_known || claim.confining_group().is_none() {
+        let is_confined = claim.confining_group().is_some();
+        if is_known || !is_confined || self.is_kept_above(claim, wanted)? {
             return Ok(());
         }
         match self.try_to_keep_off(&mut claim.clone(), wanted)? {

@@ -281,6 +281,13 @@ fn who_may_not_make_a_broken_partition_again_leaves_it_as_it_is() {
     }
 }
 
+/// How long a wait of at most `interval` took.
+fn took(watch: &mut PartitionWatch<'_>, interval: Duration) -> Duration {
+    let began = Instant::now();
+    watch.wait(interval);
+    began.elapsed()
+}
+
 #[test]
 fn a_partition_that_does_not_stand_ends_the_wait_once() {
     let (machine, claim) = machine();
@@ -289,11 +296,6 @@ fn a_partition_that_does_not_stand_ends_the_wait_once() {
     let (soon, late) = (Duration::from_millis(700), Duration::from_secs(60));
     let host = machine.site().host;
     let mut watch = PartitionWatch::new(&host);
-    let took = |watch: &mut PartitionWatch<'_>, interval| {
-        let began = Instant::now();
-        watch.wait(interval);
-        began.elapsed()
-    };
     assert!(took(&mut watch, soon) >= soon);
     // It broke after the last look.
     machine.put(state, "root invalid (x)\n");
@@ -315,11 +317,6 @@ fn what_breaks_again_in_the_same_round_ends_the_wait_and_what_cannot_be_mended_d
     let (soon, late) = (Duration::from_millis(700), Duration::from_secs(60));
     let host = machine.site().host;
     let mut watch = PartitionWatch::new(&host);
-    let took = |watch: &mut PartitionWatch<'_>, interval| {
-        let began = Instant::now();
-        watch.wait(interval);
-        began.elapsed()
-    };
     machine.put(state, "root invalid (x)\n");
     assert!(took(&mut watch, late) < late / 2);
     // The round made it again, and it broke.
@@ -432,6 +429,30 @@ fn a_slice_that_is_the_partition_needs_none_of_ours() {
                 }
             }
         }
+    }
+}
+
+/// The owner's own partition may still be recorded: its end has to look.
+#[test]
+fn within_a_partition_a_claim_keeps_what_unreadable_records_may_say() {
+    for (records, kept) in [("{torn", Some(ROOT)), ("", None)] {
+        let (machine, mut claim) = machine();
+        for (file, text) in [("partition", "root"), ("effective", "2-3")] {
+            let path = format!("sys/fs/cgroup/machine.slice/cpuset.cpus.{file}");
+            machine.put(&path, &format!("{text}\n"));
+        }
+        claim.isolation = Some(ROOT);
+        machine.ledger().write(&claim).unwrap();
+        if !records.is_empty() {
+            machine.put("run/pinfold-machine/changes", records);
+        }
+        let site = machine.site();
+        open(&site).keep_off(&mut claim, Some(ROOT)).unwrap();
+        assert_eq!(claim.isolation, kept, "{records}");
+        // Nor does who mends lost records make another partition, or complain.
+        claim.isolation = Some(ROOT);
+        open(&site).keep_off_again(&claim).unwrap();
+        assert_eq!(outside::owners(&site.host), []);
     }
 }
 

@@ -122,8 +122,8 @@ fn an_update_leaves_the_pin(_: &World, service: Service) {
     session.world().wait_until_free();
 }
 
-/// What it says would be in the container's specification at the start, and the hook refuses who has
-/// been given CPUs already.
+/// What it says would be in the container's specification at the start, and the hook refuses who
+/// has been given CPUs already.
 fn an_update_before_the_start(_: &World, service: Service) {
     let session = Session::with(service);
     let (cri, world) = (session.cri(), session.world());
