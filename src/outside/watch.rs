@@ -75,7 +75,9 @@ impl<'a> PartitionWatch<'a> {
             let records = records.as_ref().map(|records| records.as_fd());
             let records = records.map(|records| PollFd::new(records, PollFlags::POLLIN));
             let mut polled: Vec<PollFd<'_>> = files.chain(records).collect();
-            let timeout = PollTimeout::try_from(left()).unwrap_or(PollTimeout::MAX);
+            // poll(2) counts whole milliseconds: rounded down it would end before its time.
+            let timeout = PollTimeout::try_from(left() + Duration::from_millis(1));
+            let timeout = timeout.unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, timeout) {
                 Ok(0) => return,
                 Ok(_) => {}
