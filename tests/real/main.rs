@@ -10,7 +10,8 @@
 //!   it
 //! - `PINFOLD_TEST_HOOKS`: the directory of the shipped hook files
 //! - `PINFOLD_TEST_PATIENCE`: the seconds that a wait may take
-//! - `PINFOLD_TEST_KILL_EVERY`: of so many kill points one is tried
+//! - `PINFOLD_TEST_KILL_EVERY`: `change` for the kill points before which something may have
+//!   changed, a number for one of so many; all, if it is not set
 //! - `PINFOLD_TEST_DISPOSABLE`: set, if tests may switch CPUs off and restart a user's manager
 //! - `PINFOLD_TEST_MAY_SKIP`: the needs, with spaces between them, that may be unmet, and some test has to be chosen; if it is
 //!   not set, any may

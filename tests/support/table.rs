@@ -27,7 +27,8 @@ struct Line {
     driver: Option<String>,
     door: Option<String>,
     cgroup: u8,
-    kill_every: usize,
+    /// As `PINFOLD_TEST_KILL_EVERY` has it.
+    kill_every: String,
     versions: BTreeMap<String, String>,
     outcome: Outcome,
     #[serde(default)]
@@ -188,9 +189,14 @@ fn write_exceptions(text: &mut String, machines: &[Machine]) -> Result<()> {
             count.skipped,
             machine.reasons()
         )?;
-        let every = machine.lines.first().map_or(1, |line| line.kill_every);
-        if every > 1 {
-            writeln!(text, "  Of the kill points one in {every} was tried.")?;
+        let every = machine.lines.first().map(|line| line.kill_every.as_str());
+        match every {
+            None | Some("call") => {}
+            Some("change") => writeln!(
+                text,
+                "  It was killed at each system call that may change something."
+            )?,
+            Some(every) => writeln!(text, "  Of the kill points one in {every} was tried.")?,
         }
         let failed = machine
             .lines

@@ -11,26 +11,6 @@ use crate::strace::{self, Point, Reached, Whose};
 use crate::world::{Kind, Standin, World, state};
 use serde_json::json;
 
-/// The calls after which something is different.
-const CHANGING: [&str; 16] = [
-    "write",
-    "pwrite64",
-    "rename",
-    "renameat",
-    "renameat2",
-    "link",
-    "linkat",
-    "symlink",
-    "symlinkat",
-    "unlink",
-    "unlinkat",
-    "mkdir",
-    "mkdirat",
-    "fchmod",
-    "flock",
-    "sched_setaffinity",
-];
-
 pub(crate) fn cases() -> Vec<Case> {
     let needs = &[Need::Strace, Need::Cpus(2)];
     each(
@@ -104,6 +84,6 @@ fn changing_points(world: &World) -> Vec<Point> {
         standin.die();
         world.reconcile();
     }
-    points.retain(|point| CHANGING.contains(&point.call.as_str()));
+    points.retain(|point| point.changes);
     points
 }

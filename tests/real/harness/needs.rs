@@ -98,7 +98,7 @@ impl Need {
             Need::Boots => std::env::var_os("PINFOLD_VM_BOOT").is_some(),
             Need::OrdinaryUser => Path::new("/run/user/1000/systemd").exists(),
             Need::Disposable => std::env::var_os("PINFOLD_TEST_DISPOSABLE").is_some(),
-            Need::Native => crate::strace::kill_every() == 1,
+            Need::Native => crate::strace::kill_every() == crate::strace::KillEvery::Call,
             Need::HookFiles => !crate::cases::hookfiles::files().is_empty(),
         }
     }

@@ -71,7 +71,7 @@ fn line(case: &Case) -> Value {
         "door": case.columns.map(|columns| columns.door),
         "driver": case.columns.map(|columns| columns.driver),
         "cgroup": hierarchy().version,
-        "kill_every": crate::strace::kill_every(),
+        "kill_every": crate::strace::kill_every().to_string(),
         "versions": versions(),
         "commit": std::env::var("PINFOLD_TEST_COMMIT").ok().filter(|name| !name.is_empty()),
     })

@@ -11,6 +11,8 @@ use std::process::Command;
 pub(crate) struct Point {
     pub(crate) call: String,
     pub(crate) nth: usize,
+    /// Whether anything outside the command may be another for it.
+    pub(crate) changes: bool,
 }
 
 impl std::fmt::Display for Point {
@@ -23,7 +25,7 @@ impl Point {
     /// The arguments that make strace kill its command at this point, before the call is carried
     /// out.
     pub(crate) fn arguments(&self) -> [String; 3] {
-        let Point { call, nth } = self;
+        let Point { call, nth, .. } = self;
         let inject = format!("-einject={call}:signal=KILL:when={nth}");
         ["-qq".into(), format!("-etrace={call}"), inject]
     }
@@ -74,25 +76,123 @@ pub(crate) fn points_in(trace: &str) -> Vec<Point> {
             points.push(Point {
                 call: call.into(),
                 nth: *nth,
+                changes: changes(call, rest),
             });
         }
     }
     points
 }
 
-/// `PINFOLD_TEST_KILL_EVERY`: of so many points only one is tried; 1, every point, unless a slow
-/// machine asks for more. An odd number lets the ways in which tests go on after a death, which
-/// alternate, all have their turn.
-pub(crate) fn kill_every() -> usize {
-    let every = std::env::var("PINFOLD_TEST_KILL_EVERY").ok();
-    every.map_or(1, |text| {
-        text.parse().expect("PINFOLD_TEST_KILL_EVERY is a number")
-    })
+/// Calls that change nothing outside the process that makes them, which is gone when it is killed:
+/// one that is killed at such a call leaves what it would leave at its next.
+const PURE: [&str; 51] = [
+    "access",
+    "arch_prctl",
+    "brk",
+    "clock_gettime",
+    "clock_nanosleep",
+    "close",
+    "epoll_create1",
+    "epoll_ctl",
+    "epoll_wait",
+    "faccessat2",
+    "fcntl",
+    "fstat",
+    "fstatfs",
+    "futex",
+    "getcwd",
+    "getdents64",
+    "getegid",
+    "geteuid",
+    "getgid",
+    "getpgid",
+    "getpid",
+    "getppid",
+    "getrandom",
+    "getsid",
+    "getsockopt",
+    "gettid",
+    "getuid",
+    "lseek",
+    "madvise",
+    "mmap",
+    "mprotect",
+    "mremap",
+    "munmap",
+    "newfstatat",
+    "poll",
+    "ppoll",
+    "pread64",
+    "prlimit64",
+    "read",
+    "readlink",
+    "readlinkat",
+    "restart_syscall",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "sched_getaffinity",
+    "set_robust_list",
+    "sigaltstack",
+    "stat",
+    "statx",
+    "uname",
+];
+
+/// Whether a call, of a line of a trace, may change something that outlives its process. What is not
+/// known to change nothing may.
+fn changes(call: &str, line: &str) -> bool {
+    match call {
+        "openat" => ["O_CREAT", "O_TRUNC", "O_TMPFILE"]
+            .iter()
+            .any(|flag| line.contains(flag)),
+        _ => !PURE.contains(&call),
+    }
 }
 
-/// The points that are tried, each with its place among all.
+/// Which points are tried.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KillEvery {
+    /// Each.
+    Call,
+    /// Each that may have changed something since the one before.
+    Change,
+    /// One of so many. An odd number lets the ways in which tests go on after a death, which
+    /// alternate, all have their turn.
+    Nth(usize),
+}
+
+impl std::fmt::Display for KillEvery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            KillEvery::Call => f.write_str("call"),
+            KillEvery::Change => f.write_str("change"),
+            KillEvery::Nth(every) => write!(f, "{every}"),
+        }
+    }
+}
+
+/// `PINFOLD_TEST_KILL_EVERY`: `call`, unless a slow machine asks for fewer by `change` or a number.
+pub(crate) fn kill_every() -> KillEvery {
+    let every = std::env::var("PINFOLD_TEST_KILL_EVERY").ok();
+    match every.as_deref() {
+        None | Some("call") => KillEvery::Call,
+        Some("change") => KillEvery::Change,
+        Some(text) => match text.parse() {
+            Ok(every) if every > 0 => KillEvery::Nth(every),
+            _ => panic!("PINFOLD_TEST_KILL_EVERY is call, change or a number"),
+        },
+    }
+}
+
+/// The points that are tried, each with a number that is even for half of them.
 pub(crate) fn tried(points: &[Point]) -> Vec<(usize, &Point)> {
-    points.iter().enumerate().step_by(kill_every()).collect()
+    let points = points.iter();
+    match kill_every() {
+        KillEvery::Call => points.enumerate().collect(),
+        KillEvery::Nth(every) => points.enumerate().step_by(every).collect(),
+        KillEvery::Change => points.filter(|point| point.changes).enumerate().collect(),
+    }
 }
 
 /// How many of the tried points were reached, and how many have to be: a command need not make the
@@ -109,16 +209,25 @@ impl Reached {
     /// Says how many, and where points are passed over, says so too.
     #[track_caller]
     pub(crate) fn assert_enough(&self, what: &str) {
-        let (every, Reached { killed, tried, .. }) = (kill_every(), self);
-        let passed_over = if every > 1 {
-            format!(", one in {every} of all")
-        } else {
-            String::new()
+        let Reached { killed, tried, .. } = self;
+        let may_miss = tried * (100 - self.percent) / 100;
+        let (passed_over, least, may_miss) = match kill_every() {
+            KillEvery::Call => (String::new(), self.least, may_miss),
+            // Of ten calls one is such a one, or more.
+            KillEvery::Change => (
+                ", at each that may change something".to_owned(),
+                self.least / 10,
+                may_miss.max(1),
+            ),
+            KillEvery::Nth(every) => (
+                format!(", one in {every} of all"),
+                self.least / every,
+                may_miss.max(1),
+            ),
         };
         println!("killed {what} at {killed} points of {tried}{passed_over}");
-        let may_miss = (tried * (100 - self.percent) / 100).max(usize::from(every > 1));
         assert!(
-            killed * every > self.least && tried - killed <= may_miss,
+            *killed > least && tried - killed <= may_miss,
             "too few points were reached"
         );
     }
