@@ -25,6 +25,9 @@ fuzz_target!(|text: &str| {
     assert_eq!(again, installed);
     if let (false, Ok(Some(removed))) = (had_it, remove(&after, None)) {
         let left = ContainerdFile::parse(&removed, None).expect("what is left can be read");
-        assert!(left.handler("pinfold").is_none(), "{text:?}\n{installed}\n{removed}");
+        assert!(
+            left.handler("pinfold").is_none(),
+            "{text:?}\n{installed}\n{removed}"
+        );
     }
 });

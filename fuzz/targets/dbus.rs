@@ -12,7 +12,10 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     assert!(length <= MOST);
-    let Some(message) = bytes.get(..length).and_then(|whole| Message::parse(whole).ok()) else {
+    let Some(message) = bytes
+        .get(..length)
+        .and_then(|whole| Message::parse(whole).ok())
+    else {
         return;
     };
     if let Ok(text) = message.answer.text() {
