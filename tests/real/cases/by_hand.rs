@@ -2,6 +2,7 @@
 //! and what `docker update` leaves behind.
 
 use crate::case::{Case, each};
+use crate::command_line::CommandLine;
 use crate::engines::{Door, Driver};
 use crate::image;
 use crate::needs::Need;

@@ -4,6 +4,7 @@
 use crate::bundle;
 use crate::case::{Case, each};
 use crate::cases::installed::Machine;
+use crate::command_line::CommandLine;
 use crate::container::Container;
 use crate::engines::{Door, Driver, Engine, runtime_path};
 use crate::image;

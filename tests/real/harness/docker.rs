@@ -1,12 +1,13 @@
 //! A dockerd of the tests' own, and its client.
 
+use crate::command_line::CommandLine;
 use crate::daemon::Daemon;
 use crate::engines::{Door, Runtime, runtime_path};
 use crate::image;
 use crate::needs;
 use crate::plan::Plan;
-use crate::process::{self, Ran};
-use crate::service::{Served, Service};
+use crate::process;
+use crate::service::Service;
 use crate::with_hooks;
 use serde_json::{Map, Value, json};
 use std::process::Command;
@@ -57,8 +58,16 @@ impl Docker {
         let _ = std::fs::remove_file(self.daemon.path("pid"));
         Docker::launch_daemon(&mut self.daemon);
     }
+}
 
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+impl CommandLine for Docker {
+    const REMOVE_BY_FORCE: &[&str] = &["rm", "--force"];
+
+    fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut docker = Command::new("docker");
         docker.env("DOCKER_CONFIG", &self.daemon.dir);
         docker
@@ -81,66 +90,6 @@ impl Docker {
             .args(["--out", &format!("/out/{}", plan.name)])
             .args(&plan.actions);
         docker
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        process::run(&mut self.command(arguments))
-    }
-}
-
-impl Served for Docker {
-    fn daemon(&self) -> &Daemon {
-        &self.daemon
-    }
-
-    fn launch(&self, service: Service, plan: &Plan) -> Ran {
-        process::run(&mut self.run_command(service, plan, "--detach"))
-    }
-
-    fn run_and_remove(&self, service: Service, plan: &Plan) -> Option<Ran> {
-        Some(process::run(&mut self.run_command(service, plan, "--rm")))
-    }
-
-    fn id(&self, name: &str) -> String {
-        let told = self.run(&["inspect", "--format", "{{.Id}}", name]).ok();
-        told.stdout.trim().to_owned()
-    }
-
-    fn pid(&self, name: &str) -> i32 {
-        let told = self
-            .run(&["inspect", "--format", "{{.State.Pid}}", name])
-            .ok();
-        told.stdout.trim().parse().expect("docker tells a pid")
-    }
-
-    fn exec(&self, name: &str, command: &[&str]) -> Ran {
-        process::run(self.command(&["exec", name]).args(command))
-    }
-
-    fn stop(&self, name: &str) -> Ran {
-        self.run(&["stop", name])
-    }
-
-    fn kill(&self, name: &str) -> Ran {
-        self.run(&["kill", name])
-    }
-
-    fn remove(&self, name: &str) -> Ran {
-        self.run(&["rm", name])
-    }
-
-    fn remove_by_force(&self, name: &str) -> Ran {
-        self.run(&["rm", "--force", name])
-    }
-
-    fn remove_all(&self) {
-        let all = self.run(&["ps", "--all", "--quiet"]).stdout;
-        if !all.is_empty() {
-            process::try_to_run(
-                self.command(&["rm", "--force"])
-                    .args(all.split_whitespace()),
-            );
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod bundle;
 pub(crate) mod case;
 pub(crate) mod cgroups;
+pub(crate) mod command_line;
 pub(crate) mod container;
 pub(crate) mod containerd;
 pub(crate) mod cri;

@@ -1,10 +1,10 @@
 //! podman as `pinfold install` sets it up.
 
+use crate::command_line::CommandLine;
 use crate::daemon::Daemon;
 use crate::engines::{Door, Driver, runtime_path};
 use crate::plan::Plan;
-use crate::process::{self, Ran};
-use crate::service::{Served, Service};
+use crate::service::Service;
 use std::process::Command;
 
 /// The directory that podman's configuration names for hooks, for none of the machine's own is to
@@ -34,25 +34,6 @@ impl Podman {
         Podman { daemon, driver }
     }
 
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut podman = self.daemon.command("podman");
-        podman.args(["--storage-driver", "vfs", "--events-backend", "none"]);
-        podman.args([
-            "--root",
-            &self.daemon.path("storage"),
-            "--runroot",
-            &self.daemon.path("run"),
-        ]);
-        podman.args(["--tmpdir", &self.daemon.path("tmp")]);
-        podman.args(["--cgroup-manager", self.driver.name()]);
-        podman.args(arguments);
-        podman
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        process::run(&mut self.command(arguments))
-    }
-
     /// A command of podman's, with the runtime and the hooks of this service.
     pub(crate) fn by(&self, service: Service, arguments: &[&str]) -> Command {
         let no_hooks = self.daemon.path("no-hooks");
@@ -64,6 +45,29 @@ impl Podman {
             Door::Cdi => self.command(&["--hooks-dir", &no_hooks, "--runtime", &runtime]),
             Door::Nri => panic!("podman has no NRI"),
         };
+        podman.args(arguments);
+        podman
+    }
+}
+
+impl CommandLine for Podman {
+    const REMOVE_BY_FORCE: &[&str] = &["rm", "--force", "--time", "0"];
+
+    fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut podman = self.daemon.command("podman");
+        podman.args(["--storage-driver", "vfs", "--events-backend", "none"]);
+        podman.args([
+            "--root",
+            &self.daemon.path("storage"),
+            "--runroot",
+            &self.daemon.path("run"),
+        ]);
+        podman.args(["--tmpdir", &self.daemon.path("tmp")]);
+        podman.args(["--cgroup-manager", self.driver.name()]);
         podman.args(arguments);
         podman
     }
@@ -85,55 +89,5 @@ impl Podman {
             .args(["--out", &format!("/out/{}", plan.name)])
             .args(&plan.actions);
         podman
-    }
-}
-
-impl Served for Podman {
-    fn daemon(&self) -> &Daemon {
-        &self.daemon
-    }
-
-    fn launch(&self, service: Service, plan: &Plan) -> Ran {
-        process::run(&mut self.run_command(service, plan, "--detach"))
-    }
-
-    fn run_and_remove(&self, service: Service, plan: &Plan) -> Option<Ran> {
-        Some(process::run(&mut self.run_command(service, plan, "--rm")))
-    }
-
-    fn id(&self, name: &str) -> String {
-        let told = self.run(&["inspect", "--format", "{{.Id}}", name]).ok();
-        told.stdout.trim().to_owned()
-    }
-
-    fn pid(&self, name: &str) -> i32 {
-        let told = self
-            .run(&["inspect", "--format", "{{.State.Pid}}", name])
-            .ok();
-        told.stdout.trim().parse().expect("podman tells a pid")
-    }
-
-    fn exec(&self, name: &str, command: &[&str]) -> Ran {
-        process::run(self.command(&["exec", name]).args(command))
-    }
-
-    fn stop(&self, name: &str) -> Ran {
-        self.run(&["stop", name])
-    }
-
-    fn kill(&self, name: &str) -> Ran {
-        self.run(&["kill", name])
-    }
-
-    fn remove(&self, name: &str) -> Ran {
-        self.run(&["rm", name])
-    }
-
-    fn remove_by_force(&self, name: &str) -> Ran {
-        self.run(&["rm", "--force", "--time", "0", name])
-    }
-
-    fn remove_all(&self) {
-        process::try_to_run(&mut self.command(&["rm", "--all", "--force", "--time", "0"]));
     }
 }

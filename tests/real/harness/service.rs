@@ -2,6 +2,7 @@
 
 use crate::case::{Columns, Means};
 use crate::cgroups::{self, hierarchy};
+use crate::command_line::CommandLine;
 use crate::cri::Cri;
 use crate::ctr::Ctr;
 use crate::daemon::Daemon;
