@@ -505,6 +505,62 @@ fn a_live_owner_whose_partition_does_not_stand() {
     assert!(machine.findings(&[]).0[0].starts_with("fault isolation: the owners of 2-3"));
 }
 
+/// By a program that died, or one that has not made its partition yet.
+#[test]
+fn exclusive_cpus_that_are_no_partitions() {
+    let file = |group: &str, file: &str| format!("sys/fs/cgroup/{group}/cpuset.cpus.{file}");
+    let slice = file("user.slice", "exclusive");
+    let held = |m: &Machine| {
+        isolated_owner(m, "root\n");
+        m.put(&file("machine.slice", "exclusive"), "2\n");
+        m.put(&file("machine.slice/web", "exclusive"), "2\n");
+        m.put(&slice, "0,3\n");
+    };
+    let says = "cpuset.cpus.exclusive\" keeps 3 of pool \"dp\" from being its owners' alone";
+    let away: &dyn Fn(&Machine) = &|m| m.put(&slice, "0\n");
+    // Of a partition somewhere below.
+    let partition: &dyn Fn(&Machine) = &|m| {
+        m.put(&file("user.slice/rt", "exclusive"), "3\n");
+        m.put(&file("user.slice/rt", "partition"), "isolated\n");
+        m.put(&file("user.slice/rt", "effective"), "3\n");
+    };
+    broken_and_mended(held, "warning isolation", says, &[away, partition]);
+    broken_and_mended(
+        |m| {
+            held(m);
+            m.put("etc/kcm/pools/dp/isolation-needed", "yes");
+        },
+        "fault isolation",
+        says,
+        &[away, partition],
+    );
+    // A recorded owner's own, while its partition is broken, is told of the owner.
+    let machine = all_is_well();
+    held(&machine);
+    machine.put(&slice, "\n");
+    machine.put(PARTITION, "root invalid\n");
+    let keeps = |found: &[String]| found.iter().filter(|one| one.contains("keeps 2")).count();
+    assert_eq!(keeps(&machine.findings(&[]).0), 2);
+    let owner = r#"{"group":"/machine.slice/web","inode":1,"above":["/machine.slice"],
+        "cpus":"2","kind":"root","run_dir":"/run/pinfold"}"#;
+    let changed = r#"{"target":{"exclusive":"/machine.slice/web"},"found":"","ours":["2"]}"#;
+    let records = |owners: &str| {
+        format!(
+            r#"{{"version":1,"boot_id":"this-boot","owners":[{owners}],"changes":[{changed}]}}"#
+        )
+    };
+    machine.put("run/pinfold-machine/changes", &records(owner));
+    let (found, _) = machine.findings(&[]);
+    assert_eq!(keeps(&found), 0, "{found:#?}");
+    // Nobody's any more, and not put back yet.
+    machine.put("run/pinfold-machine/changes", &records(""));
+    let (found, _) = machine.findings(&[]);
+    let put_back = found
+        .iter()
+        .filter(|one| one.contains("`pinfold reconcile` puts it back"));
+    assert_eq!(put_back.count(), 1, "{found:#?}");
+}
+
 #[test]
 fn pools_that_no_partition_can_be_made_for() {
     let isolation = "etc/kcm/pools/dp/isolation";

@@ -217,6 +217,41 @@ pub fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Vec<(String, CpuSet)>>
     Ok(found)
 }
 
+/// The groups below `top` that have exclusive CPUs and are no valid partition, with those of them
+/// that no partition below has. Nobody is kept off these, and no other group can be made a
+/// partition with them.
+///
+/// # Errors
+/// A group cannot be looked at.
+pub fn held(top: &Group) -> Result<Vec<(Group, CpuSet)>> {
+    let mut found = Vec::new();
+    add_held(top, &mut found)?;
+    Ok(found)
+}
+
+/// Adds what is held below a group, and returns the CPUs of the partitions there.
+fn add_held(group: &Group, found: &mut Vec<(Group, CpuSet)>) -> Result<CpuSet> {
+    let mut all = CpuSet::new();
+    for child in group.children()? {
+        // Where no group has the file, none below has it.
+        let Some(text) = exclusive(&child)? else {
+            continue;
+        };
+        let mut of_partitions = add_held(&child, found)?;
+        let named: CpuSet = text.parse().unwrap_or_default();
+        if cpuset::is_partition(&child)? {
+            of_partitions.extend(&effective_cpus(&child)?.unwrap_or_default());
+            of_partitions.extend(&named);
+        }
+        let held = named.difference(&of_partitions);
+        if !held.is_empty() {
+            found.push((child, held));
+        }
+        all.extend(&of_partitions);
+    }
+    Ok(all)
+}
+
 /// Does this kernel break a partition when a group beside it names one of its CPUs, so that it may
 /// lose them? Linux 6.7, which made remote partitions, up to before 7.0 does (commit 2a3602030d80).
 /// A release that cannot be parsed counts as one that does.

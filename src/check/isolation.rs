@@ -28,6 +28,7 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
     let mut kept = isolated.clone();
     slices.iter().for_each(|slice| kept.extend(&slice.cpus));
     lost(site, report);
+    held(site, survey, report);
     let exclusive = |pool: &&SurveyedPool| pool.kind == pools::Kind::Exclusive;
     let mut wanting = Wanting::default();
     let mut all = CpuSet::new();
@@ -305,6 +306,50 @@ fn lost(site: &Site, report: &mut Report) {
             report.fault(WHAT, obstacle.what, obstacle.remedy);
         }
         Err(error) => report.error(WHAT, &error),
+    }
+}
+
+/// Reports exclusive CPUs of groups that are nobody's partition: no owner of a list with one of
+/// them can be kept apart.
+fn held(site: &Site, survey: &Survey, report: &mut Report) {
+    let top = cpuset::hierarchy(&site.host).and_then(|hierarchy| hierarchy.top());
+    let Ok(top) = top else {
+        return;
+    };
+    let found = match partition::held(&top) {
+        Ok(found) => found,
+        Err(error) => return report.error(WHAT, &error),
+    };
+    let (owners, ours) = (
+        outside::owners(&site.host),
+        outside::changed_groups(&site.host),
+    );
+    for (group, mut cpus) in found {
+        let path = group.path();
+        // What an owner has by its mask alone is told of the owner.
+        for owner in &owners {
+            if owner.group == path || owner.above.iter().any(|above| above == path) {
+                cpus = cpus.difference(&owner.cpus);
+            }
+        }
+        for pool in &survey.pools {
+            let held = cpus.intersection(&pool.cpus());
+            if held.is_empty() || !pool.wants_isolation() {
+                continue;
+            }
+            let file = group.dir().join("cpuset.cpus.exclusive");
+            let text = format!(
+                "{} keeps {held} of pool {} from being its owners' alone, and is no partition's",
+                Shown(&file.display().to_string()),
+                Shown(&pool.name)
+            );
+            let remedy = match ours.iter().any(|ours| ours == path) {
+                true => "`pinfold reconcile` puts it back".to_owned(),
+                false => "who wrote it has to write others there, or nothing".to_owned(),
+            };
+            let is_needed = pool.options.is_needed(&pool.name).unwrap_or(true);
+            tell(report, is_needed, text, remedy);
+        }
     }
 }
 

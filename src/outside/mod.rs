@@ -393,6 +393,16 @@ pub fn owners(host: &Host) -> Vec<Owner> {
     owners.unwrap_or_default()
 }
 
+/// The paths of the groups that hold, or may hold, what was written there for an owner, as was
+/// recorded last; none where that cannot be read. Takes no lock.
+pub fn changed_groups(host: &Host) -> Vec<String> {
+    let changes = machine::read(host).map(|records| records.changes);
+    let changes = changes.unwrap_or_default().into_iter();
+    changes
+        .map(|change| change.target.group().to_owned())
+        .collect()
+}
+
 /// Is an owner recorded whose group has this inode? Where the records cannot be read one may be.
 /// Whoever may not look at them keeps nobody off, as [`is_in_use`] says. Takes no lock.
 pub fn may_be_owner(host: &Host, inode: u64) -> bool {
