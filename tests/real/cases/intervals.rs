@@ -2,10 +2,12 @@
 //! binary that takes its place.
 
 use crate::case::{Case, plain};
+use crate::cases::killpoints_isolation::Slice;
 use crate::needs::Need;
-use crate::process::{Running, eventually};
-use crate::world::{Kind, World, binary};
+use crate::process::{Running, eventually, run};
+use crate::world::{Kind, World, binary, state};
 use nix::libc;
+use serde_json::json;
 use std::time::Duration;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -27,7 +29,50 @@ pub(crate) fn cases() -> Vec<Case> {
             root,
             a_swung_link_is_a_new_binary,
         ),
+        plain(
+            "intervals::a_partition_that_breaks_is_made_again",
+            &[
+                Need::Root,
+                Need::Partitions,
+                Need::Systemd,
+                Need::Cpus(8),
+                Need::Disposable,
+            ],
+            a_partition_that_breaks_is_made_again,
+        ),
     ]
+}
+
+/// At once: the kernel tells of it, and the next round is far away.
+fn a_partition_that_breaks_is_made_again(world: &World) {
+    let slice = Slice::make();
+    world.pool("dp", Kind::Exclusive, &["5", "6"]);
+    run(&mut world.pinfold(&["pool", "set", "dp", "isolation=root"])).ok();
+    std::fs::write(world.tasks_file("dp", "6"), "4194303").unwrap();
+    let mut reconcile = world.pinfold(&["reconcile", "--interval", "3600"]);
+    let running = Running::start(&mut reconcile, b"");
+    eventually("the first round is over", || {
+        (!running.stdout().is_empty()).then_some(())
+    });
+    // Its owner starts while it waits.
+    let standin = slice.container("watched");
+    let asked = state("watched", standin.pid, json!({ "pinfold.io/pool": "dp" }));
+    world.hook("createRuntime", &asked).ok();
+    let partition = standin.cgroup().join("cpuset.cpus.partition");
+    let now = || std::fs::read_to_string(&partition).unwrap();
+    for _ in 0..2 {
+        assert_eq!(now().trim(), "root");
+        // By then it waits for the kernel's word alone.
+        std::thread::sleep(Duration::from_secs(5));
+        std::fs::write(&partition, "member").unwrap();
+        eventually("it is made again", || {
+            (now().trim() == "root").then_some(())
+        });
+    }
+    running.signal(libc::SIGTERM);
+    let group = standin.die();
+    world.reconcile();
+    std::fs::remove_dir(group).unwrap();
 }
 
 /// The packages start it when they are installed, and pools are made later.

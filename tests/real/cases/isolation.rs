@@ -92,7 +92,7 @@ fn assert_as_before(before: &BTreeMap<PathBuf, (String, String, String)>) {
 }
 
 /// Does this kernel leave a partition alone whatever is beside it?
-fn bears_siblings() -> bool {
+pub(crate) fn bears_siblings() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major = release.split('.').next().unwrap().parse::<u32>().unwrap();
     major >= 7

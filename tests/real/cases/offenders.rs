@@ -16,6 +16,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Everything that a pool can have set outside of its owners' groups.
 const EVERYTHING: [&str; 4] = [
@@ -53,6 +54,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 beside_an_owner(world, service, &["--cgroup-parent=pinfold.slice"]);
             },
         ));
+        let start = "offenders::while_owners_start";
+        cases.extend(each(services.clone(), start, needs, while_owners_start));
         let out = "offenders::every_way_out";
         cases.extend(each(services, out, needs, every_way_out));
         let limit = "offenders::released_by_force_it_has_its_limit";
@@ -198,11 +201,10 @@ fn sibling(session: &Session) {
 }
 
 /// A unit on the owner's CPU, in the same slice.
-fn unit(session: &Session) {
-    let slice = session.service.driver.parent(session.world());
+fn unit(slice: &str) {
     let unit = "pinfoldtest-offender.service";
     let mut command = Command::new("systemd-run");
-    command.args(["--collect", "--unit", unit, "--slice", &slice]);
+    command.args(["--collect", "--unit", unit, "--slice", slice]);
     command.args(["-p", "AllowedCPUs=4", "--", "/bin/sleep", "60"]);
     run(&mut command);
     run(Command::new("systemctl").args(["stop", unit]));
@@ -230,9 +232,10 @@ fn beside_an_owner(_: &World, service: Service, options: &[&str]) {
     let has_partitions = web.group.join("cpuset.cpus.exclusive").exists();
     assert!(web.is_kept || options.is_empty() || !has_partitions);
     assert_ne!(machine(), before);
+    let slice = session.service.driver.parent(world);
     let offenders: [(&str, &dyn Fn()); 5] = [
         ("a container on its CPU", &|| sibling(&session)),
-        ("a unit on its CPU", &|| unit(&session)),
+        ("a unit on its CPU", &|| unit(&slice)),
         ("AllowedCPUs of slices", &allowed_cpus),
         ("daemon-reload", &|| systemctl(&["daemon-reload"])),
         ("daemon-reexec", &|| systemctl(&["daemon-reexec"])),
@@ -266,6 +269,63 @@ fn beside_an_owner(_: &World, service: Service, options: &[&str]) {
     assert_same(&before, "after absences", |file| {
         !file.starts_with("/proc/irq")
     });
+}
+
+/// Set when it goes, also by a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The offenders do not wait until a start is over.
+fn while_owners_start(_: &World, service: Service) {
+    let session = Session::with(service);
+    let world = session.world();
+    world.pool("dp", Kind::Exclusive, &["4", "5"]);
+    everything(world, "dp");
+    session.up(&Plan::plain("plain"));
+    allowed_cpus();
+    let before = machine();
+    let web = Web::start(&session, &[]);
+    let slice = session.service.driver.parent(world);
+    let (is_over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                unit(&slice);
+                allowed_cpus();
+                systemctl(&["daemon-reload"]);
+                switch(6);
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let _over = Over(&is_over);
+        for _ in 0..3 {
+            let plan = Plan::plain("sibling").option("--cpuset-cpus=4-5");
+            session.launch(session.service, &plan);
+            session.up(&pinned("api", &[]));
+            session.assert_pinned("api", "dp", "5");
+            assert_eq!(affinity(session.pid("web")), "4");
+            session.remove_by_force("api").ok();
+            session.remove_by_force("sibling");
+        }
+    });
+    world.reconcile();
+    web.assert_its_own("after all");
+    session.remove_by_force("web").ok();
+    world.wait_until_free();
+    world.reconcile();
+    // Drivers spread their interrupts anew over a CPU that is back.
+    assert_same(&before, "after all", |file| !file.starts_with("/proc/irq"));
+    let rounds = rounds.into_inner();
+    println!(
+        "three starts beside {rounds} rounds: kept by the kernel: {}",
+        web.is_kept
+    );
+    assert!(rounds > 0);
 }
 
 type WayOut = (&'static str, fn(&mut Session));
