@@ -35,6 +35,7 @@ const MOST_ROWS: usize = 20;
 
 pub(super) fn run(args: &NoiseArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site_with_processes()?;
+    noise::ensure_all_are_shown(&site.host)?;
     if let Err(error) = noise::remove_leftovers(&site.host) {
         log::warn!("what a killed program left of its trace: {error:#}");
     }

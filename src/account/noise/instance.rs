@@ -42,9 +42,6 @@ const PIECE: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The number of the first pid namespace (kernel: include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
-const FIRST_PIDS: &str = "pid:[4026531836]";
-
 /// The CPUs of one owner, and those of its threads whose coming and going is not to be told.
 #[derive(Debug)]
 pub(super) struct Quiet {
@@ -71,12 +68,6 @@ impl Instance {
     /// # Errors
     /// The kernel has no tracer, or does not let us.
     pub(super) fn make(host: &Host, cpus: &CpuSet, quiet: &[Quiet]) -> Result<Instance> {
-        let pids = std::fs::read_link(host.proc_pid(std::process::id() as i32, "ns/pid"));
-        let pids = pids.context("look which pid namespace this is")?;
-        ensure!(
-            pids == Path::new(FIRST_PIDS),
-            "a trace has the numbers of another pid namespace"
-        );
         let tracefs = Tracefs::open(host)?;
         tracefs::remove_unrecorded(host, &tracefs)?;
         let own = Process::with_pid(host, std::process::id() as i32)?;

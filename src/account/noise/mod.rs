@@ -31,6 +31,7 @@ use crate::host::Host;
 use crate::process;
 
 pub use self::interrupts::Interrupts;
+pub use self::people::ensure_all_are_shown;
 pub use self::tracefs::remove_leftovers;
 
 /// How often a trace is read.
@@ -137,7 +138,8 @@ enum Way<'a> {
 }
 
 impl<'a> Watch<'a> {
-    /// Begins to watch CPUs that these owners have.
+    /// Begins to watch CPUs that these owners have. Only where [`ensure_all_are_shown`] agrees does
+    /// it see everybody.
     ///
     /// # Errors
     /// `/proc` cannot be read.

@@ -1,14 +1,19 @@
 //! Whose a thread is: the kernel's, or of which cgroup.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::rc::Rc;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::cgroup::Hierarchy;
 use crate::files;
 use crate::host::Host;
 use crate::process;
+use crate::refusal::Refusal;
+
+/// The number of the first pid namespace (kernel: include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
+const FIRST_PIDS: &str = "pid:[4026531836]";
 
 /// The kernel thread that makes all others (kernel: kernel/kthread.c).
 const KTHREADD: i32 = 2;
@@ -160,6 +165,31 @@ impl<'a> People<'a> {
     }
 }
 
+/// Refuses where `/proc` does not show every thread of the machine: whoever is not shown would count
+/// as absent, and the numbers of a trace would be those of others.
+///
+/// # Errors
+/// It does not, or cannot be looked at.
+pub fn ensure_all_are_shown(host: &Host) -> Result<()> {
+    let hides = |why: &str| {
+        Refusal::new(
+            format!("/proc does not show everybody who runs on this machine: {why}"),
+            "run this as root, on the machine itself",
+        )
+    };
+    let is_own = host.shares_our_processes();
+    ensure!(is_own, hides("it is no procfs of our own pid namespace"));
+    let pids = std::fs::read_link(host.proc_pid(std::process::id() as i32, "ns/pid"));
+    let pids = pids.context("look which pid namespace this is")?;
+    let is_first = pids == Path::new(FIRST_PIDS);
+    ensure!(is_first, hides("this is in a pid namespace of its own"));
+    // Of a mount with `hidepid=` nobody sees it who does not see all (proc(5)).
+    let kthreadd = files::read_record_if_there(&host.proc_pid(KTHREADD, "stat"));
+    let is_seen = kthreadd.is_ok_and(|stat| stat.is_some());
+    ensure!(is_seen, hides("its mount hides them (hidepid)"));
+    Ok(())
+}
+
 /// The processes of the machine.
 pub(super) fn processes(host: &Host) -> Result<Vec<i32>> {
     numbers_in(files::names_in(&host.processes()))
@@ -182,6 +212,19 @@ fn numbers_in(names: Result<Vec<String>>) -> Result<Vec<i32>> {
 mod tests {
     use super::*;
     use crate::files::{Durability, replace};
+
+    #[test]
+    fn where_others_are_hidden_nothing_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("proc")).unwrap();
+        let error = ensure_all_are_shown(&Host::new(dir.path())).unwrap_err();
+        let refusal = Refusal::of(&error);
+        assert!(refusal.what.contains("no procfs"), "{refusal}");
+        assert!(
+            refusal.remedy.contains("on the machine itself"),
+            "{refusal}"
+        );
+    }
 
     /// On version 1 whoever ends is shown in the root group.
     #[test]

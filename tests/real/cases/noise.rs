@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
         plain("noise::a_neighbour_is_named", root, neighbour),
         plain("noise::a_neighbour_is_sampled", root, sampled),
+        plain("noise::others_are_hidden", root, others_are_hidden),
         plain("noise::however_others_trace", root, however_others_trace),
         plain("noise::nobody_else", root, nobody_else),
         plain("noise::nothing_to_measure", root, nothing_to_measure),
@@ -168,6 +169,44 @@ fn sampled(world: &World) {
     assert_eq!(row["tid"], burner.pid(), "{told}");
     let seconds = row["seconds"].as_f64().expect("a number");
     assert!((0.05..=1.5).contains(&seconds), "{row}");
+    burner.kill();
+    owner.die();
+}
+
+/// Whoever is not shown would count as absent: where `/proc` hides others nothing is told, with a
+/// trace or without one.
+fn others_are_hidden(world: &World) {
+    let owner = busy_owner(world);
+    let burner = burner(world, &[1]);
+    let noise = world.pinfold(&["noise", "--seconds", "0.2"]);
+    let ways = [
+        (
+            &["--pid", "--fork", "--mount-proc"][..],
+            "",
+            "a pid namespace",
+        ),
+        (&["--mount"], "mount -t tmpfs none /proc && ", "no procfs"),
+        // Root sees all by this capability, or as one of the group 0.
+        (
+            &["--mount"],
+            "mount -t proc -o hidepid=2 none /proc && \
+             set -- setpriv --regid 65534 --clear-groups --bounding-set=-sys_ptrace \"$@\" && ",
+            "(hidepid)",
+        ),
+    ];
+    for (flags, before, said) in ways {
+        for rights in ["", "setpriv --bounding-set=-sys_admin "] {
+            let mut hidden = Command::new("unshare");
+            let script = format!("{before}exec {rights}\"$@\"");
+            hidden.args(flags).args(["sh", "-c", &script, "sh"]);
+            hidden.arg(noise.get_program()).args(noise.get_args());
+            let ran = process::run(&mut hidden).exits(125);
+            assert!(ran.stderr.contains("does not show everybody"), "{ran}");
+            assert!(ran.stderr.contains(said), "{ran}");
+            assert_eq!(ran.stdout, "", "{ran}");
+        }
+    }
+    process::run(&mut world.pinfold(&["noise", "--seconds", "0.2"])).exits(1);
     burner.kill();
     owner.die();
 }
