@@ -245,6 +245,8 @@ pub enum Verb {
         pinfold noise web --json | jq '.foreign[].name'\n\n\
         The kernel's trace tells of everybody; where there is none, /proc is looked at again \
         and again.\n\
+        Without a name the owners of exclusive pools are watched; a shared pool is by its name \
+        alone.\n\
         Exit status: 0 if nobody but the owners and the kernel ran there, 1 if somebody did,\n\
         2 for a wrong command line, 125 if it could not be measured.")]
     Noise(NoiseArgs),
@@ -529,8 +531,8 @@ fn interval(text: &str) -> Result<Duration, String> {
 /// `pinfold noise`
 #[derive(Debug, Args)]
 pub struct NoiseArgs {
-    /// Only on these CPUs: those that owners have of a pool, or of one owner, by name, id or the
-    /// beginning of an id
+    /// On which CPUs: those that owners have of a pool, or of one owner, by name, id or the
+    /// beginning of an id; without it those of all exclusive pools
     #[arg(value_name = "POOL|ID")]
     pub of: Option<String>,
     /// How long, in seconds, 0.1 to 3600

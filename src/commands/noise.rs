@@ -20,6 +20,7 @@ use crate::host::Host;
 use crate::isolation;
 use crate::last_words::ENDING;
 use crate::placement::{Owner, OwnerState, Site, find, pid_id, survey};
+use crate::pools::Kind;
 use crate::process;
 use crate::refusal::Refusal;
 use crate::settings::Settings;
@@ -47,9 +48,15 @@ pub(super) fn run(args: &NoiseArgs, settings: &Settings) -> Result<u8> {
         Refusal::new(
             match &args.of {
                 Some(of) => format!("nobody owns CPUs of {}", Shown(of)),
-                None => "nobody owns CPUs".to_owned(),
+                None => "nobody owns CPUs of an exclusive pool".to_owned(),
             },
-            "measure while an owner runs: `pinfold status` shows them"
+            match &args.of {
+                Some(_) => "measure while an owner runs: `pinfold status` shows them",
+                None => {
+                    "measure while an owner runs, or name a shared pool: `pinfold status` shows \
+                     them"
+                }
+            }
         )
     );
     let signals = Signals::hold(&site.host)?;
@@ -120,7 +127,7 @@ pub(super) fn run(args: &NoiseArgs, settings: &Settings) -> Result<u8> {
 /// The owners that live, and the pools that there are.
 struct Owners {
     all: Vec<Owner>,
-    pools: Vec<String>,
+    pools: Vec<(String, Kind)>,
 }
 
 impl Owners {
@@ -130,7 +137,11 @@ impl Owners {
         if !survey.is_whole {
             bail!(Refusal::all(&survey.remarks));
         }
-        let pools = survey.pools.into_iter().map(|pool| pool.name).collect();
+        let pools = survey
+            .pools
+            .into_iter()
+            .map(|pool| (pool.name, pool.kind))
+            .collect();
         let mut all = survey.owners;
         all.retain(|owner| {
             let is_known = owner.state != OwnerState::Unreadable;
@@ -142,12 +153,17 @@ impl Owners {
         Ok(Owners { all, pools })
     }
 
-    /// Those of a pool, or the one that is called so; all where nothing is said.
+    /// Those of a pool, or the one that is called so. Where nothing is said, those of all exclusive
+    /// pools: the CPUs of a shared one are not meant to be one owner's.
     fn chosen(&self, of: Option<&str>, site: &Site) -> Result<Vec<&Owner>> {
         let Some(of) = of else {
-            return Ok(self.all.iter().collect());
+            let shared = |owner: &Owner| {
+                let mut pools = self.pools.iter();
+                pools.any(|(pool, kind)| *pool == owner.pool && *kind == Kind::Shared)
+            };
+            return Ok(self.all.iter().filter(|owner| !shared(owner)).collect());
         };
-        if self.pools.iter().any(|pool| pool == of) {
+        if self.pools.iter().any(|(pool, _)| pool == of) {
             return Ok(self.all.iter().filter(|owner| owner.pool == of).collect());
         }
         let recorded = |owner: &&Owner| owner.id.is_none() && pid_id(owner.pid) == of;

@@ -165,8 +165,8 @@ impl<'a> People<'a> {
     }
 }
 
-/// Refuses where `/proc` does not show every thread of the machine: whoever is not shown would count
-/// as absent, and the numbers of a trace would be those of others.
+/// Refuses where `/proc` does not show every thread of the machine: whoever is not shown would
+/// count as absent, and the numbers of a trace would be those of others.
 ///
 /// # Errors
 /// It does not, or cannot be looked at.

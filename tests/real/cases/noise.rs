@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("noise::others_are_hidden", root, others_are_hidden),
         plain("noise::however_others_trace", root, however_others_trace),
         plain("noise::nobody_else", root, nobody_else),
+        plain("noise::shared_pools_by_name_alone", root, shared_by_name),
         plain("noise::nothing_to_measure", root, nothing_to_measure),
         plain("noise::killed_leaves_nothing", root, killed),
     ];
@@ -234,10 +235,31 @@ fn nobody_else(world: &World) {
     children.kill();
 }
 
+/// On the CPUs of a shared pool somebody else runs by design.
+fn shared_by_name(world: &World) {
+    world.pool("common", Kind::Shared, &["0"]);
+    let common = Standin::running(world, "common", &["--burn"]);
+    let request = json!({ "pinfold.io/pool": "common" });
+    world
+        .hook("prestart", &state("common", common.pid, request))
+        .ok();
+    let ran = process::run(&mut world.pinfold(&["noise"])).exits(125);
+    assert!(ran.stderr.contains("of an exclusive pool: "), "{ran}");
+    let cpus = |line: &[&str]| {
+        let line = [&["noise", "--seconds", "0.1", "--json"], line].concat();
+        document(&process::run(&mut world.pinfold(&line)))["cpus"].clone()
+    };
+    assert_eq!(cpus(&["common"]), "0");
+    let owner = busy_owner(world);
+    assert_eq!(cpus(&[]), "1");
+    owner.die();
+    common.die();
+}
+
 fn nothing_to_measure(world: &World) {
     world.pool("dp", Kind::Exclusive, &["1"]);
     for (line, said) in [
-        (&["noise"][..], "nobody owns CPUs"),
+        (&["noise"][..], "nobody owns CPUs of an exclusive pool"),
         (&["noise", "dp"], "nobody owns CPUs of \"dp\""),
         (&["noise", "who"], "no owner is called \"who\""),
     ] {
