@@ -1008,6 +1008,41 @@ fn the_pools() {
         "warning pools",
         "chmod 600",
     );
+    // Each start in the pool fails of it.
+    let option = "etc/kcm/pools/dp/irqs";
+    broken(
+        |m| {
+            m.put(option, "keep");
+            m.mode(option, 0o666);
+        },
+        "fault pools",
+        "can be written by anybody",
+    );
+    let machine = all_is_well();
+    machine.put(option, "keep");
+    machine.mode(option, 0o666);
+    assert_eq!(machine.findings(&[]).1, 1);
+    for line in [
+        &["explain", "--pool", "dp"][..],
+        &["pool", "show"],
+        &["pool", "show", "dp"],
+        &["status"],
+    ] {
+        let output = machine.pinfold(line);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{line:?}: {said}");
+        assert!(
+            said.contains("can be written by anybody"),
+            "{line:?}: {said}"
+        );
+    }
+    assert!(machine.pinfold(&["pool", "show", "cp"]).status.success());
+    machine.remove(option);
+    let made = Command::new("mkfifo").arg(machine.path(option)).status();
+    assert!(made.unwrap().success());
+    let (found, code) = machine.findings(&[]);
+    assert_eq!((found.len(), code), (1, 1), "{found:#?}");
+    assert!(found[0].starts_with("fault pools"), "{found:#?}");
     broken_and_mended(
         |m| m.put("sys/devices/system/cpu/online", "0-2\n"),
         "warning pools",

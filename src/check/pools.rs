@@ -3,7 +3,7 @@
 use std::fs::Metadata;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use anyhow::Error;
+use anyhow::{Error, Result};
 use nix::unistd::geteuid;
 
 use super::{Report, check_neighbours, isolation, kept, machine, trial, tuning};
@@ -11,7 +11,7 @@ use crate::cpulist::CpuSet;
 use crate::files::{self, Way};
 use crate::outside;
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, replaced_lock, survey};
-use crate::pools::{LOCK_MODE, PoolDirectory};
+use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::request::is_pool_name;
 use crate::text::{Shown, shell_word};
@@ -49,7 +49,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     }
     let mut unsound = Vec::new();
     for name in names {
-        if let Err(error) = directory.sound_pool(&name) {
+        if let Err(error) = can_give(&directory, &name) {
             unsound.push(name);
             report.error("pools", &error);
         }
@@ -75,6 +75,15 @@ pub(super) fn check(site: &Site, report: &mut Report) {
         Err(error) => report.error("pools", &error),
     }
     claims(site, report);
+}
+
+/// What a start reads of a pool before it chooses.
+fn can_give(directory: &PoolDirectory, name: &str) -> Result<()> {
+    let pool = directory.sound_pool(name)?;
+    if pool.kind == Kind::Exclusive {
+        directory.options(name)?;
+    }
+    Ok(())
 }
 
 fn lock(site: &Site, directory: &PoolDirectory, report: &mut Report) {

@@ -46,6 +46,10 @@ pub struct Taken {
 pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let pool = directory.sound_pool(&request.pool)?;
+    if pool.kind == Kind::Exclusive {
+        // A start does not begin where it cannot read them.
+        directory.options(&pool.name)?;
+    }
     let want = want(&site.host, request)?;
     let mut survey = survey(site)?;
     if let Some(refusal) = survey.claims_unread {

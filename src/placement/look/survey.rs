@@ -425,18 +425,22 @@ impl Surveyor<'_> {
         }
         let lists = pool.lists.iter();
         let lists = lists.map(|list| self.at_list(&pool, list, &mut survey.owners));
+        let lists = lists.collect();
+        let options = self.options_of(&pool.name, survey);
         survey.pools.push(SurveyedPool {
             name: pool.name.clone(),
             kind: pool.kind,
-            lists: lists.collect(),
-            options: self.options_of(&pool.name, &mut survey.remarks),
+            lists,
+            options,
         });
     }
 
     /// The options of a pool; the configuration's come first.
-    fn options_of(&self, pool: &str, remarks: &mut Vec<Refusal>) -> Options {
+    fn options_of(&self, pool: &str, survey: &mut Survey) -> Options {
         let said = self.directory.options(pool).unwrap_or_else(|error| {
-            remarks.push(Refusal::of(&error));
+            survey.is_whole = false;
+            survey.unread.push(pool.to_owned());
+            survey.remarks.push(Refusal::of(&error));
             Options::default()
         });
         match self.site.options.get(pool) {
