@@ -120,8 +120,43 @@ impl Options {
 
     /// May a container choose this itself?
     pub fn allows(&self, key: &str) -> bool {
-        let allowed = self.allow.as_deref().unwrap_or_default();
-        allowed.split(',').any(|allowed| allowed == key)
+        self.allow_words().contains(&key)
+    }
+
+    /// The words of `allow`, whatever they mean; none where it is `none`.
+    pub fn allow_words(&self) -> Vec<&str> {
+        let allowed = self.allow.as_deref().filter(|allowed| *allowed != "none");
+        allowed.map_or(Vec::new(), |allowed| allowed.split(',').collect())
+    }
+
+    /// What `allow` can be so that a container may choose the keys that are meant now, and `more`.
+    pub fn allowing(&self, more: Option<&str>) -> String {
+        let words = self.allow_words().into_iter().map(str::trim).chain(more);
+        let mut keys = Vec::new();
+        for key in words.filter_map(Key::by_name).map(Key::name) {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        match keys.is_empty() {
+            true => "none".to_owned(),
+            false => keys.join(","),
+        }
+    }
+
+    /// What is said of an `allow` of which nobody knows all words.
+    pub fn unknown_allow(&self, pool: &str) -> Option<Refusal> {
+        let said = self.allow.as_deref()?;
+        check(ALLOW, said).err()?;
+        let pool = Shown(pool);
+        Some(Refusal::new(
+            format!("allow of pool {pool} is {}", Shown(said)),
+            format!(
+                "`pinfold pool set {pool} allow={}`, or others of {}",
+                self.allowing(None),
+                Key::ALL.map(Key::name).join(",")
+            ),
+        ))
     }
 
     /// What the options mean for the pool named `pool`; `None` where nobody is to be kept off.
@@ -258,6 +293,30 @@ mod tests {
         assert!(!options.allows("irqs"));
         options.set(ALLOW, "irqs,quota").unwrap();
         assert!(options.allows("quota") && !options.allows("governor"));
+        for (said, means, with_quota, is_known) in [
+            ("none", "none", "quota", true),
+            ("irqs,quota", "irqs,quota", "irqs,quota", true),
+            ("irqs, quota", "irqs,quota", "irqs,quota", false),
+            ("isolation", "none", "quota", false),
+            ("", "none", "quota", false),
+            ("irqs,bogus,irqs", "irqs", "irqs,quota", false),
+            ("irqs`reboot`", "none", "quota", false),
+        ] {
+            options.say(ALLOW, said);
+            assert_eq!(options.allowing(None), means, "{said:?}");
+            assert_eq!(options.allowing(Some("quota")), with_quota, "{said:?}");
+            let told = options.unknown_allow("dp");
+            assert_eq!(told.is_none(), is_known, "{said:?}");
+            if let Some(told) = told {
+                assert_eq!(
+                    told.what,
+                    format!("allow of pool \"dp\" is {}", Shown(said))
+                );
+                let remedy = format!("`pinfold pool set \"dp\" allow={means}`, or ");
+                assert!(told.remedy.starts_with(&remedy), "{told}");
+            }
+        }
+        assert_eq!(Options::default().unknown_allow("dp"), None);
     }
 
     #[test]

@@ -1008,6 +1008,39 @@ fn the_pools() {
         "warning pools",
         "chmod 600",
     );
+    for (words, set) in [
+        ("isolation", "allow=none"),
+        ("\n", "allow=none"),
+        ("irqs, quota\n", "allow=irqs,quota"),
+        ("irqs,bogus", "allow=irqs"),
+    ] {
+        broken_and_mended(
+            |m| m.put("etc/kcm/pools/dp/allow", words),
+            "warning pools: allow of pool \"dp\" is ",
+            &format!("`pinfold pool set \"dp\" {set}`"),
+            &[&|m| {
+                let set = m.pinfold(&["pool", "set", "dp", set]);
+                assert!(set.status.success(), "{set:?}");
+            }],
+        );
+    }
+    let machine = all_is_well();
+    let shown = |line: &[&str]| {
+        let line = [&["pool", "show"], line].concat();
+        String::from_utf8(machine.pinfold(&line).stdout).unwrap()
+    };
+    let allowed = || -> Value {
+        let document: Value = serde_json::from_str(&shown(&["dp", "--json"])).unwrap();
+        document["pools"][0]["allow"].clone()
+    };
+    assert_eq!(allowed(), json!([]));
+    machine.put("etc/kcm/pools/dp/allow", "irqs,quota\n");
+    assert_eq!(allowed(), json!(["irqs", "quota"]));
+    assert!(
+        shown(&["dp"]).contains(" irqs,quota "),
+        "{}",
+        shown(&["dp"])
+    );
     // Each start in the pool fails of it.
     let option = "etc/kcm/pools/dp/irqs";
     broken(

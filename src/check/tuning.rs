@@ -52,7 +52,10 @@ fn away_of_owners(site: &Site) -> CpuSet {
 /// What is said of a pool, told where it makes no sense.
 fn wanted(pool: &SurveyedPool, report: &mut Report) -> Tuning {
     let (tuning, unknown) = pool.options.tuning.tuning(&pool.name);
-    for refusal in unknown {
+    for refusal in unknown
+        .into_iter()
+        .chain(pool.options.unknown_allow(&pool.name))
+    {
         report.warn("pools", refusal.what, refusal.remedy);
     }
     tuning

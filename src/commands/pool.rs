@@ -69,20 +69,24 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
         return Ok(code);
     }
     let mut table = TabWriter::new(vec![]);
-    writeln!(table, "POOL\tKIND\tISOLATION\tTUNING\tLISTS\tFREE\tCPUS")?;
+    writeln!(
+        table,
+        "POOL\tKIND\tISOLATION\tTUNING\tALLOW\tLISTS\tFREE\tCPUS"
+    )?;
     for pool in &pools {
         let (kind, cpus) = (pool.kind.word(), pool.cpus());
         let (lists, free) = (pool.lists.len(), free_lists(pool));
         writeln!(
             table,
-            "{}\t{kind}\t{}\t{}\t{lists}\t{free}\t{cpus}",
+            "{}\t{kind}\t{}\t{}\t{}\t{lists}\t{free}\t{cpus}",
             Shown(&pool.name),
             isolation(pool),
-            one_line(&tuning::listed(pool.options.tuning.said()))
+            one_line(&tuning::listed(pool.options.tuning.said())),
+            allow(pool)
         )?;
     }
     if args.name.is_none() {
-        writeln!(table, "-\tin no pool\t-\t-\t-\t-\t{in_none}")?;
+        writeln!(table, "-\tin no pool\t-\t-\t-\t-\t-\t{in_none}")?;
     }
     out.write_all(&table.into_inner()?)?;
     Ok(code)
@@ -121,6 +125,9 @@ struct PoolEntry<'a> {
     isolation_needed: bool,
     /// What its files or the configuration say of interrupts, limits and power, by option.
     tuning: BTreeMap<&'static str, &'a str>,
+    /// Which of these a container may choose by its annotations: the words that its file or the
+    /// configuration has, which may be wrong; empty where it may choose none.
+    allow: Vec<&'a str>,
 }
 
 fn document<'a>(pools: &'a [SurveyedPool], in_none: &CpuSet) -> Result<Document<'a>> {
@@ -134,6 +141,7 @@ fn document<'a>(pools: &'a [SurveyedPool], in_none: &CpuSet) -> Result<Document<
             isolation: pool.options.isolation.as_deref().unwrap_or("none"),
             isolation_needed: pool.options.needed.as_deref() == Some("yes"),
             tuning: pool.options.tuning.said().collect(),
+            allow: pool.options.allow_words(),
         })
     };
     Ok(Document {
@@ -148,6 +156,15 @@ fn isolation(pool: &SurveyedPool) -> String {
     match pool.options.needed.as_deref() {
         Some("yes") => format!("{word} (needed)"),
         _ => word,
+    }
+}
+
+/// The same of what containers may choose themselves.
+fn allow(pool: &SurveyedPool) -> String {
+    match pool.options.allow_words()[..] {
+        [] => "-".to_owned(),
+        [""] => Shown("").to_string(),
+        ref words => one_line(&words.join(",")),
     }
 }
 

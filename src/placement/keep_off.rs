@@ -73,10 +73,7 @@ impl Books<'_> {
         for (key, word) in asked {
             if !options.allows(key) {
                 let name = &pool.name;
-                let allowed = match options.allow.as_deref() {
-                    None | Some("none") => (*key).to_owned(),
-                    Some(allowed) => format!("{allowed},{key}"),
-                };
+                let allowed = options.allowing(Some(*key));
                 let remedy = match pool.kind {
                     Kind::Exclusive => format!(
                         "drop the annotation, or allow it: `pinfold pool set {name} \
@@ -98,8 +95,10 @@ impl Books<'_> {
                 own.say(key, word);
             }
         }
+        let unknown_allow = options.unknown_allow(&pool.name);
         let (tuning, unknown) = own.or(options.tuning).tuning(&pool.name);
-        unknown.iter().for_each(|refusal| log::warn!("{refusal}"));
+        let unknown = unknown.into_iter().chain(unknown_allow);
+        unknown.for_each(|refusal| log::warn!("{refusal}"));
         Ok(tuning)
     }
 

@@ -451,6 +451,10 @@ fn a_container_chooses_itself_what_its_pool_allows() {
     assert!(refused.contains("irqs is keep or away"), "{refused}");
     let refused = said(tuning("dp", Key::Governor, "performance"));
     assert!(refused.contains("allow=irqs,quota,governor`"), "{refused}");
+    // A shell takes what is behind a blank for another word.
+    machine.put("etc/kcm/pools/dp/allow", "irqs, quota, bogus\n");
+    let refused = said(tuning("dp", Key::Quota, "lift"));
+    assert!(refused.contains("dp allow=irqs,quota`"), "{refused}");
     assert!(said(tuning("common", Key::Irqs, "away")).contains("drop the annotation"));
 }
 
