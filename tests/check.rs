@@ -924,6 +924,68 @@ fn the_power_of_cpus() {
     );
 }
 
+/// A request is told beforehand what the start says of others on its CPUs.
+#[test]
+fn what_explain_says_of_others() {
+    let machine = all_is_well();
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        machine.put(&format!("sys/fs/cgroup/machine.slice/{file}"), "\n");
+    }
+    machine.put("etc/kcm/pools/dp/isolation", "root");
+    let explained = |more: &[&str]| {
+        let output = machine.pinfold(&[&["explain", "--pool", "dp"], more].concat());
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let others = "others can run on 2 of pool dp, which it would have by its mask alone: Linux \
+                  6.12.1-amd64 cannot keep others off";
+    // CPUs of `isolcpus=` do, where no more is needed.
+    let (code, out, _) = explained(&[]);
+    assert!(code == Some(0) && !out.contains(others), "{out}");
+    machine.put("proc/cmdline", "quiet\n");
+    let (code, out, _) = explained(&[]);
+    assert!(code == Some(0) && out.contains(others), "{out}");
+    machine.put("etc/kcm/pools/dp/isolation-needed", "yes");
+    for boot in ["quiet\n", "isolcpus=2-3\n"] {
+        machine.put("proc/cmdline", boot);
+        let (code, out, said) = explained(&[]);
+        assert!(code == Some(1) && !out.contains("can be given"), "{out}");
+        assert!(said.contains(others), "{said}");
+        assert!(said.contains("Linux 6.7 or later"), "{said}");
+        let (code, out, _) = explained(&["--json"]);
+        let document: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &document["cpuLists"]), (Some(1), &json!([])));
+        let refused = document["refused"].as_str().unwrap();
+        assert!(refused.contains(others), "{refused}");
+    }
+    // What keeps others off is a slice, or the kernel.
+    for (file, text) in [
+        ("fast.slice/cpuset.cpus.effective", "2-3\n"),
+        ("fast.slice/cpuset.cpus.partition", "root\n"),
+    ] {
+        machine.put(&format!("sys/fs/cgroup/{file}"), text);
+    }
+    assert_eq!(explained(&[]).0, Some(0));
+    machine.put("etc/kcm/pools/dp/isolation", "isolated");
+    assert_eq!(explained(&[]).0, Some(1));
+    machine.put("sys/fs/cgroup/machine.slice/cpuset.cpus.exclusive", "\n");
+    assert_eq!(explained(&[]).0, Some(0));
+    // An unknown word refuses a start where it is needed.
+    machine.put("etc/kcm/pools/dp/isolation", "Root");
+    assert_eq!(explained(&[]).0, Some(1));
+    let set = machine.pinfold(&["pool", "set", "dp", "isolation-needed=no"]);
+    assert!(set.status.success(), "{set:?}");
+    let (code, _, said) = explained(&[]);
+    assert!(
+        code == Some(0) && said.contains("isolation of pool"),
+        "{said}"
+    );
+}
+
 #[test]
 fn the_devices() {
     let cdi = "etc/cdi/pinfold.json";

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Report, machine};
-use crate::cgroup::{Group, Version, cpuset, partition};
+use super::Report;
+use crate::cgroup::{Group, cpuset, partition};
 use crate::cpulist::CpuSet;
 use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, Keeping, Obstacle};
@@ -134,17 +134,9 @@ impl<'a> Wanting<'a> {
 
     /// What on this machine keeps every owner from a partition.
     fn obstacle(&self, site: &Site) -> Result<Option<Obstacle>> {
-        let Ok(hierarchy) = cpuset::hierarchy(&site.host) else {
-            return Ok(None);
-        };
-        let group = match hierarchy.version {
-            Version::V1 => hierarchy.top().ok(),
-            Version::V2 => machine::group_with_cpusets(&hierarchy),
-        };
-        // While no group has the controller, nothing is known.
-        match group.filter(|_| !self.cpus.is_empty()) {
-            Some(group) => outside::obstacle(&site.host, &group),
-            None => Ok(None),
+        match self.cpus.is_empty() {
+            true => Ok(None),
+            false => outside::obstacle_to_all(&site.host),
         }
     }
 

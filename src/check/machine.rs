@@ -152,13 +152,6 @@ pub(super) fn narrow_parents(site: &Site, cpus: &CpuSet) -> Vec<(String, CpuSet,
     lacking.collect()
 }
 
-/// The first of the engines' groups that has the cpuset controller.
-pub(super) fn group_with_cpusets(hierarchy: &Hierarchy) -> Option<Group> {
-    let groups = PARENTS.iter().filter_map(|path| hierarchy.group(path).ok());
-    let mut groups = groups.filter(|group| matches!(cpuset::masks(group), Ok(Some(_))));
-    groups.next()
-}
-
 /// The slices that the operator made partitions, with their CPUs.
 pub(super) fn partitions(site: &Site) -> Vec<(String, CpuSet)> {
     let top = cpuset::hierarchy(&site.host).and_then(|hierarchy| hierarchy.top());

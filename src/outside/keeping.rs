@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::machine;
 use super::obstacle::{self, Asked, Obstacle};
-use crate::cgroup::cpuset::effective_cpus;
+use crate::cgroup::cpuset::{self, effective_cpus};
 use crate::cgroup::{Group, Version, partition};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
@@ -134,6 +134,20 @@ pub fn is_kept_above(host: &Host, group: &Group, cpus: &CpuSet, kind: Kind) -> R
     let now = online.map_or_else(|_| cpus.clone(), |online| cpus.intersection(&online));
     let above = above(group, &now)?;
     Ok(above.is_some_and(|(_, found)| suits(found, kind)))
+}
+
+/// Is there a slice that keeps others off these CPUs, for whoever is in it?
+///
+/// # Errors
+/// The groups cannot be looked at.
+pub fn is_kept_by_a_slice(host: &Host, cpus: &CpuSet, kind: Kind) -> Result<bool> {
+    let top = cpuset::hierarchy(host)?.top()?;
+    for (slice, all) in cpuset::partitions(&top)? {
+        if cpus.is_subset(&all) && kind_of(&slice)?.is_some_and(|found| suits(found, kind)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Is a partition of this kind as good as the one that is wanted?

@@ -137,7 +137,7 @@ pub(super) struct Asked<'a> {
 ///
 /// # Errors
 /// A file of the group, or the kernel's release, cannot be read.
-pub fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
+fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
     if group.version() == Version::V1 {
         return Ok(Some(Obstacle::of_machine(
             "version-1",
@@ -156,6 +156,31 @@ pub fn obstacle(host: &Host, group: &Group) -> Result<Option<Obstacle>> {
         )));
     }
     Ok(None)
+}
+
+/// The same, told by the groups right below the root; `None` also while none of them has the
+/// controller, or there are no cgroups.
+///
+/// # Errors
+/// As [`obstacle`], or the groups cannot be listed.
+pub fn obstacle_to_all(host: &Host) -> Result<Option<Obstacle>> {
+    let Ok(hierarchy) = cpuset::hierarchy(host) else {
+        return Ok(None);
+    };
+    let top = hierarchy.top()?;
+    if top.version() == Version::V1 {
+        return obstacle(host, &top);
+    }
+    let mut found = None;
+    for group in top.children()? {
+        if cpuset::masks(&group)?.is_some() {
+            match obstacle(host, &group)? {
+                None => return Ok(None),
+                there => found = there,
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The kernel's release, if it is one that makes partitions, and on which another container beside

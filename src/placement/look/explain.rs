@@ -4,6 +4,9 @@ use anyhow::{Result, bail, ensure};
 
 use crate::choose::{Offer, Reach, Situation, Want, choose};
 use crate::cpulist::CpuSet;
+use crate::host::Host;
+use crate::isolation::Wanted;
+use crate::outside::{self, Obstacle};
 use crate::placement::Site;
 use crate::placement::look::survey::{ListState, SurveyedList, survey};
 use crate::placement::refusal::{Considered, by_node, no_such_node};
@@ -59,8 +62,9 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
         .pools
         .iter()
         .position(|other| other.name == pool.name);
-    let surveyed = place
-        .map(|place| survey.pools.swap_remove(place).lists)
+    let place = place.map(|place| survey.pools.swap_remove(place));
+    let (surveyed, options) = place
+        .map(|pool| (pool.lists, pool.options))
         .unwrap_or_default();
     let is_same = surveyed
         .iter()
@@ -73,6 +77,16 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
             "try again"
         )
     );
+    let wanted = match pool.kind {
+        Kind::Shared => None,
+        Kind::Exclusive => match options.wanted(&pool.name) {
+            Err(refusal) if options.is_needed(&pool.name) == Ok(false) => {
+                survey.remarks.push(refusal);
+                None
+            }
+            wanted => wanted?,
+        },
+    };
     let online = topology::online(&site.host)?;
     let reach = Reach {
         online: online.clone(),
@@ -128,6 +142,28 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
         Ok(chosen) => {
             let lists = chosen.iter().map(|index| &pool.lists[*index]);
             let cpus: CpuSet = lists.map(|list| &list.cpus).collect();
+            let obstacle = match wanted {
+                Some(wanted) => to_keeping_off(&site.host, &cpus, wanted)?,
+                None => None,
+            };
+            if let (Some(wanted), Some(obstacle)) = (wanted, obstacle) {
+                let name = &pool.name;
+                let what = format!(
+                    "others can run on {cpus} of pool {name}, which it would have by its mask \
+                     alone: {}",
+                    obstacle.what
+                );
+                if wanted.is_needed {
+                    let remedy = format!(
+                        "{}; or `pinfold pool set {name} isolation-needed=no`",
+                        obstacle.remedy
+                    );
+                    explanation.why.clear();
+                    explanation.taken = Err(Refusal::new(what, remedy));
+                    return Ok(explanation);
+                }
+                explanation.why.push(what);
+            }
             if request.mems == Mems::Local {
                 explanation.mems = topology::local_memory_nodes(&site.host, &cpus)?;
             }
@@ -138,6 +174,17 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
         }
     }
     Ok(explanation)
+}
+
+/// What keeps others on these CPUs, whoever is given them and wherever it runs. Where that is not
+/// to refuse a start, CPUs of `isolcpus=` do without more.
+fn to_keeping_off(host: &Host, cpus: &CpuSet, wanted: Wanted) -> Result<Option<Obstacle>> {
+    let Some(obstacle) = outside::obstacle_to_all(host)? else {
+        return Ok(None);
+    };
+    let is_apart = !wanted.is_needed && cpus.is_subset(&topology::isolated(host)?);
+    let is_kept = is_apart || outside::is_kept_by_a_slice(host, cpus, wanted.kind)?;
+    Ok((!is_kept).then_some(obstacle))
 }
 
 fn owners(list: &SurveyedList) -> usize {
