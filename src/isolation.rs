@@ -2,6 +2,8 @@
 
 pub mod tuning;
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
@@ -118,6 +120,13 @@ impl Options {
             .collect()
     }
 
+    /// Those of them that ask for something.
+    pub fn asking(&self) -> Vec<(&'static str, &str)> {
+        let mut asking = self.said();
+        asking.retain(|(_, value)| !["none", "no", "keep"].contains(value));
+        asking
+    }
+
     /// May a container choose this itself?
     pub fn allows(&self, key: &str) -> bool {
         self.allow_words().contains(&key)
@@ -212,6 +221,14 @@ pub fn check(key: &str, value: &str) -> Result<(), String> {
             )),
         },
     }
+}
+
+/// The refusal of an option of a shared pool: these mean nothing there.
+pub fn of_shared(pool: impl Display) -> Refusal {
+    Refusal::new(
+        format!("pool {pool} is shared: its owners have no CPUs of their own"),
+        "say it of an exclusive pool",
+    )
 }
 
 /// Is this a key of a pool?

@@ -591,7 +591,10 @@ fn pools_that_no_partition_can_be_made_for() {
         },
         "warning isolation",
         "pools that keep others off have all CPUs, 0-3: the last of them cannot be kept: leave",
-        &[&|m| m.put("etc/kcm/pools/cp/exclusive", "0")],
+        &[&|m| {
+            m.put("etc/kcm/pools/cp/exclusive", "0");
+            m.remove("etc/kcm/pools/cp/isolation");
+        }],
     );
 }
 
@@ -1070,6 +1073,47 @@ fn the_pools() {
         "warning pools",
         "chmod 600",
     );
+    // Of a shared pool nothing does what these say.
+    let of_shared = "warning pools: pool \"cp\" is shared: its owners have no CPUs of their own";
+    broken(
+        |m| {
+            m.put("etc/kcm/pools/cp/isolation", "root\n");
+            m.put("etc/kcm/pools/cp/irqs", "away\n");
+            m.put("etc/kcm/pools/cp/quota", "keep\n");
+            m.put("etc/kcm/pools/cp/governor", "performance\n");
+        },
+        of_shared,
+        ", and nothing does isolation=root,irqs=away,governor=performance: `rm ",
+    );
+    // No start reads it, so that none fails of it.
+    broken(
+        |m| {
+            m.put("etc/kcm/pools/cp/irqs", "away\n");
+            m.mode("etc/kcm/pools/cp/irqs", 0o666);
+        },
+        "warning pools: ",
+        "can be written by anybody",
+    );
+    let config = "etc/pinfold/config.toml";
+    broken_and_mended(
+        |m| {
+            m.put(
+                config,
+                "[pools.cp]\nisolation = \"root\"\nirqs = \"away\"\n",
+            )
+        },
+        of_shared,
+        "nothing does isolation=root,irqs=away: take that out of [pools.cp] in",
+        &[&|m| m.put(config, "[pools.cp]\nisolation = \"none\"\n")],
+    );
+    let machine = all_is_well();
+    machine.put("etc/kcm/pools/cp/isolation", "root\n");
+    machine.put("etc/kcm/pools/cp/irqs", "away\n");
+    let shown = machine.pinfold(&["pool", "show", "cp"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let row = shown.lines().nth(1).unwrap().split_whitespace();
+    let row: Vec<&str> = row.collect();
+    assert_eq!(row[1..5], ["shared", "-", "-", "-"], "{shown}");
     for (words, set) in [
         ("isolation", "allow=none"),
         ("\n", "allow=none"),

@@ -6,15 +6,17 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use anyhow::{Error, Result};
 use nix::unistd::geteuid;
 
-use super::{Report, check_neighbours, isolation, kept, machine, trial, tuning};
+use super::{Report, check_neighbours, kept, machine, trial, tuning};
 use crate::cpulist::CpuSet;
 use crate::files::{self, Way};
+use crate::isolation;
+use crate::isolation::tuning::listed;
 use crate::outside;
 use crate::placement::{ListState, Site, Survey, SurveyedPool, audit, replaced_lock, survey};
 use crate::pools::{Kind, LOCK_MODE, PoolDirectory};
 use crate::refusal::Refusal;
 use crate::request::is_pool_name;
-use crate::text::{Shown, shell_word};
+use crate::text::{Shown, one_line, shell_word};
 use crate::topology;
 
 pub(super) fn check(site: &Site, report: &mut Report) {
@@ -49,9 +51,13 @@ pub(super) fn check(site: &Site, report: &mut Report) {
     }
     let mut unsound = Vec::new();
     for name in names {
-        if let Err(error) = can_give(&directory, &name) {
-            unsound.push(name);
-            report.error("pools", &error);
+        match can_give(&directory, &name) {
+            Ok(Kind::Exclusive) => {}
+            Ok(Kind::Shared) => of_shared(site, &directory, &name, report),
+            Err(error) => {
+                unsound.push(name);
+                report.error("pools", &error);
+            }
         }
     }
     trial::check(site, &directory, report);
@@ -66,7 +72,7 @@ pub(super) fn check(site: &Site, report: &mut Report) {
                 report.remark("pools", remark);
             }
             reach(site, &survey, report);
-            isolation::check(site, &survey, report);
+            super::isolation::check(site, &survey, report);
             tuning::check(site, &survey, report);
             report
                 .findings
@@ -78,12 +84,37 @@ pub(super) fn check(site: &Site, report: &mut Report) {
 }
 
 /// What a start reads of a pool before it chooses.
-fn can_give(directory: &PoolDirectory, name: &str) -> Result<()> {
-    let pool = directory.sound_pool(name)?;
-    if pool.kind == Kind::Exclusive {
+fn can_give(directory: &PoolDirectory, name: &str) -> Result<Kind> {
+    let kind = directory.sound_pool(name)?.kind;
+    if kind == Kind::Exclusive {
         directory.options(name)?;
     }
-    Ok(())
+    Ok(kind)
+}
+
+/// Warns of what a shared pool's files or the configuration say of its owners' CPUs: nothing does
+/// it.
+fn of_shared(site: &Site, directory: &PoolDirectory, name: &str, report: &mut Report) {
+    let mut warn = |asking: Vec<(&'static str, &str)>, remedy: String| {
+        if !asking.is_empty() {
+            let why = one_line(&isolation::of_shared(Shown(name)).what);
+            let asking = one_line(&listed(asking));
+            report.warn("pools", format!("{why}, and nothing does {asking}"), remedy);
+        }
+    };
+    if let Some(options) = site.options.get(name) {
+        let table = format!("take that out of [pools.{name}] in the configuration file");
+        warn(options.asking(), table);
+    }
+    match directory.options(name) {
+        Ok(options) => {
+            let files = options.asking().into_iter();
+            let files = files.map(|(key, _)| shell_word(&directory.option_path(name, key)));
+            let files = format!("`rm {}`", files.collect::<Vec<_>>().join(" "));
+            warn(options.asking(), files);
+        }
+        Err(error) => report.remark("pools", &Refusal::of(&error)),
+    }
 }
 
 fn lock(site: &Site, directory: &PoolDirectory, report: &mut Report) {

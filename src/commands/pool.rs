@@ -152,6 +152,9 @@ fn document<'a>(pools: &'a [SurveyedPool], in_none: &CpuSet) -> Result<Document<
 
 /// A table cell that says how others are kept off; others wrote the text.
 fn isolation(pool: &SurveyedPool) -> String {
+    if pool.kind == Kind::Shared {
+        return "-".to_owned();
+    }
     let word = one_line(pool.options.isolation.as_deref().unwrap_or("none"));
     match pool.options.needed.as_deref() {
         Some("yes") => format!("{word} (needed)"),

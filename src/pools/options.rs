@@ -64,7 +64,8 @@ impl PoolDirectory {
         files::replace(&path, value.as_bytes(), FILE_MODE, Durability::PowerLoss)
     }
 
-    fn option_path(&self, pool: &str, key: &str) -> PathBuf {
+    /// The file of a pool that says this option.
+    pub fn option_path(&self, pool: &str, key: &str) -> PathBuf {
         self.pools().join(pool).join(key)
     }
 }

@@ -116,13 +116,7 @@ pub fn set_options(site: &Site, name: &str, options: &Options) -> Result<bool> {
     let directory = PoolDirectory::open(&site.host, &site.conf_dir)?;
     let lock = directory.lock(&site.host, site.patience)?;
     let pool = directory.pool(name)?;
-    ensure!(
-        pool.kind == Kind::Exclusive,
-        Refusal::new(
-            format!("pool {name} is shared: its owners have no CPUs of their own"),
-            "say it of an exclusive pool"
-        )
-    );
+    ensure!(pool.kind == Kind::Exclusive, isolation::of_shared(name));
     let there = directory.options(name)?;
     warn_of_isolcpus(site, name, &cpus_of(&pool.lists), options);
     if options.or(there.clone()) == there {

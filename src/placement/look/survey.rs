@@ -56,7 +56,8 @@ pub struct SurveyedPool {
     pub kind: Kind,
     /// Its lists, by first CPU.
     pub lists: Vec<SurveyedList>,
-    /// Its other options, from the configuration and its own files.
+    /// Its other options, from the configuration and its own files. A shared pool's mean nothing,
+    /// and are not read.
     pub options: Options,
 }
 
@@ -426,7 +427,10 @@ impl Surveyor<'_> {
         let lists = pool.lists.iter();
         let lists = lists.map(|list| self.at_list(&pool, list, &mut survey.owners));
         let lists = lists.collect();
-        let options = self.options_of(&pool.name, survey);
+        let options = match pool.kind {
+            Kind::Exclusive => self.options_of(&pool.name, survey),
+            Kind::Shared => Options::default(),
+        };
         survey.pools.push(SurveyedPool {
             name: pool.name.clone(),
             kind: pool.kind,
