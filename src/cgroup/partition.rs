@@ -185,18 +185,20 @@ pub fn lost(top: &Group, online: &CpuSet, kept: &CpuSet) -> Result<CpuSet> {
 }
 
 /// The files that keep some of these CPUs from a group, with what is in them: they belong to the
-/// groups beside it, and beside each group above it. Beside a group above it, `cpuset.cpus` counts
-/// only if it names none but these CPUs; exclusive CPUs always count.
+/// groups beside it, and beside each group above it. Exclusive CPUs always count. `cpuset.cpus`
+/// counts if it names none but these CPUs, and beside the group itself also if it names one of them
+/// and this release of the kernel [`is_broken_by_siblings`].
 ///
 /// # Errors
 /// A group cannot be looked at.
-pub fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Vec<(String, CpuSet)>> {
+pub fn in_the_way(group: &Group, cpus: &CpuSet, release: &str) -> Result<Vec<(String, CpuSet)>> {
+    let is_broken = is_broken_by_siblings(release);
     let mut found = Vec::new();
     for below in ancestors(group).iter().chain([group]) {
         let Some(parent) = below.parent() else {
             continue;
         };
-        let is_leaf = below.path() == group.path();
+        let one_counts = is_broken && below.path() == group.path();
         for other in parent.children()? {
             if other.dir() == below.dir() {
                 continue;
@@ -205,7 +207,7 @@ pub fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Vec<(String, CpuSet)>>
             let exclusive: CpuSet = exclusive.parse().unwrap_or_default();
             let mask = cpuset::masks(&other)?.unwrap_or_default().cpus;
             let mask: CpuSet = mask.parse().unwrap_or_default();
-            let mask_is = !mask.is_disjoint(cpus) && (is_leaf || mask.is_subset(cpus));
+            let mask_is = !mask.is_disjoint(cpus) && (one_counts || mask.is_subset(cpus));
             let (file, named) = match (exclusive.is_disjoint(cpus), mask_is) {
                 (false, _) => (EXCLUSIVE, exclusive),
                 (true, true) => ("cpuset.cpus", mask),
@@ -396,25 +398,33 @@ mod tests {
             ("a.slice/y.scope/cpuset.cpus", "3-4\n"),
             ("a.slice/y.scope/cpuset.mems", "\n"),
             ("a.slice/z.scope/cpuset.cpus", "6\n"),
+            ("a.slice/all.scope/cpuset.cpus", "0-7\n"),
+            ("a.slice/all.scope/cpuset.mems", "\n"),
+            ("a.slice/one.scope/cpuset.cpus", "5\n"),
+            ("a.slice/one.scope/cpuset.mems", "\n"),
             ("b.slice/cpuset.cpus", "0-7\n"),
             ("b.slice/cpuset.mems", "\n"),
             ("c.slice/cpuset.cpus.exclusive", "5\n"),
         ]);
-        let found = in_the_way(&tree.group("/a.slice/x.scope"), &cpus("4-5")).unwrap();
-        let named: Vec<String> = found
-            .iter()
-            .map(|(path, cpus)| {
+        let named = |release: &str| {
+            let found = in_the_way(&tree.group("/a.slice/x.scope"), &cpus("4-5"), release);
+            let found = found.unwrap().into_iter().map(|(path, cpus)| {
                 let path = path.rsplit_once("/cgroup/").unwrap().1;
                 format!("{path} {cpus}")
-            })
-            .collect();
-        assert_eq!(
-            named,
-            [
-                "c.slice/cpuset.cpus.exclusive 5",
-                "a.slice/y.scope/cpuset.cpus 3-4"
-            ]
+            });
+            let mut found: Vec<String> = found.collect();
+            // Those beside one group come in any order.
+            found[1..].sort();
+            found
+        };
+        let above = "c.slice/cpuset.cpus.exclusive 5";
+        let (all, one) = (
+            "a.slice/all.scope/cpuset.cpus 0-7",
+            "a.slice/one.scope/cpuset.cpus 5",
         );
+        let overlapping = "a.slice/y.scope/cpuset.cpus 3-4";
+        assert_eq!(named("6.12.0"), [above, all, one, overlapping]);
+        assert_eq!(named("7.2.0"), [above, one]);
     }
 
     #[test]

@@ -174,7 +174,7 @@ pub fn why_by_mask(host: &Host, group: &Group, cpus: &CpuSet, kind: Kind) -> Res
     };
     let found = match obstacle::before(host, &asked)? {
         Some(found) => Some(found),
-        None => obstacle::in_the_way(group, cpus)?,
+        None => obstacle::in_the_way(host, group, cpus)?,
     };
     if let Some(found) = found {
         return Ok(found);

@@ -209,7 +209,7 @@ impl<'a> Machine<'a> {
             return Ok(false);
         }
         Ok(self.obstacle(&group, owner)?.is_none()
-            && partition::in_the_way(&group, &owner.cpus)?.is_empty())
+            && obstacle::in_the_way(self.host, &group, &owner.cpus)?.is_none())
     }
 
     /// Writes what the live owners want; returns what failed. A partition is made or healed only

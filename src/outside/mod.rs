@@ -105,7 +105,7 @@ impl Outside<'_> {
             warn_of(&failed);
             return Ok(None);
         }
-        let obstacle = obstacle::of_kernel(&group, owner, &failed)?;
+        let obstacle = obstacle::of_kernel(self.host, &group, owner, &failed)?;
         give_up(machine, owner, obstacle).map(Some)
     }
 
@@ -309,7 +309,7 @@ impl Outside<'_> {
         }
         let group = self.hierarchy.group(&owner.group)?;
         let what = match limits::may_be_admin()? {
-            true => obstacle::of_kernel(&group, owner, &[])?,
+            true => obstacle::of_kernel(self.host, &group, owner, &[])?,
             false => obstacle::not_permitted(),
         };
         let problem = Refusal::new(

@@ -405,8 +405,13 @@ pub(super) fn not_permitted() -> Obstacle {
 
 /// Why the kernel refused or broke a partition. The first group that names its CPUs is the
 /// likeliest reason, then the first failed write, then what the partition file says.
-pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Result<Obstacle> {
-    if let Some(obstacle) = in_the_way(group, &owner.cpus)? {
+pub(super) fn of_kernel(
+    host: &Host,
+    group: &Group,
+    owner: &Owner,
+    failed: &[Failure],
+) -> Result<Obstacle> {
+    if let Some(obstacle) = in_the_way(host, group, &owner.cpus)? {
         return Ok(obstacle);
     }
     if let Some(failed) = failed.first() {
@@ -425,8 +430,8 @@ pub(super) fn of_kernel(group: &Group, owner: &Owner, failed: &[Failure]) -> Res
 }
 
 /// The first group that names some of these CPUs, which the kernel does not give to two.
-pub(super) fn in_the_way(group: &Group, cpus: &CpuSet) -> Result<Option<Obstacle>> {
-    let others = partition::in_the_way(group, cpus)?;
+pub(super) fn in_the_way(host: &Host, group: &Group, cpus: &CpuSet) -> Result<Option<Obstacle>> {
+    let others = partition::in_the_way(group, cpus, &release(host)?)?;
     Ok(others.first().map(|(file, cpus)| {
         Obstacle::of_owner(
             format!("{file} names {cpus}"),

@@ -246,6 +246,36 @@ fn an_owner_that_something_came_in_the_way_of_leaves_no_record() {
     assert_eq!(outside::kept(&site.host), cpus(""));
 }
 
+/// Where a start beside somebody would succeed, so does making its partition again. From Linux 7.0
+/// on the kernel gives a partition's CPUs to nobody else, whatever the groups beside it name.
+#[test]
+fn a_broken_partition_is_made_again_beside_whoever_a_start_is_possible_beside() {
+    let state = format!("sys/fs/cgroup{}/cpuset.cpus.partition", group_of("web"));
+    for (beside, is_made) in [
+        ("", true),
+        ("0-1", true),
+        ("2-3", true),
+        ("0-7", true),
+        ("2", false),
+    ] {
+        let (machine, claim) = machine();
+        keeps_off(&machine, &claim, "2");
+        let hotplug = "root invalid (No cpu available due to hotplug)\n";
+        machine.put(&state, hotplug);
+        machine.group("/machine.slice/other");
+        let mask = "sys/fs/cgroup/machine.slice/other/cpuset.cpus";
+        machine.put(mask, &format!("{beside}\n"));
+        let problems = open(&machine.site()).converge_machine().unwrap().problems;
+        let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let is_left = machine.get(&state).starts_with("root invalid");
+        assert_eq!(!is_left, is_made, "{beside}: {said:?}");
+        let names = said
+            .iter()
+            .any(|said| said.contains("other/cpuset.cpus names"));
+        assert_eq!(names, !is_made, "{beside}: {said:?}");
+    }
+}
+
 /// The kernel lets nobody without `CAP_SYS_ADMIN` make a partition.
 #[test]
 fn who_may_not_make_a_broken_partition_again_leaves_it_as_it_is() {
@@ -324,7 +354,7 @@ fn what_breaks_again_in_the_same_round_ends_the_wait_and_what_cannot_be_mended_d
     assert!(took(&mut watch, late) < late / 2);
     // The next one cannot, for somebody is in the way.
     machine.group("/machine.slice/other");
-    machine.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "2-3\n");
+    machine.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "2\n");
     for _ in 0..2 {
         let report = reconcile(&machine.site()).unwrap();
         assert_eq!(report.broken.as_ref().map(Vec::len), Some(1));
