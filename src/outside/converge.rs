@@ -115,16 +115,55 @@ pub(super) fn still_changed(records: &Records, seen: &Seen) -> Vec<Change> {
     records.changes.iter().filter(is_changed).cloned().collect()
 }
 
+/// Enters what was changed for an owner of which there is no record any more, as what its files hold
+/// now shows. Its CPUs are ours wherever they are exclusive: they were not found there, even if
+/// somebody who came since has recorded that.
+pub(super) fn enter_lost(records: &mut Records, owner: &Owner, seen: &Seen) {
+    for (target, now) in seen {
+        let Reading::Holds(now) = now else {
+            continue;
+        };
+        let mut changes = records.changes.iter_mut();
+        let known = changes.find(|change| change.target == *target);
+        let (found, ours) = match (target, known) {
+            (Target::Exclusive(_), Some(change)) => {
+                change.found = set(&change.found).difference(&owner.cpus).to_string();
+                continue;
+            }
+            (Target::Partition(_), Some(_)) => continue,
+            (Target::Partition(_), None) => (MEMBER.to_owned(), kind_in(now)),
+            (Target::Exclusive(group), None) => {
+                let owners = records.owners.iter().chain([owner]);
+                let owners = owners.filter(|owner| owner.is_at_or_below(group));
+                let owned: CpuSet = owners.map(|owner| &owner.cpus).collect();
+                (set(now).difference(&owned).to_string(), now.as_str())
+            }
+        };
+        if found != ours {
+            records.changes.push(Change {
+                target: target.clone(),
+                found,
+                ours: vec![ours.to_owned()],
+            });
+        }
+    }
+}
+
 /// What has to be looked at: all that is recorded as changed, and all that owners need.
 pub(super) fn targets(records: &Records) -> BTreeSet<Target> {
     let changed = records.changes.iter().map(|change| change.target.clone());
     let mut all: BTreeSet<Target> = changed.collect();
-    for owner in &records.owners {
-        let groups = owner.above.iter().chain([&owner.group]);
-        all.extend(groups.map(|group| Target::Exclusive(group.clone())));
-        all.insert(Target::Partition(owner.group.clone()));
-    }
+    all.extend(records.owners.iter().flat_map(targets_of));
     all
+}
+
+/// What an owner needs.
+pub(super) fn targets_of(owner: &Owner) -> BTreeSet<Target> {
+    let groups = owner.above.iter().chain([&owner.group]);
+    let exclusive = groups.map(|group| Target::Exclusive(group.clone()));
+    exclusive
+        .chain([Target::Partition(owner.group.clone())])
+        .collect()
 }
 
 fn known<'r>(records: &'r Records, target: &Target) -> Option<&'r Change> {
@@ -282,12 +321,18 @@ mod tests {
             self.files[target].clone()
         }
 
-        /// What the targets hold, of which those of `unread` cannot be read.
-        fn seen_without(&self, unread: &[Target]) -> Seen {
-            let read = |target: &Target| match self.files.get(target) {
-                _ if unread.contains(target) => Reading::Unread,
+        fn read(&self, target: &Target) -> Reading {
+            match self.files.get(target) {
                 Some(text) => Reading::Holds(text.clone()),
                 None => Reading::Gone,
+            }
+        }
+
+        /// What the targets hold, of which those of `unread` cannot be read.
+        fn seen_without(&self, unread: &[Target]) -> Seen {
+            let read = |target: &Target| match unread.contains(target) {
+                true => Reading::Unread,
+                false => self.read(target),
             };
             let all = targets(&self.records).into_iter();
             all.map(|target| (target.clone(), read(&target))).collect()
@@ -494,6 +539,63 @@ mod tests {
                 assert_eq!(tree, both, "{before:?} {after:?}");
             }
         }
+    }
+
+    /// The file of the records was removed while owners were alive.
+    #[test]
+    fn of_owners_whose_record_was_lost_nothing_counts_as_found() {
+        let mut before = Tree::new(&GROUPS);
+        before.files.insert(exclusive("/m"), "8".to_owned());
+        let owners = [owner("/m/a", "4"), owner("/m/b", "5")];
+        let mut whole = before.clone();
+        whole.records.owners = owners.to_vec();
+        whole.converge();
+        let enter = |tree: &mut Tree, lost: &Owner| {
+            let seen = targets_of(lost).into_iter();
+            let seen = seen.map(|target| (target.clone(), tree.read(&target)));
+            let seen = seen.collect();
+            enter_lost(&mut tree.records, lost, &seen);
+        };
+        for comes in [false, true] {
+            for order in [[0, 1], [1, 0]] {
+                let mut tree = whole.clone();
+                tree.records = Records::none("boot");
+                if comes {
+                    // Before anybody looks, one more starts and takes theirs for found.
+                    for target in [exclusive("/m/c"), partition("/m/c")] {
+                        tree.files.insert(target, String::new());
+                    }
+                    tree.files.insert(partition("/m/c"), MEMBER.to_owned());
+                    tree.records.owners.push(owner("/m/c", "6"));
+                    tree.converge();
+                }
+                for index in order {
+                    enter(&mut tree, &owners[index]);
+                    tree.records.owners.push(owners[index].clone());
+                    tree.converge();
+                    assert!(tree.plan().foreign.is_empty());
+                }
+                let all = if comes { "4-6,8" } else { "4-5,8" };
+                assert_eq!(tree.get(&exclusive("/m")), all);
+                // Done twice it is done once.
+                let once = tree.clone();
+                enter(&mut tree, &owners[0]);
+                assert_eq!(tree, once);
+                tree.records.owners.clear();
+                tree.converge();
+                for target in before.files.keys() {
+                    assert_eq!(tree.get(target), before.get(target), "{comes} {order:?}");
+                }
+                assert!(tree.records.changes.is_empty());
+            }
+        }
+        // One that has ended as well, whose group is gone.
+        let mut tree = whole.clone();
+        tree.records = Records::none("boot");
+        tree.files.remove(&exclusive("/m/a"));
+        tree.files.remove(&partition("/m/a"));
+        enter(&mut tree, &owners[0]);
+        assert_eq!(tree.writes(), ["/m exclusive=5,8"]);
     }
 
     /// A partition whose groups above do not name its CPUs would be invalid at once, and so would

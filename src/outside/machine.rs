@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
@@ -67,9 +67,20 @@ pub(super) fn ensure_directory(host: &Host) -> Result<()> {
 /// The records cannot be read.
 pub(super) fn read(host: &Host) -> Result<Records> {
     let boot_id = process::boot_id(host)?;
-    match files::read_text_if_there(&records_path(host))? {
-        Some(text) => Records::parse(&text, &boot_id),
-        None => Ok(Records::none(&boot_id)),
+    let path = records_path(host);
+    parsed(
+        &path,
+        files::read_text_if_there(&path)?.as_deref(),
+        &boot_id,
+    )
+}
+
+fn parsed(path: &Path, text: Option<&str>, boot_id: &str) -> Result<Records> {
+    match text {
+        Some(text) => {
+            Records::parse(text, boot_id).with_context(|| format!("read {}", path.display()))
+        }
+        None => Ok(Records::none(boot_id)),
     }
 }
 
@@ -108,11 +119,7 @@ impl<'a> Machine<'a> {
         let path = records_path(host);
         let boot_id = process::boot_id(host)?;
         let written = files::read_text_if_there(&path)?;
-        let records = match &written {
-            Some(text) => Records::parse(text, &boot_id)
-                .with_context(|| format!("read {}", path.display()))?,
-            None => Records::none(&boot_id),
-        };
+        let records = parsed(&path, written.as_deref(), &boot_id)?;
         let mut machine = Machine {
             host,
             hierarchy,
@@ -168,6 +175,43 @@ impl<'a> Machine<'a> {
         let group = self.hierarchy.group(&owner.group)?;
         let cpus = owner.cpus.intersection(&topology::online(self.host)?);
         partition::stands(&group, owner.kind.word(), &cpus)
+    }
+
+    /// Enters what was changed for an owner whose claim says that something was, if there is no
+    /// record of it any more: the records' file was removed, or the owner's group is as we leave it.
+    ///
+    /// # Errors
+    /// It cannot be told what was changed.
+    pub(super) fn enter_lost(&mut self, owner: &Owner) -> Result<()> {
+        let mut known = self.records.owners.iter().chain(&self.gone);
+        if known.any(|known| known.inode == owner.inode) {
+            return Ok(());
+        }
+        let is_there = self.hierarchy.group(&owner.group)?.inode()? == Some(owner.inode);
+        let mut seen = Seen::new();
+        let mut is_left = false;
+        for target in converge::targets_of(owner) {
+            // A later group of the same path is another's.
+            if target.group() == owner.group && !is_there {
+                continue;
+            }
+            let is_recorded = self.records.changes.iter().any(|one| one.target == target);
+            let now = match self.now(&target) {
+                Err(_) if is_recorded => Reading::Unread,
+                now => now?,
+            };
+            if let (true, Reading::Holds(text)) = (target.group() == owner.group, &now) {
+                is_left |= match target {
+                    Target::Exclusive(_) => text.parse() == Ok(owner.cpus.clone()),
+                    Target::Partition(_) => partition::kind_in(text) == owner.kind.word(),
+                };
+            }
+            seen.insert(target, now);
+        }
+        if is_left || self.written.is_none() {
+            converge::enter_lost(&mut self.records, owner, &seen);
+        }
+        Ok(())
     }
 
     pub(super) fn forget(&mut self, is_over: impl Fn(&Owner) -> bool) {

@@ -77,9 +77,16 @@ impl Outside<'_> {
     /// Whether a partition above its group does that ([`is_kept_above`]) was looked at before.
     /// Returns the obstacle if that is impossible; then nothing stays changed.
     ///
+    /// `claim` has the owner's claim say so, and returns whether it did before: then a record of it
+    /// may be lost. It is called once the records can be written, and before anything is changed.
+    ///
     /// # Errors
     /// The records or a group cannot be read or written.
-    pub fn keep_off(&self, owner: &Owner) -> Result<Option<Obstacle>> {
+    pub fn keep_off(
+        &self,
+        owner: &Owner,
+        claim: impl FnOnce() -> Result<bool>,
+    ) -> Result<Option<Obstacle>> {
         let group = self.hierarchy.group(&owner.group)?;
         let mut machine = match Machine::open(self) {
             Err(error) if is_denied(&error) => {
@@ -87,6 +94,9 @@ impl Outside<'_> {
             }
             opened => opened?,
         };
+        if claim()? {
+            machine.enter_lost(owner)?;
+        }
         let is_known = machine.records.owners.contains(owner);
         if is_known && partition::stands(&group, owner.kind.word(), &owner.cpus)? {
             return Ok(None);
@@ -227,16 +237,24 @@ impl Outside<'_> {
     }
 
     /// Undoes what was changed for the owner whose group has or had this inode, so that everybody
-    /// can use its CPUs again, and what killed programs left.
+    /// can use its CPUs again, and what killed programs left. `said` is the owner as its claim
+    /// has it, where that says that others are kept off: the machine's records may be lost.
     ///
     /// # Errors
     /// The records, or one of this owner's groups, cannot be read or written: what is changed there
     /// is still recorded.
-    pub fn let_in(&self, inode: u64) -> Result<()> {
-        if !is_in_use(self.host)? {
+    pub fn let_in(&self, inode: u64, said: Option<&Owner>) -> Result<()> {
+        let is_in_use = is_in_use(self.host)?;
+        if said.is_none() && !is_in_use {
             return Ok(());
         }
-        let mut machine = Machine::open(self)?;
+        let mut machine = match Machine::open(self) {
+            Err(error) if !is_in_use && is_denied(&error) => return Ok(()),
+            opened => opened?,
+        };
+        if let Some(owner) = said {
+            machine.enter_lost(owner)?;
+        }
         let own = machine.groups_of(inode)?;
         machine.forget(|owner| owner.inode == inode);
         machine.forget_tuned(|tuned| tuned.inode == inode);
@@ -369,15 +387,27 @@ pub fn owner_of(
     kind: crate::isolation::Kind,
     run_dir: PathBuf,
 ) -> Result<Owner> {
+    let inode = group.inode()?.context("the cgroup is gone")?;
+    Ok(former_owner(group, inode, cpus, kind, run_dir))
+}
+
+/// The same of a group that had this inode, and may be gone: to be passed to [`Outside::let_in`].
+pub fn former_owner(
+    group: &Group,
+    inode: u64,
+    cpus: &CpuSet,
+    kind: crate::isolation::Kind,
+    run_dir: PathBuf,
+) -> Owner {
     let above = partition::ancestors(group);
-    Ok(Owner {
+    Owner {
         group: group.path().to_owned(),
-        inode: group.inode()?.context("the cgroup is gone")?,
+        inode,
         above: above.iter().map(|above| above.path().to_owned()).collect(),
         cpus: cpus.clone(),
         kind,
         run_dir,
-    })
+    }
 }
 
 /// Those for whom something of the machine is set, as was recorded last; none where that cannot be

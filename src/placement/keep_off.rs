@@ -11,7 +11,7 @@ use crate::cgroup::{Group, Mounts, cpu};
 use crate::claims::{Claim, OwnerKind};
 use crate::isolation::tuning::{Key, Tuning, Words};
 use crate::isolation::{ISOLATION, NEEDED, Options, Wanted};
-use crate::outside::{self, Converged, LimitedGroup, Obstacle, Outside, Tuned};
+use crate::outside::{self, Converged, LimitedGroup, Obstacle, Outside, Owner, Tuned};
 use crate::pools::{Kind, OfferedPool};
 use crate::refusal::{Reason, Refusal};
 use crate::text::Shown;
@@ -174,7 +174,8 @@ impl Books<'_> {
     }
 
     /// Keeps others off a confined owner, if its pool asks for it, or else says why that cannot be.
-    /// The claim records it before it is done. Can be repeated.
+    /// The claim records it before it is done. Can be repeated. Where the machine's records can be
+    /// neither read nor written nothing is done, and the claim says what it said.
     ///
     /// # Errors
     /// It cannot be done, and is needed.
@@ -195,7 +196,7 @@ impl Books<'_> {
             None => match self.try_to_keep_off(claim, wanted) {
                 // The owner can do without.
                 Err(error) if !wanted.is_needed => {
-                    is_as_before = self.let_in(claim).is_ok();
+                    is_as_before = claim.isolation.is_none() || self.let_in(claim).is_ok();
                     Some(Obstacle::of(&error))
                 }
                 other => other?,
@@ -271,11 +272,13 @@ impl Books<'_> {
         let (group, _) = self.group_of(claim)?.context("its cgroup is gone")?;
         let run_dir = self.run_dir.to_owned();
         let owner = outside::owner_of(&group, &claim.cpus, wanted.kind, run_dir)?;
-        if claim.isolation != Some(wanted) {
-            claim.isolation = Some(wanted);
-            self.ledger.write(claim)?;
-        }
-        self.outside().keep_off(&owner)
+        self.outside().keep_off(&owner, || {
+            let former = claim.isolation.replace(wanted);
+            if former != Some(wanted) {
+                self.ledger.write(claim)?;
+            }
+            Ok(former.is_some())
+        })
     }
 
     /// Keeps others off an owner again whose claim says so, and sets what it says, if the machine's
@@ -342,7 +345,10 @@ impl Books<'_> {
         let is_changed = claim.isolation.is_some() || !claim.tuning.is_none();
         match &claim.cgroup {
             Some(group) if is_changed && claim.boot_id == self.boot_id => {
-                match self.let_in_at(group.inode) {
+                match self
+                    .outside()
+                    .let_in(group.inode, self.said(claim)?.as_ref())
+                {
                     // What is left is recorded with what the machine has else, and nobody runs
                     // there who should not.
                     Err(error) if claim.isolation.is_none() => {
@@ -358,7 +364,19 @@ impl Books<'_> {
 
     /// The same for the owner whose group has this inode.
     pub(crate) fn let_in_at(&self, inode: u64) -> Result<()> {
-        self.outside().let_in(inode)
+        self.outside().let_in(inode, None)
+    }
+
+    /// The owner that others are kept off for, as its claim says.
+    fn said(&self, claim: &Claim) -> Result<Option<Owner>> {
+        let (Some(wanted), Some(claimed)) = (claim.isolation, &claim.cgroup) else {
+            return Ok(None);
+        };
+        let group = self.hierarchy.group(&claimed.path)?;
+        let run_dir = self.run_dir.to_owned();
+        let kind = wanted.kind;
+        let owner = outside::former_owner(&group, claimed.inode, &claim.cpus, kind, run_dir);
+        Ok(Some(owner))
     }
 
     /// Brings what is changed on the machine in line with its owners, of all pool directories.

@@ -6,6 +6,7 @@ use super::{Machine, cpus, group_of, open, said};
 use crate::claims::{Claim, OwnerKind};
 use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, Keeping, PartitionWatch};
+use crate::placement::end::Fate;
 use crate::placement::{reconcile, survey};
 
 const ROOT: Wanted = Wanted {
@@ -68,19 +69,104 @@ fn keeps_off(machine: &Machine, claim: &Claim, cpus: &str) {
 #[test]
 fn who_can_do_without_starts_where_the_records_cannot_be_read() {
     let (machine, claim) = machine();
-    keeps_off(&machine, &claim, "2");
     machine.put("run/pinfold-machine/changes", "{torn");
     let site = machine.site();
-    let mut held = claim.clone();
-    open(&site).keep_off(&mut held, Some(ROOT)).unwrap();
-    // The claim keeps saying so, so that its end undoes what may still be changed.
-    assert_eq!(held.isolation, Some(ROOT));
     let needed = Wanted {
         is_needed: true,
         ..ROOT
     };
-    let refused = said(open(&site).keep_off(&mut claim.clone(), Some(needed)));
+    let mut new = claim.clone();
+    let refused = said(open(&site).keep_off(&mut new, Some(needed)));
     assert!(refused.contains("cannot be read"), "{refused}");
+    assert_eq!(new.isolation, None);
+    open(&site).keep_off(&mut new, Some(ROOT)).unwrap();
+    // Nothing was changed for it: it ends as others do, and its list is free.
+    assert_eq!(new.isolation, None);
+    assert_eq!(
+        machine.ledger().of_id("web").unwrap()[0].claim(),
+        Some(&new)
+    );
+    machine.end(new.owner, &group_of("web"));
+    assert!(open(&site).free_dead(&new).unwrap() == Fate::Freed);
+    assert_eq!(machine.tasks("dp", "2"), "");
+}
+
+/// A hook that runs again. The claim keeps saying so, so that the owner's end undoes what may still
+/// be changed.
+#[test]
+fn who_was_kept_for_itself_keeps_its_list_while_the_records_cannot_be_read() {
+    let (machine, mut claim) = machine();
+    keeps_off(&machine, &claim, "2");
+    let records = machine.get("run/pinfold-machine/changes");
+    machine.put("run/pinfold-machine/changes", "{torn");
+    claim.isolation = Some(ROOT);
+    machine.ledger().write(&claim).unwrap();
+    let site = machine.site();
+    open(&site).keep_off(&mut claim, Some(ROOT)).unwrap();
+    assert_eq!(claim.isolation, Some(ROOT));
+    machine.end(claim.owner, &group_of("web"));
+    assert!(open(&site).free_dead(&claim).is_err());
+    machine.put("run/pinfold-machine/changes", &records);
+    assert!(open(&site).free_dead(&claim).unwrap() == Fate::Freed);
+    assert_eq!(machine.value("/machine.slice", "cpuset.cpus.exclusive"), "");
+}
+
+/// What to do about records that cannot be read is to remove them. The claim says what was changed.
+#[test]
+fn where_the_records_were_removed_the_end_undoes_what_was_changed_all_the_same() {
+    let after = |is_reconciled: bool, has_come: bool, is_there: bool| {
+        let (machine, mut claim) = machine();
+        keeps_off(&machine, &claim, "2");
+        claim.isolation = Some(ROOT);
+        machine.ledger().write(&claim).unwrap();
+        machine.remove("run/pinfold-machine/changes");
+        let site = machine.site();
+        let mut other = machine.pinned("other", 2, "dp", &["3"]);
+        for (file, content) in [("exclusive", "\n"), ("partition", "member\n")] {
+            let path = format!("sys/fs/cgroup{}/cpuset.cpus.{file}", group_of("other"));
+            machine.put(&path, content);
+        }
+        if has_come {
+            let isolated = Wanted {
+                kind: Kind::Isolated,
+                is_needed: true,
+            };
+            open(&site).keep_off(&mut other, Some(isolated)).unwrap();
+            let all = machine.value("/machine.slice", "cpuset.cpus.exclusive");
+            assert_eq!(all, "2-3");
+        }
+        if is_reconciled {
+            assert_eq!(reconcile(&site).unwrap().problems, []);
+            let owners = outside::owners(&site.host);
+            assert_eq!(owners.len(), 1 + usize::from(has_come));
+        }
+        let group = group_of("web");
+        if !is_there {
+            let path = machine.path(&format!("sys/fs/cgroup{group}"));
+            std::fs::remove_dir_all(path).unwrap();
+        }
+        open(&site).let_in(&claim).unwrap();
+        if is_there {
+            assert_eq!(machine.value(&group, "cpuset.cpus.exclusive"), "");
+            assert_eq!(machine.value(&group, "cpuset.cpus.partition"), "member");
+        }
+        if has_come {
+            open(&site).let_in(&other).unwrap();
+        }
+        machine.value("/machine.slice", "cpuset.cpus.exclusive")
+    };
+    for is_reconciled in [false, true] {
+        for has_come in [false, true] {
+            for is_there in [false, true] {
+                // Of an owner whose group and record are both gone nothing tells, where others have
+                // made new records before anybody looked.
+                if !has_come || is_reconciled || is_there {
+                    let left = after(is_reconciled, has_come, is_there);
+                    assert_eq!(left, "", "{is_reconciled} {has_come} {is_there}");
+                }
+            }
+        }
+    }
 }
 
 /// A restored group must not name what others may be kept off.
