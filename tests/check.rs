@@ -470,6 +470,16 @@ fn a_live_owner_whose_partition_does_not_stand() {
         "says \"root invalid (x)\": `pinfold reconcile` makes it again",
         &[&stands],
     );
+    // Nothing is wrong with the owner, and its end could not be undone.
+    broken_and_mended(
+        |m| {
+            isolated_owner(m, "root\n");
+            m.put("run/pinfold-machine/changes", "{torn");
+        },
+        "fault isolation",
+        "run/pinfold-machine/changes",
+        &[&|m| m.remove("run/pinfold-machine/changes")],
+    );
     // What others are kept off is told of the other list alone.
     let machine = all_is_well();
     isolated_owner(&machine, "root invalid\n");

@@ -20,6 +20,9 @@ use crate::topology;
 const WHAT: &str = "isolation";
 
 pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
+    if let Err(error) = outside::ensure_readable(&site.host) {
+        report.error(WHAT, &error);
+    }
     let isolated = match topology::isolated(&site.host) {
         Ok(isolated) => isolated,
         Err(error) => return report.error(WHAT, &error),

@@ -417,6 +417,17 @@ pub fn tuned(host: &Host) -> Vec<Tuned> {
     tuned.unwrap_or_default()
 }
 
+/// Can the records be read, by whoever may look at them? Takes no lock.
+///
+/// # Errors
+/// They cannot: nothing is changed for an owner any more, and nothing put back.
+pub fn ensure_readable(host: &Host) -> Result<()> {
+    match machine::read(host) {
+        Err(error) if !is_denied(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The recorded owners that keep others off; none where the records cannot be read. Takes no lock.
 pub fn owners(host: &Host) -> Vec<Owner> {
     let owners = machine::read(host).map(|records| records.owners);
