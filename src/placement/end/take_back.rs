@@ -64,7 +64,8 @@ impl Books<'_> {
         }
         if let Some((group, _)) = self.group_of(claim)? {
             if group.is_populated()? {
-                self.keep_confined(claim)?;
+                self.keep_confined(claim)
+                    .and_then(|()| self.keep_off_again(claim))?;
                 return Ok(Fate::Held);
             }
         }

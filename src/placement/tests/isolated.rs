@@ -111,6 +111,30 @@ fn who_was_kept_for_itself_keeps_its_list_while_the_records_cannot_be_read() {
     assert_eq!(machine.value("/machine.slice", "cpuset.cpus.exclusive"), "");
 }
 
+/// A fork of the owner's that was late, and enters the group while its partition is taken down.
+#[test]
+fn a_late_survivor_keeps_its_cpus_for_itself() {
+    let (machine, mut claim) = machine();
+    let group = group_of("web");
+    keeps_off(&machine, &claim, "2");
+    claim.isolation = Some(Wanted {
+        kind: Kind::Isolated,
+        is_needed: true,
+    });
+    machine.ledger().write(&claim).unwrap();
+    let site = machine.site();
+    machine.end(claim.owner, &group);
+    machine.live(machine.process(2), &group);
+    assert!(open(&site).free_dead(&claim).unwrap() == Fate::Held);
+    let partition = machine.value(&group, "cpuset.cpus.partition");
+    assert_eq!(partition, "isolated");
+    assert_eq!(
+        machine.value("/machine.slice", "cpuset.cpus.exclusive"),
+        "2"
+    );
+    assert_eq!(outside::owners(&site.host).len(), 1);
+}
+
 /// What to do about records that cannot be read is to remove them. The claim says what was changed.
 #[test]
 fn where_the_records_were_removed_the_end_undoes_what_was_changed_all_the_same() {
