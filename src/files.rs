@@ -147,6 +147,18 @@ pub fn is_denied_to_us(error: &anyhow::Error) -> bool {
     !geteuid().is_root() && error.downcast_ref::<io::Error>().is_some_and(says)
 }
 
+/// Was permission denied? Having uid 0 does not rule that out: root of a user namespace is denied
+/// too.
+pub fn is_denied(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+        )
+    })
+}
+
 /// The metadata of what a path leads to, links followed; `None` if nothing is there.
 ///
 /// `exists`, `is_dir` and `is_file` of the standard library take every error for "not there".

@@ -454,7 +454,12 @@ impl Group {
         }
         let mut parent = self.parent();
         while let Some(group) = parent.filter(|group| group.is_parent_of_ours()) {
-            if !files::remove_empty_directory(&group.dir)? {
+            // The parents are everybody's who uses Pinfold: root's, and no user's to remove.
+            let removed = match files::remove_empty_directory(&group.dir) {
+                Err(error) if files::is_denied(&error) => false,
+                removed => removed?,
+            };
+            if !removed {
                 break;
             }
             parent = group.parent();

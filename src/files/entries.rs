@@ -1,6 +1,7 @@
 //! Reads a directory's entries with few system calls: std's `read_dir` makes one more.
 
 use std::ffi::{CStr, OsStr, OsString};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +9,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, openat, statat};
-use rustix::io::Errno;
 
 use super::is_gone;
 
@@ -50,12 +50,12 @@ impl DirectoryEntry {
 /// cannot be looked at.
 pub fn entries_in(directory: &Path) -> Result<Vec<DirectoryEntry>> {
     match read(directory) {
-        Err(error) if is_gone(&error.into()) => Ok(Vec::new()),
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
         other => other.with_context(|| format!("list {}", directory.display())),
     }
 }
 
-fn read(directory: &Path) -> Result<Vec<DirectoryEntry>, Errno> {
+fn read(directory: &Path) -> io::Result<Vec<DirectoryEntry>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(CWD, directory, flags, Mode::empty())?;
     let mut buffer = [MaybeUninit::uninit(); AT_A_TIME];
@@ -77,17 +77,13 @@ fn read(directory: &Path) -> Result<Vec<DirectoryEntry>, Errno> {
     Ok(entries)
 }
 
-fn kind_of(
-    directory: BorrowedFd<'_>,
-    name: &CStr,
-    told: FileType,
-) -> Result<Option<FileType>, Errno> {
+fn kind_of(directory: BorrowedFd<'_>, name: &CStr, told: FileType) -> io::Result<Option<FileType>> {
     if told != FileType::Unknown {
         return Ok(Some(told));
     }
-    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from) {
         Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
-        Err(error) if is_gone(&error.into()) => Ok(None),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -116,6 +112,9 @@ mod tests {
         assert!(entries[2001].is_symlink() && entries[2001].name == "link");
         assert!(!entries[2000].is_directory() && !entries[2000].is_symlink());
         assert_eq!(entries_in(&dir.path().join("no")).unwrap(), []);
-        assert!(entries_in(&dir.path().join("file")).is_err());
+        // Whoever asks what an error says asks for std's.
+        let error = entries_in(&dir.path().join("file")).unwrap_err();
+        let error = error.downcast_ref::<io::Error>().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
     }
 }

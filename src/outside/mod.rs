@@ -20,7 +20,6 @@ mod records;
 mod units;
 mod watch;
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -37,7 +36,7 @@ pub use obstacle::{
 };
 pub use power::{Astray, astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};
-pub use units::{are_confined, away_of, confine, kept_off};
+pub use units::{are_confined, away_of, confine, have_we_confined, kept_off};
 pub use watch::{BrokenPartition, PartitionWatch};
 
 use crate::cgroup::systemd::{self, Limit, NO_LIMIT};
@@ -89,7 +88,7 @@ impl Outside<'_> {
     ) -> Result<Option<Obstacle>> {
         let group = self.hierarchy.group(&owner.group)?;
         let mut machine = match Machine::open(self) {
-            Err(error) if is_denied(&error) => {
+            Err(error) if files::is_denied(&error) => {
                 return Ok(Some(obstacle::denied(&error)));
             }
             opened => opened?,
@@ -131,7 +130,7 @@ impl Outside<'_> {
             ..tuned.clone()
         };
         let mut machine = match Machine::open(self) {
-            Err(error) if is_denied(&error) => {
+            Err(error) if files::is_denied(&error) => {
                 return Ok(vec![obstacle::denied(&error)]);
             }
             opened => opened?,
@@ -449,7 +448,7 @@ pub fn changed_groups(host: &Host) -> Vec<String> {
 pub fn may_be_owner(host: &Host, inode: u64) -> bool {
     match machine::read(host) {
         Ok(records) => records.owners.iter().any(|owner| owner.inode == inode),
-        Err(error) => !is_denied(&error),
+        Err(error) => !files::is_denied(&error),
     }
 }
 
@@ -458,7 +457,7 @@ pub fn may_be_owner(host: &Host, inode: u64) -> bool {
 pub fn may_keep_off(host: &Host) -> bool {
     match machine::read(host) {
         Ok(records) => !records.owners.is_empty(),
-        Err(error) => !is_denied(&error),
+        Err(error) => !files::is_denied(&error),
     }
 }
 
@@ -473,21 +472,9 @@ pub fn kept(host: &Host) -> CpuSet {
 /// the records has changed nothing: podman without root, in a user namespace of its own.
 fn is_in_use(host: &Host) -> Result<bool> {
     match files::entry_if_there(&machine::records_path(host)) {
-        Err(error) if is_denied(&error) => Ok(false),
+        Err(error) if files::is_denied(&error) => Ok(false),
         found => Ok(found?.is_some()),
     }
-}
-
-/// Was permission denied? Having uid 0 does not rule that out: root of a user namespace is denied
-/// too.
-fn is_denied(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<std::io::Error>();
-    error.is_some_and(|error| {
-        matches!(
-            error.kind(),
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-        )
-    })
 }
 
 /// How many sentences about one obstacle of the machine are remembered.

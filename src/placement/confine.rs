@@ -119,7 +119,7 @@ impl Site {
     }
 
     pub(super) fn confine_units(&self) -> Result<Vec<Refusal>> {
-        if !self.confines_host && !outside::are_confined(&self.host)? {
+        if !self.confines_host && !outside::have_we_confined(&self.host)? {
             return Ok(Vec::new());
         }
         if let Some(obstacle) = confinable(self)?.obstacle() {

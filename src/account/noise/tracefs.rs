@@ -107,7 +107,7 @@ pub fn remove_leftovers(host: &Host) -> Result<()> {
     let directory = host.trace_records();
     let names = match files::names_in(&directory) {
         // Root's are none of a user's business.
-        Err(error) if files::is_denied_to_us(&error) => return Ok(()),
+        Err(error) if files::is_denied(&error) => return Ok(()),
         names => names?,
     };
     let mut dead = Vec::new();

@@ -2,10 +2,11 @@
 //! would.
 
 use crate::bundle::{self, Hook};
-use crate::case::{Case, Columns, Means, each};
+use crate::case::{Case, Columns, Means, each, plain};
+use crate::cgroups::hierarchy;
 use crate::engines::{Door, Driver, Runtime};
 use crate::needs::Need;
-use crate::process::{self, Ran};
+use crate::process::{self, Ran, Running};
 use crate::syslog::SysLog;
 use crate::world::{Kind, World, binary};
 use std::path::{Path, PathBuf};
@@ -67,7 +68,58 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
     .into_iter()
     .flatten()
+    .chain([plain(
+        "rootless::where_root_has_been_before",
+        &[Need::Root, Need::Cpus(2)],
+        after_root,
+    )])
     .collect()
+}
+
+/// Where root uses Pinfold too, its directories are none of a user's business: the user's own pools
+/// are made, changed and put in order without a word of them.
+fn after_root(world: &World) {
+    world.pool("dp", Kind::Exclusive, &["1"]);
+    let isolate = ["isolate", "--pool", "dp", "--", "/bin/sleep", "1000"];
+    let owner = Running::start(&mut world.pinfold(&isolate), b"");
+    let shared = hierarchy().root.join("pinfold");
+    process::eventually("root has a group of its own", || {
+        (shared.is_dir() && world.tasks("dp", "1").len() == 1).then_some(())
+    });
+
+    // Where the binary lies, not everybody may go.
+    let copy = world.dir.join("pinfold");
+    std::fs::copy(binary(), &copy).unwrap();
+    let users = world.dir.join("user");
+    std::fs::create_dir(&users).unwrap();
+    std::os::unix::fs::chown(&users, Some(65534), Some(65534)).unwrap();
+    let as_user = |words: &str| {
+        let (copy, users) = (copy.display(), users.display());
+        let script = format!(
+            "mount -t tmpfs none /run && mkdir -m 700 /run/pinfold-machine && \
+             mkdir /run/pinfold-machine/traces && echo '{{}}' >/run/pinfold-machine/units && \
+             exec setpriv --reuid 65534 --regid 65534 --clear-groups \
+             {copy} {words} --conf-dir {users}/conf --run-dir {users}/run"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]);
+        process::run(command.current_dir("/")).ok()
+    };
+    let init = "init --reserve 0 --pool own=1:exclusive";
+    let set = "pool set own irqs=away";
+    let remove = "pool remove own";
+    for words in [init, "reconcile", set, remove, "reconcile"] {
+        let ran = as_user(words);
+        let said = ran.stderr.lines().find(|line| {
+            ["Permission denied", "/run/pinfold-machine"]
+                .iter()
+                .any(|words| line.contains(words))
+        });
+        assert_eq!(said, None, "{words}: {ran}");
+    }
+    assert!(shared.is_dir(), "root's group is still there");
+    owner.kill();
+    world.reconcile();
 }
 
 /// What the user's manager may hand on, until this is dropped.
