@@ -186,6 +186,11 @@ impl Host {
         self.root.join("proc/locks")
     }
 
+    /// What names the pid namespace of this process (namespaces(7)).
+    pub fn own_pid_namespace(&self) -> PathBuf {
+        self.root.join("proc/self/ns/pid")
+    }
+
     /// The random identity of this boot (random(4)).
     pub fn boot_id(&self) -> PathBuf {
         self.root.join("proc/sys/kernel/random/boot_id")

@@ -284,6 +284,17 @@ impl Stat {
     }
 }
 
+/// The first pid namespace (kernel: include/linux/proc_ns.h, `PROC_PID_INIT_INO`), as
+/// [`pid_namespace`] has it: there every process of the machine has a number.
+pub const FIRST_PIDS: &str = "pid:[4026531836]";
+
+/// The pid namespace of this process; `None` where `/proc` does not tell, because it is captured or
+/// of a namespace that has not this process.
+pub fn pid_namespace(host: &Host) -> Option<String> {
+    let target = std::fs::read_link(host.own_pid_namespace()).ok()?;
+    target.into_os_string().into_string().ok()
+}
+
 /// The id of this boot.
 pub fn boot_id(host: &Host) -> Result<String> {
     Ok(files::read_record_of(&host.boot_id())?.trim().to_owned())

@@ -6,7 +6,7 @@
 //! lists/<cpulist>/<id>@<pid>-<start>   → the claim, for each of its lists
 //! cgroups/<inode>                      → the claim
 //! ended/<id>@<pid>-<start>             the claim of an owner that ended, until it is accounted for
-//! boot                                 the boot and the pool directory that the claims are of
+//! boot                                 the boot, the pool directory and the pid namespace of the claims
 //! ```
 //! The links are made before their claim and removed after it; a link that leads nowhere means
 //! nothing. A claim ends with its check sum. It counts as unreadable where it is not in the place
@@ -525,15 +525,21 @@ impl Ledger {
     }
 
     /// The text of `boot`: the boot id, the key of the lock, and the pool directory, separated by
-    /// blanks. `None` where there is no such file.
+    /// blanks; on a second line the pid namespace, where it is known. `None` where there is no such
+    /// file.
     pub fn boot_mark(&self) -> Result<Option<String>> {
-        files::read_record_if_there(&self.run_dir.join("boot"))
+        files::read_record_if_there(&self.boot_mark_path())
+    }
+
+    /// Where `boot` is.
+    pub fn boot_mark_path(&self) -> PathBuf {
+        self.run_dir.join("boot")
     }
 
     /// Writes `boot`.
     pub fn write_boot_mark(&self, mark: &str) -> Result<()> {
         files::replace(
-            &self.run_dir.join("boot"),
+            &self.boot_mark_path(),
             mark.as_bytes(),
             0o600,
             Durability::Crash,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::life::Life;
+use super::life::{Life, Pids};
 use super::{Books, Site};
 use crate::claims::{Claim, Entry, Ledger};
 use crate::cpulist::CpuSet;
@@ -114,7 +114,7 @@ pub fn replaced_lock(site: &Site, directory: &PoolDirectory) -> Result<Option<St
         return Ok(None);
     };
     let mark = ledger.boot_mark()?.unwrap_or_default();
-    let words: Vec<&str> = mark.trim_end().splitn(3, ' ').collect();
+    let words: Vec<&str> = lines_of(&mark).0.splitn(3, ' ').collect();
     let [boot_id, key, path] = words.as_slice() else {
         return Ok(None);
     };
@@ -133,26 +133,91 @@ pub fn replaced_lock(site: &Site, directory: &PoolDirectory) -> Result<Option<St
     )))
 }
 
+/// What a mark says of the boot, the lock and the directory, and the pid namespace, which a mark of
+/// an earlier version has not.
+fn lines_of(mark: &str) -> (&str, Option<&str>) {
+    let mark = mark.trim_end();
+    match mark.rsplit_once('\n') {
+        Some((line, pids)) if pids.starts_with("pid:[") => (line, Some(pids)),
+        _ => (mark, None),
+    }
+}
+
+/// The pids that a mark is of; those of an earlier boot mean nothing any more.
+pub(crate) fn pids_of(mark: &str, boot_id: &str) -> Pids {
+    let (line, pids) = lines_of(mark);
+    let of_boot = line
+        .strip_prefix(boot_id)
+        .filter(|rest| rest.starts_with(' '));
+    Pids::of(pids.filter(|_| of_boot.is_some()))
+}
+
 impl Books<'_> {
     /// Compares the mark `boot` with this boot and this lock, and renews it. If it is of another
     /// boot, or missing, what is in `tasks` from before this boot is voided.
     pub(crate) fn begin_boot(&mut self, site: &Site) -> Result<()> {
         let ours = format!("{} {} ", self.boot_id, self.lock.key());
         let before = self.ledger.boot_mark()?.unwrap_or_default();
+        self.view.pids = pids_of(&before, &self.boot_id);
         if !before.starts_with(&ours) {
-            match before.strip_prefix(&format!("{} ", self.boot_id)) {
+            let (line, pids) = lines_of(&before);
+            let pids = match line.strip_prefix(&format!("{} ", self.boot_id)) {
                 Some(other) => {
                     self.view.ledger.expect_boot(&self.view.boot_id);
-                    self.take_over(other.trim_end(), site)?;
+                    self.take_over(other, site)?;
+                    pids.map(str::to_owned)
                 }
-                None => self.forget_earlier_boots()?,
-            }
+                None => {
+                    self.forget_earlier_boots()?;
+                    self.pids_in_use()?
+                }
+            };
+            self.view.pids = Pids::of(pids.as_deref());
             let directory = self.directory.path().display();
+            let pids = pids.map_or(String::new(), |pids| format!("{pids}\n"));
             self.ledger
-                .write_boot_mark(&format!("{ours}{directory}\n"))?;
+                .write_boot_mark(&format!("{ours}{directory}\n{pids}"))?;
         }
         self.view.ledger.expect_boot(&self.view.boot_id);
         Ok(())
+    }
+
+    /// The pid namespace of those who use the pools, for the mark: ours, as nobody was here before.
+    /// Another tool may have been. Where this is not the first namespace, and somebody has no
+    /// process here whom that tool has recorded since `/run` was made, it is of the machine.
+    fn pids_in_use(&self) -> Result<Option<String>> {
+        let own = process::pid_namespace(self.host);
+        let is_within = own.as_ref().is_some_and(|own| own != process::FIRST_PIDS);
+        if is_within && self.has_missing_strangers()? {
+            return Ok(Some(process::FIRST_PIDS.to_owned()));
+        }
+        Ok(own)
+    }
+
+    /// Is any pid in `tasks` that no claim names, that no process has here, and that was written in
+    /// the life of this `/run`? A container that starts again has a new one.
+    fn has_missing_strangers(&self) -> Result<bool> {
+        let earliest = process::earliest_time(self.host)?.unwrap_or(i64::MIN);
+        let claims = self.ledger.all()?;
+        let claims = claims.iter().filter_map(Entry::claim);
+        let claimed: BTreeSet<i32> = claims.flat_map(Claim::pids).collect();
+        for pool in self.directory.pool_names()? {
+            for list in self.directory.list_names(&pool)? {
+                self.ensure_time_left()?;
+                let recorded = self.directory.recorded_at(&pool, &list)?;
+                if recorded.is_none_or(|recorded| recorded < earliest) {
+                    continue;
+                }
+                // What cannot be read counts as held, whoever looks.
+                let pids = self.directory.tasks(&pool, &list).unwrap_or_default();
+                for pid in pids.iter().filter(|pid| !claimed.contains(pid)) {
+                    if !process::pid_is_alive(self.host, *pid)? {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Takes over claims that were made under another lock. `other` is the rest of the mark: that
@@ -366,6 +431,28 @@ fn is_damaged(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_says_whose_pids_it_is_of() {
+        let (line, pids) = ("b 4-5 /etc/a b", "pid:[4026531836]");
+        let both = format!("{line}\n{pids}\n");
+        for (mark, told) in [
+            (both.as_str(), (line, Some(pids))),
+            // That of an earlier version.
+            ("b 4-5 /etc/a b\n", (line, None)),
+            ("b 4-5 /etc/a\nb\n", ("b 4-5 /etc/a\nb", None)),
+            ("", ("", None)),
+        ] {
+            assert_eq!(lines_of(mark), told, "{mark:?}");
+        }
+        // Those of an earlier boot mean nothing any more.
+        for (boot, is_same) in [("b", false), ("c", true), ("", true)] {
+            let host = Host::new("/");
+            let mark = "b 4-5 /etc\npid:[1]\n";
+            let ledger = Ledger::open_to_read(Path::new("/nowhere")).unwrap();
+            assert_eq!(pids_of(mark, boot).tell(&host, &ledger), is_same, "{boot}");
+        }
+    }
 
     #[test]
     fn a_record_is_of_an_earlier_boot_only_where_the_clock_cannot_have_been_set() {

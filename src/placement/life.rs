@@ -1,12 +1,13 @@
 //! Who is alive: the one answer that release, reap, reconcile and choice use.
 
+use std::cell::OnceCell;
 use std::ops::ControlFlow;
 
 use anyhow::Result;
 
 use super::View;
-use crate::cgroup::{Group, Hierarchy, cpuset};
-use crate::claims::Claim;
+use crate::cgroup::{Group, Hierarchy, Version, cpuset};
+use crate::claims::{Claim, Ledger};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::process::{self, Process};
@@ -26,6 +27,64 @@ pub(crate) enum Life {
 impl Life {
     pub(crate) fn is_alive(self) -> bool {
         self != Life::Gone
+    }
+}
+
+/// Do pids mean here what they mean to who wrote them down? In another pid namespace a process has
+/// another number or none, so that a pid tells nobody's end there.
+#[derive(Debug, Default)]
+pub(crate) struct Pids {
+    recorded: Option<String>,
+    tell: OnceCell<bool>,
+}
+
+impl Pids {
+    /// Those of the namespace that the mark of this boot names; a mark without one was written by
+    /// an earlier version, for which all pids meant the same.
+    pub(crate) fn of(recorded: Option<&str>) -> Pids {
+        Pids {
+            recorded: recorded.map(str::to_owned),
+            tell: OnceCell::new(),
+        }
+    }
+
+    /// Can a pid tell that somebody has ended? Looked up once, and only when a process is missing.
+    pub(crate) fn tell(&self, host: &Host, ledger: &Ledger) -> bool {
+        let Some(recorded) = &self.recorded else {
+            return true;
+        };
+        *self.tell.get_or_init(|| {
+            let is_same = process::pid_namespace(host).as_ref() == Some(recorded);
+            if !is_same {
+                let mark = ledger.boot_mark_path();
+                log::warn!(
+                    "whoever is known by a pid alone counts as alive here: the pids are of another \
+                     pid namespace, as {} says; run this there, or, where that has ended, empty \
+                     the files `tasks` and remove {}",
+                    mark.display(),
+                    mark.display()
+                );
+            }
+            is_same
+        })
+    }
+
+    /// The life of an owner as far as it can be told here. A claim without a group is known by its
+    /// pids alone, and a group of version 1 seems empty where its processes have no pid (kernel:
+    /// kernel/cgroup/cgroup-v1.c, `pidlist_array_load`).
+    pub(crate) fn judge(
+        &self,
+        (claim, life): (&Claim, Life),
+        host: &Host,
+        ledger: &Ledger,
+        (hierarchy, boot_id): (&Hierarchy, &str),
+    ) -> Life {
+        let is_by_pid = claim.cgroup.is_none() || hierarchy.version == Version::V1;
+        let is_asked = life == Life::Gone && is_by_pid && claim.boot_id == boot_id;
+        match is_asked && !self.tell(host, ledger) {
+            true => Life::Survived(None),
+            false => life,
+        }
     }
 }
 
@@ -103,7 +162,19 @@ impl View<'_> {
         if !self.tells_lives {
             return Ok(Life::Survived(None));
         }
-        life_of(claim, self.host, &self.hierarchy, &self.boot_id)
+        let life = life_of(claim, self.host, &self.hierarchy, &self.boot_id)?;
+        let judged = (claim, life);
+        Ok(self.pids.judge(
+            judged,
+            self.host,
+            &self.ledger,
+            (&self.hierarchy, &self.boot_id),
+        ))
+    }
+
+    /// As [`Pids::tell`].
+    pub(crate) fn pids_tell(&self) -> bool {
+        self.pids.tell(self.host, &self.ledger)
     }
 
     /// Does the process of a pid in `tasks` exist? A pid without a claim was written by another
@@ -112,9 +183,10 @@ impl View<'_> {
         if !self.tells_lives {
             return true;
         }
-        process::pid_is_alive(self.host, pid).unwrap_or_else(|error| {
+        let is_alive = process::pid_is_alive(self.host, pid).unwrap_or_else(|error| {
             log::warn!("process {pid} counts as alive: {error:#}");
             true
-        })
+        });
+        is_alive || !self.pids_tell()
     }
 }

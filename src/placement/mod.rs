@@ -58,6 +58,7 @@ use crate::last_lists::LastLists;
 use crate::pools::{Lock, LockError, PoolDirectory};
 use crate::process::{self, Process};
 use crate::usage::Log;
+use life::Pids;
 use usage::Tally;
 
 /// A machine, its pool directory and its claims; how long to wait, and what else is recorded.
@@ -96,6 +97,7 @@ pub(crate) struct View<'a> {
     boot_id: String,
     /// Can it be told who lives? Not on every captured machine: there all owners count as alive.
     tells_lives: bool,
+    pids: Pids,
 }
 
 /// A site while its lock is held: nobody else changes it.
@@ -156,6 +158,7 @@ impl Site {
             hierarchy,
             boot_id: process::boot_id(&self.host)?,
             tells_lives: true,
+            pids: Pids::default(),
             directory,
         };
         let mut books = Books {
@@ -187,9 +190,12 @@ impl Site {
                 process::boot_id(&self.host).ok(),
             ),
         };
+        let ledger = Ledger::open_to_read(&self.run_dir)?;
+        let mark = ledger.boot_mark()?.unwrap_or_default();
         Ok(View {
             host: &self.host,
-            ledger: Ledger::open_to_read(&self.run_dir)?,
+            pids: boot::pids_of(&mark, boot_id.as_deref().unwrap_or_default()),
+            ledger,
             tells_lives: hierarchy.is_some() && boot_id.is_some(),
             hierarchy: hierarchy.unwrap_or_else(|| cpuset::usual_hierarchy(&self.host)),
             boot_id: boot_id.unwrap_or_default(),

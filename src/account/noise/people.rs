@@ -1,19 +1,15 @@
 //! Whose a thread is: the kernel's, or of which cgroup.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::cgroup::Hierarchy;
 use crate::files;
 use crate::host::Host;
 use crate::process;
 use crate::refusal::Refusal;
-
-/// The number of the first pid namespace (kernel: include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
-const FIRST_PIDS: &str = "pid:[4026531836]";
 
 /// The kernel thread that makes all others (kernel: kernel/kthread.c).
 const KTHREADD: i32 = 2;
@@ -179,9 +175,7 @@ pub fn ensure_all_are_shown(host: &Host) -> Result<()> {
     };
     let is_own = host.shares_our_processes();
     ensure!(is_own, hides("it is no procfs of our own pid namespace"));
-    let pids = std::fs::read_link(host.proc_pid(std::process::id() as i32, "ns/pid"));
-    let pids = pids.context("look which pid namespace this is")?;
-    let is_first = pids == Path::new(FIRST_PIDS);
+    let is_first = process::pid_namespace(host).as_deref() == Some(process::FIRST_PIDS);
     ensure!(is_first, hides("this is in a pid namespace of its own"));
     // Of a mount with `hidepid=` nobody sees it who does not see all (proc(5)).
     let kthreadd = files::read_record_if_there(&host.proc_pid(KTHREADD, "stat"));

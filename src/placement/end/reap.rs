@@ -58,6 +58,9 @@ impl Books<'_> {
                 living.push(*process);
             }
         }
+        if living.len() != claim.processes.len() && !self.pids_tell() {
+            return Ok(Settled::Held(Box::new(claim.clone())));
+        }
         if living.is_empty() {
             match self.life_of(claim)? {
                 Life::Survived(Some(survivor)) => living.push(survivor),

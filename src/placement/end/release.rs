@@ -230,6 +230,16 @@ impl Books<'_> {
                     process.pid,
                     claim.shown()
                 );
+            } else if !self.pids_tell() {
+                bail!(Refusal::new(
+                    format!(
+                        "process {} of {} may still run on {}: it is of another pid namespace",
+                        process.pid,
+                        claim.shown(),
+                        claim.cpus
+                    ),
+                    "run this there, or stop it"
+                ));
             }
         }
         Ok(())

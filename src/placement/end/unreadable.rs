@@ -67,7 +67,7 @@ impl Books<'_> {
     /// group; any in `tasks` that no other claim names; any that can run on nothing but these CPUs,
     /// unless it is in another claim's group.
     fn possible_owner(&self, traces: &Traces) -> Result<Option<String>> {
-        if traces.process.is_alive(self.host)? {
+        if traces.process.is_alive(self.host)? || !self.pids_tell() {
             return Ok(Some(format!("process {}", traces.process.pid)));
         }
         for group in self.hierarchy.groups_with(&traces.inodes)? {

@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 use crate::cgroup::{Group, Hierarchy, cpuset};
 use crate::claims::{Claim, Entry, Ledger};
 use crate::placement::Site;
+use crate::placement::boot::pids_of;
 use crate::placement::keeper::{let_through, shown_group};
-use crate::placement::life::life_of;
+use crate::placement::life::{Pids, life_of};
 use crate::placement::look::survey::steadily;
 use crate::pools::PoolDirectory;
 use crate::process;
@@ -68,6 +69,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Audit> {
         ledger.expect_boot(&boot_id);
     }
     let look = ClaimAudit {
+        pids: pids_of(&mark, &boot_id),
         site,
         boot_id,
         directory,
@@ -104,11 +106,14 @@ pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
     }
     let hierarchy = cpuset::hierarchy(&site.host)?;
     let boot_id = process::boot_id(&site.host)?;
+    let pids = pids_of(&ledger.boot_mark()?.unwrap_or_default(), &boot_id);
     let mut alive = Vec::new();
     for entry in entries {
         match entry {
             Entry::Claim(claim) => {
-                if life_of(&claim, &site.host, &hierarchy, &boot_id)?.is_alive() {
+                let life = life_of(&claim, &site.host, &hierarchy, &boot_id)?;
+                let life = pids.judge((&claim, life), &site.host, &ledger, (&hierarchy, &boot_id));
+                if life.is_alive() {
                     alive.push(*claim);
                 }
             }
@@ -133,6 +138,7 @@ struct ClaimAudit<'a> {
     directory: &'a PoolDirectory,
     hierarchy: Hierarchy,
     ledger: Ledger,
+    pids: Pids,
 }
 
 impl ClaimAudit<'_> {
@@ -145,7 +151,13 @@ impl ClaimAudit<'_> {
             let what = format!("what was changed for {id}, which was released, is not undone");
             return Ok(Some(Refusal::new(what, RECONCILE)));
         }
-        if !life_of(claim, &self.site.host, &self.hierarchy, &self.boot_id)?.is_alive() {
+        let host = &self.site.host;
+        let life = life_of(claim, host, &self.hierarchy, &self.boot_id)?;
+        let judged = (claim, life);
+        let life = self
+            .pids
+            .judge(judged, host, &self.ledger, (&self.hierarchy, &self.boot_id));
+        if !life.is_alive() {
             let what = format!("{id} holds {lists} of {} and is gone", claim.pool);
             return Ok(Some(Refusal::new(what, RECONCILE)));
         }

@@ -17,8 +17,8 @@ use crate::isolation::tuning::Tuning;
 use crate::names::Names;
 use crate::outside::{self, CpusOfMachine, Keeping};
 use crate::placement::Site;
-use crate::placement::boot::Clock;
-use crate::placement::life::{Life, life_of};
+use crate::placement::boot::{Clock, pids_of};
+use crate::placement::life::{Life, Pids, life_of};
 use crate::pools::{CpuList, Kind, LockError, Pool, PoolDirectory};
 use crate::process::{self, Process};
 use crate::refusal::Refusal;
@@ -322,9 +322,11 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
     let boot_id = process::boot_id(&site.host).unwrap_or_default();
     let mut ledger = Ledger::open_if_there(&site.run_dir)?;
     let mut is_swept = false;
+    let mut pids = Pids::default();
     if let Some(ledger) = ledger.as_mut().filter(|_| !boot_id.is_empty()) {
         let mark = ledger.boot_mark()?.unwrap_or_default();
         is_swept = mark.starts_with(&format!("{boot_id} "));
+        pids = pids_of(&mark, &boot_id);
         if is_swept {
             ledger.expect_boot(&boot_id);
         }
@@ -348,6 +350,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
     let look = Surveyor {
         site,
         entries,
+        pids,
         ledger,
         cpus: CpusOfMachine::read(&site.host),
         hierarchy: cpuset::hierarchy(&site.host).ok(),
@@ -400,6 +403,7 @@ struct Surveyor<'a> {
     boot_time: Option<i64>,
     /// Judges the pids of earlier boots by their times; `None` once they were voided.
     clock: Option<Clock>,
+    pids: Pids,
     directory: &'a PoolDirectory,
 }
 
@@ -539,6 +543,12 @@ impl Surveyor<'_> {
         let hierarchy = self.hierarchy.as_ref().filter(|_| !self.boot_id.is_empty());
         let life =
             hierarchy.and_then(|hierarchy| life_of(claim, host, hierarchy, &self.boot_id).ok());
+        let books = self.ledger.as_ref().zip(hierarchy);
+        let life = life.zip(books).map(|(life, (ledger, hierarchy))| {
+            let judged = (claim, life);
+            let machine = (hierarchy, &*self.boot_id);
+            self.pids.judge(judged, host, ledger, machine)
+        });
         let is_alive = |process: &&Process| process.is_alive(host).unwrap_or(true);
         // The last process of a command's claim is the command, the first is `isolate`.
         let process = match life {
@@ -671,7 +681,10 @@ impl Surveyor<'_> {
         let since = process.and_then(|process| process.started_at(self.boot_time?));
         let is_alive = !is_void && process::pid_is_alive(host, pid).unwrap_or(true);
         // A captured machine may not tell.
-        let is_unknown = self.hierarchy.is_none() || self.boot_id.is_empty();
+        let is_elsewhere = |ledger| !is_void && !is_alive && !self.pids.tell(host, ledger);
+        let is_unknown = self.hierarchy.is_none()
+            || self.boot_id.is_empty()
+            || self.ledger.as_ref().is_some_and(is_elsewhere);
         let name = process::name(host, pid).filter(|_| is_alive);
         owners.push(Owner {
             id: None,

@@ -274,3 +274,43 @@ fn a_dead_pid_of_a_claim_that_cannot_be_linked_is_kept() {
     assert_eq!(machine.tasks("dp", "0"), web.owner.pid.to_string());
     assert!(machine.knows("web"));
 }
+
+/// In another pid namespace no process has the pids that were written down: that is nobody's end.
+#[test]
+fn a_missing_pid_tells_nothing_in_another_pid_namespace() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    machine.put("proc/self/ns/x", "");
+    let namespace = |name: &str| {
+        let path = machine.path("proc/self/ns/pid");
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink(name, path).unwrap();
+    };
+    namespace("pid:[7]");
+    let site = machine.site();
+    drop(open(&site));
+    assert!(machine.get("run/pinfold/boot").ends_with("\npid:[7]\n"));
+    let dead = machine.dead("web", 1, "dp", &["0"]);
+    let without_group = Claim {
+        cgroup: None,
+        ..dead
+    };
+    machine.ledger().write(&without_group).unwrap();
+    machine.set_tasks("dp", "1", &(FIRST + 7).to_string());
+    let before = (machine.tasks("dp", "0"), machine.tasks("dp", "1"));
+
+    namespace("pid:[8]");
+    let report = reconcile(&site).unwrap();
+    assert!(report.reclaimed.is_empty() && report.problems.is_empty());
+    let books = open(&site);
+    for list in ["0", "1"] {
+        assert_eq!(books.owners_of("dp", list).unwrap(), Owners::Living);
+    }
+    drop(books);
+    let now = (machine.tasks("dp", "0"), machine.tasks("dp", "1"));
+    assert_eq!(now, before);
+
+    namespace("pid:[7]");
+    assert_eq!(reconcile(&site).unwrap().reclaimed.len(), 2);
+    assert!(!machine.knows("web"));
+}
