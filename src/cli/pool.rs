@@ -66,7 +66,7 @@ pub enum Action {
         hold\n  \
         governor          keep, or the governor that an owner's CPUs have, as performance\n  \
         resume-latency    keep, or how long they may take to wake: n/a (no time), or \
-        microseconds\n  \
+        microseconds from 1 on\n  \
         allow             none, or which of the last four containers may say by an annotation, \
         as irqs,quota\n\n\
         It counts for whoever starts from then on. The same keys in the configuration file \

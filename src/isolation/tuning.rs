@@ -156,6 +156,11 @@ impl Tuning {
             (Key::ResumeLatency, time) if is_latency(time) => {
                 self.resume_latency = Some(time.to_owned());
             }
+            (Key::ResumeLatency, "0") => {
+                return Err(
+                    "0 is no limit to the kernel: say n/a for no time at all, or keep".to_owned(),
+                );
+            }
             (Key::ResumeLatency, _) => {
                 return Err("resume-latency is keep, n/a, or so many microseconds".to_owned());
             }
@@ -180,9 +185,10 @@ fn is_governor(name: &str) -> bool {
     (1..16).contains(&name.len()) && name.bytes().all(allowed)
 }
 
-/// Is this what the kernel prints of such a time?
+/// Is this what the kernel prints of such a time? It prints 0 where there is no limit (kernel:
+/// drivers/base/power/sysfs.c, `pm_qos_resume_latency_us_show`).
 fn is_latency(time: &str) -> bool {
-    let number = time.parse::<i32>().ok().filter(|number| *number >= 0);
+    let number = time.parse::<i32>().ok().filter(|number| *number > 0);
     time == "n/a" || number.is_some_and(|number| number.to_string() == time)
 }
 
@@ -231,6 +237,7 @@ mod tests {
             ),
             (vec![(Key::ResumeLatency, "keep")], vec![], 0),
             (vec![(Key::ResumeLatency, "-1")], vec![], 1),
+            (vec![(Key::ResumeLatency, "0")], vec![], 1),
             (vec![(Key::ResumeLatency, "020")], vec![], 1),
             (vec![(Key::ResumeLatency, "2147483648")], vec![], 1),
         ] {
