@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 use super::Report;
-use crate::cgroup::{Group, cpuset, partition};
+use crate::cgroup::{Group, Version, cpuset, partition};
 use crate::cpulist::CpuSet;
 use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, Keeping, Obstacle};
@@ -56,7 +56,7 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
             kept.extend(&others);
         }
     }
-    in_the_books(&all, &all.difference(&kept), &told, report);
+    in_the_books(site, &all, &all.difference(&kept), &told, report);
 }
 
 /// A slice that the operator made a partition.
@@ -289,6 +289,15 @@ fn keeps_off(site: &Site, cpus: &CpuSet, others: &CpuSet, report: &mut Report) {
     }
 }
 
+/// What keeps this machine from any partition, a slice's too; `None` on cgroup version 2.
+fn version_1(site: &Site) -> Option<Obstacle> {
+    let hierarchy = cpuset::hierarchy(&site.host).ok()?;
+    match hierarchy.version {
+        Version::V1 => outside::obstacle_to_all(&site.host).ok()?,
+        Version::V2 => None,
+    }
+}
+
 fn lost(site: &Site, report: &mut Report) {
     let top = cpuset::hierarchy(&site.host).and_then(|hierarchy| hierarchy.top());
     let (Ok(top), Ok(online)) = (top, topology::online(&site.host)) else {
@@ -350,7 +359,7 @@ fn held(site: &Site, survey: &Survey, report: &mut Report) {
 
 /// Reports whether processes that were not pinned can run on the CPUs of exclusive pools: the open
 /// ones. The owners of those `told` were reported.
-fn in_the_books(cpus: &CpuSet, open: &CpuSet, told: &CpuSet, report: &mut Report) {
+fn in_the_books(site: &Site, cpus: &CpuSet, open: &CpuSet, told: &CpuSet, report: &mut Report) {
     let others = open.difference(told);
     if cpus.is_empty() || open.is_empty() {
         report.ok(
@@ -365,7 +374,12 @@ fn in_the_books(cpus: &CpuSet, open: &CpuSet, told: &CpuSet, report: &mut Report
                 "processes that nobody pinned can run on the CPUs {others} of exclusive pools, \
                  which have one owner in the books alone"
             ),
-            format!("boot with isolcpus={others}, or keep others off by a cpuset partition"),
+            match version_1(site) {
+                Some(obstacle) => obstacle.remedy,
+                None => {
+                    format!("boot with isolcpus={others}, or keep others off by a cpuset partition")
+                }
+            },
         );
     }
 }

@@ -106,7 +106,16 @@ fn irqs(site: &Site, away: &CpuSet, report: &mut Report) {
     let host = &site.host;
     let mut tuned = outside::tuned(host);
     tuned.retain(|tuned| tuned.tuning.irqs_away);
-    let owned: CpuSet = tuned.iter().map(|tuned| &tuned.cpus).collect();
+    let mut owned: CpuSet = tuned.iter().map(|tuned| &tuned.cpus).collect();
+    match outside::no_cpu_for_irqs(host) {
+        // They are where they have to be, and did not come back.
+        Ok(Some((cpus, obstacle))) => {
+            report.warn(WHAT, obstacle.what, obstacle.remedy);
+            owned = owned.difference(&cpus);
+        }
+        Ok(None) => {}
+        Err(error) => report.error(WHAT, &error),
+    }
     match files::entry_if_there(&host.irqs()) {
         Ok(Some(_)) => {}
         Ok(None) => {

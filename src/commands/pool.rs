@@ -288,7 +288,9 @@ fn set(args: &SetArgs, settings: &Settings) -> Result<u8> {
         false => writeln!(out, "it is so already")?,
     }
     let table = settings.pools().get(&args.name);
-    for (key, value) in table.map(PoolTable::options).unwrap_or_default().said() {
+    let configured = table.map(PoolTable::options).unwrap_or_default();
+    let is_set = |key: &str| args.options.iter().any(|(set, _)| set == key);
+    for (key, value) in configured.said().into_iter().filter(|one| is_set(one.0)) {
         log::warn!(
             "the configuration file says {key} {value} of pool {}, which counts before this",
             args.name

@@ -47,7 +47,8 @@ use crate::host::Host;
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::text::Shown;
-use knobs::Knob;
+use crate::topology;
+use knobs::{Knob, LeftToIrqs};
 use machine::{Failure, Machine, Unset};
 use records::Lifted;
 
@@ -248,7 +249,7 @@ impl Outside<'_> {
             return Ok(());
         }
         let mut machine = match Machine::open(self) {
-            Err(error) if !is_in_use && is_denied(&error) => return Ok(()),
+            Err(error) if !is_in_use && files::is_denied(&error) => return Ok(()),
             opened => opened?,
         };
         if let Some(owner) = said {
@@ -422,9 +423,21 @@ pub fn tuned(host: &Host) -> Vec<Tuned> {
 /// They cannot: nothing is changed for an owner any more, and nothing put back.
 pub fn ensure_readable(host: &Host) -> Result<()> {
     match machine::read(host) {
-        Err(error) if !is_denied(&error) => Err(error),
+        Err(error) if !files::is_denied(&error) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The owned CPUs that interrupts are not kept away from, for no other CPU is left for them, and
+/// what to say of that; `None` where there are none. Takes no lock.
+///
+/// # Errors
+/// The records, or the CPUs that are online, cannot be read.
+pub fn no_cpu_for_irqs(host: &Host) -> Result<Option<(CpuSet, Obstacle)>> {
+    let records = machine::read(host)?;
+    let left = LeftToIrqs::of(&records, &topology::online(host)?, None);
+    let said = obstacle::left_to_irqs(&left).into_iter().next();
+    Ok(said.map(|said| (left.by_all, said)))
 }
 
 /// The recorded owners that keep others off; none where the records cannot be read. Takes no lock.

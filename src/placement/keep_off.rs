@@ -10,7 +10,7 @@ use super::{Books, at_most};
 use crate::cgroup::{Group, Mounts, cpu};
 use crate::claims::{Claim, OwnerKind};
 use crate::isolation::tuning::{Key, Tuning, Words};
-use crate::isolation::{ISOLATION, NEEDED, Options, Wanted};
+use crate::isolation::{ALLOW, ISOLATION, NEEDED, Options, Wanted};
 use crate::outside::{self, Converged, LimitedGroup, Obstacle, Outside, Owner, Tuned};
 use crate::pools::{Kind, OfferedPool};
 use crate::refusal::{Reason, Refusal};
@@ -54,6 +54,20 @@ impl Books<'_> {
         }
     }
 
+    /// How an option of a pool is changed: what the configuration says of it counts before what
+    /// `pool set` writes.
+    fn how_to_say(&self, pool: &str, key: &str, value: &str) -> String {
+        let said = self.options.get(pool).map(Options::said);
+        let is_configured = said.is_some_and(|said| said.iter().any(|(said, _)| *said == key));
+        match is_configured {
+            true => format!(
+                "say {key}={value} of pool {pool} in the configuration file, which counts before \
+                 `pinfold pool set`"
+            ),
+            false => format!("`pinfold pool set {pool} {key}={value}`"),
+        }
+    }
+
     /// What else is to be set for the owners of a pool that is about to give. What nobody
     /// understands is not. What the container asks for itself counts first.
     ///
@@ -76,8 +90,8 @@ impl Books<'_> {
                 let allowed = options.allowing(Some(*key));
                 let remedy = match pool.kind {
                     Kind::Exclusive => format!(
-                        "drop the annotation, or allow it: `pinfold pool set {name} \
-                         allow={allowed}`"
+                        "drop the annotation, or allow it: {}",
+                        self.how_to_say(name, ALLOW, &allowed)
                     ),
                     Kind::Shared => "drop the annotation".to_owned(),
                 };
@@ -226,8 +240,9 @@ impl Books<'_> {
         );
         if wanted.is_needed {
             let remedy = format!(
-                "{}; or `pinfold pool set {} isolation-needed=no`",
-                obstacle.remedy, claim.pool
+                "{}; or {}",
+                obstacle.remedy,
+                self.how_to_say(&claim.pool, NEEDED, "no")
             );
             bail!(Refusal::new(what, remedy));
         }

@@ -237,6 +237,35 @@ impl PoolDirectory {
         Ok(entries.filter_map(Result::err).collect())
     }
 
+    /// The refusal that there is no pool of this name. One that the configuration means for all is
+    /// shared.
+    ///
+    /// # Errors
+    /// `pools` cannot be listed.
+    pub fn no_such_pool(&self, name: &str, kind: Kind) -> Result<Refusal> {
+        let known = self.pool_names()?;
+        let path = self.path.display();
+        let name = Shown(name);
+        let take = match kind {
+            Kind::Exclusive => "ask for one of those",
+            Kind::Shared => "name a shared one of those",
+        };
+        let (has, remedy) = match (known.is_empty(), is_word(name.0)) {
+            (true, _) => ("none".to_owned(), MAKE.to_owned()),
+            (false, true) => (
+                known.join(", "),
+                format!(
+                    "{take}, or make it: `pinfold pool add {}=1:{}`",
+                    name.0,
+                    kind.word()
+                ),
+            ),
+            (false, false) => (known.join(", "), take.to_owned()),
+        };
+        let what = format!("there is no pool {name} in {path}, which has {has}");
+        Ok(Refusal::new(what, remedy).because(Reason::Pool))
+    }
+
     /// Reads one pool with all its lists.
     ///
     /// # Errors
@@ -245,27 +274,7 @@ impl PoolDirectory {
         let read = self.readable_part(name);
         let path = self.pools().join(name);
         if read.as_ref().is_err_and(files::says_gone) && files::entry_if_there(&path)?.is_none() {
-            let known = self.pool_names()?;
-            let path = self.path.display();
-            let name = Shown(name);
-            let (has, remedy) = match (known.is_empty(), is_word(name.0)) {
-                (true, _) => ("none".to_owned(), MAKE.to_owned()),
-                (false, true) => (
-                    known.join(", "),
-                    format!(
-                        "ask for one of those, or make it: `pinfold pool add {}=1:exclusive`",
-                        name.0
-                    ),
-                ),
-                (false, false) => (known.join(", "), "ask for one of those".to_owned()),
-            };
-            bail!(
-                Refusal::new(
-                    format!("there is no pool {name} in {path}, which has {has}"),
-                    remedy
-                )
-                .because(Reason::Pool)
-            );
+            bail!(self.no_such_pool(name, Kind::Exclusive)?);
         }
         let (pool, problems) = read?;
         match problems.into_iter().next() {

@@ -22,7 +22,7 @@ use super::tracefs::{self, Tracefs};
 use crate::cpulist::CpuSet;
 use crate::files;
 use crate::host::Host;
-use crate::process::{self, Process};
+use crate::process::Process;
 
 /// The room for events of each CPU that is watched, and of each other one, where forks are alone;
 /// in KiB.

@@ -380,7 +380,7 @@ impl View<'_> {
         Ok(changed)
     }
 
-    fn has_pool(&self, name: &str) -> Result<bool> {
+    pub(crate) fn has_pool(&self, name: &str) -> Result<bool> {
         Ok(self
             .directory
             .pool_names()?

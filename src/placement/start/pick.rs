@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Error, Result, ensure};
+use anyhow::{Error, Result, bail, ensure};
 
 use crate::cgroup::cpuset::Bound;
 use crate::choose::{NoChoice, Offer, Reach, Situation, Want, choose, cpus_that_matter};
@@ -127,9 +127,15 @@ impl Books<'_> {
             online: online.clone(),
             allowed: bound.cpus.clone(),
         };
-        let mut pool = self.directory.offered_pool(&request.pool, || {
+        let offered = self.directory.offered_pool(&request.pool, || {
             Ok(self.ledger.lists()?.into_iter().collect())
-        })?;
+        });
+        let mut pool = match offered {
+            Err(_) if request.by_default && !self.has_pool(&request.pool)? => {
+                bail!(self.directory.no_such_pool(&request.pool, Kind::Shared)?)
+            }
+            offered => offered?,
+        };
         ensure!(
             !request.by_default || pool.kind == Kind::Shared,
             Refusal::new(

@@ -53,6 +53,25 @@ fn asking(pool: &str) -> Request {
 }
 
 #[test]
+fn a_default_pool_that_is_missing_is_to_be_made_as_a_shared_one() {
+    let machine = machine();
+    let process = machine.start(1, &group_of("web"));
+    for (request, is_default) in [(Request::by_default("new"), true), (asking("new"), false)] {
+        let said = said(start(&machine, "web", process, &request));
+        assert_eq!(
+            said.contains("`pinfold pool add new=1:shared`"),
+            is_default,
+            "{said}"
+        );
+        assert_eq!(
+            said.contains("`pinfold pool add new=1:exclusive`"),
+            !is_default,
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn what_somebody_chose_for_it_stays() {
     let machine = machine();
     let process = machine.start(1, &group_of("web"));

@@ -648,6 +648,18 @@ fn a_start_on_version_1_says_that_it_keeps_nobody_else_off() {
          nobody else off: boot with version 2, or keep the host off with isolcpus=; or `pinfold \
          pool set dp isolation-needed=no`"
     );
+    // What the configuration says is not changed by that.
+    let mut configured = site.clone();
+    let options = configured.options.entry("dp".to_owned()).or_default();
+    options.set("isolation-needed", "yes").unwrap();
+    let told = self::said(open(&configured).keep_off(&mut claim, Some(needed)));
+    assert!(
+        told.ends_with(
+            "; or say isolation-needed=no of pool dp in the configuration file, which counts \
+             before `pinfold pool set`"
+        ),
+        "{told}"
+    );
     open(&site).keep_off(&mut claim, Some(ROOT)).unwrap();
     assert_eq!(claim.isolation, None);
 }
