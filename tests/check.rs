@@ -1437,6 +1437,18 @@ fn cgroups_that_others_gave_cpus_of_exclusive_pools() {
             "unpinned::podman_with_a_label_or_a_list_kept_by_hand",
         );
     }
+    // One that Pinfold itself pinned, by the pools of another directory.
+    broken_as_in(
+        |m| {
+            let path = "/pinfold/fe00-1/isolate-7-7-1";
+            group(m, path, "2");
+            m.put(&format!("sys/fs/cgroup{path}/cgroup.procs"), "7");
+        },
+        "warning neighbours: the cgroup \"/pinfold/fe00-1/isolate-7-7-1\" is an owner of another \
+         pool directory, which gave it the CPUs 2, among them 2 of pool \"dp\": ",
+        "leave these CPUs out of one of the two",
+        NOWHERE,
+    );
     // What excludes nothing says nothing, nor does what only others have, nor a group without a
     // process.
     for (path, cpus, procs) in [

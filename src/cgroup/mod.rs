@@ -259,6 +259,13 @@ impl Hierarchy {
     }
 }
 
+/// The lock key in the path of a group that Pinfold made for an owner, of whatever pool directory;
+/// `None` where it is no such path.
+pub fn lock_key_in(path: &str) -> Option<&str> {
+    let below = path.strip_prefix(OUR_PARENT)?.strip_prefix('/')?;
+    below.split_once('/').map(|(key, _)| key)
+}
+
 /// Is the process in a group with this path, or below it, in any hierarchy? `false` where the
 /// process is gone, and where the path is `/`.
 ///

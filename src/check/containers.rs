@@ -6,16 +6,17 @@ use std::collections::BTreeMap;
 use nix::unistd::geteuid;
 
 use super::{Finding, Report, Scope, hooks};
-use crate::cgroup::cpuset;
+use crate::cgroup::{self, cpuset};
 use crate::containers::{self, Container, FoundContainers, Starter};
 use crate::cpulist::CpuSet;
 use crate::engines::{Engine, RUNTIME, SHIM, docker};
 use crate::host::Host;
 use crate::install::{self, Place};
+use crate::outside;
 use crate::placement::{
     Lack, Neighbour, Owner, Site, Survey, SurveyedPool, labels_meant, neighbours, unpinned,
 };
-use crate::pools::Kind;
+use crate::pools::{Kind, PoolDirectory};
 use crate::request::PREFIX;
 use crate::text::Shown;
 
@@ -234,7 +235,8 @@ pub fn check_neighbours(site: &Site, kept: &[KeptCpus]) -> Vec<Finding> {
             let (named, rest) = found.groups.split_at(found.groups.len().min(MOST_NAMED));
             for neighbour in named {
                 let container = neighbour.container.map(|place| &running[place]);
-                one_neighbour(neighbour, container, kept, &mut report);
+                let is_owner = is_owner_elsewhere(site, neighbour);
+                one_neighbour((neighbour, is_owner), container, kept, &mut report);
             }
             if !rest.is_empty() || found.is_cut {
                 let text = match rest.len() {
@@ -276,8 +278,23 @@ pub fn kept(survey: &Survey) -> Vec<KeptCpus> {
     kept.collect()
 }
 
+/// Has another pool directory given these CPUs? Its groups are named by its lock, and the machine's
+/// records have those of its owners for whom something was changed.
+fn is_owner_elsewhere(site: &Site, neighbour: &Neighbour) -> bool {
+    if let Some(key) = cgroup::lock_key_in(&neighbour.path) {
+        let own = PoolDirectory::open(&site.host, &site.conf_dir);
+        let own = own.and_then(|directory| directory.lock_key());
+        return own.map_or(true, |own| own != key);
+    }
+    let kept = outside::owners(&site.host).into_iter();
+    let tuned = outside::tuned(&site.host).into_iter();
+    kept.map(|owner| (owner.group, owner.run_dir))
+        .chain(tuned.map(|tuned| (tuned.group, tuned.run_dir)))
+        .any(|(group, run_dir)| group == neighbour.path && run_dir != site.run_dir)
+}
+
 fn one_neighbour(
-    neighbour: &Neighbour,
+    (neighbour, is_owner): (&Neighbour, bool),
     container: Option<&Container>,
     kept: &[KeptCpus],
     report: &mut Report,
@@ -298,10 +315,19 @@ fn one_neighbour(
         Some(container) => container.shown(),
         None => format!("the cgroup {}", Shown(&neighbour.path)),
     };
+    let touched = touched.join("; ");
+    if is_owner {
+        let text = format!(
+            "{who} is an owner of another pool directory, which gave it the CPUs {}, among them \
+             {touched}",
+            neighbour.cpus
+        );
+        let remedy = "leave these CPUs out of one of the two: `pinfold pool resize --help`";
+        return report.warn("neighbours", text, remedy);
+    }
     let text = format!(
-        "{who} was given the CPUs {} by others than Pinfold, among them {}",
-        neighbour.cpus,
-        touched.join("; ")
+        "{who} was given the CPUs {} by others than Pinfold, among them {touched}",
+        neighbour.cpus
     );
     report.warn("neighbours", text, neighbour_remedy(neighbour, container));
 }

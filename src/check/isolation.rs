@@ -48,6 +48,10 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
         Err(error) => return report.error(WHAT, &error),
     };
     let told = wanting.owners(site, survey, obstacle.as_ref(), report);
+    if topology::online(&site.host).is_ok_and(|online| online.is_subset(&wanting.cpus)) {
+        let Refusal { what, remedy, .. } = outside::none_left_for_others(&wanting.cpus);
+        report.warn(WHAT, what, remedy);
+    }
     match obstacle {
         Some(obstacle) => wanting.by_masks(&isolated, &obstacle, report),
         None => {
@@ -258,15 +262,6 @@ fn at_boot(pool: &SurveyedPool, wanted: Wanted, isolated: &CpuSet, report: &mut 
 fn keeps_off(site: &Site, cpus: &CpuSet, others: &CpuSet, report: &mut Report) {
     if cpus.is_empty() {
         return;
-    }
-    if topology::online(&site.host).is_ok_and(|online| online.is_subset(cpus)) {
-        report.warn(
-            WHAT,
-            format!(
-                "pools that keep others off have all CPUs, {cpus}: the last of them cannot be kept"
-            ),
-            "leave CPUs out of them for the host: `pinfold pool resize --help`",
-        );
     }
     if others.is_empty() {
         return;

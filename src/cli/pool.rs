@@ -5,7 +5,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 
 use crate::cpulist::CpuSet;
-use crate::isolation::{self, Options};
+use crate::isolation::{self, ALLOW, Options};
 use crate::pools::Kind;
 use crate::pools::carve::Cut;
 use crate::pools::plan::{Cores, ListUnit, PoolSpec, Reserve};
@@ -194,8 +194,8 @@ pub enum Form {
 /// What is wrong with it.
 pub fn listed(text: &str) -> Result<PoolSpec, Form> {
     let (pool, rest) = text.split_once(':').ok_or(Form::Whole)?;
-    let mut words = rest.split(',');
-    let kind = words.next().and_then(Kind::by_word);
+    let (kind, words) = rest.split_once(',').unwrap_or((rest, ""));
+    let kind = Some(kind).and_then(Kind::by_word);
     let kind = kind.ok_or(Form::Whole)?;
     let mut spec = PoolSpec {
         name: name(pool).map_err(Form::Part)?,
@@ -205,7 +205,7 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
         unit: ListUnit::Core,
         options: Options::default(),
     };
-    for word in words {
+    for word in words_of(words) {
         let (key, value) = word.split_once('=').ok_or(Form::Whole)?;
         match (key, value) {
             ("cores", "whole") => spec.unit = ListUnit::Core,
@@ -225,6 +225,23 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
         }
     }
     Ok(spec)
+}
+
+/// The words that commas separate. The value of `allow` can have commas itself: what follows it and
+/// says nothing by itself is its own.
+fn words_of(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let allow = format!("{ALLOW}=");
+    for word in text.split(',').filter(|_| !text.is_empty()) {
+        match words.last_mut() {
+            Some(last) if last.starts_with(&allow) && !word.contains('=') => {
+                last.push(',');
+                last.push_str(word);
+            }
+            _ => words.push(word.to_owned()),
+        }
+    }
+    words
 }
 
 fn option(text: &str) -> Result<(String, String), String> {
@@ -266,7 +283,21 @@ mod tests {
         let pool = spec("dp=1:exclusive,isolation=isolated,isolation-needed=yes").unwrap();
         let wanted = pool.options.wanted("dp").unwrap().unwrap();
         assert_eq!((wanted.kind.word(), wanted.is_needed), ("isolated", true));
+        for allow in ["irqs", "irqs,quota", "irqs,quota,governor"] {
+            let pool = spec(&format!("dp=1:exclusive,allow={allow},numa=1")).unwrap();
+            assert_eq!(pool.options.allow.as_deref(), Some(allow));
+            assert_eq!(pool.cut.numa, FromNodes::Node(1));
+        }
         for (text, said) in [
+            ("dp=1:exclusive,", "fast=2:exclusive"),
+            (
+                "dp=1:exclusive,allow=irqs,bogus",
+                "allow is none, or some of",
+            ),
+            (
+                "dp=1:exclusive,x=1",
+                "isolation=, isolation-needed=, allow=, irqs=",
+            ),
             ("dp", "fast=2:exclusive"),
             ("dp:exclusive", "fast=2:exclusive"),
             ("dp=1:private", "fast=2:exclusive"),

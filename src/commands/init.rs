@@ -15,13 +15,15 @@ use crate::host::Host;
 use crate::install::refresh_cdi;
 use crate::isolation::{self, Options};
 use crate::last_words;
-use crate::placement::{Existing, Made, init, try_init};
+use crate::outside;
+use crate::placement::{Existing, Made, Site, init, try_init};
 use crate::pools::Kind;
 use crate::pools::carve::{Cut, FromNodes};
 use crate::pools::plan::{Cores, ListUnit, PlannedPool, PoolSpec, Stock, list_name, plan};
 use crate::refusal::Refusal;
 use crate::settings::Settings;
 use crate::text::one_line;
+use crate::topology;
 
 pub(super) fn run(args: &InitArgs, settings: &Settings) -> Result<u8> {
     let site = settings.site();
@@ -42,6 +44,7 @@ pub(super) fn run(args: &InitArgs, settings: &Settings) -> Result<u8> {
         keep_others_off(&mut plan, &stock.isolated);
     }
     warn_of_neighbours(site, &kept(&plan));
+    warn_of_all(site, &plan);
     let existing = if args.force {
         Existing::Replace
     } else {
@@ -85,6 +88,19 @@ fn keep_others_off(plan: &mut [PlannedPool], isolated: &CpuSet) {
         if pool.kind == Kind::Exclusive && !is_apart && pool.options.isolation.is_none() {
             pool.options.isolation = Some(isolation::Kind::Root.word().to_owned());
         }
+    }
+}
+
+/// Says where pools want others kept off every CPU there is.
+fn warn_of_all(site: &Site, plan: &[PlannedPool]) {
+    let wants = |pool: &&PlannedPool| pool.options.wanted(&pool.name).is_ok_and(|it| it.is_some());
+    let cpus: CpuSet = plan
+        .iter()
+        .filter(wants)
+        .flat_map(|pool| &pool.lists)
+        .collect();
+    if topology::online(&site.host).is_ok_and(|online| online.is_subset(&cpus)) {
+        log::warn!("{}", outside::none_left_for_others(&cpus));
     }
 }
 

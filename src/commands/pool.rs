@@ -245,7 +245,20 @@ fn remove(args: &RemoveArgs, settings: &Settings) -> Result<u8> {
         true => Change::RemoveIfThere(args.name.clone()),
         false => Change::Remove(args.name.clone()),
     };
-    carry_out(settings, stock, &wanted, args.dry_run)
+    let done = carry_out(settings, stock, &wanted, args.dry_run)?;
+    let host = settings.host_table();
+    if host.default_pool.as_ref() == Some(&args.name) {
+        let effect = match host.default_pool_needed {
+            true => "none that asks for nothing starts",
+            false => "those that ask for nothing start outside of any",
+        };
+        log::warn!(
+            "the configuration names pool {} as the default-pool of containers, and without it \
+             {effect}: name another shared pool there",
+            args.name
+        );
+    }
+    Ok(done)
 }
 
 fn resize(args: &ResizeArgs, settings: &Settings) -> Result<u8> {

@@ -32,7 +32,8 @@ pub use keeping::{CpusOfMachine, Keeping, is_kept_above, is_kept_by_a_slice, sui
 pub use knobs::leaves_few;
 pub use obstacle::{
     FEW_FOR_IRQBALANCE, Obstacle, STAYING, broken_by_siblings, lost_cpus, named as irqs_named,
-    no_own_limit, not_confined, obstacle_here, obstacle_to_all, of_another_tool, pool_at_boot,
+    no_own_limit, none_left_for_others, not_confined, obstacle_here, obstacle_to_all,
+    of_another_tool, pool_at_boot,
 };
 pub use power::{Astray, astray, possible};
 pub use records::{LimitedGroup, Owner, Tuned};

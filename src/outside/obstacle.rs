@@ -327,6 +327,16 @@ fn lost(host: &Host, asked: &Asked<'_>) -> Result<Option<Obstacle>> {
     Ok((!lost.is_empty()).then(|| lost_cpus(&lost)))
 }
 
+/// Said of pools that want others kept off all CPUs there are.
+pub fn none_left_for_others(cpus: &CpuSet) -> Refusal {
+    Refusal::new(
+        format!(
+            "pools that keep others off have all CPUs, {cpus}: the last of them cannot be kept"
+        ),
+        "leave CPUs out of them for the host: `pinfold pool resize --help`",
+    )
+}
+
 /// The obstacle that CPUs were lost by the kernel, so that no group has them.
 pub fn lost_cpus(lost: &CpuSet) -> Obstacle {
     Obstacle::of_owner(

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 
 use crate::cpulist::CpuSet;
+use crate::isolation;
 
 /// A physical core that a pool can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +102,13 @@ impl Cut {
         match key {
             "numa" => self.numa = value.parse()?,
             "cache" => self.cache = value.parse()?,
-            _ => return Err("after the kind there can be numa=, cache= and cores=".to_owned()),
+            _ => {
+                let options = isolation::keys().collect::<Vec<_>>().join("=, ");
+                return Err(format!(
+                    "after the kind there can be numa=, cache= and cores=, and for an exclusive \
+                     pool {options}="
+                ));
+            }
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ pub mod resize;
 mod tasks;
 mod wait;
 
+use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -233,7 +234,7 @@ impl PoolDirectory {
     /// # Errors
     /// `pools` cannot be listed.
     pub fn not_pools(&self) -> Result<Vec<Error>> {
-        let entries = entries(&self.pools())?.into_iter();
+        let entries = entries(&self.pools(), |_| false)?.into_iter();
         Ok(entries.filter_map(Result::err).collect())
     }
 
@@ -293,7 +294,7 @@ impl PoolDirectory {
         trusted_directory(&path)?;
         let mut lists = Vec::new();
         let mut problems = Vec::new();
-        for list in entries(&path)? {
+        for list in entries(&path, is_option)? {
             match list.and_then(|list| list.map(|list| self.list(name, list)).transpose()) {
                 Ok(list) => lists.extend(list),
                 Err(problem) => problems.push(problem),
@@ -416,15 +417,22 @@ impl PoolDirectory {
 /// The names of the directories in a directory, sorted. A symbolic link is an error: its target is
 /// not part of the pool directory.
 fn subdirectories(path: &Path) -> Result<Vec<String>> {
-    let names = entries(path)?.into_iter().filter_map(Result::transpose);
+    let names = entries(path, is_option)?
+        .into_iter()
+        .filter_map(Result::transpose);
     let mut names = names.collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
 }
 
+/// Is this the name of a pool's option? Whoever reads that says what is wrong with it.
+fn is_option(name: &str) -> bool {
+    PoolDirectory::key_of(OsStr::new(name)).is_some()
+}
+
 /// The entries of a directory: a directory as its name, any other file as `None`. A symbolic link,
-/// or a name that is not UTF-8, is an error.
-fn entries(path: &Path) -> Result<Vec<Result<Option<String>>>> {
+/// or a name that is not UTF-8, is an error, but for names that are `others`' business.
+fn entries(path: &Path, others: fn(&str) -> bool) -> Result<Vec<Result<Option<String>>>> {
     let entries = std::fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
     let one = |entry: std::fs::DirEntry| -> Result<Option<String>> {
         let kind = entry.file_type()?;
@@ -435,7 +443,7 @@ fn entries(path: &Path) -> Result<Vec<Result<Option<String>>>> {
             )
         })?;
         ensure!(
-            !kind.is_symlink(),
+            !kind.is_symlink() || others(&name),
             Refusal::new(
                 format!(
                     "{} is a symbolic link, which is not followed",
