@@ -6,7 +6,7 @@
 //! lists/<cpulist>/<id>@<pid>-<start>   → the claim, for each of its lists
 //! cgroups/<inode>                      → the claim
 //! ended/<id>@<pid>-<start>             the claim of an owner that ended, until it is accounted for
-//! boot                                 the boot, the pool directory and the pid namespace of the claims
+//! boot                                 the boot, pool directory and pid namespace of the claims
 //! ```
 //! The links are made before their claim and removed after it; a link that leads nowhere means
 //! nothing. A claim ends with its check sum. It counts as unreadable where it is not in the place

@@ -194,8 +194,11 @@ pub enum Form {
 /// What is wrong with it.
 pub fn listed(text: &str) -> Result<PoolSpec, Form> {
     let (pool, rest) = text.split_once(':').ok_or(Form::Whole)?;
-    let (kind, words) = rest.split_once(',').unwrap_or((rest, ""));
-    let kind = Some(kind).and_then(Kind::by_word);
+    let (kind, words) = match rest.split_once(',') {
+        Some((kind, words)) => (kind, words_of(words)),
+        None => (rest, Vec::new()),
+    };
+    let kind = Kind::by_word(kind);
     let kind = kind.ok_or(Form::Whole)?;
     let mut spec = PoolSpec {
         name: name(pool).map_err(Form::Part)?,
@@ -205,7 +208,7 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
         unit: ListUnit::Core,
         options: Options::default(),
     };
-    for word in words_of(words) {
+    for word in words {
         let (key, value) = word.split_once('=').ok_or(Form::Whole)?;
         match (key, value) {
             ("cores", "whole") => spec.unit = ListUnit::Core,
@@ -232,7 +235,7 @@ pub fn listed(text: &str) -> Result<PoolSpec, Form> {
 fn words_of(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let allow = format!("{ALLOW}=");
-    for word in text.split(',').filter(|_| !text.is_empty()) {
+    for word in text.split(',') {
         match words.last_mut() {
             Some(last) if last.starts_with(&allow) && !word.contains('=') => {
                 last.push(',');

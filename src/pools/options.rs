@@ -102,5 +102,14 @@ mod tests {
         );
         files::replace(&path, b"root\n", 0o666, Durability::Crash).unwrap();
         assert!(directory.options("dp").is_err());
+        // A link is told by who reads the options, and not as a list once more.
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
+        assert!(directory.options("dp").is_err());
+        let (_, problems) = directory.readable_part("dp").unwrap();
+        let twice = problems
+            .iter()
+            .any(|problem| format!("{problem:#}").contains("put a real directory"));
+        assert!(!twice, "{problems:?}");
     }
 }
