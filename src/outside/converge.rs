@@ -36,7 +36,8 @@ struct Look<'a> {
 }
 
 /// Plans for `records`, whose owners are all alive. A partition is made or healed only for the
-/// owners that `makes` accepts; it is taken down whatever `makes` says.
+/// owners that `makes` accepts, and groups get exclusive CPUs only for these and for those whose
+/// partition is valid; both are taken down whatever `makes` says.
 ///
 /// What could not be read stays as it is recorded. Below it nothing is made, which would be invalid
 /// at once, and above it nothing shrinks, which would break what may stand there.
@@ -75,16 +76,16 @@ pub(super) fn plan(records: &Records, seen: &Seen, makes: &dyn Fn(&Owner) -> boo
                 }
             }
             Target::Exclusive(_) => {
-                let (now, wanted) = (set(&look.now), look.wanted());
+                let (now, wanted) = (set(&look.now), look.wanted(&|_| true));
                 let fewer = now.intersection(&wanted);
                 if fewer != now && may_shrink {
                     shrink.push(look.noted(&mut change, fewer.to_string()));
                 }
-                if fewer != wanted && may_grow {
-                    let grown = match may_shrink {
-                        true => wanted,
-                        false => [&now, &wanted].into_iter().collect(),
-                    };
+                // What the kernel refuses one owner must not keep it from another.
+                let more = look.wanted(&|owner| makes(owner) || stands(owner, seen));
+                if !more.is_subset(&now) && may_grow {
+                    let kept = if may_shrink { &fewer } else { &now };
+                    let grown: CpuSet = [kept, &more].into_iter().collect();
                     grow.push(look.noted(&mut change, grown.to_string()));
                 }
             }
@@ -101,6 +102,30 @@ pub(super) fn plan(records: &Records, seen: &Seen, makes: &dyn Fn(&Owner) -> boo
     plan
 }
 
+/// Is the owner's partition valid?
+fn stands(owner: &Owner, seen: &Seen) -> bool {
+    let state = seen.get(&Target::Partition(owner.group.clone()));
+    matches!(state, Some(Reading::Holds(state)) if state == owner.kind.word())
+}
+
+/// The groups where something is left that no recorded owner wants, or may be.
+pub(super) fn left_over(records: &Records, seen: &Seen) -> BTreeSet<String> {
+    let is_left = |change: &&Change| match seen.get(&change.target) {
+        Some(Reading::Gone) => false,
+        None | Some(Reading::Unread) => true,
+        Some(Reading::Holds(now)) => {
+            let look = Look::at(records, change.target.clone(), now.clone());
+            match change.target {
+                Target::Exclusive(_) => !set(now).is_subset(&look.wanted(&|_| true)),
+                Target::Partition(_) => look.owners.is_empty() && !look.is_as_found(),
+            }
+        }
+    };
+    let left = records.changes.iter().filter(is_left);
+    left.map(|change| change.target.group().to_owned())
+        .collect()
+}
+
 /// The recorded changes that are still needed after a plan was carried out: those of a live owner,
 /// those that could not be undone, and those of which that is not known.
 pub(super) fn still_changed(records: &Records, seen: &Seen) -> Vec<Change> {
@@ -115,9 +140,9 @@ pub(super) fn still_changed(records: &Records, seen: &Seen) -> Vec<Change> {
     records.changes.iter().filter(is_changed).cloned().collect()
 }
 
-/// Enters what was changed for an owner of which there is no record any more, as what its files hold
-/// now shows. Its CPUs are ours wherever they are exclusive: they were not found there, even if
-/// somebody who came since has recorded that.
+/// Enters what was changed for an owner of which there is no record any more, as what its files
+/// hold now shows. Its CPUs are ours wherever they are exclusive: they were not found there, even
+/// if somebody who came since has recorded that.
 pub(super) fn enter_lost(records: &mut Records, owner: &Owner, seen: &Seen) {
     for (target, now) in seen {
         let Reading::Holds(now) = now else {
@@ -229,9 +254,10 @@ impl<'a> Look<'a> {
     }
 
     /// The exclusive CPUs that the group shall have: those found there, and those of all owners at
-    /// or below it.
-    fn wanted(&self) -> CpuSet {
-        let owned = self.owners.iter().map(|owner| &owner.cpus);
+    /// or below it that count.
+    fn wanted(&self, counts: &dyn Fn(&Owner) -> bool) -> CpuSet {
+        let owners = self.owners.iter().filter(|owner| counts(owner));
+        let owned = owners.map(|owner| &owner.cpus);
         owned.chain([&set(&self.change.found)]).collect()
     }
 
@@ -539,6 +565,56 @@ mod tests {
                 assert_eq!(tree, both, "{before:?} {after:?}");
             }
         }
+    }
+
+    /// Its CPUs may be what the kernel refuses.
+    #[test]
+    fn for_an_owner_whose_partition_is_broken_nothing_grows_until_it_is_made_again() {
+        let mut tree = Tree::new(&GROUPS);
+        tree.records.owners = vec![owner("/m/a", "4"), owner("/m/b", "5")];
+        tree.converge();
+        tree.files.insert(exclusive("/m"), "4".to_owned());
+        let changes = &mut tree.records.changes;
+        let top = changes.iter_mut().find(|one| one.target == exclusive("/m"));
+        top.unwrap().ours = vec!["4".to_owned()];
+        let writes = |tree: &Tree, made: &str| {
+            let plan = plan(&tree.records, &tree.seen(), &|owner| owner.group == made);
+            let writes = plan.writes.into_iter();
+            let writes = writes.map(|write| format!("{:?}={}", write.target, write.value));
+            writes.collect::<Vec<_>>()
+        };
+        let all = ["Exclusive(\"/m\")=4-5"];
+        assert_eq!(writes(&tree, ""), all);
+        tree.files
+            .insert(partition("/m/b"), "root invalid".to_owned());
+        assert_eq!(writes(&tree, ""), [""; 0]);
+        assert_eq!(writes(&tree, "/m/a"), [""; 0]);
+        assert!(writes(&tree, "/m/b").contains(&all[0].to_owned()));
+        // Nor is anything taken from it.
+        tree.files.insert(exclusive("/m"), "4-5".to_owned());
+        tree.converge();
+        tree.files
+            .insert(partition("/m/b"), "root invalid".to_owned());
+        assert_eq!(writes(&tree, ""), [""; 0]);
+    }
+
+    #[test]
+    fn left_over_is_what_no_owner_wants() {
+        let mut tree = Tree::new(&GROUPS);
+        tree.records.owners = vec![owner("/m/a", "4"), owner("/m/b", "5")];
+        tree.converge();
+        let left = |tree: &Tree| Vec::from_iter(left_over(&tree.records, &tree.seen()));
+        assert_eq!(left(&tree), Vec::<String>::new());
+        tree.records.owners.remove(0);
+        assert_eq!(left(&tree), ["/m", "/m/a"]);
+        tree.files.insert(exclusive("/m"), String::new());
+        assert_eq!(left(&tree), ["/m/a"]);
+        tree.files.insert(exclusive("/m/a"), String::new());
+        assert_eq!(left(&tree), ["/m/a"]);
+        tree.files.insert(partition("/m/a"), MEMBER.to_owned());
+        assert_eq!(left(&tree), Vec::<String>::new());
+        let unread = left_over(&tree.records, &tree.seen_without(&[exclusive("/m")]));
+        assert_eq!(Vec::from_iter(unread), ["/m"]);
     }
 
     /// The file of the records was removed while owners were alive.

@@ -178,7 +178,8 @@ impl<'a> Machine<'a> {
     }
 
     /// Enters what was changed for an owner whose claim says that something was, if there is no
-    /// record of it any more: the records' file was removed, or the owner's group is as we leave it.
+    /// record of it any more: the records' file was removed, or the owner's group is as we leave
+    /// it.
     ///
     /// # Errors
     /// It cannot be told what was changed.
@@ -276,6 +277,11 @@ impl<'a> Machine<'a> {
         self.records.changes = converge::still_changed(&self.records, &self.look(&mut failed));
         self.save()?;
         Ok(failed)
+    }
+
+    /// The groups where something is left that no recorded owner wants, or may be.
+    pub(super) fn left_over(&self) -> BTreeSet<String> {
+        converge::left_over(&self.records, &self.look(&mut Vec::new()))
     }
 
     /// Reads all that is changed or has to be. What cannot be read is added to `failed`, once for

@@ -259,7 +259,8 @@ impl Outside<'_> {
         let own = machine.groups_of(inode)?;
         machine.forget(|owner| owner.inode == inode);
         machine.forget_tuned(|tuned| tuned.inode == inode);
-        let undone = own_failure(machine.converge(|_| false)?, &own);
+        let failed = machine.converge(|_| false)?;
+        let undone = own_failure(&machine, failed, &own);
         // What cannot be put back now is still recorded, and harms nobody who comes.
         match machine.tune(|_| false) {
             Ok(unset) => warn_of_old(&unset),
@@ -358,15 +359,21 @@ fn warn_of_old(unset: &[Unset]) {
 fn give_up(mut machine: Machine<'_>, owner: &Owner, obstacle: Obstacle) -> Result<Obstacle> {
     let own = machine.groups_of(owner.inode)?;
     machine.forget(|other| other.group == owner.group);
-    own_failure(machine.converge(|_| false)?, &own).map(|()| obstacle)
+    let failed = machine.converge(|_| false)?;
+    own_failure(&machine, failed, &own).map(|()| obstacle)
 }
 
-/// The first failure at one of the owner's groups (`own`), as an error. Failures elsewhere are
-/// logged only: they concern other owners, and stay recorded.
-fn own_failure(failed: Vec<Failure>, own: &[String]) -> Result<()> {
+/// The first failure at one of the ended owner's groups (`own`) where something is left, as an
+/// error. All others are logged only: they concern other owners, who have groups above in common
+/// with it, and stay recorded.
+fn own_failure(machine: &Machine<'_>, failed: Vec<Failure>, own: &[String]) -> Result<()> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let left = machine.left_over();
     let (of_owner, of_others): (Vec<_>, Vec<_>) = failed
         .into_iter()
-        .partition(|failed| own.contains(&failed.group));
+        .partition(|failed| own.contains(&failed.group) && left.contains(&failed.group));
     warn_of(&of_others);
     match of_owner.into_iter().next() {
         Some(failed) => Err(failed.error),

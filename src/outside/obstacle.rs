@@ -414,7 +414,8 @@ pub(super) fn not_permitted() -> Obstacle {
 }
 
 /// Why the kernel refused or broke a partition. The first group that names its CPUs is the
-/// likeliest reason, then the first failed write, then what the partition file says.
+/// likeliest reason, then the first write that failed at its group or above it, then what the
+/// partition file says.
 pub(super) fn of_kernel(
     host: &Host,
     group: &Group,
@@ -424,7 +425,8 @@ pub(super) fn of_kernel(
     if let Some(obstacle) = in_the_way(host, group, &owner.cpus)? {
         return Ok(obstacle);
     }
-    if let Some(failed) = failed.first() {
+    let mut failed = failed.iter();
+    if let Some(failed) = failed.find(|failed| owner.is_at_or_below(&failed.group)) {
         return Ok(Obstacle::of(&failed.error));
     }
     let path = partition::file(group);

@@ -135,6 +135,49 @@ fn a_late_survivor_keeps_its_cpus_for_itself() {
     assert_eq!(outside::owners(&site.host).len(), 1);
 }
 
+/// The groups above are everybody's.
+#[test]
+fn what_fails_for_another_owner_keeps_nobody_from_its_end() {
+    let top = "sys/fs/cgroup/machine.slice/cpuset.cpus.exclusive";
+    // The other's CPU is exclusive above no more, and the kernel refuses to have it so again.
+    for (above, is_left) in [("2\n", true), ("\n", false)] {
+        let (machine, mut claim) = machine();
+        keeps_off(&machine, &claim, "2");
+        claim.isolation = Some(ROOT);
+        let other = machine.pinned("other", 2, "dp", &["3"]);
+        let group = group_of("other");
+        for (file, content) in [("exclusive", "3\n"), ("partition", "root\n")] {
+            machine.put(&format!("sys/fs/cgroup{group}/cpuset.cpus.{file}"), content);
+        }
+        let owner = format!(
+            r#""owners":[{{"group":"{group}","inode":{},"above":["/machine.slice"],"cpus":"3",
+                "kind":"root","run_dir":"{}"}},"#,
+            other.cgroup.unwrap().inode,
+            machine.site().run_dir.display()
+        );
+        let records = machine.get("run/pinfold-machine/changes");
+        let both = records.replace(r#""owners":["#, &owner);
+        machine.put("run/pinfold-machine/changes", &both);
+        machine.put(top, above);
+        let mut mode = machine.path(top).metadata().unwrap().permissions();
+        mode.set_readonly(true);
+        std::fs::set_permissions(machine.path(top), mode).unwrap();
+        // Capabilities belong to a thread: the other tests keep theirs.
+        let done = std::thread::scope(|scope| {
+            let end = scope.spawn(|| {
+                let writes_all = caps::Capability::CAP_DAC_OVERRIDE;
+                caps::drop(None, caps::CapSet::Effective, writes_all).unwrap();
+                open(&machine.site()).let_in(&claim)
+            });
+            end.join().unwrap()
+        });
+        assert_eq!(done.is_err(), is_left, "{done:?}");
+        let own = machine.value(&group_of("web"), "cpuset.cpus.exclusive");
+        assert_eq!(own, "");
+        assert_eq!(outside::owners(&machine.site().host).len(), 1);
+    }
+}
+
 /// What to do about records that cannot be read is to remove them. The claim says what was changed.
 #[test]
 fn where_the_records_were_removed_the_end_undoes_what_was_changed_all_the_same() {
