@@ -169,7 +169,7 @@ impl Books<'_> {
                 }
                 None => {
                     self.forget_earlier_boots()?;
-                    self.pids_in_use()?
+                    process::pid_namespace(self.host)
                 }
             };
             self.view.pids = Pids::of(pids.as_deref());
@@ -180,44 +180,6 @@ impl Books<'_> {
         }
         self.view.ledger.expect_boot(&self.view.boot_id);
         Ok(())
-    }
-
-    /// The pid namespace of those who use the pools, for the mark: ours, as nobody was here before.
-    /// Another tool may have been. Where this is not the first namespace, and somebody has no
-    /// process here whom that tool has recorded since `/run` was made, it is of the machine.
-    fn pids_in_use(&self) -> Result<Option<String>> {
-        let own = process::pid_namespace(self.host);
-        let is_within = own.as_ref().is_some_and(|own| own != process::FIRST_PIDS);
-        if is_within && self.has_missing_strangers()? {
-            return Ok(Some(process::FIRST_PIDS.to_owned()));
-        }
-        Ok(own)
-    }
-
-    /// Is any pid in `tasks` that no claim names, that no process has here, and that was written in
-    /// the life of this `/run`? A container that starts again has a new one.
-    fn has_missing_strangers(&self) -> Result<bool> {
-        let earliest = process::earliest_time(self.host)?.unwrap_or(i64::MIN);
-        let claims = self.ledger.all()?;
-        let claims = claims.iter().filter_map(Entry::claim);
-        let claimed: BTreeSet<i32> = claims.flat_map(Claim::pids).collect();
-        for pool in self.directory.pool_names()? {
-            for list in self.directory.list_names(&pool)? {
-                self.ensure_time_left()?;
-                let recorded = self.directory.recorded_at(&pool, &list)?;
-                if recorded.is_none_or(|recorded| recorded < earliest) {
-                    continue;
-                }
-                // What cannot be read counts as held, whoever looks.
-                let pids = self.directory.tasks(&pool, &list).unwrap_or_default();
-                for pid in pids.iter().filter(|pid| !claimed.contains(pid)) {
-                    if !process::pid_is_alive(self.host, *pid)? {
-                        return Ok(true);
-                    }
-                }
-            }
-        }
-        Ok(false)
     }
 
     /// Takes over claims that were made under another lock. `other` is the rest of the mark: that
