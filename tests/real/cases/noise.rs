@@ -390,9 +390,7 @@ fn isolated(_: &World, service: Service) {
         assert_eq!(told["means"], "trace", "{told}");
         let times = burner_in(told)["times"].as_u64().expect("a number");
         assert!(times >= 2, "{told}");
-        let rows = told["foreign"].as_array().expect("a list");
-        assert!(rows.iter().any(|row| row["name"] == "probe"), "{told}");
-        rows.len()
+        told["foreign"].as_array().expect("a list").len()
     };
     let without = document(&measure("isolation=none").exits(1));
     let without = others(&without);
