@@ -187,7 +187,7 @@ install: build completions
 # `pinfold reconcile` before.
 uninstall:
 	[ -n "$(DESTDIR)" ] || [ ! -x $(PREFIX)/bin/pinfold ] || \
-		{ $(PREFIX)/bin/pinfold reconcile >/dev/null; $(PREFIX)/bin/pinfold reconcile --let-host-in; }
+		{ [ ! -d /etc/kcm/pools ] || $(PREFIX)/bin/pinfold reconcile >/dev/null; $(PREFIX)/bin/pinfold reconcile --let-host-in; }
 	rm -f $(DESTDIR)$(HOOKS_DIR)/pinfold-createRuntime.json $(DESTDIR)$(HOOKS_DIR)/pinfold-poststop.json
 	rm -f $(DESTDIR)$(PREFIX)/bin/pinfold $(DESTDIR)$(PREFIX)/bin/pinfold-runtime $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/pinfold
