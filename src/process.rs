@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -293,6 +294,21 @@ pub const FIRST_PIDS: &str = "pid:[4026531836]";
 pub fn pid_namespace(host: &Host) -> Option<String> {
     let target = std::fs::read_link(host.own_pid_namespace()).ok()?;
     target.into_os_string().into_string().ok()
+}
+
+/// Is no process in this pid namespace, told from the first one, which shows all of them?
+pub fn has_pid_namespace_ended(host: &Host, namespace: &str) -> bool {
+    let Ok(names) = files::names_in(&host.processes()) else {
+        return false;
+    };
+    let mut pids = names.iter().filter_map(|name| name.parse().ok());
+    // One that has ended has no link any more.
+    !pids.any(
+        |pid: i32| match std::fs::read_link(host.proc_pid(pid, "ns/pid")) {
+            Ok(target) => target == Path::new(namespace),
+            Err(error) => !files::is_gone(&error),
+        },
+    )
 }
 
 /// The id of this boot.

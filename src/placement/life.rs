@@ -54,24 +54,29 @@ impl Pids {
             return true;
         };
         *self.tell.get_or_init(|| {
-            let is_same = process::pid_namespace(host).as_ref() == Some(recorded);
-            if !is_same {
-                let mark = ledger.boot_mark_path();
+            let own = process::pid_namespace(host);
+            let is_machines = own.as_deref() == Some(process::FIRST_PIDS);
+            let tell = own.as_ref() == Some(recorded)
+                || (is_machines && process::has_pid_namespace_ended(host, recorded));
+            if !tell {
                 log::warn!(
                     "whoever is known by a pid alone counts as alive here: the pids are of another \
-                     pid namespace, as {} says; run this there, or, where that has ended, empty \
-                     the files `tasks` and remove {}",
-                    mark.display(),
-                    mark.display()
+                     pid namespace, as {} says: {}",
+                    ledger.boot_mark_path().display(),
+                    match is_machines {
+                        true => "run this in that container, or end it",
+                        false => "run this there, or on the machine itself",
+                    }
                 );
             }
-            is_same
+            tell
         })
     }
 
     /// The life of an owner as far as it can be told here. A claim without a group is known by its
-    /// pids alone, and a group of version 1 seems empty where its processes have no pid (kernel:
-    /// kernel/cgroup/cgroup-v1.c, `pidlist_array_load`).
+    /// pids alone; a group of version 1 seems empty where its processes have no pid (kernel:
+    /// kernel/cgroup/cgroup-v1.c, `pidlist_array_load`); and whoever is in another pid namespace may
+    /// be in another cgroup namespace, too, and not see the group (cgroup_namespaces(7)).
     pub(crate) fn judge(
         &self,
         (claim, life): (&Claim, Life),
@@ -79,9 +84,12 @@ impl Pids {
         ledger: &Ledger,
         (hierarchy, boot_id): (&Hierarchy, &str),
     ) -> Life {
-        let is_by_pid = claim.cgroup.is_none() || hierarchy.version == Version::V1;
-        let is_asked = life == Life::Gone && is_by_pid && claim.boot_id == boot_id;
-        match is_asked && !self.tell(host, ledger) {
+        let is_asked = life == Life::Gone && claim.boot_id == boot_id;
+        let is_seen_empty = || {
+            let group = claimed_group(claim, hierarchy);
+            hierarchy.version == Version::V2 && group.is_ok_and(|group| group.is_some())
+        };
+        match is_asked && !is_seen_empty() && !self.tell(host, ledger) {
             true => Life::Survived(None),
             false => life,
         }
@@ -105,11 +113,7 @@ pub(crate) fn life_of(
         }
     }
     let group = match &claim.cgroup {
-        Some(claimed) => {
-            let group = hierarchy.group(&claimed.path)?;
-            let is_same = group.inode()? == Some(claimed.inode);
-            is_same.then_some(group)
-        }
+        Some(_) => claimed_group(claim, hierarchy)?,
         None => awaited_group(claim, hierarchy)?,
     };
     let Some(group) = group else {
@@ -120,6 +124,16 @@ pub(crate) fn life_of(
         log::warn!("{} counts as alive: {error:#}", claim.shown());
         Ok(Life::Survived(None))
     })
+}
+
+/// The group that a claim names, if it is still the same.
+fn claimed_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
+    let Some(claimed) = &claim.cgroup else {
+        return Ok(None);
+    };
+    let group = hierarchy.group(&claimed.path)?;
+    let is_same = group.inode()? == Some(claimed.inode);
+    Ok(is_same.then_some(group))
 }
 
 /// Is any process in a group, or in one below it?

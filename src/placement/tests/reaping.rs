@@ -4,6 +4,7 @@ use super::{FIRST, Machine, group_of, open};
 use crate::claims::Claim;
 use crate::placement::end::reap::Owners;
 use crate::placement::reconcile;
+use crate::process;
 
 /// A start frees only part of a crowded list.
 #[test]
@@ -310,7 +311,39 @@ fn a_missing_pid_tells_nothing_in_another_pid_namespace() {
     let now = (machine.tasks("dp", "0"), machine.tasks("dp", "1"));
     assert_eq!(now, before);
 
-    namespace("pid:[7]");
+    // From the first one it shows whether the other has ended.
+    let of_other = machine.path("proc/77/ns/pid");
+    machine.put("proc/77/ns/x", "");
+    std::os::unix::fs::symlink("pid:[7]", &of_other).unwrap();
+    namespace(process::FIRST_PIDS);
+    assert!(reconcile(&site).unwrap().reclaimed.is_empty());
+    std::fs::remove_file(of_other).unwrap();
     assert_eq!(reconcile(&site).unwrap().reclaimed.len(), 2);
     assert!(!machine.knows("web"));
+}
+
+/// A cgroup namespace comes with a pid namespace, and shows no group of the machine's.
+#[test]
+fn a_missing_group_tells_nothing_in_another_pid_namespace() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["0", "1"]);
+    machine.put("proc/self/ns/x", "");
+    let namespace = |name: &str| {
+        let path = machine.path("proc/self/ns/pid");
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink(name, path).unwrap();
+    };
+    namespace("pid:[7]");
+    let site = machine.site();
+    drop(open(&site));
+    machine.dead("hidden", 1, "dp", &["0"]);
+    machine.dead("empty", 2, "dp", &["1"]);
+    std::fs::remove_dir_all(machine.path(&format!("sys/fs/cgroup{}", group_of("hidden")))).unwrap();
+    namespace("pid:[8]");
+    let report = reconcile(&site).unwrap();
+    assert_eq!(report.reclaimed.len(), 1);
+    assert!(machine.knows("hidden") && !machine.knows("empty"));
+    namespace("pid:[7]");
+    assert_eq!(reconcile(&site).unwrap().reclaimed.len(), 1);
+    assert!(!machine.knows("hidden"));
 }
