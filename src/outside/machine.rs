@@ -99,13 +99,15 @@ pub(super) struct Unset {
 }
 
 impl<'a> Machine<'a> {
-    /// Takes the lock, waiting for `outside.patience` at most, and reads the records. Owners whose
-    /// group is gone are dropped from them.
+    /// Takes the lock, waiting for `outside.patience` at most, and reads the records. Where their
+    /// file was removed, what the claims say is entered. Owners whose group is gone are dropped
+    /// from them.
     pub(super) fn open(outside: &Outside<'a>) -> Result<Machine<'a>> {
         let Outside {
             host,
             hierarchy,
             patience,
+            claims,
         } = *outside;
         ensure_directory(host)?;
         let path = directory(host).join("lock");
@@ -130,6 +132,15 @@ impl<'a> Machine<'a> {
             banned: OnceCell::new(),
             _lock: lock,
         };
+        let is_lost = machine.written.is_none();
+        if let Some(claims) = claims.filter(|_| is_lost) {
+            // Of all at once: the records that are written next say nothing of the others.
+            for owner in claims.isolated()? {
+                let (seen, _) = machine.look_at(&owner)?;
+                converge::enter_lost(&mut machine.records, &owner, &seen);
+                machine.records.owners.push(owner);
+            }
+        }
         let mut living = Vec::new();
         for owner in std::mem::take(&mut machine.records.owners) {
             match hierarchy.group(&owner.group)?.inode()? == Some(owner.inode) {
@@ -145,6 +156,9 @@ impl<'a> Machine<'a> {
             }
         }
         machine.records.tuned = living;
+        if is_lost {
+            machine.save()?;
+        }
         Ok(machine)
     }
 
@@ -178,8 +192,8 @@ impl<'a> Machine<'a> {
     }
 
     /// Enters what was changed for an owner whose claim says that something was, if there is no
-    /// record of it any more: the records' file was removed, or the owner's group is as we leave
-    /// it.
+    /// record of it, and its group is as we leave it: the records' file was removed, and another
+    /// pool directory's program has made a new one.
     ///
     /// # Errors
     /// It cannot be told what was changed.
@@ -188,6 +202,15 @@ impl<'a> Machine<'a> {
         if known.any(|known| known.inode == owner.inode) {
             return Ok(());
         }
+        let (seen, is_left) = self.look_at(owner)?;
+        if is_left {
+            converge::enter_lost(&mut self.records, owner, &seen);
+        }
+        Ok(())
+    }
+
+    /// What an owner's files hold, and whether its own group is as we leave it.
+    fn look_at(&self, owner: &Owner) -> Result<(Seen, bool)> {
         let is_there = self.hierarchy.group(&owner.group)?.inode()? == Some(owner.inode);
         let mut seen = Seen::new();
         let mut is_left = false;
@@ -209,10 +232,7 @@ impl<'a> Machine<'a> {
             }
             seen.insert(target, now);
         }
-        if is_left || self.written.is_none() {
-            converge::enter_lost(&mut self.records, owner, &seen);
-        }
-        Ok(())
+        Ok((seen, is_left))
     }
 
     pub(super) fn forget(&mut self, is_over: impl Fn(&Owner) -> bool) {

@@ -62,8 +62,17 @@ pub struct Converged {
     pub broken: Vec<BrokenPartition>,
 }
 
+/// The claims of a pool directory, which say what was changed where the machine's records do not.
+pub trait Claimed {
+    /// The owners of this boot whose claims say that others are kept off their CPUs.
+    ///
+    /// # Errors
+    /// The claims cannot be read.
+    fn isolated(&self) -> Result<Vec<Owner>>;
+}
+
 /// The machine, and how long to wait for others who change it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Outside<'a> {
     /// The machine.
     pub host: &'a Host,
@@ -71,6 +80,9 @@ pub struct Outside<'a> {
     pub hierarchy: &'a Hierarchy,
     /// The longest wait for the machine's lock.
     pub patience: Duration,
+    /// The claims of the pool directory for which the machine is changed. `None` where its lock is
+    /// not held: then records are changed, but none begun.
+    pub claims: Option<&'a dyn Claimed>,
 }
 
 impl Outside<'_> {

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use super::{Books, at_most};
 use crate::cgroup::{Group, Mounts, cpu};
-use crate::claims::{Claim, OwnerKind};
+use crate::claims::{Claim, Entry, OwnerKind};
 use crate::isolation::tuning::{Key, Tuning, Words};
 use crate::isolation::{ALLOW, ISOLATION, NEEDED, Options, Wanted};
-use crate::outside::{self, Converged, LimitedGroup, Obstacle, Outside, Owner, Tuned};
+use crate::outside::{self, Claimed, Converged, LimitedGroup, Obstacle, Outside, Owner, Tuned};
 use crate::pools::{Kind, OfferedPool};
 use crate::refusal::{Reason, Refusal};
 use crate::text::Shown;
@@ -411,6 +411,21 @@ impl Books<'_> {
             host: self.host,
             hierarchy: &self.hierarchy,
             patience: at_most(PATIENCE.min(self.time_to_look()), self.deadline),
+            claims: Some(self),
         }
+    }
+}
+
+impl Claimed for Books<'_> {
+    fn isolated(&self) -> Result<Vec<Owner>> {
+        let mut owners = Vec::new();
+        for id in self.ledger.ids()? {
+            for claim in self.ledger.of_id(&id)?.iter().filter_map(Entry::claim) {
+                if claim.boot_id == self.boot_id {
+                    owners.extend(self.said(claim)?);
+                }
+            }
+        }
+        Ok(owners)
     }
 }

@@ -189,6 +189,7 @@ fn lift_quota_in_systemd(site: &Site, hierarchy: &Hierarchy, claim: &Claim) {
         host: &site.host,
         hierarchy,
         patience,
+        claims: None,
     };
     // The start does without, as it does where nothing can be lifted.
     if let Err(error) = outside.lift_in_systemd(group.inode, patience) {

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{Machine, cpus, group_of, open, said};
 use crate::claims::{Claim, OwnerKind};
+use crate::cpulist::CpuSet;
+use crate::isolation::tuning::Tuning;
 use crate::isolation::{Kind, Wanted};
 use crate::outside::{self, Keeping, PartitionWatch};
 use crate::placement::end::Fate;
@@ -225,13 +227,76 @@ fn where_the_records_were_removed_the_end_undoes_what_was_changed_all_the_same()
     for is_reconciled in [false, true] {
         for has_come in [false, true] {
             for is_there in [false, true] {
-                // Of an owner whose group and record are both gone nothing tells, where others have
-                // made new records before anybody looked.
-                if !has_come || is_reconciled || is_there {
-                    let left = after(is_reconciled, has_come, is_there);
-                    assert_eq!(left, "", "{is_reconciled} {has_come} {is_there}");
+                let left = after(is_reconciled, has_come, is_there);
+                assert_eq!(left, "", "{is_reconciled} {has_come} {is_there}");
+            }
+        }
+    }
+}
+
+/// Whoever comes first writes new records. A runtime removes the groups before its last hook.
+#[test]
+fn where_the_records_were_removed_the_end_of_one_forgets_nobody_else() {
+    #[derive(Debug, PartialEq)]
+    enum First {
+        End,
+        Reconcile,
+        /// Of one whose pool asks for something else of the machine.
+        Tuned,
+    }
+    let top = "sys/fs/cgroup/machine.slice/cpuset.cpus.exclusive";
+    let exclusive = |machine: &Machine| -> CpuSet {
+        let text = machine.value("/machine.slice", "cpuset.cpus.exclusive");
+        text.parse().unwrap()
+    };
+    for first in [First::End, First::Reconcile, First::Tuned] {
+        for are_there in [false, true] {
+            let (machine, mut web) = machine();
+            keeps_off(&machine, &web, "2");
+            let mut other = machine.pinned("other", 2, "dp", &["3"]);
+            for (file, content) in [("exclusive", "3\n"), ("partition", "root\n")] {
+                let path = format!("sys/fs/cgroup{}/cpuset.cpus.{file}", group_of("other"));
+                machine.put(&path, content);
+            }
+            // These were found there. A file, unlike the kernel's, keeps the rest of a longer text.
+            let found = if are_there { "" } else { "5-7" };
+            machine.put(top, format!("2-3,{found}").trim_end_matches(','));
+            machine.remove("run/pinfold-machine/changes");
+            for claim in [&mut web, &mut other] {
+                claim.isolation = Some(ROOT);
+                machine.ledger().write(claim).unwrap();
+            }
+            machine.pool("common", "1", &["4"]);
+            let third = machine.pinned("third", 3, "common", &["4"]);
+            let site = machine.site();
+            for claim in [&web, &other].into_iter().filter(|_| !are_there) {
+                let group = group_of(claim.id.as_str());
+                machine.end(claim.owner, &group);
+                let group = machine.path(&format!("sys/fs/cgroup{group}"));
+                std::fs::remove_dir_all(group).unwrap();
+            }
+            match first {
+                First::End => {}
+                First::Reconcile => assert_eq!(reconcile(&site).unwrap().problems, []),
+                First::Tuned => {
+                    let tuning = Tuning {
+                        irqs_away: true,
+                        ..Tuning::default()
+                    };
+                    open(&site).tune(&mut third.clone(), &tuning);
+                    assert!(machine.is_there("run/pinfold-machine/changes"));
                 }
             }
+            open(&site).let_in(&web).unwrap();
+            if are_there {
+                // Who lives keeps its CPUs for itself.
+                assert_eq!(exclusive(&machine), cpus("3"));
+                let group = group_of("other");
+                assert_eq!(machine.value(&group, "cpuset.cpus.partition"), "root");
+                assert_eq!(outside::owners(&site.host).len(), 1);
+            }
+            open(&site).let_in(&other).unwrap();
+            assert_eq!(exclusive(&machine), cpus(found), "{first:?} {are_there}");
         }
     }
 }
