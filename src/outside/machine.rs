@@ -674,12 +674,29 @@ impl<'a> Machine<'a> {
         Ok(now?.map_or(Reading::Gone, Reading::Holds))
     }
 
+    /// Makes the records' file, if there is none: what is missing later was removed.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        match self.written {
+            Some(_) => Ok(()),
+            None => self.write(self.records.print()?),
+        }
+    }
+
+    /// Writes the records, if they are others than the file has. Without anything to record none is
+    /// made.
     fn save(&mut self) -> Result<()> {
         let text = self.records.print()?;
         let is_new = self.written.is_none() && self.records == Records::none(&self.records.boot_id);
         if is_new || self.written.as_ref() == Some(&text) {
             return Ok(());
         }
+        self.write(text)
+    }
+
+    fn write(&mut self, text: String) -> Result<()> {
         files::replace(
             &records_path(self.host),
             text.as_bytes(),

@@ -91,7 +91,8 @@ impl Outside<'_> {
     /// Returns the obstacle if that is impossible; then nothing stays changed.
     ///
     /// `claim` has the owner's claim say so, and returns whether it did before: then a record of it
-    /// may be lost. It is called once the records can be written, and before anything is changed.
+    /// may be lost. It is called once there are records, even of nothing, and before anything is
+    /// changed: a claim that says so beside no records tells that these were removed.
     ///
     /// # Errors
     /// The records or a group cannot be read or written.
@@ -107,6 +108,7 @@ impl Outside<'_> {
             }
             opened => opened?,
         };
+        machine.begin()?;
         if claim()? {
             machine.enter_lost(owner)?;
         }

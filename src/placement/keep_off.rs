@@ -189,7 +189,7 @@ impl Books<'_> {
 
     /// Keeps others off a confined owner, if its pool asks for it, or else says why that cannot be.
     /// The claim records it before it is done. Can be repeated. Where the machine's records can be
-    /// neither read nor written nothing is done, and the claim says what it said.
+    /// neither read nor made nothing is done, and the claim says what it said.
     ///
     /// # Errors
     /// It cannot be done, and is needed.
@@ -406,7 +406,7 @@ impl Books<'_> {
         self.outside().converge(self.run_dir, is_claimed)
     }
 
-    fn outside(&self) -> Outside<'_> {
+    pub(super) fn outside(&self) -> Outside<'_> {
         Outside {
             host: self.host,
             hierarchy: &self.hierarchy,

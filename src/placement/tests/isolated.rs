@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Machine, cpus, group_of, open, said};
+use crate::cgroup::cpuset;
 use crate::claims::{Claim, OwnerKind};
 use crate::cpulist::CpuSet;
 use crate::isolation::tuning::Tuning;
@@ -298,6 +299,35 @@ fn where_the_records_were_removed_the_end_of_one_forgets_nobody_else() {
             open(&site).let_in(&other).unwrap();
             assert_eq!(exclusive(&machine), cpus(found), "{first:?} {are_there}");
         }
+    }
+}
+
+/// At the first start of a boot there are no records yet, as if they had been removed.
+#[test]
+fn a_start_that_was_killed_before_it_changed_anything_takes_nothing_that_was_found() {
+    let top = "sys/fs/cgroup/machine.slice/cpuset.cpus.exclusive";
+    for is_reconciled in [false, true] {
+        let (machine, mut claim) = machine();
+        // Somebody else's.
+        machine.put(top, "2-7\n");
+        let site = machine.site();
+        let hierarchy = cpuset::hierarchy(&site.host).unwrap();
+        let group = hierarchy.group(&group_of("web")).unwrap();
+        let run_dir = site.run_dir.clone();
+        let owner = outside::owner_of(&group, &claim.cpus, Kind::Root, run_dir).unwrap();
+        let killed = open(&site).outside().keep_off(&owner, || {
+            claim.isolation = Some(ROOT);
+            machine.ledger().write(&claim)?;
+            anyhow::bail!("killed")
+        });
+        assert!(said(killed).starts_with("killed"));
+        machine.end(claim.owner, &group_of("web"));
+        if is_reconciled {
+            assert_eq!(reconcile(&site).unwrap().problems, []);
+        } else {
+            assert!(open(&site).free_dead(&claim).unwrap() == Fate::Freed);
+        }
+        assert_eq!(machine.get(top), "2-7\n");
     }
 }
 
