@@ -64,8 +64,11 @@ impl Books<'_> {
         }
         if let Some((group, _)) = self.group_of(claim)? {
             if group.is_populated()? {
-                self.keep_confined(claim)
-                    .and_then(|()| self.keep_off_again(claim))?;
+                self.keep_confined(claim)?;
+                // Its owner lives, whoever else can run there: that is no failure of the end.
+                if let Err(error) = self.keep_off_again(claim) {
+                    log::warn!("{error:#}");
+                }
                 return Ok(Fate::Held);
             }
         }

@@ -138,6 +138,26 @@ fn a_late_survivor_keeps_its_cpus_for_itself() {
     assert_eq!(outside::owners(&site.host).len(), 1);
 }
 
+#[test]
+fn a_late_survivor_that_nobody_can_be_kept_off_again_is_held_all_the_same() {
+    let (machine, mut claim) = machine();
+    let group = group_of("web");
+    keeps_off(&machine, &claim, "2");
+    claim.isolation = Some(ROOT);
+    machine.ledger().write(&claim).unwrap();
+    // Others can run on its CPU already, and what came there is in the way of a new partition.
+    machine.group("/machine.slice/other");
+    machine.put("sys/fs/cgroup/machine.slice/other/cpuset.cpus", "2\n");
+    let site = machine.site();
+    machine.end(claim.owner, &group);
+    machine.live(machine.process(2), &group);
+    assert!(open(&site).keep_off_again(&claim).is_ok());
+    assert!(open(&site).free_dead(&claim).unwrap() == Fate::Held);
+    assert_eq!(outside::owners(&site.host).len(), 0);
+    assert!(open(&site).keep_off_again(&claim).is_err());
+    assert_eq!(machine.value(&group, "cpuset.cpus"), "2");
+}
+
 /// The groups above are everybody's.
 #[test]
 fn what_fails_for_another_owner_keeps_nobody_from_its_end() {
