@@ -194,8 +194,9 @@ impl Records {
         let records = read.or_refuse(|| {
             Refusal::new(
                 "what was changed on this machine cannot be read",
-                "remove the file, and reboot at the next occasion: cgroups and interrupts may keep \
-                 CPUs from others, or away from them, until then",
+                "remove the file, and run `pinfold reconcile`: it goes by what the claims say; \
+                 only interrupts, limits of CPU time and power settings can stay as they are until \
+                 a reboot",
             )
         })?;
         Ok(match records.boot_id == boot_id {

@@ -81,6 +81,10 @@ fn who_can_do_without_starts_where_the_records_cannot_be_read() {
     let mut new = claim.clone();
     let refused = said(open(&site).keep_off(&mut new, Some(needed)));
     assert!(refused.contains("cannot be read"), "{refused}");
+    assert!(
+        refused.contains("remove the file, and run `pinfold reconcile`"),
+        "{refused}"
+    );
     assert_eq!(new.isolation, None);
     open(&site).keep_off(&mut new, Some(ROOT)).unwrap();
     // Nothing was changed for it: it ends as others do, and its list is free.
