@@ -54,7 +54,8 @@ fn show(args: &ShowArgs, settings: &Settings) -> Result<u8> {
         let whole = PoolDirectory::open(&site.host, &site.conf_dir)?.pool(name);
         pools.retain(|pool| pool.name == *name);
         // It does not matter what is wrong with other pools.
-        let is_unread = whole.is_err() || survey.unread.contains(name);
+        let mut unread = survey.unread.iter().chain(&survey.options_unread);
+        let is_unread = whole.is_err() || unread.any(|unread| unread == name);
         code = u8::from(is_unread || survey.claims_unread.is_some());
         if pools.is_empty() {
             whole?;

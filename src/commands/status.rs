@@ -42,7 +42,7 @@ pub(super) fn run(args: &StatusArgs, settings: &Settings) -> Result<u8> {
 
 /// The exit code: 1 if something could not be read that was to be shown.
 pub(super) fn code(survey: &Survey) -> u8 {
-    u8::from(!survey.is_whole)
+    u8::from(!survey.is_all_read())
 }
 
 /// Prints a survey in the form that is asked for.
@@ -345,7 +345,7 @@ struct OwnerEntry<'a> {
 
 fn document(survey: &Survey) -> Document<'_> {
     Document {
-        is_whole: survey.is_whole,
+        is_whole: survey.is_all_read(),
         owners: survey.owners.iter().map(owner_entry).collect(),
         path: survey.path.to_string_lossy(),
         pools: survey.pools.iter().map(pool_entry).collect(),

@@ -28,7 +28,7 @@ pub(super) fn run(file: &Path, topology: &Topology, site: &Site) -> Result<u8> {
     for remark in survey.iter().flat_map(|survey| &survey.remarks) {
         log::warn!("{remark}");
     }
-    let is_whole = survey.as_ref().is_none_or(|survey| survey.is_whole);
+    let is_whole = survey.as_ref().is_none_or(Survey::is_all_read);
     let (pools, owners) = match &survey {
         Some(Survey { pools, owners, .. }) => (&pools[..], &owners[..]),
         None => Default::default(),

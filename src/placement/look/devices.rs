@@ -24,7 +24,7 @@ pub struct ListDevices {
     pub pools: Vec<DevicePool>,
     /// All owners, of other pools too.
     pub owners: Vec<Owner>,
-    /// The pools that were not read whole: lists of theirs can be missing here.
+    /// The pools whose lists were not all read: some of theirs can be missing here.
     pub unread: Vec<String>,
     /// Why who owns what may not be so: the books were changing all the time, or the claims could
     /// not be read.

@@ -32,10 +32,13 @@ pub struct Survey {
     pub pools: Vec<SurveyedPool>,
     /// All owners, by pool and first CPU.
     pub owners: Vec<Owner>,
-    /// Were all pools read whole, and the claims, unless only root may read them?
+    /// Were the lists of all pools read, and the claims, unless only root may read them? Then no
+    /// owner is missing.
     pub is_whole: bool,
-    /// The pools that could not be read whole; some are not among `pools` at all.
+    /// The pools whose lists were not all read; some are not among `pools` at all.
     pub unread: Vec<String>,
+    /// The exclusive pools whose options could not be read. Their lists and owners may well be.
+    pub options_unread: Vec<String>,
     /// Why the claims cannot be read although we may: nobody gets CPUs then.
     pub claims_unread: Option<Refusal>,
     /// Why all of it may be half of a change; `None` if two looks saw the same, and nobody kept the
@@ -45,6 +48,13 @@ pub struct Survey {
     pub remarks: Vec<Refusal>,
     /// The same about single owners. [`crate::placement::audit`] looks at those more closely.
     pub about_owners: Vec<Refusal>,
+}
+
+impl Survey {
+    /// Was all of it read, the pools' options too?
+    pub fn is_all_read(&self) -> bool {
+        self.is_whole && self.options_unread.is_empty()
+    }
 }
 
 /// A pool as it was seen.
@@ -372,6 +382,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
             .collect(),
         is_whole: claims_unread.is_none(),
         unread: Vec::new(),
+        options_unread: Vec::new(),
         claims_unread,
         doubt: None,
         remarks,
@@ -446,8 +457,7 @@ impl Surveyor<'_> {
     /// The options of a pool; the configuration's come first.
     fn options_of(&self, pool: &str, survey: &mut Survey) -> Options {
         let said = self.directory.options(pool).unwrap_or_else(|error| {
-            survey.is_whole = false;
-            survey.unread.push(pool.to_owned());
+            survey.options_unread.push(pool.to_owned());
             survey.remarks.push(Refusal::of(&error));
             Options::default()
         });

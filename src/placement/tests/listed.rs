@@ -1,5 +1,7 @@
 //! What is told of CPU lists as devices.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::{Machine, cpus};
 use crate::names::Names;
 use crate::placement::{ListDevices, ListState, list_devices};
@@ -48,6 +50,34 @@ fn each_list_lies_where_it_lies() {
     ]
     .map(|(name, nodes, offline)| (name.to_owned(), nodes.to_owned(), offline.to_owned()));
     assert_eq!(told, expected);
+}
+
+/// What an earlier look knew fills in for lists that cannot be read, and for these alone: which
+/// lists a pool has is known where its options are not.
+#[test]
+fn lists_that_were_taken_out_do_not_come_back_with_an_unreadable_option() {
+    let machine = Machine::new();
+    machine.pool("dp", "1", &["2", "3"]);
+    let earlier = look(&machine);
+    std::fs::remove_dir_all(machine.path("etc/kcm/pools/dp/3")).unwrap();
+    let names = |devices: ListDevices| {
+        let devices = devices.completed(Some(&earlier)).unwrap();
+        let lists = devices.pools.iter().flat_map(|pool| &pool.lists);
+        let names: Vec<String> = lists.map(|list| list.name.clone()).collect();
+        names.join(" ")
+    };
+    // No option is read that anybody can write.
+    machine.put("etc/kcm/pools/dp/irqs", "keep");
+    let anybody = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(machine.path("etc/kcm/pools/dp/irqs"), anybody).unwrap();
+    let devices = look(&machine);
+    assert_eq!((devices.unread.len(), devices.remarks.len()), (0, 1));
+    assert_eq!(names(devices), "2");
+    // Whatever a directory is that is no list, it may have been one.
+    machine.put("etc/kcm/pools/dp/odd/tasks", "");
+    let devices = look(&machine);
+    assert_eq!(devices.unread, ["dp"]);
+    assert_eq!(names(devices), "2 3");
 }
 
 /// The kubelet's own containers are no reason to withdraw a list from it; everybody else is, as

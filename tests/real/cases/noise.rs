@@ -12,6 +12,7 @@ use crate::world::{Kind, Standin, World, state};
 use nix::libc;
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         plain("noise::however_others_trace", root, however_others_trace),
         plain("noise::nobody_else", root, nobody_else),
         plain("noise::shared_pools_by_name_alone", root, shared_by_name),
+        plain("noise::options_of_other_pools", root, options_of_others),
         plain("noise::nothing_to_measure", root, nothing_to_measure),
         plain("noise::killed_leaves_nothing", root, killed),
     ];
@@ -254,6 +256,24 @@ fn shared_by_name(world: &World) {
     assert_eq!(cpus(&[]), "1");
     owner.die();
     common.die();
+}
+
+/// An option that cannot be read keeps nobody's CPUs from being known.
+fn options_of_others(world: &World) {
+    world.pool("other", Kind::Exclusive, &["0"]);
+    let owner = busy_owner(world);
+    for pool in ["other", "dp"] {
+        let option = world.conf.join("pools").join(pool).join("irqs");
+        std::fs::write(&option, "keep").expect("write the option");
+        let anybody = std::fs::Permissions::from_mode(0o666);
+        std::fs::set_permissions(&option, anybody).expect("let anybody write it");
+        let line = ["noise", "dp", "--seconds", "0.1", "--json"];
+        let ran = process::run(&mut world.pinfold(&line));
+        assert!(matches!(ran.code(), Some(0 | 1)), "{ran}");
+        assert_eq!(document(&ran)["cpus"], "1", "{ran}");
+        std::fs::remove_file(&option).expect("remove it");
+    }
+    owner.die();
 }
 
 fn nothing_to_measure(world: &World) {
