@@ -255,6 +255,29 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
 mod tests {
     use super::*;
     use crate::files::Durability;
+    use crate::isolation::{Options, how_to_say};
+
+    /// A remedy that could not be parsed would refuse every start of the machine.
+    #[test]
+    fn what_a_remedy_says_of_an_option_is_what_its_table_takes() {
+        for (key, value) in [
+            ("isolation", "root"),
+            ("isolation-needed", "no"),
+            ("isolation-needed", "yes"),
+            ("allow", "none"),
+            ("allow", "irqs"),
+            ("allow", "irqs,quota"),
+            ("irqs", "keep"),
+            ("resume-latency", "20"),
+        ] {
+            let mut configured = Options::default();
+            configured.set(key, value).unwrap();
+            let remedy = how_to_say(Some(&configured), "dp", key, value);
+            let line = remedy.split('`').nth(1).unwrap();
+            let table: PoolTable = parse(line).unwrap_or_else(|error| panic!("{line}: {error:#}"));
+            assert_eq!(table.options(), configured, "{line}");
+        }
+    }
 
     #[test]
     fn the_shipped_file_has_every_key_and_only_those() {

@@ -198,6 +198,32 @@ impl Options {
     }
 }
 
+/// How an option of a pool is changed, as a remedy says it: what the configuration says of the
+/// pool, in `configured`, counts before what `pool set` writes.
+pub fn how_to_say(configured: Option<&Options>, pool: &str, key: &str, value: &str) -> String {
+    let said = configured.map(Options::said);
+    let is_configured = said.is_some_and(|said| said.iter().any(|(said, _)| *said == key));
+    match is_configured {
+        true => format!(
+            "say `{}` of pool {pool} in the configuration file, which counts before `pinfold pool \
+             set`",
+            in_configuration(key, value)
+        ),
+        false => format!("`pinfold pool set {pool} {key}={value}`"),
+    }
+}
+
+/// An option as the configuration's table of a pool has it.
+fn in_configuration(key: &str, value: &str) -> String {
+    let value = match (key, value) {
+        (NEEDED, word) => (word == "yes").to_string(),
+        (ALLOW, "none") => "[]".to_owned(),
+        (ALLOW, keys) => format!("[\"{}\"]", keys.replace(',', "\", \"")),
+        (_, word) => format!("\"{word}\""),
+    };
+    format!("{key} = {value}")
+}
+
 /// Checks that a pool can have the option `key` with this value.
 ///
 /// # Errors

@@ -975,6 +975,24 @@ fn what_explain_says_of_others() {
         let refused = document["refused"].as_str().unwrap();
         assert!(refused.contains(others), "{refused}");
     }
+    // What the configuration says is not changed by `pool set`.
+    let by_set = "; or `pinfold pool set dp isolation-needed=no";
+    let (_, _, said) = explained(&[]);
+    assert!(said.contains(by_set), "{said}");
+    machine.put(CONFIG, "[pools.dp]\nisolation-needed = true\n");
+    let (code, _, said) = explained(&[]);
+    assert!(code == Some(1) && !said.contains(by_set), "{said}");
+    let rest = said
+        .split("; or say `")
+        .nth(1)
+        .unwrap_or_else(|| panic!("{said}"));
+    let (remedy, _) = rest
+        .split_once("` of pool dp in the configuration file")
+        .unwrap();
+    machine.put(CONFIG, &format!("[pools.dp]\n{remedy}\n"));
+    let (code, _, said) = explained(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    machine.remove(CONFIG);
     // What keeps others off is a slice, or the kernel.
     for (file, text) in [
         ("fast.slice/cpuset.cpus.effective", "2-3\n"),

@@ -10,7 +10,7 @@ use super::{Books, at_most};
 use crate::cgroup::{Group, Mounts, cpu};
 use crate::claims::{Claim, Entry, OwnerKind};
 use crate::isolation::tuning::{Key, Tuning, Words};
-use crate::isolation::{ALLOW, ISOLATION, NEEDED, Options, Wanted};
+use crate::isolation::{self, ALLOW, ISOLATION, NEEDED, Options, Wanted};
 use crate::outside::{self, Claimed, Converged, LimitedGroup, Obstacle, Outside, Owner, Tuned};
 use crate::pools::{Kind, OfferedPool};
 use crate::refusal::{Reason, Refusal};
@@ -54,18 +54,9 @@ impl Books<'_> {
         }
     }
 
-    /// How an option of a pool is changed: what the configuration says of it counts before what
-    /// `pool set` writes.
+    /// How an option of a pool is changed.
     fn how_to_say(&self, pool: &str, key: &str, value: &str) -> String {
-        let said = self.options.get(pool).map(Options::said);
-        let is_configured = said.is_some_and(|said| said.iter().any(|(said, _)| *said == key));
-        match is_configured {
-            true => format!(
-                "say {key}={value} of pool {pool} in the configuration file, which counts before \
-                 `pinfold pool set`"
-            ),
-            false => format!("`pinfold pool set {pool} {key}={value}`"),
-        }
+        isolation::how_to_say(self.options.get(pool), pool, key, value)
     }
 
     /// What else is to be set for the owners of a pool that is about to give. What nobody

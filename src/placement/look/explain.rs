@@ -5,7 +5,7 @@ use anyhow::{Result, bail, ensure};
 use crate::choose::{Offer, Reach, Situation, Want, choose};
 use crate::cpulist::CpuSet;
 use crate::host::Host;
-use crate::isolation::Wanted;
+use crate::isolation::{NEEDED, Wanted, how_to_say};
 use crate::outside::{self, Obstacle};
 use crate::placement::Site;
 use crate::placement::look::survey::{ListState, SurveyedList, survey};
@@ -155,8 +155,9 @@ pub fn explain(site: &Site, request: &Request) -> Result<Explanation> {
                 );
                 if wanted.is_needed {
                     let remedy = format!(
-                        "{}; or `pinfold pool set {name} isolation-needed=no`",
-                        obstacle.remedy
+                        "{}; or {}",
+                        obstacle.remedy,
+                        how_to_say(site.options.get(name), name, NEEDED, "no")
                     );
                     explanation.why.clear();
                     explanation.taken = Err(Refusal::new(what, remedy));

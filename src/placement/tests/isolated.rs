@@ -817,8 +817,8 @@ fn a_start_on_version_1_says_that_it_keeps_nobody_else_off() {
     let told = self::said(open(&configured).keep_off(&mut claim, Some(needed)));
     assert!(
         told.ends_with(
-            "; or say isolation-needed=no of pool dp in the configuration file, which counts \
-             before `pinfold pool set`"
+            "; or say `isolation-needed = false` of pool dp in the configuration file, which \
+             counts before `pinfold pool set`"
         ),
         "{told}"
     );
