@@ -535,40 +535,84 @@ fn exclusive_cpus_that_are_no_partitions() {
         m.put(&file("user.slice/rt", "effective"), "3\n");
     };
     broken_and_mended(held, "warning isolation", says, &[away, partition]);
+    // Whoever is below does not find them in its way, whatever its pool needs.
     broken_and_mended(
         |m| {
             held(m);
             m.put("etc/kcm/pools/dp/isolation-needed", "yes");
         },
-        "fault isolation",
-        says,
+        "warning isolation",
+        "unless their cgroups are below \"/user.slice\"",
         &[away, partition],
     );
-    // A recorded owner's own, while its partition is broken, is told of the owner.
     let machine = all_is_well();
     held(&machine);
-    machine.put(&slice, "\n");
+    let kept_off = |machine: &Machine, cpus: &str| {
+        let said = String::from_utf8(machine.pinfold(&["check"]).stdout).unwrap();
+        let others: Vec<&str> = said
+            .lines()
+            .filter(|one| one.contains("others off"))
+            .collect();
+        let expected = format!("the kernel keeps others off {cpus} while they are owned");
+        assert_eq!(others.len(), 1, "{said}");
+        assert!(others[0].contains(&expected), "{said}");
+    };
+    kept_off(&machine, "2");
+    // Where they are in an owner's way, the owner is told of alone.
+    machine.put(&file("machine.slice", "exclusive"), "\n");
+    machine.put(&file("machine.slice/web", "exclusive"), "\n");
+    machine.put(&slice, "2\n");
     machine.put(PARTITION, "root invalid\n");
-    let keeps = |found: &[String]| found.iter().filter(|one| one.contains("keeps 2")).count();
-    assert_eq!(keeps(&machine.findings(&[]).0), 2);
+    let (found, _) = machine.findings(&[]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].contains("user.slice/cpuset.cpus.exclusive names 2"));
+    kept_off(&machine, "3");
+}
+
+/// What is recorded tells whose exclusive CPUs are.
+#[test]
+fn exclusive_cpus_that_were_found_or_written() {
+    let file = |group: &str| format!("sys/fs/cgroup/{group}/cpuset.cpus.exclusive");
+    let machine = all_is_well();
+    isolated_owner(&machine, "root\n");
+    machine.put("etc/kcm/pools/dp/isolation-needed", "yes");
+    machine.put(&file("machine.slice"), "2-3\n");
+    machine.put(&file("machine.slice/web"), "2\n");
     let owner = r#"{"group":"/machine.slice/web","inode":1,"above":["/machine.slice"],
         "cpus":"2","kind":"root","run_dir":"/run/pinfold"}"#;
-    let changed = r#"{"target":{"exclusive":"/machine.slice/web"},"found":"","ours":["2"]}"#;
-    let records = |owners: &str| {
-        format!(
-            r#"{{"version":1,"boot_id":"this-boot","owners":[{owners}],"changes":[{changed}]}}"#
-        )
+    let found_by = |owners: &str, found: &str| {
+        let records = format!(
+            r#"{{"version":1,"boot_id":"this-boot","owners":[{owners}],"changes":[
+            {{"target":{{"exclusive":"/machine.slice"}},"found":"{found}","ours":["2-3"]}},
+            {{"target":{{"exclusive":"/machine.slice/web"}},"found":"","ours":["2"]}}]}}"#
+        );
+        machine.put("run/pinfold-machine/changes", &records);
+        let (found, code) = machine.findings(&[]);
+        let told = found.iter().map(|one| {
+            assert!(one.starts_with("warning isolation"), "{found:#?}");
+            let (_, cpus) = one.split_once(".exclusive\" keeps ").unwrap();
+            let (cpus, rest) = cpus.split_once(" of pool").unwrap();
+            let is_ours = rest.ends_with("`pinfold reconcile` puts it back");
+            assert!(
+                is_ours || rest.ends_with("who wrote it has to write others there, or nothing")
+            );
+            format!("{cpus} {}", if is_ours { "ours" } else { "found" })
+        });
+        let mut told: Vec<String> = told.collect();
+        told.sort();
+        assert_eq!(code, 0);
+        told.join(", ")
     };
-    machine.put("run/pinfold-machine/changes", &records(owner));
-    let (found, _) = machine.findings(&[]);
-    assert_eq!(keeps(&found), 0, "{found:#?}");
+    // An operator's slice, above an owner.
+    assert_eq!(found_by(owner, "2-3"), "3 found");
     // Nobody's any more, and not put back yet.
-    machine.put("run/pinfold-machine/changes", &records(""));
-    let (found, _) = machine.findings(&[]);
-    let put_back = found
-        .iter()
-        .filter(|one| one.contains("`pinfold reconcile` puts it back"));
-    assert_eq!(put_back.count(), 1, "{found:#?}");
+    fs::remove_dir_all(machine.path("run/pinfold/claims")).unwrap();
+    machine.put("etc/kcm/pools/dp/2/tasks", "");
+    machine.put(PARTITION, "root invalid\n");
+    assert_eq!(found_by("", "3"), "2 ours, 2 ours, 3 found");
+    // One of another pool directory, while its partition is broken.
+    assert_eq!(found_by(owner, "3"), "3 found");
+    assert_eq!(found_by(owner, ""), "3 ours");
 }
 
 #[test]

@@ -220,8 +220,8 @@ pub fn in_the_way(group: &Group, cpus: &CpuSet, release: &str) -> Result<Vec<(St
 }
 
 /// The groups below `top` that have exclusive CPUs and are no valid partition, with those of them
-/// that no partition below has. Nobody is kept off these, and no other group can be made a
-/// partition with them.
+/// that no partition below has. Nobody is kept off these, and no group elsewhere than below can be
+/// made a partition with them.
 ///
 /// # Errors
 /// A group cannot be looked at.

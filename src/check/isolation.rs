@@ -31,7 +31,6 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
     let mut kept = isolated.clone();
     slices.iter().for_each(|slice| kept.extend(&slice.cpus));
     lost(site, report);
-    held(site, survey, report);
     let exclusive = |pool: &&SurveyedPool| pool.kind == pools::Kind::Exclusive;
     let mut wanting = Wanting::default();
     let mut all = CpuSet::new();
@@ -47,7 +46,8 @@ pub(super) fn check(site: &Site, survey: &Survey, report: &mut Report) {
         Ok(obstacle) => obstacle,
         Err(error) => return report.error(WHAT, &error),
     };
-    let told = wanting.owners(site, survey, obstacle.as_ref(), report);
+    let mut told = wanting.owners(site, survey, obstacle.as_ref(), report);
+    told.extend(&held(site, survey, &told, report));
     if topology::online(&site.host).is_ok_and(|online| online.is_subset(&wanting.cpus)) {
         let Refusal { what, remedy, .. } = outside::none_left_for_others(&wanting.cpus);
         report.warn(WHAT, what, remedy);
@@ -258,7 +258,7 @@ fn at_boot(pool: &SurveyedPool, wanted: Wanted, isolated: &CpuSet, report: &mut 
 }
 
 /// Reports that the kernel can keep others off CPUs while they are owned: off `others`, for what
-/// the owners of the rest have was told. `cpus` are all of them.
+/// is wrong with the rest was told. `cpus` are all of them.
 fn keeps_off(site: &Site, cpus: &CpuSet, others: &CpuSet, report: &mut Report) {
     if cpus.is_empty() {
         return;
@@ -308,52 +308,57 @@ fn lost(site: &Site, report: &mut Report) {
     }
 }
 
-/// Reports exclusive CPUs of groups that are nobody's partition: no owner of a list with one of
-/// them can be kept apart.
-fn held(site: &Site, survey: &Survey, report: &mut Report) {
+/// Warns of exclusive CPUs of groups that are nobody's partition, and returns them: no owner of a
+/// list with one of them can be kept apart, unless its own group is below. The owners of those
+/// `told` were reported, with the reason.
+fn held(site: &Site, survey: &Survey, told: &CpuSet, report: &mut Report) -> CpuSet {
+    let mut all = CpuSet::new();
     let top = cpuset::hierarchy(&site.host).and_then(|hierarchy| hierarchy.top());
     let Ok(top) = top else {
-        return;
+        return all;
     };
-    let found = match partition::held(&top) {
-        Ok(found) => found,
-        Err(error) => return report.error(WHAT, &error),
-    };
-    let (owners, ours) = (
-        outside::owners(&site.host),
-        outside::changed_groups(&site.host),
-    );
-    for (group, mut cpus) in found {
+    let found = partition::held(&top).unwrap_or_else(|error| {
+        report.error(WHAT, &error);
+        Vec::new()
+    });
+    let owners = outside::owners(&site.host);
+    for (group, cpus) in found {
         let path = group.path();
-        // What an owner has by its mask alone is told of the owner.
-        for owner in &owners {
-            if owner.group == path || owner.above.iter().any(|above| above == path) {
-                cpus = cpus.difference(&owner.cpus);
-            }
+        let mut cpus = cpus.difference(told);
+        // What was written there for an owner is not in its way.
+        for owner in owners.iter().filter(|owner| owner.is_at_or_below(path)) {
+            cpus = cpus.difference(&owner.cpus);
         }
-        for pool in &survey.pools {
+        let ours = outside::exclusive_for_owners(&site.host, path);
+        let file = group.dir().join("cpuset.cpus.exclusive");
+        for pool in survey.pools.iter().filter(|pool| pool.wants_isolation()) {
             let held = cpus.intersection(&pool.cpus());
-            if held.is_empty() || !pool.wants_isolation() {
-                continue;
+            all.extend(&held);
+            for (held, remedy) in [
+                (held.intersection(&ours), "`pinfold reconcile` puts it back"),
+                (
+                    held.difference(&ours),
+                    "who wrote it has to write others there, or nothing",
+                ),
+            ] {
+                if !held.is_empty() {
+                    let text = format!(
+                        "{} keeps {held} of pool {} from being its owners' alone, unless their \
+                         cgroups are below {}, and is no partition's",
+                        Shown(&file.display().to_string()),
+                        Shown(&pool.name),
+                        Shown(path)
+                    );
+                    report.warn(WHAT, text, remedy);
+                }
             }
-            let file = group.dir().join("cpuset.cpus.exclusive");
-            let text = format!(
-                "{} keeps {held} of pool {} from being its owners' alone, and is no partition's",
-                Shown(&file.display().to_string()),
-                Shown(&pool.name)
-            );
-            let remedy = match ours.iter().any(|ours| ours == path) {
-                true => "`pinfold reconcile` puts it back".to_owned(),
-                false => "who wrote it has to write others there, or nothing".to_owned(),
-            };
-            let is_needed = pool.options.is_needed(&pool.name).unwrap_or(true);
-            tell(report, is_needed, text, remedy);
         }
     }
+    all
 }
 
 /// Reports whether processes that were not pinned can run on the CPUs of exclusive pools: the open
-/// ones. The owners of those `told` were reported.
+/// ones. What is wrong with those `told` was reported.
 fn in_the_books(site: &Site, cpus: &CpuSet, open: &CpuSet, told: &CpuSet, report: &mut Report) {
     let others = open.difference(told);
     if cpus.is_empty() || open.is_empty() {

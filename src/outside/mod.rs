@@ -51,7 +51,7 @@ use crate::text::Shown;
 use crate::topology;
 use knobs::{Knob, LeftToIrqs};
 use machine::{Failure, Machine, Unset};
-use records::Lifted;
+use records::{Lifted, Target};
 
 /// What [`Outside::converge`] could not do.
 #[derive(Debug, Default)]
@@ -468,14 +468,22 @@ pub fn owners(host: &Host) -> Vec<Owner> {
     owners.unwrap_or_default()
 }
 
-/// The paths of the groups that hold, or may hold, what was written there for an owner, as was
-/// recorded last; none where that cannot be read. Takes no lock.
-pub fn changed_groups(host: &Host) -> Vec<String> {
+/// The exclusive CPUs that a group has, or may have, for owners alone, as was recorded last: those
+/// that were found there are not among them. None where that cannot be read. Takes no lock.
+pub fn exclusive_for_owners(host: &Host, group: &str) -> CpuSet {
     let changes = machine::read(host).map(|records| records.changes);
-    let changes = changes.unwrap_or_default().into_iter();
-    changes
-        .map(|change| change.target.group().to_owned())
-        .collect()
+    let mut changes = changes.unwrap_or_default().into_iter();
+    let target = Target::Exclusive(group.to_owned());
+    let Some(change) = changes.find(|change| change.target == target) else {
+        return CpuSet::new();
+    };
+    let cpus = |text: &String| text.parse::<CpuSet>().unwrap_or_default();
+    let mut written = CpuSet::new();
+    change
+        .ours
+        .iter()
+        .for_each(|text| written.extend(&cpus(text)));
+    written.difference(&cpus(&change.found))
 }
 
 /// Is an owner recorded whose group has this inode? Where the records cannot be read one may be.
