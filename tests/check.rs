@@ -613,6 +613,9 @@ fn exclusive_cpus_that_were_found_or_written() {
     // One of another pool directory, while its partition is broken.
     assert_eq!(found_by(owner, "3"), "3 found");
     assert_eq!(found_by(owner, ""), "3 ours");
+    // What somebody else has written since is left to them.
+    machine.put(&file("machine.slice"), "0,2-3\n");
+    assert_eq!(found_by(owner, ""), "3 found");
 }
 
 #[test]

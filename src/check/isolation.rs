@@ -329,7 +329,7 @@ fn held(site: &Site, survey: &Survey, told: &CpuSet, report: &mut Report) -> Cpu
         for owner in owners.iter().filter(|owner| owner.is_at_or_below(path)) {
             cpus = cpus.difference(&owner.cpus);
         }
-        let ours = outside::exclusive_for_owners(&site.host, path);
+        let ours = outside::exclusive_for_owners(&site.host, &group);
         let file = group.dir().join("cpuset.cpus.exclusive");
         for pool in survey.pools.iter().filter(|pool| pool.wants_isolation()) {
             let held = cpus.intersection(&pool.cpus());

@@ -468,22 +468,24 @@ pub fn owners(host: &Host) -> Vec<Owner> {
     owners.unwrap_or_default()
 }
 
-/// The exclusive CPUs that a group has, or may have, for owners alone, as was recorded last: those
-/// that were found there are not among them. None where that cannot be read. Takes no lock.
-pub fn exclusive_for_owners(host: &Host, group: &str) -> CpuSet {
+/// The exclusive CPUs that a group has for owners alone, as was recorded last: not those that were
+/// found there, and none where somebody else has written since, which is left as it is. None where
+/// that cannot be read. Takes no lock.
+pub fn exclusive_for_owners(host: &Host, group: &Group) -> CpuSet {
     let changes = machine::read(host).map(|records| records.changes);
     let mut changes = changes.unwrap_or_default().into_iter();
-    let target = Target::Exclusive(group.to_owned());
-    let Some(change) = changes.find(|change| change.target == target) else {
+    let target = Target::Exclusive(group.path().to_owned());
+    let change = changes.find(|change| change.target == target);
+    let now = partition::exclusive(group).ok().flatten();
+    let (Some(change), Some(now)) = (change, now) else {
         return CpuSet::new();
     };
-    let cpus = |text: &String| text.parse::<CpuSet>().unwrap_or_default();
-    let mut written = CpuSet::new();
-    change
-        .ours
-        .iter()
-        .for_each(|text| written.extend(&cpus(text)));
-    written.difference(&cpus(&change.found))
+    let cpus = |text: &str| text.parse::<CpuSet>().unwrap_or_default();
+    let now = cpus(&now);
+    match change.ours.iter().any(|ours| cpus(ours) == now) {
+        true => now.difference(&cpus(&change.found)),
+        false => CpuSet::new(),
+    }
 }
 
 /// Is an owner recorded whose group has this inode? Where the records cannot be read one may be.

@@ -75,8 +75,8 @@ impl Pids {
 
     /// The life of an owner as far as it can be told here. A claim without a group is known by its
     /// pids alone; a group of version 1 seems empty where its processes have no pid (kernel:
-    /// kernel/cgroup/cgroup-v1.c, `pidlist_array_load`); and whoever is in another pid namespace may
-    /// be in another cgroup namespace, too, and not see the group (cgroup_namespaces(7)).
+    /// kernel/cgroup/cgroup-v1.c, `pidlist_array_load`); and whoever is in another pid namespace
+    /// may be in another cgroup namespace, too, and not see the group (cgroup_namespaces(7)).
     pub(crate) fn judge(
         &self,
         (claim, life): (&Claim, Life),
