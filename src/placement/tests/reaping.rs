@@ -276,18 +276,20 @@ fn a_dead_pid_of_a_claim_that_cannot_be_linked_is_kept() {
     assert!(machine.knows("web"));
 }
 
+/// Has us in this pid namespace.
+fn namespace(machine: &Machine, name: &str) {
+    machine.put("proc/self/ns/x", "");
+    let path = machine.path("proc/self/ns/pid");
+    let _ = std::fs::remove_file(&path);
+    std::os::unix::fs::symlink(name, path).unwrap();
+}
+
 /// In another pid namespace no process has the pids that were written down: that is nobody's end.
 #[test]
 fn a_missing_pid_tells_nothing_in_another_pid_namespace() {
     let machine = Machine::new();
     machine.pool("dp", "1", &["0", "1"]);
-    machine.put("proc/self/ns/x", "");
-    let namespace = |name: &str| {
-        let path = machine.path("proc/self/ns/pid");
-        let _ = std::fs::remove_file(&path);
-        std::os::unix::fs::symlink(name, path).unwrap();
-    };
-    namespace("pid:[7]");
+    namespace(&machine, "pid:[7]");
     let site = machine.site();
     drop(open(&site));
     assert!(machine.get("run/pinfold/boot").ends_with("\npid:[7]\n"));
@@ -300,7 +302,7 @@ fn a_missing_pid_tells_nothing_in_another_pid_namespace() {
     machine.set_tasks("dp", "1", &(FIRST + 7).to_string());
     let before = (machine.tasks("dp", "0"), machine.tasks("dp", "1"));
 
-    namespace("pid:[8]");
+    namespace(&machine, "pid:[8]");
     let report = reconcile(&site).unwrap();
     assert!(report.reclaimed.is_empty() && report.problems.is_empty());
     let books = open(&site);
@@ -315,7 +317,7 @@ fn a_missing_pid_tells_nothing_in_another_pid_namespace() {
     let of_other = machine.path("proc/77/ns/pid");
     machine.put("proc/77/ns/x", "");
     std::os::unix::fs::symlink("pid:[7]", &of_other).unwrap();
-    namespace(process::FIRST_PIDS);
+    namespace(&machine, process::FIRST_PIDS);
     assert!(reconcile(&site).unwrap().reclaimed.is_empty());
     std::fs::remove_file(of_other).unwrap();
     assert_eq!(reconcile(&site).unwrap().reclaimed.len(), 2);
@@ -327,23 +329,17 @@ fn a_missing_pid_tells_nothing_in_another_pid_namespace() {
 fn a_missing_group_tells_nothing_in_another_pid_namespace() {
     let machine = Machine::new();
     machine.pool("dp", "1", &["0", "1"]);
-    machine.put("proc/self/ns/x", "");
-    let namespace = |name: &str| {
-        let path = machine.path("proc/self/ns/pid");
-        let _ = std::fs::remove_file(&path);
-        std::os::unix::fs::symlink(name, path).unwrap();
-    };
-    namespace("pid:[7]");
+    namespace(&machine, "pid:[7]");
     let site = machine.site();
     drop(open(&site));
     machine.dead("hidden", 1, "dp", &["0"]);
     machine.dead("empty", 2, "dp", &["1"]);
     std::fs::remove_dir_all(machine.path(&format!("sys/fs/cgroup{}", group_of("hidden")))).unwrap();
-    namespace("pid:[8]");
+    namespace(&machine, "pid:[8]");
     let report = reconcile(&site).unwrap();
     assert_eq!(report.reclaimed.len(), 1);
     assert!(machine.knows("hidden") && !machine.knows("empty"));
-    namespace("pid:[7]");
+    namespace(&machine, "pid:[7]");
     assert_eq!(reconcile(&site).unwrap().reclaimed.len(), 1);
     assert!(!machine.knows("hidden"));
 }
