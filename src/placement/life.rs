@@ -86,8 +86,8 @@ impl Pids {
     ) -> Life {
         let is_asked = life == Life::Gone && claim.boot_id == boot_id;
         let is_seen_empty = || {
-            let group = claimed_group(claim, hierarchy);
-            hierarchy.version == Version::V2 && group.is_ok_and(|group| group.is_some())
+            hierarchy.version == Version::V2
+                && claimed_group(claim, hierarchy).is_ok_and(|group| group.is_some())
         };
         match is_asked && !is_seen_empty() && !self.tell(host, ledger) {
             true => Life::Survived(None),
