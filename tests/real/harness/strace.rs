@@ -213,11 +213,11 @@ impl Reached {
         let may_miss = tried * (100 - self.percent) / 100;
         let (passed_over, least, may_miss) = match kill_every() {
             KillEvery::Call => (String::new(), self.least, may_miss),
-            // What only the first run makes, a directory or a record, is made by such calls.
+            // Of ten calls one is such a one, or more.
             KillEvery::Change => (
                 ", at each that may change something".to_owned(),
                 self.least / 10,
-                (2 * may_miss).max(1),
+                may_miss.max(1),
             ),
             KillEvery::Nth(every) => (
                 format!(", one in {every} of all"),
