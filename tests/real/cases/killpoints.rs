@@ -54,7 +54,7 @@ pub(crate) fn reconcile_rest(world: &World, group: &Path, number: usize, look: i
     let _ = std::fs::remove_dir(group);
 }
 
-/// Runs a verb once untouched to learn its system calls, and then once for each of them with that
+/// Runs a verb untouched to learn its system calls, and then once for each of them with that
 /// as its last. `before` arranges what the verb finds, and `after` is told of every death.
 pub(crate) fn each_point<T>(
     world: &World,
@@ -64,9 +64,13 @@ pub(crate) fn each_point<T>(
 ) {
     let (command, trace) = (world.pinfold(verb), world.dir.join("trace"));
     let name = verb.join(" ");
-    let (scene, input) = before();
-    let points = strace::points(&command, Whose::All, input.as_bytes(), &trace);
-    after(scene, 0);
+    // The second run tells: what the first alone makes, outside of the scene, no later one does.
+    let mut points = Vec::new();
+    for _ in 0..2 {
+        let (scene, input) = before();
+        points = strace::points(&command, Whose::All, input.as_bytes(), &trace);
+        after(scene, 0);
+    }
     let mut killed = 0;
     let tried = strace::tried(&points);
     for &(number, point) in &tried {
