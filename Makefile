@@ -186,8 +186,9 @@ install: build completions
 # Without the program nobody gives the host's units back the CPUs that they are kept off, until the next boot: stop what runs
 # `pinfold reconcile` before.
 uninstall:
-	[ -n "$(DESTDIR)" ] || [ ! -x $(PREFIX)/bin/pinfold ] || \
-		{ [ ! -d /etc/kcm/pools ] || $(PREFIX)/bin/pinfold reconcile >/dev/null; $(PREFIX)/bin/pinfold reconcile --let-host-in; }
+	[ -n "$(DESTDIR)" ] || [ ! -x $(PREFIX)/bin/pinfold ] || [ ! -d /etc/kcm/pools ] || \
+		$(PREFIX)/bin/pinfold reconcile >/dev/null || echo "not all could be put back: see above"
+	[ -n "$(DESTDIR)" ] || [ ! -x $(PREFIX)/bin/pinfold ] || $(PREFIX)/bin/pinfold reconcile --let-host-in
 	rm -f $(DESTDIR)$(HOOKS_DIR)/pinfold-createRuntime.json $(DESTDIR)$(HOOKS_DIR)/pinfold-poststop.json
 	rm -f $(DESTDIR)$(PREFIX)/bin/pinfold $(DESTDIR)$(PREFIX)/bin/pinfold-runtime $(DESTDIR)$(PREFIX)/share/man/man8/pinfold.8
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/pinfold

@@ -144,12 +144,12 @@ fn lines_of(mark: &str) -> (&str, Option<&str>) {
 }
 
 /// The pids that a mark is of; those of an earlier boot mean nothing any more.
-pub(crate) fn pids_of(mark: &str, boot_id: &str) -> Pids {
+pub(crate) fn pids_of(mark: &str, boot_id: &str, ledger: &Ledger) -> Pids {
     let (line, pids) = lines_of(mark);
     let of_boot = line
         .strip_prefix(boot_id)
         .filter(|rest| rest.starts_with(' '));
-    Pids::of(pids.filter(|_| of_boot.is_some()))
+    Pids::of(pids.filter(|_| of_boot.is_some()), ledger.boot_mark_path())
 }
 
 impl Books<'_> {
@@ -158,7 +158,7 @@ impl Books<'_> {
     pub(crate) fn begin_boot(&mut self, site: &Site) -> Result<()> {
         let ours = format!("{} {} ", self.boot_id, self.lock.key());
         let before = self.ledger.boot_mark()?.unwrap_or_default();
-        self.view.pids = pids_of(&before, &self.boot_id);
+        self.view.pids = pids_of(&before, &self.boot_id, &self.ledger);
         if !before.starts_with(&ours) {
             let (line, pids) = lines_of(&before);
             let pids = match line.strip_prefix(&format!("{} ", self.boot_id)) {
@@ -172,7 +172,7 @@ impl Books<'_> {
                     process::pid_namespace(self.host)
                 }
             };
-            self.view.pids = Pids::of(pids.as_deref());
+            self.view.pids = Pids::of(pids.as_deref(), self.ledger.boot_mark_path());
             let directory = self.directory.path().display();
             let pids = pids.map_or(String::new(), |pids| format!("{pids}\n"));
             self.ledger
@@ -412,7 +412,7 @@ mod tests {
             let host = Host::new("/");
             let mark = "b 4-5 /etc\npid:[1]\n";
             let ledger = Ledger::open_to_read(Path::new("/nowhere")).unwrap();
-            assert_eq!(pids_of(mark, boot).tell(&host, &ledger), is_same, "{boot}");
+            assert_eq!(pids_of(mark, boot, &ledger).tell(&host), is_same, "{boot}");
         }
     }
 

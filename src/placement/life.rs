@@ -2,12 +2,13 @@
 
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
 use super::View;
 use crate::cgroup::{Group, Hierarchy, Version, cpuset};
-use crate::claims::{Claim, Ledger};
+use crate::claims::Claim;
 use crate::cpulist::CpuSet;
 use crate::host::Host;
 use crate::process::{self, Process};
@@ -35,21 +36,24 @@ impl Life {
 #[derive(Debug, Default)]
 pub(crate) struct Pids {
     recorded: Option<String>,
+    /// The file that names it.
+    mark: PathBuf,
     tell: OnceCell<bool>,
 }
 
 impl Pids {
     /// Those of the namespace that the mark of this boot names; a mark without one was written by
     /// an earlier version, for which all pids meant the same.
-    pub(crate) fn of(recorded: Option<&str>) -> Pids {
+    pub(crate) fn of(recorded: Option<&str>, mark: PathBuf) -> Pids {
         Pids {
             recorded: recorded.map(str::to_owned),
+            mark,
             tell: OnceCell::new(),
         }
     }
 
     /// Can a pid tell that somebody has ended? Looked up once, and only when a process is missing.
-    pub(crate) fn tell(&self, host: &Host, ledger: &Ledger) -> bool {
+    pub(crate) fn tell(&self, host: &Host) -> bool {
         let Some(recorded) = &self.recorded else {
             return true;
         };
@@ -62,7 +66,7 @@ impl Pids {
                 log::warn!(
                     "whoever is known by a pid alone counts as alive here: the pids are of another \
                      pid namespace, as {} says: {}",
-                    ledger.boot_mark_path().display(),
+                    self.mark.display(),
                     match is_machines {
                         true => "run this in that container, or end it",
                         false => "run this there, or on the machine itself",
@@ -72,37 +76,21 @@ impl Pids {
             tell
         })
     }
-
-    /// The life of an owner as far as it can be told here. A claim without a group is known by its
-    /// pids alone; a group of version 1 seems empty where its processes have no pid (kernel:
-    /// kernel/cgroup/cgroup-v1.c, `pidlist_array_load`); and whoever is in another pid namespace
-    /// may be in another cgroup namespace, too, and not see the group (cgroup_namespaces(7)).
-    pub(crate) fn judge(
-        &self,
-        (claim, life): (&Claim, Life),
-        host: &Host,
-        ledger: &Ledger,
-        (hierarchy, boot_id): (&Hierarchy, &str),
-    ) -> Life {
-        let is_asked = life == Life::Gone && claim.boot_id == boot_id;
-        let is_seen_empty = || {
-            hierarchy.version == Version::V2
-                && claimed_group(claim, hierarchy).is_ok_and(|group| group.is_some())
-        };
-        match is_asked && !is_seen_empty() && !self.tell(host, ledger) {
-            true => Life::Survived(None),
-            false => life,
-        }
-    }
 }
 
 /// An owner is alive while a recorded process (same pid and start time) has a thread that can run,
 /// or while its cgroup (same path and inode), or a group below it, holds any process.
+///
+/// In another pid namespace one may live of whom nothing is seen: a claim without a group is known
+/// by its pids alone; a group of version 1 seems empty where its processes have no pid (kernel:
+/// kernel/cgroup/cgroup-v1.c, `pidlist_array_load`); and whoever is in another cgroup namespace,
+/// too, does not see the group (cgroup_namespaces(7)).
 pub(crate) fn life_of(
     claim: &Claim,
     host: &Host,
     hierarchy: &Hierarchy,
     boot_id: &str,
+    pids: &Pids,
 ) -> Result<Life> {
     if claim.boot_id != boot_id {
         return Ok(Life::Gone);
@@ -113,27 +101,27 @@ pub(crate) fn life_of(
         }
     }
     let group = match &claim.cgroup {
-        Some(_) => claimed_group(claim, hierarchy)?,
+        Some(claimed) => {
+            let group = hierarchy.group(&claimed.path)?;
+            let is_same = group.inode()? == Some(claimed.inode);
+            is_same.then_some(group)
+        }
         None => awaited_group(claim, hierarchy)?,
     };
-    let Some(group) = group else {
-        return Ok(Life::Gone);
+    let life = match &group {
+        Some(group) => survivors_in(group, host).unwrap_or_else(|error| {
+            // An error frees nobody.
+            log::warn!("{} counts as alive: {error:#}", claim.shown());
+            Life::Survived(None)
+        }),
+        None => Life::Gone,
     };
-    survivors_in(&group, host).or_else(|error| {
-        // An error frees nobody.
-        log::warn!("{} counts as alive: {error:#}", claim.shown());
-        Ok(Life::Survived(None))
+    let is_its = claim.cgroup.is_some() && group.is_some();
+    let is_seen = is_its && hierarchy.version == Version::V2;
+    Ok(match life == Life::Gone && !is_seen && !pids.tell(host) {
+        true => Life::Survived(None),
+        false => life,
     })
-}
-
-/// The group that a claim names, if it is still the same.
-fn claimed_group(claim: &Claim, hierarchy: &Hierarchy) -> Result<Option<Group>> {
-    let Some(claimed) = &claim.cgroup else {
-        return Ok(None);
-    };
-    let group = hierarchy.group(&claimed.path)?;
-    let is_same = group.inode()? == Some(claimed.inode);
-    Ok(is_same.then_some(group))
 }
 
 /// Is any process in a group, or in one below it?
@@ -176,19 +164,12 @@ impl View<'_> {
         if !self.tells_lives {
             return Ok(Life::Survived(None));
         }
-        let life = life_of(claim, self.host, &self.hierarchy, &self.boot_id)?;
-        let judged = (claim, life);
-        Ok(self.pids.judge(
-            judged,
-            self.host,
-            &self.ledger,
-            (&self.hierarchy, &self.boot_id),
-        ))
+        life_of(claim, self.host, &self.hierarchy, &self.boot_id, &self.pids)
     }
 
     /// As [`Pids::tell`].
     pub(crate) fn pids_tell(&self) -> bool {
-        self.pids.tell(self.host, &self.ledger)
+        self.pids.tell(self.host)
     }
 
     /// Does the process of a pid in `tasks` exist? A pid without a claim was written by another

@@ -194,7 +194,7 @@ impl Site {
         let mark = ledger.boot_mark()?.unwrap_or_default();
         Ok(View {
             host: &self.host,
-            pids: boot::pids_of(&mark, boot_id.as_deref().unwrap_or_default()),
+            pids: boot::pids_of(&mark, boot_id.as_deref().unwrap_or_default(), &ledger),
             ledger,
             tells_lives: hierarchy.is_some() && boot_id.is_some(),
             hierarchy: hierarchy.unwrap_or_else(|| cpuset::usual_hierarchy(&self.host)),

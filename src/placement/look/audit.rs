@@ -69,7 +69,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Audit> {
         ledger.expect_boot(&boot_id);
     }
     let look = ClaimAudit {
-        pids: pids_of(&mark, &boot_id),
+        pids: pids_of(&mark, &boot_id, &ledger),
         site,
         boot_id,
         directory,
@@ -106,14 +106,13 @@ pub fn live_claims(site: &Site) -> Result<Vec<Claim>> {
     }
     let hierarchy = cpuset::hierarchy(&site.host)?;
     let boot_id = process::boot_id(&site.host)?;
-    let pids = pids_of(&ledger.boot_mark()?.unwrap_or_default(), &boot_id);
+    let mark = ledger.boot_mark()?.unwrap_or_default();
+    let pids = pids_of(&mark, &boot_id, &ledger);
     let mut alive = Vec::new();
     for entry in entries {
         match entry {
             Entry::Claim(claim) => {
-                let life = life_of(&claim, &site.host, &hierarchy, &boot_id)?;
-                let life = pids.judge((&claim, life), &site.host, &ledger, (&hierarchy, &boot_id));
-                if life.is_alive() {
+                if life_of(&claim, &site.host, &hierarchy, &boot_id, &pids)?.is_alive() {
                     alive.push(*claim);
                 }
             }
@@ -152,11 +151,7 @@ impl ClaimAudit<'_> {
             return Ok(Some(Refusal::new(what, RECONCILE)));
         }
         let host = &self.site.host;
-        let life = life_of(claim, host, &self.hierarchy, &self.boot_id)?;
-        let judged = (claim, life);
-        let life = self
-            .pids
-            .judge(judged, host, &self.ledger, (&self.hierarchy, &self.boot_id));
+        let life = life_of(claim, host, &self.hierarchy, &self.boot_id, &self.pids)?;
         if !life.is_alive() {
             let what = format!("{id} holds {lists} of {} and is gone", claim.pool);
             return Ok(Some(Refusal::new(what, RECONCILE)));

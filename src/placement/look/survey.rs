@@ -336,7 +336,7 @@ fn look(site: &Site, directory: &PoolDirectory) -> Result<Survey> {
     if let Some(ledger) = ledger.as_mut().filter(|_| !boot_id.is_empty()) {
         let mark = ledger.boot_mark()?.unwrap_or_default();
         is_swept = mark.starts_with(&format!("{boot_id} "));
-        pids = pids_of(&mark, &boot_id);
+        pids = pids_of(&mark, &boot_id, ledger);
         if is_swept {
             ledger.expect_boot(&boot_id);
         }
@@ -551,14 +551,8 @@ impl Surveyor<'_> {
     fn claimant(&self, claim: &Claim) -> Owner {
         let host = &self.site.host;
         let hierarchy = self.hierarchy.as_ref().filter(|_| !self.boot_id.is_empty());
-        let life =
-            hierarchy.and_then(|hierarchy| life_of(claim, host, hierarchy, &self.boot_id).ok());
-        let books = self.ledger.as_ref().zip(hierarchy);
-        let life = life.zip(books).map(|(life, (ledger, hierarchy))| {
-            let judged = (claim, life);
-            let machine = (hierarchy, &*self.boot_id);
-            self.pids.judge(judged, host, ledger, machine)
-        });
+        let life = hierarchy
+            .and_then(|hierarchy| life_of(claim, host, hierarchy, &self.boot_id, &self.pids).ok());
         let is_alive = |process: &&Process| process.is_alive(host).unwrap_or(true);
         // The last process of a command's claim is the command, the first is `isolate`.
         let process = match life {
@@ -691,10 +685,9 @@ impl Surveyor<'_> {
         let since = process.and_then(|process| process.started_at(self.boot_time?));
         let is_alive = !is_void && process::pid_is_alive(host, pid).unwrap_or(true);
         // A captured machine may not tell.
-        let is_elsewhere = |ledger| !is_void && !is_alive && !self.pids.tell(host, ledger);
         let is_unknown = self.hierarchy.is_none()
             || self.boot_id.is_empty()
-            || self.ledger.as_ref().is_some_and(is_elsewhere);
+            || (!is_void && !is_alive && !self.pids.tell(host));
         let name = process::name(host, pid).filter(|_| is_alive);
         owners.push(Owner {
             id: None,
